@@ -1,0 +1,41 @@
+# Every target makes and uses .venv in the checkout.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install check format test test-quick demo bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP)  ## Make .venv with everything, at the versions of constraints.txt
+
+# torch comes first and alone: other packages then find it there and bring no second one.
+# tinysoundfont asks for PyAudio, which only its live playback needs, so it comes without its dependencies.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,s3,band,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tinysoundfont
+	touch $@
+
+check: $(STAMP)  ## Formatting, lint, types, who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP)  ## Put the code into the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP)  ## All tests
+	$(BIN)/python -m pytest
+
+test-quick: $(STAMP)  ## The tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) demo

@@ -1,0 +1,1 @@
+"""The store, and what lies in it: blobs, manifests, runs."""

@@ -1,0 +1,105 @@
+"""The store over S3, by boto3: any server that speaks its protocol, addressed by the usual AWS_* variables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinymusician.artifacts.store import Entry, check_key, whole_file
+from tinymusician.errors import NotFound, StoreError
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_REFUSED = {
+    "401": "credentials",
+    "403": "credentials",
+    "AccessDenied": "credentials",
+    "InvalidAccessKeyId": "credentials",
+    "SignatureDoesNotMatch": "credentials",
+    "NoSuchBucket": "bucket",
+}
+_ADVICE = {
+    "credentials": "the server refused the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "bucket": "no such bucket; create it first, or change TMCTL_STORE",
+}
+
+
+class S3Store:
+    """Keys under `prefix` in `bucket`. Uploads become visible when their last part has arrived."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        import boto3
+        from botocore.config import Config
+
+        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        retries = {"mode": "standard", "total_max_attempts": 4}
+        config = Config(retries=retries, connect_timeout=5, read_timeout=60, s3={"addressing_style": "auto"})
+        with self._speaking("connect"):
+            self._client: Any = boto3.client("s3", config=config)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._speaking("write", key):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+
+    def get(self, key: str) -> bytes:
+        with self._speaking("read", key):
+            body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+            return body
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._speaking("write", key):
+            self._client.upload_file(str(path), self._bucket, self._key(key))
+
+    def download(self, key: str, path: Path) -> None:
+        with self._speaking("read", key), whole_file(path) as draft:
+            self._client.download_file(self._bucket, self._key(key), str(draft))
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._speaking("read", key):
+                self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        with self._speaking("list", prefix):
+            for page in pages:
+                for found in page.get("Contents", ()):
+                    yield Entry(found["Key"].removeprefix(self._prefix), found["Size"])
+
+    def delete(self, key: str) -> None:
+        with self._speaking("delete", key), contextlib.suppress(NotFound):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    @contextlib.contextmanager
+    def _speaking(self, verb: str, key: str = "") -> Iterator[None]:
+        """Turn boto3's errors into one line that says what to do."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+        where = f"store s3://{self._bucket}: cannot {verb} {key!r}" if key else f"store s3://{self._bucket}"
+        try:
+            yield
+        except NoCredentialsError as error:
+            raise StoreError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        except EndpointConnectionError as error:
+            raise StoreError(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _MISSING:
+                raise NotFound(f"store s3://{self._bucket}: nothing under {key!r}") from error
+            raise StoreError(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
+        except (BotoCoreError, Boto3Error, OSError, ValueError) as error:
+            raise StoreError(f"{where}: {error}") from error

@@ -1,0 +1,169 @@
+"""Where artifacts and runs are kept: a flat space of keys over a local folder or S3, with one behaviour.
+
+A key is a relative path such as `runs/band-1/status.json`. A value appears whole or not at all; the last writer wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote, urlparse
+
+from platformdirs import user_data_path
+
+from tinymusician.errors import NotFound, StoreError
+
+STORE_VARIABLE = "TMCTL_STORE"
+
+
+class Entry(NamedTuple):
+    """A key with its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """The operations every store offers. All raise `StoreError`, and `NotFound` where nothing lies under a key."""
+
+    @property
+    def url(self) -> str:
+        """The address that `open_store` gives this store for."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Set the value of `key`."""
+
+    def get(self, key: str) -> bytes:
+        """The value of `key`."""
+
+    def upload(self, path: Path, key: str) -> None:
+        """Set the value of `key` to a file's content."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the value of `key` to `path`, which appears whole or not at all."""
+
+    def exists(self, key: str) -> bool:
+        """Whether anything lies under `key`."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Every key that starts with `prefix`, in order."""
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; nothing happens when it is not there."""
+
+
+def open_store(url: str | None = None) -> Store:
+    """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
+
+    Raises:
+        StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
+    """
+    address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
+    parts = urlparse(address)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        from tinymusician.artifacts.s3 import S3Store
+
+        return S3Store(parts.netloc, parts.path.strip("/"))
+    raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it is a plain relative path, else raise `StoreError`."""
+    parts = PurePosixPath(key).parts
+    if not parts or key.startswith("/") or ".." in parts or "\\" in key or key != "/".join(parts):
+        raise StoreError(f"store key {key!r}: a relative path without '..' is needed")
+    return key
+
+
+class LocalStore:
+    """A folder. Values are written beside their place, flushed to disk and moved there."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @property
+    def url(self) -> str:
+        return self._root.absolute().as_uri()
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._draft(key) as draft:
+            draft.write_bytes(data)
+
+    def get(self, key: str) -> bytes:
+        with self._reading(key):
+            return self._path(key).read_bytes()
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._draft(key) as draft:
+            shutil.copyfile(path, draft)
+
+    def download(self, key: str, path: Path) -> None:
+        with self._reading(key), whole_file(path) as draft:
+            shutil.copyfile(self._path(key), draft)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        start = self._root / prefix.rpartition("/")[0]
+        for path in sorted(start.rglob("*"), key=lambda p: p.relative_to(self._root).as_posix()):
+            key = path.relative_to(self._root).as_posix()
+            if key.startswith(prefix) and not path.name.startswith(_DRAFT):
+                with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
+                    if path.is_file():
+                        yield Entry(key, path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"store {self.url}: cannot delete {key!r}: {error.strerror}") from error
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    @contextlib.contextmanager
+    def _draft(self, key: str) -> Iterator[Path]:
+        try:
+            with whole_file(self._path(key)) as draft:
+                yield draft
+        except OSError as error:
+            raise StoreError(f"store {self.url}: cannot write {key!r}: {error.strerror or error}") from error
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if self.exists(key):
+                raise
+            raise NotFound(f"store {self.url}: nothing under {key!r}") from error
+        except OSError as error:
+            raise StoreError(f"store {self.url}: cannot read {key!r}: {error.strerror or error}") from error
+
+
+_DRAFT = ".draft-"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=_DRAFT, dir=path.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

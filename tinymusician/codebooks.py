@@ -1,0 +1,45 @@
+"""The delay pattern: how K codebooks a frame become one sequence (MusicGen, arXiv 2306.05284, section 2.2).
+
+Codebook k lags k steps behind codebook 0, so T frames take S = T + K - 1 steps. Positions outside a codebook's own
+T steps hold the pad id, which is the size of the vocabulary. NumPy only: training and the engine share this file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+def delay(codes_BKT: Codes, pad: int) -> Codes:
+    """Lay codes [B, K, T] out in the delay pattern: [B, K, T + K - 1], `pad` where a codebook has nothing to say."""
+    batch, books, frames = codes_BKT.shape
+    delayed = np.full((batch, books, frames + books - 1), pad, codes_BKT.dtype)
+    for k in range(books):
+        delayed[:, k, k : k + frames] = codes_BKT[:, k]
+    return delayed
+
+
+def undelay(delayed_BKS: Codes) -> Codes:
+    """The inverse of `delay`: [B, K, S] to [B, K, S - K + 1]."""
+    _, books, steps = delayed_BKS.shape
+    frames = steps - books + 1
+    if frames < 1:
+        raise ValueError(f"delayed codes have {steps} steps; {books} codebooks need at least {books}")
+    return np.stack([delayed_BKS[:, k, k : k + frames] for k in range(books)], axis=1)
+
+
+def valid(books: int, frames: int) -> Mask:
+    """Which (codebook, step) pairs of the delay pattern carry a code: [K, T + K - 1], K·T of them true."""
+    step = np.arange(frames + books - 1)[None]
+    book = np.arange(books)[:, None]
+    return (step >= book) & (step < book + frames)
+
+
+def inputs_for(delayed_BKS: Codes, pad: int) -> Codes:
+    """What a decoder reads to predict `delayed_BKS`: the same sequence one step later, begun by a column of `pad`."""
+    shifted = np.full_like(delayed_BKS, pad)
+    shifted[..., 1:] = delayed_BKS[..., :-1]
+    return shifted

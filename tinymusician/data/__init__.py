@@ -1,0 +1,1 @@
+"""Captions, prompts, the rendered corpus, and the shards that training reads."""

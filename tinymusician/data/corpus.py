@@ -1,0 +1,84 @@
+"""The rendered corpus on disk: one array of clips and one JSON of facts and captions for each split.
+
+Clip `i` of a split is a function of the seed, the split and `i` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.data.facts import FRAME_RATE, Facts, caption
+from tinymusician.data.render import HOP, Band, choose_facts, notes_on_grid
+from tinymusician.data.scores import Split, Tune
+
+CLIP_FRAMES = 5 * FRAME_RATE
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip's facts, its caption and the onset frames of its notes."""
+
+    facts: Facts
+    caption: str
+    onsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RenderedSplit:
+    """A split in memory map: `samples` int16 [N, 80000] at 16 kHz, and N clips in the same order."""
+
+    samples: npt.NDArray[np.int16]
+    clips: list[Clip]
+
+    def audio(self, index: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
+        """The chosen clips as float32 in [-1, 1], [n, 80000]."""
+        return np.asarray(self.samples[index], np.float32) / np.float32(32767)
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions in order."""
+        return [clip.caption for clip in self.clips]
+
+
+def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, seed: int) -> RenderedSplit:
+    """Read `count` clips of `split` from `folder`, rendering them first when they are not there."""
+    name = f"{split}-{count}-{seed}"
+    audio, facts = folder / f"{name}.npy", folder / f"{name}.json"
+    if not facts.exists():
+        _render(audio, facts, [tune for tune in tunes if tune.split == split], f"{seed}/{split}", count)
+    entries = json.loads(facts.read_text())
+    clips = [Clip(Facts(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
+    return RenderedSplit(np.load(audio, mmap_mode="r"), clips)
+
+
+def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int) -> None:
+    """Render `count` clips; the facts appear last, so a split is either whole or absent."""
+    audio.parent.mkdir(parents=True, exist_ok=True)
+    band, entries = Band(), []
+    draft = audio.with_name(f"{audio.name}.{os.getpid()}.part")
+    samples = np.lib.format.open_memmap(draft, "w+", np.int16, (count, CLIP_FRAMES * HOP))
+    for index in range(count):
+        clip, wave = _draw(band, tunes, random.Random(f"{seed}/{index}"))
+        samples[index] = np.round(wave * 32767).astype(np.int16)
+        entries.append(asdict(clip))
+    samples.flush()
+    os.replace(draft, audio)
+    draft.write_text(json.dumps(entries))
+    os.replace(draft, facts)
+
+
+def _draw(band: Band, tunes: Sequence[Tune], rng: random.Random) -> tuple[Clip, npt.NDArray[np.float32]]:
+    while True:
+        tune, facts, shift = choose_facts(tunes, rng)
+        notes = notes_on_grid(tune, facts, shift, CLIP_FRAMES)
+        if len(notes) >= 4:
+            wave = band.play(notes, facts.instrument, CLIP_FRAMES)
+            return Clip(facts, caption(facts, rng), tuple(note.on for note in notes)), wave

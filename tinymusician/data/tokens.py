@@ -1,0 +1,48 @@
+"""Codec tokens of captioned clips: what a language model trains on, kept as one safetensors file a split."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """`codes` int16 [N, K, T]; `text_ids` and `text_mask` int64 [N, L]."""
+
+    codes: npt.NDArray[np.int16]
+    text_ids: npt.NDArray[np.int64]
+    text_mask: npt.NDArray[np.int64]
+
+    def save(self, path: Path) -> None:
+        """Write the set; the file appears whole or not at all."""
+        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+        save_file({"codes": self.codes, "text_ids": self.text_ids, "text_mask": self.text_mask}, draft)
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: Path) -> TokenSet:
+        """Read a set that `save` wrote."""
+        return cls(**load_file(path))
+
+
+def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Token ids and mask [N, L], padded to the longest caption."""
+    encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="np")
+    return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
+
+
+def rows_of_step(step: int, rank: int, world: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The rows of `count` that worker `rank` reads at `step`: every epoch is a fresh permutation, dealt in order."""
+    size = batch_size * world
+    first = step * size + rank * batch_size
+    places = np.arange(first, first + batch_size)
+    epochs = places // count
+    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][place % count] for epoch, place in zip(epochs, places, strict=True)])

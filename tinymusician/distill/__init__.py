@@ -1,0 +1,1 @@
+"""Distillation: divergences, schedules, the objective, teacher signals and the task that ties them together."""

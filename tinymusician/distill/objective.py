@@ -1,0 +1,121 @@
+"""The six objectives, each a weighted sum of four divergences, evaluated piece by piece to save memory.
+
+    forward         KL(p ‖ q)
+    reverse         KL(q ‖ p)
+    fixed_bikl      w·KL(p ‖ q) + (1-w)·KL(q ‖ p)
+    bikl            KL(p ‖ q) + KL(q ‖ p)
+    stepped_bikl    α(t)·KL(p ‖ q) + (1-α(t))·KL(q ‖ p)
+    stage_mixed     α(t)·[β·KL(p ‖ q) + (1-β)·KL(p ‖ S_λ)] + (1-α(t))·[γ·KL(q ‖ p) + (1-γ)·KL(q ‖ T_λ)]
+
+The last is TinyMusician's (arXiv 2509.00914, eq. 4), the others those it is compared with (its Table 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinymusician.distill.divergences import (
+    Divergence,
+    forward_kl,
+    on_logits,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+)
+
+ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed"]
+
+_POSITIONS_AT_A_TIME = 1024
+
+
+class Mixture(NamedTuple):
+    """The weights of the four divergences at one training step, and the skew λ of the last two."""
+
+    forward: float
+    reverse: float
+    skew_forward: float = 0.0
+    skew_reverse: float = 0.0
+    skew: float = 0.0
+
+    def divergence(self) -> Divergence:
+        """The weighted sum as one function of log-probabilities; terms of weight 0 are not computed."""
+
+        def total(log_p: Tensor, log_q: Tensor) -> Tensor:
+            result = torch.zeros(log_q.shape[:-1], dtype=log_q.dtype, device=log_q.device)
+            if self.forward:
+                result = result + self.forward * forward_kl(log_p, log_q)
+            if self.reverse:
+                result = result + self.reverse * reverse_kl(log_p, log_q)
+            if self.skew_forward:
+                result = result + self.skew_forward * skew_forward_kl(log_p, log_q, self.skew)
+            if self.skew_reverse:
+                result = result + self.skew_reverse * skew_reverse_kl(log_p, log_q, self.skew)
+            return result
+
+        return total
+
+
+def mixture(
+    name: ObjectiveName, alpha: float, weight: float = 0.5, beta: float = 0.5, gamma: float = 0.5, skew: float = 0.1
+) -> Mixture:
+    """The weights of objective `name` at stage `alpha`; `weight` is fixed_bikl's w, the rest is stage_mixed's."""
+    rest = 1 - alpha
+    mixtures = {
+        "forward": Mixture(1.0, 0.0),
+        "reverse": Mixture(0.0, 1.0),
+        "fixed_bikl": Mixture(weight, 1 - weight),
+        "bikl": Mixture(1.0, 1.0),
+        "stepped_bikl": Mixture(alpha, rest),
+        "stage_mixed": Mixture(alpha * beta, rest * gamma, alpha * (1 - beta), rest * (1 - gamma), skew),
+    }
+    return mixtures[name]
+
+
+def distillation_loss(
+    teacher_BKTV: Tensor, student_BKTV: Tensor, mask_BKT: Tensor, weights: Mixture, temperature: float | Tensor = 1.0
+) -> Tensor:
+    """The objective at every position, [B, K, T] in nats, 0 outside the mask; gradients flow to the student only.
+
+    Peak memory beyond the two logits is the gradient and one piece's temporaries: the gradient is made together with
+    the value, a piece of positions at a time. Second derivatives are therefore not available.
+    """
+    values: Tensor = _InPieces.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, weights)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _InPieces(torch.autograd.Function):
+    """Positions are independent, so each piece's gradient can be taken right after its value."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, teacher: Tensor, student: Tensor, mask: Tensor, temperature: float | Tensor, weights: Mixture
+    ) -> Tensor:
+        vocabulary = student.shape[-1]
+        tau = torch.as_tensor(temperature, device=student.device).expand(mask.shape).reshape(-1)
+        rows_p, rows_q = teacher.reshape(-1, vocabulary), student.reshape(-1, vocabulary)
+        places = mask.reshape(-1).nonzero()[:, 0]
+        wide = torch.promote_types(student.dtype, torch.float32)
+        values = torch.zeros(mask.numel(), dtype=wide, device=student.device)
+        gradient = torch.zeros_like(rows_q) if ctx.needs_input_grad[1] else None
+        divergence = weights.divergence()
+        for piece in torch.split(places, _POSITIONS_AT_A_TIME):
+            with torch.set_grad_enabled(gradient is not None):
+                logits = rows_q[piece].detach().requires_grad_(gradient is not None)
+                whole = torch.ones(len(piece), dtype=torch.bool, device=student.device)
+                value = on_logits(divergence, rows_p[piece], logits, whole, tau[piece])
+            values[piece] = value.detach()
+            if gradient is not None:
+                gradient[piece] = torch.autograd.grad(value.sum(), logits)[0]
+        ctx.gradient = None if gradient is None else gradient.view_as(student)
+        return values.view(mask.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None, None, None]:
+        """Scales the gradient in place, so that it exists once; a second backward pass would find it gone."""
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("distillation_loss: backward() ran before; its gradient is kept for one pass only")
+        return None, gradient.mul_(outer[0][..., None]), None, None, None

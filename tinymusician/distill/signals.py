@@ -1,0 +1,96 @@
+"""A teacher as a source of signals: rows of a sequence set in, the teacher's logits on them out.
+
+The objective sees signals only, never a model, so it makes no difference where the teacher runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tinymusician.codebooks import delay, inputs_for, valid
+from tinymusician.data.tokens import TokenSet
+from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, guide
+
+Rows = npt.NDArray[np.int64]
+Target = Literal["conditional", "guided"]
+
+
+class Sequences(NamedTuple):
+    """Delayed decoder `inputs` [R, K, S], their `mask` [R, K, S], text `ids` and `text_mask` [R, L].
+
+    `with_text` [R] is false for rows that run under the null condition.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    ids: Tensor
+    text_mask: Tensor
+    with_text: Tensor
+
+
+class Signals(NamedTuple):
+    """Sequences and the teacher's logits [R, K, S, V] on them."""
+
+    sequences: Sequences
+    logits: Tensor
+
+
+class SignalSource(Protocol):
+    """Anything that can answer for rows of a sequence set."""
+
+    def __call__(self, rows: Rows) -> Signals:
+        """The signals of these rows; two rows each, with and without text, if the target is `conditional`."""
+
+
+def sequences_of(tokens: TokenSet, rows: Rows, target: Target, pad: int) -> Sequences:
+    """Rows of a token set as decoder inputs, doubled for the pass without text if the target is `conditional`."""
+    codes = tokens.codes[rows].astype(np.int64)
+    inputs = torch.from_numpy(inputs_for(delay(codes, pad), pad))
+    mask = torch.from_numpy(valid(codes.shape[1], codes.shape[2])).expand(len(rows), -1, -1)
+    ids, text_mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
+    with_text = torch.ones(len(rows), dtype=torch.bool)
+    if target == "guided":
+        return Sequences(inputs, mask, ids, text_mask, with_text)
+    inputs, mask, ids, text_mask = (torch.cat([part, part]) for part in (inputs, mask, ids, text_mask))
+    return Sequences(inputs, mask, ids, text_mask, torch.cat([with_text, ~with_text]))
+
+
+def condition(model: Any, sequences: Sequences) -> TextCondition:
+    """The text condition of each row, encoded by `model`'s frozen text encoder; null where there is no text."""
+    with torch.no_grad():
+        return encode_text(model, sequences.ids, sequences.text_mask).dropped(~sequences.with_text)
+
+
+class OnlineTeacher:
+    """A frozen teacher in this process, outside any engine of the student's."""
+
+    def __init__(self, model: Any, tokens: TokenSet, target: Target, guidance: float, dtype: torch.dtype) -> None:
+        """`dtype` is the precision its matrix products run in; its logits come in that precision too."""
+        self._model, self._decoder = model, ConditionedDecoder(model).eval()
+        self._tokens, self._target, self._guidance, self._dtype = tokens, target, guidance, dtype
+        self._pad = int(model.config.decoder.vocab_size)
+
+    @torch.no_grad()
+    def __call__(self, rows: Rows) -> Signals:
+        sequences = self._moved(sequences_of(self._tokens, rows, "conditional", self._pad))
+        logits = self._logits(sequences)
+        if self._target == "conditional":
+            return Signals(sequences, logits)
+        with_text, without = logits.chunk(2)
+        guided = guide(with_text.float(), without.float(), self._guidance)
+        return Signals(Sequences(*(part[: len(rows)] for part in sequences)), guided)
+
+    def _logits(self, sequences: Sequences) -> Tensor:
+        text = condition(self._model, sequences)
+        with torch.autocast(text.states.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits: Tensor = self._decoder(sequences.inputs, text.states, text.mask)
+        return logits
+
+    def _moved(self, sequences: Sequences) -> Sequences:
+        device = next(self._decoder.parameters()).device
+        return Sequences(*(part.to(device) for part in sequences))

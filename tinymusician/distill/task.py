@@ -1,0 +1,121 @@
+"""Distillation as a task of the training loop: student logits against teacher signals under one objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinymusician.data.tokens import rows_of_step
+from tinymusician.distill.divergences import entropy, mean_over_valid, mean_per_codebook, on_logits
+from tinymusician.distill.objective import Mixture, distillation_loss
+from tinymusician.distill.schedules import temperature
+from tinymusician.distill.signals import Rows, Signals, SignalSource, condition
+from tinymusician.models.musicgen import ConditionedDecoder
+from tinymusician.training.task import Model
+
+
+@dataclass(frozen=True)
+class Softening:
+    """τ from `initial` to `final`, along the `steps` of training or along the sequence."""
+
+    initial: float
+    final: float
+    axis: Literal["sequence", "training"]
+    steps: int
+
+    def at(self, step: int, length: int) -> Tensor:
+        """τ at a training step for each of `length` positions of the sequence, [S]."""
+        if self.axis == "training":
+            return torch.full((length,), temperature(step, self.steps, self.initial, self.final))
+        return torch.tensor([temperature(place, length - 1, self.initial, self.final) for place in range(length)])
+
+
+class DistillTask:
+    """Trains a student's decoder on the signals of `train`, and judges it by those of `held_out`."""
+
+    def __init__(
+        self,
+        student: Any,
+        train: SignalSource,
+        train_rows: int,
+        held_out: SignalSource,
+        held_out_rows: int,
+        mixture_at: Callable[[int], Mixture],
+        softening: Softening,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.student, self.module = student, ConditionedDecoder(student)
+        self.train, self.train_rows = train, train_rows
+        self.held_out, self.held_out_rows = held_out, held_out_rows
+        self.mixture_at, self.softening = mixture_at, softening
+        self.batch_size, self.seed = batch_size, seed
+
+    def batch(self, step: int, rank: int, world: int) -> Signals:
+        """The signals of this worker's rows at `step`; epochs are permutations, workers take disjoint rows."""
+        return self.train(rows_of_step(step, rank, world, self.batch_size, self.train_rows, self.seed))
+
+    def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
+        logits, mask = self._student_logits(model, batch), batch.sequences.mask
+        mixture = self.mixture_at(step)
+        tau = self.softening.at(step, mask.shape[-1]).to(logits.device)
+        values = distillation_loss(batch.logits, logits, mask, mixture, tau)
+        scalars = {f"loss/{k + 1}": value for k, value in enumerate(mean_per_codebook(values.detach(), mask))}
+        scalars |= closeness(batch.logits, logits.detach(), mask)
+        scalars["alpha"] = torch.tensor(_stage(mixture))
+        scalars["temperature"] = tau.mean()
+        return mean_over_valid(values, mask), scalars
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """Forward KL to the teacher (`kl`, nats a code), agreement and entropy on held-out prompts, by codebook too."""
+        return held_out_closeness(
+            self.held_out, self.held_out_rows, self.batch_size, lambda s: self._student_logits(model, s)
+        )
+
+    def _student_logits(self, model: Model, signals: Signals) -> Tensor:
+        text = condition(self.student, signals.sequences)
+        logits: Tensor = model(signals.sequences.inputs, text.states, text.mask)
+        return logits
+
+
+def held_out_closeness(
+    source: SignalSource, rows: int, batch_size: int, student_logits: Callable[[Signals], Tensor]
+) -> dict[str, float]:
+    """The means of `closeness` over all `rows` of a signal source."""
+    totals: dict[str, float] = {}
+    for part in _parts(rows, batch_size):
+        signals = source(part)
+        figures = closeness(signals.logits, student_logits(signals), signals.sequences.mask)
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0.0) + value.item() * len(part) / rows
+    return totals
+
+
+@torch.no_grad()
+def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> dict[str, Tensor]:
+    """How near the student is at τ = 1: `kl` (forward, nats a code), `agreement` (same likeliest code), `entropy`."""
+    kl = distillation_loss(teacher_RKSV, student_RKSV, mask_RKS, Mixture(1.0, 0.0))
+    same = (teacher_RKSV.argmax(-1) == student_RKSV.argmax(-1)) & mask_RKS
+    uncertainty = on_logits(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
+    figures = {}
+    for name, values in (("kl", kl), ("agreement", same.float()), ("entropy", uncertainty)):
+        per_book = mean_per_codebook(values, mask_RKS)
+        figures[name] = per_book.mean()
+        figures |= {f"{name}/{k + 1}": value for k, value in enumerate(per_book)}
+    return figures
+
+
+def _stage(mixture: Mixture) -> float:
+    """The share of the mixture that is forward: α where the weights sum to one."""
+    forward, reverse = mixture.forward + mixture.skew_forward, mixture.reverse + mixture.skew_reverse
+    return forward / (forward + reverse)
+
+
+def _parts(rows: int, size: int) -> list[Rows]:
+    return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]

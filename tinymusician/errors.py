@@ -1,0 +1,55 @@
+"""The errors a user can meet. Each says the field or file, the value given, and what is allowed.
+
+TinyMusicianError
+├── RecipeError          a recipe's key, value or combination of values
+├── ModelError           weights that are missing, damaged or of another shape than asked for
+├── DataError            prompts, clips, tokens or shards that cannot be used
+├── StoreError           the artifact store cannot be reached, read or written
+│   ├── NotFound         nothing lies under this name
+│   └── Corrupt          the bytes differ from their digest
+├── Diverged             a loss that is no longer a finite number
+├── RunError             a run that does not exist or is in no state for what was asked
+└── ClusterError         the Ray cluster cannot be reached or refused the job
+"""
+
+from __future__ import annotations
+
+
+class TinyMusicianError(Exception):
+    """Base of every error that is shown to a user as one line."""
+
+
+class RecipeError(TinyMusicianError):
+    """A recipe's key, value or combination of values is not allowed."""
+
+
+class ModelError(TinyMusicianError):
+    """Weights are missing, damaged or of another shape than asked for."""
+
+
+class DataError(TinyMusicianError):
+    """Prompts, clips, tokens or shards cannot be used."""
+
+
+class StoreError(TinyMusicianError):
+    """The artifact store cannot be reached, read or written."""
+
+
+class NotFound(StoreError):
+    """Nothing lies in the store under this name."""
+
+
+class Corrupt(StoreError):
+    """Bytes in the store differ from their digest."""
+
+
+class Diverged(TinyMusicianError):
+    """The loss is no longer a finite number."""
+
+
+class RunError(TinyMusicianError):
+    """A run does not exist or is in no state for what was asked."""
+
+
+class ClusterError(TinyMusicianError):
+    """The Ray cluster cannot be reached, or refused the job."""

@@ -1,0 +1,84 @@
+"""The house band's configuration: a small MusicGen family in MusicGen's own architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+WIDTH, HEADS, FEED_FORWARD = 256, 8, 1024
+TEACHER_LAYERS, STUDENT_LAYERS = 8, 2
+TEXT_LAYERS, TEXT_TOKENS = 2, 48
+LONGEST_STEPS = 1024
+
+
+def train_tokenizer(captions: Iterable[str]) -> Any:
+    """A word-level tokenizer over the captions' words, lower case, with punctuation apart, ended by `</s>` as T5's."""
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    special = ["<pad>", "</s>", "<unk>"]
+    words.train_from_iterator(captions, trainers.WordLevelTrainer(vocab_size=512, special_tokens=special))
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_band(codec: Any, vocabulary: int, layers: int) -> Any:
+    """A MusicGen with random language-model weights around a trained codec."""
+    codes = codec.config.codebook_size
+    text = T5Config(
+        vocab_size=vocabulary,
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=512,
+        num_layers=TEXT_LAYERS,
+        num_heads=8,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=codes,
+        hidden_size=WIDTH,
+        ffn_dim=FEED_FORWARD,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_codebooks=codec.config.num_quantizers,
+        pad_token_id=codes,
+        bos_token_id=codes,
+        max_position_embeddings=LONGEST_STEPS,
+        dropout=0.0,
+        audio_channels=1,
+        tie_word_embeddings=False,
+    )
+    decoder.decoder_start_token_id = codes
+    model = MusicgenForConditionalGeneration(MusicgenConfig.from_sub_models_config(text, codec.config, decoder))
+    model.audio_encoder.load_state_dict(codec.state_dict())
+    model.generation_config = GenerationConfig(
+        pad_token_id=codes,
+        bos_token_id=codes,
+        decoder_start_token_id=codes,
+        do_sample=True,
+        guidance_scale=3.0,
+        max_length=254,
+        top_k=250,
+    )
+    return model

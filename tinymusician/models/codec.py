@@ -1,0 +1,139 @@
+"""The house band's EnCodec, and the closed form its training starts from.
+
+A randomly initialised EnCodec takes hours to say anything. This one starts as a linear codec that already plays:
+an MDCT, a principal component analysis of the coefficients of one frame, and k-means codebooks on top. The
+nonlinear layers are present from the beginning but scaled so that they hardly bend.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import EncodecConfig, EncodecModel
+
+_SMALL = 0.2
+"""Scale at which ELU is nearly linear: ELU(x) = x - x²/2 for small negative x."""
+
+
+def codec_config(codebook_size: int = 512, filters: int = 40, latent: int = 64, lstm_layers: int = 1) -> EncodecConfig:
+    """EnCodec at 16 kHz, 50 frames a second, four codebooks, with strides 80 and 4."""
+    bandwidth = 4 * 50 * math.log2(codebook_size) / 1000
+    return EncodecConfig(
+        target_bandwidths=[bandwidth],
+        sampling_rate=16_000,
+        audio_channels=1,
+        normalize=False,
+        hidden_size=latent,
+        num_filters=filters,
+        num_residual_layers=0,
+        upsampling_ratios=[4, 80],
+        num_lstm_layers=lstm_layers,
+        use_causal_conv=False,
+        codebook_size=codebook_size,
+        codebook_dim=latent,
+        use_conv_shortcut=False,
+    )
+
+
+@torch.no_grad()
+def start_from_closed_form(codec: Any, audio_BN: Tensor) -> None:
+    """Set encoder and decoder of `codec` to an MDCT and the principal components of its coefficients on `audio_BN`.
+
+    The encoder's four convolutions become: a copy of the wave beside random filters, the MDCT, the projection of one
+    frame's coefficients on their principal components, the first `hidden_size` of them. The decoder is the transpose.
+    """
+    config = codec.config
+    frame, stride = config.upsampling_ratios[0], config.upsampling_ratios[1]
+    width, latent = 4 * config.num_filters, config.hidden_size
+    basis = mdct_basis(stride)
+    components = _principal_components(audio_BN, basis, frame, width)
+
+    wave, transform, project, keep = (layer.conv for layer in _of_type(codec.encoder, "EncodecConv1d"))
+    _set(wave, _centred(wave, {0: 1.0}) + 0.3 * _noise(wave) * _except_first(wave), _SMALL)
+    _set(transform, _at_channel(transform, basis / _SMALL), _SMALL)
+    _set(project, _window(project, components.permute(0, 2, 1)), 1.0)
+    _set(keep, _window(keep, torch.eye(width)[:latent, :, None]), 1 / _SMALL)
+
+    widen, play = (layer.conv for layer in _of_type(codec.decoder, "EncodecConv1d"))
+    unproject, inverse = (layer.conv for layer in _of_type(codec.decoder, "EncodecConvTranspose1d"))
+    _set(widen, _window(widen, torch.eye(width)[:, :latent, None]), _SMALL)
+    _set(unproject, _window(unproject, components.permute(0, 2, 1)), 1.0)
+    _set(inverse, _at_channel(inverse, basis), 1.0)
+    _set(play, _centred(play, {0: 1.0}) + 1e-3 * _noise(play), 1 / _SMALL)
+    for lstm in (module for module in codec.modules() if isinstance(module, nn.LSTM)):
+        for name, parameter in lstm.named_parameters():
+            parameter.mul_(0.1 if "weight" in name else 0.0)
+
+
+def mdct_basis(coefficients: int) -> Tensor:
+    """The sine-windowed MDCT [N, 2N]: orthonormal with 50 % overlap (Princen, Johnson and Bradley, 1987)."""
+    n = torch.arange(2 * coefficients) + 0.5
+    k = torch.arange(coefficients)[:, None] + 0.5
+    window = torch.sin(math.pi / (2 * coefficients) * n)
+    cosine = torch.cos(math.pi / coefficients * (n + coefficients / 2) * k)
+    return math.sqrt(2 / coefficients) * window * cosine
+
+
+def _principal_components(audio_BN: Tensor, basis: Tensor, frame: int, count: int) -> Tensor:
+    """The `count` strongest directions of one frame's coefficients: [count, frame, coefficients]."""
+    size = len(basis)
+    padded = F.pad(audio_BN[:, None], (size // 2, size // 2), mode="reflect")
+    coefficients = F.conv1d(padded, basis[:, None], stride=size)
+    steps = coefficients.shape[-1] // frame
+    blocks = coefficients[..., : steps * frame].reshape(len(audio_BN), size, steps, frame)
+    rows = blocks.permute(0, 2, 3, 1).reshape(-1, frame * size)
+    _, directions = torch.linalg.eigh(rows.T @ rows)
+    strongest: Tensor = directions.flip(1)[:, :count].T
+    return strongest.reshape(count, frame, size)
+
+
+def _of_type(part: Any, name: str) -> list[Any]:
+    return [layer for layer in part.layers if type(layer).__name__ == name]
+
+
+def _set(conv: Any, weight: Tensor, scale: float) -> None:
+    """Under weight norm, assigning `weight` sets direction and length."""
+    conv.weight = weight * scale
+    conv.bias.zero_()
+
+
+def _noise(conv: Any) -> Tensor:
+    return torch.randn(conv.weight.shape)
+
+
+def _except_first(conv: Any) -> Tensor:
+    mask = torch.ones(conv.weight.shape)
+    mask[0] = 0
+    return mask
+
+
+def _centred(conv: Any, values: dict[int, float]) -> Tensor:
+    """A kernel that copies input channel 0 to output channel `k` with the given factor."""
+    weight = torch.zeros(conv.weight.shape)
+    for channel, value in values.items():
+        weight[channel, 0, conv.weight.shape[-1] // 2] = value
+    return weight
+
+
+def _window(conv: Any, kernel: Tensor) -> Tensor:
+    """`kernel` in the middle of the convolution's support, over a little noise that breaks ties."""
+    weight = 1e-3 * _noise(conv)
+    before = (conv.weight.shape[-1] - kernel.shape[-1]) // 2
+    weight[:, :, before : before + kernel.shape[-1]] += kernel
+    return weight
+
+
+def _at_channel(conv: Any, basis: Tensor) -> Tensor:
+    """`basis` between channel 0 of the wave side and all coefficients, over a little noise."""
+    weight = 1e-3 * _noise(conv)
+    weight[:, 0] = basis
+    return weight
+
+
+def new_codec(config: EncodecConfig) -> EncodecModel:
+    """An EnCodec with random weights; `start_from_closed_form` gives it meaningful ones."""
+    return EncodecModel(config)

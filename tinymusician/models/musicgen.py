@@ -1,0 +1,117 @@
+"""MusicGen in PyTorch: loading, the text condition, and one forward pass over delayed codes.
+
+Any model of transformers' MusicGen layout is loaded by the same code, from the hub or a local folder. Shapes: B batch,
+K codebook, S step of the delayed sequence, V vocabulary, L text token, E text width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+from tinymusician.errors import ModelError
+
+
+class TextCondition(NamedTuple):
+    """Text states [B, L, E] as the text encoder gives them, and their mask [B, L]; all-zero rows mean no text."""
+
+    states: Tensor
+    mask: Tensor
+
+    def without_text(self) -> TextCondition:
+        """The null condition of classifier-free guidance: zero states under an all-zero mask."""
+        return TextCondition(torch.zeros_like(self.states), torch.zeros_like(self.mask))
+
+    def dropped(self, drop_B: Tensor) -> TextCondition:
+        """The rows where `drop_B` is true get the null condition."""
+        keep = ~drop_B
+        return TextCondition(self.states * keep[:, None, None], self.mask * keep[:, None])
+
+
+class ConditionedDecoder(nn.Module):
+    """MusicGen's language model: delayed codes and a text condition in, logits of every codebook out."""
+
+    def __init__(self, model: Any) -> None:
+        """Share the decoder, and the projection of text states where widths differ, of a MusicGen model."""
+        super().__init__()
+        self.decoder = model.decoder
+        self.project = getattr(model, "enc_to_dec_proj", None)
+
+    def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor) -> Tensor:
+        """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`."""
+        batch, books, steps = inputs_BKS.shape
+        states = self.project(states_BLE) if self.project is not None else states_BLE
+        states = states * mask_BL[..., None].to(states.dtype)
+        output = self.decoder(
+            input_ids=inputs_BKS.reshape(batch * books, steps),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask_BL,
+            use_cache=False,
+        )
+        return cast(Tensor, output.logits).view(batch, books, steps, -1)
+
+
+def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
+    """Run the text encoder; its states are projected and masked by the decoder's side."""
+    states = model.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    return TextCondition(states, mask_BL)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def load_musicgen(name: str) -> Any:
+    """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
+
+    Raises:
+        ModelError: the weights cannot be had, are damaged, or belong to another kind of model.
+    """
+    folder = model_location(name)
+    try:
+        model = MusicgenForConditionalGeneration.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=torch.float32
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+        raise ModelError(_cannot_load(name, error)) from error
+    if model.config.decoder.audio_channels != 1:
+        raise ModelError(
+            f"model {name!r}: {model.config.decoder.audio_channels} channels; only mono models are supported"
+        )
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that lies beside a MusicGen's weights."""
+    try:
+        return AutoTokenizer.from_pretrained(model_location(name))
+    except Exception as error:
+        raise ModelError(_cannot_load(name, error)) from error
+
+
+def model_location(name: str) -> str:
+    """The folder of a packaged band model (`band-large`), a local folder as it is, or else a hub id."""
+    packaged = Path(__file__).parent / "weights" / name
+    if packaged.is_dir():
+        return str(packaged)
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ModelError(f"model {name!r}: no such folder")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        return f"model {name!r}: the folder holds no loadable MusicGen ({_first_line(error)})"
+    return (
+        f"model {name!r} cannot be had here: download its config.json, *.safetensors, generation_config.json and "
+        f"tokenizer files into a folder, and give that folder's path instead"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,85 @@
+"""Sampling codes from a MusicGen in PyTorch: cached steps, classifier-free guidance, top-k.
+
+Greedy codes agree with transformers' `MusicgenForConditionalGeneration.generate`, step for step; unlike it this
+returns the codes and draws from a generator of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinymusician.codebooks import undelay, valid
+from tinymusician.models.musicgen import TextCondition, guide
+
+
+@torch.no_grad()
+def sample_codes(
+    model: Any,
+    text: TextCondition,
+    frames: int,
+    generator: torch.Generator | None,
+    guidance: float = 3.0,
+    top_k: int = 250,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Codes [B, K, frames] for each row of `text`; without a generator the likeliest code is taken (greedy).
+
+    With `guidance` 1 only the conditional pass runs.
+    """
+    books, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
+    rows = len(text.states)
+    both = _with_null(text) if guidance != 1 else text
+    states, mask = _project(model, both), both.mask
+    carries = torch.from_numpy(valid(books, frames)).to(states.device)
+    steps = carries.shape[1]
+    delayed = torch.full((rows, books, steps), pad, device=states.device)
+    column, past = torch.full((rows, books), pad, device=states.device), None
+    for step in range(steps):
+        copies = column.repeat(len(states) // rows, 1)
+        output = model.decoder(
+            input_ids=copies.reshape(-1, 1),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            past_key_values=past,
+            use_cache=True,
+        )
+        past = output.past_key_values
+        logits = output.logits[:, -1].view(len(states), books, -1).float()
+        if guidance != 1:
+            logits = guide(logits[:rows], logits[rows:], guidance)
+        drawn = draw(logits, generator, top_k, temperature)
+        column = torch.where(carries[:, step], drawn, pad)
+        delayed[:, :, step] = column
+    return torch.from_numpy(undelay(delayed.cpu().numpy()))
+
+
+def draw(logits: Tensor, generator: torch.Generator | None, top_k: int, temperature: float) -> Tensor:
+    """One code a row from logits [..., V]: the likeliest, or a draw among the `top_k` likeliest at `temperature`."""
+    if generator is None:
+        return logits.argmax(-1)
+    best, codes = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    chances = torch.softmax(best / temperature, dim=-1)
+    pick = torch.multinomial(chances.view(-1, chances.shape[-1]), 1, generator=generator)
+    return codes.gather(-1, pick.view(*logits.shape[:-1], 1))[..., 0]
+
+
+def decode_audio(model: Any, codes_BKT: Tensor) -> Tensor:
+    """The codec's wave [B, N] for codes."""
+    with torch.no_grad():
+        wave: Tensor = model.audio_encoder.decode(codes_BKT[None], [None]).audio_values[:, 0]
+    return wave
+
+
+def _with_null(text: TextCondition) -> TextCondition:
+    null = text.without_text()
+    return TextCondition(torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask]))
+
+
+def _project(model: Any, text: TextCondition) -> Tensor:
+    project = getattr(model, "enc_to_dec_proj", None)
+    states = project(text.states) if project is not None else text.states
+    projected: Tensor = states * text.mask[..., None].to(states.dtype)
+    return projected

@@ -1,0 +1,81 @@
+"""How a student is cut out of its teacher: fewer decoder layers, copied from chosen teacher layers.
+
+Everything else (codec, text encoder, embeddings, heads) is the teacher's. Source: weight transfer from teacher layers
+as in DistilBERT (arXiv 1910.01108, section 2) and TinyTTM (arXiv 2406.17159).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import MusicgenForConditionalGeneration
+
+from tinymusician.errors import ModelError, RecipeError
+
+
+def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
+    """A MusicGen whose decoder consists of the teacher's `layers`, in this order, with its own copy of all weights.
+
+    Raises:
+        RecipeError: a layer that the teacher does not have, or more layers than it has.
+    """
+    depth = teacher.config.decoder.num_hidden_layers
+    if len(layers) > depth:
+        raise RecipeError(
+            f"student.layers: {len(layers)} layers; the teacher has {depth}, so at most {depth} are allowed"
+        )
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise RecipeError(f"student.layers: layer {layer}; the teacher's are 0 to {depth - 1}")
+    config = copy.deepcopy(teacher.config)
+    config.decoder.num_hidden_layers = len(layers)
+    student = MusicgenForConditionalGeneration(config)
+    student.load_state_dict(_renumbered(teacher.state_dict(), layers))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def check_pair(teacher: Any, student: Any) -> None:
+    """A student must speak its teacher's codes.
+
+    Raises:
+        ModelError: codebooks, vocabulary, frame rate or text vocabulary differ.
+    """
+    pairs: dict[str, Callable[[Any], int]] = {
+        "codebooks": lambda model: model.config.decoder.num_codebooks,
+        "codes a codebook": lambda model: model.config.decoder.vocab_size,
+        "codec codes a codebook": lambda model: model.config.audio_encoder.codebook_size,
+        "frames a second": lambda model: model.config.audio_encoder.frame_rate,
+        "text vocabulary": lambda model: model.config.text_encoder.vocab_size,
+    }
+    for name, read in pairs.items():
+        if read(teacher) != read(student):
+            raise ModelError(f"student: {name} {read(student)}; the teacher's are {read(teacher)}, and must be equal")
+    if teacher.config.decoder.vocab_size != teacher.config.audio_encoder.codebook_size:
+        raise ModelError(
+            f"teacher: the decoder speaks {teacher.config.decoder.vocab_size} codes a codebook, "
+            f"its codec {teacher.config.audio_encoder.codebook_size}; they must be equal"
+        )
+
+
+def weights_digest(model: Any) -> str:
+    """A SHA-256 over all weights of a model by name: the same for the same weights wherever they were loaded from."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _renumbered(weights: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """The teacher's weights with the chosen layers under their new numbers."""
+    prefix = "decoder.model.decoder.layers."
+    kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    for new, old in enumerate(layers):
+        own = f"{prefix}{old}."
+        moved = {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
+        kept |= {f"{prefix}{new}.{rest}": value for rest, value in moved.items()}
+    return kept

@@ -1,0 +1,70 @@
+"""The stages in which the house band is made: corpus, codec, tokens, language models, CLAP, packaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import EncodecFeatureExtractor
+
+from tinymusician.data.corpus import RenderedSplit, load_split
+from tinymusician.data.scores import Split, load_tunes
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.models.band import build_band
+
+CORPUS_SEED = 0
+
+
+class Corpus(NamedTuple):
+    """The three rendered splits."""
+
+    train: RenderedSplit
+    validation: RenderedSplit
+    test: RenderedSplit
+
+
+def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
+    """Read the rendered corpus from `folder`, parsing the scores and rendering the clips that are not there."""
+    tunes = load_tunes(folder / "tunes.json")
+
+    def split(name: Split, count: int) -> RenderedSplit:
+        return load_split(folder, tunes, name, count, CORPUS_SEED)
+
+    return Corpus(split("train", train_clips), split("validation", held_out_clips), split("test", held_out_clips))
+
+
+@torch.no_grad()
+def encode_split(codec: Any, tokenizer: Any, split: RenderedSplit, batch: int = 50) -> TokenSet:
+    """The codec's tokens of every clip of a split, with its caption's."""
+    device = next(codec.parameters()).device
+    codes = []
+    for start in range(0, len(split.clips), batch):
+        audio = torch.from_numpy(split.audio(slice(start, start + batch))).to(device)
+        codes.append(codec.encode(audio[:, None]).audio_codes[0].cpu().numpy().astype(np.int16))
+    return TokenSet(np.concatenate(codes), *tokenize_captions(tokenizer, split.captions))
+
+
+def assemble(folder: Path, codec: Any, tokenizer: Any, weights: dict[str, Tensor], layers: int) -> None:
+    """Write a MusicGen folder (float16) from a trained codec and the weights of a `TrainableMusicgen`."""
+    model = build_band(codec, len(tokenizer), layers)
+    text, rest = _split_prefix(weights, "text_encoder.")
+    decoder, _ = _split_prefix(rest, "language_model.decoder.")
+    model.text_encoder.load_state_dict(text)
+    model.decoder.load_state_dict(decoder)
+    save_musicgen(folder, model.half(), tokenizer)
+
+
+def save_musicgen(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Everything that `from_pretrained` and MusicGen's processor read: weights, configurations, tokenizer."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    rate = model.config.audio_encoder.sampling_rate
+    EncodecFeatureExtractor(feature_size=1, sampling_rate=rate, padding_side="left").save_pretrained(folder)
+
+
+def _split_prefix(weights: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return own, {name: value for name, value in weights.items() if not name.startswith(prefix)}

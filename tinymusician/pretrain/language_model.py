@@ -1,0 +1,113 @@
+"""Training the house band's text encoder and language model on the tokens of rendered clips."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinymusician.codebooks import delay, inputs_for, valid
+from tinymusician.data.tokens import TokenSet, rows_of_step
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.training.task import Model, to_device
+
+NO_TEXT_SHARE = 0.1
+
+
+class CaptionedCodes(NamedTuple):
+    """Delayed `inputs` and `targets` [B, K, S], text `ids` and `mask` [B, L], rows to train without text `drop` [B]."""
+
+    inputs: Tensor
+    targets: Tensor
+    ids: Tensor
+    mask: Tensor
+    drop: Tensor
+
+
+class TrainableMusicgen(nn.Module):
+    """Text encoder and decoder of a MusicGen trained together: a batch in, logits [B, K, S, V] out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.text_encoder = model.text_encoder
+        self.language_model = ConditionedDecoder(model)
+
+    def forward(self, batch: CaptionedCodes) -> Tensor:
+        text = encode_text(self, batch.ids, batch.mask).dropped(batch.drop)
+        logits: Tensor = self.language_model(batch.inputs, text.states, text.mask)
+        return logits
+
+
+class LanguageModelTask:
+    """Next-code cross-entropy over the valid positions of the delay pattern, a tenth of the rows without text."""
+
+    def __init__(self, model: Any, train: TokenSet, held_out: TokenSet, batch_size: int, seed: int) -> None:
+        self.module = TrainableMusicgen(model)
+        self.train, self.held_out = train, held_out
+        self.batch_size, self.seed = batch_size, seed
+        self.pad = int(model.config.decoder.vocab_size)
+
+    def batch(self, step: int, rank: int, world: int) -> CaptionedCodes:
+        """Rows of epoch after epoch, each in an order of its own; workers take disjoint rows of one global batch."""
+        rows = rows_of_step(step, rank, world, self.batch_size, len(self.train.codes), self.seed)
+        rng = np.random.default_rng((self.seed, step, rank, world))
+        drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
+        return captioned(self.train, rows, self.pad, drop)
+
+    def loss(self, model: Model, batch: CaptionedCodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of the codebooks' cross-entropies, in nats a code."""
+        per_book = cross_entropy_per_codebook(model(batch), batch.targets)
+        return per_book.mean(), {f"cross_entropy/{k + 1}": value for k, value in enumerate(per_book)}
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """Held-out cross-entropy with the right caption, with none, and with another clip's."""
+        rows = np.arange(min(128, len(self.held_out.codes)))
+        device = next(self.module.parameters()).device
+        figures = {}
+        for name, shift, dropped in (("right", 0, False), ("none", 0, True), ("wrong", 7, False)):
+            total = torch.zeros(self.held_out.codes.shape[1], device=device)
+            for part in np.array_split(rows, 4):
+                drop = torch.full((len(part),), dropped)
+                batch = to_device(captioned(self.held_out, part, self.pad, drop), device)
+                moved = batch._replace(ids=batch.ids.roll(shift, 0), mask=batch.mask.roll(shift, 0))
+                total += cross_entropy_per_codebook(model(moved), moved.targets) * len(part)
+            per_book = total / len(rows)
+            figures[f"cross_entropy/{name}"] = per_book.mean().item()
+            if name == "right":
+                figures |= {f"cross_entropy/right/{k + 1}": value.item() for k, value in enumerate(per_book)}
+        return figures
+
+
+def captioned(tokens: TokenSet, rows: np.ndarray[Any, Any], pad: int, drop: Tensor) -> CaptionedCodes:
+    """Rows of a token set in the delay pattern."""
+    targets = delay(tokens.codes[rows].astype(np.int64), pad)
+    inputs = inputs_for(targets, pad)
+    ids, mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
+    return CaptionedCodes(torch.from_numpy(inputs), torch.from_numpy(targets), ids, mask, drop)
+
+
+def cross_entropy_per_codebook(logits_BKSV: Tensor, targets_BKS: Tensor) -> Tensor:
+    """Mean cross-entropy of each codebook's valid positions, [K], in nats."""
+    _, books, steps, vocabulary = logits_BKSV.shape
+    carries = torch.from_numpy(valid(books, steps - books + 1)).to(logits_BKSV.device)
+    return torch.stack(
+        [
+            F.cross_entropy(
+                logits_BKSV[:, k, carries[k]].reshape(-1, vocabulary).float(), targets_BKS[:, k, carries[k]].reshape(-1)
+            )
+            for k in range(books)
+        ]
+    )
+
+
+def unigram_entropy(codes_BKT: np.ndarray[Any, Any], vocabulary: int) -> list[float]:
+    """The entropy of each codebook's code frequencies, in nats: what a model without any context would reach."""
+    entropies = []
+    for book in codes_BKT.transpose(1, 0, 2).reshape(codes_BKT.shape[1], -1):
+        share = np.bincount(book, minlength=vocabulary) / book.size
+        share = share[share > 0]
+        entropies.append(float(-(share * np.log(share)).sum()))
+    return entropies

@@ -1,0 +1,269 @@
+"""The recipe: everything a job depends on, typed, closed and checked before anything starts.
+
+A recipe is a YAML file that says what differs from the defaults below; `--set part.key=value` overrides it. Packaged
+recipes are named without a path (`band`); anything with a `/` or ending in `.yaml` is a file.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinymusician.errors import RecipeError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """A frozen, closed piece of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Teacher(Part):
+    """The model that is imitated, and what it is asked."""
+
+    model: str = Field(description="hub id, local folder, or a packaged band model")
+    target: Literal["conditional", "guided"] = Field(
+        "conditional",
+        description="conditional: imitate the passes with and without text, the student needs both; "
+        "guided: imitate the guided distribution in one pass",
+    )
+    guidance: Positive = Field(3.0, description="classifier-free guidance scale s of samples and of the guided target")
+    top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
+    temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
+
+
+class CutStudent(Part):
+    """A student of the teacher's width whose decoder layers are copied from chosen teacher layers."""
+
+    kind: Literal["cut"] = "cut"
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1, description="teacher layers, counted from 0, that become the student's, in this order"
+    )
+
+
+class ReadyStudent(Part):
+    """A student that already exists, such as MusicGen-Small under MusicGen-Large."""
+
+    kind: Literal["model"] = "model"
+    model: str = Field(description="hub id or local folder")
+
+
+class Sequences(Part):
+    """The code sequences on which teacher and student are compared."""
+
+    prompts: str = Field("general", description="packaged prompt file (general, band) or a path to a JSON-lines file")
+    seconds: Positive = Field(10.0, le=30.0, description="length of every sequence; MusicGen's positions end at 30 s")
+    samples: Count = Field(4, description="teacher samples a training prompt")
+    clips: str | None = Field(
+        None, description="a folder of WAV files, each with its caption in a .txt of the same name"
+    )
+    clip_share: Share = Field(0.0, description="share of sequences taken from the clips; the rest are teacher samples")
+    shard_prompts: Count = Field(16, description="prompts a shard: what is lost at most when sampling is interrupted")
+
+    @model_validator(mode="after")
+    def _clips_present(self) -> Self:
+        if self.clip_share > 0 and self.clips is None:
+            raise ValueError(f"clip_share {self.clip_share}: needs `clips`, a folder of WAV files with captions")
+        if self.clips is not None and self.clip_share == 0:
+            raise ValueError("clips: given, but clip_share is 0; allowed are shares in (0, 1]")
+        return self
+
+
+class Signals(Part):
+    """Where the teacher's logits come from during training."""
+
+    source: Literal["online", "cached"] = Field(
+        "online", description="online: the teacher runs in each worker; cached: shards that `submit precompute` made"
+    )
+
+
+class Temperature(Part):
+    """Softening of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
+
+    initial: Positive = 1.0
+    final: Positive = 1.0
+    axis: Literal["sequence", "training"] = Field(
+        "sequence", description="sequence: along the generated steps (the paper's); training: along training steps"
+    )
+
+
+Transition = Annotated[
+    float, Field(ge=0, le=1, description="share of the run over which the stage changes; 0 is a step")
+]
+Switch = Annotated[float, Field(ge=0, le=1, description="share of the run after which reverse replaces forward")]
+
+
+class PlainObjective(Part):
+    """KL(p ‖ q), KL(q ‖ p), or their sum."""
+
+    name: Literal["forward", "reverse", "bikl"]
+
+
+class FixedBiKL(Part):
+    """w·KL(p ‖ q) + (1-w)·KL(q ‖ p)."""
+
+    name: Literal["fixed_bikl"]
+    weight: Share = 0.5
+
+
+class SteppedBiKL(Part):
+    """Forward KL first, reverse KL after the switch."""
+
+    name: Literal["stepped_bikl"]
+    switch: Switch = 0.5
+    transition: Transition = 0.0
+
+
+class StageMixed(Part):
+    """TinyMusician's stage-mixed bidirectional skewed KL (eq. 4)."""
+
+    name: Literal["stage_mixed"] = "stage_mixed"
+    switch: Switch = 0.5
+    transition: Transition = 0.0
+    beta: Share = Field(0.5, description="share of the plain term before the switch")
+    gamma: Share = Field(0.5, description="share of the plain term after the switch")
+    skew: float = Field(0.1, ge=0, lt=1, description="λ: how much of the other distribution is mixed in")
+
+
+Objective = Annotated[PlainObjective | FixedBiKL | SteppedBiKL | StageMixed, Field(discriminator="name")]
+
+
+class Training(Part):
+    """Steps, sizes and rates. The batch is per worker; the learning rate warms up, then follows half a cosine."""
+
+    steps: Count = 1000
+    batch_size: Count = 8
+    learning_rate: Positive = 3e-4
+    warmup: Annotated[int, Field(ge=0)] = 20
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Positive = Field(1.0, description="largest gradient norm")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, float32 otherwise"
+    )
+    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 10
+    validate_every: Count = 100
+    checkpoint_every: Count = 100
+    restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often Ray Train restarts workers that died")
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup {self.warmup}: fewer than steps ({self.steps}) are allowed")
+        return self
+
+
+class Pretraining(Part):
+    """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
+
+    train_clips: Count = 9000
+    held_out_clips: Count = 400
+    codec_steps: Count = 8000
+    codec_batch: Count = 12
+    codec_rate: Positive = 6e-4
+    teacher_steps: Count = 2000
+    teacher_batch: Count = 24
+    teacher_rate: Positive = 1e-3
+    clap_steps: Count = 400
+    clap_batch: Count = 48
+
+
+class Recipe(Part):
+    """One model's recipe; jobs read the parts they need."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the name of the artifact")
+    description: str
+    teacher: Teacher
+    student: Annotated[CutStudent | ReadyStudent, Field(discriminator="kind")]
+    sequences: Sequences = Sequences()
+    signals: Signals = Signals()
+    temperature: Temperature = Temperature()
+    objective: Objective = StageMixed()
+    training: Training = Training()
+    pretrain: Pretraining | None = None
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes."""
+    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Load a packaged recipe by name or a YAML file by path, and apply `part.key=value` overrides.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, or a key or value that is not allowed.
+    """
+    content = _read(name)
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, name)
+
+
+def parse_recipe(content: Any, name: str) -> Recipe:
+    """Check the content of a recipe file; `name` is for messages."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {name}: {_explain(error)}") from None
+
+
+def _packaged() -> Any:
+    return resources.files("tinymusician") / "recipes"
+
+
+def _read(name: str) -> dict[str, Any]:
+    is_path = "/" in name or name.endswith((".yaml", ".yml"))
+    if not is_path and name not in recipe_names():
+        raise RecipeError(
+            f"recipe {name!r}: not packaged; allowed are {', '.join(recipe_names())}, or a YAML file's path"
+        )
+    try:
+        text = Path(name).read_text() if is_path else (_packaged() / f"{name}.yaml").read_text()
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {name}: holds {type(content).__name__}, a mapping of keys is needed")
+    return cast(dict[str, Any], content)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override!r}: the form is part.key=value, such as training.steps=200")
+    place = content
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override!r}: {key!r} is a value, not a part")
+    try:
+        place[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Each problem as `field (value): what is allowed`, on one line."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(key) for key in problem["loc"]) or "recipe"
+        given = problem["input"]
+        shown = f" = {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "no such key"
+        lines.append(f"{field}{shown}: {message[0].lower()}{message[1:]}")
+    return "; ".join(lines)

@@ -1,0 +1,121 @@
+"""Checkpoints in the store: one safetensors file with weights and moments, and a note that makes it valid.
+
+The note is written last and names the file's size and digest, so a checkpoint without its note does not exist, and a
+damaged one is not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tinymusician.artifacts.blobs import digest_of
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import Corrupt, NotFound
+from tinymusician.training.engine import EngineState
+
+_WEIGHTS, _MOMENTS = "weights/", "moments/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`step` optimizer steps are done; `figures` are the held-out figures at that step, as far as known."""
+
+    step: int
+    state: EngineState
+    figures: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `prefix` of a store: the newest two and the best one are kept."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+
+    def save(self, checkpoint: Checkpoint, best: bool) -> None:
+        """Write a checkpoint, mark it as the best one if it is, and remove those no longer needed."""
+        tensors = {_WEIGHTS + key: value.contiguous() for key, value in checkpoint.state.weights.items()}
+        tensors |= {_MOMENTS + key: value.contiguous() for key, value in checkpoint.state.moments.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            save_file({key: value.clone() for key, value in tensors.items()}, path)
+            self._store.upload(path, self._key(checkpoint.step, "safetensors"))
+            note = {
+                "step": checkpoint.step,
+                "updates": checkpoint.state.updates,
+                "figures": checkpoint.figures,
+                "size": path.stat().st_size,
+                "sha256": digest_of(path),
+            }
+        self._store.put(self._key(checkpoint.step, "json"), json.dumps(note).encode())
+        if best:
+            self._store.put(f"{self._prefix}/best.json", json.dumps({"step": checkpoint.step}).encode())
+        self._forget_old()
+
+    def steps(self) -> list[int]:
+        """The steps with a valid checkpoint, oldest first."""
+        keys = (entry.key for entry in self._store.list(f"{self._prefix}/step-"))
+        return sorted(int(key.rpartition("-")[2].removesuffix(".json")) for key in keys if key.endswith(".json"))
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None before the first."""
+        steps = self.steps()
+        return self.load(steps[-1]) if steps else None
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best held-out figure so far."""
+        step = self.best_step()
+        return self.load(step) if step is not None else None
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint."""
+        try:
+            return int(json.loads(self._store.get(f"{self._prefix}/best.json"))["step"])
+        except NotFound:
+            return None
+
+    def figures(self, step: int) -> dict[str, float]:
+        """The held-out figures noted with the checkpoint of `step`."""
+        return dict(self._note(step)["figures"])
+
+    def load(self, step: int) -> Checkpoint:
+        """Read and check the checkpoint of `step`.
+
+        Raises:
+            Corrupt: its file is damaged.
+        """
+        note, key = self._note(step), self._key(step, "safetensors")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            self._store.download(key, path)
+            if digest_of(path) != note["sha256"]:
+                raise Corrupt(
+                    f"checkpoint {key}: damaged in the store; delete its .json note to go on from an older one"
+                )
+            try:
+                tensors = load_file(path)
+            except SafetensorError as error:
+                raise Corrupt(f"checkpoint {key}: not a safetensors file ({error})") from error
+        weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
+        moments = {key.removeprefix(_MOMENTS): value for key, value in tensors.items() if key.startswith(_MOMENTS)}
+        return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["figures"])
+
+    def _note(self, step: int) -> dict[str, Any]:
+        note: dict[str, Any] = json.loads(self._store.get(self._key(step, "json")))
+        return note
+
+    def _key(self, step: int, suffix: str) -> str:
+        return f"{self._prefix}/step-{step:08d}.{suffix}"
+
+    def _forget_old(self) -> None:
+        best = self.best_step()
+        for step in self.steps()[:-2]:
+            if step != best:
+                self._store.delete(self._key(step, "json"))
+                self._store.delete(self._key(step, "safetensors"))

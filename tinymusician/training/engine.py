@@ -1,0 +1,130 @@
+"""Engines: they run a module forward, and turn a loss into a step of AdamW.
+
+An engine's state is whole and in float32 whatever the engine keeps inside: weights and moments by parameter name. A
+checkpoint can therefore be continued by another engine, another ZeRO stage or another number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bfloat16"]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """AdamW's settings that do not change during a run."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """`weights` are the module's state dict; `moments` map `exp_avg/NAME` and `exp_avg_sq/NAME`; `updates` counts."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    updates: int
+
+
+class Engine(Protocol):
+    """A module under training."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must lie."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the module forward."""
+
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the loss of a step is computed."""
+
+    def step(self, loss: Tensor, rate: float) -> float:
+        """Back-propagate, clip, update with learning rate `rate`; returns the gradient's norm before clipping."""
+
+    def state(self) -> EngineState:
+        """The whole state on the CPU; every worker must call it, and the first one's answer is complete."""
+
+
+def moments_of(optimizer_state: dict[str, Tensor], name: str) -> Iterable[tuple[str, Tensor]]:
+    """One parameter's moments under the names of `EngineState.moments`."""
+    return ((f"{moment}/{name}", optimizer_state[moment]) for moment in MOMENTS)
+
+
+def load_weights(module: nn.Module, state: EngineState | None) -> None:
+    """Put a saved state's weights into `module`."""
+    if state is not None:
+        module.load_state_dict(state.weights)
+
+
+class TorchEngine:
+    """One process, plain PyTorch: what a laptop or a single GPU needs, and the yardstick for the others."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: AdamSettings,
+        precision: Precision = "float32",
+        device: str = "cpu",
+        state: EngineState | None = None,
+    ) -> None:
+        load_weights(module, state)
+        self._module, self._clip, self._precision = module.to(device), settings.clip, precision
+        self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._optimizer = adam([p for _, p in self._named], settings)
+        self._updates = state.updates if state is not None else 0
+        if state is not None and state.updates:
+            for name, parameter in self._named:
+                moments = {m: state.moments[f"{m}/{name}"].to(device).clone() for m in MOMENTS}
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(state.updates)), **moments}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._module(*inputs)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            yield
+
+    def step(self, loss: Tensor, rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self._clip)
+        self._optimizer.step()
+        self._updates += 1
+        return float(norm)
+
+    def state(self) -> EngineState:
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self._named:
+            if parameter in self._optimizer.state:
+                moments |= dict(moments_of(self._optimizer.state[parameter], name))
+        weights = {name: value.detach().cpu() for name, value in self._module.state_dict().items()}
+        return EngineState(weights, {key: value.cpu() for key, value in moments.items()}, self._updates)
+
+
+def adam(parameters: list[nn.Parameter], settings: AdamSettings) -> torch.optim.AdamW:
+    """AdamW without decay on vectors (biases and norms), as is usual for transformers."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas)

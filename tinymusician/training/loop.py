@@ -1,0 +1,149 @@
+"""The training loop: steps, metrics, validation, checkpoints. It runs the same under Ray Train and as plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tinymusician.errors import Diverged
+from tinymusician.training.checkpoint import Checkpoint, Checkpoints
+from tinymusician.training.engine import Engine
+from tinymusician.training.metrics import MetricsLog
+from tinymusician.training.rate import learning_rate
+from tinymusician.training.task import Task, to_device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often. `judge` names the held-out figure that picks the best checkpoint; lower is better."""
+
+    steps: int
+    peak_rate: float
+    warmup: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    judge: str
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among `world` workers."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class Loop:
+    """One run of a task through an engine, from the checkpoint `start` or from the beginning."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        plan: Plan,
+        metrics: MetricsLog,
+        checkpoints: Checkpoints,
+        worker: Worker = Worker(),
+        start: Checkpoint | None = None,
+        beat: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """`beat` is called with the number of finished steps, often: it tells the world that the run lives."""
+        self.task, self.engine, self.plan, self.worker, self.beat = task, engine, plan, worker, beat
+        self.metrics, self.checkpoints = metrics, checkpoints
+        self.done = start.step if start is not None else 0
+        best = checkpoints.best_step()
+        self.lowest = checkpoints.figures(best)[plan.judge] if best is not None else math.inf
+
+    def run(self) -> None:
+        """Train to the plan's end. The first validation is of the untrained module, at step 0."""
+        if self.done == 0:
+            self._checkpoint(self._validate())
+        window = Window()
+        while self.done < self.plan.steps:
+            self._step(window)
+            last = self.done == self.plan.steps
+            if last or self.done % self.plan.log_every == 0:
+                self._report(window)
+                window = Window()
+            judged = last or self.done % self.plan.validate_every == 0
+            figures = self._validate() if judged else {}
+            if judged or self.done % self.plan.checkpoint_every == 0:
+                self._checkpoint(figures)
+
+    def _step(self, window: Window) -> None:
+        batch = to_device(self.task.batch(self.done, self.worker.rank, self.worker.world), self.engine.device)
+        rate = learning_rate(self.done, self.plan.peak_rate, self.plan.warmup, self.plan.steps)
+        with self.engine.computing():
+            loss, scalars = self.task.loss(self.engine, batch, self.done)
+        norm = self.engine.step(loss, rate)
+        self.done += 1
+        window.add({"loss": loss.detach(), **scalars}, norm, rate)
+        self.beat(self.done)
+
+    def _report(self, window: Window) -> None:
+        row = window.means(self.worker.world)
+        if not math.isfinite(row["loss"]):
+            raise Diverged(
+                f"loss is {row['loss']} at step {self.done}: lower the learning rate, or resume an earlier step"
+            )
+        if self.worker.rank == 0:
+            self.metrics.add({"step": self.done, **row})
+
+    def _validate(self) -> dict[str, float]:
+        module = self.task.module
+        module.eval()
+        with torch.no_grad(), self.engine.computing():
+            figures = self.task.validate(self.engine)
+        module.train()
+        if self.worker.rank == 0:
+            self.metrics.add({"step": self.done, **{f"held_out/{name}": value for name, value in figures.items()}})
+        return figures
+
+    def _checkpoint(self, figures: dict[str, float]) -> None:
+        """Every worker contributes to the state; the first one writes it, with the metrics up to here."""
+        state = self.engine.state()
+        best = figures.get(self.plan.judge, math.inf) < self.lowest
+        if best:
+            self.lowest = figures[self.plan.judge]
+        if self.worker.rank == 0:
+            self.metrics.flush()
+            self.checkpoints.save(Checkpoint(self.done, state, figures), best)
+        if self.worker.world > 1:
+            dist.barrier()
+
+
+class Window:
+    """Sums over the steps between two reports."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._norm, self._rate, self._steps, self._began = 0.0, 0.0, 0, time.monotonic()
+
+    def add(self, scalars: dict[str, Tensor], norm: float, rate: float) -> None:
+        """Take in one step."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+        self._norm, self._rate, self._steps = self._norm + norm, rate, self._steps + 1
+
+    def means(self, world: int) -> dict[str, float]:
+        """Means over steps and workers, with the gradient norm, the last learning rate and the time a step took."""
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name] for name in names]) / self._steps
+        if world > 1:
+            dist.all_reduce(values)
+            values = values / world
+        row = dict(zip(names, values.tolist(), strict=True))
+        seconds = (time.monotonic() - self._began) / self._steps
+        return {
+            **row,
+            "gradient_norm": self._norm / self._steps,
+            "learning_rate": self._rate,
+            "seconds_a_step": seconds,
+        }
