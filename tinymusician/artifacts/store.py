@@ -12,13 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlparse
-
-from platformdirs import user_data_path
 
 from tinymusician.errors import NotFound, StoreError
-
-STORE_VARIABLE = "TMCTL_STORE"
 
 
 class Entry(NamedTuple):
@@ -55,23 +50,6 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove `key`; nothing happens when it is not there."""
-
-
-def open_store(url: str | None = None) -> Store:
-    """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
-
-    Raises:
-        StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
-    """
-    address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
-    parts = urlparse(address)
-    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
-        return LocalStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc:
-        from tinymusician.artifacts.s3 import S3Store
-
-        return S3Store(parts.netloc, parts.path.strip("/"))
-    raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
 
 
 def check_key(key: str) -> str:

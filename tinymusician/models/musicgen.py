@@ -44,7 +44,8 @@ class ConditionedDecoder(nn.Module):
     def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`."""
         batch, books, steps = inputs_BKS.shape
-        states = self.project(states_BLE) if self.project is not None else states_BLE
+        states = states_BLE.to(self.decoder.lm_heads[0].weight.dtype)
+        states = self.project(states) if self.project is not None else states
         states = states * mask_BL[..., None].to(states.dtype)
         output = self.decoder(
             input_ids=inputs_BKS.reshape(batch * books, steps),

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import EncodecFeatureExtractor
 
 from tinymusician.data.corpus import RenderedSplit, load_split
 from tinymusician.data.scores import Split, load_tunes
 from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.models.band import build_band
+from tinymusician.models.saving import save_musicgen
+from tinymusician.pretrain.clap import TrainableClap, clap_features, new_clap
 
 CORPUS_SEED = 0
 
@@ -57,14 +58,15 @@ def assemble(folder: Path, codec: Any, tokenizer: Any, weights: dict[str, Tensor
     save_musicgen(folder, model.half(), tokenizer)
 
 
-def save_musicgen(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Everything that `from_pretrained` and MusicGen's processor read: weights, configurations, tokenizer."""
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    rate = model.config.audio_encoder.sampling_rate
-    EncodecFeatureExtractor(feature_size=1, sampling_rate=rate, padding_side="left").save_pretrained(folder)
-
-
 def _split_prefix(weights: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     return own, {name: value for name, value in weights.items() if not name.startswith(prefix)}
+
+
+def save_clap(folder: Path, tokenizer: Any, weights: dict[str, Tensor]) -> None:
+    """Write band-clap (float16) with feature extractor and tokenizer, as `ClapModel` and `ClapProcessor` read it."""
+    trainable = TrainableClap(new_clap(len(tokenizer)))
+    trainable.load_state_dict(weights)
+    trainable.clap.half().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    clap_features().save_pretrained(folder)

@@ -21,7 +21,11 @@ from tinymusician.training.task import Task, to_device
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often. `judge` names the held-out figure that picks the best checkpoint; lower is better."""
+    """How long and how often.
+
+    `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_step` is what one
+    worker's step takes in, for the throughput that is reported.
+    """
 
     steps: int
     peak_rate: float
@@ -30,6 +34,7 @@ class Plan:
     validate_every: int
     checkpoint_every: int
     judge: str
+    codes_a_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Loop:
             raise Diverged(
                 f"loss is {row['loss']} at step {self.done}: lower the learning rate, or resume an earlier step"
             )
+        if self.plan.codes_a_step:
+            row["codes_a_second"] = self.plan.codes_a_step * self.worker.world / row["seconds_a_step"]
         if self.worker.rank == 0:
             self.metrics.add({"step": self.done, **row})
 

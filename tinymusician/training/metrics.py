@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+import time
+from typing import Any, Protocol
 
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import NotFound
 
 Row = dict[str, Any]
+_FLUSH_SECONDS = 5.0
+
+
+class Watcher(Protocol):
+    """Sees every row as it is added, such as TensorBoard's writer."""
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+
+    def flush(self) -> None:
+        """Make the rows so far durable."""
 
 
 class MetricsLog:
     """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and goes on from there."""
 
-    def __init__(self, store: Store, key: str, resume_at: int, watch: Callable[[Row], None] | None = None) -> None:
-        """`watch` is called with each new row: it draws the progress or feeds TensorBoard."""
-        self._store, self._key, self._watch = store, key, watch
+    def __init__(self, store: Store, key: str, resume_at: int, watcher: Watcher | None = None) -> None:
+        self._store, self._key, self._watcher = store, key, watcher
+        self._flushed = time.monotonic()
         self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
 
     def add(self, row: Row) -> None:
-        """Append a row; `flush` makes it durable."""
+        """Append a row; it is durable after `flush`, which happens by itself every few seconds."""
         self._rows.append({name: _finite(value) for name, value in row.items()})
-        if self._watch is not None:
-            self._watch(self._rows[-1])
+        if self._watcher is not None:
+            self._watcher.add(self._rows[-1])
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Write all rows to the store."""
         self._store.put(self._key, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        if self._watcher is not None:
+            self._watcher.flush()
+        self._flushed = time.monotonic()
 
 
 def read_metrics(store: Store, key: str) -> list[Row]:

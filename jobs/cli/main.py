@@ -1,0 +1,49 @@
+"""`tmctl`: the entry point, its options for every command, and how errors look."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.cli import artifacts, recipes, runs, submit
+from tinymusician.errors import TinyMusicianError
+
+app = typer.Typer(
+    name="tmctl",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Make big text-to-music models small: submit jobs to a Ray cluster, watch them, and keep what they make.\n\n"
+    "Start with `tmctl submit distill band`; `tmctl runs` lists what ran, `tmctl artifacts list` what came out.\n\n"
+    "`TMCTL_STORE` says where runs and artifacts are kept (`file:///folder` or `s3://bucket/prefix`), "
+    "`TMCTL_CLUSTER` which Ray cluster runs the jobs; without it a local one is used.",
+)
+app.add_typer(submit.app, name="submit")
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(artifacts.app, name="artifacts")
+runs.add_to(app)
+
+
+@app.callback()
+def everywhere(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options for every command."""
+    if debug:
+        os.environ["TMCTL_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run `tmctl`; an error that a user can mend becomes one line on standard error, and exit code 1."""
+    try:
+        app()
+    except TinyMusicianError as error:
+        if os.environ.get("TMCTL_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

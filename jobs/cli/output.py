@@ -1,0 +1,125 @@
+"""How the command line talks: JSON for scripts, tables and a bar for people, plain lines without a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from tinymusician.artifacts.runs import ENDED, RunFolder, summary
+from tinymusician.recipe import Recipe
+
+_POLL_SECONDS = 1.0
+_PLAIN_SECONDS = 15.0
+
+
+def emit(value: Any, as_json: bool, text: str) -> None:
+    """Print `value` as one JSON document, or `text`."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A plain table that lines up; readable with and without a terminal."""
+    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [columns, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1) -> None:
+    """Every value of a recipe with its meaning, and what a run of it will cost."""
+    from jobs.cost import cost
+
+    figures = cost(recipe, workers)
+    if as_json:
+        print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
+        return
+    print(f"{recipe.name}: {recipe.description}\n")
+    rows = _rows(recipe, "")
+    width = max(len(f"{name} = {value}") for name, value, _ in rows)
+    for name, value, meaning in rows:
+        print(f"  {f'{name} = {value}':<{min(width, 60)}}  {meaning}".rstrip())
+    print("\ncost")
+    for name, value in figures.items():
+        print(f"  {name.replace('_', ' ')}: {value}")
+
+
+def follow(run: RunFolder, quiet: bool) -> str:
+    """Watch a run until it ends: a bar on a terminal, a line now and then elsewhere; returns its last state."""
+    if quiet or not sys.stderr.isatty():
+        return _follow_plainly(run, quiet)
+    return _follow_with_bar(run)
+
+
+def _follow_plainly(run: RunFolder, quiet: bool) -> str:
+    shown, spoken = "", 0.0
+    while True:
+        facts = summary(run)
+        line = f"{facts['state']} {facts['stage'] or 'starting'} {facts['step']}/{facts['steps'] or '?'}"
+        due = time.monotonic() - spoken > _PLAIN_SECONDS or facts["state"] in ENDED
+        if not quiet and line != shown and due:
+            print(f"{line}{_latest_kl(run)}", file=sys.stderr, flush=True)
+            shown, spoken = line, time.monotonic()
+        if facts["state"] in ENDED:
+            return str(facts["state"])
+        time.sleep(_POLL_SECONDS)
+
+
+def _follow_with_bar(run: RunFolder) -> str:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar, stage = bars.add_task("starting", total=None), ""
+        while True:
+            facts = summary(run)
+            if (facts["stage"] or "") != stage:
+                stage = facts["stage"]
+                bars.reset(bar, total=facts["steps"])
+            bars.update(
+                bar,
+                description=f"{stage or 'starting'}{_latest_kl(run)}",
+                completed=facts["step"],
+                total=facts["steps"],
+            )
+            if facts["state"] in ENDED:
+                return str(facts["state"])
+            time.sleep(_POLL_SECONDS)
+
+
+def _latest_kl(run: RunFolder) -> str:
+    from tinymusician.training.metrics import read_metrics
+
+    rows = [row for row in read_metrics(run.store, run.key("metrics.jsonl")) if "held_out/kl" in row]
+    return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
+
+
+def _rows(part: Any, prefix: str) -> list[tuple[str, Any, str]]:
+    """Each value of a recipe as (dotted name, value, meaning)."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if hasattr(type(value), "model_fields"):
+            rows += _rows(value, f"{prefix}{name}.")
+        elif prefix or name not in {"name", "description"}:
+            rows.append(
+                (f"{prefix}{name}", list(value) if isinstance(value, tuple) else value, field.description or "")
+            )
+    return rows

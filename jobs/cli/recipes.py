@@ -1,0 +1,33 @@
+"""`tmctl recipes`: what can be made, with every value and what it costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit, print_recipe, table
+from tinymusician.recipe import load_recipe, recipe_names
+
+app = typer.Typer(rich_markup_mode="markdown", invoke_without_command=True, help="List recipes, or show one in full.")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def everything(context: typer.Context, json: Json = False) -> None:
+    """List the packaged recipes."""
+    if context.invoked_subcommand is None:
+        found = [load_recipe(name) for name in recipe_names()]
+        rows = [[recipe.name, recipe.description] for recipe in found]
+        emit([recipe.model_dump(mode="json") for recipe in found], json, table(["RECIPE", "WHAT IT MAKES"], rows))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A packaged recipe's name or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers to reckon the cost for.")] = 1,
+    json: Json = False,
+) -> None:
+    """Print every value of a recipe with its meaning, and what a run of it will cost."""
+    print_recipe(load_recipe(name, tuple(overrides or ())), json, workers)

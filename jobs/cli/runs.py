@@ -1,0 +1,82 @@
+"""`tmctl runs|status|logs|stop`: what ran, how it stands, what it printed. All of it is read from the store."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit, table
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import ENDED, RunFolder, list_runs, now, summary
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands at the top level."""
+    for command in (runs, status, logs, stop):
+        app.command()(command)
+
+
+def runs(json: Json = False) -> None:
+    """List all runs in the store, oldest first."""
+    found = [summary(run) for run in list_runs(open_store())]
+    rows = [
+        [
+            r["id"],
+            r["kind"],
+            r["state"],
+            f"{r['step']}/{r['steps'] or '?'}",
+            r["artifact"] or "",
+            (r["started"] or "")[:19],
+        ]
+        for r in found
+    ]
+    emit(found, json, table(["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"], rows) if rows else "no runs yet")
+
+
+def status(run: RunName, json: Json = False) -> None:
+    """Show how a run stands: state, step, figures, artifact."""
+    folder = RunFolder(open_store(), run)
+    facts = summary(folder)
+    facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
+    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name != "metrics"]
+    lines += [f"  {name}: {value}" for name, value in facts["metrics"].items()]
+    emit(facts, json, "\n".join(lines))
+
+
+def logs(
+    run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False
+) -> None:
+    """Print what a run printed."""
+    folder = RunFolder(open_store(), run)
+    folder.record()
+    printed = 0
+    while True:
+        ended = summary(folder)["state"] in ENDED
+        text = folder.log()
+        sys.stdout.write(text[printed:])
+        sys.stdout.flush()
+        printed = len(text)
+        if ended or not follow:
+            return
+        time.sleep(1)
+
+
+def stop(run: RunName) -> None:
+    """Stop a run's job. It keeps its checkpoints; `tmctl submit … --resume RUN` continues it."""
+    from jobs.submission import stop as stop_job
+
+    folder = RunFolder(open_store(), run)
+    stop_job(folder)
+    for _ in range(20):
+        if folder.status().state in ENDED:
+            break
+        time.sleep(0.5)
+    else:
+        folder.update(state="STOPPED", ended=now(), message="stopped; continue it with --resume")
+    print(f"run {run}: {folder.status().state}")

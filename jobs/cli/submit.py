@@ -1,0 +1,147 @@
+"""`tmctl submit`: check a recipe, send a job to the cluster, and watch it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit, follow, print_recipe
+from jobs.submission import Kind
+from tinymusician.recipe import load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Send a job to the Ray cluster and watch it.\n\n"
+    "Pressing Ctrl-C stops watching, not the job; `tmctl stop RUN` stops the job.",
+)
+
+RecipeName = Annotated[str, typer.Argument(help="A packaged recipe's name (`tmctl recipes`) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=50.")
+]
+Cluster = Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")]
+Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers, each with a GPU if the cluster has them.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job until it ends.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")]
+Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Continue this run from its last checkpoint.")]
+Name = Annotated[str | None, typer.Option(help="The run's name; made from recipe and time if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = 1,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Train a small student to imitate a big teacher, and keep it as an artifact.
+
+    The teacher samples music for the recipe's prompts, then the student learns the teacher's distribution over
+    codes on it. Teacher samples are kept in the store and used again by later runs.
+
+    Examples:
+    - `tmctl submit distill band`
+
+    - `tmctl submit distill band --set objective.skew=0.2 --set training.steps=100 --workers 2`
+
+    - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
+    """
+    start("distill", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
+@app.command()
+def precompute(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = 1,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Compute a teacher's samples and logits once, into shards in the store.
+
+    Distillation with `--set signals.source=cached` then needs no teacher on its GPUs. Shards that exist are not made
+    again, whichever run made them.
+
+    Example: `tmctl submit precompute band --workers 2`
+    """
+    start("precompute", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = 1,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Make the house band from nothing: render its corpus, train codec, language models and CLAP.
+
+    Takes hours on two cores and resumes where it stopped. The packaged weights were made this way.
+
+    Example: `tmctl submit pretrain band --no-wait`
+    """
+    start("pretrain", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
+def start(
+    kind: Kind,
+    recipe: str,
+    overrides: list[str] | None,
+    cluster: str | None,
+    workers: int,
+    wait: bool,
+    dry_run: bool,
+    resume: str | None,
+    name: str | None,
+    json: bool,
+) -> None:
+    """What the three commands share."""
+    from jobs.preflight import check
+    from tinymusician.artifacts.address import open_store
+    from tinymusician.artifacts.runs import RunFolder, summary
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    check(kind, loaded)
+    store = open_store()
+    if dry_run:
+        if resume:
+            RunFolder(store, resume).record()
+        print_recipe(loaded, json, workers)
+        return
+    from jobs.submission import submit
+
+    run = submit(store, kind, loaded, workers, cluster, name, resume)
+    if not json:
+        print(f"run {run.id}: submitted to {run.record().cluster}, kept in {store.url}", file=sys.stderr)
+    state = follow(run, quiet=json) if wait else "PENDING"
+    emit(summary(run), json, f"{run.id}" if not wait else _closing(run.id, summary(run)))
+    if state in {"FAILED", "STOPPED"}:
+        raise typer.Exit(1)
+
+
+def _closing(run: str, facts: dict[str, object]) -> str:
+    lines = [f"run {run}: {facts['state']} {facts['message'] or ''}".rstrip()]
+    if facts["artifact"]:
+        lines.append(f"artifact {facts['artifact']}")
+    metrics = facts["metrics"]
+    if isinstance(metrics, dict) and "kl_initial" in metrics:
+        lines.append(f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats a code")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Reaching a Ray cluster: the one that was named, one that runs on this machine, or a new local one on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinymusician.errors import ClusterError
+
+CLUSTER_VARIABLE = "TMCTL_CLUSTER"
+LOCAL = "http://127.0.0.1:8265"
+
+
+def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
+    """A client of Ray's Jobs API and the address it speaks to.
+
+    Without an address (or TMCTL_CLUSTER) a local Ray is used, and started if none runs and `start` is true.
+
+    Raises:
+        ClusterError: no cluster answers there, or no local one could be started.
+    """
+    wanted = address or os.environ.get(CLUSTER_VARIABLE)
+    if wanted:
+        return _client(wanted), wanted
+    try:
+        return _client(LOCAL), LOCAL
+    except ClusterError:
+        if not start:
+            raise
+    _start_local()
+    return _client(LOCAL), LOCAL
+
+
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError or ValueError by cause and version
+        raise ClusterError(
+            f"cluster {address}: no Ray dashboard answers there; check --cluster or {CLUSTER_VARIABLE}, "
+            f"such as http://HEAD:8265"
+        ) from error
+
+
+def _start_local() -> None:
+    """Start a Ray head that only this machine can reach."""
+    print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
+    environment = {**os.environ, **worker_environment()}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
+        raise ClusterError(f"a local Ray could not be started: {' '.join(last)}; `ray stop` clears away an old one")
+
+
+def worker_environment() -> dict[str, str]:
+    """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port."""
+    return {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

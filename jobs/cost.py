@@ -1,0 +1,58 @@
+"""What a distillation will cost, reckoned from shapes before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinymusician.models.shape import DecoderShape, shape_of
+from tinymusician.recipe import CutStudent, Recipe
+
+_GIB = 2**30
+_ADAM_BYTES = 16
+_ACTIVATION_BYTES = 34
+
+
+def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
+    """Parameters, steps, codes and memory a worker. Shapes of models that are not at hand stay unknown."""
+    training, seconds = recipe.training, recipe.sequences.seconds
+    teacher = shape_of(recipe.teacher.model)
+    student = student_shape(recipe, teacher)
+    figures: dict[str, Any] = {
+        "teacher_decoder_parameters": teacher.parameters if teacher else "unknown until its config.json is at hand",
+        "student_decoder_parameters": student.parameters if student else "unknown until its config.json is at hand",
+        "steps": training.steps,
+        "workers": workers,
+        "codes_seen": training.steps * training.batch_size * workers * round(seconds * 50) * 4,
+    }
+    if teacher and student:
+        figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
+        figures["memory_a_worker_gib"] = round(memory(recipe, teacher, student, workers) / _GIB, 2)
+        figures["memory_counts"] = (
+            "weights, gradients, AdamW moments, teacher, logits, activations; not the text encoder"
+        )
+    return figures
+
+
+def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
+    """The student's shape, from the teacher's for a cut one."""
+    if isinstance(recipe.student, CutStudent):
+        return teacher.with_layers(len(recipe.student.layers)) if teacher else None
+    return shape_of(recipe.student.model)
+
+
+def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
+    """Bytes a worker needs, roughly.
+
+    AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the moments over the
+    workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a step and channel
+    (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole).
+    """
+    training = recipe.training
+    shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
+    own = student.parameters * (_ADAM_BYTES - shared + shared / workers)
+    passes = 2 if recipe.teacher.target == "conditional" else 1
+    steps = training.batch_size * passes * (round(recipe.sequences.seconds * 50) + student.codebooks)
+    logits = 3 * 4 * steps * student.codebooks * student.vocabulary
+    activations = _ACTIVATION_BYTES * steps * student.width * student.layers
+    at_hand = 4 * teacher.parameters if recipe.signals.source == "online" else 0
+    return own + at_hand + logits + activations

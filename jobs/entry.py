@@ -1,0 +1,140 @@
+"""What Ray's Jobs API starts: a supervisor that runs the job as its child and keeps the run's log and state.
+
+The supervisor is small and does no work of its own, so it is there to say how the job ended, even if the job was
+killed. Usage: python -m jobs.entry RUN
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder, now
+from tinymusician.errors import NotFound, StoreError, TinyMusicianError
+
+_UPLOAD_SECONDS = 2.0
+_STAMP = "%Y-%m-%d %H:%M:%S"
+
+
+class Log:
+    """Passes lines on to standard output and keeps the run's log in the store up to date."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._text, self._sent = run, run.log(), -1
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._keep_sending, daemon=True)
+        self._thread.start()
+
+    def line(self, line: str) -> None:
+        """Take one line."""
+        print(line, end="", flush=True)
+        with self._lock:
+            self._text += line
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._stop.set()
+        self._thread.join()
+        self._send()
+
+    def _keep_sending(self) -> None:
+        while not self._stop.wait(_UPLOAD_SECONDS):
+            try:
+                self._send()
+            except StoreError as error:
+                print(f"log: {error}", file=sys.stderr)
+
+    def _send(self) -> None:
+        with self._lock:
+            text = self._text
+        if len(text) != self._sent:
+            self._run.store.put(self._run.key("log.txt"), text.encode())
+            self._sent = len(text)
+
+
+def supervise(run_id: str) -> int:
+    """Run the job, and say in the store how it went; returns its exit code."""
+    run = RunFolder(open_store(), run_id)
+    record = run.record()
+    run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
+    log = Log(run)
+    log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        child.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    assert child.stdout is not None
+    for line in child.stdout:
+        log.line(line)
+    code = child.wait()
+    run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
+    log.line(f"{time.strftime(_STAMP)} {run.status().state} {run.status().message}\n")
+    log.close()
+    return code
+
+
+def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:
+    if code == 0:
+        result = json.loads(run.store.get(run.key("result.json")))
+        return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
+    if stopped:
+        return {"state": "STOPPED", "message": "stopped; continue it with --resume"}
+    if code < 0:
+        message = f"its driver was killed by signal {-code}; continue it with --resume"
+        return {"state": "FAILED", "message": message}
+    try:
+        message = run.store.get(run.key("error.txt")).decode()
+    except NotFound:
+        message = f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
+    return {"state": "FAILED", "message": message}
+
+
+def child(kind: str, run_id: str) -> int:
+    """Run the job of this kind; an error for users becomes one line."""
+    from jobs import distill, precompute, pretrain
+
+    jobs = {"distill": distill.run, "precompute": precompute.run, "pretrain": pretrain.run}
+    run = RunFolder(open_store(), run_id)
+    run.store.delete(run.key("error.txt"))
+    try:
+        jobs[kind](run_id)
+    except Exception as error:
+        cause = for_users(error)
+        if cause is None:
+            raise
+        run.store.put(run.key("error.txt"), str(cause).encode())
+        print(f"error: {cause}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def for_users(error: BaseException | None) -> TinyMusicianError | None:
+    """The error for users behind what Ray Train raises for its workers, if there is one."""
+    while error is not None:
+        if isinstance(error, TinyMusicianError):
+            return error
+        for failure in getattr(error, "worker_failures", {}).values():
+            if (found := for_users(failure)) is not None:
+                return found
+        error = getattr(error, "_base_exc", None) or error.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(child(sys.argv[2], sys.argv[3]) if sys.argv[1] == "--child" else supervise(sys.argv[1]))

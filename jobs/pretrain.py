@@ -1,0 +1,221 @@
+"""The pretraining job: the house band made from nothing, each part a stage with checkpoints of its own.
+
+codec → tokens → band-large and band-small → band-clap → one artifact with three model folders. A stage that is done
+is not done again, so `--resume` goes on inside the stage that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.worker import Context, Stage, fit, train
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.errors import RecipeError
+from tinymusician.recipe import Pretraining
+
+LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
+
+
+def _part(context: Context) -> Pretraining:
+    part = context.recipe.pretrain
+    if part is None:
+        raise RecipeError(
+            f"recipe {context.recipe.name}: has no `pretrain` part; only the house band is made from nothing"
+        )
+    return part
+
+
+def _corpus(context: Context) -> Any:
+    from tinymusician.pretrain.band import load_corpus
+
+    part = _part(context)
+    return load_corpus(context.cache / "corpus", part.train_clips, part.held_out_clips)
+
+
+def _tokenizer(context: Context) -> Any:
+    from tinymusician.models.band import train_tokenizer
+
+    return train_tokenizer(_corpus(context).train.captions)
+
+
+def _plan(context: Context, steps: int, rate: float, judge: str) -> Any:
+    from tinymusician.training.loop import Plan
+
+    training = context.recipe.training
+    warmup = min(60, steps - 1)
+    every = max(1, min(200, steps // 2))
+    return Plan(steps, rate, warmup, min(training.log_every, steps), every, max(1, every // 2), judge)
+
+
+def codec_work(context: Context) -> None:
+    """Train the codec from its closed-form start."""
+    import torch
+
+    from tinymusician.models.codec import codec_config, new_codec
+    from tinymusician.pretrain.codec import CodecTask
+    from tinymusician.training.checkpoint import Checkpoints
+    from tinymusician.training.engine import AdamSettings
+
+    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    torch.manual_seed(seed)
+    task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch, seed)
+    if not Checkpoints(context.run.store, context.run.key("checkpoints/codec")).steps():
+        task.start()
+    plan = _plan(context, part.codec_steps, part.codec_rate, "log_mel/4")
+    settings = AdamSettings(beta1=0.8, beta2=0.99)
+    train(context, Stage("codec", task, plan, settings, part.codec_batch, 0, context.precision()))
+
+
+def trained_codec(context: Context) -> Any:
+    """The best codec of this run, rounded to float16 as it will be shipped, in evaluation mode."""
+    from tinymusician.models.codec import codec_config, new_codec
+    from tinymusician.pretrain.codec import TrainableCodec
+
+    trainable = TrainableCodec(new_codec(codec_config()))
+    trainable.load_state_dict(_best_weights(context, "codec"))
+    return trainable.codec.half().float().eval()
+
+
+def tokens_work(context: Context) -> None:
+    """Encode the splits with the trained codec, each worker its share of the clips' shards."""
+    from tinymusician.data.corpus import RenderedSplit
+    from tinymusician.distill.sequences import make_missing
+    from tinymusician.pretrain.band import encode_split
+
+    codec, tokenizer, corpus = trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
+    for name in ("train", "validation"):
+        split: RenderedSplit = getattr(corpus, name)
+        shards = _token_shards(context, name, len(split.clips))
+
+        def make(index: int, split: RenderedSplit = split) -> dict[str, Any]:
+            own = slice(index * _CLIPS_A_SHARD, (index + 1) * _CLIPS_A_SHARD)
+            return {"codes": encode_split(codec, tokenizer, RenderedSplit(split.samples[own], split.clips[own])).codes}
+
+        make_missing(shards, make, context.rank, context.world, partial(_told, context, name, shards.count))
+    context.meet()
+
+
+_CLIPS_A_SHARD = 500
+
+
+def _token_shards(context: Context, split: str, clips: int) -> Any:
+    from tinymusician.data.shards import ShardSet
+
+    facts = {"run": context.run_id, "split": split, "clips": clips}
+    return ShardSet(context.run.store, "tokens", facts, -(-clips // _CLIPS_A_SHARD))
+
+
+def _told(context: Context, split: str, count: int, index: int) -> None:
+    print(f"{split} tokens: shard {index + 1} of {count}")
+    context.run.beat(f"{split} tokens", index + 1, count)
+
+
+def _tokens(context: Context, name: str) -> Any:
+    import numpy as np
+
+    from tinymusician.data.shards import read_arrays
+    from tinymusician.data.tokens import TokenSet, tokenize_captions
+
+    split = getattr(_corpus(context), name)
+    shards = _token_shards(context, name, len(split.clips))
+    codes = np.concatenate([read_arrays(shards.fetch(index, context.cache))["codes"] for index in range(shards.count)])
+    return TokenSet(codes, *tokenize_captions(_tokenizer(context), split.captions))
+
+
+def language_model_work(context: Context, name: str, layers: int) -> None:
+    """Train text encoder and decoder of one member of the family."""
+    import torch
+
+    from tinymusician.models.band import build_band
+    from tinymusician.pretrain.language_model import LanguageModelTask
+    from tinymusician.training.engine import AdamSettings
+
+    part, seed = _part(context), context.recipe.training.seed
+    torch.manual_seed(seed)
+    model = build_band(trained_codec(context), len(_tokenizer(context)), layers)
+    tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
+    task = LanguageModelTask(model, tokens, held_out, part.teacher_batch, seed)
+    task.module.to(context.device)
+    plan = _plan(context, part.teacher_steps, part.teacher_rate, "cross_entropy/right")
+    settings = AdamSettings(weight_decay=0.05)
+    train(context, Stage(name, task, plan, settings, part.teacher_batch, 0, context.precision()))
+
+
+def clap_work(context: Context) -> None:
+    """Train band-clap."""
+    import torch
+
+    from tinymusician.pretrain.clap import ClapTask, new_clap
+    from tinymusician.training.engine import AdamSettings
+
+    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(context)
+    task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch, seed)
+    plan = _plan(context, part.clap_steps, 1e-3, "loss")
+    train(context, Stage("band-clap", task, plan, AdamSettings(beta2=0.999), part.clap_batch, 0, context.precision()))
+
+
+def finish(context: Context) -> None:
+    """Write the three model folders in float16 and publish them as one artifact."""
+    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
+    from tinymusician.pretrain.band import assemble, save_clap
+    from tinymusician.training.checkpoint import Checkpoints
+
+    codec, tokenizer = trained_codec(context), _tokenizer(context)
+    figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
+            assemble(folder / member, codec, tokenizer, _best_weights(context, member), layers)
+        save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
+        for stage in ("codec", "band-large", "band-small", "band-clap"):
+            checkpoints = Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"))
+            best = checkpoints.best_step()
+            assert best is not None, "every stage validates at its end"
+            figures[stage] = {"step": best, **checkpoints.figures(best)}
+        record = context.record
+        manifest = publish(
+            context.run.store,
+            folder,
+            name=f"{context.recipe.name}-weights",
+            kind="pretrained",
+            recipe=record.recipe,
+            lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
+            metrics=figures,
+            licence=LICENCE,
+        )
+    result = {"artifact": manifest.reference, "metrics": figures}
+    context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())
+
+
+def _best_weights(context: Context, stage: str) -> dict[str, Any]:
+    from tinymusician.training.checkpoint import Checkpoints
+
+    best = Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}")).best()
+    assert best is not None, f"stage {stage} runs before those that need it"
+    return best.state.weights
+
+
+def run(run_id: str) -> None:
+    """The driver: the stages in order; each goes on from its own checkpoint, so a finished one ends at once."""
+    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
+
+    store = open_store()
+    record = RunFolder(store, run_id).record()
+    restarts = record.recipe["training"]["restarts"]
+    for work in (
+        codec_work,
+        tokens_work,
+        partial(language_model_work, name="band-large", layers=TEACHER_LAYERS),
+        partial(language_model_work, name="band-small", layers=STUDENT_LAYERS),
+        clap_work,
+    ):
+        fit(work, store.url, run_id, record.workers, restarts)
+    fit(finish, store.url, run_id, 1, restarts)

@@ -1,0 +1,141 @@
+"""Submitting a run: its record goes into the store first, then the job goes to the cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from jobs import cluster
+from tinymusician.artifacts.address import STORE_VARIABLE
+from tinymusician.artifacts.runs import ENDED, RunFolder, RunRecord, check_run_name, now, presumed
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import ClusterError, RunError
+from tinymusician.recipe import Recipe
+
+Kind = Literal["pretrain", "precompute", "distill"]
+_PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors")
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
+
+
+def submit(
+    store: Store, kind: Kind, recipe: Recipe, workers: int, address: str | None, name: str | None, resume: str | None
+) -> RunFolder:
+    """Record a run and start its job; `resume` continues an earlier run with its own recipe.
+
+    Raises:
+        RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
+        ClusterError: the cluster cannot be reached or refuses the job.
+    """
+    run = RunFolder(store, check_run_name(resume or name or new_name(recipe.name, kind)))
+    if resume:
+        check_resumable(run, kind)
+    elif run.exists():
+        raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
+    client, where = cluster.connect(address)
+    submission = f"{run.id}-{secrets.token_hex(3)}"
+    content = recipe.model_dump(mode="json") if not resume else run.record().recipe
+    run.write_record(
+        RunRecord(
+            id=run.id,
+            kind=kind,
+            recipe=content,
+            workers=workers,
+            created=run.record().created if resume else now(),
+            versions=versions(),
+            git=git_state(),
+            seeds={"training": content["training"]["seed"]},
+            cluster=where,
+            submission=submission,
+        )
+    )
+    run.update(state="PENDING", message="", ended=None)
+    try:
+        client.submit_job(
+            entrypoint=f"python -m jobs.entry {run.id}",
+            submission_id=submission,
+            runtime_env=_runtime_environment(store, where),
+            metadata={"run": run.id, "kind": kind},
+        )
+    except Exception as error:
+        run.update(state="FAILED", ended=now(), message=f"the cluster refused the job: {error}")
+        raise ClusterError(f"cluster {where}: refused the job ({error})") from error
+    return run
+
+
+def check_resumable(run: RunFolder, kind: str) -> None:
+    """A run can be continued when it is of this kind and neither finished nor still running."""
+    record = run.record()
+    state = presumed(run.status(), run.progress()).state
+    if record.kind != kind:
+        raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
+    if state == "SUCCEEDED":
+        raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
+    if state == "RUNNING" and _is_alive(record):
+        raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
+
+
+def stop(run: RunFolder) -> None:
+    """Ask the cluster to end a run's job.
+
+    Raises:
+        RunError: the run has ended already.
+    """
+    record = run.record()
+    if run.status().state in ENDED:
+        raise RunError(f"run {run.id!r}: has ended ({run.status().state})")
+    client, _ = cluster.connect(record.cluster, start=False)
+    client.stop_job(record.submission)
+
+
+def _is_alive(record: RunRecord) -> bool:
+    """Whether the cluster still knows this run's job as running; a cluster that is gone runs nothing."""
+    try:
+        client, _ = cluster.connect(record.cluster, start=False)
+        return str(client.get_job_status(record.submission)) in {"PENDING", "RUNNING"}
+    except (ClusterError, RuntimeError):
+        return False
+
+
+def new_name(recipe: str, kind: str) -> str:
+    """A run's name: recipe, kind, local time, and four digits against clashes."""
+    return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a run's figures depend on."""
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, str]:
+    """Commit and cleanliness of the checkout this code runs from, if it is one."""
+
+    def git(*words: str) -> str:
+        ended = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return ended.stdout.strip() if ended.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
+
+
+def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
+    """The store's address, and this code itself where the cluster is another machine. Credentials never travel."""
+    variables = {STORE_VARIABLE: store.url, **cluster.worker_environment()}
+    variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if urlparse(where).hostname not in {"127.0.0.1", "localhost"}:
+        root = Path(__file__).parents[1]
+        environment["py_modules"] = [str(root / "tinymusician"), str(root / "jobs")]
+    return environment

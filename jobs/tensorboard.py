@@ -1,0 +1,31 @@
+"""A run's metrics as TensorBoard event files, kept in the store beside the run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tinymusician.artifacts.runs import RunFolder
+
+
+class TensorBoard:
+    """Writes rows to an event file in a scratch folder and copies it to the store when they are flushed."""
+
+    def __init__(self, run: RunFolder, stage: str, resume_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._run, self._stage = run, stage
+        self._scratch = tempfile.TemporaryDirectory()
+        purge = resume_at + 1 if resume_at >= 0 else None
+        self._writer = SummaryWriter(self._scratch.name, purge_step=purge)
+
+    def add(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+        for path in Path(self._scratch.name).iterdir():
+            self._run.store.upload(path, self._run.key(f"tensorboard/{self._stage}/{path.name}"))

@@ -1,0 +1,162 @@
+"""Running work on Ray Train's workers: what a worker knows, and how a training stage runs on it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_cache_path
+
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder, RunRecord
+from tinymusician.recipe import Recipe, parse_recipe
+
+_BEAT_SECONDS = 2.0
+_LONGEST_WAIT = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a worker knows: its place among the others, its run, and where it may keep files."""
+
+    store_url: str
+    run_id: str
+    rank: int
+    world: int
+    device: str
+
+    @cached_property
+    def run(self) -> RunFolder:
+        """The run's folder in the store."""
+        return RunFolder(open_store(self.store_url), self.run_id)
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """What was asked for."""
+        return self.run.record()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe."""
+        return parse_recipe(self.record.recipe, self.run_id)
+
+    @property
+    def cache(self) -> Path:
+        """A folder of this machine that outlives the run."""
+        return user_cache_path("tinymusician", ensure_exists=True)
+
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """The recipe's precision, with `auto` settled by the device."""
+        import torch
+
+        wish = self.recipe.training.precision
+        if wish != "auto":
+            return wish
+        return "bfloat16" if self.device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+    def meet(self) -> None:
+        """Wait until every worker is here."""
+        import torch.distributed as dist
+
+        if self.world > 1:
+            dist.barrier()
+
+
+Work = Callable[[Context], None]
+
+
+def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) -> None:
+    """Run `work` on `workers` Ray Train workers, each with a GPU if the cluster has any, restarted when they die."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+    resources = ray.cluster_resources()
+    gpu = resources.get("GPU", 0) >= workers
+    cpus = max(1, int(resources.get("CPU", 1) // workers))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"work": work, "store_url": store_url, "run_id": run_id, "gpu": gpu},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_LONGEST_WAIT),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1 if gpu else cpus}
+            ),
+            run_config=RunConfig(name=run_id, storage_path=folder, failure_config=FailureConfig(max_failures=restarts)),
+        )
+        trainer.fit()
+
+
+def _on_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls in every worker process."""
+    import ray.train
+
+    if not config["gpu"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    place = ray.train.get_context()
+    device = "cuda" if config["gpu"] else "cpu"
+    context = Context(config["store_url"], config["run_id"], place.get_world_rank(), place.get_world_size(), device)
+    config["work"](context)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage: a task with its plan and the optimizer's settings. `name` is also its folder in the run."""
+
+    name: str
+    task: Any
+    plan: Any
+    settings: Any
+    batch_size: int
+    zero: Literal[0, 1, 2, 3]
+    precision: Literal["float32", "bfloat16"]
+
+
+def train(context: Context, stage: Stage) -> None:
+    """Run a stage's loop from its latest checkpoint in the store, if there is one, to its end."""
+    from jobs.tensorboard import TensorBoard
+    from tinymusician.training.checkpoint import Checkpoints
+    from tinymusician.training.deepspeed_engine import DeepSpeedEngine
+    from tinymusician.training.loop import Loop, Worker
+    from tinymusician.training.metrics import MetricsLog
+
+    store, plan = context.run.store, stage.plan
+    checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"))
+    start = checkpoints.latest()
+    if context.rank == 0:
+        print(
+            f"{stage.name}: {'from the beginning' if start is None else f'from step {start.step}'}, {plan.steps} steps"
+        )
+    state = start.state if start is not None else None
+    engine = DeepSpeedEngine(stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state)
+    resume_at = start.step if start is not None else -1
+    board = TensorBoard(context.run, stage.name, resume_at) if context.rank == 0 else None
+    metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, board)
+    worker = Worker(context.rank, context.world)
+    Loop(stage.task, engine, plan, metrics, checkpoints, worker, start, _beat(context, stage.name, plan.steps)).run()
+
+
+def metrics_name(stage: str) -> str:
+    """Where a stage's metrics lie in its run: distillation's are the run's own."""
+    return "metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl"
+
+
+def _beat(context: Context, stage: str, steps: int) -> Callable[[int], None]:
+    """Tell the store now and then how far the run is; only the first worker does."""
+    last = -_BEAT_SECONDS
+
+    def beat(step: int) -> None:
+        nonlocal last
+        if context.rank == 0 and (time.monotonic() - last >= _BEAT_SECONDS or step == steps):
+            context.run.beat(stage, step, steps)
+            last = time.monotonic()
+
+    return beat

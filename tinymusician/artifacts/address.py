@@ -1,0 +1,30 @@
+"""Which store an address means: `file:///folder` or `s3://bucket/prefix`, from TMCTL_STORE or the user's own folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from platformdirs import user_data_path
+
+from tinymusician.artifacts.s3 import S3Store
+from tinymusician.artifacts.store import LocalStore, Store
+from tinymusician.errors import StoreError
+
+STORE_VARIABLE = "TMCTL_STORE"
+
+
+def open_store(url: str | None = None) -> Store:
+    """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
+
+    Raises:
+        StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
+    """
+    address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
+    parts = urlparse(address)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Store(parts.netloc, parts.path.strip("/"))
+    raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")

@@ -1,0 +1,137 @@
+"""Manifests: what an artifact is made of, where it comes from, how good it is, and under which licence.
+
+An artifact is a list of files, each a blob. Its manifest is canonical JSON under `artifacts/NAME/DIGEST.json`, where
+DIGEST is the manifest's own SHA-256; `NAME@sha256:DIGEST` names it for ever, `NAME` alone means the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tinymusician.artifacts.blobs import get_blob, put_blob
+from tinymusician.artifacts.store import Store, check_key
+from tinymusician.errors import Corrupt, NotFound, StoreError
+
+_REFERENCE = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?$")
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """An artifact. `lineage` holds the teacher's digest, data, run and code version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: str
+    created: datetime
+    files: tuple[FileEntry, ...]
+    recipe: dict[str, Any]
+    lineage: dict[str, Any]
+    metrics: dict[str, Any]
+    licence: str
+
+    def canonical(self) -> bytes:
+        """The bytes whose digest names the artifact: sorted keys, no spaces, UTF-8."""
+        content = self.model_dump(mode="json")
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the canonical manifest."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def reference(self) -> str:
+        """The artifact's permanent name."""
+        return f"{self.name}@sha256:{self.digest}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
+    """Store every file of `folder`, then the manifest; `facts` are the manifest's other fields."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=put_blob(store, path))
+        for path in paths
+    )
+    manifest = Manifest(created=datetime.now(UTC).replace(microsecond=0), files=files, **facts)
+    store.put(f"artifacts/{manifest.name}/{manifest.digest}.json", manifest.canonical())
+    return manifest
+
+
+def find(store: Store, reference: str) -> Manifest:
+    """The manifest behind NAME or NAME@sha256:DIGEST (a prefix of six digits or more will do).
+
+    Raises:
+        StoreError: not a reference, none or several artifacts fit, or the manifest is damaged.
+    """
+    parts = _REFERENCE.match(reference)
+    if parts is None:
+        raise StoreError(f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST")
+    wanted = parts["digest"] or ""
+    fitting = [m for m in list_manifests(store, parts["name"]) if m.digest.startswith(wanted)]
+    if not fitting:
+        raise NotFound(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
+    if wanted and len(fitting) > 1:
+        raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
+    return fitting[-1]
+
+
+def list_manifests(store: Store, name: str = "") -> list[Manifest]:
+    """Every artifact, or those of one name, oldest first."""
+    prefix = f"artifacts/{name}/" if name else "artifacts/"
+    manifests = [_read(store, entry.key) for entry in store.list(prefix)]
+    return sorted(manifests, key=lambda manifest: (manifest.created, manifest.digest))
+
+
+def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
+    """Fetch every file and compare digests; returns one line a problem, none if all is well."""
+    problems = []
+    for file in manifest.files:
+        try:
+            get_blob(store, file.sha256, scratch / "blob")
+            if (scratch / "blob").stat().st_size != file.size:
+                problems.append(
+                    f"{file.path}: {(scratch / 'blob').stat().st_size} bytes; the manifest says {file.size}"
+                )
+        except StoreError as error:
+            problems.append(f"{file.path}: {error}")
+    return problems
+
+
+def fetch(store: Store, manifest: Manifest, folder: Path, told: Callable[[str], None] = lambda path: None) -> None:
+    """Write an artifact's files into `folder`, each checked against its digest before it appears."""
+    for file in manifest.files:
+        get_blob(store, file.sha256, folder / check_key(file.path))
+        told(file.path)
+
+
+def _read(store: Store, key: str) -> Manifest:
+    data = store.get(key)
+    if hashlib.sha256(data).hexdigest() != Path(key).stem:
+        raise Corrupt(f"store {store.url}: {key} does not hold the manifest of that digest")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise Corrupt(f"store {store.url}: {key} is not a manifest ({error.error_count()} fields are wrong)") from error

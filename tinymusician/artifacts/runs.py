@@ -1,0 +1,193 @@
+"""Runs in the store: what was asked, how it stands, its log and metrics. Readable when the cluster is long gone.
+
+runs/ID/record.json     what was asked: resolved recipe, versions, git state, seeds, workers
+runs/ID/status.json     how it stands: state, artifact, metrics; written by the job's supervisor alone
+runs/ID/progress.json   stage, step, last sign of life; written by the first worker alone
+runs/ID/log.txt         everything the job printed
+runs/ID/metrics.jsonl   one JSON object a line
+runs/ID/checkpoints/    see tinymusician.training.checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import NotFound, RunError
+
+State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
+RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{0,80}$")
+SILENCE = timedelta(seconds=60)
+"""A run that is said to be running and has not stirred for this long is presumed dead."""
+
+
+class RunRecord(BaseModel):
+    """What was asked for; written once, and again by `--resume` with what differs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: str
+    recipe: dict[str, Any]
+    workers: int
+    created: datetime
+    versions: dict[str, str]
+    git: dict[str, str]
+    seeds: dict[str, int]
+    cluster: str
+    submission: str
+
+
+class RunStatus(BaseModel):
+    """How a run stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: State = "PENDING"
+    started: datetime | None = None
+    ended: datetime | None = None
+    message: str = ""
+    artifact: str | None = None
+    metrics: dict[str, Any] = {}
+
+
+class Progress(BaseModel):
+    """How far a run is, and when it last said so."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    step: int
+    steps: int
+    beat: datetime
+
+
+class RunFolder:
+    """One run's place in a store."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self.store, self.id = store, run
+
+    def key(self, name: str) -> str:
+        """The key of a file of this run."""
+        return f"runs/{self.id}/{name}"
+
+    def exists(self) -> bool:
+        """Whether such a run was ever recorded."""
+        return self.store.exists(self.key("record.json"))
+
+    def record(self) -> RunRecord:
+        """What was asked for.
+
+        Raises:
+            RunError: there is no such run.
+        """
+        try:
+            return RunRecord.model_validate_json(self.store.get(self.key("record.json")))
+        except NotFound as error:
+            raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists those that are") from error
+
+    def write_record(self, record: RunRecord) -> None:
+        """Set the record."""
+        self.store.put(self.key("record.json"), record.model_dump_json(indent=2).encode())
+
+    def status(self) -> RunStatus:
+        """How the run stands, as it last said itself."""
+        try:
+            return RunStatus.model_validate_json(self.store.get(self.key("status.json")))
+        except NotFound:
+            return RunStatus()
+
+    def update(self, **changes: Any) -> RunStatus:
+        """Change some fields of the status."""
+        status = self.status().model_copy(update=changes)
+        self.store.put(self.key("status.json"), status.model_dump_json(indent=2).encode())
+        return status
+
+    def progress(self) -> Progress | None:
+        """How far the run is, None before its first sign of life."""
+        try:
+            return Progress.model_validate_json(self.store.get(self.key("progress.json")))
+        except NotFound:
+            return None
+
+    def beat(self, stage: str, step: int, steps: int) -> None:
+        """A sign of life."""
+        progress = Progress(stage=stage, step=step, steps=steps, beat=now())
+        self.store.put(self.key("progress.json"), progress.model_dump_json().encode())
+
+    def log(self) -> str:
+        """What the run printed so far."""
+        try:
+            return self.store.get(self.key("log.txt")).decode("utf-8", "replace")
+        except NotFound:
+            return ""
+
+
+def list_runs(store: Store) -> list[RunFolder]:
+    """Every run of a store, oldest first."""
+    keys = [entry.key for entry in store.list("runs/")]
+    folders = [
+        RunFolder(store, key.split("/")[1]) for key in keys if key.count("/") == 2 and key.endswith("/record.json")
+    ]
+    return sorted(folders, key=lambda folder: folder.record().created)
+
+
+def summary(folder: RunFolder) -> dict[str, Any]:
+    """A run as scripts see it."""
+    record, progress = folder.record(), folder.progress()
+    status = presumed(folder.status(), progress)
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "recipe": record.recipe.get("name"),
+        "state": status.state,
+        "artifact": status.artifact,
+        "started": status.started.isoformat() if status.started else None,
+        "ended": status.ended.isoformat() if status.ended else None,
+        "metrics": status.metrics,
+        "stage": progress.stage if progress else None,
+        "step": progress.step if progress else 0,
+        "steps": progress.steps if progress else None,
+        "message": status.message,
+        "workers": record.workers,
+    }
+
+
+def presumed(status: RunStatus, progress: Progress | None) -> RunStatus:
+    """A running run without a sign of life for a minute counts as failed: its driver or its cluster died."""
+    stirred = max((time for time in (status.started, progress and progress.beat) if time), default=None)
+    if status.state != "RUNNING" or stirred is None or now() - stirred < SILENCE:
+        return status
+    silence = int((now() - stirred).total_seconds())
+    message = f"no sign of life for {silence} s: its driver or its cluster died; continue it with --resume"
+    return status.model_copy(update={"state": "FAILED", "message": message})
+
+
+def check_run_name(name: str) -> str:
+    """Return `name` if it can name a run.
+
+    Raises:
+        RunError: it cannot.
+    """
+    if not RUN_NAME.match(name):
+        raise RunError(
+            f"run name {name!r}: allowed are lower-case letters, digits, '.' and '-', at most 81, no '-' first"
+        )
+    return name
+
+
+def now() -> datetime:
+    """The present time in UTC."""
+    return datetime.now(UTC)
+
+
+def dump(value: Any) -> str:
+    """JSON for people."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

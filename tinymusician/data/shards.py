@@ -1,0 +1,89 @@
+"""Shards in the store: named arrays made piece by piece, so that interrupted work goes on where it stopped.
+
+A set of shards is known by the fingerprint of everything its content depends on. Each shard is a content-addressed
+blob and a note that names it; the note is written last, so a shard is either whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tinymusician.artifacts.blobs import get_blob, put_blob
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import Corrupt, DataError
+
+Arrays = dict[str, Any]
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """The SHA-256 of facts in canonical JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class ShardSet:
+    """`count` shards of one kind under `shards/KIND/FINGERPRINT` of a store."""
+
+    def __init__(self, store: Store, kind: str, facts: dict[str, Any], count: int) -> None:
+        self.store, self.count = store, count
+        self.fingerprint = fingerprint(facts)
+        self._prefix = f"shards/{kind}/{self.fingerprint}"
+        self._paths: dict[int, Path] = {}
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made, in order."""
+        present = {entry.key for entry in self.store.list(f"{self._prefix}/")}
+        return [index for index in range(self.count) if self._key(index) not in present]
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        """Store one shard."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.safetensors"
+            save_file(arrays, path)
+            note = {"sha256": put_blob(self.store, path), "size": path.stat().st_size}
+        self.store.put(self._key(index), json.dumps(note).encode())
+
+    def fetch(self, index: int, cache: Path) -> Path:
+        """The local file of one shard, fetched into `cache` and checked if it is not there yet.
+
+        Raises:
+            Corrupt: the stored bytes differ from the shard's digest; the shard is forgotten, to be made again.
+        """
+        if index in self._paths:
+            return self._paths[index]
+        digest = json.loads(self.store.get(self._key(index)))["sha256"]
+        path = cache / f"{digest}.safetensors"
+        if not path.exists():
+            try:
+                get_blob(self.store, digest, path)
+            except Corrupt as error:
+                self.forget(index)
+                raise Corrupt(
+                    f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"
+                ) from error
+        self._paths[index] = path
+        return path
+
+    def forget(self, index: int) -> None:
+        """Drop a shard's note and blob."""
+        digest = json.loads(self.store.get(self._key(index)))["sha256"]
+        self.store.delete(self._key(index))
+        self.store.delete(f"blobs/sha256/{digest}")
+
+    def _key(self, index: int) -> str:
+        return f"{self._prefix}/shard-{index:05d}.json"
+
+
+def read_arrays(path: Path) -> Arrays:
+    """All arrays of a shard's file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except SafetensorError as error:
+        raise DataError(f"shard {path.name}: not a safetensors file ({error})") from error

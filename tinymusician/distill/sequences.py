@@ -1,0 +1,152 @@
+"""The code sequences that teacher and student are compared on: the teacher's own samples, clips' tokens, or both."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinymusician.data.shards import ShardSet, read_arrays
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.errors import DataError
+from tinymusician.models.musicgen import encode_text
+from tinymusician.models.sampling import sample_codes
+
+
+class TeacherSamples:
+    """The teacher's samples for `texts`, `samples` each, as shards of `shard_prompts` prompts.
+
+    A shard depends on its own prompts and the seed only, so shards can be made in any order by any worker.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        tokenizer: Any,
+        texts: list[str],
+        samples: int,
+        frames: int,
+        guidance: float,
+        top_k: int,
+        temperature: float,
+        seed: int,
+        shard_prompts: int,
+    ) -> None:
+        self._teacher, self._frames, self._samples = teacher, frames, samples
+        self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
+        self._seed, self._shard = seed, shard_prompts
+        ids, mask = tokenize_captions(tokenizer, texts)
+        self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-len(self._ids) // (self._shard * self._samples))
+
+    def make(self, index: int) -> dict[str, Any]:
+        """Sample one shard: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
+        size = self._shard * self._samples
+        ids, mask = (part[index * size : (index + 1) * size] for part in (self._ids, self._mask))
+        device = next(self._teacher.decoder.parameters()).device
+        with torch.no_grad():
+            text = encode_text(self._teacher, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
+        codes = sample_codes(
+            self._teacher, text, self._frames, generator, self._guidance, self._top_k, self._temperature
+        )
+        return {"codes": codes.numpy().astype(np.int16), "text_ids": ids, "text_mask": mask}
+
+
+def make_missing(
+    shards: ShardSet, make: Callable[[int], dict[str, Any]], rank: int, world: int, told: Callable[[int], None]
+) -> None:
+    """Make this worker's share of the shards that are missing; `told` hears of each one done."""
+    for index in shards.missing():
+        if index % world == rank:
+            shards.write(index, make(index))
+            told(index)
+
+
+def read_samples(shards: ShardSet, cache: Path) -> TokenSet:
+    """All samples of a complete set of shards, in order."""
+    parts = [read_arrays(shards.fetch(index, cache)) for index in range(shards.count)]
+    return TokenSet(*(np.concatenate([part[name] for part in parts]) for name in ("codes", "text_ids", "text_mask")))
+
+
+def read_clips(codec: Any, tokenizer: Any, folder: Path, frames: int) -> TokenSet:
+    """The codec's tokens of the WAV files in `folder`, each cut into pieces of `frames`, with their captions.
+
+    Raises:
+        DataError: no WAV files, no caption beside one, a wrong sampling rate, or nothing long enough.
+    """
+    paths = sorted(folder.glob("*.wav"))
+    if not paths:
+        raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
+    rate, hop = codec.config.sampling_rate, int(np.prod(codec.config.upsampling_ratios))
+    pieces: list[npt.NDArray[np.float32]] = []
+    captions: list[str] = []
+    for path in paths:
+        own = _pieces(read_wave(path, rate), frames * hop)
+        pieces += own
+        captions += [_caption_beside(path)] * len(own)
+    if not pieces:
+        raise DataError(f"clips {folder}: none is {frames * hop / rate:g} s long, which sequences.seconds asks for")
+    with torch.no_grad():
+        codes = [codec.encode(torch.from_numpy(piece)[None, None]).audio_codes[0, 0].numpy() for piece in pieces]
+    return TokenSet(np.stack(codes).astype(np.int16), *tokenize_captions(tokenizer, captions))
+
+
+def read_wave(path: Path, rate: int) -> npt.NDArray[np.float32]:
+    """A 16-bit PCM WAV file as mono samples in [-1, 1].
+
+    Raises:
+        DataError: not such a file, or another sampling rate than `rate`.
+    """
+    try:
+        with wave.open(str(path)) as file:
+            if file.getframerate() != rate or file.getsampwidth() != 2:
+                given = f"{file.getframerate()} Hz, {8 * file.getsampwidth()} bit"
+                raise DataError(f"clip {path}: {given}; the codec needs {rate} Hz, 16 bit")
+            frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+    except (wave.Error, EOFError, OSError) as error:
+        raise DataError(f"clip {path}: not a readable WAV file ({error})") from error
+    mono: npt.NDArray[np.float32] = np.asarray(frames.mean(axis=1) / 32768, np.float32)
+    return mono
+
+
+def mix(samples: TokenSet, clips: TokenSet, clip_share: float) -> TokenSet:
+    """Samples and clips in one set in which clips have the share `clip_share`; clips repeat where they are too few."""
+    if clip_share == 1:
+        return clips
+    wanted = round(len(samples.codes) * clip_share / (1 - clip_share))
+    rows = np.arange(wanted) % len(clips.codes)
+    length = max(samples.text_ids.shape[1], clips.text_ids.shape[1])
+    return TokenSet(
+        np.concatenate([samples.codes, clips.codes[rows]]),
+        np.concatenate([_padded(samples.text_ids, length), _padded(clips.text_ids[rows], length)]),
+        np.concatenate([_padded(samples.text_mask, length), _padded(clips.text_mask[rows], length)]),
+    )
+
+
+def _padded(array_NL: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    return np.pad(array_NL, ((0, 0), (0, length - array_NL.shape[1])))
+
+
+def _pieces(samples: npt.NDArray[np.float32], size: int) -> list[npt.NDArray[np.float32]]:
+    return [samples[start : start + size] for start in range(0, len(samples) - size + 1, size)]
+
+
+def _caption_beside(path: Path) -> str:
+    text = path.with_suffix(".txt")
+    try:
+        caption = text.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"clip {path}: its caption {text.name} is missing or not UTF-8 text") from error
+    if not caption:
+        raise DataError(f"clip {path}: its caption {text.name} is empty")
+    return caption

@@ -1,0 +1,166 @@
+"""The engine for clusters: DeepSpeed with ZeRO stages 0 to 3, inside a process group that is already set up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinymusician.training.engine import MOMENTS, AdamSettings, EngineState, Precision, adam, load_weights, moments_of
+
+
+class DeepSpeedEngine:
+    """AdamW under DeepSpeed. Gradients are averaged over the workers; each worker brings its own batch.
+
+    In bfloat16 the weights that compute are bfloat16 beside float32 masters; at stage 0, which keeps no masters, they
+    stay float32 and products run under autocast.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: AdamSettings,
+        batch_size: int,
+        zero: Literal[0, 1, 2, 3],
+        precision: Precision = "float32",
+        state: EngineState | None = None,
+    ) -> None:
+        deepspeed = _deepspeed()
+        load_weights(module, state)
+        self._module, self._zero = module, zero
+        self._autocast = precision == "bfloat16" and zero == 0
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        config = {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_clipping": settings.clip,
+            "bf16": {"enabled": precision == "bfloat16" and not self._autocast},
+            "zero_optimization": {"stage": zero},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=adam(trained, settings), config=config)
+        self._updates = state.updates if state is not None else 0
+        if state is not None:
+            self._restore(state)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            yield
+
+    def step(self, loss: Tensor, rate: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        self._engine.backward(loss)
+        gradients = [parameter.grad for _, parameter in self._named() if parameter.grad is not None]
+        seen = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        self._engine.step()
+        self._updates += 1
+        known = (
+            self._engine.get_global_grad_norm()
+        )  # None where no optimizer of DeepSpeed's own clips: stage 0, float32
+        return float(seen if known is None else known)
+
+    def state(self) -> EngineState:
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        self._link_moments()
+        for name, value in self._module.state_dict(keep_vars=True).items():
+            weights[name] = self._whole_weight(value)
+        for name, parameter in self._named():
+            if self._updates:
+                found = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
+                moments |= dict(moments_of(found, name))
+        return EngineState(weights, moments, self._updates)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self._module.named_parameters() if parameter.requires_grad]
+
+    def _whole_weight(self, value: Tensor) -> Tensor:
+        if value.requires_grad and self._is_sharded(value):
+            whole: Tensor = _utils().safe_get_full_fp32_param(value).cpu().clone()
+            return whole
+        if hasattr(value, "ds_id"):
+            with _deepspeed().zero.GatheredParameters([value]):
+                return value.detach().cpu().clone()
+        return value.detach().cpu().clone()
+
+    def _whole_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        if self._is_sharded(parameter):
+            whole: Tensor = _utils().safe_get_full_optimizer_state(parameter, moment).cpu().clone()
+            return whole
+        own: Tensor = self._engine.optimizer.state[parameter][moment].cpu().clone()
+        return own
+
+    def _is_sharded(self, value: Tensor) -> bool:
+        """Whether DeepSpeed keeps float32 weights and moments in flat partitions beside this tensor."""
+        return hasattr(value, "ds_id") or hasattr(value, "_hp_mapping")
+
+    def _restore(self, state: EngineState) -> None:
+        """Put float32 weights and moments where DeepSpeed keeps them; the module itself has its weights already."""
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        if state.updates:
+            for flat in self._flat_parameters(inner):
+                zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+                inner.state[flat] = {"step": torch.tensor(float(state.updates)), **zeros}
+            self._link_moments()
+        for name, parameter in self._named():
+            self._set(parameter, state.weights[name], None)
+            for moment in MOMENTS if state.updates else ():
+                self._set(parameter, state.moments[f"{moment}/{name}"], moment)
+
+    def _link_moments(self) -> None:
+        """Make ZeRO 1 and 2 know each parameter's moments: they look once, before a second group's exist."""
+        if link := getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            link()
+
+    def _flat_parameters(self, inner: Any) -> list[Tensor]:
+        """What the inner optimizer's state is keyed by: ZeRO-3 hides its flat partitions from the groups."""
+        if self._zero == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in inner.param_groups for parameter in group["params"]]
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        value = value.to(self.device)
+        if hasattr(parameter, "ds_id"):
+            parameter._z3_optimizer.set_local_hp_param(_own_part(value, parameter), parameter, moment)  # type: ignore[attr-defined]
+        elif hasattr(parameter, "_hp_mapping"):
+            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
+        elif moment is not None:
+            self._engine.optimizer.state[parameter][moment].copy_(value)
+
+
+def _own_part(value: Tensor, parameter: Any) -> Tensor:
+    """This worker's slice of a ZeRO-3 parameter, padded with zeros where the parameter does not divide evenly."""
+    size = parameter.ds_tensor.numel()
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    part = value.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(part, (0, size - part.numel()))
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, quiet, and without its CPU collective, which it would compile for a minute at every first use."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _utils() -> Any:
+    import deepspeed.utils
+
+    return deepspeed.utils
