@@ -53,7 +53,9 @@ def _start_local() -> None:
     command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
     environment = {**os.environ, **worker_environment()}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, start_new_session=True
+    )
     if ended.returncode != 0:
         last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
         raise ClusterError(f"a local Ray could not be started: {' '.join(last)}; `ray stop` clears away an old one")

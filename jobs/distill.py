@@ -82,7 +82,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
 
     def told(index: int) -> None:
         print(f"{split} samples: shard {index + 1} of {shards.count}")
-        context.run.beat(f"{split} samples", index + 1, shards.count)
+        context.run.tell(f"{split} samples", index + 1, shards.count)
 
     make_missing(shards, source.make, context.rank, context.world, told)
     context.meet()
@@ -210,7 +210,7 @@ def finish(context: Context) -> None:
     best = checkpoints.best()
     if best is None:
         raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
-    context.run.beat("report", 0, 3)
+    context.run.tell("report", 0, 3)
     pair = load_pair(recipe)
     untrained, student = pair.student, new_student(recipe, pair.teacher)
     ConditionedDecoder(student).load_state_dict(best.state.weights)
@@ -235,7 +235,7 @@ def finish(context: Context) -> None:
 
     with torch.no_grad():
         figures["kl_test"] = held_out_closeness(source, len(test.codes), recipe.training.batch_size, logits)["kl"]
-    context.run.beat("report", 1, 3)
+    context.run.tell("report", 1, 3)
     for name, model in (("untrained", untrained), ("student", student)):
         figures[f"sample_cross_entropy_{name}"] = sample_cross_entropy(
             pair.teacher,
@@ -245,7 +245,7 @@ def finish(context: Context) -> None:
             recipe.teacher.top_k,
             recipe.training.seed,
         )
-    context.run.beat("report", 2, 3)
+    context.run.tell("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plot_metrics(rows, folder / "training.png")
@@ -273,7 +273,7 @@ def finish(context: Context) -> None:
             licence=licence_of(recipe.teacher.model),
         )
     store.put(context.run.key("result.json"), json.dumps({"artifact": manifest.reference, "metrics": figures}).encode())
-    context.run.beat("report", 3, 3)
+    context.run.tell("report", 3, 3)
 
 
 def licence_of(teacher: str) -> str:

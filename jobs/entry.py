@@ -19,15 +19,16 @@ from tinymusician.artifacts.runs import RunFolder, now
 from tinymusician.errors import NotFound, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
+_STIR_SECONDS = 10.0
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
 class Log:
-    """Passes lines on to standard output and keeps the run's log in the store up to date."""
+    """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run, self._text, self._sent = run, run.log(), -1
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_STIR_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
 
@@ -47,6 +48,9 @@ class Log:
         while not self._stop.wait(_UPLOAD_SECONDS):
             try:
                 self._send()
+                if time.monotonic() - self._stirred > _STIR_SECONDS:
+                    self._run.stir()
+                    self._stirred = time.monotonic()
             except StoreError as error:
                 print(f"log: {error}", file=sys.stderr)
 
@@ -62,6 +66,7 @@ def supervise(run_id: str) -> int:
     """Run the job, and say in the store how it went; returns its exit code."""
     run = RunFolder(open_store(), run_id)
     record = run.record()
+    run.stir()
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
     log = Log(run)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")

@@ -26,7 +26,7 @@ def work(context: Context) -> None:
 
     def told(index: int) -> None:
         print(f"signals: shard {index + 1} of {shards.count}")
-        context.run.beat("signals", shards.count - len(shards.missing()), shards.count)
+        context.run.tell("signals", shards.count - len(shards.missing()), shards.count)
 
     make_missing(
         shards,

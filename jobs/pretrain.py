@@ -113,7 +113,7 @@ def _token_shards(context: Context, split: str, clips: int) -> Any:
 
 def _told(context: Context, split: str, count: int, index: int) -> None:
     print(f"{split} tokens: shard {index + 1} of {count}")
-    context.run.beat(f"{split} tokens", index + 1, count)
+    context.run.tell(f"{split} tokens", index + 1, count)
 
 
 def _tokens(context: Context, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from datetime import datetime
@@ -58,7 +59,7 @@ def submit(
     run.update(state="PENDING", message="", ended=None)
     try:
         client.submit_job(
-            entrypoint=f"python -m jobs.entry {run.id}",
+            entrypoint=f"{_python(where)} -m jobs.entry {run.id}",
             submission_id=submission,
             runtime_env=_runtime_environment(store, where),
             metadata={"run": run.id, "kind": kind},
@@ -72,7 +73,7 @@ def submit(
 def check_resumable(run: RunFolder, kind: str) -> None:
     """A run can be continued when it is of this kind and neither finished nor still running."""
     record = run.record()
-    state = presumed(run.status(), run.progress()).state
+    state = presumed(run).state
     if record.kind != kind:
         raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
     if state == "SUCCEEDED":
@@ -92,6 +93,21 @@ def stop(run: RunFolder) -> None:
         raise RunError(f"run {run.id!r}: has ended ({run.status().state})")
     client, _ = cluster.connect(record.cluster, start=False)
     client.stop_job(record.submission)
+
+
+def settle(run: RunFolder) -> None:
+    """If Ray says that a run's job has ended but the run does not know it, write that down."""
+    if run.status().state in ENDED:
+        return
+    record = run.record()
+    try:
+        client, _ = cluster.connect(record.cluster, start=False)
+        job = client.get_job_info(record.submission)
+    except (ClusterError, RuntimeError):
+        return
+    if str(job.status) in ENDED and run.status().state not in ENDED:
+        said = " ".join((job.message or "").split())[-300:]
+        run.update(state="FAILED", ended=now(), message=f"Ray reports the job as {job.status}: {said}")
 
 
 def _is_alive(record: RunRecord) -> bool:
@@ -130,12 +146,21 @@ def git_state() -> dict[str, str]:
     return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
 
 
+def _python(where: str) -> str:
+    """This very interpreter on this machine, the cluster's own elsewhere."""
+    return shlex.quote(sys.executable) if _is_here(where) else "python"
+
+
+def _is_here(where: str) -> bool:
+    return urlparse(where).hostname in {"127.0.0.1", "localhost"}
+
+
 def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
     """The store's address, and this code itself where the cluster is another machine. Credentials never travel."""
     variables = {STORE_VARIABLE: store.url, **cluster.worker_environment()}
     variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment: dict[str, Any] = {"env_vars": variables}
-    if urlparse(where).hostname not in {"127.0.0.1", "localhost"}:
+    if not _is_here(where):
         root = Path(__file__).parents[1]
         environment["py_modules"] = [str(root / "tinymusician"), str(root / "jobs")]
     return environment

@@ -156,7 +156,7 @@ def _beat(context: Context, stage: str, steps: int) -> Callable[[int], None]:
     def beat(step: int) -> None:
         nonlocal last
         if context.rank == 0 and (time.monotonic() - last >= _BEAT_SECONDS or step == steps):
-            context.run.beat(stage, step, steps)
+            context.run.tell(stage, step, steps)
             last = time.monotonic()
 
     return beat

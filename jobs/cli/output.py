@@ -65,7 +65,7 @@ def _follow_plainly(run: RunFolder, quiet: bool) -> str:
             shown, spoken = line, time.monotonic()
         if facts["state"] in ENDED:
             return str(facts["state"])
-        time.sleep(_POLL_SECONDS)
+        _pause(run)
 
 
 def _follow_with_bar(run: RunFolder) -> str:
@@ -101,7 +101,15 @@ def _follow_with_bar(run: RunFolder) -> str:
             )
             if facts["state"] in ENDED:
                 return str(facts["state"])
-            time.sleep(_POLL_SECONDS)
+            _pause(run)
+
+
+def _pause(run: RunFolder) -> None:
+    """Wait a moment; then ask the cluster, in case the job died before it could say so itself."""
+    from jobs.submission import settle
+
+    time.sleep(_POLL_SECONDS)
+    settle(run)
 
 
 def _latest_kl(run: RunFolder) -> str:

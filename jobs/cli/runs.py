@@ -41,7 +41,11 @@ def runs(json: Json = False) -> None:
 
 def status(run: RunName, json: Json = False) -> None:
     """Show how a run stands: state, step, figures, artifact."""
+    from jobs.submission import settle
+
     folder = RunFolder(open_store(), run)
+    folder.record()
+    settle(folder)
     facts = summary(folder)
     facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
     lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name != "metrics"]

@@ -2,7 +2,8 @@
 
 runs/ID/record.json     what was asked: resolved recipe, versions, git state, seeds, workers
 runs/ID/status.json     how it stands: state, artifact, metrics; written by the job's supervisor alone
-runs/ID/progress.json   stage, step, last sign of life; written by the first worker alone
+runs/ID/alive.txt       the supervisor's last sign of life, every few seconds
+runs/ID/progress.json   stage and step; written by the first worker alone
 runs/ID/log.txt         everything the job printed
 runs/ID/metrics.jsonl   one JSON object a line
 runs/ID/checkpoints/    see tinymusician.training.checkpoint
@@ -58,14 +59,13 @@ class RunStatus(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a run is, and when it last said so."""
+    """How far a run is."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: str
     step: int
     steps: int
-    beat: datetime
 
 
 class RunFolder:
@@ -117,10 +117,21 @@ class RunFolder:
         except NotFound:
             return None
 
-    def beat(self, stage: str, step: int, steps: int) -> None:
-        """A sign of life."""
-        progress = Progress(stage=stage, step=step, steps=steps, beat=now())
+    def tell(self, stage: str, step: int, steps: int) -> None:
+        """Say how far the run is."""
+        progress = Progress(stage=stage, step=step, steps=steps)
         self.store.put(self.key("progress.json"), progress.model_dump_json().encode())
+
+    def stir(self) -> None:
+        """Give a sign of life."""
+        self.store.put(self.key("alive.txt"), now().isoformat().encode())
+
+    def stirred(self) -> datetime | None:
+        """When the run last gave a sign of life."""
+        try:
+            return datetime.fromisoformat(self.store.get(self.key("alive.txt")).decode())
+        except NotFound:
+            return None
 
     def log(self) -> str:
         """What the run printed so far."""
@@ -142,7 +153,7 @@ def list_runs(store: Store) -> list[RunFolder]:
 def summary(folder: RunFolder) -> dict[str, Any]:
     """A run as scripts see it."""
     record, progress = folder.record(), folder.progress()
-    status = presumed(folder.status(), progress)
+    status = presumed(folder)
     return {
         "id": record.id,
         "kind": record.kind,
@@ -160,13 +171,13 @@ def summary(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def presumed(status: RunStatus, progress: Progress | None) -> RunStatus:
-    """A running run without a sign of life for a minute counts as failed: its driver or its cluster died."""
-    stirred = max((time for time in (status.started, progress and progress.beat) if time), default=None)
+def presumed(folder: RunFolder) -> RunStatus:
+    """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died."""
+    status, stirred = folder.status(), folder.stirred()
     if status.state != "RUNNING" or stirred is None or now() - stirred < SILENCE:
         return status
     silence = int((now() - stirred).total_seconds())
-    message = f"no sign of life for {silence} s: its driver or its cluster died; continue it with --resume"
+    message = f"no sign of life for {silence} s: its cluster died; continue it with --resume"
     return status.model_copy(update={"state": "FAILED", "message": message})
 
 

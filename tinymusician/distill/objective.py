@@ -106,9 +106,9 @@ class _InPieces(torch.autograd.Function):
                 logits = rows_q[piece].detach().requires_grad_(gradient is not None)
                 whole = torch.ones(len(piece), dtype=torch.bool, device=student.device)
                 value = on_logits(divergence, rows_p[piece], logits, whole, tau[piece])
+                if gradient is not None:
+                    gradient[piece] = torch.autograd.grad(value.sum(), logits)[0]
             values[piece] = value.detach()
-            if gradient is not None:
-                gradient[piece] = torch.autograd.grad(value.sum(), logits)[0]
         ctx.gradient = None if gradient is None else gradient.view_as(student)
         return values.view(mask.shape)
 

@@ -62,13 +62,13 @@ class Loop:
         """`beat` is called with the number of finished steps, often: it tells the world that the run lives."""
         self.task, self.engine, self.plan, self.worker, self.beat = task, engine, plan, worker, beat
         self.metrics, self.checkpoints = metrics, checkpoints
-        self.done = start.step if start is not None else 0
+        self.fresh, self.done = start is None, start.step if start is not None else 0
         best = checkpoints.best_step()
         self.lowest = checkpoints.figures(best)[plan.judge] if best is not None else math.inf
 
     def run(self) -> None:
         """Train to the plan's end. The first validation is of the untrained module, at step 0."""
-        if self.done == 0:
+        if self.fresh:
             self._checkpoint(self._validate())
         window = Window()
         while self.done < self.plan.steps:

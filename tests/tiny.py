@@ -1,0 +1,87 @@
+"""A small MusicGen with random weights, in MusicGen's own layout, for tests that need a model but no music."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CAPTIONS = ["a slow fiddle reel", "a fast flute jig", "a sad waltz for piano", "a happy march"]
+
+
+def write_tiny_musicgen(folder: Path, seed: int = 0, layers: int = 4, text_width: int = 16) -> Path:
+    """Write model, tokenizer and feature extractor into `folder`."""
+    import torch
+
+    from tinymusician.models.band import train_tokenizer
+    from tinymusician.models.saving import save_musicgen
+
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(CAPTIONS)
+    save_musicgen(folder, tiny_musicgen(len(tokenizer), layers, text_width), tokenizer)
+    return folder
+
+
+def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
+    """The model: 50 frames a second at 800 Hz, width 24, text states of another width, so that they are projected."""
+    import torch
+    from transformers import (
+        EncodecConfig,
+        GenerationConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        T5Config,
+    )
+
+    codec = EncodecConfig(
+        target_bandwidths=[0.8],
+        sampling_rate=800,
+        audio_channels=1,
+        normalize=False,
+        hidden_size=8,
+        num_filters=4,
+        num_residual_layers=1,
+        upsampling_ratios=[4, 4],
+        num_lstm_layers=1,
+        use_causal_conv=False,
+        codebook_size=16,
+        codebook_dim=8,
+        use_conv_shortcut=False,
+    )
+    text = T5Config(
+        vocab_size=vocabulary,
+        d_model=text_width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=16,
+        hidden_size=24,
+        ffn_dim=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_codebooks=4,
+        pad_token_id=16,
+        bos_token_id=16,
+        max_position_embeddings=256,
+        dropout=0.0,
+        audio_channels=1,
+        tie_word_embeddings=False,
+    )
+    decoder.decoder_start_token_id = 16
+    model = MusicgenForConditionalGeneration(MusicgenConfig.from_sub_models_config(text, codec, decoder))
+    with torch.no_grad():
+        for head in model.decoder.lm_heads:
+            head.weight.mul_(20)
+        for layer in model.decoder.model.decoder.layers:
+            for attention in (layer.self_attn, layer.encoder_attn):
+                attention.out_proj.weight.mul_(10)
+    model.generation_config = GenerationConfig(
+        pad_token_id=16, bos_token_id=16, decoder_start_token_id=16, do_sample=True, guidance_scale=3.0, max_length=64
+    )
+    return model.eval()
