@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
+    from tinymusician.artifacts.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +22,30 @@ def tiny_musicgen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import write_tiny_musicgen
 
     return write_tiny_musicgen(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; the AWS_* variables point to it."""
+    from tests.s3_server import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("swift")) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield server
+
+
+@pytest.fixture
+def s3_store(s3: S3Server, request: pytest.FixtureRequest) -> Store:
+    """An empty store in a bucket of its own, under a prefix."""
+    import hashlib
+
+    import boto3
+
+    from tinymusician.artifacts.s3 import S3Store
+
+    bucket = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return S3Store(bucket, "some/prefix")

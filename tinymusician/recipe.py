@@ -192,6 +192,10 @@ class Recipe(Part):
     pretrain: Pretraining | None = None
 
 
+_KIND_KEYS = {"objective": "name", "student": "kind"}
+"""The parts that come in several kinds, and the key that tells which."""
+
+
 def recipe_names() -> list[str]:
     """The packaged recipes."""
     return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
@@ -250,16 +254,24 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise RecipeError(f"--set {override!r}: {key!r} is a value, not a part")
     try:
-        place[keys[-1]] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+    if keys[-1] == _KIND_KEYS.get(".".join(keys[:-1])) and place.get(keys[-1]) != value:
+        place.clear()  # another kind has other keys: what the old one said does not apply
+    place[keys[-1]] = value
+
+
+def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A field's place as a recipe writes it: pydantic adds the kind after a part that has several."""
+    return location[:1] + location[2:] if location[0] in _KIND_KEYS else location
 
 
 def _explain(error: ValidationError) -> str:
     """Each problem as `field (value): what is allowed`, on one line."""
     lines = []
     for problem in error.errors():
-        field = ".".join(str(key) for key in problem["loc"]) or "recipe"
+        field = ".".join(str(key) for key in _without_kinds(problem["loc"])) or "recipe"
         given = problem["input"]
         shown = f" = {given!r}" if isinstance(given, str | int | float | bool | None) else ""
         message = problem["msg"].removeprefix("Value error, ")

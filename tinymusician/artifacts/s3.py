@@ -36,7 +36,7 @@ class S3Store:
         retries = {"mode": "standard", "total_max_attempts": 4}
         config = Config(retries=retries, connect_timeout=5, read_timeout=60, s3={"addressing_style": "auto"})
         with self._speaking("connect"):
-            self._client: Any = boto3.client("s3", config=config)
+            self._client: Any = boto3.session.Session().client("s3", config=config)
 
     @property
     def url(self) -> str:

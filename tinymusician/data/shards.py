@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -45,7 +46,7 @@ class ShardSet:
         """Store one shard."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "shard.safetensors"
-            save_file(arrays, path)
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
             note = {"sha256": put_blob(self.store, path), "size": path.stat().st_size}
         self.store.put(self._key(index), json.dumps(note).encode())
 

@@ -1,0 +1,84 @@
+"""Artifacts: what is published comes back byte for byte, and damage is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.manifest import Manifest, fetch, find, list_manifests, publish, verify
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.errors import Corrupt, NotFound, StoreError
+
+FACTS = {"kind": "student", "recipe": {"name": "x"}, "lineage": {"run": "r"}, "metrics": {"kl": 0.5}, "licence": "none"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def folder(path: Path, text: str) -> Path:
+    (path / "sub").mkdir(parents=True)
+    (path / "config.json").write_text(text)
+    (path / "sub" / "weights").write_bytes(b"\0\1" * 100)
+    return path
+
+
+def test_round_trip(store: LocalStore, tmp_path: Path) -> None:
+    made = publish(store, folder(tmp_path / "in", "one"), name="model", **FACTS)
+    found = find(store, made.reference)
+    assert found == made
+    assert [file.path for file in found.files] == ["config.json", "sub/weights"]
+    assert found.size == 203
+    fetch(store, found, tmp_path / "out")
+    for name in ("config.json", "sub/weights"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+    assert verify(store, found, tmp_path) == []
+
+
+def test_the_newest_of_a_name(store: LocalStore, tmp_path: Path) -> None:
+    first = publish(store, folder(tmp_path / "1", "one"), name="model", **FACTS)
+    newer = first.model_copy(update={"created": first.created.replace(year=first.created.year + 1)})
+    store.put(f"artifacts/model/{newer.digest}.json", newer.canonical())
+    assert find(store, "model").digest == newer.digest
+    assert find(store, f"model@sha256:{first.digest[:8]}") == first
+    assert list_manifests(store) == [first, newer]
+
+
+def test_shared_files_are_stored_once(store: LocalStore, tmp_path: Path) -> None:
+    publish(store, folder(tmp_path / "1", "one"), name="a", **FACTS)
+    publish(store, folder(tmp_path / "2", "two"), name="b", **FACTS)
+    assert len(list(store.list("blobs/"))) == 3
+
+
+def test_the_digest_is_of_canonical_json(store: LocalStore, tmp_path: Path) -> None:
+    made = publish(store, folder(tmp_path / "in", "one"), name="model", **FACTS)
+    content = json.loads(made.canonical())
+    again = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert again == made.canonical()
+    assert Manifest.model_validate(content).digest == made.digest
+
+
+def test_damage_is_named(store: LocalStore, tmp_path: Path) -> None:
+    made = publish(store, folder(tmp_path / "in", "one"), name="model", **FACTS)
+    store.put(blob_key(made.files[0].sha256), b"two")
+    store.delete(blob_key(made.files[1].sha256))
+    problems = verify(store, made, tmp_path)
+    assert [problem.split(":")[0] for problem in problems] == ["config.json", "sub/weights"]
+    with pytest.raises(Corrupt):
+        fetch(store, made, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+    store.put(f"artifacts/model/{made.digest}.json", made.canonical().replace(b'"none"', b'"free"'))
+    with pytest.raises(Corrupt, match="does not hold the manifest"):
+        find(store, "model")
+
+
+def test_references(store: LocalStore) -> None:
+    with pytest.raises(NotFound, match="tmctl artifacts list"):
+        find(store, "nothing")
+    for bad in ("Model", "a@b", "a@sha256:xyz", "../a"):
+        with pytest.raises(StoreError, match="NAME@sha256:DIGEST"):
+            find(store, bad)

@@ -1,0 +1,160 @@
+"""MusicGen in PyTorch: our forward pass, sampling and cutting against transformers' own output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MusicgenForConditionalGeneration
+
+from tests.tiny import CAPTIONS, write_tiny_musicgen
+from tinymusician.codebooks import delay, inputs_for
+from tinymusician.errors import ModelError, RecipeError
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guide, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.models.shape import RELEASED, DecoderShape, shape_of
+from tinymusician.models.student import check_pair, cut_student, weights_digest
+
+
+def texts(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_tokenizer(str(folder))(CAPTIONS[:3], padding=True, return_tensors="pt"))
+
+
+def test_logits_agree_with_transformers(tiny_musicgen: Path) -> None:
+    model = load_musicgen(str(tiny_musicgen))
+    text = texts(tiny_musicgen)
+    codes = torch.randint(0, 16, (3, 4, 9)).numpy()
+    inputs = torch.from_numpy(inputs_for(delay(codes, 16), 16))
+    with torch.no_grad():
+        condition = encode_text(model, text["input_ids"], text["attention_mask"])
+        ours = ConditionedDecoder(model)(inputs, condition.states, condition.mask)
+        theirs = model(**text, decoder_input_ids=inputs.reshape(12, -1)).logits.view(3, 4, 12, 16)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_samples_agree_with_generate(tiny_musicgen: Path, guidance: float) -> None:
+    model, text = load_musicgen(str(tiny_musicgen)), texts(tiny_musicgen)
+    with torch.no_grad():
+        codes = sample_codes(model, encode_text(model, text["input_ids"], text["attention_mask"]), 20, None, guidance)
+        wave = model.generate(**text, max_new_tokens=23, do_sample=False, guidance_scale=guidance)
+    assert codes.shape == (3, 4, 20)
+    assert codes.unique().numel() > 8, "a model that repeats itself proves nothing"
+    torch.testing.assert_close(decode_audio(model, codes), wave[:, 0])
+
+
+def test_samples_follow_the_distribution(tiny_musicgen: Path) -> None:
+    """The first code of codebook 0 is drawn with the probabilities of the guided logits, cut at top-k."""
+    model, text = load_musicgen(str(tiny_musicgen)), texts(tiny_musicgen)
+    draws, top_k, guidance = 4000, 5, 2.0
+    with torch.no_grad():
+        one = encode_text(model, text["input_ids"][:1], text["attention_mask"][:1])
+        many = type(one)(one.states.expand(draws, -1, -1), one.mask.expand(draws, -1))
+        codes = sample_codes(model, many, 1, torch.Generator().manual_seed(0), guidance, top_k)
+        start = torch.full((1, 4, 1), 16)
+        logits = [ConditionedDecoder(model)(start, c.states, c.mask)[0, 0, 0] for c in (one, one.without_text())]
+    best = guide(*logits, guidance).topk(top_k)
+    wanted = torch.softmax(best.values, 0)
+    counts = torch.stack([(codes[:, 0, 0] == code).sum() for code in best.indices]).double()
+    assert counts.sum() == draws
+    chi_square = ((counts - draws * wanted) ** 2 / (draws * wanted)).sum()
+    assert chi_square < 18.5  # 0.999 quantile at 4 degrees of freedom
+
+
+def test_same_seed_same_samples(tiny_musicgen: Path) -> None:
+    model, text = load_musicgen(str(tiny_musicgen)), texts(tiny_musicgen)
+    with torch.no_grad():
+        condition = encode_text(model, text["input_ids"], text["attention_mask"])
+    first, again, other = (sample_codes(model, condition, 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_cut_student_is_the_teacher_without_the_other_layers(tiny_musicgen: Path, tmp_path: Path) -> None:
+    teacher = load_musicgen(str(tiny_musicgen))
+    student = cut_student(teacher, [0, 3])
+    student.save_pretrained(tmp_path)
+    student = MusicgenForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert student.config.decoder.num_hidden_layers == 2
+    layers = teacher.decoder.model.decoder.layers
+    teacher.decoder.model.decoder.layers = torch.nn.ModuleList([layers[0], layers[3]])
+    inputs = torch.randint(0, 16, (2, 4, 7))
+    states, mask = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.long)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ConditionedDecoder(student)(inputs, states, mask), ConditionedDecoder(teacher)(inputs, states, mask)
+        )
+
+
+def test_training_a_student_leaves_its_teacher_alone(tiny_musicgen: Path) -> None:
+    teacher = load_musicgen(str(tiny_musicgen))
+    before = weights_digest(teacher)
+    student = cut_student(teacher, [1])
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    assert weights_digest(teacher) == before != weights_digest(student)
+
+
+def test_layers_that_are_not_there(tiny_musicgen: Path) -> None:
+    teacher = load_musicgen(str(tiny_musicgen))
+    with pytest.raises(RecipeError, match="layer 4; the teacher's are 0 to 3"):
+        cut_student(teacher, [0, 4])
+    with pytest.raises(RecipeError, match="5 layers; the teacher has 4"):
+        cut_student(teacher, [0, 1, 2, 3, 3])
+
+
+def test_pairs_that_do_not_fit(tiny_musicgen: Path) -> None:
+    teacher, student = load_musicgen(str(tiny_musicgen)), load_musicgen(str(tiny_musicgen))
+    check_pair(teacher, student)
+    student.config.decoder.num_codebooks = 8
+    with pytest.raises(ModelError, match="codebooks 8; the teacher's are 4"):
+        check_pair(teacher, student)
+
+
+def test_weights_that_cannot_be_had() -> None:
+    with pytest.raises(ModelError, match=r"facebook/musicgen-small.*download its config\.json") as caught:
+        load_musicgen("facebook/musicgen-small")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="no such folder"):
+        load_musicgen("./nowhere")
+
+
+def test_damaged_weights(tmp_path: Path) -> None:
+    folder = write_tiny_musicgen(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="no loadable MusicGen") as caught:
+        load_musicgen(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_pickle_is_loaded(tmp_path: Path) -> None:
+    folder = write_tiny_musicgen(tmp_path / "model")
+    weights = load_musicgen(str(folder)).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no loadable MusicGen"):
+        load_musicgen(str(folder))
+
+
+def test_shapes_count_as_transformers_does(tiny_musicgen: Path) -> None:
+    model, shape = load_musicgen(str(tiny_musicgen)), shape_of(str(tiny_musicgen))
+    assert shape == DecoderShape(4, 24, 48, 4, 16, 16)
+    assert shape.parameters == sum(p.numel() for p in model.decoder.parameters())
+    assert shape.projection == sum(p.numel() for p in model.enc_to_dec_proj.parameters())
+
+
+def test_released_shapes_give_the_published_sizes() -> None:
+    sizes = {name.rpartition("-")[2]: shape.parameters for name, shape in RELEASED.items()}
+    assert sizes["small"] == pytest.approx(419.6e6, rel=1e-3)
+    assert sizes["medium"] == pytest.approx(1.84e9, rel=5e-3)
+    assert sizes["large"] == pytest.approx(3.26e9, rel=5e-3)
+
+
+def test_unreadable_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"decoder": {}}))
+    with pytest.raises(ModelError, match="not a MusicGen's"):
+        shape_of(str(tmp_path))

@@ -1,0 +1,68 @@
+"""Recipes: every packaged one loads, every mistake is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinymusician.errors import RecipeError
+from tinymusician.recipe import Recipe, load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_are_whole(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_overrides_reach_their_place() -> None:
+    recipe = load_recipe("band", ("training.steps=7", "training.warmup=1", "objective.skew=0.25", "student.layers=[3]"))
+    assert (recipe.training.steps, recipe.objective.skew, recipe.student.layers) == (7, 0.25, (3,))  # type: ignore[union-attr]
+
+
+def test_another_kind_starts_its_part_afresh() -> None:
+    recipe = load_recipe("band", ("objective.name=fixed_bikl", "objective.weight=0.9"))
+    assert recipe.objective.model_dump() == {"name": "fixed_bikl", "weight": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.stepz=3", r"training\.stepz = 3: no such key"),
+        ("training.steps=abc", r"training\.steps = 'abc': .*integer"),
+        ("training.steps=0", r"training\.steps = 0: .*greater than or equal to 1"),
+        ("objective.skew=1.0", r"objective\.skew = 1\.0: .*less than 1"),
+        ("objective.skew=-0.1", r"objective\.skew = -0\.1: .*greater than or equal to 0"),
+        ("temperature.initial=0", r"temperature\.initial = 0: .*greater than 0"),
+        ("temperature.final=-1", r"temperature\.final = -1: .*greater than 0"),
+        ("objective.name=foo", r"objective.*'foo'.*stage_mixed"),
+        ("student.layers=[]", r"student\.layers: .*at least 1"),
+        ("training.warmup=200", r"warmup 200: fewer than steps \(200\)"),
+        ("sequences.clip_share=0.3", r"clip_share 0\.3: needs `clips`"),
+        ("sequences.clips=/tmp", r"clips: given, but clip_share is 0"),
+        ("training.zero=4", r"training\.zero = 4: .*0, 1, 2 or 3"),
+        ("teacher=3", r"teacher = 3"),
+        ("teacher.model.x=3", r"'model' is a value, not a part"),
+        ("training", r"the form is part\.key=value"),
+    ],
+)
+def test_mistakes_are_named(override: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        load_recipe("band", (override,))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not packaged; allowed are band"):
+        load_recipe("bnad")
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(str(tmp_path / "none.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(RecipeError, match="not YAML"):
+        load_recipe(str(broken))
+    broken.write_text("- 1")
+    with pytest.raises(RecipeError, match="holds list"):
+        load_recipe(str(broken))

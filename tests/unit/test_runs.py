@@ -1,0 +1,75 @@
+"""Runs in the store: records, states, signs of life."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tinymusician.artifacts.runs import RunFolder, RunRecord, check_run_name, list_runs, now, summary
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.errors import RunError
+
+
+def record(name: str, **changes: object) -> RunRecord:
+    facts = {
+        "id": name,
+        "kind": "distill",
+        "recipe": {"name": "band"},
+        "workers": 2,
+        "created": now(),
+        "versions": {},
+        "git": {},
+        "seeds": {"training": 0},
+        "cluster": "http://127.0.0.1:1",
+        "submission": "x",
+    }
+    return RunRecord.model_validate({**facts, **changes})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
+def test_a_run_from_start_to_end(store: LocalStore) -> None:
+    run = RunFolder(store, "r1")
+    assert not run.exists()
+    run.write_record(record("r1"))
+    assert summary(run)["state"] == "PENDING"
+    run.update(state="RUNNING", started=now())
+    run.stir()
+    run.tell("distill", 5, 10)
+    assert (summary(run)["state"], summary(run)["step"], summary(run)["steps"]) == ("RUNNING", 5, 10)
+    run.update(state="SUCCEEDED", ended=now(), artifact="band@sha256:00", metrics={"kl_final": 0.1})
+    facts = summary(run)
+    assert facts["state"] == "SUCCEEDED"
+    assert set(facts) >= {"id", "kind", "recipe", "state", "artifact", "started", "ended", "metrics"}
+    assert facts["started"] < facts["ended"]
+    assert facts["metrics"] == {"kl_final": 0.1}
+
+
+def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
+    run = RunFolder(store, "r1")
+    run.write_record(record("r1"))
+    run.update(state="RUNNING", started=now())
+    store.put(run.key("alive.txt"), (now() - timedelta(seconds=90)).isoformat().encode())
+    assert summary(run)["state"] == "FAILED"
+    assert "--resume" in summary(run)["message"]
+    run.stir()
+    assert summary(run)["state"] == "RUNNING"
+
+
+def test_runs_are_listed_by_age(store: LocalStore) -> None:
+    for name, age in (("b", 1), ("a", 2), ("c", 0)):
+        RunFolder(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
+    assert [run.id for run in list_runs(store)] == ["a", "b", "c"]
+
+
+def test_what_is_no_run(store: LocalStore) -> None:
+    with pytest.raises(RunError, match="tmctl runs"):
+        RunFolder(store, "none").record()
+    for name in ("", "-x", "A", "a/b", "../a", "a" * 100):
+        with pytest.raises(RunError, match="lower-case letters"):
+            check_run_name(name)

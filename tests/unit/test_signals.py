@@ -1,0 +1,198 @@
+"""Teacher signals: sequences, online against cached, guidance, clips and shards."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import CAPTIONS
+from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.codebooks import delay, inputs_for, valid
+from tinymusician.data.shards import ShardSet
+from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
+from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
+from tinymusician.distill.sequences import TeacherSamples, make_missing, mix, read_clips, read_samples
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.errors import Corrupt, DataError
+from tinymusician.models.musicgen import guide, load_musicgen, load_tokenizer
+
+FRAMES = 10
+
+
+@pytest.fixture
+def teacher(tiny_musicgen: Path) -> Any:
+    return load_musicgen(str(tiny_musicgen))
+
+
+@pytest.fixture
+def tokens(tiny_musicgen: Path) -> TokenSet:
+    codes = np.random.default_rng(0).integers(0, 16, (37, 4, FRAMES)).astype(np.int16)
+    tokenizer = load_tokenizer(str(tiny_musicgen))
+    return TokenSet(codes, *tokenize_captions(tokenizer, [CAPTIONS[i % 4] for i in range(37)]))
+
+
+def plain_logits(model: Any, tokens: TokenSet, rows: np.ndarray, null: bool) -> torch.Tensor:
+    """transformers' own forward pass; the null condition as its `generate` makes it: zero states, zero mask."""
+    inputs = torch.from_numpy(inputs_for(delay(tokens.codes[rows].astype(np.int64), 16), 16))
+    ids, mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
+    with torch.no_grad():
+        states = model.text_encoder(input_ids=ids, attention_mask=mask)
+        if null:
+            states.last_hidden_state = torch.zeros_like(states.last_hidden_state)
+            mask = torch.zeros_like(mask)
+        output = model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=inputs.flatten(0, 1))
+    return output.logits.view(len(rows), 4, -1, 16)
+
+
+def test_conditional_signals_hold_both_passes(teacher: Any, tokens: TokenSet) -> None:
+    rows = np.array([3, 0, 11])
+    signals = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)(rows)
+    torch.testing.assert_close(signals.logits[:3], plain_logits(teacher, tokens, rows, null=False))
+    torch.testing.assert_close(signals.logits[3:], plain_logits(teacher, tokens, rows, null=True))
+    assert signals.sequences.with_text.tolist() == [True] * 3 + [False] * 3
+    assert np.array_equal(signals.sequences.mask[4].numpy(), valid(4, FRAMES))
+
+
+def test_guided_signals_are_one_pass(teacher: Any, tokens: TokenSet) -> None:
+    rows = np.array([5, 6])
+    signals = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32)(rows)
+    with_text, without = (plain_logits(teacher, tokens, rows, null) for null in (False, True))
+    torch.testing.assert_close(signals.logits, guide(with_text, without, 3.0))
+    torch.testing.assert_close(signals.logits, 3 * with_text - 2 * without)
+    assert signals.sequences.with_text.all()
+
+
+@pytest.mark.parametrize("target", ["conditional", "guided"])
+def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenSet, tmp_path: Path, target: Any) -> None:
+    online = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
+    shards = ShardSet(LocalStore(tmp_path / "store"), "signals", {"x": 1}, shard_count(37))
+    assert shards.missing() == [0, 1]
+    for index in shards.missing():
+        shards.write(index, signal_shard(online, index, 37, 5))
+    assert shards.missing() == []
+    rows = np.array([36, 2, 31, 32])
+    cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu")(rows)
+    wanted = online(rows)
+    assert all(torch.equal(a, b) for a, b in zip(cached.sequences, wanted.sequences, strict=True))
+    torch.testing.assert_close(cached.logits.float(), wanted.logits, rtol=1e-3, atol=1e-3)  # float16
+
+
+def sampler(teacher: Any, folder: Path, samples: int = 2) -> TeacherSamples:
+    return TeacherSamples(teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3)
+
+
+def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    sets = []
+    for name, world in (("alone", 1), ("shared", 2)):
+        source = sampler(teacher, tiny_musicgen)
+        shards = ShardSet(LocalStore(tmp_path / name), "samples", {}, source.shards)
+        for rank in reversed(range(world)):
+            make_missing(shards, source.make, rank, world, lambda index: None)
+        sets.append(read_samples(shards, tmp_path / f"{name}-cache"))
+    assert np.array_equal(sets[0].codes, sets[1].codes)
+    assert sets[0].codes.shape == (8, 4, FRAMES)
+    assert sets[0].codes.max() < 16
+    assert not np.array_equal(sets[0].codes[0], sets[0].codes[1]), "two samples of one prompt differ"
+
+
+def test_interrupted_work_makes_only_what_is_missing(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    source, made = sampler(teacher, tiny_musicgen), []
+    shards = ShardSet(LocalStore(tmp_path), "samples", {}, source.shards)
+    shards.write(0, source.make(0))
+    make_missing(shards, source.make, 0, 1, made.append)
+    assert made == [1]
+
+
+def test_a_damaged_shard_is_named_and_made_again(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    store, source = LocalStore(tmp_path / "store"), sampler(teacher, tiny_musicgen)
+    shards = ShardSet(store, "samples", {}, source.shards)
+    make_missing(shards, source.make, 0, 1, lambda index: None)
+    digest = shards.fetch(1, tmp_path / "cache").stem
+    store.put(blob_key(digest), store.get(blob_key(digest))[:-1] + b"?")
+    fresh = ShardSet(store, "samples", {}, source.shards)
+    with pytest.raises(Corrupt, match=r"shard-00001\.json was dropped: run the job again"):
+        fresh.fetch(1, tmp_path / "other")
+    assert fresh.missing() == [1]
+
+
+def test_other_facts_are_other_shards(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    one, other = (ShardSet(store, "samples", {"seed": seed}, 1) for seed in (0, 1))
+    one.write(0, {"codes": np.zeros(3)})
+    assert one.missing() == []
+    assert other.missing() == [0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_row_once_an_epoch(world: int) -> None:
+    """Over an epoch, the workers together read every row once, whatever their number."""
+    rows = [rows_of_step(step, rank, world, 2, 12, 5) for step in range(12 // (2 * world)) for rank in range(world)]
+    assert sorted(np.concatenate(rows)) == list(range(12))
+    one_worker = [rows_of_step(step, 0, 1, 2 * world, 12, 5) for step in range(12 // (2 * world))]
+    assert np.array_equal(np.concatenate(rows), np.concatenate(one_worker))
+    second = [rows_of_step(step, 0, 1, 2 * world, 12, 5) for step in range(12 // (2 * world), 2 * 12 // (2 * world))]
+    assert sorted(np.concatenate(second)) == list(range(12))
+    assert not np.array_equal(np.concatenate(second), np.concatenate(one_worker))
+
+
+def write_wave(path: Path, seconds: float, rate: int = 800) -> None:
+    tone = (8000 * np.sin(np.arange(int(seconds * rate)) * 0.3)).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(tone.tobytes())
+
+
+def test_clips_become_the_codecs_tokens(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 0.45)
+    (tmp_path / "a.txt").write_text("a slow fiddle reel\n")
+    clips = read_clips(teacher.audio_encoder, load_tokenizer(str(tiny_musicgen)), tmp_path, FRAMES)
+    assert clips.codes.shape == (2, 4, FRAMES), "0.45 s hold two pieces of 0.2 s"
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        samples = np.frombuffer(file.readframes(160), "<i2").astype(np.float32) / 32768
+    with torch.no_grad():
+        codes = teacher.audio_encoder.encode(torch.from_numpy(samples)[None, None]).audio_codes[0, 0]
+    assert np.array_equal(clips.codes[0], codes.numpy())
+
+
+def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_musicgen))
+
+    def read() -> None:
+        read_clips(teacher.audio_encoder, tokenizer, tmp_path, FRAMES)
+
+    with pytest.raises(DataError, match=r"no \.wav files"):
+        read()
+    write_wave(tmp_path / "a.wav", 1.0)
+    with pytest.raises(DataError, match=r"a\.txt is missing"):
+        read()
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(DataError, match="is empty"):
+        read()
+    (tmp_path / "a.txt").write_text("a reel")
+    write_wave(tmp_path / "a.wav", 1.0, 1600)
+    with pytest.raises(DataError, match="1600 Hz, 16 bit; the codec needs 800 Hz"):
+        read()
+    write_wave(tmp_path / "a.wav", 0.1)
+    with pytest.raises(DataError, match=r"none is 0\.2 s long"):
+        read()
+    (tmp_path / "a.wav").write_bytes(b"RIFFnonsense")
+    with pytest.raises(DataError, match="not a readable WAV file"):
+        read()
+
+
+def test_the_mixture_has_the_wanted_share(tokens: TokenSet) -> None:
+    samples = TokenSet(tokens.codes[:30], tokens.text_ids[:30], tokens.text_mask[:30])
+    clips = TokenSet(tokens.codes[30:34], np.ones((4, 20), np.int64), np.ones((4, 20), np.int64))
+    mixed = mix(samples, clips, 0.25)
+    from_clips = mixed.text_mask[:, -1] == 1
+    assert from_clips.mean() == 0.25
+    assert len({row.tobytes() for row in mixed.codes[from_clips]}) == 4
+    assert mix(samples, clips, 1.0) is clips

@@ -1,0 +1,234 @@
+"""The loop, the engines and checkpoints: DeepSpeed against plain PyTorch, resuming against going on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.s3_server import free_port
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.errors import Corrupt, Diverged
+from tinymusician.training.checkpoint import Checkpoints
+from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.loop import Loop, Plan
+from tinymusician.training.metrics import MetricsLog, read_metrics
+
+SETTINGS = AdamSettings(weight_decay=0.1, clip=0.5)
+ROWS = 6
+
+
+class Net(nn.Module):
+    """Odd sizes, so that partitions do not divide evenly; a frozen parameter and a buffer besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 13), nn.Linear(13, 3)
+        self.last.bias.requires_grad_(False)
+        self.register_buffer("shift", torch.linspace(-1, 1, 13))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result: Tensor = self.last(nn.functional.gelu(self.first(rows) + self.shift))
+        return result
+
+
+class Regression:
+    """Fit a fixed linear map."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = Net()
+
+    def batch(self, step: int, rank: int, world: int) -> Tensor:
+        """Every worker's rows together are the same global batch, whatever their number."""
+        rows = torch.randn(ROWS, 7, generator=torch.Generator().manual_seed(step))
+        return rows[rank * ROWS // world : (rank + 1) * ROWS // world]
+
+    def loss(self, model: Any, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        target = batch @ torch.linspace(-1, 1, 21).view(7, 3)
+        return (model(batch.to(self.module.first.weight.dtype)).float() - target).square().mean(), {}
+
+    def validate(self, model: Any) -> dict[str, float]:
+        return {"error": self.loss(model, self.batch(10_000, 0, 1), 0)[0].item()}
+
+
+def plan() -> Plan:
+    return Plan(12, 0.05, 3, 1, 4, 2, "error")
+
+
+def run(store: LocalStore) -> list[dict[str, Any]]:
+    """Train to the plan's end, from the newest checkpoint if there is one; returns the metrics."""
+    checkpoints = Checkpoints(store, "checkpoints")
+    start, task = checkpoints.latest(), Regression()
+    engine = TorchEngine(task.module, SETTINGS, state=start.state if start else None)
+    metrics = MetricsLog(store, "metrics.jsonl", start.step if start else -1)
+    Loop(task, engine, plan(), metrics, checkpoints, start=start).run()
+    return read_metrics(store, "metrics.jsonl")
+
+
+def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+class Killed(Exception):
+    pass
+
+
+def run_killed_at(store: LocalStore, step: int) -> None:
+    """A run that dies between two steps, without any goodbye."""
+    task = Regression()
+
+    def die(done: int) -> None:
+        if done == step:
+            raise Killed
+
+    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, "checkpoints")
+    with pytest.raises(Killed):
+        Loop(task, TorchEngine(task.module, SETTINGS), plan(), metrics, checkpoints, beat=die).run()
+
+
+def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
+    rows = run(LocalStore(tmp_path))
+    found = losses(rows)
+    assert sorted(found) == list(range(1, 13))
+    assert found[12] < 0.5 * found[1]
+    judged = {row["step"]: row["held_out/error"] for row in rows if "held_out/error" in row}
+    assert sorted(judged) == [0, 4, 8, 12]
+    checkpoints = Checkpoints(LocalStore(tmp_path), "checkpoints")
+    assert checkpoints.best_step() == min(judged, key=lambda step: judged[step])
+    assert checkpoints.steps()[-2:] == [10, 12]
+    assert all({"gradient_norm", "learning_rate", "seconds_a_step"} <= set(row) for row in rows if "loss" in row)
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    whole = losses(run(LocalStore(tmp_path / "whole")))
+    store = LocalStore(tmp_path / "killed")
+    run_killed_at(store, 7)
+    assert Checkpoints(store, "checkpoints").steps()[-1] == 6
+    resumed = losses(run(store))
+    assert resumed == whole
+
+
+def test_half_written_checkpoints_do_not_exist(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    run_killed_at(store, 7)
+    store.upload(Path(__file__), "checkpoints/step-00000007.safetensors")  # its note never came
+    assert Checkpoints(store, "checkpoints").steps()[-1] == 6
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    run_killed_at(store, 7)
+    key = "checkpoints/step-00000006.safetensors"
+    data = bytearray(store.get(key))
+    data[-1] ^= 1
+    store.put(key, bytes(data))
+    with pytest.raises(Corrupt, match=r"step-00000006\.safetensors: damaged"):
+        Checkpoints(store, "checkpoints").latest()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    task = Regression()
+    with torch.no_grad():
+        task.module.first.weight.fill_(float("inf"))
+    store = LocalStore(tmp_path)
+    with pytest.raises(Diverged, match="loss is nan at step 1: lower the learning rate"):
+        Loop(
+            task, TorchEngine(task.module, SETTINGS), plan(), MetricsLog(store, "m", -1), Checkpoints(store, "c")
+        ).run()
+
+
+def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str, out: str) -> None:
+    """Train 12 steps; at step 6 throw the engine away and go on with a new one made from its state."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    from tinymusician.training.deepspeed_engine import DeepSpeedEngine
+
+    def new(state: Any) -> tuple[Any, Any]:
+        task = Regression()
+        return task, DeepSpeedEngine(task.module, SETTINGS, ROWS // world, zero, precision, state)  # type: ignore[arg-type]
+
+    def steps(task: Any, engine: Any, first: int, last: int) -> list[tuple[float, float]]:
+        found = []
+        for step in range(first, last):
+            with engine.computing():
+                loss, _ = task.loss(engine, task.batch(step, rank, world), step)
+            norm = engine.step(loss, 0.05)
+            total = loss.detach().clone()
+            torch.distributed.all_reduce(total)
+            found.append((total.item() / world, norm))
+        return found
+
+    task, engine = new(None)
+    first = steps(task, engine, 0, 6)
+    state = engine.state()
+    straight = steps(task, engine, 6, 12)
+    resumed = steps(*new(state), 6, 12)
+    if rank == 0:
+        weights = {name: value.tolist() for name, value in state.weights.items()}
+        result = {"first": first, "straight": straight, "resumed": resumed, "weights": weights}
+        Path(out).write_text(json.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def deepspeed_run(tmp_path: Path, world: int, zero: int, precision: str) -> dict[str, Any]:
+    port, out = free_port(), str(tmp_path / "result.json")
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=deepspeed_worker, args=(rank, world, port, zero, precision, out))
+        for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * world
+    result: dict[str, Any] = json.loads(Path(out).read_text())
+    return result
+
+
+def torch_run() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    task = Regression()
+    engine = TorchEngine(task.module, SETTINGS)
+    found, weights = [], {}
+    for step in range(12):
+        if step == 6:
+            weights = engine.state().weights
+            weights = {name: value.clone() for name, value in weights.items()}
+        loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
+        found.append((loss.item(), engine.step(loss, 0.05)))
+    return found, weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_every_zero_stage_on_two_workers_is_plain_adamw(tmp_path: Path, zero: int) -> None:
+    """Losses, gradient norms and weights of 2 workers equal one process on the whole batch; so does a resumed run."""
+    mine = deepspeed_run(tmp_path, 2, zero, "float32")
+    wanted, weights = torch_run()
+    torch.testing.assert_close(
+        torch.tensor(mine["first"] + mine["straight"]), torch.tensor(wanted), rtol=1e-4, atol=1e-5
+    )
+    assert mine["resumed"] == mine["straight"]
+    assert set(mine["weights"]) == set(weights)
+    for name, value in weights.items():
+        torch.testing.assert_close(torch.tensor(mine["weights"][name]), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_bfloat16_resumes_exactly_and_stays_near(tmp_path: Path, zero: int) -> None:
+    mine = deepspeed_run(tmp_path, 1, zero, "bfloat16")
+    wanted, _ = torch_run()
+    assert mine["resumed"] == mine["straight"]
+    near = torch.tensor(mine["first"])[:, 0]
+    torch.testing.assert_close(near, torch.tensor(wanted[:6])[:, 0], rtol=0.03, atol=0.01)
