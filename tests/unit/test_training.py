@@ -34,7 +34,7 @@ class Net(nn.Module):
         self.register_buffer("shift", torch.linspace(-1, 1, 13))
 
     def forward(self, rows: Tensor) -> Tensor:
-        result: Tensor = self.last(nn.functional.gelu(self.first(rows) + self.shift))
+        result: Tensor = self.last(nn.functional.gelu(self.first(rows) + self.shift.to(rows.dtype)))
         return result
 
 
