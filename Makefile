@@ -39,3 +39,9 @@ test-quick: $(STAMP)  ## The tests that take seconds
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo
+
+demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
+	$(BIN)/python -m jobs.demo demo
+
+bench: $(STAMP)  ## The distillation benchmark; its last line is JSON
+	$(BIN)/python benchmarks/distill.py

@@ -12,6 +12,8 @@ from tinymusician.errors import ClusterError
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 LOCAL = "http://127.0.0.1:8265"
+AUTHENTICATION = ("RAY_AUTH_MODE", "token")
+"""Some of Ray's ports answer on every interface, even of a head on loopback: none of them without a token."""
 
 
 def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
@@ -25,6 +27,7 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     wanted = address or os.environ.get(CLUSTER_VARIABLE)
     if wanted:
         return _client(wanted), wanted
+    os.environ.setdefault(*AUTHENTICATION)
     try:
         return _client(LOCAL), LOCAL
     except ClusterError:
@@ -47,12 +50,13 @@ def _client(address: str) -> Any:
 
 
 def _start_local() -> None:
-    """Start a Ray head that only this machine can reach."""
+    """Start a Ray head for this user alone: its dashboard on loopback, everything behind a token in ~/.ray."""
     print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
     ray = Path(sys.executable).with_name("ray")
+    subprocess.run([str(ray), "get-auth-token", "--generate"], capture_output=True, check=True)
     command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
-    environment = {**os.environ, **worker_environment()}
+    environment = {**os.environ, **dict([AUTHENTICATION]), **worker_environment()}
     ended = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, start_new_session=True
     )

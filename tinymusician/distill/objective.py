@@ -28,7 +28,8 @@ from tinymusician.distill.divergences import (
 
 ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed"]
 
-_POSITIONS_AT_A_TIME = 1024
+_NUMBERS_AT_A_TIME = 2**18
+"""Logits a piece: its temporaries, some twenty times as many, stay small beside the whole."""
 
 
 class Mixture(NamedTuple):
@@ -101,7 +102,7 @@ class _InPieces(torch.autograd.Function):
         values = torch.zeros(mask.numel(), dtype=wide, device=student.device)
         gradient = torch.zeros_like(rows_q) if ctx.needs_input_grad[1] else None
         divergence = weights.divergence()
-        for piece in torch.split(places, _POSITIONS_AT_A_TIME):
+        for piece in torch.split(places, max(1, _NUMBERS_AT_A_TIME // vocabulary)):
             with torch.set_grad_enabled(gradient is not None):
                 logits = rows_q[piece].detach().requires_grad_(gradient is not None)
                 whole = torch.ones(len(piece), dtype=torch.bool, device=student.device)

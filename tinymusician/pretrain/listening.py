@@ -20,7 +20,7 @@ def spectrogram(wave: Wave, rate: int, window: int = 1024) -> tuple[npt.NDArray[
     """Frequencies [F] in Hz and magnitudes [F, frames], a frame every 10 ms, centred."""
     hop = round(rate * HOP_SECONDS)
     frequencies, _, values = stft(wave, rate, nperseg=window, noverlap=window - hop, boundary="even")
-    return frequencies, np.abs(values) * window / 2
+    return np.asarray(frequencies, np.float64), np.asarray(np.abs(values) * window / 2, np.float64)
 
 
 def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
@@ -86,7 +86,7 @@ def band_shape(wave: Wave, rate: int, bands: int = 24) -> npt.NDArray[np.float64
     energy = (magnitude**2).mean(axis=1)
     places = np.digitize(frequencies, edges)
     levels = np.array([np.log(energy[places == k + 1].sum() + 1e-6) for k in range(bands)])
-    return levels - levels.mean()
+    return np.asarray(levels - levels.mean())
 
 
 def pitch_track(wave: Wave, rate: int) -> npt.NDArray[np.float64]:

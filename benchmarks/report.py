@@ -1,0 +1,38 @@
+"""What every benchmark prints and keeps: one JSON object with machine, versions and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def report(name: str, figures: dict[str, float], settings: dict[str, Any]) -> None:
+    """Print the result as the last line, and keep it under benchmarks/results."""
+    from jobs.submission import git_state, versions
+
+    result = {
+        "name": name,
+        "machine": machine(),
+        "versions": versions(),
+        "git": git_state(),
+        "settings": settings,
+        "figures": {key: round(value, 4) for key, value in figures.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
