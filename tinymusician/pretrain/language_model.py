@@ -44,10 +44,12 @@ class TrainableMusicgen(nn.Module):
 class LanguageModelTask:
     """Next-code cross-entropy over the valid positions of the delay pattern, a tenth of the rows without text."""
 
-    def __init__(self, model: Any, train: TokenSet, held_out: TokenSet, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, model: Any, train: TokenSet, held_out: TokenSet, batch_size: int, seed: int, held_out_rows: int = 128
+    ) -> None:
         self.module = TrainableMusicgen(model)
         self.train, self.held_out = train, held_out
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.held_out_rows = batch_size, seed, held_out_rows
         self.pad = int(model.config.decoder.vocab_size)
 
     def batch(self, step: int, rank: int, world: int) -> CaptionedCodes:
@@ -64,7 +66,7 @@ class LanguageModelTask:
 
     def validate(self, model: Model) -> dict[str, float]:
         """Held-out cross-entropy with the right caption, with none, and with another clip's."""
-        rows = np.arange(min(128, len(self.held_out.codes)))
+        rows = np.arange(min(self.held_out_rows, len(self.held_out.codes)))
         device = next(self.module.parameters()).device
         figures = {}
         for name, shift, dropped in (("right", 0, False), ("none", 0, True), ("wrong", 7, False)):

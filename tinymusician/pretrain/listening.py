@@ -6,21 +6,23 @@ scale, a brighter or darker instrument. All take mono waves at `rate` Hz in [-1,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.signal import stft
 
-Wave = npt.NDArray[np.floating]
+Wave = npt.NDArray[np.floating[Any]]
 HOP_SECONDS = 0.01
 _MAJOR = np.array([0, 2, 4, 5, 7, 9, 11])
 
 
-def spectrogram(wave: Wave, rate: int, window: int = 1024) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def spectrogram(wave: Wave, rate: int, window: int = 1024) -> tuple[Wave, Wave]:
     """Frequencies [F] in Hz and magnitudes [F, frames], a frame every 10 ms, centred."""
     hop = round(rate * HOP_SECONDS)
-    frequencies, _, values = stft(wave, rate, nperseg=window, noverlap=window - hop, boundary="even")
-    return np.asarray(frequencies, np.float64), np.asarray(np.abs(values) * window / 2, np.float64)
+    _, _, values = stft(wave, rate, nperseg=window, noverlap=window - hop, boundary="even")
+    return np.fft.rfftfreq(window, 1 / rate), np.abs(values) * window / 2
 
 
 def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
@@ -39,7 +41,7 @@ def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
         return np.zeros(0)
     strong = flux > np.maximum(uniform_filter1d(flux, 21) * 1.5, 0.3 * np.quantile(flux, 0.98))
     peaks = np.flatnonzero(strong & (flux == maximum_filter1d(flux, 9)))
-    return peaks * HOP_SECONDS
+    return np.asarray(peaks * HOP_SECONDS, np.float64)
 
 
 def onset_f_measure(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64], tolerance: float = 0.05) -> float:
@@ -136,9 +138,9 @@ def in_scale(track: npt.NDArray[np.float64]) -> float:
     return max(float(np.isin((pitched - tonic) % 12, _MAJOR).mean()) for tonic in range(12))
 
 
-def on_beat(onsets: npt.NDArray[np.float64], half_beats: tuple[float, ...], tolerance: float = 0.03) -> float:
-    """The share of gaps between onsets that are whole multiples of the best-fitting of `half_beats` (in seconds)."""
+def on_beat(onsets: npt.NDArray[np.float64], unit: float, tolerance: float = 0.02) -> float:
+    """The share of gaps between onsets that are whole multiples of `unit` seconds, within `tolerance` seconds."""
     gaps = np.diff(onsets)
     if len(gaps) == 0:
         return 0.0
-    return max(float((np.abs(gaps / unit - np.round(gaps / unit)) * unit < tolerance).mean()) for unit in half_beats)
+    return float((np.abs(gaps - np.round(gaps / unit) * unit) <= tolerance).mean())
