@@ -15,6 +15,7 @@ from scipy.signal import stft
 
 Wave = npt.NDArray[np.floating[Any]]
 HOP_SECONDS = 0.01
+_LATE_FRAMES = 2  # a 64 ms window begins to rise two frames before the note it is centred on
 _MAJOR = np.array([0, 2, 4, 5, 7, 9, 11])
 
 
@@ -41,7 +42,7 @@ def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
         return np.zeros(0)
     strong = flux > np.maximum(uniform_filter1d(flux, 21) * 1.5, 0.3 * np.quantile(flux, 0.98))
     peaks = np.flatnonzero(strong & (flux == maximum_filter1d(flux, 9)))
-    return np.asarray(peaks * HOP_SECONDS, np.float64)
+    return np.asarray((peaks + _LATE_FRAMES) * HOP_SECONDS, np.float64)
 
 
 def onset_f_measure(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64], tolerance: float = 0.05) -> float:
