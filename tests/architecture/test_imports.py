@@ -1,0 +1,42 @@
+"""What may be loaded when: seen from outside, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "ray", "deepspeed", "boto3", "scipy", "matplotlib")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that are loaded after running `code`."""
+    program = f"{code}\nimport sys; print(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ended.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tinymusician",
+        "import tinymusician.codebooks",
+        "import tinymusician.recipe; tinymusician.recipe.load_recipe('band')",
+        "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.address",
+        "import jobs.cli.main",
+        "from jobs.preflight import check; from tinymusician.recipe import load_recipe as r; check('distill', r('band'))",
+    ],
+)
+def test_light_things_load_nothing_heavy(code: str) -> None:
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_importing_the_library_does_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import tinymusician.distill.task, tinymusician.pretrain.band"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == ""

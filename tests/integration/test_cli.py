@@ -1,0 +1,126 @@
+"""`tmctl` as a person meets it: help, recipes, dry runs, mistakes. Nothing here starts Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import free_port
+
+TMCTL = str(Path(sys.executable).with_name("tmctl"))
+
+
+def tmctl(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TMCTL_STORE": (tmp_path / "store").as_uri(), "HF_HUB_OFFLINE": "1", **variables}
+    environment.pop("TMCTL_CLUSTER", None)
+    return subprocess.run([TMCTL, *words], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def error_of(tmp_path: Path, *words: str, **variables: str) -> str:
+    """The single line on standard error of a command that must fail."""
+    ended = tmctl(tmp_path, *words, **variables)
+    assert ended.returncode == 1, ended.stdout
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: ")
+    assert ended.stdout == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize("words", [(), ("submit",), ("submit", "distill"), ("artifacts",), ("recipes",), ("logs",)])
+def test_help_explains(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ended = tmctl(tmp_path, *words, "--help")
+    assert ended.returncode == 0
+    assert "Usage: tmctl" in ended.stdout
+
+
+def test_help_of_submit_shows_examples(tmp_path: Path) -> None:
+    assert (
+        "tmctl submit distill band --set objective.skew=0.2"
+        in tmctl(tmp_path, "submit", "distill", "--help", COLUMNS="200").stdout
+    )
+
+
+def test_recipes(tmp_path: Path) -> None:
+    assert {recipe["name"] for recipe in json.loads(tmctl(tmp_path, "recipes", "--json").stdout)} >= {
+        "band",
+        "tinymusician",
+        "musicgen-tiny",
+    }
+    shown = json.loads(tmctl(tmp_path, "recipes", "show", "musicgen-tiny", "--json").stdout)
+    cost = shown["cost"]
+    assert cost["student_decoder_parameters"] == pytest.approx(0.6 * cost["teacher_decoder_parameters"], rel=0.002)
+    assert cost["steps"] == shown["training"]["steps"]
+    assert cost["memory_a_worker_gib"] > 4 * cost["teacher_decoder_parameters"] / 2**30
+    text = tmctl(tmp_path, "recipes", "show", "tinymusician").stdout
+    assert "teacher.model = facebook/musicgen-large" in text
+    assert "student decoder parameters: 419584000" in text
+
+
+def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
+    ended = tmctl(tmp_path, "submit", "distill", "tinymusician", "--dry-run", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["objective"]["name"] == "stage_mixed"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("submit", "distill", "bnad"), "recipe 'bnad': not packaged; allowed are band"),
+        (("submit", "distill", "band", "--set", "training.stepz=1"), "training.stepz = 1: no such key"),
+        (
+            ("submit", "distill", "band", "--set", "objective.skew=1.5"),
+            "objective.skew = 1.5: input should be less than 1",
+        ),
+        (("submit", "distill", "band", "--set", "temperature.final=0"), "temperature.final = 0"),
+        (("submit", "distill", "band", "--set", "student.layers=[0,8]"), "the teacher's layers are 0 to 7"),
+        (
+            ("submit", "distill", "band", "--set", "student.layers=[0,1,2,3,4,5,6,7,7]"),
+            "deeper than the teacher, which has 8",
+        ),
+        (("submit", "distill", "band", "--set", "sequences.prompts=/none.jsonl"), "prompts /none.jsonl: No such file"),
+        (("submit", "distill", "band", "--set", "teacher.model=/none"), "teacher.model = '/none': no such folder"),
+        (("submit", "distill", "band", "--name", "A b"), "run name 'A b': allowed are lower-case"),
+        (("submit", "distill", "band", "--resume", "none"), "run 'none': not in file://"),
+        (("submit", "pretrain", "musicgen-tiny"), "has no `pretrain` part"),
+        (("status", "none"), "run 'none': not in file://"),
+        (("logs", "none"), "run 'none': not in file://"),
+        (("artifacts", "show", "none"), "artifact 'none': not in file://"),
+        (("recipes", "show", "none"), "recipe 'none': not packaged"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    assert told in error_of(tmp_path, *words)
+
+
+def test_an_unreachable_cluster(tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    told = error_of(tmp_path, "submit", "distill", "band", "--cluster", address)
+    assert f"cluster {address}: no Ray dashboard answers there; check --cluster" in told
+    assert not list((tmp_path / "store").rglob("record.json")), "nothing half-written"
+
+
+def test_an_unusable_store(tmp_path: Path) -> None:
+    assert "allowed are file:///" in error_of(tmp_path, "runs", TMCTL_STORE="ftp://x")
+    told = error_of(
+        tmp_path,
+        "runs",
+        TMCTL_STORE="s3://x/y",
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}",
+        AWS_ACCESS_KEY_ID="a",
+        AWS_SECRET_ACCESS_KEY="b",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    assert "no server answers there; check AWS_ENDPOINT_URL" in told
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    ended = tmctl(tmp_path, "--debug", "recipes", "show", "none")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr

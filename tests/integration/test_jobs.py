@@ -1,0 +1,283 @@
+"""Jobs on a real Ray: the whole path, a real S3 store, and what happens when processes are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.s3_server import S3Server, free_port
+from tests.tiny import write_tiny_musicgen
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.store import LocalStore, Store
+from tinymusician.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+LONG = ("training.steps=90", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
+
+
+class Ray:
+    """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1"}
+        self.address = ""
+
+    def start(self) -> None:
+        gcs, dashboard = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{dashboard}"
+        self.environment["TMCTL_CLUSTER"] = self.address
+        command = [
+            str(BIN / "ray"),
+            "start",
+            "--head",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=2",
+        ]
+        command += ["--include-dashboard=true", f"--temp-dir={self.folder}", "--disable-usage-stats"]
+        command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
+
+    def kill(self) -> None:
+        """SIGKILL to everything of this Ray: its head, its agents, its workers and drivers."""
+        for pid in self.processes(str(self.folder)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def processes(self, *words: str) -> list[int]:
+        """Processes of this Ray (by their environment or command line) whose command line has all `words`."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    known = (entry / "environ").read_bytes().decode(errors="replace") + line
+                except OSError:
+                    continue
+                if (self.address in known or str(self.folder) in known) and all(w in line + known for w in words):
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    """One Ray for the tests of this file; the S3 server's address and keys are in its environment."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray = Ray(Path(folder), {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+        ray.start()
+        yield ray
+        ray.kill()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_tiny_musicgen(folder / "teacher")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        f"""
+name: tiny
+description: a tiny pair with random weights
+teacher: {{model: {folder / "teacher"}}}
+student: {{kind: cut, layers: [0, 3]}}
+sequences: {{prompts: band, seconds: 0.4, samples: 1, shard_prompts: 40}}
+training:
+  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup: 2, validate_every: 6, checkpoint_every: 6, log_every: 1}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**ray.environment, "TMCTL_STORE": store.url}
+    return subprocess.run(
+        [str(BIN / "tmctl"), *words], env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def told(ray: Ray, store: Store, *words: str) -> Any:
+    ended = tmctl(ray, store, *words, "--json")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def settings(values: tuple[str, ...]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def losses(store: Store, run: str) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(store, f"runs/{run}/metrics.jsonl") if "loss" in row}
+
+
+def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
+    """Distil on two workers with ZeRO 2 into S3; everything that is promised of a run and its artifact is there."""
+    run = told(
+        ray, s3_store, "submit", "distill", str(recipe), "--workers", "2", "--set", "training.zero=2", "--name", "r1"
+    )
+    assert (run["id"], run["kind"], run["state"], run["workers"]) == ("r1", "distill", "SUCCEEDED", 2)
+    metrics = run["metrics"]
+    assert metrics["kl_final"] < 0.5 * metrics["kl_initial"]
+    assert metrics["kl_final"] == pytest.approx(sum(metrics["kl_per_codebook"]) / 4, rel=1e-3)
+    folder = RunFolder(s3_store, "r1")
+    record = folder.record()
+    assert record.versions["deepspeed"]
+    assert record.seeds == {"training": 0}
+    assert record.recipe["training"]["zero"] == 2
+    assert "SUCCEEDED" in folder.log()
+    assert s3_store.get(folder.key("training.png")).startswith(b"\x89PNG")
+    assert any("tensorboard/distill/events" in entry.key for entry in s3_store.list("runs/r1/"))
+    rows = [row for row in read_metrics(s3_store, folder.key("metrics.jsonl")) if "loss" in row]
+    names = {
+        "loss/4",
+        "kl/1",
+        "agreement",
+        "entropy",
+        "gradient_norm",
+        "learning_rate",
+        "temperature",
+        "alpha",
+        "codes_a_second",
+    }
+    assert all(names <= set(row) for row in rows)
+
+    manifest = told(ray, s3_store, "artifacts", "show", run["artifact"])
+    assert manifest["lineage"]["run"] == "r1"
+    assert len(manifest["lineage"]["teacher_sha256"]) == 64
+    assert "CC-BY-NC" in manifest["licence"]
+    assert told(ray, s3_store, "artifacts", "list")[0]["digest"] == manifest["digest"]
+    assert tmctl(ray, s3_store, "artifacts", "verify", "tiny").returncode == 0
+    assert tmctl(ray, s3_store, "artifacts", "fetch", "tiny", "--to", str(tmp_path / "out")).returncode == 0
+    from transformers import MusicgenForConditionalGeneration
+
+    student = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert student.config.decoder.num_hidden_layers == 2
+
+
+def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """Shards are made once, by whoever comes first; training from them gives the online losses up to float16."""
+    missing = tmctl(
+        ray,
+        store,
+        "submit",
+        "distill",
+        str(recipe),
+        "--set",
+        "signals.source=cached",
+        "--set",
+        "training.restarts=0",
+        "--name",
+        "early",
+    )
+    assert missing.returncode == 1
+    assert "shards are missing; run `tmctl submit precompute`" in missing.stdout
+    assert "Traceback" not in missing.stdout + missing.stderr
+    made = told(ray, store, "submit", "precompute", str(recipe), "--workers", "2", "--name", "shards")
+    assert made["state"] == "SUCCEEDED"
+    assert made["metrics"]["shards"] == 5
+    cached = told(ray, store, "submit", "distill", str(recipe), "--set", "signals.source=cached", "--name", "cached")
+    assert cached["state"] == "SUCCEEDED"
+    told(ray, store, "submit", "distill", str(recipe), "--name", "online")
+    one, other = losses(store, "cached"), losses(store, "online")
+    assert one.keys() == other.keys()
+    assert all(one[step] == pytest.approx(other[step], rel=0.01, abs=1e-4) for step in one)
+
+
+def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    changes = ("teacher.model=facebook/musicgen-small", "training.restarts=0")
+    ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(changes), "--name", "n")
+    assert ended.returncode == 1
+    last = ended.stdout.strip().splitlines()
+    assert len(last) == 1
+    assert "model 'facebook/musicgen-small' cannot be had here: download its config.json" in last[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray: Ray, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of a run that nothing happens to."""
+    store = LocalStore(tmp_path_factory.mktemp("undisturbed"))
+    assert told(ray, store, "submit", "distill", str(recipe), *settings(LONG), "--name", "calm")["state"] == "SUCCEEDED"
+    return losses(store, "calm")
+
+
+def start_and_wait(ray: Ray, recipe: Path, store: LocalStore, name: str) -> None:
+    """Start a run and wait until it has a checkpoint to go on from."""
+    told(ray, store, "submit", "distill", str(recipe), *settings(LONG), "--name", name, "--no-wait")
+    wait_for(lambda: any("step-00000010.json" in entry.key for entry in store.list(f"runs/{name}/checkpoints/")))
+
+
+def check_same(store: LocalStore, name: str, wanted: dict[int, float]) -> None:
+    found = losses(store, name)
+    assert sorted(found) == sorted(wanted)
+    assert max(abs(found[step] - wanted[step]) for step in wanted) <= 1e-5
+
+
+def kill(pids: list[int]) -> None:
+    assert pids, "nothing to kill"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
+    start_and_wait(ray, recipe, store, "w")
+    kill(ray.processes("ray::RayTrainWorker"))
+    wait_for(lambda: told(ray, store, "status", "w")["state"] == "SUCCEEDED")
+    check_same(store, "w", undisturbed)
+
+
+def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
+    start_and_wait(ray, recipe, store, "d")
+    kill(ray.processes("jobs.entry --child"))
+    wait_for(lambda: told(ray, store, "status", "d")["state"] == "FAILED")
+    assert "killed by signal 9; continue it with --resume" in told(ray, store, "status", "d")["message"]
+    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"
+    check_same(store, "d", undisturbed)
+
+
+def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
+    start_and_wait(ray, recipe, store, "s")
+    again = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s")
+    assert again.returncode == 1
+    assert "is still running; stop it first" in again.stderr
+    assert tmctl(ray, store, "stop", "s").stdout.strip() == "run s: STOPPED"
+    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "s")["state"] == "SUCCEEDED"
+    check_same(store, "s", undisturbed)
+    assert "there is nothing to resume" in tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s").stderr
+
+
+def test_everything_killed_at_once(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
+    """Head, supervisor, driver and workers die together; what the run printed and measured is still read."""
+    start_and_wait(ray, recipe, store, "h")
+    ray.kill()
+    wait_for(lambda: not ray.processes("raylet"))
+    assert "distill" in tmctl(ray, store, "logs", "h").stdout
+    assert [run["id"] for run in told(ray, store, "runs")] == ["h"]
+    ray.start()
+    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "h")["state"] == "SUCCEEDED"
+    check_same(store, "h", undisturbed)
