@@ -25,7 +25,7 @@ def loaded_by(code: str) -> set[str]:
         "import tinymusician.recipe; tinymusician.recipe.load_recipe('band')",
         "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.address",
         "import jobs.cli.main",
-        "from jobs.preflight import check; from tinymusician.recipe import load_recipe as r; check('distill', r('band'))",
+        "import jobs.preflight as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'))",
     ],
 )
 def test_light_things_load_nothing_heavy(code: str) -> None:
