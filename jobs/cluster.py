@@ -12,6 +12,7 @@ from tinymusician.errors import ClusterError
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 LOCAL = "http://127.0.0.1:8265"
+TOKEN = Path.home() / ".ray" / "auth_token"
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")
 """Some of Ray's ports answer on every interface, even of a head on loopback: none of them without a token."""
 
@@ -25,16 +26,23 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
         ClusterError: no cluster answers there, or no local one could be started.
     """
     wanted = address or os.environ.get(CLUSTER_VARIABLE)
+    _use_token()
     if wanted:
         return _client(wanted), wanted
-    os.environ.setdefault(*AUTHENTICATION)
     try:
         return _client(LOCAL), LOCAL
     except ClusterError:
         if not start:
             raise
     _start_local()
+    _use_token()
     return _client(LOCAL), LOCAL
+
+
+def _use_token() -> None:
+    """Let Ray's client show its token where there is one; a cluster that asks for none does not mind."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN.exists():
+        os.environ.setdefault(*AUTHENTICATION)
 
 
 def _client(address: str) -> Any:
@@ -42,7 +50,9 @@ def _client(address: str) -> Any:
 
     try:
         return JobSubmissionClient(address)
-    except Exception as error:  # Ray raises ConnectionError, RuntimeError or ValueError by cause and version
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError or its own, by cause and version
+        if "Authentication" in type(error).__name__:
+            raise ClusterError(f"cluster {address}: asks for a token; put it into RAY_AUTH_TOKEN or {TOKEN}") from error
         raise ClusterError(
             f"cluster {address}: no Ray dashboard answers there; check --cluster or {CLUSTER_VARIABLE}, "
             f"such as http://HEAD:8265"

@@ -9,7 +9,8 @@ import typer
 
 from jobs.cli.output import emit, follow, print_recipe
 from jobs.submission import Kind
-from tinymusician.recipe import load_recipe
+from tinymusician.artifacts.store import Store
+from tinymusician.recipe import Recipe, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,14 +117,14 @@ def start(
     """What the three commands share."""
     from jobs.preflight import check
     from tinymusician.artifacts.address import open_store
-    from tinymusician.artifacts.runs import RunFolder, summary
+    from tinymusician.artifacts.runs import summary
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    check(kind, loaded)
     store = open_store()
+    if resume:
+        loaded = resumed_recipe(store, resume, loaded, bool(overrides))
+    check(kind, loaded)
     if dry_run:
-        if resume:
-            RunFolder(store, resume).record()
         print_recipe(loaded, json, workers)
         return
     from jobs.submission import submit
@@ -135,6 +136,24 @@ def start(
     emit(summary(run), json, f"{run.id}" if not wait else _closing(run.id, summary(run)))
     if state in {"FAILED", "STOPPED"}:
         raise typer.Exit(1)
+
+
+def resumed_recipe(store: Store, run: str, given: Recipe, changed: bool) -> Recipe:
+    """The recipe a run was started with, which is the one it goes on with.
+
+    Raises:
+        RunError: the run does not exist, or the command line asks for something else.
+    """
+    from tinymusician.artifacts.runs import RunFolder
+    from tinymusician.errors import RunError
+    from tinymusician.recipe import parse_recipe
+
+    own = parse_recipe(RunFolder(store, run).record().recipe, run)
+    if changed:
+        raise RunError(f"--set: run {run!r} goes on with the recipe it was started with; start a new run to change it")
+    if own.name != given.name:
+        raise RunError(f"run {run!r}: is of recipe {own.name}, not {given.name}")
+    return own
 
 
 def _closing(run: str, facts: dict[str, object]) -> str:
