@@ -1,7 +1,9 @@
 """What Ray's Jobs API starts: a supervisor that runs the job as its child and keeps the run's log and state.
 
 The supervisor is small and does no work of its own, so it is there to say how the job ended, even if the job was
-killed. Usage: python -m jobs.entry RUN
+killed. A run that was resumed has a new supervisor; an old one that still lives sees that and falls silent.
+
+Usage: python -m jobs.entry RUN SUBMISSION
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tinymusician.artifacts.address import open_store
@@ -26,8 +29,9 @@ _STAMP = "%Y-%m-%d %H:%M:%S"
 class Log:
     """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run, self._text, self._sent = run, run.log(), -1
+    def __init__(self, run: RunFolder, owned: Callable[[], bool]) -> None:
+        """`owned` tells whether this process still speaks for the run."""
+        self._run, self._owned, self._text, self._sent = run, owned, run.log(), -1
         self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_STIR_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
@@ -48,7 +52,7 @@ class Log:
         while not self._stop.wait(_UPLOAD_SECONDS):
             try:
                 self._send()
-                if time.monotonic() - self._stirred > _STIR_SECONDS:
+                if time.monotonic() - self._stirred > _STIR_SECONDS and self._owned():
                     self._run.stir()
                     self._stirred = time.monotonic()
             except StoreError as error:
@@ -57,18 +61,22 @@ class Log:
     def _send(self) -> None:
         with self._lock:
             text = self._text
-        if len(text) != self._sent:
+        if len(text) != self._sent and self._owned():
             self._run.store.put(self._run.key("log.txt"), text.encode())
             self._sent = len(text)
 
 
-def supervise(run_id: str) -> int:
+def supervise(run_id: str, submission: str) -> int:
     """Run the job, and say in the store how it went; returns its exit code."""
     run = RunFolder(open_store(), run_id)
     record = run.record()
+
+    def owned() -> bool:
+        return run.record().submission == submission
+
     run.stir()
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
-    log = Log(run)
+    log = Log(run, owned)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     child = subprocess.Popen(
         [sys.executable, "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
@@ -88,7 +96,8 @@ def supervise(run_id: str) -> int:
     for line in child.stdout:
         log.line(line)
     code = child.wait()
-    run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
+    if owned():
+        run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
     log.line(f"{time.strftime(_STAMP)} {run.status().state} {run.status().message}\n")
     log.close()
     return code
@@ -142,4 +151,4 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
 
 
 if __name__ == "__main__":
-    sys.exit(child(sys.argv[2], sys.argv[3]) if sys.argv[1] == "--child" else supervise(sys.argv[1]))
+    sys.exit(child(sys.argv[2], sys.argv[3]) if sys.argv[1] == "--child" else supervise(sys.argv[1], sys.argv[2]))

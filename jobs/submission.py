@@ -59,7 +59,7 @@ def submit(
     run.update(state="PENDING", message="", ended=None)
     try:
         client.submit_job(
-            entrypoint=f"{_python(where)} -m jobs.entry {run.id}",
+            entrypoint=f"{_python(where)} -m jobs.entry {run.id} {submission}",
             submission_id=submission,
             runtime_env=_runtime_environment(store, where),
             metadata={"run": run.id, "kind": kind},

@@ -49,9 +49,9 @@ class Ray:
         command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
         subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
-    def kill(self) -> None:
-        """SIGKILL to everything of this Ray: its head, its agents, its workers and drivers."""
-        for pid in self.processes(str(self.folder)):
+    def kill(self, *words: str) -> None:
+        """SIGKILL to everything of this Ray whose command line has all `words`: head, agents, workers, jobs."""
+        for pid in self.processes(*words):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -271,10 +271,13 @@ def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed:
     assert "there is nothing to resume" in tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s").stderr
 
 
-def test_everything_killed_at_once(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
-    """Head, supervisor, driver and workers die together; what the run printed and measured is still read."""
+@pytest.mark.parametrize("killed", [(), ("--session-dir",)], ids=["everything", "only the head"])
+def test_a_killed_head(
+    ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float], killed: tuple[str, ...]
+) -> None:
+    """With or without supervisor and driver, which then must not speak for the resumed run; the store tells all."""
     start_and_wait(ray, recipe, store, "h")
-    ray.kill()
+    ray.kill(*killed)
     wait_for(lambda: not ray.processes("raylet"))
     assert "distill" in tmctl(ray, store, "logs", "h").stdout
     assert [run["id"] for run in told(ray, store, "runs")] == ["h"]
