@@ -1,4 +1,4 @@
-"""What the house band can do, by numbers: codec, language model, steering, notes. Writes docs/house-band.json and .png.
+"""What the house band can do, by numbers: codec, language model, steering, notes. Pictures go to docs/house-band/.
 
     python benchmarks/house_band.py [--corpus FOLDER] [--clips 96] [--side 32]
 
@@ -9,6 +9,7 @@ bootstrap intervals over clips; p-values are one-sided Mann-Whitney tests, in th
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,14 @@ from tinymusician.pretrain.listening import (
 )
 
 RATE = 16_000
-PICTURE = Path(__file__).parents[1] / "docs" / "house-band.png"
+LANGUAGE_CURVES = {
+    "training (nats a code)": "loss",
+    "held out, right caption": "held_out/cross_entropy/right",
+    "held out, no caption": "held_out/cross_entropy/none",
+    "held out, wrong caption": "held_out/cross_entropy/wrong",
+}
+DOCS = Path(__file__).parents[1] / "docs" / "house-band"
+"""Holds the metrics of each part's training; the pictures made here go beside them."""
 
 
 def mean_with_interval(values: list[float]) -> list[float]:
@@ -180,7 +188,35 @@ def picture(rows: list[tuple[str, Wave]]) -> None:
         axis.set_title(title, fontsize=9)
         axis.set_ylabel("kHz")
     axes[-1].set_xlabel("seconds")
-    figure.savefig(PICTURE, dpi=90)
+    figure.savefig(DOCS / "spectrograms.png", dpi=90)
+    pyplot.close(figure)
+
+
+def curves() -> None:
+    """The training of each part, from its metrics."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = {
+        "codec": {"SI-SDR, training (dB)": "si_sdr", "SI-SDR, held out, 4 codebooks (dB)": "held_out/si_sdr/4"},
+        "band-large": LANGUAGE_CURVES,
+        "band-small": LANGUAGE_CURVES,
+        "band-clap": {"training loss": "loss", "held-out loss": "held_out/loss"},
+    }
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    for axis, (part, named) in zip(axes.flat, lines.items(), strict=True):
+        rows = [json.loads(line) for line in (DOCS / f"{part}.jsonl").read_text().splitlines()]
+        for label, name in named.items():
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), label=label, marker="." if "held" in name else None)
+        axis.set_title(part)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(DOCS / "training.png", dpi=90)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -212,6 +248,7 @@ def main() -> None:
         (f"generated: {wanted[n][0]}", made[n]) for n in (0, chosen.side * 2 + 1, chosen.side * 4, chosen.side * 5 + 1)
     ]
     picture(rows)
+    curves()
     report("house_band", figures, {"clips": chosen.clips, "side": chosen.side, "split": "test"})
 
 

@@ -32,8 +32,13 @@ def main() -> None:
     figures = run["metrics"]
     print(
         f"\nheld-out KL to the teacher      {figures['kl_initial']:.3f} → {figures['kl_final']:.3f} nats a code"
-        f"\ncross-entropy of its samples    {figures['sample_cross_entropy_untrained']:.3f} → "
-        f"{figures['sample_cross_entropy_student']:.3f} nats a code, as the teacher hears them"
+        f"\ncross-entropy of its next codes "
+        f"{figures['cross_entropy_initial']:.3f} → {figures['cross_entropy_final']:.3f} "
+        f"nats a code under the teacher, in held-out context"
+        f"\nplaying freely                  cross-entropy {figures['sample_cross_entropy_untrained']:.3f} → "
+        f"{figures['sample_cross_entropy_student']:.3f} (teacher {figures['sample_cross_entropy_teacher']:.3f}), "
+        f"variety {figures['sample_variety_untrained']:.2f} → {figures['sample_variety_student']:.2f} "
+        f"(teacher {figures['sample_variety_teacher']:.2f}) nats a code"
         f"\nsound                           {folder}/*.wav: teacher, untrained and distilled, for the same prompts"
         f"\nrun                             {run['id']} (tmctl status, tmctl logs)"
         f"\nartifact                        {run['artifact']} (tmctl artifacts show band)"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.worker import Context, Stage, fit, metrics_name, train
+from jobs.worker import Context, Stage, fit, metrics_name, say, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
@@ -81,7 +81,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     shards = ShardSet(context.run.store, "samples", facts, source.shards)
 
     def told(index: int) -> None:
-        print(f"{split} samples: shard {index + 1} of {shards.count}")
+        say(f"{split} samples: shard {index + 1} of {shards.count}")
         context.run.tell(f"{split} samples", index + 1, shards.count)
 
     make_missing(shards, source.make, context.rank, context.world, told)
@@ -197,7 +197,7 @@ def finish(context: Context) -> None:
     """The best checkpoint becomes an artifact: a Hugging Face folder, its figures on the test prompts, its lineage."""
     import torch
 
-    from tinymusician.distill.report import plot_metrics, sample_cross_entropy
+    from tinymusician.distill.report import plot_metrics, sample_figures
     from tinymusician.distill.signals import condition
     from tinymusician.distill.task import held_out_closeness
     from tinymusician.models.musicgen import ConditionedDecoder
@@ -224,6 +224,8 @@ def finish(context: Context) -> None:
         "kl_final": final["held_out/kl"],
         "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(books)],
         "agreement": final["held_out/agreement"],
+        "cross_entropy_initial": held_out[0]["held_out/cross_entropy"],
+        "cross_entropy_final": final["held_out/cross_entropy"],
     }
     test = sequences(context, pair, "test")
     source = online(context, pair, test)
@@ -236,15 +238,12 @@ def finish(context: Context) -> None:
     with torch.no_grad():
         figures["kl_test"] = held_out_closeness(source, len(test.codes), recipe.training.batch_size, logits)["kl"]
     context.run.tell("report", 1, 3)
-    for name, model in (("untrained", untrained), ("student", student)):
-        figures[f"sample_cross_entropy_{name}"] = sample_cross_entropy(
-            pair.teacher,
-            model.to(context.device),
-            test,
-            recipe.teacher.guidance,
-            recipe.teacher.top_k,
-            recipe.training.seed,
+    for name, model in (("teacher", pair.teacher), ("untrained", untrained), ("student", student)):
+        asked = recipe.teacher
+        found = sample_figures(
+            pair.teacher, model.to(context.device), test, asked.guidance, asked.top_k, recipe.training.seed
         )
+        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
     context.run.tell("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from jobs.distill import load_pair, online, sequences, signal_shards
-from jobs.worker import Context, fit
+from jobs.worker import Context, fit, say
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
 
@@ -25,7 +25,7 @@ def work(context: Context) -> None:
     rows = len(tokens.codes)
 
     def told(index: int) -> None:
-        print(f"signals: shard {index + 1} of {shards.count}")
+        say(f"signals: shard {index + 1} of {shards.count}")
         context.run.tell("signals", shards.count - len(shards.missing()), shards.count)
 
     make_missing(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import Context, Stage, fit, train
+from jobs.worker import Context, Stage, fit, say, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
@@ -112,7 +112,7 @@ def _token_shards(context: Context, split: str, clips: int) -> Any:
 
 
 def _told(context: Context, split: str, count: int, index: int) -> None:
-    print(f"{split} tokens: shard {index + 1} of {count}")
+    say(f"{split} tokens: shard {index + 1} of {count}")
     context.run.tell(f"{split} tokens", index + 1, count)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -71,6 +72,11 @@ class Context:
 Work = Callable[[Context], None]
 
 
+def say(line: str) -> None:
+    """Print a line once: Ray Train shows what a bare `print` says twice, but leaves one to a named file alone."""
+    print(line, file=sys.stdout, flush=True)
+
+
 def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) -> None:
     """Run `work` on `workers` Ray Train workers, each with a GPU if the cluster has any, restarted when they die."""
     import ray
@@ -132,9 +138,7 @@ def train(context: Context, stage: Stage) -> None:
     checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"))
     start = checkpoints.latest()
     if context.rank == 0:
-        print(
-            f"{stage.name}: {'from the beginning' if start is None else f'from step {start.step}'}, {plan.steps} steps"
-        )
+        say(f"{stage.name}: {'from the beginning' if start is None else f'from step {start.step}'}, {plan.steps} steps")
     state = start.state if start is not None else None
     engine = DeepSpeedEngine(stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state)
     resume_at = start.step if start is not None else -1

@@ -284,3 +284,26 @@ def test_a_killed_head(
     ray.start()
     assert told(ray, store, "submit", "distill", str(recipe), "--resume", "h")["state"] == "SUCCEEDED"
     check_same(store, "h", undisturbed)
+
+
+def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+    """Every stage of pretraining for a step or two, on made-up tunes: three models that load with transformers."""
+    corpus = Path(ray.environment["XDG_CACHE_HOME"]) / "tinymusician" / "corpus"
+    corpus.mkdir(parents=True)
+    notes = [(i * 0.5, 0.5, 60 + (0, 2, 4, 5, 7, 9, 11, 12)[i * 3 % 8]) for i in range(64)]
+    facts = {"collection": "ryan", "kind": "reel", "tonic": 0, "mode": "major", "meter": "4/4", "notes": notes}
+    titles = [f"song {first}{second}" for first in "bcdefghijk" for second in "lmnopqrtuv"]
+    (corpus / "tunes.json").write_text(json.dumps([{"title": title, **facts} for title in titles]))
+    short = ("train_clips=60", "held_out_clips=48", "codec_steps=2", "codec_batch=2", "teacher_steps=2")
+    values = tuple(f"pretrain.{value}" for value in (*short, "teacher_batch=2", "clap_steps=2", "clap_batch=4"))
+    run = told(ray, store, "submit", "pretrain", "band", *settings(values), "--name", "p")
+    assert run["state"] == "SUCCEEDED"
+    assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap"}
+    assert run["metrics"]["codec"]["si_sdr/4"] > 0
+    assert tmctl(ray, store, "artifacts", "fetch", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
+    from transformers import ClapModel, MusicgenForConditionalGeneration
+
+    for name, layers in (("band-large", 8), ("band-small", 2)):
+        model = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "out" / name)
+        assert model.config.decoder.num_hidden_layers == layers
+    assert ClapModel.from_pretrained(tmp_path / "out" / "band-clap").config.projection_dim == 128

@@ -47,6 +47,11 @@ def entropy(log_q: Tensor) -> Tensor:
     return -_expected_ratio(log_q, torch.zeros_like(log_q))
 
 
+def cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The cross-entropy -Σ q·log p: how much the student's next codes surprise the teacher."""
+    return reverse_kl(log_p, log_q) + entropy(log_q)
+
+
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """log((1 - share)·a + share·b), finite wherever one of the two is, with finite gradients."""
     if share == 0:

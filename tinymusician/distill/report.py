@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tinymusician.codebooks import delay, inputs_for, valid
@@ -14,14 +15,21 @@ from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, enco
 from tinymusician.models.sampling import sample_codes
 
 
-@torch.no_grad()
-def sample_cross_entropy(
-    teacher: Any, student: Any, prompts: TokenSet, guidance: float, top_k: int, seed: int
-) -> float:
-    """The teacher's cross-entropy (nats a code, with text, without guidance) on the student's samples for `prompts`.
+class SampleFigures(NamedTuple):
+    """`cross_entropy` under the teacher (nats a code), and `variety`: the entropy of the codes' frequencies (nats)."""
 
-    `prompts` gives the texts and the length; its codes are not used. Lower means that the teacher finds the student's
-    music more likely.
+    cross_entropy: float
+    variety: float
+
+
+@torch.no_grad()
+def sample_figures(
+    teacher: Any, student: Any, prompts: TokenSet, guidance: float, top_k: int, seed: int
+) -> SampleFigures:
+    """The student plays `prompts` freely; the teacher (with text, without guidance) says how likely that is.
+
+    `prompts` gives the texts and the length; its codes are not used. Cross-entropy alone can mislead: a student that
+    falls into a loop is easy to predict. Variety near 0 tells that it did.
     """
     device = next(teacher.parameters()).device
     ids, mask = (torch.from_numpy(part).to(device) for part in (prompts.text_ids, prompts.text_mask))
@@ -33,7 +41,17 @@ def sample_cross_entropy(
     text: TextCondition = encode_text(teacher, ids, mask)
     logits = ConditionedDecoder(teacher).eval()(inputs, text.states, text.mask)
     carries = torch.from_numpy(valid(codes.shape[1], frames)).expand(len(codes), -1, -1).to(device)
-    return F.cross_entropy(logits[carries].float(), torch.from_numpy(targets).to(device)[carries]).item()
+    surprise = F.cross_entropy(logits[carries].float(), torch.from_numpy(targets).to(device)[carries]).item()
+    return SampleFigures(surprise, code_variety(codes))
+
+
+def code_variety(codes_BKT: Tensor) -> float:
+    """The entropy in nats of a sample's code frequencies, mean over codebooks and samples: 0 for a loop of one code."""
+    entropies = []
+    for codes in codes_BKT.flatten(0, 1):
+        share = torch.bincount(codes).float() / len(codes)
+        entropies.append(-(share[share > 0] * share[share > 0].log()).sum())
+    return torch.stack(entropies).mean().item()
 
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.divergences import entropy, mean_over_valid, mean_per_codebook, on_logits
+from tinymusician.distill.divergences import cross_entropy, entropy, mean_over_valid, mean_per_codebook, on_logits
 from tinymusician.distill.objective import Mixture, distillation_loss
 from tinymusician.distill.schedules import temperature
 from tinymusician.distill.signals import Rows, Signals, SignalSource, condition
@@ -99,12 +99,18 @@ def held_out_closeness(
 
 @torch.no_grad()
 def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> dict[str, Tensor]:
-    """How near the student is at τ = 1: `kl` (forward, nats a code), `agreement` (same likeliest code), `entropy`."""
+    """How near the student is at τ = 1, by codebook and on average.
+
+    `kl`: forward, nats a code. `agreement`: the share of equal likeliest codes. `entropy` of the student.
+    `cross_entropy`: of the student's next codes under the teacher, in the context of the given sequences.
+    """
     kl = distillation_loss(teacher_RKSV, student_RKSV, mask_RKS, Mixture(1.0, 0.0))
     same = (teacher_RKSV.argmax(-1) == student_RKSV.argmax(-1)) & mask_RKS
     uncertainty = on_logits(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
+    surprise = on_logits(cross_entropy, teacher_RKSV, student_RKSV, mask_RKS)
+    measures = {"kl": kl, "agreement": same.float(), "entropy": uncertainty, "cross_entropy": surprise}
     figures = {}
-    for name, values in (("kl", kl), ("agreement", same.float()), ("entropy", uncertainty)):
+    for name, values in measures.items():
         per_book = mean_per_codebook(values, mask_RKS)
         figures[name] = per_book.mean()
         figures |= {f"{name}/{k + 1}": value for k, value in enumerate(per_book)}

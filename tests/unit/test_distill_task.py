@@ -1,0 +1,103 @@
+"""Distillation of a tiny pair, in one process: both targets, all objectives' names, the held-out figures."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, rel_entr
+
+from jobs.distill import mixture_at
+from tests.tiny import CAPTIONS
+from tinymusician.codebooks import valid
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.report import code_variety, sample_figures
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.task import DistillTask, Softening, closeness
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.models.student import cut_student
+from tinymusician.recipe import FixedBiKL, Objective, PlainObjective, StageMixed, SteppedBiKL
+from tinymusician.training.engine import AdamSettings, TorchEngine
+
+OBJECTIVES: list[Objective] = [
+    PlainObjective(name="forward"),
+    PlainObjective(name="reverse"),
+    PlainObjective(name="bikl"),
+    FixedBiKL(name="fixed_bikl", weight=0.3),
+    SteppedBiKL(name="stepped_bikl", switch=0.5),
+    StageMixed(name="stage_mixed", switch=0.5, transition=0.2),
+]
+
+
+def build(folder: Path, target: Any, objective: Objective, steps: int) -> DistillTask:
+    teacher = load_musicgen(str(folder))
+    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
+    tokens = TokenSet(codes, *tokenize_captions(load_tokenizer(str(folder)), CAPTIONS * 2))
+    source = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
+    soft = Softening(2.0, 1.0, "sequence", steps)
+    student = cut_student(teacher, [0, 3])
+    return DistillTask(student, source, 8, source, 8, partial(mixture_at, objective, steps), soft, 8, 0)
+
+
+@pytest.mark.parametrize("target", ["conditional", "guided"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+def test_every_objective_brings_the_student_nearer(tiny_musicgen: Path, target: Any, objective: Objective) -> None:
+    task = build(tiny_musicgen, target, objective, 40)
+    engine = TorchEngine(task.module, AdamSettings())
+    before = task.validate(engine)
+    for step in range(40):
+        loss, scalars = task.loss(engine, task.batch(step, 0, 1), step)
+        engine.step(loss, 3e-3)
+    after = task.validate(engine)
+    assert after["kl"] < 0.5 * before["kl"]
+    assert after["agreement"] > before["agreement"]
+    assert after["kl"] == pytest.approx(sum(after[f"kl/{k}"] for k in (1, 2, 3, 4)) / 4)
+    assert scalars["temperature"].item() == pytest.approx(1.5)
+
+
+def test_stages_follow_the_recipe() -> None:
+    staged = StageMixed(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
+    assert tuple(mixture_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)
+    assert tuple(mixture_at(staged, 10, 5)) == (0, 0.75, 0, 0.25, 0.2)
+    assert tuple(mixture_at(PlainObjective(name="bikl"), 10, 9))[:2] == (1, 1)
+
+
+def test_closeness_agrees_with_float64() -> None:
+    rng = np.random.default_rng(1)
+    teacher, student = rng.normal(0, 2, (2, 3, 4, 9, 16)).astype(np.float32)
+    mask = torch.from_numpy(valid(4, 6)).expand(3, -1, -1)
+    figures = closeness(torch.from_numpy(teacher), torch.from_numpy(student), mask)
+    p, q = (np.exp(log_softmax(z.astype(np.float64), -1)) for z in (teacher, student))
+    for k in range(4):
+        own = mask[:, k].numpy()
+        assert figures[f"kl/{k + 1}"].item() == pytest.approx(rel_entr(p, q).sum(-1)[:, k][own].mean(), rel=1e-5)
+        same = (teacher.argmax(-1) == student.argmax(-1))[:, k][own].mean()
+        assert figures[f"agreement/{k + 1}"].item() == pytest.approx(same)
+        entropy = -(q * np.log(q)).sum(-1)[:, k][own].mean()
+        assert figures[f"entropy/{k + 1}"].item() == pytest.approx(entropy, rel=1e-5)
+        surprise = -(q * np.log(p)).sum(-1)[:, k][own].mean()
+        assert figures[f"cross_entropy/{k + 1}"].item() == pytest.approx(surprise, rel=1e-5)
+
+
+def test_temperature_along_both_axes() -> None:
+    assert Softening(3.0, 1.0, "sequence", 100).at(7, 5).tolist() == [3.0, 2.5, 2.0, 1.5, 1.0]
+    assert Softening(3.0, 1.0, "training", 100).at(50, 3).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
+    """The cross-entropy of a model's own samples is its entropy; another model's samples surprise it more."""
+    teacher = load_musicgen(str(tiny_musicgen))
+    ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)
+    prompts = TokenSet(np.zeros((32, 4, 20), np.int16), ids, mask)
+    stranger = cut_student(teacher, [2])
+    own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 0) for model in (teacher, stranger))
+    assert own.cross_entropy < other.cross_entropy
+
+
+def test_variety_tells_loops_from_music() -> None:
+    assert code_variety(torch.full((2, 4, 10), 7)) == 0
+    assert code_variety(torch.arange(8).expand(2, 4, 8)) == pytest.approx(np.log(8))
