@@ -60,7 +60,7 @@ def submit() -> dict[str, Any]:
 
 def play_all(reference: str, folder: Path) -> None:
     """Each model plays each prompt with the same seed."""
-    from jobs.distill import new_student
+    from jobs.pair import new_student
     from tinymusician.artifacts.address import open_store
     from tinymusician.artifacts.manifest import fetch, find
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from jobs.distill import load_pair, online, sequences, signal_shards
+from jobs.pair import load_pair
+from jobs.teacher import online, sequences, signal_shards
 from jobs.worker import Context, fit, say
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder

@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.student import BAND_LICENCE
 from jobs.worker import Context, Stage, fit, say, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.errors import RecipeError
 from tinymusician.recipe import Pretraining
-
-LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
 
 
 def _part(context: Context) -> Pretraining:
@@ -189,7 +188,7 @@ def finish(context: Context) -> None:
             recipe=record.recipe,
             lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
             metrics=figures,
-            licence=LICENCE,
+            licence=BAND_LICENCE,
         )
     result = {"artifact": manifest.reference, "metrics": figures}
     context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())

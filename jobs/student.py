@@ -1,0 +1,124 @@
+"""The end of a distillation: figures on the test prompts, and the best checkpoint as an artifact with its lineage."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jobs.pair import Pair, load_pair, new_student
+from jobs.teacher import online, sequences
+from jobs.worker import Context, metrics_name
+from tinymusician.artifacts.manifest import publish
+from tinymusician.errors import RunError
+
+BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
+
+
+def finish(context: Context) -> None:
+    """The best checkpoint becomes an artifact with its figures."""
+    from tinymusician.distill.report import plot_metrics
+    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.models.saving import save_musicgen
+    from tinymusician.training.checkpoint import Checkpoints
+    from tinymusician.training.metrics import read_metrics
+
+    recipe, store = context.recipe, context.run.store
+    best = Checkpoints(store, context.run.key("checkpoints/distill")).best()
+    if best is None:
+        raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
+    context.run.tell("report", 0, 3)
+    pair = load_pair(recipe)
+    student = new_student(recipe, pair.teacher)
+    ConditionedDecoder(student).load_state_dict(best.state.weights)
+    rows = read_metrics(store, context.run.key(metrics_name("distill")))
+    figures = held_out_figures(rows, best.step)
+    context.run.tell("report", 1, 3)
+    figures |= figures_on_test_prompts(context, pair, student)
+    context.run.tell("report", 2, 3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plot_metrics(rows, folder / "training.png")
+        store.upload(folder / "training.png", context.run.key("training.png"))
+        save_musicgen(folder / "model", student.cpu(), pair.tokenizer)
+        manifest = publish(
+            store,
+            folder / "model",
+            name=recipe.name,
+            kind="student",
+            recipe=context.record.recipe,
+            lineage=lineage(context, pair),
+            metrics=figures,
+            licence=licence_of(recipe.teacher.model),
+        )
+    store.put(context.run.key("result.json"), json.dumps({"artifact": manifest.reference, "metrics": figures}).encode())
+    context.run.tell("report", 3, 3)
+
+
+def held_out_figures(rows: list[dict[str, Any]], best_step: int) -> dict[str, Any]:
+    """The figures on the validation prompts before training and at the best step, from the run's metrics."""
+    held_out = [row for row in rows if "held_out/kl" in row]
+    first, final = held_out[0], next(row for row in held_out if row["step"] == best_step)
+    books = sum(name.startswith("held_out/kl/") for name in final)
+    return {
+        "best_step": best_step,
+        "kl_initial": first["held_out/kl"],
+        "kl_final": final["held_out/kl"],
+        "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(books)],
+        "agreement": final["held_out/agreement"],
+        "cross_entropy_initial": first["held_out/cross_entropy"],
+        "cross_entropy_final": final["held_out/cross_entropy"],
+    }
+
+
+def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[str, float]:
+    """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely."""
+    import torch
+
+    from tinymusician.distill.report import sample_figures
+    from tinymusician.distill.signals import Signals, condition
+    from tinymusician.distill.task import held_out_closeness
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    recipe, asked = context.recipe, context.recipe.teacher
+    test = sequences(context, pair, "test")
+    source = online(context, pair, test)
+    decoder = ConditionedDecoder(student.to(context.device))
+
+    def logits(signals: Signals) -> Any:
+        text = condition(student, signals.sequences)
+        return decoder(signals.sequences.inputs, text.states, text.mask)
+
+    with torch.no_grad():
+        closeness = held_out_closeness(source, len(test.codes), recipe.training.batch_size, logits)
+    figures = {"kl_test": closeness["kl"]}
+    for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
+        model.to(context.device)
+        one_pass = asked.target == "guided" and model is student
+        guidance = 1.0 if one_pass else asked.guidance
+        found = sample_figures(pair.teacher, model, test, guidance, asked.top_k, recipe.training.seed)
+        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
+    return figures
+
+
+def lineage(context: Context, pair: Pair) -> dict[str, Any]:
+    """Where a student comes from."""
+    recipe, record = context.recipe, context.record
+    return {
+        "run": record.id,
+        "teacher": recipe.teacher.model,
+        "teacher_sha256": pair.teacher_digest,
+        "prompts": recipe.sequences.prompts,
+        "clips": recipe.sequences.clips,
+        "versions": record.versions,
+        "git": record.git,
+        "seeds": record.seeds,
+    }
+
+
+def licence_of(teacher: str) -> str:
+    """The licence that a student inherits from its teacher's weights."""
+    if Path(teacher).name.startswith("band-") or teacher.startswith("band-"):
+        return BAND_LICENCE
+    return "CC-BY-NC-4.0 (derived from MusicGen's weights)"
