@@ -31,7 +31,7 @@ def report(name: str, figures: dict[str, float], settings: dict[str, Any]) -> No
         "versions": versions(),
         "git": git_state(),
         "settings": settings,
-        "figures": {key: round(value, 4) for key, value in figures.items()},
+        "figures": {key: round(float(value), 4) for key, value in figures.items()},
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(result, indent=2) + "\n")
