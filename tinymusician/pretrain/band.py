@@ -67,6 +67,6 @@ def save_clap(folder: Path, tokenizer: Any, weights: dict[str, Tensor]) -> None:
     """Write band-clap (float16) with feature extractor and tokenizer, as `ClapModel` and `ClapProcessor` read it."""
     trainable = TrainableClap(new_clap(len(tokenizer)))
     trainable.load_state_dict(weights)
-    trainable.clap.half().save_pretrained(folder, safe_serialization=True)
+    trainable.trained().half().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     clap_features().save_pretrained(folder)

@@ -81,8 +81,19 @@ class TrainableClap(nn.Module):
     """A ClapModel as a function of a batch: the similarity of every clip with every caption, [B, B], scaled."""
 
     def __init__(self, clap: Any) -> None:
+        """The two scales get a dimension while they train: DeepSpeed cannot broadcast a parameter that has none."""
         super().__init__()
         self.clap = clap
+        self._reshape_scales((1,))
+
+    def trained(self) -> Any:
+        """The ClapModel as transformers knows it."""
+        self._reshape_scales(())
+        return self.clap
+
+    def _reshape_scales(self, shape: tuple[int, ...]) -> None:
+        for name in ("logit_scale_a", "logit_scale_t"):
+            setattr(self.clap, name, nn.Parameter(getattr(self.clap, name).detach().reshape(shape)))
 
     def forward(self, batch: ClipsAndCaptions) -> Tensor:
         never_longer = torch.zeros(len(batch.ids), 1, dtype=torch.bool, device=batch.ids.device)
