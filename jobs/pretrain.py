@@ -53,7 +53,7 @@ def _plan(context: Context, steps: int, rate: float, judge: str) -> Any:
 
 
 def codec_work(context: Context) -> None:
-    """Train the codec from its closed-form start."""
+    """Train the codec from its closed-form start, in float32: its losses are spectra and logarithms."""
     import torch
 
     from tinymusician.models.codec import codec_config, new_codec
@@ -68,7 +68,7 @@ def codec_work(context: Context) -> None:
         task.start()
     plan = _plan(context, part.codec_steps, part.codec_rate, "log_mel/4")
     settings = AdamSettings(beta1=0.8, beta2=0.99)
-    train(context, Stage("codec", task, plan, settings, part.codec_batch, 0, context.precision()))
+    train(context, Stage("codec", task, plan, settings, part.codec_batch, 0, "float32"))
 
 
 def trained_codec(context: Context) -> Any:

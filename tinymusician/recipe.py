@@ -167,13 +167,13 @@ class Pretraining(Part):
 
     train_clips: Count = 9000
     held_out_clips: Count = 400
-    codec_steps: Count = 8000
+    codec_steps: Count = 6000
     codec_batch: Count = 12
     codec_rate: Positive = 6e-4
     teacher_steps: Count = 2000
     teacher_batch: Count = 24
     teacher_rate: Positive = 1e-3
-    clap_steps: Count = 400
+    clap_steps: Count = 1000
     clap_batch: Count = 48
 
 
