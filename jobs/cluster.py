@@ -76,5 +76,13 @@ def _start_local() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port."""
-    return {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port.
+
+    Ray Train's own `print` would say everything twice, and its colours make the run's log hard to read.
+    """
+    return {
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_COLOR_PREFIX": "0",
+    }

@@ -125,7 +125,8 @@ def child(kind: str, run_id: str) -> int:
 
     jobs = {"distill": distill.run, "precompute": precompute.run, "pretrain": pretrain.run}
     run = RunFolder(open_store(), run_id)
-    run.store.delete(run.key("error.txt"))
+    for old in ("error.txt", "refused.txt"):
+        run.store.delete(run.key(old))
     try:
         jobs[kind](run_id)
     except Exception as error:

@@ -6,7 +6,7 @@ import json
 
 from jobs.pair import load_pair
 from jobs.teacher import online, sequences, signal_shards
-from jobs.worker import Context, fit, say
+from jobs.worker import Context, fit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
 
@@ -26,7 +26,7 @@ def work(context: Context) -> None:
     rows = len(tokens.codes)
 
     def told(index: int) -> None:
-        say(f"signals: shard {index + 1} of {shards.count}")
+        print(f"signals: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell("signals", shards.count - len(shards.missing()), shards.count)
 
     make_missing(

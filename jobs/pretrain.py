@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.student import BAND_LICENCE
-from jobs.worker import Context, Stage, fit, say, train
+from jobs.worker import Context, Stage, fit, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
@@ -111,7 +111,7 @@ def _token_shards(context: Context, split: str, clips: int) -> Any:
 
 
 def _told(context: Context, split: str, count: int, index: int) -> None:
-    say(f"{split} tokens: shard {index + 1} of {count}")
+    print(f"{split} tokens: shard {index + 1} of {count}", flush=True)
     context.run.tell(f"{split} tokens", index + 1, count)
 
 
@@ -131,7 +131,7 @@ def language_model_work(context: Context, name: str, layers: int) -> None:
     """Train text encoder and decoder of one member of the family."""
     import torch
 
-    from tinymusician.models.band import build_band
+    from tinymusician.models.band import TEACHER_LAYERS, build_band
     from tinymusician.pretrain.language_model import LanguageModelTask
     from tinymusician.training.engine import AdamSettings
 
@@ -139,11 +139,12 @@ def language_model_work(context: Context, name: str, layers: int) -> None:
     torch.manual_seed(seed)
     model = build_band(trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
-    task = LanguageModelTask(model, tokens, held_out, part.teacher_batch, seed)
+    task = LanguageModelTask(model, tokens, held_out, part.language_model_batch, seed)
     task.module.to(context.device)
-    plan = _plan(context, part.teacher_steps, part.teacher_rate, "cross_entropy/right")
+    steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
+    plan = _plan(context, steps, part.language_model_rate, "cross_entropy/right")
     settings = AdamSettings(weight_decay=0.05)
-    train(context, Stage(name, task, plan, settings, part.teacher_batch, 0, context.precision()))
+    train(context, Stage(name, task, plan, settings, part.language_model_batch, 0, context.precision()))
 
 
 def clap_work(context: Context) -> None:

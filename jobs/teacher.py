@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.pair import Pair
-from jobs.worker import Context, say
+from jobs.worker import Context
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet
@@ -31,7 +31,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     shards = ShardSet(context.run.store, "samples", facts, source.shards)
 
     def told(index: int) -> None:
-        say(f"{split} samples: shard {index + 1} of {shards.count}")
+        print(f"{split} samples: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell(f"{split} samples", index + 1, shards.count)
 
     make_missing(shards, source.make, context.rank, context.world, told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from platformdirs import user_cache_path
 
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder, RunRecord
+from tinymusician.errors import RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import Recipe, parse_recipe
 
 _BEAT_SECONDS = 2.0
@@ -72,11 +72,6 @@ class Context:
 Work = Callable[[Context], None]
 
 
-def say(line: str) -> None:
-    """Print a line once: Ray Train shows what a bare `print` says twice, but leaves one to a named file alone."""
-    print(line, file=sys.stdout, flush=True)
-
-
 def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) -> None:
     """Run `work` on `workers` Ray Train workers, each with a GPU if the cluster has any, restarted when they die."""
     import ray
@@ -110,7 +105,23 @@ def _on_worker(config: dict[str, Any]) -> None:
     place = ray.train.get_context()
     device = "cuda" if config["gpu"] else "cpu"
     context = Context(config["store_url"], config["run_id"], place.get_world_rank(), place.get_world_size(), device)
-    config["work"](context)
+    _work_unless_refused(config["work"], context)
+
+
+def _work_unless_refused(work: Work, context: Context) -> None:
+    """Do the work. What it refused once it would refuse again: after Ray Train's restart the same error comes at once.
+
+    A store that did not answer may answer later, so its errors are worth the restart.
+    """
+    refused = context.run.key("refused.txt")
+    if context.run.store.exists(refused):
+        raise RunError(context.run.store.get(refused).decode())
+    try:
+        work(context)
+    except TinyMusicianError as error:
+        if not isinstance(error, StoreError):
+            context.run.store.put(refused, str(error).encode())
+        raise
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,8 @@ def train(context: Context, stage: Stage) -> None:
     checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"))
     start = checkpoints.latest()
     if context.rank == 0:
-        say(f"{stage.name}: {'from the beginning' if start is None else f'from step {start.step}'}, {plan.steps} steps")
+        begun = "from the beginning" if start is None else f"from step {start.step}"
+        print(f"{stage.name}: {begun}, {plan.steps} steps", flush=True)
     state = start.state if start is not None else None
     engine = DeepSpeedEngine(stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state)
     resume_at = start.step if start is not None else -1

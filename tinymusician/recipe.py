@@ -171,8 +171,9 @@ class Pretraining(Part):
     codec_batch: Count = 12
     codec_rate: Positive = 6e-4
     teacher_steps: Count = 2000
-    teacher_batch: Count = 24
-    teacher_rate: Positive = 1e-3
+    student_steps: Count = 1000
+    language_model_batch: Count = 24
+    language_model_rate: Positive = 1e-3
     clap_steps: Count = 1000
     clap_batch: Count = 48
 

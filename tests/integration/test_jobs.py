@@ -151,6 +151,8 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert record.seeds == {"training": 0}
     assert record.recipe["training"]["zero"] == 2
     assert "SUCCEEDED" in folder.log()
+    assert folder.log().count("distill: from the beginning, 12 steps") == 1
+    assert "\x1b" not in folder.log()
     assert s3_store.get(folder.key("training.png")).startswith(b"\x89PNG")
     assert any("tensorboard/distill/events" in entry.key for entry in s3_store.list("runs/r1/"))
     rows = [row for row in read_metrics(s3_store, folder.key("metrics.jsonl")) if "loss" in row]
@@ -190,8 +192,6 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
         str(recipe),
         "--set",
         "signals.source=cached",
-        "--set",
-        "training.restarts=0",
         "--name",
         "early",
     )
@@ -210,7 +210,7 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
 
 
 def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -> None:
-    changes = ("teacher.model=facebook/musicgen-small", "training.restarts=0")
+    changes = ("teacher.model=facebook/musicgen-small",)
     ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(changes), "--name", "n")
     assert ended.returncode == 1
     last = ended.stdout.strip().splitlines()
@@ -292,10 +292,18 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
     corpus.mkdir(parents=True)
     notes = [(i * 0.5, 0.5, 60 + (0, 2, 4, 5, 7, 9, 11, 12)[i * 3 % 8]) for i in range(64)]
     facts = {"collection": "ryan", "kind": "reel", "tonic": 0, "mode": "major", "meter": "4/4", "notes": notes}
-    titles = [f"song {first}{second}" for first in "bcdefghijk" for second in "lmnopqrtuv"]
-    (corpus / "tunes.json").write_text(json.dumps([{"title": title, **facts} for title in titles]))
-    short = ("train_clips=60", "held_out_clips=48", "codec_steps=2", "codec_batch=2", "teacher_steps=2")
-    values = tuple(f"pretrain.{value}" for value in (*short, "teacher_batch=2", "clap_steps=2", "clap_batch=4"))
+    splits = ("train", "validation", "test")
+    tunes = [{"title": f"song {number}", "split": splits[number % 3], **facts} for number in range(30)]
+    (corpus / "tunes-by-family.json").write_text(json.dumps(tunes))
+    short: tuple[str, ...] = (
+        "train_clips=60",
+        "held_out_clips=48",
+        "codec_steps=2",
+        "codec_batch=2",
+        "teacher_steps=2",
+    )
+    short += ("student_steps=2", "language_model_batch=2", "clap_steps=2", "clap_batch=4")
+    values = tuple(f"pretrain.{value}" for value in short)
     run = told(ray, store, "submit", "pretrain", "band", *settings(values), "--name", "p")
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap"}

@@ -12,7 +12,8 @@ import torch
 
 from tinymusician.data.facts import INSTRUMENTS, TEMPI, Facts, aspects, caption, sentence
 from tinymusician.data.render import HIGHEST, HOP, LOWEST, Band, Note, choose_facts, notes_on_grid
-from tinymusician.data.scores import Tune, plain_title
+from tinymusician.data.families import families
+from tinymusician.data.scores import Tune, plain_title, with_splits
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
 from tinymusician.models.spectral import mel_filters, si_sdr
@@ -28,11 +29,32 @@ def band() -> Band:
 
 
 def test_settings_of_one_tune_share_a_split() -> None:
+    """Whatever their titles: a tune that is another one's in a higher key, with another beginning, goes where it goes."""
     assert plain_title("The Cliffs of Moher") == plain_title("Cliffs of Moher -- Jig") == "cliffs of moher"
-    names = [f"tune {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
-    splits = [Tune(name, "ryan", "reel", 0, "major", "4/4", SCALE).split for name in names]
-    assert 0.02 < splits.count("validation") / 600 < 0.09
-    assert 0.02 < splits.count("test") / 600 < 0.09
+    rng = np.random.default_rng(0)
+    tunes = []
+    for number in range(600):
+        melody = rng.integers(60, 80, 40)
+        tunes.append(tune_of(f"tune {'abcdefghij'[number % 10]}{number}", melody))
+        tunes.append(tune_of(f"another name {number}", [70, 62, *(melody[5:] + 3)]))
+    splits = [tune.split for tune in with_splits(tunes)]
+    assert splits[::2] == splits[1::2]
+    assert 0.02 < splits.count("validation") / 1200 < 0.09
+    assert 0.02 < splits.count("test") / 1200 < 0.09
+
+
+def test_families_join_through_others() -> None:
+    """Two tunes that share nothing are one family if a third is a setting of both; a trill joins nobody."""
+    one, other = [60, 62, 65, 61, 70] * 4, [50, 57, 53, 58, 51] * 4
+    trill = [60, 62] * 12
+    melodies = [one, other, one + other, trill, [5 + pitch for pitch in trill]]
+    assert families(["a", "b", "c", "d", "e"], melodies) == [0, 0, 0, 3, 4]
+    assert families(["a", "b", "a"], [one, other, trill]) == [0, 1, 0]
+
+
+def tune_of(title: str, melody: Any) -> Tune:
+    notes = tuple((i * 0.5, 0.5, int(pitch)) for i, pitch in enumerate(melody))
+    return Tune(title, "ryan", "reel", 0, "major", "4/4", notes)
 
 
 @pytest.mark.parametrize("tempo", TEMPI)

@@ -5,6 +5,7 @@ Clip `i` of a split is a function of the seed, the split and `i` alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -49,11 +50,15 @@ class RenderedSplit:
 
 
 def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, seed: int) -> RenderedSplit:
-    """Read `count` clips of `split` from `folder`, rendering them first when they are not there."""
-    name = f"{split}-{count}-{seed}"
-    audio, facts = folder / f"{name}.npy", folder / f"{name}.json"
+    """Read `count` clips of `split` from `folder`, rendering them first when they are not there.
+
+    The files' names tell what they were rendered from, so a corpus of other tunes is never taken for this one.
+    """
+    own = [tune for tune in tunes if tune.split == split]
+    known_by = hashlib.sha256(repr((own, split, count, seed)).encode()).hexdigest()[:12]
+    audio, facts = folder / f"{split}-{known_by}.npy", folder / f"{split}-{known_by}.json"
     if not facts.exists():
-        _render(audio, facts, [tune for tune in tunes if tune.split == split], f"{seed}/{split}", count)
+        _render(audio, facts, own, f"{seed}/{split}", count)
     entries = json.loads(facts.read_text())
     clips = [Clip(Facts(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips)

@@ -2,7 +2,7 @@
 
 Three collections of single-line tunes are used, all printed before 1890 and long out of copyright: Ryan's Mammoth
 Collection (1883), O'Neill's Irish Music (transcriptions of older tunes) and Aird's Airs (1782-1803). Parsing takes
-minutes, so the result is kept in one JSON file.
+minutes, so the result is kept in one JSON file. Settings of one tune, under whatever title, share a split.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from tinymusician.data.families import families
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -37,12 +39,7 @@ class Tune:
     mode: Literal["major", "minor"]
     meter: str
     notes: tuple[tuple[float, float, int], ...]
-
-    @property
-    def split(self) -> Split:
-        """The part of the corpus this tune belongs to: by a hash of its title, so that variants stay together."""
-        bucket = zlib.crc32(plain_title(self.title).encode()) % 20
-        return "validation" if bucket == 0 else "test" if bucket == 1 else "train"
+    split: Split = "train"
 
 
 def plain_title(title: str) -> str:
@@ -51,10 +48,22 @@ def plain_title(title: str) -> str:
     return " ".join(word for word in words if word not in _NOT_THE_TITLE)
 
 
+def with_splits(tunes: Sequence[Tune]) -> list[Tune]:
+    """The tunes with their splits: by a hash of the title of the first of each family of settings."""
+    titles = [plain_title(tune.title) for tune in tunes]
+    heads = families(titles, [[pitch for _, _, pitch in tune.notes] for tune in tunes])
+    return [replace(tune, split=_split_of(titles[head])) for tune, head in zip(tunes, heads, strict=True)]
+
+
+def _split_of(title: str) -> Split:
+    bucket = zlib.crc32(title.encode()) % 20
+    return "validation" if bucket == 0 else "test" if bucket == 1 else "train"
+
+
 def load_tunes(cache: Path) -> list[Tune]:
     """Read the parsed tunes from `cache`, parsing music21's corpus first when the file is not there."""
     if not cache.exists():
-        tunes = [asdict(tune) for tune in parse_corpus()]
+        tunes = [asdict(tune) for tune in with_splits(list(parse_corpus()))]
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_name(f"{cache.name}.{os.getpid()}.part")
         draft.write_text(json.dumps(tunes))

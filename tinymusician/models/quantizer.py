@@ -76,12 +76,21 @@ class QuantizerTrainer(nn.Module):
         book.embed_avg.lerp_(sums * even, 1 - self.decay)
         dead = book.cluster_size < self.revive_below
         book.embed.copy_(book.embed_avg / book.cluster_size.clamp(min=1e-6)[:, None])
-        if dead.any() and len(residual):
-            picks = torch.randint(len(residual), (int(dead.sum()),), generator=generator)
-            fresh = residual[picks]
-            if dist.is_initialized():
-                dist.broadcast(fresh, 0)
-            book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = fresh, fresh, 1.0
+        if dead.any() and count.sum() > 0:
+            self._revive(book, dead, residual, generator)
+
+    def _revive(self, book: Any, dead: Tensor, residual: Tensor, generator: torch.Generator) -> None:
+        """Put dead codes where random latents of this batch are: the lowest worker's that has any, alike on all."""
+        fresh = book.embed[dead]
+        if len(residual):
+            picks = torch.randint(len(residual), (len(fresh),), generator=generator)
+            fresh = residual[picks.to(residual.device)]
+        if dist.is_initialized():
+            rank, world = dist.get_rank(), dist.get_world_size()
+            source = torch.tensor(rank if len(residual) else world, device=residual.device)
+            dist.all_reduce(source, dist.ReduceOp.MIN)
+            dist.broadcast(fresh, int(source))
+        book.embed[dead], book.embed_avg[dead], book.cluster_size[dead] = fresh, fresh, 1.0
 
 
 def k_means(points: Tensor, clusters: int, generator: torch.Generator, iterations: int) -> tuple[Tensor, Tensor]:

@@ -29,13 +29,16 @@ def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
 
 def magnitude(audio_BN: Tensor, window: int, hop: int) -> Tensor:
     """The magnitude of the short-time Fourier transform, [B, window // 2 + 1, frames]."""
-    spectrum = torch.stft(audio_BN, window, hop, window=torch.hann_window(window), return_complex=True)
+    spectrum = torch.stft(
+        audio_BN, window, hop, window=torch.hann_window(window, device=audio_BN.device), return_complex=True
+    )
     return (spectrum.real.square() + spectrum.imag.square() + 1e-8).sqrt()
 
 
 def log_mel(audio_BN: Tensor, sample_rate: int, window: int, bands: int, hop: int) -> Tensor:
     """Natural logarithm of the mel spectrum, floored at 1e-3, [B, bands, frames]."""
-    return torch.log(mel_filters(sample_rate, window, bands) @ magnitude(audio_BN, window, hop) + 1e-3)
+    filters = mel_filters(sample_rate, window, bands).to(audio_BN.device)
+    return torch.log(filters @ magnitude(audio_BN, window, hop) + 1e-3)
 
 
 def spectral_distance(made_BN: Tensor, true_BN: Tensor, sample_rate: int) -> Tensor:
@@ -46,7 +49,7 @@ def spectral_distance(made_BN: Tensor, true_BN: Tensor, sample_rate: int) -> Ten
     total = made_BN.new_zeros(())
     for window, bands in RESOLUTIONS:
         made, true = magnitude(made_BN, window, window // 4), magnitude(true_BN, window, window // 4)
-        filters = mel_filters(sample_rate, window, bands)
+        filters = mel_filters(sample_rate, window, bands).to(made.device)
         mel = (torch.log(filters @ made + 1e-3) - torch.log(filters @ true + 1e-3)).abs().mean()
         fine = (torch.log(made + 1e-2) - torch.log(true + 1e-2)).abs().mean()
         converge = (made - true).flatten(1).norm(dim=1) / (true.flatten(1).norm(dim=1) + 1e-3)

@@ -29,7 +29,7 @@ class Corpus(NamedTuple):
 
 def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
     """Read the rendered corpus from `folder`, parsing the scores and rendering the clips that are not there."""
-    tunes = load_tunes(folder / "tunes.json")
+    tunes = load_tunes(folder / "tunes-by-family.json")
 
     def split(name: Split, count: int) -> RenderedSplit:
         return load_split(folder, tunes, name, count, CORPUS_SEED)

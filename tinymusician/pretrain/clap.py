@@ -42,6 +42,8 @@ def new_clap(vocabulary: int) -> Any:
         enable_fusion=False,
         patch_embeds_hidden_size=32,
         drop_path_rate=0.0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         num_hidden_layers=4,
     )
     text = ClapTextConfig(

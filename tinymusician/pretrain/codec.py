@@ -89,7 +89,7 @@ class CodecTask:
 
     def validate(self, model: Model) -> dict[str, float]:
         """Held-out SI-SDR and log-mel distance with 1, 2, 3 and 4 codebooks, and how many codes each uses."""
-        return codec_quality(self.module.codec, self.held_out)
+        return codec_quality(self.module.codec, self.held_out.to(next(self.module.parameters()).device))
 
 
 @torch.no_grad()

@@ -69,13 +69,12 @@ class LanguageModelTask:
         rows = np.arange(min(self.held_out_rows, len(self.held_out.codes)))
         device = next(self.module.parameters()).device
         figures = {}
-        for name, shift, dropped in (("right", 0, False), ("none", 0, True), ("wrong", 7, False)):
+        for name, shift, dropped in (("right", 0, False), ("none", 0, True), ("wrong", 1, False)):
             total = torch.zeros(self.held_out.codes.shape[1], device=device)
             for part in np.array_split(rows, 4):
                 drop = torch.full((len(part),), dropped)
-                batch = to_device(captioned(self.held_out, part, self.pad, drop), device)
-                moved = batch._replace(ids=batch.ids.roll(shift, 0), mask=batch.mask.roll(shift, 0))
-                total += cross_entropy_per_codebook(model(moved), moved.targets) * len(part)
+                batch = to_device(captioned(self.held_out, part, self.pad, drop, shift), device)
+                total += cross_entropy_per_codebook(model(batch), batch.targets) * len(part)
             per_book = total / len(rows)
             figures[f"cross_entropy/{name}"] = per_book.mean().item()
             if name == "right":
@@ -83,11 +82,14 @@ class LanguageModelTask:
         return figures
 
 
-def captioned(tokens: TokenSet, rows: np.ndarray[Any, Any], pad: int, drop: Tensor) -> CaptionedCodes:
-    """Rows of a token set in the delay pattern."""
+def captioned(
+    tokens: TokenSet, rows: np.ndarray[Any, Any], pad: int, drop: Tensor, caption_shift: int = 0
+) -> CaptionedCodes:
+    """Rows of a token set in the delay pattern, with the captions of the rows `caption_shift` further on."""
     targets = delay(tokens.codes[rows].astype(np.int64), pad)
     inputs = inputs_for(targets, pad)
-    ids, mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
+    told = (rows + caption_shift) % len(tokens.codes)
+    ids, mask = torch.from_numpy(tokens.text_ids[told]), torch.from_numpy(tokens.text_mask[told])
     return CaptionedCodes(torch.from_numpy(inputs), torch.from_numpy(targets), ids, mask, drop)
 
 

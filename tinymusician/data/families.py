@@ -1,0 +1,40 @@
+"""Which tunes are settings of one tune: by title, and by what they share of their melody in any key.
+
+A collection prints a tune under several names, and several collections print the same one; all of them must fall into
+one split, or a model is tested on what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHARED_INTERVALS = 16
+"""Two tunes with this many equal intervals in a row are settings of one tune."""
+
+
+def families(titles: Sequence[str], melodies: Sequence[Sequence[int]]) -> list[int]:
+    """For each tune the index of the first tune of its family; families are joined through chains of resemblance.
+
+    `titles` are compared as they are, `melodies` (MIDI pitches) by runs of `SHARED_INTERVALS` equal intervals. Runs
+    that only go back and forth between two steps are everybody's, and join nobody.
+    """
+    first_of = list(range(len(titles)))
+
+    def head(index: int) -> int:
+        while first_of[index] != index:
+            first_of[index] = first_of[first_of[index]]
+            index = first_of[index]
+        return index
+
+    seen: dict[str | tuple[int, ...], int] = {}
+    for index, (title, melody) in enumerate(zip(titles, melodies, strict=True)):
+        for mark in {title, *_runs(melody)}:
+            one, other = sorted((head(seen.setdefault(mark, index)), head(index)))
+            first_of[other] = one
+    return [head(index) for index in range(len(titles))]
+
+
+def _runs(melody: Sequence[int]) -> set[tuple[int, ...]]:
+    steps = [after - before for before, after in zip(melody, melody[1:], strict=False)]
+    runs = {tuple(steps[at : at + SHARED_INTERVALS]) for at in range(len(steps) - SHARED_INTERVALS + 1)}
+    return {run for run in runs if len(set(run)) > 2}
