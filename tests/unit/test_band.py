@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tinymusician.data.facts import INSTRUMENTS, TEMPI, Facts, aspects, caption, sentence
-from tinymusician.data.render import HIGHEST, HOP, LOWEST, Band, Note, choose_facts, notes_on_grid
 from tinymusician.data.families import families
+from tinymusician.data.render import HIGHEST, HOP, LOWEST, Band, Note, choose_facts, notes_on_grid
 from tinymusician.data.scores import Tune, plain_title, with_splits
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
@@ -29,14 +29,15 @@ def band() -> Band:
 
 
 def test_settings_of_one_tune_share_a_split() -> None:
-    """Whatever their titles: a tune that is another one's in a higher key, with another beginning, goes where it goes."""
+    """Whatever their titles: a tune in a higher key and with another beginning goes where its other setting goes."""
     assert plain_title("The Cliffs of Moher") == plain_title("Cliffs of Moher -- Jig") == "cliffs of moher"
     rng = np.random.default_rng(0)
     tunes = []
     for number in range(600):
         melody = rng.integers(60, 80, 40)
-        tunes.append(tune_of(f"tune {'abcdefghij'[number % 10]}{number}", melody))
-        tunes.append(tune_of(f"another name {number}", [70, 62, *(melody[5:] + 3)]))
+        name = f"{chr(97 + number // 26)}{chr(97 + number % 26)}"
+        tunes.append(tune_of(f"tune {name}", melody))
+        tunes.append(tune_of(f"other {name}", [70, 62, *(melody[5:] + 3)]))
     splits = [tune.split for tune in with_splits(tunes)]
     assert splits[::2] == splits[1::2]
     assert 0.02 < splits.count("validation") / 1200 < 0.09

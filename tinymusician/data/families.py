@@ -7,6 +7,7 @@ one split, or a model is tested on what it was trained on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 SHARED_INTERVALS = 16
 """Two tunes with this many equal intervals in a row are settings of one tune."""
@@ -35,6 +36,6 @@ def families(titles: Sequence[str], melodies: Sequence[Sequence[int]]) -> list[i
 
 
 def _runs(melody: Sequence[int]) -> set[tuple[int, ...]]:
-    steps = [after - before for before, after in zip(melody, melody[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(melody)]
     runs = {tuple(steps[at : at + SHARED_INTERVALS]) for at in range(len(steps) - SHARED_INTERVALS + 1)}
     return {run for run in runs if len(set(run)) > 2}
