@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from tinymusician.errors import ClusterError
 
@@ -26,6 +27,8 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
         ClusterError: no cluster answers there, or no local one could be started.
     """
     wanted = address or os.environ.get(CLUSTER_VARIABLE)
+    if wanted and urlparse(wanted).scheme not in {"http", "https"}:
+        raise ClusterError(f"cluster {wanted!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
     _use_token()
     if wanted:
         return _client(wanted), wanted
@@ -37,6 +40,11 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     _start_local()
     _use_token()
     return _client(LOCAL), LOCAL
+
+
+def is_here(address: str) -> bool:
+    """Whether an address is this machine's."""
+    return urlparse(address).hostname in {"127.0.0.1", "localhost"}
 
 
 def _use_token() -> None:
@@ -78,11 +86,12 @@ def _start_local() -> None:
 def worker_environment() -> dict[str, str]:
     """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port.
 
-    Ray Train's own `print` would say everything twice, and its colours make the run's log hard to read.
+    Ray Train's own `print` would say everything twice; without the rest, lines would be coloured and merged.
     """
     return {
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_COLOR_PREFIX": "0",
+        "RAY_DEDUP_LOGS": "0",
     }

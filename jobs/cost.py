@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinymusician.models.shape import DecoderShape, shape_of
-from tinymusician.recipe import CutStudent, Recipe
+from tinymusician.recipe import CutStudent, Pretraining, Recipe
 
 _GIB = 2**30
 _ADAM_BYTES = 16
@@ -14,7 +14,7 @@ _ACTIVATION_BYTES = 34
 
 def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
     """Parameters, steps, codes and memory a worker. Shapes of models that are not at hand stay unknown."""
-    training, seconds = recipe.training, recipe.sequences.seconds
+    training = recipe.training
     teacher = shape_of(recipe.teacher.model)
     student = student_shape(recipe, teacher)
     figures: dict[str, Any] = {
@@ -22,15 +22,34 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
         "student_decoder_parameters": student.parameters if student else "unknown until its config.json is at hand",
         "steps": training.steps,
         "workers": workers,
-        "codes_seen": training.steps * training.batch_size * workers * round(seconds * 50) * 4,
     }
     if teacher and student:
+        codes_a_row = frames(recipe, teacher) * teacher.codebooks
+        figures["codes_seen"] = training.steps * training.batch_size * workers * codes_a_row
         figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
         figures["memory_a_worker_gib"] = round(memory(recipe, teacher, student, workers) / _GIB, 2)
         figures["memory_counts"] = (
-            "weights, gradients, AdamW moments, teacher, logits, activations; not the text encoder"
+            "the most that sampling or training takes: weights, caches, gradients, AdamW moments, teacher, logits, "
+            "activations; not the text encoder"
         )
     return figures
+
+
+def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
+    """What making the house band takes: clips to render, and steps of each model."""
+    part = recipe.pretrain or Pretraining()
+    return {
+        "clips_of_five_seconds": part.train_clips + 2 * part.held_out_clips,
+        "codec_steps": part.codec_steps,
+        "band_large_steps": part.teacher_steps,
+        "band_small_steps": part.student_steps,
+        "band_clap_steps": part.clap_steps,
+    }
+
+
+def frames(recipe: Recipe, shape: DecoderShape) -> int:
+    """Codec frames of each sequence."""
+    return round(recipe.sequences.seconds * shape.frame_rate)
 
 
 def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
@@ -41,18 +60,22 @@ def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape 
 
 
 def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
-    """Bytes a worker needs, roughly.
+    """Bytes a worker needs at most, roughly: for sampling from the teacher, or for training.
 
-    AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the moments over the
-    workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a step and channel
-    (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole).
+    Sampling keeps keys and values of every layer in float32, twice with guidance. In training AdamW in float32 takes
+    16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the moments over the workers, 2 also the
+    gradients, 3 also the weights. A layer keeps about 34 bytes of activations a step and channel (arXiv 2205.05198,
+    eq. 2, without the attention matrix, which is never stored whole).
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
     own = student.parameters * (_ADAM_BYTES - shared + shared / workers)
     passes = 2 if recipe.teacher.target == "conditional" else 1
-    steps = training.batch_size * passes * (round(recipe.sequences.seconds * 50) + student.codebooks)
+    length = frames(recipe, teacher) + student.codebooks
+    steps = training.batch_size * passes * length
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
     activations = _ACTIVATION_BYTES * steps * student.width * student.layers
     at_hand = 4 * teacher.parameters if recipe.signals.source == "online" else 0
-    return own + at_hand + logits + activations
+    caches = 2 * recipe.sequences.samples_at_once * length * 2 * 4 * teacher.width * teacher.layers
+    sampling = 4 * teacher.parameters + caches if recipe.signals.source == "online" else 0
+    return max(own + at_hand + logits + activations, sampling)

@@ -90,7 +90,8 @@ def play(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
     with torch.no_grad():
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
         generator = torch.Generator().manual_seed(0)
-        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator)
+        guidance = model.generation_config.guidance_scale
+        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator, guidance)
     for number, samples in enumerate(decode_audio(model, codes), 1):
         write_wave(folder / f"{number}-{name}.wav", samples, codec.sampling_rate)
 

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 from jobs.pair import load_pair
-from jobs.student import finish
+from jobs.student import JUDGE, finish
 from jobs.teacher import cached, online, sequences
 from jobs.worker import Context, Stage, fit, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
+from tinymusician.data.scores import SPLITS
 from tinymusician.recipe import FixedBiKL, Objective, StageMixed, SteppedBiKL
 
 
@@ -26,16 +27,17 @@ def work(context: Context) -> None:
     training = recipe.training
     torch.manual_seed(training.seed)
     pair = load_pair(recipe)
-    pair.teacher.to(context.device)
-    train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
-    sequences(context, pair, "test")
-    source = (cached if recipe.signals.source == "cached" else online)(context, pair, train_tokens)
+    from_shards = recipe.signals.source == "cached"
+    if not from_shards:
+        pair.teacher.to(context.device)
+    train_tokens, held_out, _ = (sequences(context, pair, split, make=not from_shards) for split in SPLITS)
+    source = cached if from_shards else online
     soft = recipe.temperature
     task = DistillTask(
         pair.student.to(context.device),
-        train=source,
+        train=source(context, pair, train_tokens),
         train_rows=len(train_tokens.codes),
-        held_out=online(context, pair, held_out),
+        held_out=source(context, pair, held_out),
         held_out_rows=len(held_out.codes),
         mixture_at=partial(mixture_at, recipe.objective, training.steps),
         softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
@@ -50,8 +52,9 @@ def work(context: Context) -> None:
         log_every=training.log_every,
         validate_every=training.validate_every,
         checkpoint_every=training.checkpoint_every,
-        judge="kl",
+        judge=JUDGE,
         codes_a_step=codes,
+        seed=training.seed,
     )
     settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
     train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))

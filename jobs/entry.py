@@ -1,7 +1,7 @@
 """What Ray's Jobs API starts: a supervisor that runs the job as its child and keeps the run's log and state.
 
 The supervisor is small and does no work of its own, so it is there to say how the job ended, even if the job was
-killed. A run that was resumed has a new supervisor; an old one that still lives sees that and falls silent.
+killed. A run that was resumed has a new supervisor; an old one that still lives sees that, ends its job and is silent.
 
 Usage: python -m jobs.entry RUN SUBMISSION
 """
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tinymusician.artifacts.address import open_store
@@ -29,9 +30,10 @@ _STAMP = "%Y-%m-%d %H:%M:%S"
 class Log:
     """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
 
-    def __init__(self, run: RunFolder, owned: Callable[[], bool]) -> None:
-        """`owned` tells whether this process still speaks for the run."""
-        self._run, self._owned, self._text, self._sent = run, owned, run.log(), -1
+    def __init__(self, run: RunFolder, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
+        """`owned` tells whether this process still speaks for the run; if not, `superseded` is called."""
+        self._run, self._owned, self._superseded = run, owned, superseded
+        self._text, self._sent = run.log(), -1
         self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_STIR_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
@@ -52,8 +54,8 @@ class Log:
         while not self._stop.wait(_UPLOAD_SECONDS):
             try:
                 self._send()
-                if time.monotonic() - self._stirred > _STIR_SECONDS and self._owned():
-                    self._run.stir()
+                if time.monotonic() - self._stirred > _STIR_SECONDS:
+                    self._run.stir() if self._owned() else self._superseded()
                     self._stirred = time.monotonic()
             except StoreError as error:
                 print(f"log: {error}", file=sys.stderr)
@@ -76,15 +78,16 @@ def supervise(run_id: str, submission: str) -> int:
 
     run.stir()
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
-    log = Log(run, owned)
-    log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     child = subprocess.Popen(
-        [sys.executable, "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
+        [sys.executable, "-P", "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
+        cwd=Path(__file__).parents[1],  # Ray's workers import from here, not from where Ray was started
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
+    log = Log(run, owned, child.terminate)
+    log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
@@ -144,6 +147,8 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
     while error is not None:
         if isinstance(error, TinyMusicianError):
             return error
+        if isinstance(error, OSError) and error.filename:
+            return TinyMusicianError(f"{error.filename}: {error.strerror}")
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := for_users(failure)) is not None:
                 return found

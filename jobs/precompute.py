@@ -1,45 +1,50 @@
-"""The precompute job: the teacher's samples, and its logits on all training sequences, in shards in the store."""
+"""The precompute job: the teacher's samples, and its logits on those for training and judging, in the store."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
-from jobs.pair import load_pair
+from jobs.pair import Pair, load_pair
 from jobs.teacher import online, sequences, signal_shards
 from jobs.worker import Context, fit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
+from tinymusician.data.scores import SPLITS, Split
+from tinymusician.data.shards import ShardSet, make_missing
+from tinymusician.data.tokens import TokenSet
 
 
 def work(context: Context) -> None:
     """What each worker does: its share of the shards that are missing."""
-    from tinymusician.distill.cached import signal_shard
-    from tinymusician.distill.sequences import make_missing
-
-    recipe = context.recipe
-    pair = load_pair(recipe)
+    pair = load_pair(context.recipe)
     pair.teacher.to(context.device)
-    tokens = sequences(context, pair, "train")
-    for split in ("validation", "test"):
-        sequences(context, pair, split)
-    shards, teacher = signal_shards(context, pair, tokens), online(context, pair, tokens)
-    rows = len(tokens.codes)
-
-    def told(index: int) -> None:
-        print(f"signals: shard {index + 1} of {shards.count}", flush=True)
-        context.run.tell("signals", shards.count - len(shards.missing()), shards.count)
-
-    make_missing(
-        shards,
-        lambda index: signal_shard(teacher, index, rows, recipe.training.batch_size),
-        context.rank,
-        context.world,
-        told,
-    )
+    tokens = {split: sequences(context, pair, split) for split in SPLITS}
+    judged: tuple[Split, ...] = ("train", "validation")
+    made = {split: signals(context, pair, split, tokens[split]) for split in judged}
     context.meet()
     if context.rank == 0:
-        figures = {"shards": shards.count, "rows": rows, "fingerprint": shards.fingerprint}
+        figures = {
+            "shards": sum(shards.count for shards in made.values()),
+            "rows": sum(len(tokens[split].codes) for split in made),
+            "fingerprints": {split: shards.fingerprint for split, shards in made.items()},
+        }
         context.run.store.put(context.run.key("result.json"), json.dumps({"metrics": figures}).encode())
+
+
+def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> ShardSet:
+    """This worker's share of the teacher's signals on one split's sequences."""
+    from tinymusician.distill.cached import signal_shard
+
+    shards, teacher = signal_shards(context, pair, tokens), online(context, pair, tokens)
+    rows, batch = len(tokens.codes), context.recipe.training.batch_size
+
+    def told(index: int) -> None:
+        print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
+        context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
+
+    make_missing(shards, partial(signal_shard, teacher, rows=rows, batch_size=batch), context.rank, context.world, told)
+    return shards
 
 
 def run(run_id: str) -> None:

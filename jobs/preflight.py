@@ -4,16 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.cost import student_shape
+from jobs.cost import frames, student_shape
 from jobs.submission import Kind
-from tinymusician.data.prompts import load_prompts
+from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, RecipeError
-from tinymusician.models.shape import shape_of
+from tinymusician.models.shape import DecoderShape, is_packaged, shape_of
 from tinymusician.recipe import CutStudent, Recipe
 
+PRETRAINING_READS = (
+    "pretrain.",
+    "training.precision",
+    "training.seed",
+    "training.log_every",
+    "training.restarts",
+)
 
-def check(kind: Kind, recipe: Recipe) -> None:
-    """Raise the first problem of a recipe with the files it names.
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
+    content = recipe.model_dump()
+    for part, field in (("teacher", "model"), ("student", "model"), ("sequences", "prompts"), ("sequences", "clips")):
+        name = content[part].get(field)
+        if name and not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
+            content[part][field] = str(Path(name).expanduser().absolute())
+    return Recipe.model_validate(content)
+
+
+def check_overrides(kind: Kind, overrides: list[str]) -> None:
+    """Pretraining has settings of its own for each model; changing one that it does not read is a mistake.
+
+    Raises:
+        RecipeError: such a change.
+    """
+    for override in overrides if kind == "pretrain" else ():
+        if not override.startswith(PRETRAINING_READS):
+            raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAINING_READS)}")
+
+
+def check(kind: Kind, recipe: Recipe, here: bool) -> None:
+    """Raise the first problem of a recipe, and of the files it names if the job runs `here`, on this machine.
 
     Raises:
         RecipeError, ModelError, DataError: it could not run.
@@ -22,20 +51,28 @@ def check(kind: Kind, recipe: Recipe) -> None:
         if recipe.pretrain is None:
             raise RecipeError(f"recipe {recipe.name}: has no `pretrain` part; only the house band is made from nothing")
         return
+    if here:
+        check_files(recipe)
+    check_shapes(recipe)
+
+
+def check_files(recipe: Recipe) -> None:
+    """Prompts and clips must be there, and so must folders of models."""
     load_prompts(recipe.sequences.prompts)
     if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
         raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
-    check_models(recipe)
-
-
-def check_models(recipe: Recipe) -> None:
-    """Paths must exist; where both shapes are known, the student must fit its teacher."""
+    if recipe.sequences.clips is not None and not any(Path(recipe.sequences.clips).glob("*.wav")):
+        raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: holds no .wav files")
     for field, name in (
         ("teacher.model", recipe.teacher.model),
         ("student.model", getattr(recipe.student, "model", "")),
     ):
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise ModelError(f"{field} = {name!r}: no such folder")
+
+
+def check_shapes(recipe: Recipe) -> None:
+    """Where shapes are known, the student must fit its teacher, and the sequences must fit both."""
     teacher = shape_of(recipe.teacher.model)
     if teacher is None:
         return
@@ -47,9 +84,20 @@ def check_models(recipe: Recipe) -> None:
             )
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
+    check_length(recipe, teacher)
     student = student_shape(recipe, teacher)
     if student and (student.codebooks, student.vocabulary) != (teacher.codebooks, teacher.vocabulary):
         raise ModelError(
             f"student: {student.codebooks} codebooks of {student.vocabulary}; "
             f"the teacher's {teacher.codebooks} of {teacher.vocabulary} are needed"
+        )
+
+
+def check_length(recipe: Recipe, teacher: DecoderShape) -> None:
+    """The recipe's sequences hold a frame at least, and fit into the decoder's positions with their delay."""
+    longest = (teacher.positions - teacher.codebooks) / teacher.frame_rate
+    if not 1 <= frames(recipe, teacher) <= teacher.positions - teacher.codebooks:
+        raise RecipeError(
+            f"sequences.seconds = {recipe.sequences.seconds:g}: allowed are {1 / teacher.frame_rate:g} to "
+            f"{longest:.1f} s, by the teacher's {teacher.positions} positions of {1000 / teacher.frame_rate:g} ms"
         )

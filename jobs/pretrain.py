@@ -17,6 +17,7 @@ from jobs.worker import Context, Stage, fit, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
+from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
 from tinymusician.recipe import Pretraining
 
@@ -43,13 +44,31 @@ def _tokenizer(context: Context) -> Any:
     return train_tokenizer(_corpus(context).train.captions)
 
 
-def _plan(context: Context, steps: int, rate: float, judge: str) -> Any:
+JUDGES = {
+    "codec": "log_mel/4",
+    "band-large": "cross_entropy/right",
+    "band-small": "cross_entropy/right",
+    "band-clap": "loss",
+}
+"""The stages that train, and the held-out figure that picks the best checkpoint of each."""
+
+
+def _plan(context: Context, steps: int, rate: float, stage: str) -> Any:
     from tinymusician.training.loop import Plan
 
     training = context.recipe.training
     warmup = min(60, steps - 1)
     every = max(1, min(200, steps // 2))
-    return Plan(steps, rate, warmup, min(training.log_every, steps), every, max(1, every // 2), judge)
+    return Plan(
+        steps,
+        rate,
+        warmup,
+        min(training.log_every, steps),
+        every,
+        max(1, every // 2),
+        JUDGES[stage],
+        seed=training.seed,
+    )
 
 
 def codec_work(context: Context) -> None:
@@ -58,15 +77,14 @@ def codec_work(context: Context) -> None:
 
     from tinymusician.models.codec import codec_config, new_codec
     from tinymusician.pretrain.codec import CodecTask
-    from tinymusician.training.checkpoint import Checkpoints
     from tinymusician.training.engine import AdamSettings
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch, seed)
-    if not Checkpoints(context.run.store, context.run.key("checkpoints/codec")).steps():
+    if not _checkpoints(context, "codec").steps():
         task.start()
-    plan = _plan(context, part.codec_steps, part.codec_rate, "log_mel/4")
+    plan = _plan(context, part.codec_steps, part.codec_rate, "codec")
     settings = AdamSettings(beta1=0.8, beta2=0.99)
     train(context, Stage("codec", task, plan, settings, part.codec_batch, 0, "float32"))
 
@@ -84,7 +102,6 @@ def trained_codec(context: Context) -> Any:
 def tokens_work(context: Context) -> None:
     """Encode the splits with the trained codec, each worker its share of the clips' shards."""
     from tinymusician.data.corpus import RenderedSplit
-    from tinymusician.distill.sequences import make_missing
     from tinymusician.pretrain.band import encode_split
 
     codec, tokenizer, corpus = trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
@@ -142,7 +159,7 @@ def language_model_work(context: Context, name: str, layers: int) -> None:
     task = LanguageModelTask(model, tokens, held_out, part.language_model_batch, seed)
     task.module.to(context.device)
     steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
-    plan = _plan(context, steps, part.language_model_rate, "cross_entropy/right")
+    plan = _plan(context, steps, part.language_model_rate, name)
     settings = AdamSettings(weight_decay=0.05)
     train(context, Stage(name, task, plan, settings, part.language_model_batch, 0, context.precision()))
 
@@ -158,7 +175,7 @@ def clap_work(context: Context) -> None:
     torch.manual_seed(seed)
     tokenizer = _tokenizer(context)
     task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch, seed)
-    plan = _plan(context, part.clap_steps, 1e-3, "loss")
+    plan = _plan(context, part.clap_steps, 1e-3, "band-clap")
     train(context, Stage("band-clap", task, plan, AdamSettings(beta2=0.999), part.clap_batch, 0, context.precision()))
 
 
@@ -166,7 +183,6 @@ def finish(context: Context) -> None:
     """Write the three model folders in float16 and publish them as one artifact."""
     from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
     from tinymusician.pretrain.band import assemble, save_clap
-    from tinymusician.training.checkpoint import Checkpoints
 
     codec, tokenizer = trained_codec(context), _tokenizer(context)
     figures = {}
@@ -175,8 +191,8 @@ def finish(context: Context) -> None:
         for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
             assemble(folder / member, codec, tokenizer, _best_weights(context, member), layers)
         save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
-        for stage in ("codec", "band-large", "band-small", "band-clap"):
-            checkpoints = Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"))
+        for stage in JUDGES:
+            checkpoints = _checkpoints(context, stage)
             best = checkpoints.best_step()
             assert best is not None, "every stage validates at its end"
             figures[stage] = {"step": best, **checkpoints.figures(best)}
@@ -195,12 +211,17 @@ def finish(context: Context) -> None:
     context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())
 
 
-def _best_weights(context: Context, stage: str) -> dict[str, Any]:
+def _checkpoints(context: Context, stage: str) -> Any:
     from tinymusician.training.checkpoint import Checkpoints
 
-    best = Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}")).best()
+    return Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+
+
+def _best_weights(context: Context, stage: str) -> dict[str, Any]:
+    best = _checkpoints(context, stage).best()
     assert best is not None, f"stage {stage} runs before those that need it"
-    return best.state.weights
+    weights: dict[str, Any] = best.state.weights
+    return weights
 
 
 def run(run_id: str) -> None:

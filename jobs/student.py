@@ -11,7 +11,14 @@ from jobs.pair import Pair, load_pair, new_student
 from jobs.teacher import online, sequences
 from jobs.worker import Context, metrics_name
 from tinymusician.artifacts.manifest import publish
+from tinymusician.data.prompts import load_prompts
+from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
+from tinymusician.models.shape import is_packaged
+from tinymusician.recipe import CutStudent, Recipe
+
+JUDGE = "kl"
+"""The held-out figure that picks the best checkpoint."""
 
 BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
 
@@ -25,13 +32,15 @@ def finish(context: Context) -> None:
     from tinymusician.training.metrics import read_metrics
 
     recipe, store = context.recipe, context.run.store
-    best = Checkpoints(store, context.run.key("checkpoints/distill")).best()
+    best = Checkpoints(store, context.run.key("checkpoints/distill"), JUDGE).best()
     if best is None:
         raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
     context.run.tell("report", 0, 3)
     pair = load_pair(recipe)
     student = new_student(recipe, pair.teacher)
     ConditionedDecoder(student).load_state_dict(best.state.weights)
+    # A guided target was learned with its guidance in it, for one pass.
+    student.generation_config.guidance_scale = 1.0 if recipe.teacher.target == "guided" else recipe.teacher.guidance
     rows = read_metrics(store, context.run.key(metrics_name("distill")))
     figures = held_out_figures(rows, best.step)
     context.run.tell("report", 1, 3)
@@ -50,7 +59,7 @@ def finish(context: Context) -> None:
             recipe=context.record.recipe,
             lineage=lineage(context, pair),
             metrics=figures,
-            licence=licence_of(recipe.teacher.model),
+            licence=licence_of(recipe),
         )
     store.put(context.run.key("result.json"), json.dumps({"artifact": manifest.reference, "metrics": figures}).encode())
     context.run.tell("report", 3, 3)
@@ -95,8 +104,7 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
     figures = {"kl_test": closeness["kl"]}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
-        one_pass = asked.target == "guided" and model is student
-        guidance = 1.0 if one_pass else asked.guidance
+        guidance = asked.guidance if model is not student else student.generation_config.guidance_scale
         found = sample_figures(pair.teacher, model, test, guidance, asked.top_k, recipe.training.seed)
         figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
     return figures
@@ -104,12 +112,16 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
 
 def lineage(context: Context, pair: Pair) -> dict[str, Any]:
     """Where a student comes from."""
+    from tinymusician.models.student import weights_digest
+
     recipe, record = context.recipe, context.record
     return {
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
+        **({} if isinstance(recipe.student, CutStudent) else {"started_from_sha256": weights_digest(pair.student)}),
         "prompts": recipe.sequences.prompts,
+        "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,
         "versions": record.versions,
         "git": record.git,
@@ -117,8 +129,9 @@ def lineage(context: Context, pair: Pair) -> dict[str, Any]:
     }
 
 
-def licence_of(teacher: str) -> str:
-    """The licence that a student inherits from its teacher's weights."""
-    if Path(teacher).name.startswith("band-") or teacher.startswith("band-"):
+def licence_of(recipe: Recipe) -> str:
+    """The licence that a student inherits: all weights that come with this package are its own, others MusicGen's."""
+    origins = [recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]
+    if all(is_packaged(name) for name in origins):
         return BAND_LICENCE
     return "CC-BY-NC-4.0 (derived from MusicGen's weights)"

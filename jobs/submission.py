@@ -11,11 +11,10 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from jobs import cluster
 from tinymusician.artifacts.address import STORE_VARIABLE
-from tinymusician.artifacts.runs import ENDED, RunFolder, RunRecord, check_run_name, now, presumed
+from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -26,17 +25,24 @@ _PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 
 
 def submit(
-    store: Store, kind: Kind, recipe: Recipe, workers: int, address: str | None, name: str | None, resume: str | None
+    store: Store,
+    kind: Kind,
+    recipe: Recipe,
+    workers: int | None,
+    address: str | None,
+    name: str | None,
+    resume: str | None,
 ) -> RunFolder:
-    """Record a run and start its job; `resume` continues an earlier run with its own recipe.
+    """Record a run and start its job; `resume` continues an earlier run with its own recipe, workers and cluster.
 
     Raises:
-        RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
+        RunError: the name is taken, or the run to resume does not exist, runs still, is of another kind or had another
+            number of workers.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
     run = RunFolder(store, check_run_name(resume or name or new_name(recipe.name, kind)))
     if resume:
-        check_resumable(run, kind)
+        workers, address = as_before(run, kind, workers, address)
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
@@ -47,7 +53,7 @@ def submit(
             id=run.id,
             kind=kind,
             recipe=content,
-            workers=workers,
+            workers=workers or 1,
             created=run.record().created if resume else now(),
             versions=versions(),
             git=git_state(),
@@ -56,10 +62,10 @@ def submit(
             submission=submission,
         )
     )
-    run.update(state="PENDING", message="", ended=None)
+    run.update(state="PENDING", message="", asked=now(), ended=None)
     try:
         client.submit_job(
-            entrypoint=f"{_python(where)} -m jobs.entry {run.id} {submission}",
+            entrypoint=f"{_python(where)} -P -m jobs.entry {shlex.quote(run.id)} {shlex.quote(submission)}",
             submission_id=submission,
             runtime_env=_runtime_environment(store, where),
             metadata={"run": run.id, "kind": kind},
@@ -70,16 +76,24 @@ def submit(
     return run
 
 
-def check_resumable(run: RunFolder, kind: str) -> None:
-    """A run can be continued when it is of this kind and neither finished nor still running."""
+def as_before(run: RunFolder, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
+    """The workers and the cluster's address with which a run goes on: its own, unless another cluster is named.
+
+    Raises:
+        RunError: it is of another kind, finished or still running, or another number of workers was asked for: the
+            batch is per worker, so its losses would not be those of the same run.
+    """
     record = run.record()
-    state = presumed(run).state
     if record.kind != kind:
         raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
-    if state == "SUCCEEDED":
+    if run.status().state == "SUCCEEDED":
         raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
-    if state == "RUNNING" and _is_alive(record):
+    if _is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
+    if workers not in (None, record.workers):
+        raise RunError(f"--workers {workers}: run {run.id!r} has {record.workers}, and goes on with as many")
+    elsewhere = None if record.cluster == cluster.LOCAL else record.cluster
+    return record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
 
 
 def stop(run: RunFolder) -> None:
@@ -104,6 +118,10 @@ def settle(run: RunFolder) -> None:
         client, _ = cluster.connect(record.cluster, start=False)
         job = client.get_job_info(record.submission)
     except (ClusterError, RuntimeError):
+        asked = run.status().asked
+        if run.status().state == "PENDING" and asked is not None and now() - asked > SILENCE:
+            message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
+            run.update(state="FAILED", ended=now(), message=message)
         return
     if str(job.status) in ENDED and run.status().state not in ENDED:
         said = " ".join((job.message or "").split())[-300:]
@@ -148,11 +166,7 @@ def git_state() -> dict[str, str]:
 
 def _python(where: str) -> str:
     """This very interpreter on this machine, the cluster's own elsewhere."""
-    return shlex.quote(sys.executable) if _is_here(where) else "python"
-
-
-def _is_here(where: str) -> bool:
-    return urlparse(where).hostname in {"127.0.0.1", "localhost"}
+    return shlex.quote(sys.executable) if cluster.is_here(where) else "python"
 
 
 def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
@@ -160,7 +174,7 @@ def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
     variables = {STORE_VARIABLE: store.url, **cluster.worker_environment()}
     variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment: dict[str, Any] = {"env_vars": variables}
-    if not _is_here(where):
+    if not cluster.is_here(where):
         root = Path(__file__).parents[1]
         environment["py_modules"] = [str(root / "tinymusician"), str(root / "jobs")]
     return environment

@@ -10,14 +10,18 @@ from jobs.pair import Pair
 from jobs.worker import Context
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
-from tinymusician.data.shards import ShardSet
+from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet
 from tinymusician.errors import RunError
 
 
-def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
-    """The sequences of one split: teacher samples, made where the store has none yet, mixed with clips for training."""
-    from tinymusician.distill.sequences import TeacherSamples, make_missing, mix, read_clips, read_samples
+def sequences(context: Context, pair: Pair, split: Split, make: bool = True) -> TokenSet:
+    """The sequences of one split: teacher samples, made where the store has none yet, mixed with clips for training.
+
+    Raises:
+        RunError: samples are missing, and `make` is false.
+    """
+    from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
 
     recipe = context.recipe
     part, asked, seed = recipe.sequences, recipe.teacher, recipe.training.seed
@@ -26,9 +30,12 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     samples = part.samples if split == "train" else 1
     sampling = {"samples": samples, "frames": frames, "guidance": asked.guidance, "top_k": asked.top_k}
     sampling |= {"temperature": asked.temperature, "seed": seed, "shard_prompts": part.shard_prompts}
+    sampling |= {"at_once": part.samples_at_once}
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
-    facts = {"teacher": pair.teacher_digest, "texts": texts, **sampling}
+    facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
     shards = ShardSet(context.run.store, "samples", facts, source.shards)
+    if not make:
+        check_complete(shards)
 
     def told(index: int) -> None:
         print(f"{split} samples: shard {index + 1} of {shards.count}", flush=True)
@@ -61,6 +68,7 @@ def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:
     content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
     asked = context.recipe.teacher
     facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
+    facts |= {"device": context.device, "precision": context.precision()}
     facts |= {"target": asked.target} | ({"guidance": asked.guidance} if asked.target == "guided" else {})
     return ShardSet(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
@@ -74,10 +82,19 @@ def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
     from tinymusician.distill.cached import CachedTeacher
 
     shards = signal_shards(context, pair, tokens)
+    check_complete(shards)
+    pad = pair.teacher.config.decoder.vocab_size
+    return CachedTeacher(shards, tokens, context.recipe.teacher.target, pad, context.cache, context.device)
+
+
+def check_complete(shards: ShardSet) -> None:
+    """Raise if shards that should have been precomputed are not there.
+
+    Raises:
+        RunError: so many are missing.
+    """
     if missing := shards.missing():
         raise RunError(
             f"signals.source = 'cached': {len(missing)} of {shards.count} shards are missing; run "
             f"`tmctl submit precompute` with the same recipe first, or set signals.source=online"
         )
-    pad = pair.teacher.config.decoder.vocab_size
-    return CachedTeacher(shards, tokens, context.recipe.teacher.target, pad, context.cache, context.device)

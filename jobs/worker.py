@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder, RunRecord
-from tinymusician.errors import RunError, StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import Recipe, parse_recipe
 
 _BEAT_SECONDS = 2.0
@@ -82,18 +82,29 @@ def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) ->
         ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
     resources = ray.cluster_resources()
     gpu = resources.get("GPU", 0) >= workers
-    cpus = max(1, int(resources.get("CPU", 1) // workers))
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = 1 if gpu else cpus_a_worker(nodes, workers)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _on_worker,
             train_loop_config={"work": work, "store_url": store_url, "run_id": run_id, "gpu": gpu},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_LONGEST_WAIT),
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1 if gpu else cpus}
-            ),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(name=run_id, storage_path=folder, failure_config=FailureConfig(max_failures=restarts)),
         )
         trainer.fit()
+
+
+def cpus_a_worker(nodes: list[int], workers: int) -> int:
+    """The most CPUs that every one of `workers` can have, each on one of the cluster's `nodes` of so many CPUs.
+
+    Raises:
+        ClusterError: there are fewer CPUs than workers.
+    """
+    for cpus in range(max(nodes, default=0), 0, -1):
+        if sum(node // cpus for node in nodes) >= workers:
+            return cpus
+    raise ClusterError(f"--workers {workers}: the cluster has {sum(nodes)} CPUs; at most as many workers are allowed")
 
 
 def _on_worker(config: dict[str, Any]) -> None:
@@ -146,7 +157,7 @@ def train(context: Context, stage: Stage) -> None:
     from tinymusician.training.metrics import MetricsLog
 
     store, plan = context.run.store, stage.plan
-    checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"))
+    checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"), plan.judge)
     start = checkpoints.latest()
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"

@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 class Part(BaseModel):
     """A frozen, closed piece of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Teacher(Part):
@@ -66,6 +66,7 @@ class Sequences(Part):
         None, description="a folder of WAV files, each with its caption in a .txt of the same name"
     )
     clip_share: Share = Field(0.0, description="share of sequences taken from the clips; the rest are teacher samples")
+    samples_at_once: Count = Field(32, description="samples played side by side; fewer need less memory")
     shard_prompts: Count = Field(16, description="prompts a shard: what is lost at most when sampling is interrupted")
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import emit, table
+from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.address import open_store
 from tinymusician.errors import Corrupt
@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the manifest(s) as JSO
 @app.command("list")
 def list_all(json: Json = False) -> None:
     """List all artifacts, oldest first."""
-    found = manifests.list_manifests(open_store())
+    found = manifests.list_manifests(open_store(), warn)
     rows = [
         [m.reference[: len(m.name) + 20], m.kind, f"{m.size / 1e6:.1f} MB", f"{m.created:%Y-%m-%d %H:%M}", m.licence]
         for m in found

@@ -43,7 +43,12 @@ def main() -> None:
     except TinyMusicianError as error:
         if os.environ.get("TMCTL_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if os.environ.get("TMCTL_DEBUG"):
+            raise
+        print(f"error: {error.filename or 'this machine'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from jobs.submission import Kind
 from tinymusician.artifacts.runs import ENDED, RunFolder, summary
 from tinymusician.recipe import Recipe
 
@@ -19,6 +20,11 @@ def emit(value: Any, as_json: bool, text: str) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
 
 
+def warn(message: str) -> None:
+    """One line on standard error about something that was left out."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr)
+
+
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """A plain table that lines up; readable with and without a terminal."""
     widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
@@ -29,11 +35,11 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1) -> None:
+def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: Kind = "distill") -> None:
     """Every value of a recipe with its meaning, and what a run of it will cost."""
-    from jobs.cost import cost
+    from jobs.cost import cost, pretraining_cost
 
-    figures = cost(recipe, workers)
+    figures = pretraining_cost(recipe) if kind == "pretrain" else cost(recipe, workers)
     if as_json:
         print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import emit, table
+from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import ENDED, RunFolder, list_runs, now, summary
 
@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def runs(json: Json = False) -> None:
     """List all runs in the store, oldest first."""
-    found = [summary(run) for run in list_runs(open_store())]
+    found = list_runs(open_store(), warn)
     rows = [
         [
             r["id"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -24,7 +25,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=50.")
 ]
 Cluster = Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")]
-Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers, each with a GPU if the cluster has them.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="1", help="Ray Train workers, each with a GPU if the cluster has them."),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job until it ends.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")]
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Continue this run from its last checkpoint.")]
@@ -37,7 +41,7 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Cluster = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -64,7 +68,7 @@ def precompute(
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Cluster = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -86,7 +90,7 @@ def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Cluster = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -107,7 +111,7 @@ def start(
     recipe: str,
     overrides: list[str] | None,
     cluster: str | None,
-    workers: int,
+    workers: int | None,
     wait: bool,
     dry_run: bool,
     resume: str | None,
@@ -115,7 +119,8 @@ def start(
     json: bool,
 ) -> None:
     """What the three commands share."""
-    from jobs.preflight import check
+    from jobs.cluster import CLUSTER_VARIABLE, is_here
+    from jobs.preflight import check, check_overrides, located
     from tinymusician.artifacts.address import open_store
     from tinymusician.artifacts.runs import summary
 
@@ -123,9 +128,13 @@ def start(
     store = open_store()
     if resume:
         loaded = resumed_recipe(store, resume, loaded, bool(overrides))
-    check(kind, loaded)
+    check_overrides(kind, overrides or [])
+    address = cluster or os.environ.get(CLUSTER_VARIABLE)
+    here = address is None or is_here(address)
+    loaded = located(loaded) if here else loaded
+    check(kind, loaded, here)
     if dry_run:
-        print_recipe(loaded, json, workers)
+        print_recipe(loaded, json, workers or 1, kind)
         return
     from jobs.submission import submit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,18 +26,24 @@ def loaded_by(code: str) -> set[str]:
         "import tinymusician.recipe; tinymusician.recipe.load_recipe('band')",
         "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.address",
         "import jobs.cli.main",
-        "import jobs.preflight as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'))",
+        "import jobs.preflight as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'), True)",
     ],
 )
 def test_light_things_load_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
-def test_importing_the_library_does_nothing() -> None:
+def test_importing_the_library_does_nothing(tmp_path: Path) -> None:
+    """It prints nothing, writes nothing where it is, starts no thread and draws no random number."""
+    code = "import torch, threading; torch.manual_seed(0); before = torch.get_rng_state()\n"
+    code += "import tinymusician.distill.task, tinymusician.pretrain.band, tinymusician.training.loop\n"
+    code += "assert torch.equal(before, torch.get_rng_state()) and threading.active_count() == 1"
     ended = subprocess.run(
-        [sys.executable, "-c", "import tinymusician.distill.task, tinymusician.pretrain.band"],
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     assert ended.stdout == ""
+    assert list(tmp_path.iterdir()) == []

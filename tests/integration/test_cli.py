@@ -15,10 +15,12 @@ from tests.s3_server import free_port
 TMCTL = str(Path(sys.executable).with_name("tmctl"))
 
 
-def tmctl(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def tmctl(tmp_path: Path, *words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TMCTL_STORE": (tmp_path / "store").as_uri(), "HF_HUB_OFFLINE": "1", **variables}
     environment.pop("TMCTL_CLUSTER", None)
-    return subprocess.run([TMCTL, *words], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [TMCTL, *words], env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def error_of(tmp_path: Path, *words: str, **variables: str) -> str:
@@ -62,6 +64,21 @@ def test_recipes(tmp_path: Path) -> None:
     assert "student decoder parameters: 419584000" in text
 
 
+def test_paths_are_the_senders(tmp_path: Path) -> None:
+    """A job runs in another folder than the one it is sent from, so what a recipe names is made absolute."""
+    prompts = Path(__file__).parents[2] / "tinymusician" / "data" / "prompts" / "band.jsonl"
+    (tmp_path / "mine.jsonl").write_bytes(prompts.read_bytes())
+    words = ("submit", "distill", "band", "--dry-run", "--json", "--set", "sequences.prompts=./mine.jsonl")
+    ended = tmctl(tmp_path, *words, cwd=tmp_path)
+    assert json.loads(ended.stdout)["sequences"]["prompts"] == str(tmp_path / "mine.jsonl")
+
+
+def test_what_pretraining_takes(tmp_path: Path) -> None:
+    shown = json.loads(tmctl(tmp_path, "submit", "pretrain", "band", "--dry-run", "--json").stdout)
+    assert shown["cost"]["band_large_steps"] == shown["pretrain"]["teacher_steps"]
+    assert "student_decoder_parameters" not in shown["cost"]
+
+
 def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
     ended = tmctl(tmp_path, "submit", "distill", "tinymusician", "--dry-run", "--json")
     assert ended.returncode == 0, ended.stderr
@@ -88,6 +105,15 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("submit", "distill", "band", "--set", "teacher.model=/none"), "teacher.model = '/none': no such folder"),
         (("submit", "distill", "band", "--name", "A b"), "run name 'A b': allowed are lower-case"),
         (("submit", "distill", "band", "--resume", "none"), "run 'none': not in file://"),
+        (
+            ("submit", "distill", "band", "--set", "teacher.model=bandd"),
+            "model 'bandd': allowed are a folder, a hub id",
+        ),
+        (("submit", "distill", "band", "--set", "sequences.seconds=25"), "allowed are 0.02 to 20.4 s"),
+        (("submit", "distill", "band", "--set", "sequences.seconds=0.001"), "sequences.seconds = 0.001: allowed are"),
+        (("submit", "distill", "band", "--set", "training.learning_rate=.inf"), "should be a finite number"),
+        (("submit", "distill", "band", "--cluster", "ray://x:1"), "the address of Ray's dashboard is needed"),
+        (("submit", "pretrain", "band", "--set", "training.steps=70"), "pretraining reads only pretrain."),
         (("submit", "pretrain", "musicgen-tiny"), "has no `pretrain` part"),
         (("status", "none"), "run 'none': not in file://"),
         (("logs", "none"), "run 'none': not in file://"),
@@ -108,6 +134,7 @@ def test_an_unreachable_cluster(tmp_path: Path) -> None:
 
 def test_an_unusable_store(tmp_path: Path) -> None:
     assert "allowed are file:///" in error_of(tmp_path, "runs", TMCTL_STORE="ftp://x")
+    assert "is a file; a folder is needed" in error_of(tmp_path, "runs", TMCTL_STORE=Path(__file__).as_uri())
     told = error_of(
         tmp_path,
         "runs",

@@ -182,31 +182,26 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert student.config.decoder.num_hidden_layers == 2
 
 
-def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore) -> None:
+def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """Shards are made once, by whoever comes first; training from them gives the online losses up to float16."""
-    missing = tmctl(
-        ray,
-        store,
-        "submit",
-        "distill",
-        str(recipe),
-        "--set",
-        "signals.source=cached",
-        "--name",
-        "early",
-    )
+    guided = [str(recipe), "--set", "teacher.target=guided"]
+    from_shards = [*guided, "--set", "signals.source=cached"]
+    missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
     assert missing.returncode == 1
     assert "shards are missing; run `tmctl submit precompute`" in missing.stdout
     assert "Traceback" not in missing.stdout + missing.stderr
-    made = told(ray, store, "submit", "precompute", str(recipe), "--workers", "2", "--name", "shards")
+    made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
     assert made["state"] == "SUCCEEDED"
     assert made["metrics"]["shards"] == 5
-    cached = told(ray, store, "submit", "distill", str(recipe), "--set", "signals.source=cached", "--name", "cached")
+    cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
     assert cached["state"] == "SUCCEEDED"
-    told(ray, store, "submit", "distill", str(recipe), "--name", "online")
+    told(ray, store, "submit", "distill", *guided, "--name", "online")
     one, other = losses(store, "cached"), losses(store, "online")
     assert one.keys() == other.keys()
     assert all(one[step] == pytest.approx(other[step], rel=0.01, abs=1e-4) for step in one)
+    assert tmctl(ray, store, "artifacts", "fetch", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
 
 
 def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -> None:

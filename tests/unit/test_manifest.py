@@ -45,7 +45,12 @@ def test_the_newest_of_a_name(store: LocalStore, tmp_path: Path) -> None:
     store.put(f"artifacts/model/{newer.digest}.json", newer.canonical())
     assert find(store, "model").digest == newer.digest
     assert find(store, f"model@sha256:{first.digest[:8]}") == first
-    assert list_manifests(store) == [first, newer]
+    heard: list[str] = []
+    assert list_manifests(store, heard.append) == [first, newer]
+    assert heard == []
+    store.put("artifacts/other/00.json", b"{}")
+    assert list_manifests(store, heard.append) == [first, newer], "one that is damaged hides no other"
+    assert len(heard) == 1
 
 
 def test_shared_files_are_stored_once(store: LocalStore, tmp_path: Path) -> None:
@@ -70,6 +75,8 @@ def test_damage_is_named(store: LocalStore, tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in problems] == ["config.json", "sub/weights"]
     with pytest.raises(Corrupt):
         fetch(store, made, tmp_path / "out")
+    with pytest.raises(StoreError, match="cannot be written"):
+        fetch(store, made, tmp_path / "in" / "config.json")
     assert not (tmp_path / "out" / "config.json").exists()
     store.put(f"artifacts/model/{made.digest}.json", made.canonical().replace(b'"none"', b'"free"'))
     with pytest.raises(Corrupt, match="does not hold the manifest"):
@@ -79,6 +86,6 @@ def test_damage_is_named(store: LocalStore, tmp_path: Path) -> None:
 def test_references(store: LocalStore) -> None:
     with pytest.raises(NotFound, match="tmctl artifacts list"):
         find(store, "nothing")
-    for bad in ("Model", "a@b", "a@sha256:xyz", "../a"):
+    for bad in ("Model", "model\n", "a@b", "a@sha256:xyz", "../a"):
         with pytest.raises(StoreError, match="NAME@sha256:DIGEST"):
             find(store, bad)

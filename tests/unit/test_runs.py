@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.submission import as_before, settle
 from tinymusician.artifacts.runs import RunFolder, RunRecord, check_run_name, list_runs, now, summary
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RunError
@@ -64,12 +65,46 @@ def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
 def test_runs_are_listed_by_age(store: LocalStore) -> None:
     for name, age in (("b", 1), ("a", 2), ("c", 0)):
         RunFolder(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
-    assert [run.id for run in list_runs(store)] == ["a", "b", "c"]
+    heard: list[str] = []
+    assert [facts["id"] for facts in list_runs(store, heard.append)] == ["a", "b", "c"]
+    assert heard == []
+    store.put("runs/b/status.json", b'{"state": 7}')
+    store.put("runs/c/record.json", b"{")
+    assert [facts["id"] for facts in list_runs(store, heard.append)] == ["a"]
+    assert [line.split(":")[0] for line in heard] == ["run 'b'", "run 'c'"]
+
+
+def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers and its cluster are its own; only another cluster may be named, since the first may be gone."""
+    monkeypatch.delenv("TMCTL_CLUSTER", raising=False)
+    run = RunFolder(store, "r1")
+    run.write_record(record("r1"))
+    assert as_before(run, "distill", None, None) == (2, "http://127.0.0.1:1")
+    assert as_before(run, "distill", 2, "http://other:8265") == (2, "http://other:8265")
+    with pytest.raises(RunError, match=r"--workers 1: run 'r1' has 2"):
+        as_before(run, "distill", 1, None)
+    with pytest.raises(RunError, match="resume it with `tmctl submit distill`"):
+        as_before(run, "pretrain", None, None)
+    run.update(state="SUCCEEDED")
+    with pytest.raises(RunError, match="nothing to resume"):
+        as_before(run, "distill", None, None)
+
+
+def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
+    run = RunFolder(store, "r1")
+    run.write_record(record("r1"))
+    run.update(state="PENDING", asked=now())
+    settle(run)
+    assert run.status().state == "PENDING"
+    run.update(asked=now() - timedelta(seconds=90))
+    settle(run)
+    assert run.status().state == "FAILED"
+    assert "--resume" in run.status().message
 
 
 def test_what_is_no_run(store: LocalStore) -> None:
     with pytest.raises(RunError, match="tmctl runs"):
         RunFolder(store, "none").record()
-    for name in ("", "-x", "A", "a/b", "../a", "a" * 100):
+    for name in ("", "-x", "A", "a/b", "../a", "a" * 100, "a\n"):
         with pytest.raises(RunError, match="lower-case letters"):
             check_run_name(name)

@@ -14,10 +14,10 @@ from tests.tiny import CAPTIONS
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.data.shards import ShardSet
+from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
 from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
-from tinymusician.distill.sequences import TeacherSamples, make_missing, mix, read_clips, read_samples
+from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.errors import Corrupt, DataError
 from tinymusician.models.musicgen import guide, load_musicgen, load_tokenizer
@@ -84,7 +84,7 @@ def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenSet, tmp_
 
 
 def sampler(teacher: Any, folder: Path, samples: int = 2) -> TeacherSamples:
-    return TeacherSamples(teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3)
+    return TeacherSamples(teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3, 4)
 
 
 def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:

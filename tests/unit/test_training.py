@@ -27,23 +27,24 @@ ROWS = 6
 class Net(nn.Module):
     """Odd sizes, so that partitions do not divide evenly; a frozen parameter and a buffer besides."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(7, 13), nn.Linear(13, 3)
+        self.dropout = nn.Dropout(dropout)
         self.last.bias.requires_grad_(False)
         self.register_buffer("shift", torch.linspace(-1, 1, 13))
 
     def forward(self, rows: Tensor) -> Tensor:
-        result: Tensor = self.last(nn.functional.gelu(self.first(rows) + self.shift.to(rows.dtype)))
+        result: Tensor = self.last(self.dropout(nn.functional.gelu(self.first(rows) + self.shift.to(rows.dtype))))
         return result
 
 
 class Regression:
     """Fit a fixed linear map."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
-        self.module = Net()
+        self.module = Net(dropout).eval()
 
     def batch(self, step: int, rank: int, world: int) -> Tensor:
         """Every worker's rows together are the same global batch, whatever their number."""
@@ -58,17 +59,17 @@ class Regression:
         return {"error": self.loss(model, self.batch(10_000, 0, 1), 0)[0].item()}
 
 
-def plan() -> Plan:
-    return Plan(12, 0.05, 3, 1, 4, 2, "error")
+def plan(log_every: int = 1) -> Plan:
+    return Plan(12, 0.05, 3, log_every, 4, 2, "error")
 
 
-def run(store: LocalStore) -> list[dict[str, Any]]:
+def run(store: LocalStore, log_every: int = 1, dropout: float = 0.0) -> list[dict[str, Any]]:
     """Train to the plan's end, from the newest checkpoint if there is one; returns the metrics."""
-    checkpoints = Checkpoints(store, "checkpoints")
-    start, task = checkpoints.latest(), Regression()
+    checkpoints = Checkpoints(store, "checkpoints", "error")
+    start, task = checkpoints.latest(), Regression(dropout)
     engine = TorchEngine(task.module, SETTINGS, state=start.state if start else None)
     metrics = MetricsLog(store, "metrics.jsonl", start.step if start else -1)
-    Loop(task, engine, plan(), metrics, checkpoints, start=start).run()
+    Loop(task, engine, plan(log_every), metrics, checkpoints, start=start).run()
     return read_metrics(store, "metrics.jsonl")
 
 
@@ -80,17 +81,17 @@ class Killed(Exception):
     pass
 
 
-def run_killed_at(store: LocalStore, step: int) -> None:
+def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: float = 0.0) -> None:
     """A run that dies between two steps, without any goodbye."""
-    task = Regression()
+    task = Regression(dropout)
 
     def die(done: int) -> None:
         if done == step:
             raise Killed
 
-    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, "checkpoints")
+    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, "checkpoints", "error")
     with pytest.raises(Killed):
-        Loop(task, TorchEngine(task.module, SETTINGS), plan(), metrics, checkpoints, beat=die).run()
+        Loop(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, beat=die).run()
 
 
 def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
@@ -100,26 +101,30 @@ def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
     assert found[12] < 0.5 * found[1]
     judged = {row["step"]: row["held_out/error"] for row in rows if "held_out/error" in row}
     assert sorted(judged) == [0, 4, 8, 12]
-    checkpoints = Checkpoints(LocalStore(tmp_path), "checkpoints")
+    checkpoints = Checkpoints(LocalStore(tmp_path), "checkpoints", "error")
     assert checkpoints.best_step() == min(judged, key=lambda step: judged[step])
     assert checkpoints.steps()[-2:] == [10, 12]
     assert all({"gradient_norm", "learning_rate", "seconds_a_step"} <= set(row) for row in rows if "loss" in row)
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
-    whole = losses(run(LocalStore(tmp_path / "whole")))
+@pytest.mark.parametrize(("log_every", "dropout"), [(1, 0.0), (3, 0.0), (5, 0.2)])
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, log_every: int, dropout: float) -> None:
+    """Whatever the rhythm of reports, and with the same units dropped."""
+    whole = losses(run(LocalStore(tmp_path / "whole"), log_every, dropout))
     store = LocalStore(tmp_path / "killed")
-    run_killed_at(store, 7)
-    assert Checkpoints(store, "checkpoints").steps()[-1] == 6
-    resumed = losses(run(store))
+    run_killed_at(store, 7, log_every, dropout)
+    assert Checkpoints(store, "checkpoints", "error").steps()[-1] == 6
+    resumed = losses(run(store, log_every, dropout))
     assert resumed == whole
+    plain = losses(run(LocalStore(tmp_path / "plain"), log_every))
+    assert (whole == plain) == (dropout == 0)
 
 
 def test_half_written_checkpoints_do_not_exist(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
     store.upload(Path(__file__), "checkpoints/step-00000007.safetensors")  # its note never came
-    assert Checkpoints(store, "checkpoints").steps()[-1] == 6
+    assert Checkpoints(store, "checkpoints", "error").steps()[-1] == 6
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -130,7 +135,30 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     data[-1] ^= 1
     store.put(key, bytes(data))
     with pytest.raises(Corrupt, match=r"step-00000006\.safetensors: damaged"):
-        Checkpoints(store, "checkpoints").latest()
+        Checkpoints(store, "checkpoints", "error").latest()
+    store.delete("checkpoints/step-00000006.json")  # as the message advises; it may have been the best one
+    resumed = losses(run(store))
+    assert resumed == losses(run(LocalStore(tmp_path / "whole")))
+    store.put("checkpoints/step-00000012.json", b"{")
+    with pytest.raises(Corrupt, match=r"step-00000012\.json: damaged"):
+        Checkpoints(store, "checkpoints", "error").best()
+
+
+def test_what_is_no_number_is_never_kept(tmp_path: Path) -> None:
+    """A report comes before every checkpoint, so a run that diverged goes on from before it did."""
+    store, task = LocalStore(tmp_path), Regression()
+
+    def spoil(done: int) -> None:
+        if done == 5:
+            with torch.no_grad():
+                task.module.first.weight.fill_(float("nan"))
+
+    metrics, checkpoints = MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")
+    with pytest.raises(Diverged):
+        Loop(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, beat=spoil).run()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert all(value.isfinite().all() for value in latest.state.weights.values())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
@@ -140,7 +168,11 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     with pytest.raises(Diverged, match="loss is nan at step 1: lower the learning rate"):
         Loop(
-            task, TorchEngine(task.module, SETTINGS), plan(), MetricsLog(store, "m", -1), Checkpoints(store, "c")
+            task,
+            TorchEngine(task.module, SETTINGS),
+            plan(),
+            MetricsLog(store, "m", -1),
+            Checkpoints(store, "c", "error"),
         ).run()
 
 

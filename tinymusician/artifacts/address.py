@@ -24,7 +24,10 @@ def open_store(url: str | None = None) -> Store:
     address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
     parts = urlparse(address)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
-        return LocalStore(Path(unquote(parts.path)))
+        root = Path(unquote(parts.path))
+        if root.exists() and not root.is_dir():
+            raise StoreError(f"{STORE_VARIABLE} {address!r}: {root} is a file; a folder is needed")
+        return LocalStore(root)
     if parts.scheme == "s3" and parts.netloc:
         return S3Store(parts.netloc, parts.path.strip("/"))
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from tinymusician.artifacts.store import Store, whole_file
-from tinymusician.errors import Corrupt
+from tinymusician.errors import Corrupt, StoreError
 
 
 def digest_of(path: Path) -> str:
@@ -33,9 +33,13 @@ def get_blob(store: Store, digest: str, path: Path) -> None:
 
     Raises:
         Corrupt: the stored bytes have another digest.
+        StoreError: `path` cannot be written.
     """
-    with whole_file(path) as draft:
-        store.download(blob_key(digest), draft)
-        found = digest_of(draft)
-        if found != digest:
-            raise Corrupt(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {found}")
+    try:
+        with whole_file(path) as draft:
+            store.download(blob_key(digest), draft)
+            found = digest_of(draft)
+            if found != digest:
+                raise Corrupt(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {found}")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error

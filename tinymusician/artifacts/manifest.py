@@ -20,7 +20,7 @@ from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import Corrupt, NotFound, StoreError
 
-_REFERENCE = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?$")
+_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
 
 
 class FileEntry(BaseModel):
@@ -86,11 +86,12 @@ def find(store: Store, reference: str) -> Manifest:
     Raises:
         StoreError: not a reference, none or several artifacts fit, or the manifest is damaged.
     """
-    parts = _REFERENCE.match(reference)
+    parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise StoreError(f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST")
     wanted = parts["digest"] or ""
-    fitting = [m for m in list_manifests(store, parts["name"]) if m.digest.startswith(wanted)]
+    keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{wanted}")]
+    fitting = _by_age([_read(store, key) for key in keys])
     if not fitting:
         raise NotFound(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
     if wanted and len(fitting) > 1:
@@ -98,10 +99,18 @@ def find(store: Store, reference: str) -> Manifest:
     return fitting[-1]
 
 
-def list_manifests(store: Store, name: str = "") -> list[Manifest]:
-    """Every artifact, or those of one name, oldest first."""
-    prefix = f"artifacts/{name}/" if name else "artifacts/"
-    manifests = [_read(store, entry.key) for entry in store.list(prefix)]
+def list_manifests(store: Store, damaged: Callable[[str], None]) -> list[Manifest]:
+    """Every artifact, oldest first; of manifests that cannot be read, `damaged` hears why."""
+    found = []
+    for entry in store.list("artifacts/"):
+        try:
+            found.append(_read(store, entry.key))
+        except Corrupt as error:
+            damaged(str(error))
+    return _by_age(found)
+
+
+def _by_age(manifests: list[Manifest]) -> list[Manifest]:
     return sorted(manifests, key=lambda manifest: (manifest.created, manifest.digest))
 
 

@@ -1,7 +1,7 @@
 """Runs in the store: what was asked, how it stands, its log and metrics. Readable when the cluster is long gone.
 
 runs/ID/record.json     what was asked: resolved recipe, versions, git state, seeds, workers
-runs/ID/status.json     how it stands: state, artifact, metrics; written by the job's supervisor alone
+runs/ID/status.json     how it stands: state, artifact, metrics; written by the supervisor, or by `tmctl` where none is
 runs/ID/alive.txt       the supervisor's last sign of life, every few seconds
 runs/ID/progress.json   stage and step; written by the first worker alone
 runs/ID/log.txt         everything the job printed
@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFound, RunError
+from tinymusician.errors import Corrupt, NotFound, RunError
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
-RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{0,80}$")
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
 SILENCE = timedelta(seconds=60)
 """A run that is said to be running and has not stirred for this long is presumed dead."""
 
@@ -51,6 +52,7 @@ class RunStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     state: State = "PENDING"
+    asked: datetime | None = None
     started: datetime | None = None
     ended: datetime | None = None
     message: str = ""
@@ -66,6 +68,9 @@ class Progress(BaseModel):
     stage: str
     step: int
     steps: int
+
+
+Kind = TypeVar("Kind", RunRecord, RunStatus, Progress)
 
 
 class RunFolder:
@@ -89,9 +94,15 @@ class RunFolder:
             RunError: there is no such run.
         """
         try:
-            return RunRecord.model_validate_json(self.store.get(self.key("record.json")))
+            return self._read("record.json", RunRecord)
         except NotFound as error:
             raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists those that are") from error
+
+    def _read(self, name: str, kind: type[Kind]) -> Kind:
+        try:
+            return kind.model_validate_json(self.store.get(self.key(name)))
+        except ValidationError as error:
+            raise Corrupt(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
 
     def write_record(self, record: RunRecord) -> None:
         """Set the record."""
@@ -100,7 +111,7 @@ class RunFolder:
     def status(self) -> RunStatus:
         """How the run stands, as it last said itself."""
         try:
-            return RunStatus.model_validate_json(self.store.get(self.key("status.json")))
+            return self._read("status.json", RunStatus)
         except NotFound:
             return RunStatus()
 
@@ -113,7 +124,7 @@ class RunFolder:
     def progress(self) -> Progress | None:
         """How far the run is, None before its first sign of life."""
         try:
-            return Progress.model_validate_json(self.store.get(self.key("progress.json")))
+            return self._read("progress.json", Progress)
         except NotFound:
             return None
 
@@ -141,13 +152,17 @@ class RunFolder:
             return ""
 
 
-def list_runs(store: Store) -> list[RunFolder]:
-    """Every run of a store, oldest first."""
-    keys = [entry.key for entry in store.list("runs/")]
-    folders = [
-        RunFolder(store, key.split("/")[1]) for key in keys if key.count("/") == 2 and key.endswith("/record.json")
-    ]
-    return sorted(folders, key=lambda folder: folder.record().created)
+def list_runs(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The summary of every run of a store, oldest first; of those that cannot be read, `damaged` hears why."""
+    found = []
+    for entry in store.list("runs/"):
+        if entry.key.count("/") == 2 and entry.key.endswith("/record.json"):
+            folder = RunFolder(store, entry.key.split("/")[1])
+            try:
+                found.append((folder.record().created, summary(folder)))
+            except Corrupt as error:
+                damaged(str(error))
+    return [facts for _, facts in sorted(found, key=lambda pair: pair[0])]
 
 
 def summary(folder: RunFolder) -> dict[str, Any]:
@@ -172,7 +187,10 @@ def summary(folder: RunFolder) -> dict[str, Any]:
 
 
 def presumed(folder: RunFolder) -> RunStatus:
-    """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died."""
+    """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died.
+
+    The sign is the cluster's clock and the minute is this machine's, so the two must agree to some seconds.
+    """
     status, stirred = folder.status(), folder.stirred()
     if status.state != "RUNNING" or stirred is None or now() - stirred < SILENCE:
         return status
@@ -187,7 +205,7 @@ def check_run_name(name: str) -> str:
     Raises:
         RunError: it cannot.
     """
-    if not RUN_NAME.match(name):
+    if not RUN_NAME.fullmatch(name):
         raise RunError(
             f"run name {name!r}: allowed are lower-case letters, digits, '.' and '-', at most 81, no '-' first"
         )

@@ -29,7 +29,8 @@ def families(titles: Sequence[str], melodies: Sequence[Sequence[int]]) -> list[i
 
     seen: dict[str | tuple[int, ...], int] = {}
     for index, (title, melody) in enumerate(zip(titles, melodies, strict=True)):
-        for mark in {title, *_runs(melody)}:
+        marks: list[str | tuple[int, ...]] = [title, *_runs(melody)]
+        for mark in marks:
             one, other = sorted((head(seen.setdefault(mark, index)), head(index)))
             first_of[other] = one
     return [head(index) for index in range(len(titles))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ class ShardSet:
 
     def _key(self, index: int) -> str:
         return f"{self._prefix}/shard-{index:05d}.json"
+
+
+def make_missing(
+    shards: ShardSet, make: Callable[[int], Arrays], rank: int, world: int, told: Callable[[int], None]
+) -> None:
+    """Make this worker's share of the shards that are missing; `told` hears of each one done."""
+    for index in shards.missing():
+        if index % world == rank:
+            shards.write(index, make(index))
+            told(index)
 
 
 def read_arrays(path: Path) -> Arrays:

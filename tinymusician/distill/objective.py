@@ -80,10 +80,24 @@ def distillation_loss(
 ) -> Tensor:
     """The objective at every position, [B, K, T] in nats, 0 outside the mask; gradients flow to the student only.
 
-    Peak memory beyond the two logits is the gradient and one piece's temporaries: the gradient is made together with
-    the value, a piece of positions at a time. Second derivatives are therefore not available.
+    See `in_pieces` for its memory.
     """
-    values: Tensor = _InPieces.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, weights)  # type: ignore[no-untyped-call]
+    return in_pieces(weights.divergence(), teacher_BKTV, student_BKTV, mask_BKT, temperature)
+
+
+def in_pieces(
+    divergence: Divergence,
+    teacher_BKTV: Tensor,
+    student_BKTV: Tensor,
+    mask_BKT: Tensor,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
+    """`on_logits`, but peak memory beyond the two logits is the student's gradient and one piece's temporaries.
+
+    The gradient is made together with the value, a piece of positions at a time, and only if the student needs one.
+    Second derivatives are therefore not available.
+    """
+    values: Tensor = _InPieces.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, divergence)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -92,7 +106,7 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, teacher: Tensor, student: Tensor, mask: Tensor, temperature: float | Tensor, weights: Mixture
+        ctx: Any, teacher: Tensor, student: Tensor, mask: Tensor, temperature: float | Tensor, divergence: Divergence
     ) -> Tensor:
         vocabulary = student.shape[-1]
         tau = torch.as_tensor(temperature, device=student.device).expand(mask.shape).reshape(-1)
@@ -101,7 +115,6 @@ class _InPieces(torch.autograd.Function):
         wide = torch.promote_types(student.dtype, torch.float32)
         values = torch.zeros(mask.numel(), dtype=wide, device=student.device)
         gradient = torch.zeros_like(rows_q) if ctx.needs_input_grad[1] else None
-        divergence = weights.divergence()
         for piece in torch.split(places, max(1, _NUMBERS_AT_A_TIME // vocabulary)):
             with torch.set_grad_enabled(gradient is not None):
                 logits = rows_q[piece].detach().requires_grad_(gradient is not None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,11 @@ class TeacherSamples:
         temperature: float,
         seed: int,
         shard_prompts: int,
+        at_once: int,
     ) -> None:
         self._teacher, self._frames, self._samples = teacher, frames, samples
         self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
-        self._seed, self._shard = seed, shard_prompts
+        self._seed, self._shard, self._at_once = seed, shard_prompts, at_once
         ids, mask = tokenize_captions(tokenizer, texts)
         self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
 
@@ -49,27 +49,25 @@ class TeacherSamples:
         return -(-len(self._ids) // (self._shard * self._samples))
 
     def make(self, index: int) -> dict[str, Any]:
-        """Sample one shard: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
+        """Sample one shard, `at_once` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
         size = self._shard * self._samples
-        ids, mask = (part[index * size : (index + 1) * size] for part in (self._ids, self._mask))
+        own = slice(index * size, (index + 1) * size)
+        ids, mask = self._ids[own], self._mask[own]
         device = next(self._teacher.decoder.parameters()).device
-        with torch.no_grad():
-            text = encode_text(self._teacher, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
+        pieces = range(0, len(ids), self._at_once)
+        codes = [self._play(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
+        return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
+
+    @torch.no_grad()
+    def _play(self, ids: Any, mask: Any, generator: torch.Generator) -> npt.NDArray[np.int16]:
+        text = encode_text(
+            self._teacher, torch.from_numpy(ids).to(generator.device), torch.from_numpy(mask).to(generator.device)
+        )
         codes = sample_codes(
             self._teacher, text, self._frames, generator, self._guidance, self._top_k, self._temperature
         )
-        return {"codes": codes.numpy().astype(np.int16), "text_ids": ids, "text_mask": mask}
-
-
-def make_missing(
-    shards: ShardSet, make: Callable[[int], dict[str, Any]], rank: int, world: int, told: Callable[[int], None]
-) -> None:
-    """Make this worker's share of the shards that are missing; `told` hears of each one done."""
-    for index in shards.missing():
-        if index % world == rank:
-            shards.write(index, make(index))
-            told(index)
+        return codes.numpy().astype(np.int16)
 
 
 def read_samples(shards: ShardSet, cache: Path) -> TokenSet:
@@ -96,8 +94,10 @@ def read_clips(codec: Any, tokenizer: Any, folder: Path, frames: int) -> TokenSe
         captions += [_caption_beside(path)] * len(own)
     if not pieces:
         raise DataError(f"clips {folder}: none is {frames * hop / rate:g} s long, which sequences.seconds asks for")
+    device = next(codec.parameters()).device
     with torch.no_grad():
-        codes = [codec.encode(torch.from_numpy(piece)[None, None]).audio_codes[0, 0].numpy() for piece in pieces]
+        waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
+        codes = [codec.encode(wave).audio_codes[0, 0].cpu().numpy() for wave in waves]
     return TokenSet(np.stack(codes).astype(np.int16), *tokenize_captions(tokenizer, captions))
 
 

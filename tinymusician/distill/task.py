@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.divergences import cross_entropy, entropy, mean_over_valid, mean_per_codebook, on_logits
-from tinymusician.distill.objective import Mixture, distillation_loss
+from tinymusician.distill.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
+from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
 from tinymusician.distill.schedules import temperature
 from tinymusician.distill.signals import Rows, Signals, SignalSource, condition
 from tinymusician.models.musicgen import ConditionedDecoder
@@ -104,10 +104,10 @@ def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> d
     `kl`: forward, nats a code. `agreement`: the share of equal likeliest codes. `entropy` of the student.
     `cross_entropy`: of the student's next codes under the teacher, in the context of the given sequences.
     """
-    kl = distillation_loss(teacher_RKSV, student_RKSV, mask_RKS, Mixture(1.0, 0.0))
+    kl = in_pieces(forward_kl, teacher_RKSV, student_RKSV, mask_RKS)
     same = (teacher_RKSV.argmax(-1) == student_RKSV.argmax(-1)) & mask_RKS
-    uncertainty = on_logits(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
-    surprise = on_logits(cross_entropy, teacher_RKSV, student_RKSV, mask_RKS)
+    uncertainty = in_pieces(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
+    surprise = in_pieces(cross_entropy, teacher_RKSV, student_RKSV, mask_RKS)
     measures = {"kl": kl, "agreement": same.float(), "entropy": uncertainty, "cross_entropy": surprise}
     figures = {}
     for name, values in measures.items():

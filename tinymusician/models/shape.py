@@ -6,6 +6,7 @@ The shapes of the released models are known here; any other model is read from i
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """A decoder's `layers`, `width`, `feed_forward` width, `codebooks` of `vocabulary` codes, and text width `text`."""
+    """A decoder's `layers`, `width`, `feed_forward` width, `codebooks` of `vocabulary` codes, and text width `text`.
+
+    `positions` bound the steps of a sequence; `frame_rate` is its codec's, in frames a second.
+    """
 
     layers: int
     width: int
@@ -24,6 +28,8 @@ class DecoderShape:
     codebooks: int = 4
     vocabulary: int = 2048
     text: int = 768
+    positions: int = 2048
+    frame_rate: float = 50.0
 
     @property
     def parameters(self) -> int:
@@ -50,20 +56,28 @@ RELEASED = {
 }
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a model of this name comes with the package."""
+    return "/" not in name and (WEIGHTS / name / "config.json").is_file()
+
+
 def shape_of(name: str) -> DecoderShape | None:
     """The decoder's shape of a packaged, local or released model; None for a hub id that is not known here.
 
     Raises:
-        ModelError: a local folder without a readable MusicGen configuration.
+        ModelError: a local folder without a readable MusicGen configuration, or what can be no model's name.
     """
     if name in RELEASED:
         return RELEASED[name]
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     if not folder.is_dir():
+        if "/" not in name:
+            own = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
+            raise ModelError(f"model {name!r}: allowed are a folder, a hub id OWNER/NAME, and {own}")
         return None
     try:
         config = json.loads((folder / "config.json").read_text())
-        decoder, text = config["decoder"], config["text_encoder"]
+        decoder, text, codec = config["decoder"], config["text_encoder"], config["audio_encoder"]
         return DecoderShape(
             layers=decoder["num_hidden_layers"],
             width=decoder["hidden_size"],
@@ -71,6 +85,8 @@ def shape_of(name: str) -> DecoderShape | None:
             codebooks=decoder["num_codebooks"],
             vocabulary=decoder["vocab_size"],
             text=text["d_model"],
+            positions=decoder["max_position_embeddings"],
+            frame_rate=codec["sampling_rate"] / math.prod(codec["upsampling_ratios"]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name!r}: config.json is missing or not a MusicGen's ({error!r})") from error

@@ -7,6 +7,7 @@ damaged one is not loaded.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import Corrupt, NotFound
+from tinymusician.errors import Corrupt
 from tinymusician.training.engine import EngineState
 
 _WEIGHTS, _MOMENTS = "weights/", "moments/"
@@ -33,13 +34,16 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `prefix` of a store: the newest two and the best one are kept."""
+    """The checkpoints of one run, under `prefix` of a store: the newest two and the best one are kept.
 
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store, self._prefix = store, prefix
+    The best one has the lowest figure `judge`.
+    """
 
-    def save(self, checkpoint: Checkpoint, best: bool) -> None:
-        """Write a checkpoint, mark it as the best one if it is, and remove those no longer needed."""
+    def __init__(self, store: Store, prefix: str, judge: str) -> None:
+        self._store, self._prefix, self._judge = store, prefix, judge
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and remove those no longer needed."""
         tensors = {_WEIGHTS + key: value.contiguous() for key, value in checkpoint.state.weights.items()}
         tensors |= {_MOMENTS + key: value.contiguous() for key, value in checkpoint.state.moments.items()}
         with tempfile.TemporaryDirectory() as folder:
@@ -54,8 +58,6 @@ class Checkpoints:
                 "sha256": digest_of(path),
             }
         self._store.put(self._key(checkpoint.step, "json"), json.dumps(note).encode())
-        if best:
-            self._store.put(f"{self._prefix}/best.json", json.dumps({"step": checkpoint.step}).encode())
         self._forget_old()
 
     def steps(self) -> list[int]:
@@ -74,11 +76,10 @@ class Checkpoints:
         return self.load(step) if step is not None else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint."""
-        try:
-            return int(json.loads(self._store.get(f"{self._prefix}/best.json"))["step"])
-        except NotFound:
-            return None
+        """The step of the best checkpoint; the notes themselves tell, so no mark of it can be wrong or missing."""
+        figures = {step: self.figures(step).get(self._judge, math.nan) for step in self.steps()}
+        judged = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
+        return min(judged, key=lambda step: judged[step]) if judged else None
 
     def figures(self, step: int) -> dict[str, float]:
         """The held-out figures noted with the checkpoint of `step`."""
@@ -107,7 +108,12 @@ class Checkpoints:
         return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["figures"])
 
     def _note(self, step: int) -> dict[str, Any]:
-        note: dict[str, Any] = json.loads(self._store.get(self._key(step, "json")))
+        key = self._key(step, "json")
+        try:
+            note: dict[str, Any] = json.loads(self._store.get(key))
+            note = {name: note[name] for name in ("step", "updates", "figures", "size", "sha256")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"checkpoint note {key}: damaged in the store; delete it to go on without it") from error
         return note
 
     def _key(self, step: int, suffix: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,7 +25,7 @@ class Plan:
     """How long and how often.
 
     `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_step` is what one
-    worker's step takes in, for the throughput that is reported.
+    worker's step takes in, for the throughput that is reported. `seed` is for what a module draws itself (dropout).
     """
 
     steps: int
@@ -35,6 +36,7 @@ class Plan:
     checkpoint_every: int
     judge: str
     codes_a_step: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,26 +65,29 @@ class Loop:
         self.task, self.engine, self.plan, self.worker, self.beat = task, engine, plan, worker, beat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
-        best = checkpoints.best_step()
-        self.lowest = checkpoints.figures(best)[plan.judge] if best is not None else math.inf
 
     def run(self) -> None:
         """Train to the plan's end. The first validation is of the untrained module, at step 0."""
         if self.fresh:
             self._checkpoint(self._validate())
+        self.task.module.train()
         window = Window()
         while self.done < self.plan.steps:
             self._step(window)
-            last = self.done == self.plan.steps
-            if last or self.done % self.plan.log_every == 0:
+            judged = self._is_time(self.plan.validate_every)
+            kept = judged or self._is_time(self.plan.checkpoint_every)
+            if kept or self._is_time(self.plan.log_every):
                 self._report(window)
                 window = Window()
-            judged = last or self.done % self.plan.validate_every == 0
             figures = self._validate() if judged else {}
-            if judged or self.done % self.plan.checkpoint_every == 0:
+            if kept:
                 self._checkpoint(figures)
 
+    def _is_time(self, every: int) -> bool:
+        return self.done == self.plan.steps or self.done % every == 0
+
     def _step(self, window: Window) -> None:
+        torch.manual_seed(seed_of_step(self.plan.seed, self.done, self.worker.rank))
         batch = to_device(self.task.batch(self.done, self.worker.rank, self.worker.world), self.engine.device)
         rate = learning_rate(self.done, self.plan.peak_rate, self.plan.warmup, self.plan.steps)
         with self.engine.computing():
@@ -94,10 +99,10 @@ class Loop:
 
     def _report(self, window: Window) -> None:
         row = window.means(self.worker.world)
-        if not math.isfinite(row["loss"]):
-            raise Diverged(
-                f"loss is {row['loss']} at step {self.done}: lower the learning rate, or resume an earlier step"
-            )
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(row[name]):
+                shown = name.replace("_", " ")
+                raise Diverged(f"{shown} is {row[name]} at step {self.done}: lower the learning rate")
         if self.plan.codes_a_step:
             row["codes_a_second"] = self.plan.codes_a_step * self.worker.world / row["seconds_a_step"]
         if self.worker.rank == 0:
@@ -116,18 +121,20 @@ class Loop:
     def _checkpoint(self, figures: dict[str, float]) -> None:
         """Every worker contributes to the state; the first one writes it, with the metrics up to here."""
         state = self.engine.state()
-        best = figures.get(self.plan.judge, math.inf) < self.lowest
-        if best:
-            self.lowest = figures[self.plan.judge]
         if self.worker.rank == 0:
             self.metrics.flush()
-            self.checkpoints.save(Checkpoint(self.done, state, figures), best)
+            self.checkpoints.save(Checkpoint(self.done, state, figures))
         if self.worker.world > 1:
             dist.barrier()
 
 
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """What a worker's random numbers at a step follow from, so that a resumed run draws the same ones."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
 class Window:
-    """Sums over the steps between two reports."""
+    """Sums over the steps between two reports, on the loss's device. A window ends with a report or a checkpoint."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -135,8 +142,9 @@ class Window:
 
     def add(self, scalars: dict[str, Tensor], norm: float, rate: float) -> None:
         """Take in one step."""
+        device = scalars["loss"].device
         for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + value.detach().float().to(device)
         self._norm, self._rate, self._steps = self._norm + norm, rate, self._steps + 1
 
     def means(self, world: int) -> dict[str, float]:
