@@ -79,7 +79,9 @@ def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) ->
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+        # Ray Train's helpers look for their cluster by themselves, and take another one's where two run on a machine.
+        address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
+        ray.init(address="auto", runtime_env={"env_vars": address}, log_to_driver=True, logging_level="WARNING")
     resources = ray.cluster_resources()
     gpu = resources.get("GPU", 0) >= workers
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

@@ -60,11 +60,13 @@ def verify(reference: Reference) -> None:
     print(f"artifact {found.reference}: {len(found.files)} files, {found.size} bytes, all as their digests say")
 
 
-@app.command()
-def fetch(
+def pull(
     reference: Reference, to: Annotated[Path, typer.Option("--to", help="The folder to write into; made if missing.")]
 ) -> None:
-    """Write an artifact's files into a folder, each checked against its digest."""
+    """Write an artifact's files into a folder, each checked against its digest.
+
+    Example: `tmctl pull band --to my-student`
+    """
     store = open_store()
     found = manifests.find(store, reference)
     manifests.fetch(store, found, to, lambda path: print(path, file=sys.stderr))

@@ -25,6 +25,7 @@ app.add_typer(submit.app, name="submit")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 runs.add_to(app)
+app.command()(artifacts.pull)
 
 
 @app.callback()

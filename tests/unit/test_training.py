@@ -257,7 +257,7 @@ def test_every_zero_stage_on_two_workers_is_plain_adamw(tmp_path: Path, zero: in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, 1, 3])
 def test_bfloat16_resumes_exactly_and_stays_near(tmp_path: Path, zero: int) -> None:
     mine = deepspeed_run(tmp_path, 1, zero, "bfloat16")
     wanted, _ = torch_run()
