@@ -10,7 +10,6 @@ loss_peak_logits    peak memory of objective and gradient beyond its inputs, in 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -133,10 +132,16 @@ def measure_peak() -> float:
     mask = torch.ones(shape[:-1], dtype=torch.bool)
     small = torch.randn(1, 1, 8, 2048, requires_grad=True)
     distillation_loss(small.detach(), small, mask[:1, :1, :8], Mixture(0.5, 0.5, 0.5, 0.5, 0.1)).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark, also the one inherited from the parent
     distillation_loss(teacher, student, mask, Mixture(0.5, 0.5, 0.5, 0.5, 0.1), 1.5).sum().backward()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / (teacher.numel() * 4)
+    return (resident("VmHWM") - before) / (teacher.numel() * 4)
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def main() -> None:
@@ -153,6 +158,7 @@ def main() -> None:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
