@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,7 @@ def play(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
 
     from tinymusician.models.musicgen import encode_text
     from tinymusician.models.sampling import decode_audio, sample_codes
+    from tinymusician.runtime.audio import write_wave
 
     text = tokenizer(list(PROMPTS), padding=True, return_tensors="pt")
     codec = model.config.audio_encoder
@@ -93,16 +93,7 @@ def play(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
         guidance = model.generation_config.guidance_scale
         codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator, guidance)
     for number, samples in enumerate(decode_audio(model, codes), 1):
-        write_wave(folder / f"{number}-{name}.wav", samples, codec.sampling_rate)
-
-
-def write_wave(path: Path, samples: Any, rate: int) -> None:
-    """Mono 16-bit PCM."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples.clamp(-1, 1) * 32767).round().short().numpy().astype("<i2").tobytes())
+        write_wave(folder / f"{number}-{name}.wav", samples.numpy(), codec.sampling_rate)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def write_tiny_musicgen(folder: Path, seed: int = 0, layers: int = 4, text_width
 
 
 def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
-    """The model: 50 frames a second at 800 Hz, width 24, text states of another width, so that they are projected."""
+    """The model: 50 frames a second at 800 Hz, width 32, text states of another width, so that they are projected."""
     import torch
     from transformers import (
         EncodecConfig,
@@ -61,7 +61,7 @@ def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=16,
-        hidden_size=24,
+        hidden_size=32,
         ffn_dim=48,
         num_hidden_layers=layers,
         num_attention_heads=4,

@@ -9,7 +9,11 @@ TinyMusicianError
 │   └── Corrupt          the bytes differ from their digest
 ├── Diverged             a loss that is no longer a finite number
 ├── RunError             a run that does not exist or is in no state for what was asked
-└── ClusterError         the Ray cluster cannot be reached or refused the job
+├── ClusterError         the Ray cluster cannot be reached or refused the job
+├── PlanError            a precision plan whose key or value is not allowed
+├── BundleError          a bundle that is damaged, incomplete or of another version
+├── RequestError         a prompt, length or setting that cannot be played
+└── EngineError          playing failed on this machine
 """
 
 from __future__ import annotations
@@ -53,3 +57,19 @@ class RunError(TinyMusicianError):
 
 class ClusterError(TinyMusicianError):
     """The Ray cluster cannot be reached, or refused the job."""
+
+
+class BundleError(TinyMusicianError):
+    """A bundle is damaged, incomplete or of another version."""
+
+
+class RequestError(TinyMusicianError):
+    """A prompt, a length or a setting cannot be played."""
+
+
+class EngineError(TinyMusicianError):
+    """Playing failed on this machine."""
+
+
+class PlanError(TinyMusicianError):
+    """A precision plan's key or value is not allowed."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import artifacts, recipes, runs, submit
+from jobs.cli import artifacts, generate, recipes, runs, submit
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 runs.add_to(app)
 app.command()(artifacts.pull)
+app.command()(generate.generate)
 
 
 @app.callback()

@@ -12,10 +12,11 @@ from transformers import MusicgenForConditionalGeneration
 from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError, RecipeError
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guide, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASED, DecoderShape, shape_of
 from tinymusician.models.student import check_pair, cut_student, weights_digest
+from tinymusician.runtime.sampling import guide
 
 
 def texts(folder: Path) -> dict[str, torch.Tensor]:
@@ -142,7 +143,7 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
 
 def test_shapes_count_as_transformers_does(tiny_musicgen: Path) -> None:
     model, shape = load_musicgen(str(tiny_musicgen)), shape_of(str(tiny_musicgen))
-    assert shape == DecoderShape(4, 24, 48, 4, 16, 16, positions=256, frame_rate=50.0)
+    assert shape == DecoderShape(4, 32, 48, 4, 16, 16, positions=256, frame_rate=50.0)
     assert shape.parameters == sum(p.numel() for p in model.decoder.parameters())
     assert shape.projection == sum(p.numel() for p in model.enc_to_dec_proj.parameters())
 

@@ -20,7 +20,8 @@ from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
 from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.errors import Corrupt, DataError
-from tinymusician.models.musicgen import guide, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.runtime.sampling import guide
 
 FRAMES = 10
 
@@ -178,7 +179,7 @@ def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: 
         read()
     (tmp_path / "a.txt").write_text("a reel")
     write_wave(tmp_path / "a.wav", 1.0, 1600)
-    with pytest.raises(DataError, match="1600 Hz, 16 bit; the codec needs 800 Hz"):
+    with pytest.raises(DataError, match="1600 Hz, 16 bit; 800 Hz, 16 bit is needed"):
         read()
     write_wave(tmp_path / "a.wav", 0.1)
     with pytest.raises(DataError, match=r"none is 0\.2 s long"):

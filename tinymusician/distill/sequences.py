@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.sampling import sample_codes
+from tinymusician.runtime.audio import read_wave
 
 
 class TeacherSamples:
@@ -99,24 +99,6 @@ def read_clips(codec: Any, tokenizer: Any, folder: Path, frames: int) -> TokenSe
         waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
         codes = [codec.encode(wave).audio_codes[0, 0].cpu().numpy() for wave in waves]
     return TokenSet(np.stack(codes).astype(np.int16), *tokenize_captions(tokenizer, captions))
-
-
-def read_wave(path: Path, rate: int) -> npt.NDArray[np.float32]:
-    """A 16-bit PCM WAV file as mono samples in [-1, 1].
-
-    Raises:
-        DataError: not such a file, or another sampling rate than `rate`.
-    """
-    try:
-        with wave.open(str(path)) as file:
-            if file.getframerate() != rate or file.getsampwidth() != 2:
-                given = f"{file.getframerate()} Hz, {8 * file.getsampwidth()} bit"
-                raise DataError(f"clip {path}: {given}; the codec needs {rate} Hz, 16 bit")
-            frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
-    except (wave.Error, EOFError, OSError) as error:
-        raise DataError(f"clip {path}: not a readable WAV file ({error})") from error
-    mono: npt.NDArray[np.float32] = np.asarray(frames.mean(axis=1) / 32768, np.float32)
-    return mono
 
 
 def mix(samples: TokenSet, clips: TokenSet, clip_share: float) -> TokenSet:

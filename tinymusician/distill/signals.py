@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenSet
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, guide
+from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text
+from tinymusician.runtime.sampling import guide
 
 Rows = npt.NDArray[np.int64]
 Target = Literal["conditional", "guided"]

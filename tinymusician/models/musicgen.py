@@ -62,11 +62,6 @@ def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
     return TextCondition(states, mask_BL)
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form)."""
-    return unconditional + scale * (conditional - unconditional)
-
-
 def load_musicgen(name: str) -> Any:
     """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
 

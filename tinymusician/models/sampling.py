@@ -1,4 +1,4 @@
-"""Sampling codes from a MusicGen in PyTorch: cached steps, classifier-free guidance, top-k.
+"""Sampling codes from a MusicGen in PyTorch: cached steps, with the engine's guidance and draws.
 
 Greedy codes agree with transformers' `MusicgenForConditionalGeneration.generate`, step for step; unlike it this
 returns the codes and draws from a generator of its own.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
-from tinymusician.models.musicgen import TextCondition, guide
+from tinymusician.models.musicgen import TextCondition
+from tinymusician.runtime.sampling import Sampling, draw, guide
 
 
 @torch.no_grad()
@@ -35,6 +37,7 @@ def sample_codes(
     states, mask = _project(model, both), both.mask
     carries = torch.from_numpy(valid(books, frames)).to(states.device)
     steps = carries.shape[1]
+    sampling = Sampling(temperature if generator is not None else 0, top_k)
     delayed = torch.full((rows, books, steps), pad, device=states.device)
     column, past = torch.full((rows, books), pad, device=states.device), None
     for step in range(steps):
@@ -50,20 +53,17 @@ def sample_codes(
         logits = output.logits[:, -1].view(len(states), books, -1).float()
         if guidance != 1:
             logits = guide(logits[:rows], logits[rows:], guidance)
-        drawn = draw(logits, generator, top_k, temperature)
-        column = torch.where(carries[:, step], drawn, pad)
+        column = torch.where(carries[:, step], _drawn(logits, generator, sampling), pad)
         delayed[:, :, step] = column
     return torch.from_numpy(undelay(delayed.cpu().numpy()))
 
 
-def draw(logits: Tensor, generator: torch.Generator | None, top_k: int, temperature: float) -> Tensor:
-    """One code a row from logits [..., V]: the likeliest, or a draw among the `top_k` likeliest at `temperature`."""
-    if generator is None:
-        return logits.argmax(-1)
-    best, codes = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    chances = torch.softmax(best / temperature, dim=-1)
-    pick = torch.multinomial(chances.view(-1, chances.shape[-1]), 1, generator=generator)
-    return codes.gather(-1, pick.view(*logits.shape[:-1], 1))[..., 0]
+def _drawn(logits_BKV: Tensor, generator: torch.Generator | None, sampling: Sampling) -> Tensor:
+    """The engine's own draw, with uniform numbers from `generator`."""
+    numbers = np.zeros(logits_BKV.shape[:-1])
+    if generator is not None:
+        numbers = torch.rand(numbers.shape, generator=generator, device=generator.device).double().cpu().numpy()
+    return torch.from_numpy(draw(logits_BKV.cpu().numpy(), numbers, sampling)).to(logits_BKV.device)
 
 
 def decode_audio(model: Any, codes_BKT: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""`tmctl generate`: play a prompt with a bundle, on this machine, with nothing but ONNX Runtime and NumPy."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit
+
+Told = Callable[[int, int], None]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to play, such as 'a slow waltz for accordion'.")],
+    model: Annotated[
+        str, typer.Option(metavar="REF|DIR", help="A bundle: NAME[@sha256:DIGEST] in the store, or a folder.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("out.wav"),
+    seconds: Annotated[float | None, typer.Option(help="How long.", show_default="the bundle's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same audio on the same machine.")] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt; 1 is fastest.", show_default="the bundle's")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 more expected, above more daring; 0 takes the likeliest code.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among this many likeliest codes; 0 is all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this share.")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="PROMPT", help="What it should not sound like.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to ONNX Runtime.")] = 0,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Play a prompt with a bundle and write a WAV file.
+
+    Examples:
+    - `tmctl generate "a fast fiddle reel" --model band-bundle -o reel.wav`
+
+    - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
+    """
+    from tinymusician.runtime.audio import write_wave
+    from tinymusician.runtime.player import Wish, open_player
+
+    began = time.monotonic()
+    player = open_player(located(model), threads, provider)
+    loaded = time.monotonic()
+    wish = Wish(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative)
+    rate = player.codec.shape.sampling_rate
+    with progress(player.codec.shape.frame_rate) as told:
+        samples = player.play(wish, told)
+    took, length = time.monotonic() - loaded, len(samples) / rate
+    write_wave(output, samples, rate)
+    facts = {
+        "output": str(output),
+        "model": player.manifest.name,
+        "seconds": length,
+        "load_seconds": round(loaded - began, 3),
+        "generate_seconds": round(took, 3),
+        "real_time_factor": round(took / length, 3),
+        "seed": seed,
+    }
+    emit(facts, json, f"{output}: {length:g} s in {took:.1f} s (real-time factor {took / length:.2f})")
+
+
+def located(model: str) -> Path:
+    """The folder of a bundle: the one that is named, or the store's artifact of that name, fetched once."""
+    if Path(model).is_dir():
+        return Path(model)
+    from platformdirs import user_cache_path
+
+    from tinymusician.artifacts.address import open_store
+    from tinymusician.artifacts.manifest import fetch, find
+
+    store = open_store()
+    manifest = find(store, model)
+    folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
+    if not (folder / ".whole").exists():
+        fetch(store, manifest, folder, lambda path: print(path, file=sys.stderr))
+        (folder / ".whole").touch()
+    return folder
+
+
+@contextmanager
+def progress(frame_rate: float) -> Iterator[Told]:
+    """A bar with the real-time factor on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar, began = bars.add_task("playing", total=None), time.monotonic()
+
+        def told(done: int, steps: int) -> None:
+            factor = (time.monotonic() - began) / (done / frame_rate)
+            bars.update(bar, total=steps, completed=done, description=f"playing, real-time factor {factor:.2f}")
+
+        yield told

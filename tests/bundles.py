@@ -1,0 +1,31 @@
+"""A float32 bundle of a model, for tests of the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinymusician.quantize.export import architecture_of, export_fused
+from tinymusician.runtime.bundle import BundleManifest, Role, SamplingDefaults, describe_files
+
+GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder")
+
+
+def write_bundle(model: Any, tokenizer: Path, folder: Path, **sampling: Any) -> None:
+    """Export `model` into `folder` and describe it."""
+    export_fused(model, tokenizer, folder, continuation=False)
+    roles: list[tuple[str, Role, str]] = [(f"{role}.onnx", role, "float32") for role in GRAPHS]
+    manifest = BundleManifest(
+        format=1,
+        name="test",
+        files=describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")]),
+        architecture=architecture_of(model.config),
+        sampling=SamplingDefaults(**sampling),
+        providers=("CPUExecutionProvider",),
+        minimum_memory=0,
+        parity={},
+        cost={},
+        licence="none",
+        lineage={},
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())

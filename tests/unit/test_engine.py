@@ -1,0 +1,299 @@
+"""The engine on exported bundles, against transformers' own `generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from tests.bundles import write_bundle
+from tests.tiny import CAPTIONS
+from tinymusician.errors import BundleError, EngineError, RequestError
+from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.runtime.bundle import open_bundle
+from tinymusician.runtime.player import Player, Wish, open_player
+
+PROMPT = "a slow fiddle reel"
+
+
+@pytest.fixture(scope="module", params=["band-large", "tiny"])
+def name(request: pytest.FixtureRequest, tiny_musicgen: Path) -> str:
+    return str(tiny_musicgen) if request.param == "tiny" else request.param
+
+
+@pytest.fixture(scope="module")
+def model(name: str) -> Any:
+    return load_musicgen(name)
+
+
+@pytest.fixture(scope="module")
+def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Player:
+    folder = tmp_path_factory.mktemp("bundle")
+    write_bundle(model, Path(model_location(name)) / "tokenizer.json", folder, seconds=1.0)
+    return open_player(folder, threads=1)
+
+
+def generated(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
+    """The codes [K, frames] that transformers' `generate` hands to its codec for PROMPT."""
+    text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
+    steps, seen = frames + model.config.decoder.num_codebooks - 1, []
+    decode = model.audio_encoder.decode
+
+    def listen(codes: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(codes)
+        return decode(codes, *rest, **more)
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.audio_encoder, "decode", listen)
+        model.generate(**text, guidance_scale=guidance, max_new_tokens=steps, **settings)
+    return seen[0][0, 0].numpy()
+
+
+def codes_of(player: Player, wish: Wish) -> Any:
+    generation = player.engine.start(player.request(wish))
+    player.engine.run(generation)
+    return generation.codes
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_greedy_codes_are_those_of_transformers(player: Player, model: Any, name: str, guidance: float) -> None:
+    wanted = generated(model, name, 60, guidance, do_sample=False)
+    found = codes_of(player, Wish(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
+    assert np.array_equal(found, wanted)
+
+
+def test_the_same_numbers_give_the_same_codes(
+    player: Player, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' draws replaced by the inverse of its own probabilities at the engine's uniform numbers."""
+    random = np.random.Generator(np.random.Philox(7))
+
+    def multinomial(chances: torch.Tensor, num_samples: int) -> torch.Tensor:
+        numbers = torch.from_numpy(random.random(len(chances)))[:, None]
+        cumulative = chances.double().cumsum(-1)
+        return (cumulative <= numbers * cumulative[:, -1:]).sum(-1, keepdim=True).clamp(max=chances.shape[-1] - 1)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    wanted = generated(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
+    wish = Wish(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
+    assert np.array_equal(codes_of(player, wish), wanted)
+
+
+def test_audio_is_that_of_transformers(player: Player, model: Any, name: str) -> None:
+    text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
+    found = player.play(Wish(PROMPT, seconds=1.0, temperature=0))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_neighbours_change_nothing(player: Player) -> None:
+    """Requests that join and leave at different steps play what they play alone."""
+    wishes = [
+        Wish(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2]) for i, prompt in enumerate(CAPTIONS)
+    ]
+    alone = [codes_of(player, wish) for wish in wishes]
+    generations = []
+    for wish in wishes:
+        generations.append(player.engine.start(player.request(wish)))
+        for _ in range(5):
+            player.engine.step()
+    for generation in generations:
+        player.engine.run(generation)
+    assert all(np.array_equal(g.codes, codes) for g, codes in zip(generations, alone, strict=True))
+    assert player.engine.idle
+    assert player.decoder.rows == 0
+
+
+def test_a_full_batch_waits(player: Player) -> None:
+    """More requests than rows: the rest wait, none is lost."""
+    generations = [player.engine.start(player.request(Wish(PROMPT, seconds=0.3, seed=i))) for i in range(11)]
+    player.engine.step()
+    assert player.decoder.rows == 16
+    while not all(generation.finished for generation in generations):
+        player.engine.step()
+    assert all(generation.frames_ready == 15 for generation in generations)
+
+
+def test_cancelling_frees_the_rows_at_once(player: Player) -> None:
+    first, second = (player.engine.start(player.request(Wish(PROMPT, seconds=1, seed=i))) for i in (0, 1))
+    for _ in range(8):
+        player.engine.step()
+    assert player.decoder.rows == 4
+    first.cancel()
+    player.engine.step()
+    assert player.decoder.rows == 2
+    player.engine.run(second)
+    assert np.array_equal(second.codes, codes_of(player, Wish(PROMPT, seconds=1, seed=1)))
+    stream = player.stream(Wish(PROMPT, seconds=3))
+    next(stream)
+    stream.close()
+    assert player.engine.idle
+
+
+def test_a_stream_comes_in_time_and_whole(player: Player) -> None:
+    wish = Wish(PROMPT, seconds=3, seed=3)
+    heard: list[tuple[int, int]] = []
+    stream = player.stream(wish, lambda done, steps: heard.append((done, steps)))
+    chunks = [(len(chunk), heard[-1][0]) for chunk in stream]
+    rate, hop = player.codec.shape.frame_rate, player.codec.shape.hop
+    assert chunks[0][1] <= 0.5 * rate + 4, "the first half second comes when it is there"
+    assert len(chunks) == 4
+    assert sum(length for length, _ in chunks) == 3 * rate * hop
+    assert heard == [(step + 1, 153) for step in range(153)]
+    whole = player.codec(codes_of(player, wish))
+    np.testing.assert_allclose(player.play(wish), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+
+
+def test_seeds(player: Player) -> None:
+    one, again, other = (codes_of(player, Wish(PROMPT, seconds=0.5, seed=seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_a_negative_prompt_takes_the_place_of_no_text(player: Player) -> None:
+    """Guided away from its own prompt at scale 2, the logits are z_u + 2(z_u - z_u): those of one pass."""
+    plain = codes_of(player, Wish(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
+    same = codes_of(player, Wish(PROMPT, seconds=0.5, temperature=0, guidance=2.0, negative_prompt=PROMPT))
+    assert np.array_equal(plain, same)
+
+
+def test_going_on_from_codes(player: Player) -> None:
+    """A greedy piece continued from its own beginning is the same piece."""
+    request = player.request(Wish(PROMPT, seconds=1, temperature=0))
+    whole = codes_of(player, Wish(PROMPT, seconds=1, temperature=0))
+    generation = player.engine.start(type(request)(**{**vars(request), "prefix": whole[:, :20]}))
+    player.engine.run(generation)
+    assert np.array_equal(generation.codes, whole)
+    with pytest.raises(RequestError, match="frames 50: allowed are 51 to"):
+        player.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (Wish(""), "prompt: is empty"),
+        (Wish("  \n"), "prompt: is empty"),
+        (Wish("x" * 10_001), "prompt: 10001 characters; at most 10000"),
+        (Wish("x", seconds=0), "seconds 0: allowed are"),
+        (Wish("x", seconds=-1), "seconds -1: allowed are"),
+        (Wish("x", seconds=1e9), "seconds 1e+09: allowed are"),
+        (Wish("x", seconds=1, guidance=-1), "guidance -1"),
+        (Wish("x", seconds=1, guidance=float("nan")), "guidance nan"),
+        (Wish("x", seconds=1, temperature=-0.1), "temperature -0.1"),
+        (Wish("x", seconds=1, top_k=-5), "top_k -5"),
+        (Wish("x", seconds=1, top_p=0), "top_p 0: more than 0"),
+    ],
+)
+def test_wishes_that_cannot_be_played(player: Player, wish: Wish, told: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        player.play(wish)
+    assert told in str(caught.value)
+    assert player.engine.idle
+
+
+def test_a_very_long_prompt_is_cut(player: Player) -> None:
+    assert len(player.play(Wish("a slow fiddle reel " * 500, seconds=0.2))) > 0
+
+
+def test_numbers_that_are_none(player: Player, model: Any, name: str, tmp_path: Path) -> None:
+    """A decoder that gives NaN ends the request with an error, and no other one."""
+    broken = load_musicgen(name)
+    with torch.no_grad():
+        broken.decoder.lm_heads[0].weight.fill_(float("nan"))
+    write_bundle(broken, Path(model_location(name)) / "tokenizer.json", tmp_path)
+    other = open_player(tmp_path, threads=1)
+    with pytest.raises(EngineError, match="no finite numbers at step 0"):
+        other.play(Wish(PROMPT, seconds=1))
+    assert other.engine.idle
+
+
+class TestBundles:
+    """What must not be loaded."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, tiny_musicgen: Path) -> Path:
+        write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", tmp_path)
+        return tmp_path
+
+    def change(self, folder: Path, **changes: Any) -> None:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_a_whole_one(self, folder: Path) -> None:
+        bundle = open_bundle(folder)
+        assert bundle.manifest.size == sum(
+            path.stat().st_size for path in folder.iterdir() if path.suffix != ".json" or path.name == "tokenizer.json"
+        )
+        assert not bundle.has("codec_encoder")
+        with pytest.raises(BundleError, match="has no codec encoder"):
+            bundle.path("codec_encoder")
+
+    def test_a_truncated_graph(self, folder: Path) -> None:
+        data = (folder / "decoder.onnx").read_bytes()
+        (folder / "decoder.onnx").write_bytes(data[:-7])
+        with pytest.raises(
+            BundleError, match=rf"decoder.onnx has {len(data) - 7} bytes; the manifest says {len(data)}"
+        ):
+            open_bundle(folder)
+
+    def test_an_altered_graph(self, folder: Path) -> None:
+        data = bytearray((folder / "cross.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "cross.onnx").write_bytes(bytes(data))
+        with pytest.raises(BundleError, match=r"cross\.onnx was altered"):
+            open_bundle(folder)
+
+    def test_a_missing_file(self, folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(BundleError, match=r"tokenizer.json cannot be read \(No such file"):
+            open_bundle(folder)
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "../decoder.onnx", "a/../../b", "a\\b", "C:/x", ""])
+    def test_a_path_out_of_the_folder(self, folder: Path, path: str) -> None:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        self.change(folder, files=[{**files[0], "path": path}, *files[1:]])
+        with pytest.raises(BundleError, match="leads out of the bundle's folder"):
+            open_bundle(folder)
+
+    def test_another_format(self, folder: Path) -> None:
+        self.change(folder, format=2)
+        with pytest.raises(BundleError, match="format 2; this version reads format 1"):
+            open_bundle(folder)
+
+    def test_a_wrong_role(self, folder: Path) -> None:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        self.change(folder, files=[{**files[0], "role": "drummer"}, *files[1:]])
+        with pytest.raises(BundleError, match=r"files\.0\.role"):
+            open_bundle(folder)
+        self.change(folder, files=files[1:])
+        with pytest.raises(BundleError, match="0 files with role 'text_encoder'; exactly one is needed"):
+            open_bundle(folder)
+
+    def test_no_manifest(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"manifest.json cannot be read"):
+            open_bundle(tmp_path)
+        (tmp_path / "manifest.json").write_text("{")
+        with pytest.raises(BundleError, match="Invalid JSON"):
+            open_bundle(tmp_path)
+
+    def test_a_file_that_is_no_graph(self, folder: Path) -> None:
+        """Its digest is right, so only ONNX Runtime can tell."""
+        from tinymusician.runtime.bundle import describe_files
+
+        (folder / "decoder.onnx").write_bytes(b"no graph")
+        entry = describe_files(folder, [("decoder.onnx", "decoder", "float32")])[0].model_dump()
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        self.change(folder, files=[entry if file["role"] == "decoder" else file for file in files])
+        with pytest.raises(BundleError, match=r"decoder\.onnx cannot be loaded") as caught:
+            open_player(folder)
+        assert "\n" not in str(caught.value)
+
+    def test_a_provider_that_is_not_there(self, folder: Path) -> None:
+        with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not here; this ONNX Runtime has"):
+            open_player(folder, provider="CUDAExecutionProvider")

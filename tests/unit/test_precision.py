@@ -1,0 +1,149 @@
+"""Precision plans: what a plan may say, and what the graphs it makes still play."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from scipy.special import log_softmax
+
+from tests.bundles import GRAPHS, write_bundle
+from tinymusician.errors import PlanError
+from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.quantize.apply import apply_plan, blocks_of, group_of
+from tinymusician.quantize.precision import Plan, load_plan, save_plan
+from tinymusician.runtime.bundle import describe_files, read_manifest
+from tinymusician.runtime.player import Player, Wish, open_player
+
+PROMPT = "a fast fiddle reel"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("float32")
+    write_bundle(load_musicgen("band-large"), Path(model_location("band-large")) / "tokenizer.json", folder)
+    return folder
+
+
+def applied(plan: Plan, exported: Path, folder: Path) -> Player:
+    apply_plan(plan, exported, folder)
+    roles: list[Any] = [(f"{role}.onnx", role, "") for role in GRAPHS]
+    files = describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")])
+    manifest = read_manifest(exported).model_copy(update={"files": files})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return open_player(folder, threads=1)
+
+
+def first_logits(player: Player, codes: Any) -> Any:
+    """Logits along the given codes [K, S], [S, K, V]: the same sequence for every plan."""
+    row = player.decoder.add([player.text(PROMPT)], codes.shape[1])[0]
+    found = [player.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
+    player.decoder.remove(row)
+    return np.stack(found)
+
+
+def divergence(one: Any, other: Any) -> float:
+    """KL of softmaxes in nats, mean over positions and codebooks."""
+    log_p, log_q = log_softmax(one.astype(np.float64), -1), log_softmax(other.astype(np.float64), -1)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+
+
+PLANS = {
+    "paper": (load_plan("paper"), 0.60, 1e-4),
+    "int8 blocks": (Plan(name="x", default="int8", block_size=64), 0.45, 0.01),
+    "int8 blocks, asymmetric": (Plan(name="x", default="int8", block_size=32, symmetric=False), 0.48, 0.01),
+    "int4 blocks": (Plan(name="x", default="int4", block_size=32, groups={"embeddings": "int8"}), 0.40, 0.5),
+    "int4 fitted": (Plan(name="x", default="int4", block_size=64, symmetric=False, method="hqq"), 0.40, 0.5),
+    "one layer": (Plan(name="x", groups={"layers.3": "int4", "lm_heads": "float16"}), 0.95, 0.05),
+    "counter-example": (load_plan("int8"), 0.35, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path, tmp_path: Path) -> None:
+    plan, share, most = PLANS[name]
+    whole, player = open_player(exported, threads=1), applied(plan, exported, tmp_path)
+    assert player.manifest.size < share * whole.manifest.size
+    codes = np.random.default_rng(0).integers(0, 512, (4, 20))
+    wanted = first_logits(whole, codes)
+    assert 0 < divergence(wanted, first_logits(player, codes)) < most
+    assert np.isfinite(player.play(Wish(PROMPT, seconds=1))).all()
+
+
+def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 512, (4, 20))
+    wanted = first_logits(open_player(exported, threads=1), codes)
+    found = []
+    for number, precision in enumerate(("float16", "int8", "int4")):
+        plan = Plan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
+        found.append(divergence(wanted, first_logits(applied(plan, exported, tmp_path / str(number)), codes)))
+    assert 0 < found[0] < found[1] < found[2]
+
+
+def test_only_what_the_plan_names_is_changed(exported: Path, tmp_path: Path) -> None:
+    plan = Plan(name="x", groups={"layers.3": "int8"}, block_size=64)
+    apply_plan(plan, exported, tmp_path)
+    kinds = {node.name: node.op_type for node in onnx.load(str(tmp_path / "decoder.onnx")).graph.node}
+    changed = {name for name, kind in kinds.items() if kind == "MatMulNBits"}
+    assert len(changed) == 6, "packed QKV, its output, query and output of cross-attention, two feed-forward products"
+    assert all(name.startswith("layers.3.") for name in changed)
+    for graph in ("text_encoder", "cross", "codec_decoder"):
+        assert "MatMulNBits" not in {node.op_type for node in onnx.load(str(tmp_path / f"{graph}.onnx")).graph.node}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_round_to_the_nearest_step(bits: int) -> None:
+    table = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    table[2] = 0
+    codes, scales = blocks_of(table, bits, 16)
+    steps = np.repeat(scales, 16, axis=1)
+    restored = (codes.astype(np.float64) - 2 ** (bits - 1)) * steps
+    assert np.abs(restored - table).max() <= steps.max() / 2 + 1e-6
+    assert codes.max() < 2**bits
+
+
+def test_groups() -> None:
+    assert group_of("decoder", "layers.11.fc1") == "layers.11"
+    assert group_of("decoder", "lm_heads") == "lm_heads"
+    assert group_of("decoder", "place") == "embeddings"
+    assert group_of("text_encoder", "embedding") == "text_embedding"
+    assert group_of("text_encoder", "encoder.block.0.layer.0.SelfAttention.q") == "text"
+    assert group_of("codec_decoder", "vectors") == "codec"
+
+
+def test_a_plan_is_a_file(tmp_path: Path) -> None:
+    plan = Plan(name="mine", default="int4", groups={"lm_heads": "int8", "layers.0": "float32"}, note="by hand")
+    save_plan(plan, tmp_path / "plan.yaml")
+    assert load_plan(str(tmp_path / "plan.yaml")) == plan
+    assert plan.of("layers.0") == "float32"
+    assert plan.of("layers.1") == "int4"
+    assert plan.of("codec") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\ngroups: {drums: int8}", r"groups\.drums: no such group"),
+        ("name: x\ngroups: {codec: int4}", r"groups\.codec = int4: allowed are float32 and float16"),
+        ("name: x\ndefault: int3", r"default: Input should be 'float32', 'float16', 'int8' or 'int4'"),
+        ("name: x\nblock_size: 33", "block_size"),
+        ("name: x\nmethod: hqq", "symmetric must be false"),
+        ("name: x\nextra: 1", "extra"),
+        ("[1", "cannot be read"),
+    ],
+)
+def test_plans_that_say_what_cannot_be(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(PlanError, match=told) as caught:
+        load_plan(str(tmp_path / "plan.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_plans_that_are_not_there() -> None:
+    with pytest.raises(PlanError, match="plan 'papr': allowed are float32, paper, int8, adaptive, or a YAML"):
+        load_plan("papr")
+    with pytest.raises(PlanError, match="No such file"):
+        load_plan("./none.yaml")

@@ -1,0 +1,71 @@
+"""A MusicGen in PyTorch to the graphs of a bundle, in float32: the fused flavour."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.errors import ModelError
+from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
+from tinymusician.quantize.fused import cross_graph, decoder_graph
+from tinymusician.quantize.graph import save
+from tinymusician.quantize.text import LONGEST_TEXT, text_graph
+from tinymusician.runtime.bundle import Architecture
+
+
+def export_fused(model: Any, tokenizer: Path, folder: Path, continuation: bool) -> None:
+    """Write the float32 graphs of a bundle into `folder`; with `continuation` also the codec's encoder.
+
+    `tokenizer` is the model's tokenizer.json.
+
+    Raises:
+        ModelError: the model is stereo, or has parts that the graphs do not know.
+    """
+    config = model.config
+    if config.decoder.audio_channels != 1:
+        raise ModelError(f"decoder: {config.decoder.audio_channels} channels; only mono models can be exported")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = decoder_weights(model)
+    save(decoder_graph(config, weights), folder / "decoder.onnx")
+    save(cross_graph(config, weights), folder / "cross.onnx")
+    save(text_graph(config.text_encoder, _numpy(model.text_encoder)), folder / "text_encoder.onnx")
+    codec = codec_weights(model.audio_encoder)
+    save(codec_decoder_graph(config.audio_encoder, codec), folder / "codec_decoder.onnx")
+    if continuation:
+        save(codec_encoder_graph(config.audio_encoder, codec), folder / "codec_encoder.onnx")
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def architecture_of(config: Any) -> Architecture:
+    """What the engine must know of a MusicGen."""
+    codec = config.audio_encoder
+    before, after = frames_around(codec)
+    return Architecture(
+        codebooks=config.decoder.num_codebooks,
+        vocabulary=config.decoder.vocab_size,
+        layers=config.decoder.num_hidden_layers,
+        width=config.decoder.hidden_size,
+        sampling_rate=codec.sampling_rate,
+        hop=int(np.prod(codec.upsampling_ratios)),
+        context_before=before,
+        context_after=after,
+        positions=config.decoder.max_position_embeddings,
+        text_tokens=LONGEST_TEXT,
+    )
+
+
+def decoder_weights(model: Any) -> dict[str, npt.NDArray[np.float32]]:
+    """The decoder's weights by name, with the table of positions that transformers does not save."""
+    positions = model.decoder.model.decoder.embed_positions.weights
+    weights = {f"decoder.{name}": value for name, value in _numpy(model.decoder).items()}
+    if getattr(model, "enc_to_dec_proj", None) is not None:
+        weights |= {f"enc_to_dec_proj.{name}": value for name, value in _numpy(model.enc_to_dec_proj).items()}
+    return weights | {"decoder.model.decoder.embed_positions.weights": positions.detach().numpy()}
+
+
+def _numpy(module: Any) -> dict[str, npt.NDArray[np.float32]]:
+    return {name: value.detach().numpy() for name, value in module.state_dict().items()}

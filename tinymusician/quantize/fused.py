@@ -1,0 +1,142 @@
+"""The fused flavour of MusicGen's decoder as ONNX: every weight once, nothing computed twice, caches in place.
+
+Two graphs. `cross` runs once a prompt: text states to every layer's cross-attention keys and values. `decoder` runs
+once a step: one code a codebook in, all codebooks' logits out. Its self-attention caches are buffers [B, H, M, D] of
+fixed length that input and output share, and every row of a batch stands at a position of its own.
+
+Shapes: B row, K codebook, V vocabulary, L text token, E text width, H head, D head width, M cache length.
+The architecture is transformers' `MusicgenForCausalLM`, and the tests hold the graphs against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from tinymusician.errors import ModelError
+from tinymusician.quantize.graph import MICROSOFT, GraphWriter
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+_BODY = "decoder.model.decoder."
+
+
+def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+    """`text_states` [B, L, E] and `text_mask` [B, L] to `cross_key.N` and `cross_value.N`, each [B, H, L, D]."""
+    decoder, text_width = config.decoder, config.text_encoder.hidden_size
+    g = GraphWriter("cross")
+    states = g.input("text_states", "float32", ["B", "L", text_width])
+    mask = g.input("text_mask", "int32", ["B", "L"])
+    if "enc_to_dec_proj.weight" in weights:
+        bias = weights["enc_to_dec_proj.bias"]
+        states = g.product(states, weights["enc_to_dec_proj.weight"], "project", bias)
+    kept = g.node("Cast", [g.node("Unsqueeze", [mask, g.ints(2)], "mask_column")], "mask_float", to=1)
+    states = g.node("Mul", [states, kept], "states")
+    heads, size = decoder.num_attention_heads, decoder.hidden_size // decoder.num_attention_heads
+    for layer in range(decoder.num_hidden_layers):
+        for role, part in (("key", "k_proj"), ("value", "v_proj")):
+            weight = weights[f"{_BODY}layers.{layer}.encoder_attn.{part}.weight"]
+            flat = g.product(states, weight, f"layers.{layer}.{role}")
+            split = g.node("Reshape", [flat, g.ints(0, 0, heads, size)], f"layers.{layer}.{role}.heads")
+            g.node("Transpose", [split], f"cross_{role}.{layer}", perm=[0, 2, 1, 3])
+            g.output(f"cross_{role}.{layer}", "float32", ["B", heads, "L", size])
+    return g.model()
+
+
+def decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+    """`codes` [B, K] at `positions` [B] to `logits` [B, K, V]; inputs and outputs of the caches are named alike.
+
+    Raises:
+        ModelError: an activation other than GELU, or heads that ONNX Runtime's attention cannot take.
+    """
+    decoder = config.decoder
+    if decoder.activation_function != "gelu":
+        raise ModelError(f"decoder: activation {decoder.activation_function!r}; the fused graph knows 'gelu' only")
+    width = decoder.hidden_size // decoder.num_attention_heads
+    if width % 8:
+        raise ModelError(f"decoder: heads of width {width}; a multiple of 8 is needed")
+    return _Decoder(decoder, weights).graph()
+
+
+class _Decoder:
+    """The decoder's parts in the order in which a step runs through them."""
+
+    def __init__(self, config: Any, weights: Weights) -> None:
+        self.config, self.weights, self.g = config, weights, GraphWriter("decoder")
+        self.heads, self.size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+
+    def graph(self) -> onnx.ModelProto:
+        g, config = self.g, self.config
+        g.input("codes", "int64", ["B", config.num_codebooks])
+        g.input("positions", "int32", ["B"])
+        g.input("text_mask", "int32", ["B", "L"])
+        last = g.node("ReduceMax", ["positions"], "last_position", keepdims=0)
+        one = g.weight("one", np.array(1, np.int32))
+        g.node("Add", [last, one], "longest")
+        x = self._embed()
+        for layer in range(config.num_hidden_layers):
+            x = self._layer(x, layer)
+        x = g.norm(x, *self._norm("layer_norm"), "layer_norm")
+        heads = [self.weights[f"decoder.lm_heads.{book}.weight"] for book in range(config.num_codebooks)]
+        flat = g.product(x, np.concatenate(heads), "lm_heads")
+        g.node("Reshape", [flat, g.ints(0, config.num_codebooks, -1)], "logits")
+        g.output("logits", "float32", ["B", config.num_codebooks, config.vocab_size])
+        return g.model()
+
+    def _embed(self) -> str:
+        """The sum of the codebooks' embeddings, from one table of all of them, plus the position's: [B, 1, width]."""
+        g, books = self.g, self.config.num_codebooks
+        tables = [self.weights[f"{_BODY}embed_tokens.{book}.weight"] for book in range(books)]
+        starts = np.arange(books, dtype=np.int64) * len(tables[0])
+        rows = g.node("Add", ["codes", g.weight("codebook_starts", starts)], "rows")
+        table = np.concatenate(tables)
+        found = g.node("Gather", [g.weight("embed_tokens", table), rows], "code_embeddings")
+        summed = g.node("ReduceSum", [found, g.ints(1)], "code_embedding", keepdims=1)
+        places = g.weight("embed_positions", self.weights[f"{_BODY}embed_positions.weights"])
+        place = g.node("Unsqueeze", [g.node("Gather", [places, "positions"], "place"), g.ints(1)], "place_embedding")
+        return g.node("Add", [summed, place], "embedding")
+
+    def _layer(self, x: str, layer: int) -> str:
+        g, name = self.g, f"layers.{layer}"
+        y = g.norm(x, *self._norm(f"{name}.self_attn_layer_norm"), f"{name}.self_attn_layer_norm")
+        x = g.node("Add", [x, self._self_attention(y, layer)], f"{name}.after_self")
+        y = g.norm(x, *self._norm(f"{name}.encoder_attn_layer_norm"), f"{name}.encoder_attn_layer_norm")
+        x = g.node("Add", [x, self._cross_attention(y, layer)], f"{name}.after_cross")
+        y = g.norm(x, *self._norm(f"{name}.final_layer_norm"), f"{name}.final_layer_norm")
+        wide = g.node("Gelu", [g.product(y, self._weight(f"{name}.fc1"), f"{name}.fc1")], f"{name}.gelu", MICROSOFT)
+        return g.node("Add", [x, g.product(wide, self._weight(f"{name}.fc2"), f"{name}.fc2")], f"{name}.after_feed")
+
+    def _self_attention(self, y: str, layer: int) -> str:
+        g, name = self.g, f"layers.{layer}.self_attn"
+        packed = np.concatenate([self._weight(f"{name}.{part}_proj") for part in "qkv"])
+        qkv = g.product(y, packed, f"{name}.qkv")
+        axes = ["B", self.heads, "M", self.size]
+        past = [g.input(f"past_{role}.{layer}", "float32", axes) for role in ("key", "value")]
+        kept = [g.output(f"kept_{role}.{layer}", "float32", axes) for role in ("key", "value")]
+        found = g.nodes(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, "positions", "longest"],
+            [f"{name}.found", *kept],
+            MICROSOFT,
+            num_heads=self.heads,
+            kv_num_heads=self.heads,
+        )
+        return g.product(found, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
+
+    def _cross_attention(self, y: str, layer: int) -> str:
+        g, name = self.g, f"layers.{layer}.encoder_attn"
+        query = g.product(y, self._weight(f"{name}.q_proj"), f"{name}.q_proj")
+        axes = ["B", self.heads, "L", self.size]
+        sources = [g.input(f"cross_{role}.{layer}", "float32", axes) for role in ("key", "value")]
+        inputs = [query, *sources, "", "text_mask"]
+        found = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=self.heads)
+        return g.product(found, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
+
+    def _weight(self, name: str) -> npt.NDArray[np.float32]:
+        return self.weights[f"{_BODY}{name}.weight"]
+
+    def _norm(self, name: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return self.weights[f"{_BODY}{name}.weight"], self.weights[f"{_BODY}{name}.bias"]

@@ -1,0 +1,114 @@
+"""A precision plan: how each part of a bundle keeps its weights. A file that can be read, edited and applied again.
+
+Groups are what a plan can decide on by itself:
+
+    layers.N        all products of one decoder layer          embeddings      the decoder's tables of codes and places
+    lm_heads        the heads of all codebooks                 cross           cross-attention keys and values
+    text            the text encoder's products                text_embedding  its table of tokens
+    codec           the codec's decoder (and encoder)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinymusician.errors import PlanError
+
+Precision = Literal["float32", "float16", "int8", "int4"]
+BITS: dict[Precision, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+Method = Literal["rtn", "hqq"]
+_TABLES = ("embeddings", "text_embedding", "codec")
+
+
+class Plan(BaseModel):
+    """Precisions by group. `default` is for every decoder layer and other group that is not named.
+
+    `int8` and `int4` keep weights in blocks of `block_size` with a scale each (and a zero point each unless
+    `symmetric`); activations are rounded to 8 bits within the product. `float16` halves the file; on a CPU the products
+    still run in float32. `method`: `rtn` rounds to nearest, `hqq` fits scales and zero points to the weights (4 bits).
+    `cache` is the precision of self-attention's keys and values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    default: Precision = "float32"
+    groups: dict[str, Precision] = {}
+    block_size: Literal[16, 32, 64, 128, 256] = 128
+    symmetric: bool = True
+    method: Method = "rtn"
+    cache: Literal["float32", "int8"] = "float32"
+    uniform_int8: bool = Field(
+        False, description="ONNX Runtime's dynamic quantization of everything, as a counter-example"
+    )
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    note: Annotated[str, Field(description="where the plan comes from")] = ""
+
+    @model_validator(mode="after")
+    def _known(self) -> Plan:
+        for group, precision in self.groups.items():
+            if not re.fullmatch(r"layers\.\d+|lm_heads|embeddings|cross|text|text_embedding|codec", group):
+                raise ValueError(f"groups.{group}: no such group")
+            if group == "codec" and precision not in ("float32", "float16"):
+                raise ValueError(
+                    f"groups.codec = {precision}: allowed are float32 and float16; its work is convolution"
+                )
+        if self.method == "hqq" and self.symmetric:
+            raise ValueError("method hqq: fits zero points, so symmetric must be false")
+        return self
+
+    def of(self, group: str) -> Precision:
+        """The precision of a group. Tables and codec are not covered by an integer `default`: it means products."""
+        if group in self.groups:
+            return self.groups[group]
+        if group in _TABLES and self.default in ("int8", "int4"):
+            return "float16" if group != "codec" else "float32"
+        return self.default
+
+
+PLANS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "paper": {"default": "float16", "groups": {"text": "int8", "text_embedding": "float16", "codec": "float32"}},
+    "int8": {"uniform_int8": True},
+}
+"""The packaged plans: what is exported, the paper's, and the counter-example. `adaptive` is measured, not given."""
+
+
+def packaged_plan(name: str) -> Plan:
+    """A plan that comes with the package.
+
+    Raises:
+        PlanError: there is none of this name.
+    """
+    if name not in PLANS:
+        raise PlanError(f"plan {name!r}: allowed are {', '.join(PLANS)}, adaptive, or a YAML file's path")
+    return Plan(name=name, **PLANS[name])
+
+
+def load_plan(name: str) -> Plan:
+    """A packaged plan by name, or a file by path.
+
+    Raises:
+        PlanError: no such plan, or a key or value that is not allowed.
+    """
+    if "/" not in name and not name.endswith((".yaml", ".yml")):
+        return packaged_plan(name)
+    try:
+        content = yaml.safe_load(Path(name).read_text("utf-8"))
+        return Plan.model_validate(content)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PlanError(f"plan {name}: cannot be read ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(key) for key in problem["loc"]) or "plan"
+        raise PlanError(f"plan {name}: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan as YAML that `load_plan` reads."""
+    path.write_text(yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False), "utf-8")

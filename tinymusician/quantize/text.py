@@ -1,0 +1,102 @@
+"""The T5 text encoder as ONNX: `ids` and `mask` [B, L] to `states` [B, L, E].
+
+The architecture is transformers' `T5EncoderModel` (arXiv 1910.10683), and the tests hold the graph against it. Which
+bucket of relative positions a distance belongs to is worked out here once, for every distance there can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from tinymusician.errors import ModelError
+from tinymusician.quantize.graph import MICROSOFT, GraphWriter
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+LONGEST_TEXT = 512
+"""T5 was trained on texts of this many tokens."""
+
+_FORWARDS = {"relu": "Relu", "gated-gelu": "Gelu"}
+
+
+def text_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+    """The encoder of a T5 with plain ReLU or gated GELU feed-forward layers.
+
+    Raises:
+        ModelError: another kind of feed-forward layer.
+    """
+    if config.feed_forward_proj not in _FORWARDS:
+        allowed = " and ".join(_FORWARDS)
+        raise ModelError(f"text encoder: feed_forward_proj {config.feed_forward_proj!r}; {allowed} can be exported")
+    g = GraphWriter("text")
+    ids, mask = g.input("ids", "int64", ["B", "L"]), g.input("mask", "int32", ["B", "L"])
+    x = g.node("Gather", [g.weight("shared.weight", weights["shared.weight"]), ids], "embedding")
+    bias = _position_bias(g, config, weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"])
+    for block in range(config.num_layers):
+        name = f"encoder.block.{block}.layer"
+        y = _norm(g, x, f"{name}.0.layer_norm", config, weights)
+        x = g.node("Add", [x, _attention(g, y, f"{name}.0.SelfAttention", config, weights, bias, mask)], f"{name}.0")
+        y = _norm(g, x, f"{name}.1.layer_norm", config, weights)
+        x = g.node("Add", [x, _forward(g, y, f"{name}.1.DenseReluDense", config, weights)], f"{name}.1")
+    _norm(g, x, "encoder.final_layer_norm", config, weights, "states")
+    g.output("states", "float32", ["B", "L", config.d_model])
+    return g.model()
+
+
+def buckets(count: int, largest: int) -> npt.NDArray[np.int64]:
+    """The bucket of each distance key - query from 1 - LONGEST_TEXT to LONGEST_TEXT - 1.
+
+    Half of the buckets are for keys after the query; of each half, one half holds single distances, the other ever
+    longer stretches up to `largest` (arXiv 1910.10683, section 2.1).
+    """
+    distance = np.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
+    half = count // 2
+    exact = half // 2
+    far = np.abs(distance)
+    with np.errstate(divide="ignore"):
+        steps = np.log(far.astype(np.float32) / exact) / np.log(np.float32(largest / exact)) * (half - exact)
+    wide = np.minimum(exact + np.where(far > 0, steps, 0).astype(np.int64), half - 1)
+    return (distance > 0) * half + np.where(far < exact, far, wide)
+
+
+def _position_bias(g: GraphWriter, config: Any, table: npt.NDArray[np.float32]) -> str:
+    """The bias of each pair of positions, [1, H, L, L], looked up by their distance."""
+    by_distance = table[buckets(config.relative_attention_num_buckets, config.relative_attention_max_distance)].T
+    zero, one = g.weight("zero", np.array(0, np.int64)), g.weight("one", np.array(1, np.int64))
+    length = g.node("Squeeze", [g.node("Shape", ["ids"], "ids_length", start=1)], "length")
+    places = g.node("Range", [zero, length, one], "places")
+    row, column = (g.node("Unsqueeze", [places, g.ints(axis)], f"places.{axis}") for axis in (0, 1))
+    distance = g.node("Sub", [row, column], "distance")
+    index = g.node("Add", [distance, g.weight("most", np.array(LONGEST_TEXT - 1, np.int64))], "distance_index")
+    pairs = g.node("Gather", [g.weight("position_bias", by_distance), index], "bias_pairs", axis=1)
+    return g.node("Unsqueeze", [pairs, g.ints(0)], "bias")
+
+
+def _attention(g: GraphWriter, x: str, name: str, config: Any, weights: Weights, bias: str, mask: str) -> str:
+    """T5's attention: not scaled, with the bias of positions."""
+    parts = [g.product(x, weights[f"{name}.{part}.weight"], f"{name}.{part}") for part in "qkv"]
+    inputs = [*parts, "", mask, bias]
+    found = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=config.num_heads, scale=1.0)
+    return g.product(found, weights[f"{name}.o.weight"], f"{name}.o")
+
+
+def _forward(g: GraphWriter, x: str, name: str, config: Any, weights: Weights) -> str:
+    kind = _FORWARDS[config.feed_forward_proj]
+    if kind == "Relu":
+        y = g.node("Relu", [g.product(x, weights[f"{name}.wi.weight"], f"{name}.wi")], f"{name}.relu")
+    else:
+        opened = g.product(x, weights[f"{name}.wi_0.weight"], f"{name}.wi_0")
+        gate = g.node("Gelu", [opened], f"{name}.gate", approximate="tanh")
+        y = g.node("Mul", [gate, g.product(x, weights[f"{name}.wi_1.weight"], f"{name}.wi_1")], f"{name}.gated")
+    return g.product(y, weights[f"{name}.wo.weight"], f"{name}.wo")
+
+
+def _norm(g: GraphWriter, x: str, name: str, config: Any, weights: Weights, output: str | None = None) -> str:
+    """T5's normalisation: by the root mean square, without mean and bias."""
+    gain = g.weight(f"{name}.weight", weights[f"{name}.weight"])
+    epsilon = config.layer_norm_epsilon
+    return g.node("SimplifiedLayerNormalization", [x, gain], output or name, axis=-1, epsilon=epsilon)

@@ -1,0 +1,1 @@
+"""The engine that devices, servers and evaluation share: prompt to tokens to audio with ONNX Runtime and NumPy."""

@@ -1,0 +1,179 @@
+"""A bundle: the folder that phones, browsers and servers play from, and its manifest.
+
+    manifest.json       what follows, with size and SHA-256 of every file
+    text_encoder.onnx   text to states                      cross.onnx          states to cross-attention
+    decoder.onnx        a code a codebook to the next       codec_decoder.onnx  codes to audio
+    codec_encoder.onnx  audio to codes, where clips can be continued
+    tokenizer.json      text to token ids
+
+One file a component, so a new decoder does not force a new text encoder on anybody. Nothing is loaded whose bytes
+differ from the manifest's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tinymusician.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Role = Literal["text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder", "tokenizer", "weights", "plan"]
+NEEDED: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "tokenizer")
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """A frozen, closed piece of the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BundleFile(Part):
+    """One file. `dtype` says how its weights are kept; `weights` is the role of a graph's external data."""
+
+    path: str
+    role: Role
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dtype: str = ""
+
+    @field_validator("path")
+    @classmethod
+    def _within(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or ":" in path:
+            raise ValueError(f"{path!r}: leads out of the bundle's folder")
+        return path
+
+
+class Architecture(Part):
+    """What the engine must know of the models. `positions` bound the steps of a sequence, frames plus delay."""
+
+    codebooks: Count
+    vocabulary: Count
+    layers: Count
+    width: Count
+    sampling_rate: Count
+    hop: Count
+    context_before: Annotated[int, Field(ge=0)]
+    context_after: Annotated[int, Field(ge=0)]
+    positions: Count
+    text_tokens: Count
+
+
+class SamplingDefaults(Part):
+    """What a request that says nothing gets. With `one_pass` guidance is in the weights and a step needs one pass."""
+
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 250
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    one_pass: bool = False
+
+
+class BundleManifest(Part):
+    """Everything that is known of a bundle."""
+
+    format: int
+    name: str
+    files: tuple[BundleFile, ...]
+    architecture: Architecture
+    sampling: SamplingDefaults
+    providers: tuple[str, ...]
+    minimum_memory: Annotated[int, Field(ge=0)]
+    parity: dict[str, Any]
+    cost: dict[str, Any]
+    licence: str
+    lineage: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+class Bundle:
+    """A bundle that was found whole."""
+
+    def __init__(self, folder: Path, manifest: BundleManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    def path(self, role: Role) -> Path:
+        """Where the file with this role lies.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        for file in self.manifest.files:
+            if file.role == role:
+                return self.folder / file.path
+        raise BundleError(f"bundle {self.folder}: has no {role.replace('_', ' ')}")
+
+    def has(self, role: Role) -> bool:
+        """Whether there is a file with this role."""
+        return any(file.role == role for file in self.manifest.files)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest and check every file against it.
+
+    Raises:
+        BundleError: no manifest, one of another format or with wrong fields, or a file that is missing or altered.
+    """
+    manifest = read_manifest(folder)
+    for file in manifest.files:
+        check_file(folder, file)
+    roles = [file.role for file in manifest.files]
+    for role in NEEDED:
+        if roles.count(role) != 1:
+            raise BundleError(f"bundle {folder}: {roles.count(role)} files with role {role!r}; exactly one is needed")
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> BundleManifest:
+    """The manifest alone, without a look at the files."""
+    path = folder / MANIFEST
+    try:
+        manifest = BundleManifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {MANIFEST} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(key) for key in problem["loc"]) or "content"
+        raise BundleError(f"bundle {path}: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+    if manifest.format != FORMAT:
+        raise BundleError(f"bundle {path}: format {manifest.format}; this version reads format {FORMAT}")
+    return manifest
+
+
+def check_file(folder: Path, file: BundleFile) -> None:
+    """Compare a file's size and SHA-256 with the manifest's."""
+    path = folder / file.path
+    try:
+        size = path.stat().st_size
+        if size != file.size:
+            raise BundleError(f"bundle {folder}: {file.path} has {size} bytes; the manifest says {file.size}")
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {file.path} cannot be read ({error.strerror})") from error
+    if digest != file.sha256:
+        raise BundleError(f"bundle {folder}: {file.path} was altered: its SHA-256 is {digest}")
+
+
+def describe_files(folder: Path, roles: Sequence[tuple[str, Role, str]]) -> tuple[BundleFile, ...]:
+    """Manifest entries for (path, role, dtype) of files that lie in `folder`."""
+    entries = []
+    for path, role, dtype in roles:
+        with (folder / path).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        size = (folder / path).stat().st_size
+        entries.append(BundleFile(path=path, role=role, size=size, sha256=digest, dtype=dtype))
+    return tuple(entries)

@@ -1,0 +1,83 @@
+"""Codes to audio, all at once or piece by piece as they become ready, with the same samples either way.
+
+The codec's graph says what it needs: how many frames of context its convolutions see, and the state of its LSTM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[np.int64]
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """`sampling_rate` in Hz, samples a frame `hop`, frames of context before and after the LSTM."""
+
+    sampling_rate: int
+    hop: int
+    context_before: int
+    context_after: int
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sampling_rate / self.hop
+
+
+class CodecDecoder:
+    """Runs the codec decoder's graph."""
+
+    def __init__(self, session: Any, shape: CodecShape) -> None:
+        self.session, self.shape = session, shape
+        inputs = {value.name: value.shape for value in session.get_inputs()}
+        self.state_shape = (1, int(inputs["state"][1]), int(inputs["state"][2]))
+        self.fewest = shape.context_before + 1
+
+    def __call__(self, codes_KT: Codes) -> Samples:
+        """The wave [T · hop] of finished codes."""
+        return AudioStream(self).feed(codes_KT, last=True)
+
+
+class AudioStream:
+    """One piece of music on its way: give it the codes so far, get the samples that are settled by them."""
+
+    def __init__(self, decoder: CodecDecoder) -> None:
+        self._decoder = decoder
+        width = decoder.state_shape[2]
+        self._state = np.zeros(decoder.state_shape, np.float32)
+        self._kept = np.zeros((1, width, 0), np.float32)
+        self._remembered = 0
+        self._kept_from = 0
+        self._given = 0
+
+    def feed(self, codes_KT: Codes, last: bool) -> Samples:
+        """The samples after those given before, as far as `codes_KT` (all codes so far) settle them.
+
+        With `last` the codes end here, and so does the audio. Joined, the pieces equal the wave made at once.
+        """
+        shape, available = self._decoder.shape, codes_KT.shape[1]
+        through = available if last else available - shape.context_before
+        ready = through if last else through - shape.context_after
+        if ready <= self._given:
+            return np.zeros(0, np.float32)
+        start = max(0, self._remembered - shape.context_before)
+        audio, latent, self._state = self._decoder.session.run(
+            ["audio", "latent", "state_after"],
+            {
+                "codes": np.ascontiguousarray(codes_KT[None, :, start:]),
+                "cut": np.array([self._remembered - start, available - through], np.int64),
+                "state": self._state,
+                "kept": self._kept,
+            },
+        )
+        first, end = ((frame - self._kept_from) * shape.hop for frame in (self._given, ready))
+        keep_from = max(0, ready - shape.context_after)
+        self._kept = np.ascontiguousarray(latent[:, :, keep_from - self._kept_from :])
+        self._remembered, self._kept_from, self._given = through, keep_from, ready
+        return np.asarray(audio[0, first:end], np.float32)

@@ -1,0 +1,180 @@
+"""The engine: requests join and leave a running batch at any step, each at its own position and with its own numbers.
+
+`start` and `Generation.cancel` may be called from any thread; `step` belongs to one. A guided request holds two rows
+of the batch (with and without text), an unguided one, or one whose guidance is in the weights, holds one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.codebooks import delay
+from tinymusician.errors import EngineError, RequestError
+from tinymusician.runtime.decoder import CrossStates, Decoder, Row
+from tinymusician.runtime.sampling import Sampling, draw, guide
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be played.
+
+    `text` and `without` are what the two passes attend to; `without` is None where one pass suffices. `prefix` [K, P]
+    are codes to go on from; they are part of the `frames` that come out. `seed` alone decides the random numbers.
+    """
+
+    text: CrossStates
+    without: CrossStates | None
+    frames: int
+    seed: int
+    guidance: float = 3.0
+    sampling: Sampling = field(default_factory=Sampling)
+    prefix: Codes | None = None
+
+
+class Generation:
+    """A request on its way through the engine."""
+
+    def __init__(self, request: Request, books: int, pad: int) -> None:
+        frames = request.frames
+        self.request = request
+        self.error: EngineError | None = None
+        self.cancelled = False
+        self.rows: list[Row] = []
+        self._random = np.random.Generator(np.random.Philox(request.seed))
+        self._books, self._pad = books, pad
+        self._delayed = np.full((books, frames + books - 1), pad, np.int64)
+        self._given = 0
+        self.steps_done = 0
+        if request.prefix is not None:
+            self._given = request.prefix.shape[1]
+            begun = delay(request.prefix[None], pad)[0]
+            self._delayed[:, : begun.shape[1]] = begun
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+        return self._delayed.shape[1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come: it is complete, was cancelled or failed."""
+        return self.steps_done == self.steps or self.cancelled or self.error is not None
+
+    @property
+    def frames_ready(self) -> int:
+        """How many frames have all their codes."""
+        return max(0, self.steps_done - self._books + 1)
+
+    @property
+    def codes(self) -> Codes:
+        """The frames that are ready, [K, T]."""
+        ready = self.frames_ready
+        return np.stack([self._delayed[k, k : k + ready] for k in range(self._books)])
+
+    def cancel(self) -> None:
+        """Give up; its rows are free at the next step."""
+        self.cancelled = True
+
+    def column(self) -> npt.NDArray[np.int64]:
+        """The codes [K] that the next step reads: those of the step before."""
+        if self.steps_done == 0:
+            return np.full(self._books, self._pad, np.int64)
+        return self._delayed[:, self.steps_done - 1]
+
+    def take(self, logits: npt.NDArray[np.float32]) -> None:
+        """Draw the codes of this step from `logits` [passes, K, V], where they are not given or outside the pattern."""
+        step, books = self.steps_done, np.arange(self._books)
+        if len(logits) == 2:
+            logits = guide(logits[0], logits[1], self.request.guidance)[None]
+        if not np.isfinite(logits).all():
+            self.error = EngineError(
+                f"the decoder gave no finite numbers at step {step}: the bundle is not usable here"
+            )
+            return
+        drawn = draw(logits[0], self._random.random(self._books), self.request.sampling)
+        frame = step - books
+        open_ = (frame >= self._given) & (frame < self.request.frames)
+        self._delayed[open_, step] = drawn[open_]
+        self.steps_done += 1
+
+
+class Engine:
+    """Continuous batching over one decoder."""
+
+    def __init__(self, decoder: Decoder, positions: int, most_rows: int = 16) -> None:
+        """At most `most_rows` rows are in the batch; further requests wait for their turn, first come first served."""
+        self._decoder, self._positions, self._most_rows = decoder, positions, most_rows
+        self._waiting: deque[Generation] = deque()
+        self._playing: list[Generation] = []
+        self._lock = threading.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        with self._lock:
+            return not self._waiting and not self._playing
+
+    def start(self, request: Request) -> Generation:
+        """Let a request join at the next step.
+
+        Raises:
+            RequestError: its length does not fit the decoder.
+        """
+        books = self._decoder.books
+        given = 0 if request.prefix is None else request.prefix.shape[1]
+        if not given < request.frames <= self._positions - books + 1:
+            raise RequestError(
+                f"frames {request.frames}: allowed are {given + 1} to {self._positions - books + 1} at once"
+            )
+        generation = Generation(request, books, self._decoder.vocabulary)
+        with self._lock:
+            self._waiting.append(generation)
+        return generation
+
+    def step(self) -> None:
+        """One step of every generation in the batch, after those that are done have left and others have joined."""
+        self._leave()
+        self._join()
+        if not self._playing:
+            return
+        columns: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * self._decoder.rows
+        for generation in self._playing:
+            for row in generation.rows:
+                columns[row.index] = generation.column()
+        logits = self._decoder.step(np.stack(columns))
+        for generation in self._playing:
+            generation.take(logits[[row.index for row in generation.rows]])
+        self._leave()
+
+    def run(self, generation: Generation) -> None:
+        """Step until this one is finished."""
+        while not generation.finished:
+            self.step()
+        self._leave()
+
+    def _leave(self) -> None:
+        for generation in [g for g in self._playing if g.finished]:
+            self._playing.remove(generation)
+            for row in generation.rows:
+                self._decoder.remove(row)
+            generation.rows = []
+
+    def _join(self) -> None:
+        with self._lock:
+            while self._waiting:
+                generation = self._waiting[0]
+                request = generation.request
+                texts = [request.text] if request.without is None else [request.text, request.without]
+                if self._decoder.rows and self._decoder.rows + len(texts) > self._most_rows:
+                    return
+                self._waiting.popleft()
+                if not generation.cancelled:
+                    generation.rows = self._decoder.add(texts, generation.steps)
+                    self._playing.append(generation)

@@ -1,0 +1,161 @@
+"""A bundle ready to play: its graphs in ONNX Runtime, and prompts to audio through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.errors import BundleError, EngineError, RequestError
+from tinymusician.runtime.bundle import Bundle, Role, open_bundle
+from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
+from tinymusician.runtime.decoder import Decoder
+from tinymusician.runtime.engine import Engine, Generation, Request
+from tinymusician.runtime.sampling import Sampling
+from tinymusician.runtime.text import TextEncoder
+
+Samples = npt.NDArray[np.float32]
+FIRST_CHUNK, CHUNK = 0.5, 1.0
+"""Seconds of audio in the first chunk of a stream, and in those after it."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants to hear; what is None is the bundle's default."""
+
+    prompt: str
+    seconds: float | None = None
+    seed: int = 0
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    negative_prompt: str | None = None
+
+
+class Player:
+    """Plays one bundle."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
+        """`threads` 0 leaves their number to ONNX Runtime.
+
+        Raises:
+            BundleError: a graph cannot be loaded, or the provider is not here.
+        """
+        self.bundle, self.manifest = bundle, bundle.manifest
+        shape = self.manifest.architecture
+        open_ = _Sessions(bundle, threads, provider)
+        self.text = TextEncoder(bundle.path("tokenizer"), open_("text_encoder"), open_("cross"), shape.text_tokens)
+        self.decoder = Decoder(open_("decoder"))
+        codec = CodecShape(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
+        self.codec = CodecDecoder(open_("codec_decoder"), codec)
+        self.engine = Engine(self.decoder, shape.positions)
+
+    @property
+    def longest(self) -> float:
+        """The most seconds that can be played at once."""
+        shape = self.manifest.architecture
+        return (shape.positions - shape.codebooks + 1) / self.codec.shape.frame_rate
+
+    def request(self, wish: Wish) -> Request:
+        """A wish with the bundle's defaults, checked, and its prompt encoded.
+
+        Raises:
+            RequestError: a value that is not allowed.
+        """
+        own = self.manifest.sampling
+        seconds = own.seconds if wish.seconds is None else wish.seconds
+        guidance = own.guidance if wish.guidance is None else wish.guidance
+        least = self.codec.fewest / self.codec.shape.frame_rate
+        if not least <= seconds <= self.longest:
+            raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {self.longest:g}")
+        frames = round(seconds * self.codec.shape.frame_rate)
+        sampling = Sampling(
+            own.temperature if wish.temperature is None else wish.temperature,
+            own.top_k if wish.top_k is None else wish.top_k,
+            own.top_p if wish.top_p is None else wish.top_p,
+        )
+        _check(guidance, sampling)
+        two = guidance != 1 and not own.one_pass
+        without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
+        return Request(self.text(wish.prompt), without, frames, wish.seed, guidance, sampling)
+
+    def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, steps: None) -> Iterator[Samples]:
+        """Chunks of audio as they become ready; `told` hears of every step. Closing the iterator cancels."""
+        generation = self.engine.start(self.request(wish))
+        audio, rate = AudioStream(self.codec), self.codec.shape.frame_rate
+        due = FIRST_CHUNK * rate
+        try:
+            while not generation.finished:
+                self.engine.step()
+                told(generation.steps_done, generation.steps)
+                if generation.frames_ready >= due and not generation.finished:
+                    due += CHUNK * rate
+                    yield audio.feed(generation.codes, last=False)
+            if generation.error is not None:
+                raise generation.error
+            yield audio.feed(generation.codes, last=True)
+        finally:
+            generation.cancel()
+            self.engine.step()
+
+    def play(self, wish: Wish, told: Callable[[int, int], None] = lambda done, steps: None) -> Samples:
+        """All of the audio at once, [samples]."""
+        return np.concatenate(list(self.stream(wish, told)))
+
+    def play_all(self, wishes: list[Wish]) -> list[Samples]:
+        """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
+        generations = [self.engine.start(self.request(wish)) for wish in wishes]
+        while not all(generation.finished for generation in generations):
+            self.engine.step()
+        return [self._wave(generation) for generation in generations]
+
+    def _wave(self, generation: Generation) -> Samples:
+        if generation.error is not None:
+            raise generation.error
+        return self.codec(generation.codes)
+
+
+def open_player(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> Player:
+    """Check the bundle in `folder` and load it."""
+    return Player(open_bundle(folder), threads, provider)
+
+
+class _Sessions:
+    """Opens the graphs of a bundle."""
+
+    def __init__(self, bundle: Bundle, threads: int, provider: str) -> None:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise BundleError(f"provider {provider!r}: not here; this ONNX Runtime has {', '.join(available)}")
+        self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.log_severity_level = 3
+
+    def __call__(self, role: Role) -> Any:
+        path = self._bundle.path(role)
+        try:
+            return self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
+        except MemoryError as error:
+            raise EngineError(f"{path.name}: not enough memory to load it") from error
+        except Exception as error:  # ONNX Runtime raises its own kinds for whatever is wrong with a graph
+            said = " ".join(str(error).split())
+            raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
+
+
+def _check(guidance: float, sampling: Sampling) -> None:
+    if not guidance >= 0:
+        raise RequestError(f"guidance {guidance:g}: 0 or more is allowed")
+    if not sampling.temperature >= 0:
+        raise RequestError(f"temperature {sampling.temperature:g}: 0 (greedy) or more is allowed")
+    if sampling.top_k < 0:
+        raise RequestError(f"top_k {sampling.top_k}: 0 (all codes) or more is allowed")
+    if not 0 < sampling.top_p <= 1:
+        raise RequestError(f"top_p {sampling.top_p:g}: more than 0 and at most 1 is allowed")

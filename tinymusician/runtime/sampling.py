@@ -1,0 +1,67 @@
+"""Guidance and sampling, once for everybody: the engine, and the teacher's samples in training.
+
+Shapes: K codebook, V vocabulary; leading axes may be anything. The order of the steps is transformers': temperature,
+then top-k, then top-p. A draw turns one uniform number into one code, so equal numbers give equal codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = TypeVar("Array", bound=Any)
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn. `top_k` 0 and `top_p` 1 leave all codes in; temperature 0 takes the likeliest (greedy)."""
+
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 1.0
+
+
+def guide(conditional: Array, unconditional: Array, scale: float) -> Array:
+    """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form)."""
+    guided: Array = unconditional + scale * (conditional - unconditional)
+    return guided
+
+
+def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.int64]:
+    """One code from each row of `logits` [..., V] by the inverse of its distribution at `uniforms` [...] in [0, 1)."""
+    if sampling.temperature == 0:
+        return np.asarray(logits.argmax(-1))
+    cumulative = np.cumsum(probabilities(logits, sampling), axis=-1)
+    places = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
+    return np.asarray(np.minimum(places, logits.shape[-1] - 1))
+
+
+def probabilities(logits: Logits, sampling: Sampling) -> npt.NDArray[np.float64]:
+    """The distribution that `draw` draws from, [..., V]."""
+    scores = logits.astype(np.float64) / sampling.temperature
+    size = scores.shape[-1]
+    if 0 < sampling.top_k < size:
+        least = np.partition(scores, size - sampling.top_k, axis=-1)[..., size - sampling.top_k, None]
+        scores = np.where(scores < least, -np.inf, scores)
+    if sampling.top_p < 1:
+        scores = np.where(_in_nucleus(_softmax(scores), sampling.top_p), scores, -np.inf)
+    return _softmax(scores)
+
+
+def _in_nucleus(shares: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
+    """The likeliest codes that together hold `top_p` (arXiv 1904.09751), one of them at least."""
+    order = np.argsort(shares, axis=-1, kind="stable")
+    below = np.cumsum(np.take_along_axis(shares, order, -1), axis=-1) <= 1 - top_p
+    below[..., -1] = False
+    outside = np.zeros_like(below)
+    np.put_along_axis(outside, order, below, -1)
+    return ~outside
+
+
+def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    risen = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(risen / risen.sum(-1, keepdims=True))

@@ -1,0 +1,53 @@
+"""Prompts to what the decoder attends to: tokens, text states, every layer's keys and values, once a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymusician.errors import RequestError
+from tinymusician.runtime.decoder import CrossStates
+
+LONGEST_PROMPT = 10_000
+
+
+class TextEncoder:
+    """Tokenizer, text encoder and cross-attention graph of a bundle."""
+
+    def __init__(self, tokenizer: Path, encoder: Any, cross: Any, most_tokens: int) -> None:
+        """`encoder` and `cross` are ONNX Runtime sessions; longer prompts than `most_tokens` are cut."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(most_tokens)
+        self._encoder, self._cross = encoder, cross
+        self._width = int(encoder.get_outputs()[0].shape[2])
+
+    def __call__(self, prompt: str) -> CrossStates:
+        """What the decoder attends to for a prompt.
+
+        Raises:
+            RequestError: the prompt is empty, or far too long to be meant.
+        """
+        if not prompt.strip():
+            raise RequestError("prompt: is empty; some words are needed")
+        if len(prompt) > LONGEST_PROMPT:
+            raise RequestError(f"prompt: {len(prompt)} characters; at most {LONGEST_PROMPT} are allowed")
+        ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
+        mask = np.ones(ids.shape, np.int32)
+        (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
+        return self._attended(states, mask)
+
+    def nothing(self) -> CrossStates:
+        """The null condition of classifier-free guidance: zero states under a zero mask."""
+        return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32))
+
+    def _attended(self, states: Any, mask: Any) -> CrossStates:
+        names = [value.name for value in self._cross.get_outputs()]
+        found = dict(zip(names, self._cross.run(None, {"text_states": states, "text_mask": mask}), strict=True))
+        layers = len(names) // 2
+        order = [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+        return CrossStates([found[name][0] for name in order], mask[0])
