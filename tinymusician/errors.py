@@ -11,6 +11,7 @@ TinyMusicianError
 ├── RunError             a run that does not exist or is in no state for what was asked
 ├── ClusterError         the Ray cluster cannot be reached or refused the job
 ├── PlanError            a precision plan whose key or value is not allowed
+├── ParityError          a bundle that does not play what its model plays
 ├── BundleError          a bundle that is damaged, incomplete or of another version
 ├── RequestError         a prompt, length or setting that cannot be played
 └── EngineError          playing failed on this machine
@@ -73,3 +74,7 @@ class EngineError(TinyMusicianError):
 
 class PlanError(TinyMusicianError):
     """A precision plan's key or value is not allowed."""
+
+
+class ParityError(TinyMusicianError):
+    """A bundle does not play what its model plays."""

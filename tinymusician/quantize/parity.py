@@ -1,0 +1,178 @@
+"""The parity gate: PyTorch in float32 against a bundle, along whole sequences, and where they first part.
+
+Shapes as in `rollout`: S step, R row, K codebook, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from tinymusician.codebooks import delay, inputs_for
+from tinymusician.errors import ParityError
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.quantize.adaptive import snr
+from tinymusician.quantize.rollout import Floats, Sequences, compare, rollout
+from tinymusician.runtime.player import Player
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a bundle must keep: KL at most (nats a code), top codes equal at least, the codec's SNR in dB at least."""
+
+    kl: float
+    agreement: float
+    codec_snr: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a bundle is from PyTorch in float32. Lists are by codebook.
+
+    `by_part` is the KL at the first step, at the delay's beginning and end (K - 1 steps each), between, and at the
+    last step. `worst_logit` is the largest difference of two logits, at step `worst_step`. `first_layer` is the first
+    decoder layer whose output is off by more than a hundredth of its size, and `first_step` the first step where that
+    is so; both are -1 where none is.
+    """
+
+    kl: list[float]
+    agreement: list[float]
+    by_part: dict[str, float]
+    worst_logit: float
+    worst_step: int
+    first_layer: int
+    first_step: int
+    layer_errors: list[float]
+    codec_snr: float
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+class Reference:
+    """PyTorch's own answers on some sequences."""
+
+    def __init__(self, model: Any, tokenizer: Any, sequences: Sequences) -> None:
+        self.sequences = sequences
+        pad = model.config.decoder.vocab_size
+        inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
+        with torch.no_grad():
+            text = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="pt")
+            told = encode_text(model, text["input_ids"], text["attention_mask"])
+            null = told.without_text()
+            parts = [_run(model, inputs, condition) for condition in (told, null)]
+            codes = torch.from_numpy(sequences.codes[:1])[None]
+            self.wave: Floats = model.audio_encoder.decode(codes, [None]).audio_values[0, 0].numpy()
+        self.logits: Floats = np.concatenate([logits for logits, _ in parts], axis=1)
+        self.hidden: Floats = parts[0][1]
+
+
+def _run(model: Any, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floats]:
+    """Logits [S, N, K, V], and the first row's output of every layer [layers, S, D]."""
+    seen: list[Floats] = []
+    layers = model.decoder.model.decoder.layers
+    hooks = [layer.register_forward_hook(lambda m, i, output: seen.append(output[0][0].numpy())) for layer in layers]
+    logits = ConditionedDecoder(model)(inputs, condition.states, condition.mask).permute(2, 0, 1, 3)
+    for hook in hooks:
+        hook.remove()
+    return logits.contiguous().numpy(), np.stack(seen)
+
+
+def measure(reference: Reference, player: Player, folder: Path) -> Parity:
+    """How far the bundle whose graphs lie in `folder`, loaded as `player`, is from the reference."""
+    sequences = reference.sequences
+    found = rollout(player, sequences)
+    difference = compare(reference.logits, found)
+    worst = int(np.nanargmax(np.nanmax(difference.gap, axis=1)))
+    errors = layer_errors(reference, player, folder)
+    off = np.argwhere(errors.T > 0.01)
+    first_step, first_layer = (int(value) for value in off[0]) if len(off) else (-1, -1)
+    return Parity(
+        kl=np.nanmean(difference.kl, axis=0).tolist(),
+        agreement=np.nanmean(difference.agreement, axis=0).tolist(),
+        by_part=_by_part(difference.kl),
+        worst_logit=float(np.nanmax(difference.gap)),
+        worst_step=worst,
+        first_layer=first_layer,
+        first_step=first_step,
+        layer_errors=errors.max(1).tolist(),
+        codec_snr=min(200.0, snr(reference.wave, player.codec(sequences.codes[0]))),
+    )
+
+
+def check(parity: Parity, gate: Gate, name: str) -> None:
+    """Refuse a bundle that does not keep what its gate asks.
+
+    Raises:
+        ParityError: it does not; the message says where it first parts from PyTorch.
+    """
+    kl, agreement = float(np.mean(parity.kl)), float(np.mean(parity.agreement))
+    where = f"first off at layer {parity.first_layer}, step {parity.first_step}; worst at step {parity.worst_step}"
+    if not kl <= gate.kl:
+        raise ParityError(f"{name}: KL {kl:.3g} nats a code; at most {gate.kl:g} is allowed ({where})")
+    if not agreement >= gate.agreement:
+        raise ParityError(f"{name}: {agreement:.4f} of the top codes agree; at least {gate.agreement:g} must ({where})")
+    if not parity.codec_snr >= gate.codec_snr:
+        raise ParityError(
+            f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {gate.codec_snr:g} is needed"
+        )
+
+
+def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDArray[np.float64]:
+    """The error of every layer's output over its size, on the first sequence with text, [layers, S]."""
+    import onnxruntime
+
+    layers, steps, width = reference.hidden.shape
+    names = [f"layers.{layer}.after_feed" for layer in range(layers)]
+    model = onnx.load(str(folder / "decoder.onnx"))
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1, width]) for name in names)
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(model, f"{scratch}/d.onnx", save_as_external_data=True, location="d.data")
+        session = onnxruntime.InferenceSession(f"{scratch}/d.onnx", providers=["CPUExecutionProvider"])
+        found = _tapped(session, names, player, reference.sequences, steps)
+    wanted = reference.hidden
+    size = np.sqrt(np.square(wanted.astype(np.float64)).mean(-1))
+    return np.asarray(np.sqrt(np.square(found.astype(np.float64) - wanted).mean(-1)) / np.maximum(size, 1e-12))
+
+
+def _tapped(session: Any, names: list[str], player: Player, sequences: Sequences, steps: int) -> Floats:
+    """The named outputs at every step of the first sequence, [layers, S, D]."""
+    text = player.text(sequences.prompts[0])
+    pad = player.decoder.vocabulary
+    inputs = inputs_for(delay(sequences.codes[:1], pad), pad)
+    feeds: dict[str, Any] = {"text_mask": text.mask[None]}
+    for number, array in enumerate(text.arrays):
+        feeds[f"cross_{('key', 'value')[number % 2]}.{number // 2}"] = array[None]
+    kept = [value.name for value in session.get_outputs() if value.name.startswith("kept_")]
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    for name in kept:
+        _, heads, _, size = shapes[name.replace("kept", "past")]
+        feeds[name.replace("kept", "past")] = np.zeros((1, heads, steps, size), np.float32)
+    found = []
+    for step in range(steps):
+        feeds |= {"codes": inputs[:, :, step], "positions": np.array([step], np.int32)}
+        values = session.run([*names, *kept], feeds)
+        feeds |= {name.replace("kept", "past"): value for name, value in zip(kept, values[len(names) :], strict=True)}
+        found.append([value[0, 0] for value in values[: len(names)]])
+    return np.asarray(found, np.float32).transpose(1, 0, 2)
+
+
+def _by_part(kl_SK: npt.NDArray[np.float64]) -> dict[str, float]:
+    steps, books = kl_SK.shape
+    parts = {
+        "first step": slice(0, 1),
+        "delay's beginning": slice(0, books - 1),
+        "between": slice(books - 1, steps - books + 1),
+        "delay's end": slice(steps - books + 1, steps),
+        "last step": slice(steps - 1, steps),
+    }
+    return {name: float(np.nanmean(kl_SK[part])) for name, part in parts.items()}

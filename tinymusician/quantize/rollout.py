@@ -1,0 +1,78 @@
+"""Teacher-forced rollouts: the same sequences through any decoder, step by step, and how far two differ.
+
+Shapes: R row (each sequence with its text, then each without), K codebook, S step of the delayed sequence,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.codebooks import delay, inputs_for, valid
+from tinymusician.runtime.player import Player
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts, and codes [N, K, T] to be forced under each of them."""
+
+    prompts: list[str]
+    codes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a decoder differs from the one it should equal, at every step and codebook, [S, K], mean over the rows.
+
+    `kl` is in nats, `agreement` the share of equal top codes, `gap` the largest difference of two logits. Where the
+    delay pattern holds no code all three are NaN.
+    """
+
+    kl: npt.NDArray[np.float64]
+    agreement: npt.NDArray[np.float64]
+    gap: npt.NDArray[np.float64]
+
+    @property
+    def mean_kl(self) -> float:
+        """The mean over codebooks of their mean KL."""
+        return float(np.nanmean(self.kl, axis=0).mean())
+
+
+def rollout(player: Player, sequences: Sequences) -> Floats:
+    """The decoder's logits along the sequences, [S, R, K, V]."""
+    decoder = player.decoder
+    inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
+    texts = [player.text(prompt) for prompt in sequences.prompts]
+    texts += [player.text.nothing()] * len(texts)
+    steps = inputs.shape[2]
+    rows = decoder.add(texts, steps)
+    both = np.concatenate([inputs, inputs])
+    logits = np.stack([decoder.step(both[:, :, step]).copy() for step in range(steps)])
+    for row in reversed(rows):
+        decoder.remove(row)
+    return logits
+
+
+def compare(wanted: Floats, found: Floats) -> Difference:
+    """How `found` differs from `wanted`, both [S, R, K, V]."""
+    steps, _, books, _ = wanted.shape
+    kl, agreement, gap = (np.zeros((steps, books)) for _ in range(3))
+    for step in range(steps):
+        log_p, log_q = _log_softmax(wanted[step]), _log_softmax(found[step])
+        kl[step] = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(0)
+        agreement[step] = (log_p.argmax(-1) == log_q.argmax(-1)).mean(0)
+        gap[step] = np.abs(found[step] - wanted[step]).max((0, 2))
+    carries = valid(books, steps - books + 1).T
+    return Difference(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
+
+
+def _log_softmax(z: Any) -> npt.NDArray[np.float64]:
+    wide = z.astype(np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))

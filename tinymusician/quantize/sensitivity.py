@@ -1,0 +1,93 @@
+"""How much each group of a bundle minds few bits, and the smallest plan that stays within a budget.
+
+Sensitivity is measured, one group and precision at a time, as the KL from the float32 decoder on forced sequences.
+Choosing is a multiple-choice knapsack: of every group one precision, the fewest bytes, the KL at most the budget. It is
+relaxed by a price λ of a nat in bytes (Lagrange): each group takes the precision with the least bytes + λ·KL, and the
+plans found at all prices are the front. The KLs of groups are taken to add up, which they nearly do; so the joint KL of
+candidates on the front is measured, and the smallest one within the budget is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tinymusician.errors import PlanError
+from tinymusician.quantize.precision import Precision
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one group costs in one precision: bytes in the bundle, and the KL it causes by itself (nats a code)."""
+
+    size: int
+    kl: float
+
+
+Table = Mapping[str, Mapping[Precision, Measure]]
+"""Groups to precisions to measures; every group has `float32`, whose KL is 0."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision for every group, with what it was expected to cost and what it was measured to."""
+
+    groups: dict[str, Precision]
+    size: int
+    expected: float
+    measured: float
+
+
+def at_price(table: Table, price: float) -> tuple[dict[str, Precision], int, float]:
+    """The best precision of every group where a nat costs `price` bytes: groups, bytes, and the sum of their KLs."""
+    chosen: dict[str, Precision] = {}
+    for group, options in table.items():
+        chosen[group] = min(options, key=lambda name: (options[name].size + price * options[name].kl, options[name].kl))
+    size = sum(table[group][precision].size for group, precision in chosen.items())
+    return chosen, size, sum(table[group][precision].kl for group, precision in chosen.items())
+
+
+def prices(table: Table) -> list[float]:
+    """Every price at which some group changes its mind, from cheap to dear: between two of them nothing changes."""
+    found = {0.0}
+    for options in table.values():
+        for one in options.values():
+            for other in options.values():
+                if other.kl < one.kl and other.size > one.size:
+                    found.add((other.size - one.size) / (one.kl - other.kl))
+    return sorted(found)
+
+
+def front(table: Table) -> list[tuple[dict[str, Precision], int, float]]:
+    """The plans that no other plan of the relaxation beats in both bytes and expected KL, smallest first."""
+    plans: list[tuple[dict[str, Precision], int, float]] = []
+    for price in prices(table):
+        plan = at_price(table, price * (1 + 1e-9))
+        if not plans or plan[0] != plans[-1][0]:
+            plans.append(plan)
+    return plans
+
+
+def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]], float]) -> Choice:
+    """The smallest plan of the front whose joint KL, measured by `joint_kl`, is at most `budget`.
+
+    The front is searched by bisection, since KL falls along it as bytes rise.
+
+    Raises:
+        PlanError: not even all groups in float32 stay within it.
+    """
+    plans = front(table)
+    low, high, best = 0, len(plans) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        groups, size, expected = plans[middle]
+        measured = joint_kl(groups)
+        if measured <= budget:
+            best, high = Choice(groups, size, expected, measured), middle - 1
+        else:
+            low = middle + 1
+    if best is None:
+        raise PlanError(
+            f"kl_budget {budget:g}: no plan stays within it; the largest one has {measured:.4g} nats a code"
+        )
+    return best
