@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,11 @@ def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:
 
 def child(kind: str, run_id: str) -> int:
     """Run the job of this kind; an error for users becomes one line."""
-    from jobs import distill, precompute, pretrain
-
-    jobs = {"distill": distill.run, "precompute": precompute.run, "pretrain": pretrain.run}
     run = RunFolder(open_store(), run_id)
     for old in ("error.txt", "refused.txt"):
         run.store.delete(run.key(old))
     try:
-        jobs[kind](run_id)
+        import_module(f"jobs.{kind}").run(run_id)  # each kind needs other libraries
     except Exception as error:
         cause = for_users(error)
         if cause is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.cost import frames, student_shape
@@ -23,7 +24,14 @@ PRETRAINING_READS = (
 def located(recipe: Recipe) -> Recipe:
     """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
     content = recipe.model_dump()
-    for part, field in (("teacher", "model"), ("student", "model"), ("sequences", "prompts"), ("sequences", "clips")):
+    paths = (
+        ("teacher", "model"),
+        ("student", "model"),
+        ("sequences", "prompts"),
+        ("sequences", "clips"),
+        ("quantize", "plan"),
+    )
+    for part, field in paths:
         name = content[part].get(field)
         if name and not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
             content[part][field] = str(Path(name).expanduser().absolute())
@@ -51,9 +59,26 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
         if recipe.pretrain is None:
             raise RecipeError(f"recipe {recipe.name}: has no `pretrain` part; only the house band is made from nothing")
         return
+    if kind == "quantize":
+        check_quantize(recipe, here)
+        return
     if here:
         check_files(recipe)
     check_shapes(recipe)
+
+
+def check_quantize(recipe: Recipe, here: bool) -> None:
+    """The plan must be one, the prompts must be there, and so must what writes graphs."""
+    if recipe.quantize.plan != "adaptive":
+        from tinymusician.quantize.precision import load_plan
+
+        load_plan(recipe.quantize.plan)
+    if here:
+        load_prompts(recipe.sequences.prompts)
+        needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.flavour == "optimum" else "onnx")
+        for package in needed:
+            if find_spec(package.partition(".")[0]) is None:
+                raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
 
 
 def check_files(recipe: Recipe) -> None:

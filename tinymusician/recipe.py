@@ -179,6 +179,61 @@ class Pretraining(Part):
     clap_batch: Count = 48
 
 
+Precision = Literal["float32", "float16", "int8", "int4"]
+
+
+class Gate(Part):
+    """What a bundle must keep against PyTorch in float32; one that does not is not stored."""
+
+    kl: Positive = Field(description="largest KL in nats a code, of the worst codebook")
+    agreement: Share = Field(description="smallest share of steps with the same likeliest code")
+    codec_snr: float = Field(description="smallest signal-to-noise ratio of the codec's wave, in dB")
+
+
+class Gates(Part):
+    """A gate for every precision; a plan must pass that of its coarsest one."""
+
+    float32: Gate = Gate(kl=1e-6, agreement=0.999, codec_snr=60)
+    float16: Gate = Gate(kl=1e-3, agreement=0.98, codec_snr=40)
+    int8: Gate = Gate(kl=0.02, agreement=0.9, codec_snr=20)
+    int4: Gate = Gate(kl=0.2, agreement=0.75, codec_snr=20)
+
+
+class Quantize(Part):
+    """How a model becomes a bundle."""
+
+    model: str | None = Field(
+        None, description="what to compress: an artifact, a folder or a hub id; none: the newest student of this recipe"
+    )
+    flavour: Literal["fused", "optimum"] = Field(
+        "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
+    )
+    plan: str = Field("adaptive", description="float32, paper, int8, adaptive, or a plan's YAML file")
+    kl_budget: Positive = Field(0.02, description="adaptive: largest KL of any codebook, in nats a code")
+    precisions: tuple[Precision, ...] = Field(
+        ("float16", "int8", "int4"), min_length=1, description="adaptive: what each group may become besides float32"
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights that share a scale")
+    symmetric: bool = Field(True, description="false: every block also has a zero point")
+    method: Literal["rtn", "hqq"] = Field(
+        "rtn", description="rtn: round to nearest; hqq: fit scale and zero point of 4-bit weights"
+    )
+    cache: Literal["float32", "int8"] = Field("float32", description="how attention keeps its keys and values")
+    sequences: Count = Field(4, description="sequences on which groups are measured, of the validation prompts")
+    seconds: Positive = Field(3.0, description="length of each of them")
+    parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")
+    continuation: bool = Field(False, description="include the codec's encoder, so that clips can be continued")
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.method == "hqq" and self.symmetric:
+            raise ValueError("method hqq: fits zero points, so symmetric must be false")
+        if self.flavour == "optimum" and (self.cache != "float32" or self.continuation):
+            raise ValueError("flavour optimum: knows neither cache int8 nor continuation; take flavour fused")
+        return self
+
+
 class Recipe(Part):
     """One model's recipe; jobs read the parts they need."""
 
@@ -191,6 +246,7 @@ class Recipe(Part):
     temperature: Temperature = Temperature()
     objective: Objective = StageMixed()
     training: Training = Training()
+    quantize: Quantize = Quantize()
     pretrain: Pretraining | None = None
 
 

@@ -64,6 +64,7 @@ def generate(
         "generate_seconds": round(took, 3),
         "real_time_factor": round(took / length, 3),
         "seed": seed,
+        "peak_memory_bytes": peak_memory(),
     }
     emit(facts, json, f"{output}: {length:g} s in {took:.1f} s (real-time factor {took / length:.2f})")
 
@@ -76,14 +77,35 @@ def located(model: str) -> Path:
 
     from tinymusician.artifacts.address import open_store
     from tinymusician.artifacts.manifest import fetch, find
+    from tinymusician.errors import BundleError
+    from tinymusician.runtime.bundle import MANIFEST
 
     store = open_store()
     manifest = find(store, model)
+    if not any(file.path == MANIFEST for file in manifest.files):
+        raise BundleError(
+            f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
+            f"make a bundle of it with `tmctl submit quantize`"
+        )
     folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
     if not (folder / ".whole").exists():
         fetch(store, manifest, folder, lambda path: print(path, file=sys.stderr))
         (folder / ".whole").touch()
     return folder
+
+
+def peak_memory() -> int:
+    """The most memory that this process ever held, in bytes.
+
+    Linux counts it anew for a program that is started, where `getrusage` goes on from its parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

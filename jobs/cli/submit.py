@@ -106,6 +106,38 @@ def pretrain(
     start("pretrain", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
 
 
+@app.command()
+def quantize(
+    recipe: RecipeName,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="REF|DIR", help="What to compress.", show_default="the newest student of this recipe"),
+    ] = None,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Turn a model into a bundle: ONNX graphs that `tmctl generate`, phones and browsers play.
+
+    The graphs are held against PyTorch, every group of weights is measured in few bits, and the smallest plan within
+    the recipe's KL budget is stored, with a report. What was measured stays in the store and is not measured again.
+
+    Examples:
+    - `tmctl submit quantize band`
+
+    - `tmctl submit quantize band --model band-large --set quantize.kl_budget=0.05`
+
+    - `tmctl submit quantize band --model ./student --set quantize.plan=paper`
+    """
+    overrides = [*(overrides or []), *([f"quantize.model={model}"] if model else [])]
+    start("quantize", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
 def start(
     kind: Kind,
     recipe: str,
@@ -118,7 +150,7 @@ def start(
     name: str | None,
     json: bool,
 ) -> None:
-    """What the three commands share."""
+    """What the commands share."""
     from jobs.cluster import CLUSTER_VARIABLE, is_here
     from jobs.preflight import check, check_overrides, located
     from tinymusician.artifacts.address import open_store
@@ -133,6 +165,10 @@ def start(
     here = address is None or is_here(address)
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
+    if kind == "quantize" and not resume:
+        from jobs.model import pinned
+
+        loaded = pinned(store, loaded)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return
@@ -172,4 +208,10 @@ def _closing(run: str, facts: dict[str, object]) -> str:
     metrics = facts["metrics"]
     if isinstance(metrics, dict) and "kl_initial" in metrics:
         lines.append(f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats a code")
+    if isinstance(metrics, dict) and "share_of_float32" in metrics:
+        lines.append(
+            f"plan {metrics['plan']}: {metrics['size'] / 1e6:.1f} MB, {metrics['share_of_float32']:.3f} of float32, "
+            f"KL {max(metrics['kl_per_codebook']):.4g} nats a code in the worst codebook"
+        )
+        lines.append(f"report runs/{run}/report.html in the store")
     return "\n".join(lines)

@@ -183,6 +183,38 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert student.config.decoder.num_hidden_layers == 2
 
 
+def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
+    """Two workers measure, one chooses; what was measured is not measured again; what fails the gate is not stored."""
+    quantize = ["submit", "quantize", str(recipe), "--model", str(recipe.parent / "teacher"), *TWO]
+    few = settings(("quantize.sequences=2", "quantize.seconds=0.4", "quantize.block_size=16"))
+    run = told(ray, s3_store, *quantize, *few, "--name", "q1")
+    assert run["state"] == "SUCCEEDED"
+    figures = run["metrics"]
+    assert max(figures["kl_per_codebook"]) <= 0.02
+    assert figures["size"] < 0.6 * figures["float32_checkpoint_size"]
+    folder = RunFolder(s3_store, "q1")
+    assert s3_store.get(folder.key("report.html")).count(b"data:image/png") == 2
+    assert folder.log().count("measured layers.0 in int4") == 1
+    manifest = told(ray, s3_store, "artifacts", "show", "tiny-bundle")
+    assert (manifest["kind"], manifest["lineage"]["run"]) == ("bundle", "q1")
+    assert "CC-BY-NC" in manifest["licence"]
+
+    wave = tmp_path / "out.wav"
+    played = told(ray, s3_store, "generate", "a slow fiddle reel", "--model", "tiny-bundle", "-o", str(wave))
+    assert played["seconds"] == 0.4
+    assert wave.read_bytes()[:4] == b"RIFF"
+
+    dearer = told(ray, s3_store, *quantize, *few, "--set", "quantize.kl_budget=0.5", "--name", "q2")
+    assert dearer["metrics"]["size"] < figures["size"]
+    assert "measured layers" not in RunFolder(s3_store, "q2").log()
+
+    ended = tmctl(ray, s3_store, *quantize, *few, "--set", "quantize.gates.float32.kl=1e-30", "--name", "q3")
+    assert ended.returncode == 1
+    assert "float32 graphs: KL" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert len(told(ray, s3_store, "artifacts", "list")) == 2
+
+
 def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """Shards are made once, by whoever comes first; training from them gives the online losses up to float16."""
     guided = [str(recipe), "--set", "teacher.target=guided"]

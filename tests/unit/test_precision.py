@@ -107,7 +107,7 @@ def test_blocks_round_to_the_nearest_step(bits: int) -> None:
 
 def test_groups() -> None:
     assert group_of("decoder", "layers.11.fc1") == "layers.11"
-    assert group_of("decoder", "lm_heads") == "lm_heads"
+    assert group_of("decoder", "lm_heads") == "lm_heads.0"
     assert group_of("decoder", "place") == "embeddings"
     assert group_of("text_encoder", "embedding") == "text_embedding"
     assert group_of("text_encoder", "encoder.block.0.layer.0.SelfAttention.q") == "text"

@@ -2,84 +2,120 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from tinymusician.quantize.apply import GRAPHS, group_of, quantize_graph
-from tinymusician.quantize.precision import Plan, Precision
-from tinymusician.quantize.rollout import Floats, Sequences, compare, rollout
-from tinymusician.quantize.sensitivity import Measure
+from tinymusician.quantize.apply import GRAPHS, WEIGHTED, group_of, quantize_graph
+from tinymusician.quantize.precision import Plan
+from tinymusician.quantize.rollout import Sequences, compare, rollout, rollout_with_ranges
+from tinymusician.quantize.sensitivity import Measure, Table
+from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest
 from tinymusician.runtime.player import Player
 
+CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
+"""What the codec may become: convolutions know no blocks."""
 
-def groups_of(folder: Path) -> dict[str, int]:
-    """Every group of the float32 graphs in `folder`, with the bytes of its weights."""
+
+def groups_of(path: Path) -> dict[str, int]:
+    """Every group of a float32 graph, with the bytes of its weights; each codebook's head is a group of its own."""
+    model = onnx.load(str(path), load_external_data=False)
+    sizes = {tensor.name: 4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found: dict[str, int] = {}
-    for graph in GRAPHS:
-        if (folder / f"{graph}.onnx").exists():
-            model = onnx.load(str(folder / f"{graph}.onnx"), load_external_data=False)
-            sizes = {tensor.name: 4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-            for node in model.graph.node:
-                if node.op_type in {"MatMul", "Gather", "Conv", "ConvTranspose", "LSTM"}:
-                    group = group_of(graph, node.name)
-                    found[group] = found.get(group, 0) + sum(sizes.get(name, 0) for name in node.input)
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED:
+            group = group_of(path.stem, node.name)
+            found[group] = found.get(group, 0) + sum(sizes.get(name, 0) for name in node.input)
+    if heads := found.pop("lm_heads.0", None):
+        books = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1]
+        found |= {f"lm_heads.{book}": heads // books.dim_value for book in range(books.dim_value)}
     return found
+
+
+def trials(groups: Sequence[str], precisions: Sequence[Precision]) -> list[tuple[str, Precision]]:
+    """Every group with every precision that it may be tried in, in order."""
+    return [
+        (group, precision)
+        for group in groups
+        for precision in precisions
+        if precision != "float32" and (group != "codec" or precision in CONVOLUTIONS)
+    ]
+
+
+def alone(group: str, precision: Precision, how: Plan) -> Plan:
+    """A plan that changes one group only; block size, symmetry and method are those of `how`."""
+    return how.model_copy(update={"default": "float32", "groups": {group: precision}, "cache": "float32"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan makes of the graphs: bytes of all files, each codebook's KL (nats a code), the codec's SNR in dB."""
+
+    size: int
+    by_codebook: tuple[float, ...]
+    codec_snr: float
 
 
 class Measurer:
     """Measures plans on the float32 graphs in `folder` against their own logits on `sequences`."""
 
-    def __init__(self, folder: Path, manifest: BundleManifest, sequences: Sequences, threads: int = 0) -> None:
-        self.folder, self.manifest, self.sequences, self._threads = folder, manifest, sequences, threads
-        self.whole = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".json")
+    def __init__(self, folder: Path, manifest: BundleManifest, sequences: Sequences) -> None:
+        self.folder, self.manifest, self.sequences = folder, manifest, sequences
+        self.in_graph: dict[str, dict[str, int]] = {
+            graph: groups_of(_graph(folder, graph)) for graph in GRAPHS if _graph(folder, graph).exists()
+        }
+        self.groups = {name: size for groups in self.in_graph.values() for name, size in groups.items()}
+        self.whole = _bytes(folder)
         player = self.player(folder)
-        self.wanted: Floats = rollout(player, sequences)
+        self._wanted, self.ranges = rollout_with_ranges(player, sequences)
         self._wave = player.codec(sequences.codes[0])
 
     def player(self, folder: Path) -> Player:
         """The graphs in `folder` ready to run; they are this process's own, so nothing is checked."""
-        return Player(Bundle(folder, self.manifest), self._threads)
+        return Player(Bundle(folder, self.manifest))
 
-    def measure(self, plan: Plan) -> tuple[int, float, float]:
-        """What a plan makes of the graphs: bytes of all files, mean KL (nats a code), and the codec's SNR in dB."""
-        with tempfile.TemporaryDirectory() as name:
+    def measure(self, plan: Plan) -> Outcome:
+        """What a plan makes of the graphs."""
+        with tempfile.TemporaryDirectory(dir=self.folder.parent) as name:
             target = Path(name)
-            size = self._changed(plan, target)
+            self._change(plan, target)
             player = self.player(target)
-            kl = compare(self.wanted, rollout(player, self.sequences)).mean_kl
-            return size, kl, snr(self._wave, player.codec(self.sequences.codes[0]))
+            difference = compare(self._wanted, rollout(player, self.sequences))
+            heard = snr(self._wave, player.codec(self.sequences.codes[0]))
+            return Outcome(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), heard)
 
-    def group(self, group: str, size: int, plan: Plan, precision: Precision) -> Measure:
-        """One group of `size` bytes in float32, alone in `precision`; the rest of the plan says how."""
-        alone = plan.model_copy(update={"default": "float32", "groups": {group: precision}})
-        total, kl, _ = self.measure(alone)
-        return Measure(size + total - self.whole, max(0.0, kl))
+    def table(self, found: Mapping[tuple[str, Precision], Outcome]) -> Table:
+        """What each group costs in each precision, from what was measured of it alone."""
+        nothing = (0.0,) * self.manifest.architecture.codebooks
+        table: dict[str, dict[Precision, Measure]] = {
+            group: {"float32": Measure(size, nothing)} for group, size in self.groups.items()
+        }
+        for (group, precision), outcome in found.items():
+            size = self.groups[group] + outcome.size - self.whole
+            table[group][precision] = Measure(size, outcome.by_codebook)
+        return table
 
-    def _changed(self, plan: Plan, target: Path) -> int:
-        """Write the graphs that the plan changes, link the others; returns the bytes of all."""
+    def _change(self, plan: Plan, target: Path) -> None:
+        """Write the graphs that the plan changes, link the others."""
         for path in self.folder.iterdir():
-            graph = path.stem
-            if graph in GRAPHS and path.suffix == ".onnx" and self._touches(plan, graph):
-                quantize_graph(plan, graph, path, target / path.name)
-            else:
-                (target / path.name).symlink_to(path)
-        return sum(path.stat().st_size for path in target.iterdir() if path.suffix != ".json")
+            if path.suffix == ".onnx" and self._touches(plan, path.stem):
+                quantize_graph(plan, path.stem, path, target / path.name, self.ranges)
+            elif path.suffix != ".data":
+                os.link(path, target / path.name)
+        for data in self.folder.glob("*.data"):
+            if not (target / data.name).exists() and not self._touches(plan, Path(data.stem).stem):
+                os.link(data, target / data.name)
 
     def _touches(self, plan: Plan, graph: str) -> bool:
-        return plan.uniform_int8 or any(plan.of(group) != "float32" for group in groups_in(self.folder, graph))
-
-
-def groups_in(folder: Path, graph: str) -> list[str]:
-    """The groups of one graph."""
-    model = onnx.load(str(folder / f"{graph}.onnx"), load_external_data=False)
-    kinds = {"MatMul", "Gather", "Conv", "ConvTranspose", "LSTM"}
-    return sorted({group_of(graph, node.name) for node in model.graph.node if node.op_type in kinds})
+        kept = plan.cache == "int8" and graph == "decoder"
+        return kept or plan.uniform_int8 or any(plan.of(group) != "float32" for group in self.in_graph[graph])
 
 
 def snr(wanted: Any, found: Any) -> float:
@@ -89,6 +125,10 @@ def snr(wanted: Any, found: Any) -> float:
     return float("inf") if noise == 0 else 10 * float(np.log10(power / noise))
 
 
-def options(group: str, allowed: Sequence[Precision]) -> list[Precision]:
-    """The precisions that a group may be tried in: convolutions know no blocks."""
-    return [name for name in allowed if group != "codec" or name in ("float32", "float16")]
+def _graph(folder: Path, name: str) -> Path:
+    return folder / f"{name}.onnx"
+
+
+def _bytes(folder: Path) -> int:
+    """The bytes of all graphs with their weights."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".onnx", ".data"))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +17,135 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinymusician.quantize.graph import MICROSOFT, save
-from tinymusician.quantize.precision import Plan, Precision
+from tinymusician.quantize.precision import Plan
+from tinymusician.recipe import Precision
+from tinymusician.runtime.bundle import Role
 
-GRAPHS = ("text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder")
+GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder")
 _GROUPS = {
     "text_encoder": {"embedding": "text_embedding"},
-    "decoder": {"code_embeddings": "embeddings", "place": "embeddings", "lm_heads": "lm_heads"},
+    "decoder": {"code_embeddings": "embeddings", "place": "embeddings", "lm_heads": "lm_heads.0"},
 }
 _REST = {"text_encoder": "text", "cross": "cross", "codec_decoder": "codec", "codec_encoder": "codec"}
 
 
-_WEIGHTED = ("MatMul", "Gather", "Conv", "ConvTranspose", "LSTM")
+WEIGHTED = ("MatMul", "Gather", "Conv", "ConvTranspose", "LSTM")
+"""Nodes whose weights a plan decides on."""
 _EXACT = ("bias_pairs",)
 """Small tables that stay in float32."""
+CacheRanges = Sequence[tuple[Any, Any]]
+"""By layer the largest absolute key and value of each channel, [H, D] each."""
 
 
-def apply_plan(plan: Plan, source: Path, target: Path) -> None:
-    """Write the graphs of `source`, quantized by `plan`, into `target`, with everything else that lies there."""
+def apply_plan(plan: Plan, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
+    """Write the graphs of `source`, quantized by `plan`, into `target`, with everything else that lies there.
+
+    `ranges` are needed where the plan keeps the cache in int8.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.suffix == ".json":
             shutil.copyfile(path, target / path.name)
     for name in GRAPHS:
         if (source / f"{name}.onnx").exists():
-            quantize_graph(plan, name, source / f"{name}.onnx", target / f"{name}.onnx")
+            quantize_graph(plan, name, source / f"{name}.onnx", target / f"{name}.onnx", ranges)
 
 
-def quantize_graph(plan: Plan, name: str, source: Path, target: Path) -> None:
-    """Write one graph, quantized by `plan`."""
+def quantize_graph(plan: Plan, name: str, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
+    """Write one graph of the fused flavour, quantized by `plan`."""
     if plan.uniform_int8:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        known = {"DefaultTensorType": TensorProto.FLOAT}
-        quantize_dynamic(str(source), str(target), per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
+        quantize_uniformly(source, target)
         return
     model = onnx.load(str(source))
-    chosen: dict[Precision, list[str]] = {"float32": [], "float16": [], "int8": [], "int4": []}
-    for node in model.graph.node:
-        if node.op_type in _WEIGHTED and node.name not in _EXACT:
-            chosen[plan.of(group_of(name, node.name))].append(node.name)
-    model = _to_blocks(model, chosen["int8"], 8, plan)
-    model = _to_blocks(model, chosen["int4"], 4, plan)
-    _to_float16(model, set(chosen["float16"]))
+    if name == "decoder":
+        split_heads(model, plan)
+    model = quantize_model(plan, model, partial(group_of, name))
+    if name == "decoder" and plan.cache == "int8" and ranges is not None:
+        cache_to_int8(model, ranges)
     save(model, target)
 
 
+def quantize_uniformly(source: Path, target: Path) -> None:
+    """ONNX Runtime's dynamic quantization of everything in a graph."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    known = {"DefaultTensorType": TensorProto.FLOAT}
+    with _quietly():
+        quantize_dynamic(str(source), str(target), per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """ONNX Runtime's quantizers tell of every node; nobody wants to know."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def quantize_model(plan: Plan, model: onnx.ModelProto, group: Callable[[str], str]) -> onnx.ModelProto:
+    """Give every node with weights the precision of its group; `group` tells it from the node's name.
+
+    A table whose rows are no whole number of blocks becomes float16 where the plan asks for fewer bits.
+    """
+    tables = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1}
+    chosen: dict[Precision, list[str]] = {"float32": [], "float16": [], "int8": [], "int4": []}
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED and node.name not in _EXACT and any(name in tables for name in node.input):
+            precision = plan.of(group(node.name))
+            odd = node.op_type == "Gather" and tables[node.input[0]].dims[-1] % plan.block_size
+            chosen["float16" if odd and precision in ("int8", "int4") else precision].append(node.name)
+    model = _to_blocks(model, chosen["int8"], 8, plan)
+    model = _to_blocks(model, chosen["int4"], 4, plan)
+    _to_float16(model, set(chosen["float16"]))
+    return model
+
+
 def group_of(graph: str, node: str) -> str:
-    """The plan's group that a node of a graph belongs to."""
-    if layer := re.match(r"layers\.\d+", node) if graph == "decoder" else None:
-        return layer[0]
+    """The plan's group that a node of a graph belongs to; one product of all heads counts as the first one's."""
+    if part := re.match(r"layers\.\d+|lm_heads\.\d+", node) if graph == "decoder" else None:
+        return part[0]
     return _GROUPS.get(graph, {}).get(node) or _REST[graph]
+
+
+def split_heads(model: onnx.ModelProto, plan: Plan) -> None:
+    """Where a plan gives the codebooks' heads several precisions, make the one product of all heads one for each."""
+    books = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
+    if len({plan.of(f"lm_heads.{book}") for book in range(books)}) == 1:
+        return
+    place, node = next((place, node) for place, node in enumerate(model.graph.node) if node.name == "lm_heads")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    parts = np.split(numpy_helper.to_array(weight), books, axis=1)
+    names = [f"lm_heads.{book}" for book in range(books)]
+    _replace(
+        model, node.input[1], {f"{name}.weight": np.ascontiguousarray(p) for name, p in zip(names, parts, strict=True)}
+    )
+    made = [helper.make_node("MatMul", [node.input[0], f"{name}.weight"], [name], name=name) for name in names]
+    made.append(helper.make_node("Concat", names, ["lm_heads"], name="lm_heads.joined", axis=-1))
+    del model.graph.node[place]
+    for offset, new in enumerate(made):
+        model.graph.node.insert(place + offset, new)
+
+
+def cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
+    """Keep keys and values of self-attention in 8 bits, with a scale for every channel of every head."""
+    for value in (*model.graph.input, *model.graph.output):
+        if re.match(r"(past|kept)_(key|value)\.", value.name):
+            value.type.tensor_type.elem_type = TensorProto.INT8
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    for node, (keys, values) in zip(attentions, ranges, strict=True):
+        scales = {f"{node.name}.{role}_scale": part for role, part in (("key", keys), ("value", values))}
+        for name, largest in scales.items():
+            scale = (np.maximum(largest, 1e-6) / 127).astype(np.float32)[None, :, None, :]
+            model.graph.initializer.append(numpy_helper.from_array(scale, name))
+        node.input.extend([""] * (12 - len(node.input)) + list(scales))
+        for kind in ("k", "v"):
+            node.attribute.append(helper.make_attribute(f"{kind}_quant_type", "PER_CHANNEL"))
+        node.attribute.append(helper.make_attribute("kv_cache_bit_width", 8))
 
 
 def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: Plan) -> onnx.ModelProto:
@@ -87,9 +170,9 @@ def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: Plan) 
             block_size=plan.block_size, is_symmetric=plan.symmetric, accuracy_level=4, bits=bits
         )
     )
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
-    quantizer.process()
+    with _quietly():
+        quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
+        quantizer.process()
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
 

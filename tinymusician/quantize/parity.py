@@ -25,15 +25,6 @@ from tinymusician.runtime.player import Player
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What a bundle must keep: KL at most (nats a code), top codes equal at least, the codec's SNR in dB at least."""
-
-    kl: float
-    agreement: float
-    codec_snr: float
-
-
-@dataclass(frozen=True)
 class Parity:
     """How far a bundle is from PyTorch in float32. Lists are by codebook.
 
@@ -69,7 +60,8 @@ class Reference:
             text = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="pt")
             told = encode_text(model, text["input_ids"], text["attention_mask"])
             null = told.without_text()
-            parts = [_run(model, inputs, condition) for condition in (told, null)]
+            conditions = (told, null) if sequences.null else (told,)
+            parts = [_run(model, inputs, condition) for condition in conditions]
             codes = torch.from_numpy(sequences.codes[:1])[None]
             self.wave: Floats = model.audio_encoder.decode(codes, [None]).audio_values[0, 0].numpy()
         self.logits: Floats = np.concatenate([logits for logits, _ in parts], axis=1)
@@ -87,44 +79,51 @@ def _run(model: Any, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floa
     return logits.contiguous().numpy(), np.stack(seen)
 
 
-def measure(reference: Reference, player: Player, folder: Path) -> Parity:
-    """How far the bundle whose graphs lie in `folder`, loaded as `player`, is from the reference."""
-    sequences = reference.sequences
-    found = rollout(player, sequences)
-    difference = compare(reference.logits, found)
-    worst = int(np.nanargmax(np.nanmax(difference.gap, axis=1)))
-    errors = layer_errors(reference, player, folder)
-    off = np.argwhere(errors.T > 0.01)
-    first_step, first_layer = (int(value) for value in off[0]) if len(off) else (-1, -1)
+def measure(
+    reference: Reference, logits: Floats, wave: Floats, errors: npt.NDArray[np.float64] | None = None
+) -> Parity:
+    """How far graphs are from the reference that gave these logits and this wave.
+
+    `errors` are those of the layers, [layers, S], where the graphs let one look at them.
+    """
+    difference = compare(reference.logits, logits)
+    first_step, first_layer = -1, -1
+    if errors is not None and len(off := np.argwhere(errors.T > 0.01)):
+        first_step, first_layer = (int(value) for value in off[0])
     return Parity(
-        kl=np.nanmean(difference.kl, axis=0).tolist(),
+        kl=difference.by_codebook,
         agreement=np.nanmean(difference.agreement, axis=0).tolist(),
         by_part=_by_part(difference.kl),
         worst_logit=float(np.nanmax(difference.gap)),
-        worst_step=worst,
+        worst_step=int(np.nanargmax(np.nanmax(difference.gap, axis=1))),
         first_layer=first_layer,
         first_step=first_step,
-        layer_errors=errors.max(1).tolist(),
-        codec_snr=min(200.0, snr(reference.wave, player.codec(sequences.codes[0]))),
+        layer_errors=[] if errors is None else errors.max(1).tolist(),
+        codec_snr=min(200.0, snr(reference.wave, wave)),
     )
 
 
-def check(parity: Parity, gate: Gate, name: str) -> None:
-    """Refuse a bundle that does not keep what its gate asks.
+def measure_fused(reference: Reference, player: Player, folder: Path) -> Parity:
+    """How far the fused graphs in `folder`, loaded as `player`, are from the reference."""
+    sequences = reference.sequences
+    wave = player.codec(sequences.codes[0])
+    return measure(reference, rollout(player, sequences), wave, layer_errors(reference, player, folder))
+
+
+def check(parity: Parity, name: str, kl: float, agreement: float, codec_snr: float) -> None:
+    """Refuse graphs whose worst codebook has more KL, or a lower agreement, or whose codec has a lower SNR (dB).
 
     Raises:
-        ParityError: it does not; the message says where it first parts from PyTorch.
+        ParityError: they do; the message says where they first part from PyTorch.
     """
-    kl, agreement = float(np.mean(parity.kl)), float(np.mean(parity.agreement))
     where = f"first off at layer {parity.first_layer}, step {parity.first_step}; worst at step {parity.worst_step}"
-    if not kl <= gate.kl:
-        raise ParityError(f"{name}: KL {kl:.3g} nats a code; at most {gate.kl:g} is allowed ({where})")
-    if not agreement >= gate.agreement:
-        raise ParityError(f"{name}: {agreement:.4f} of the top codes agree; at least {gate.agreement:g} must ({where})")
-    if not parity.codec_snr >= gate.codec_snr:
-        raise ParityError(
-            f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {gate.codec_snr:g} is needed"
-        )
+    if not max(parity.kl) <= kl:
+        raise ParityError(f"{name}: KL {max(parity.kl):.3g} nats a code; at most {kl:g} is allowed ({where})")
+    if not min(parity.agreement) >= agreement:
+        least = min(parity.agreement)
+        raise ParityError(f"{name}: {least:.4f} of the likeliest codes agree; at least {agreement:g} must ({where})")
+    if not parity.codec_snr >= codec_snr:
+        raise ParityError(f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {codec_snr:g} is needed")
 
 
 def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDArray[np.float64]:
@@ -135,7 +134,7 @@ def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDAr
     names = [f"layers.{layer}.after_feed" for layer in range(layers)]
     model = onnx.load(str(folder / "decoder.onnx"))
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1, width]) for name in names)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         onnx.save(model, f"{scratch}/d.onnx", save_as_external_data=True, location="d.data")
         session = onnxruntime.InferenceSession(f"{scratch}/d.onnx", providers=["CPUExecutionProvider"])
         found = _tapped(session, names, player, reference.sequences, steps)
@@ -153,10 +152,11 @@ def _tapped(session: Any, names: list[str], player: Player, sequences: Sequences
     for number, array in enumerate(text.arrays):
         feeds[f"cross_{('key', 'value')[number % 2]}.{number // 2}"] = array[None]
     kept = [value.name for value in session.get_outputs() if value.name.startswith("kept_")]
-    shapes = {value.name: value.shape for value in session.get_inputs()}
+    inputs_by_name = {value.name: value for value in session.get_inputs()}
     for name in kept:
-        _, heads, _, size = shapes[name.replace("kept", "past")]
-        feeds[name.replace("kept", "past")] = np.zeros((1, heads, steps, size), np.float32)
+        past = inputs_by_name[name.replace("kept", "past")]
+        _, heads, _, size = past.shape
+        feeds[past.name] = np.zeros((1, heads, steps, size), np.int8 if past.type == "tensor(int8)" else np.float32)
     found = []
     for step in range(steps):
         feeds |= {"codes": inputs[:, :, step], "positions": np.array([step], np.int32)}

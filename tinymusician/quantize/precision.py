@@ -3,9 +3,11 @@
 Groups are what a plan can decide on by itself:
 
     layers.N        all products of one decoder layer          embeddings      the decoder's tables of codes and places
-    lm_heads        the heads of all codebooks                 cross           cross-attention keys and values
+    lm_heads.K      the head of codebook K                     cross           cross-attention keys and values
     text            the text encoder's products                text_embedding  its table of tokens
     codec           the codec's decoder (and encoder)
+
+`lm_heads` names all heads together; as long as they share a precision they are one product.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.errors import PlanError
+from tinymusician.recipe import Precision
 
-Precision = Literal["float32", "float16", "int8", "int4"]
-BITS: dict[Precision, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 Method = Literal["rtn", "hqq"]
 _TABLES = ("embeddings", "text_embedding", "codec")
 
@@ -31,7 +32,8 @@ class Plan(BaseModel):
     `int8` and `int4` keep weights in blocks of `block_size` with a scale each (and a zero point each unless
     `symmetric`); activations are rounded to 8 bits within the product. `float16` halves the file; on a CPU the products
     still run in float32. `method`: `rtn` rounds to nearest, `hqq` fits scales and zero points to the weights (4 bits).
-    `cache` is the precision of self-attention's keys and values.
+    `cache` is the precision of self-attention's keys and values; for int8 they get a scale a channel, calibrated when
+    the plan is applied.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +54,7 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Plan:
         for group, precision in self.groups.items():
-            if not re.fullmatch(r"layers\.\d+|lm_heads|embeddings|cross|text|text_embedding|codec", group):
+            if not re.fullmatch(r"layers\.\d+|lm_heads(\.\d+)?|embeddings|cross|text|text_embedding|codec", group):
                 raise ValueError(f"groups.{group}: no such group")
             if group == "codec" and precision not in ("float32", "float16"):
                 raise ValueError(
@@ -64,8 +66,9 @@ class Plan(BaseModel):
 
     def of(self, group: str) -> Precision:
         """The precision of a group. Tables and codec are not covered by an integer `default`: it means products."""
-        if group in self.groups:
-            return self.groups[group]
+        for name in (group, "lm_heads" if group.startswith("lm_heads.") else group):
+            if name in self.groups:
+                return self.groups[name]
         if group in _TABLES and self.default in ("int8", "int4"):
             return "float16" if group != "codec" else "float32"
         return self.default
@@ -107,6 +110,13 @@ def load_plan(name: str) -> Plan:
         problem = error.errors()[0]
         where = ".".join(str(key) for key in problem["loc"]) or "plan"
         raise PlanError(f"plan {name}: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+
+
+def coarsest(plan: Plan) -> Precision:
+    """The precision with the fewest bits that a plan uses."""
+    order: tuple[Precision, ...] = ("int4", "int8", "float16", "float32")
+    used = {plan.default, *plan.groups.values()} | ({"int8"} if plan.uniform_int8 or plan.cache == "int8" else set())
+    return next(precision for precision in order if precision in used)
 
 
 def save_plan(plan: Plan, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Teacher-forced rollouts: the same sequences through any decoder, step by step, and how far two differ.
 
-Shapes: R row (each sequence with its text, then each without), K codebook, S step of the delayed sequence,
+Shapes: R row (each sequence with its text, then maybe each without), K codebook, S step of the delayed sequence,
 V vocabulary.
 """
 
@@ -20,10 +20,14 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts, and codes [N, K, T] to be forced under each of them."""
+    """Prompts, and codes [N, K, T] to be forced under each of them.
+
+    With `null` they are also forced without text, as guidance needs it.
+    """
 
     prompts: list[str]
     codes: npt.NDArray[np.int64]
+    null: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,24 +43,31 @@ class Difference:
     gap: npt.NDArray[np.float64]
 
     @property
-    def mean_kl(self) -> float:
-        """The mean over codebooks of their mean KL."""
-        return float(np.nanmean(self.kl, axis=0).mean())
+    def by_codebook(self) -> list[float]:
+        """Each codebook's mean KL."""
+        return [float(value) for value in np.nanmean(self.kl, axis=0)]
 
 
 def rollout(player: Player, sequences: Sequences) -> Floats:
     """The decoder's logits along the sequences, [S, R, K, V]."""
+    logits, _ = rollout_with_ranges(player, sequences)
+    return logits
+
+
+def rollout_with_ranges(player: Player, sequences: Sequences) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+    """The logits [S, R, K, V], and by layer the largest absolute key and value of each channel, [H, D] each."""
     decoder = player.decoder
     inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
     texts = [player.text(prompt) for prompt in sequences.prompts]
-    texts += [player.text.nothing()] * len(texts)
+    if sequences.null:
+        texts, inputs = texts + [player.text.nothing()] * len(texts), np.concatenate([inputs, inputs])
     steps = inputs.shape[2]
     rows = decoder.add(texts, steps)
-    both = np.concatenate([inputs, inputs])
-    logits = np.stack([decoder.step(both[:, :, step]).copy() for step in range(steps)])
+    logits = np.stack([decoder.step(inputs[:, :, step]).copy() for step in range(steps)])
+    largest = [np.abs(buffer).max(axis=(0, 2)) for buffer in decoder.kept()]
     for row in reversed(rows):
         decoder.remove(row)
-    return logits
+    return logits, list(zip(largest[0::2], largest[1::2], strict=True))
 
 
 def compare(wanted: Floats, found: Floats) -> Difference:

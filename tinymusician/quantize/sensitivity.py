@@ -13,15 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tinymusician.errors import PlanError
-from tinymusician.quantize.precision import Precision
+from tinymusician.recipe import Precision
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one group costs in one precision: bytes in the bundle, and the KL it causes by itself (nats a code)."""
+    """What one group costs in one precision: bytes in the bundle, and the KL it causes alone, by codebook (nats)."""
 
     size: int
-    kl: float
+    by_codebook: tuple[float, ...]
+
+    @property
+    def kl(self) -> float:
+        """The mean over codebooks."""
+        return sum(self.by_codebook) / len(self.by_codebook)
 
 
 Table = Mapping[str, Mapping[Precision, Measure]]

@@ -46,6 +46,8 @@ class Decoder:
         outputs = {value.name: value.shape for value in session.get_outputs()}
         self.vocabulary = int(outputs["logits"][2])
         _, self._heads, _, self._size = shapes["past_key.0"]
+        types = {value.name: value.type for value in session.get_inputs()}
+        self._kept_as = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
         self._rows: list[Row] = []
         self._forget()
 
@@ -91,10 +93,14 @@ class Decoder:
             row.position += 1
         return self._logits[:count]
 
+    def kept(self) -> list[npt.NDArray[Any]]:
+        """Keys and values of each layer in turn, [rows, H, M, D]; positions that no row has reached are zero."""
+        return [buffer[: len(self._rows)] for buffer in self._caches]
+
     def _forget(self) -> None:
         """Give all buffers back."""
         self._length, self._text = 0, 0
-        self._caches: list[Floats] = []
+        self._caches: list[npt.NDArray[Any]] = []
         self._cross: list[Floats] = []
         self._mask: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)
 
@@ -113,7 +119,7 @@ class Decoder:
         )
         count = 2 * self.layers
         nothing = np.zeros((0, self._heads, 0, self._size), np.float32)
-        self._caches = [_grown(old, cache, used) for old in self._caches or [nothing] * count]
+        self._caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._kept_as)] * count]
         self._cross = [_grown(old, cross, used) for old in self._cross or [nothing] * count]
         mask = np.zeros((capacity, self._text), np.int32)
         mask[:used, : self._mask.shape[1]] = self._mask[:used]
@@ -151,7 +157,7 @@ def _rounded(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def _grown(old: Floats, shape: tuple[int, ...], used: int) -> Floats:
-    new = np.zeros(shape, np.float32)
+def _grown(old: npt.NDArray[Any], shape: tuple[int, ...], used: int) -> npt.NDArray[Any]:
+    new = np.zeros(shape, old.dtype)
     new[:used, :, : old.shape[2]] = old[:used]
     return new

@@ -1,0 +1,202 @@
+"""What every worker of a compression has at hand: the model, its float32 graphs, sequences, and what was measured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.model import brought
+from jobs.worker import Context
+from tinymusician.artifacts.manifest import Manifest
+from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.scores import Split
+from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
+from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
+from tinymusician.quantize.package import describe
+from tinymusician.quantize.precision import PLANS, Plan, packaged_plan
+from tinymusician.quantize.rollout import Sequences
+from tinymusician.recipe import Precision
+from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
+from tinymusician.runtime.player import Player
+
+_COMPARED = (
+    ("int8-rtn", "int8", "rtn", True),
+    ("int4-rtn", "int4", "rtn", True),
+    ("int4-rtn-asymmetric", "int4", "rtn", False),
+    ("int4-hqq", "int4", "hqq", False),
+)
+"""Whole plans that the report compares: name, precision, method, symmetric."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan to be measured: a group alone in one precision, or a whole plan that the report sets beside the chosen."""
+
+    plan: Plan
+    group: tuple[str, Precision] | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return self.plan.name if self.group is None else " in ".join(self.group)
+
+
+class Compression:
+    """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
+
+    def __init__(self, context: Context) -> None:
+        from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+        from tinymusician.models.student import weights_digest
+
+        self.context, self.recipe, self.asked = context, context.recipe, context.recipe.quantize
+        assert self.asked.model is not None
+        self.artifact: Manifest | None
+        self.name, self.artifact = brought(context.run.store, self.asked.model, context.cache)
+        self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
+        self.digest = weights_digest(self.model)
+        self.one_pass = self.model.generation_config.guidance_scale == 1
+        self.exported = self._export()
+
+    @cached_property
+    def manifest(self) -> BundleManifest:
+        """The float32 graphs' description, as far as the engine needs one."""
+        from tinymusician.quantize.export import architecture_of
+
+        facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
+        return describe(
+            self.exported, self.recipe.name, architecture_of(self.model.config), SamplingDefaults(), **facts
+        )
+
+    def defaults(self) -> SamplingDefaults:
+        """What a request that says nothing gets: the recipe's way of asking the teacher."""
+        teacher = self.recipe.teacher
+        return SamplingDefaults(
+            guidance=1.0 if self.one_pass else teacher.guidance,
+            temperature=teacher.temperature,
+            top_k=teacher.top_k,
+            seconds=self.recipe.sequences.seconds,
+            one_pass=self.one_pass,
+        )
+
+    def player(self) -> Player:
+        """The float32 graphs, ready to run."""
+        return Player(Bundle(self.exported, self.manifest))
+
+    def sequences(self, split: Split, count: int, seconds: float | None) -> Sequences:
+        """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
+        shape = self.manifest.architecture
+        longest = shape.positions - shape.codebooks
+        frames = longest if seconds is None else min(longest, round(seconds * shape.sampling_rate / shape.hop))
+        texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
+        guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
+        facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": guidance}
+        facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
+        shards = ShardSet(self.context.run.store, "rollouts", facts, 1)
+
+        def make(_: int) -> dict[str, Any]:
+            return {"codes": self._played(texts, frames, guidance)}
+
+        make_missing(shards, make, self.context.rank, self.context.world, lambda index: None)
+        self.context.meet()
+        codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
+        return Sequences(texts, codes, null=not self.one_pass)
+
+    def trials(self, measurer: Measurer) -> list[Trial]:
+        """Everything to be measured: the plans the report compares, and for `adaptive` every group alone."""
+        how = self.how()
+        compared = [packaged_plan(name) for name in PLANS if name != "float32"]
+        compared += [
+            how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
+            for name, default, method, symmetric in _COMPARED
+        ]
+        found = [Trial(plan) for plan in compared]
+        if self.asked.plan == "adaptive":
+            pairs = trials(list(measurer.groups), self.asked.precisions)
+            found += [Trial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
+        return found
+
+    def how(self) -> Plan:
+        """The recipe's way of rounding, with every group still in float32."""
+        asked = self.asked
+        return Plan(
+            name="float32",
+            block_size=asked.block_size,
+            symmetric=asked.symmetric,
+            method=asked.method,
+            cache=asked.cache,
+            uniform_int8=False,
+        )
+
+    def measured(self, measurer: Measurer, found: list[Trial]) -> list[Outcome]:
+        """The outcome of every trial; this worker measures its share of those that the store lacks."""
+        kept = [self._kept(measurer.sequences, trial.plan) for trial in found]
+        done = sum(not shard.missing() for shard in kept)
+        for index in range(self.context.rank, len(found), self.context.world):
+            if kept[index].missing():
+                kept[index].write(0, _as_arrays(measurer.measure(found[index].plan)))
+                done += self.context.world
+                print(f"measured {found[index].name} ({index + 1} of {len(found)})", flush=True)
+                if self.context.rank == 0:
+                    self.context.run.tell("sensitivity", min(done, len(found)), len(found))
+        self.context.meet()
+        return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in kept]
+
+    def _kept(self, sequences: Sequences, plan: Plan) -> ShardSet:
+        """Where the store keeps what a plan was measured to do to this model."""
+        codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
+        content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
+        facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
+        return ShardSet(self.context.run.store, "outcomes", facts, 1)
+
+    def _export(self) -> Path:
+        """The float32 graphs, made once a machine: `export` is a folder that is whole as soon as it has its name."""
+        from tinymusician.quantize.export import export_fused
+
+        extent = "-with-encoder" if self.asked.continuation else ""
+        folder = self.context.cache / "exports" / f"{self.digest}{extent}"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                tokenizer = Path(scratch) / "tokenizer.json"
+                self.tokenizer.backend_tokenizer.save(str(tokenizer))
+                export_fused(self.model, tokenizer, Path(scratch) / "graphs", self.asked.continuation)
+                try:
+                    os.rename(Path(scratch) / "graphs", folder)
+                except OSError:  # another worker of this machine was first
+                    shutil.rmtree(Path(scratch) / "graphs")
+        return folder
+
+    def _played(self, texts: list[str], frames: int, guidance: float) -> Any:
+        """Codes [N, K, T], sampled side by side by the engine from the float32 graphs."""
+        from tinymusician.runtime.engine import Request
+        from tinymusician.runtime.sampling import Sampling
+
+        player, top_k = self.player(), self.recipe.teacher.top_k
+        without = None if guidance == 1 else player.text.nothing()
+        generations = [
+            player.engine.start(
+                Request(
+                    player.text(text), without, frames, seed, guidance, Sampling(self.recipe.teacher.temperature, top_k)
+                )
+            )
+            for seed, text in enumerate(texts, self.recipe.training.seed)
+        ]
+        while not all(generation.finished for generation in generations):
+            player.engine.step()
+        return np.stack([generation.codes for generation in generations])
+
+
+def _as_arrays(outcome: Outcome) -> dict[str, Any]:
+    figures = {"size": [outcome.size], "kl": outcome.by_codebook, "codec_snr": [outcome.codec_snr]}
+    return {name: np.array(values) for name, values in figures.items()}
+
+
+def _as_outcome(arrays: dict[str, Any]) -> Outcome:
+    return Outcome(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

@@ -1,0 +1,134 @@
+"""The parity gate, on the band's own graphs: equal ones pass, and what was spoiled is found and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from scipy.special import log_softmax
+
+from tests.bundles import write_bundle
+from tinymusician.codebooks import delay, inputs_for
+from tinymusician.errors import ParityError
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
+from tinymusician.quantize.parity import Reference, check, measure_fused
+from tinymusician.quantize.rollout import Sequences, compare, rollout, rollout_with_ranges
+from tinymusician.runtime.bundle import Bundle, read_manifest
+from tinymusician.runtime.player import Player
+
+PROMPTS = ["a slow waltz for the church organ", "a fast fiddle reel"]
+GATE = {"kl": 1e-6, "agreement": 0.999, "codec_snr": 60.0}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parity") / "float32"
+    write_bundle(load_musicgen("band-small"), Path(model_location("band-small")) / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sequences() -> Sequences:
+    return Sequences(PROMPTS, np.random.default_rng(0).integers(0, 512, (2, 4, 24)))
+
+
+@pytest.fixture(scope="module")
+def reference(sequences: Sequences) -> Reference:
+    return Reference(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
+
+
+def loaded(folder: Path, exported: Path) -> Player:
+    return Player(Bundle(folder, read_manifest(exported)), threads=1)
+
+
+def spoiled(exported: Path, folder: Path, graph: str, weight: str, factor: float) -> Path:
+    """A copy of the graphs in which one weight is multiplied."""
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(str(folder / f"{graph}.onnx"))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
+    tensor.CopyFrom(numpy_helper.from_array(factor * numpy_helper.to_array(tensor), weight))
+    onnx.save(model, str(folder / f"{graph}.onnx"))
+    return folder
+
+
+def test_the_reference_is_transformers_own_decoder(reference: Reference, sequences: Sequences) -> None:
+    """Its rows are each sequence with its text, then each without."""
+    model, tokenizer = load_musicgen("band-small"), load_tokenizer("band-small")
+    pad = model.config.decoder.vocab_size
+    inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
+    text = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        told = model(
+            input_ids=text["input_ids"],
+            attention_mask=text["attention_mask"],
+            decoder_input_ids=inputs.reshape(8, -1),
+        ).logits.view(2, 4, -1, pad)
+    assert np.abs(told.permute(2, 0, 1, 3).numpy() - reference.logits[:, :2]).max() < 1e-4
+    assert reference.logits.shape[1] == 4
+
+
+def test_float32_graphs_pass(reference: Reference, exported: Path) -> None:
+    found = measure_fused(reference, loaded(exported, exported), exported)
+    check(found, "float32", **GATE)
+    assert found.first_layer == -1
+    assert max(found.layer_errors) < 1e-4
+    assert set(found.by_part) == {"first step", "delay's beginning", "between", "delay's end", "last step"}
+
+
+def test_a_spoiled_layer_is_refused_by_name(reference: Reference, exported: Path, tmp_path: Path) -> None:
+    folder = spoiled(exported, tmp_path / "bad", "decoder", "layers.1.fc1.weight", 1.5)
+    found = measure_fused(reference, loaded(folder, exported), folder)
+    assert (found.first_layer, found.first_step) == (1, 0)
+    with pytest.raises(ParityError, match=r"bad: KL .* at most 1e-06 is allowed \(first off at layer 1, step 0"):
+        check(found, "bad", **GATE)
+
+
+def test_a_spoiled_codec_is_refused(reference: Reference, exported: Path, tmp_path: Path) -> None:
+    weights = onnx.load(str(exported / "codec_decoder.onnx")).graph.initializer
+    largest = max(weights, key=lambda tensor: np.prod(tensor.dims)).name
+    folder = spoiled(exported, tmp_path / "bad", "codec_decoder", largest, 1.2)
+    found = measure_fused(reference, loaded(folder, exported), folder)
+    with pytest.raises(ParityError, match="the codec's SNR is"):
+        check(found, "bad", **GATE)
+
+
+def test_differences_are_those_of_scipy(sequences: Sequences) -> None:
+    random = np.random.default_rng(1)
+    one, other = (random.standard_normal((27, 2, 4, 16)).astype(np.float32) for _ in range(2))
+    found = compare(one, other)
+    log_p, log_q = (log_softmax(z.astype(np.float64), -1) for z in (one, other))
+    wanted = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(1)
+    held = ~np.isnan(found.kl)
+    assert held.sum() == 4 * 24, "codebook k is silent for k steps before and 3 - k after its codes"
+    assert np.allclose(found.kl[held], wanted[held])
+    assert np.allclose(found.by_codebook, [wanted[k : k + 24, k].mean() for k in range(4)])
+
+
+def test_rows_without_text_can_be_left_out(exported: Path, sequences: Sequences) -> None:
+    player = loaded(exported, exported)
+    both = rollout(player, sequences)
+    told = rollout(player, Sequences(sequences.prompts, sequences.codes, null=False))
+    assert told.shape[1] == 2
+    assert np.abs(both[:, :2] - told).max() < 1e-4
+
+
+def test_ranges_hold_every_key_and_value(exported: Path, sequences: Sequences) -> None:
+    """The largest keys of the first layer, from PyTorch's own projection of what goes into it."""
+    model = load_musicgen("band-small")
+    layer = model.decoder.model.decoder.layers[0]
+    pad = model.config.decoder.vocab_size
+    inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
+    inner = model.decoder.model.decoder
+    with torch.no_grad():
+        x = sum(inner.embed_tokens[book](inputs[:, book]) for book in range(4))
+        x = x + inner.embed_positions.weights[: x.shape[1]]
+        keys = layer.self_attn.k_proj(layer.self_attn_layer_norm(x))
+    _, ranges = rollout_with_ranges(loaded(exported, exported), sequences)
+    wanted = keys.abs().amax((0, 1)).view(ranges[0][0].shape).numpy()
+    assert np.allclose(ranges[0][0], wanted, rtol=1e-3, atol=1e-4)

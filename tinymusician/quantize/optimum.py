@@ -1,0 +1,140 @@
+"""The other flavour: Optimum's own export and file names, for transformers.js and whoever else knows that layout.
+
+    config.json …                              the model's configuration and tokenizer, as transformers keeps them
+    onnx/text_encoder.onnx                     onnx/decoder_model_merged.onnx   first step and later ones in one file
+    onnx/encodec_decode.onnx                   onnx/build_delay_pattern_mask.onnx
+
+Optimum writes the decoder twice, without and with a past; its own merge shares the weights of both. A plan is the same
+as for the fused flavour: groups are told from the names of nodes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tinymusician.codebooks import delay, inputs_for
+from tinymusician.errors import ModelError
+from tinymusician.quantize.apply import quantize_model, quantize_uniformly
+from tinymusician.quantize.graph import save
+from tinymusician.quantize.precision import Plan
+from tinymusician.quantize.rollout import Floats, Sequences
+
+DECODERS = ("decoder_model", "decoder_with_past_model")
+_DECODER_GROUPS = (
+    (r"layers\.\d+/encoder_attn/[kv]_proj", "cross"),
+    (r"enc_to_dec_proj", "cross"),
+    (r"layers\.\d+", None),
+    (r"lm_heads\.\d+", None),
+    (r"embed_", "embeddings"),
+)
+
+
+def export_optimum(model: Path, folder: Path) -> None:
+    """Export the MusicGen in the local folder `model` with Optimum, in float32, into `folder`.
+
+    Raises:
+        ModelError: Optimum cannot export it.
+    """
+    from optimum.exporters.onnx import main_export
+
+    try:
+        main_export(str(model), output=folder, task="text-to-audio", do_validation=False)
+    except Exception as error:  # whatever Optimum or torch's exporter meets in a model it does not know
+        raise ModelError(f"model {model}: Optimum cannot export it ({' '.join(str(error).split())[:200]})") from error
+
+
+def apply_to_optimum(plan: Plan, source: Path, target: Path) -> None:
+    """Write Optimum's float32 files in `source`, quantized by `plan`, into `target`, with the two decoders merged."""
+    from optimum.onnx import merge_decoders
+
+    (target / "onnx").mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt", ".model"):
+            shutil.copyfile(path, target / path.name)
+        elif path.suffix == ".onnx":
+            _quantize(plan, path, target / "onnx" / path.name)
+    decoders = [target / "onnx" / f"{name}.onnx" for name in DECODERS]
+    merge_decoders(*decoders, save_path=target / "onnx" / "decoder_model_merged.onnx", strict=False)
+    for path in decoders:
+        path.unlink()
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+
+
+def group_in_optimum(graph: str, node: str) -> str:
+    """The plan's group that a node of one of Optimum's graphs belongs to."""
+    if graph == "text_encoder":
+        return "text_embedding" if "shared" in node else "text"
+    if graph not in DECODERS:
+        return "codec"
+    for pattern, group in _DECODER_GROUPS:
+        if found := re.search(pattern, node):
+            return group or found[0]
+    raise ModelError(f"{graph}: node {node} is in no group that a plan knows")
+
+
+def optimum_logits(folder: Path, tokenizer: Any, sequences: Sequences) -> Floats:
+    """The merged decoder's logits along the sequences, [S, R, K, V]: the first step without a past, others with it."""
+    import onnxruntime
+
+    def open_(name: str) -> Any:
+        return onnxruntime.InferenceSession(str(folder / "onnx" / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+
+    text, decoder = open_("text_encoder"), open_("decoder_model_merged")
+    told = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="np")
+    feeds = {"input_ids": told["input_ids"].astype(np.int64), "attention_mask": told["attention_mask"].astype(np.int64)}
+    (states,) = text.run(None, feeds)
+    mask = feeds["attention_mask"]
+    states = states * mask[..., None].astype(np.float32)
+    vocabulary = int(decoder.get_outputs()[0].shape[2])
+    inputs = inputs_for(delay(sequences.codes, vocabulary), vocabulary)
+    if sequences.null:
+        states, mask = np.concatenate([states, 0 * states]), np.concatenate([mask, 0 * mask])
+        inputs = np.concatenate([inputs, inputs])
+    return _along(decoder, inputs, {"encoder_hidden_states": states, "encoder_attention_mask": mask})
+
+
+def optimum_wave(folder: Path, sequences: Sequences) -> Floats:
+    """The codec's wave of the first sequence, [T · hop]."""
+    import onnxruntime
+
+    path = folder / "onnx" / "encodec_decode.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (wave,) = session.run(None, {"audio_codes": sequences.codes[None, :1]})
+    return np.asarray(wave[0, 0], np.float32)
+
+
+def _along(decoder: Any, inputs_RKS: Any, conditions: dict[str, Any]) -> Floats:
+    rows, books, steps = inputs_RKS.shape
+    past = {value.name: value.shape for value in decoder.get_inputs() if value.name.startswith("past_key_values")}
+    names = [value.name for value in decoder.get_outputs()]
+    feeds = {name: np.zeros((rows, shape[1], 1, shape[3]), np.float32) for name, shape in past.items()}
+    feeds |= conditions
+    found = []
+    for step in range(steps):
+        feeds |= {
+            "input_ids": inputs_RKS[:, :, step].reshape(rows * books, 1),
+            "use_cache_branch": np.array([step > 0]),
+        }
+        values = dict(zip(names, decoder.run(None, feeds), strict=True))
+        found.append(values["logits"].reshape(rows, books, -1))
+        for name, value in values.items():
+            # From the second step on, the branch with a past gives empty keys and values of the text: those stay.
+            if name.startswith("present") and (step == 0 or ".decoder." in name):
+                feeds[name.replace("present", "past_key_values")] = value
+    return np.stack(found)
+
+
+def _quantize(plan: Plan, source: Path, target: Path) -> None:
+    if source.stem == "build_delay_pattern_mask":
+        shutil.copyfile(source, target)
+    elif plan.uniform_int8:
+        quantize_uniformly(source, target)
+    else:
+        save(quantize_model(plan, onnx.load(str(source)), partial(group_in_optimum, source.stem)), target)

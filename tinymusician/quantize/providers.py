@@ -1,0 +1,70 @@
+"""Where a graph can run: which of its operators an execution provider lacks, and ONNX Runtime's verdict for phones.
+
+What a provider lacks runs on the CPU, and every change of provider costs a copy. Sources: ONNX Runtime's CPU provider
+has all operators that its own tools write; CoreML by ONNX Runtime's usability checker; WebGPU by the table of operators
+of onnxruntime-web 1.24.3 (docs/webgpu-operators.md).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+_ON_WEBGPU = (
+    "Add Cast Concat Conv ConvTranspose Div Elu Equal Erf Expand Flatten Gather GatherBlockQuantized Gelu Gemm "
+    "GroupQueryAttention If LayerNormalization MatMul MatMulNBits Mul MultiHeadAttention Not Pad Pow Range ReduceMax "
+    "ReduceMean ReduceSum Relu Reshape Shape SimplifiedLayerNormalization Slice Softmax Split Sqrt Squeeze Sub Tanh "
+    "Tile Transpose Unsqueeze Where Identity Constant ConstantOfShape"
+)
+WEBGPU = frozenset(_ON_WEBGPU.split())
+"""Operators, of those that a MusicGen's graphs hold, that onnxruntime-web runs on WebGPU or without any work."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One graph on one provider: the operators it lacks, and what is said about it."""
+
+    graph: str
+    provider: str
+    lacks: tuple[str, ...]
+    said: str
+
+
+def verdicts(folder: Path) -> list[Verdict]:
+    """What each provider makes of every graph in `folder`."""
+    found = []
+    for path in sorted(folder.rglob("*.onnx")):
+        kinds = operators(onnx.load(str(path), load_external_data=False).graph)
+        found.append(Verdict(path.stem, "CPU (x86, ARM)", (), "runs whole"))
+        found.append(coreml(path))
+        lacks = tuple(sorted(kinds - WEBGPU))
+        found.append(Verdict(path.stem, "WebGPU", lacks, "runs whole" if not lacks else "the rest runs on the CPU"))
+    return found
+
+
+def operators(graph: onnx.GraphProto) -> set[str]:
+    """The kinds of a graph's nodes, with those of the graphs within it."""
+    found = {node.op_type for node in graph.node}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found |= operators(attribute.g)
+    return found
+
+
+def coreml(path: Path) -> Verdict:
+    """The verdict of `python -m onnxruntime.tools.check_onnx_model_mobile_usability`."""
+    command = [sys.executable, "-m", "onnxruntime.tools.check_onnx_model_mobile_usability", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    text = ended.stdout + ended.stderr
+    program = text[text.rfind("Checking CoreML MLProgram") :]
+    lacking = re.findall(r"Unsupported ops: (\S+)", program)
+    lacks = tuple(name.partition(":")[2] for name in lacking[0].split(",")) if lacking else ()
+    ruling = re.findall(r"For optimal performance.*", text)
+    said = ruling[-1].strip() if ruling else f"the checker ended with exit code {ended.returncode}"
+    return Verdict(path.stem, "CoreML", lacks, said)

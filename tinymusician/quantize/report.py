@@ -1,0 +1,134 @@
+"""What a finished compression shows: one page with plots, that a person opens in a browser. Nothing else is needed."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinymusician.quantize.sensitivity import Table, front
+from tinymusician.recipe import Precision
+
+FLOOR = 1e-9
+"""What a KL of nothing is drawn as on a logarithmic axis."""
+_COLOURS = {"float16": "tab:green", "int8": "tab:blue", "int4": "tab:red"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan on the plane of size (bytes of the graphs) and KL (nats a code, the mean of its codebooks)."""
+
+    name: str
+    size: int
+    kl: float
+
+
+def plot_sensitivity(table: Table) -> bytes:
+    """A PNG: the KL of every group alone, in each precision, and by codebook in the coarsest one."""
+    groups = [group for group in table if len(table[group]) > 1]
+    precisions: list[Precision] = [name for name in _ORDER if any(name in table[group] for group in groups)]
+    figure, (above, below) = _pyplot().subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
+    for precision in precisions:
+        kls = [max(FLOOR, table[group][precision].kl) if precision in table[group] else np.nan for group in groups]
+        above.semilogy(kls, "o-", color=_COLOURS[precision], label=precision)
+    above.set_title("KL of one group alone (nats a code, mean of the codebooks)")
+    coarse = precisions[-1]
+    books = len(next(iter(table.values()))["float32"].by_codebook)
+    for book in range(books):
+        kls = [
+            max(FLOOR, table[group][coarse].by_codebook[book]) if coarse in table[group] else np.nan for group in groups
+        ]
+        below.semilogy(kls, ".-", label=f"codebook {book + 1}")
+    below.set_title(f"by codebook, in {coarse}")
+    below.set_xticks(range(len(groups)), groups, rotation=60, ha="right")
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    return _png(figure)
+
+
+def plot_front(table: Table | None, points: Sequence[Point], budget: float | None) -> bytes:
+    """A PNG: size against KL, the front of the relaxation where groups were measured, and every plan on it."""
+    figure, axis = _pyplot().subplots(figsize=(11, 6), layout="constrained")
+    if table is not None:
+        rest = max((point.size for point in points), default=0) - sum(one["float32"].size for one in table.values())
+        plans = front(table)
+        axis.plot(
+            [(size + rest) / 1e6 for _, size, _ in plans],
+            [max(FLOOR, kl) for _, _, kl in plans],
+            color="0.6",
+            label="front, as the sum of the groups alone",
+        )
+    for number, point in enumerate(sorted(points, key=lambda point: point.size)):
+        place = (point.size / 1e6, max(FLOOR, point.kl))
+        axis.plot(*place, "o")
+        axis.annotate(point.name, place, (7, 5 if number % 2 else -11), textcoords="offset points")
+    if budget is not None:
+        axis.axhline(budget, color="tab:red", linestyle=":", label="budget")
+    axis.set_yscale("log")
+    axis.set_xlabel("graphs (MB)")
+    axis.set_ylabel("KL from float32 (nats a code)")
+    axis.set_title("size against KL")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    return _png(figure)
+
+
+def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
+    """A page that needs no other file; `parts` are headings with HTML below them."""
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in parts)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        "<style>body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
+        "td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}pre{background:#f6f6f6;padding:1rem}"
+        f"</style><h1>{html.escape(title)}</h1>\n{body}</html>\n"
+    )
+
+
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; numbers stand to the right."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = ["".join(_cell(value) for value in row) for row in rows]
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def html_picture(png: bytes, description: str) -> str:
+    """A picture within the page."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def html_text(text: str) -> str:
+    """Text as it is written."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+_ORDER: tuple[Precision, ...] = ("float16", "int8", "int4")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f'<td class="n">{value:.4g}</td>'
+    return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    _pyplot().close(figure)
+    return buffer.getvalue()
