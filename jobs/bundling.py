@@ -158,7 +158,7 @@ class _Fused:
             manifest = describe(
                 folder,
                 compression.recipe.name,
-                architecture_of(compression.model.config),
+                architecture_of(compression.model),
                 compression.defaults(),
                 dtypes,
                 chosen.plan.providers,

@@ -70,9 +70,7 @@ class Compression:
         from tinymusician.quantize.export import architecture_of
 
         facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
-        return describe(
-            self.exported, self.recipe.name, architecture_of(self.model.config), SamplingDefaults(), **facts
-        )
+        return describe(self.exported, self.recipe.name, architecture_of(self.model), SamplingDefaults(), **facts)
 
     def defaults(self) -> SamplingDefaults:
         """What a request that says nothing gets: the recipe's way of asking the teacher."""
@@ -92,8 +90,8 @@ class Compression:
     def sequences(self, split: Split, count: int, seconds: float | None) -> Sequences:
         """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
         shape = self.manifest.architecture
-        longest = shape.positions - shape.codebooks
-        frames = longest if seconds is None else min(longest, round(seconds * shape.sampling_rate / shape.hop))
+        asked = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
+        frames = min(shape.window, asked)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": guidance}

@@ -11,15 +11,16 @@ from tinymusician.runtime.bundle import BundleManifest, Role, SamplingDefaults, 
 GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder")
 
 
-def write_bundle(model: Any, tokenizer: Path, folder: Path, **sampling: Any) -> None:
+def write_bundle(model: Any, tokenizer: Path, folder: Path, continuation: bool = False, **sampling: Any) -> None:
     """Export `model` into `folder` and describe it."""
-    export_fused(model, tokenizer, folder, continuation=False)
-    roles: list[tuple[str, Role, str]] = [(f"{role}.onnx", role, "float32") for role in GRAPHS]
+    export_fused(model, tokenizer, folder, continuation)
+    graphs = [*GRAPHS, "codec_encoder"] if continuation else GRAPHS
+    roles: list[Any] = [(f"{role}.onnx", role, "float32") for role in graphs]
     manifest = BundleManifest(
         format=1,
         name="test",
         files=describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")]),
-        architecture=architecture_of(model.config),
+        architecture=architecture_of(model),
         sampling=SamplingDefaults(**sampling),
         providers=("CPUExecutionProvider",),
         minimum_memory=0,

@@ -82,6 +82,6 @@ def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
             for attention in (layer.self_attn, layer.encoder_attn):
                 attention.out_proj.weight.mul_(10)
     model.generation_config = GenerationConfig(
-        pad_token_id=16, bos_token_id=16, decoder_start_token_id=16, do_sample=True, guidance_scale=3.0, max_length=64
+        pad_token_id=16, bos_token_id=16, decoder_start_token_id=16, do_sample=True, guidance_scale=3.0, max_length=256
     )
     return model.eval()

@@ -198,6 +198,18 @@ class Gates(Part):
     int8: Gate = Gate(kl=0.02, agreement=0.9, codec_snr=20)
     int4: Gate = Gate(kl=0.2, agreement=0.75, codec_snr=20)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _partly(cls, content: Any) -> Any:
+        """A gate that says only some of its values keeps the defaults of the others."""
+        if not isinstance(content, dict):
+            return content
+        own = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
+        return {
+            name: {**own[name], **gate} if name in own and isinstance(gate, dict) else gate
+            for name, gate in content.items()
+        }
+
 
 class Quantize(Part):
     """How a model becomes a bundle."""

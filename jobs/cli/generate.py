@@ -33,6 +33,12 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw among this many likeliest codes; 0 is all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this share.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="PROMPT", help="What it should not sound like.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option("--continue", metavar="WAV", help="Go on from this clip, which the seconds include.")
+    ] = None,
+    windows: Annotated[
+        bool, typer.Option(help="Play longer than the model was trained on, each window going on from the last.")
+    ] = True,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to ONNX Runtime.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -44,14 +50,15 @@ def generate(
 
     - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
     """
-    from tinymusician.runtime.audio import write_wave
+    from tinymusician.runtime.audio import read_wave, write_wave
     from tinymusician.runtime.player import Wish, open_player
 
     began = time.monotonic()
     player = open_player(located(model), threads, provider)
     loaded = time.monotonic()
-    wish = Wish(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative)
     rate = player.codec.shape.sampling_rate
+    heard = None if clip is None else read_wave(clip, rate)
+    wish = Wish(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, heard, windows)
     with progress(player.codec.shape.frame_rate) as told:
         samples = player.play(wish, told)
     took, length = time.monotonic() - loaded, len(samples) / rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def model(name: str) -> Any:
 @pytest.fixture(scope="module")
 def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Player:
     folder = tmp_path_factory.mktemp("bundle")
-    write_bundle(model, Path(model_location(name)) / "tokenizer.json", folder, seconds=1.0)
+    tokenizer = Path(model_location(name)) / "tokenizer.json"
+    write_bundle(model, tokenizer, folder, continuation=True, seconds=1.0)
     return open_player(folder, threads=1)
 
 
@@ -139,13 +141,13 @@ def test_cancelling_frees_the_rows_at_once(player: Player) -> None:
 def test_a_stream_comes_in_time_and_whole(player: Player) -> None:
     wish = Wish(PROMPT, seconds=3, seed=3)
     heard: list[tuple[int, int]] = []
-    stream = player.stream(wish, lambda done, steps: heard.append((done, steps)))
+    stream = player.stream(wish, lambda done, frames: heard.append((done, frames)))
     chunks = [(len(chunk), heard[-1][0]) for chunk in stream]
     rate, hop = player.codec.shape.frame_rate, player.codec.shape.hop
     assert chunks[0][1] <= 0.5 * rate + 4, "the first half second comes when it is there"
     assert len(chunks) == 4
     assert sum(length for length, _ in chunks) == 3 * rate * hop
-    assert heard == [(step + 1, 153) for step in range(153)]
+    assert heard == [(max(0, step - 2), 150) for step in range(153)]
     whole = player.codec(codes_of(player, wish))
     np.testing.assert_allclose(player.play(wish), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
@@ -172,6 +174,42 @@ def test_going_on_from_codes(player: Player) -> None:
     assert np.array_equal(generation.codes, whole)
     with pytest.raises(RequestError, match="frames 50: allowed are 51 to"):
         player.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
+
+
+def test_what_is_longer_than_the_training_clips_comes_in_windows(player: Player) -> None:
+    """Each window is the engine's own continuation of the end of the one before."""
+    shape = player.manifest.architecture
+    wish = Wish(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
+    track = player.start(wish)
+    while not track.finished:
+        player.engine.step()
+        track.advance()
+    overlap = int(0.4 * shape.window)
+    request = player.request(wish)
+    first = player.engine.start(replace(request, frames=shape.window))
+    player.engine.run(first)
+    again = replace(request, frames=overlap + 60, prefix=first.codes[:, -overlap:], window=1)
+    second = player.engine.start(again)
+    player.engine.run(second)
+    assert np.array_equal(track.codes, np.concatenate([first.codes, second.codes[:, overlap:]], axis=1))
+    assert len(player.play(wish)) == (shape.window + 60) * player.codec.shape.hop
+    with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
+        player.play(replace(wish, windows=False))
+
+
+def test_going_on_from_a_clip(player: Player, model: Any) -> None:
+    """The clip's codes are those of transformers' codec, and the music begins with them."""
+    clip = np.sin(np.arange(player.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
+    track = player.start(Wish(PROMPT, seconds=1, clip=clip))
+    while not track.finished:
+        player.engine.step()
+    with torch.no_grad():
+        whole = torch.from_numpy(clip[: player.codec.shape.hop * 30])[None, None]
+        wanted = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
+    assert track.codes.shape == (4, 50)
+    assert np.array_equal(track.codes[:, :30], wanted)
+    with pytest.raises(RequestError, match=r"clip: lasts .* less than the 0\.5 asked for"):
+        player.play(Wish(PROMPT, seconds=0.5, clip=clip))
 
 
 @pytest.mark.parametrize(

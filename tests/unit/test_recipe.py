@@ -66,3 +66,12 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     broken.write_text("- 1")
     with pytest.raises(RecipeError, match="holds list"):
         load_recipe(str(broken))
+
+
+def test_a_gate_that_says_a_part_keeps_the_rest() -> None:
+    gates = load_recipe("band", ("quantize.gates.int8.kl=0.5",)).quantize.gates
+    own = load_recipe("band").quantize.gates
+    assert gates.int8 == own.int8.model_copy(update={"kl": 0.5})
+    assert gates.int4 == own.int4
+    with pytest.raises(RecipeError, match=r"quantize\.gates\.int8\.drums = 1: no such key"):
+        load_recipe("band", ("quantize.gates.int8.drums=1",))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers import GenerationConfig
 
 from tinymusician.errors import ModelError
 from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
@@ -40,9 +41,10 @@ def export_fused(model: Any, tokenizer: Path, folder: Path, continuation: bool) 
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
-def architecture_of(config: Any) -> Architecture:
+def architecture_of(model: Any) -> Architecture:
     """What the engine must know of a MusicGen."""
-    codec = config.audio_encoder
+    config = model.config
+    codec, positions = config.audio_encoder, config.decoder.max_position_embeddings
     before, after = frames_around(codec)
     return Architecture(
         codebooks=config.decoder.num_codebooks,
@@ -53,9 +55,16 @@ def architecture_of(config: Any) -> Architecture:
         hop=int(np.prod(codec.upsampling_ratios)),
         context_before=before,
         context_after=after,
-        positions=config.decoder.max_position_embeddings,
+        positions=positions,
+        window=min(_trained_frames(model, positions), positions - config.decoder.num_codebooks + 1),
         text_tokens=LONGEST_TEXT,
     )
+
+
+def _trained_frames(model: Any, positions: int) -> int:
+    """MusicGen's generation_config says how long its training clips were; transformers' own 20 says nothing."""
+    said = model.generation_config.max_length or 0
+    return said if said > GenerationConfig().max_length else positions
 
 
 def decoder_weights(model: Any) -> dict[str, npt.NDArray[np.float32]]:

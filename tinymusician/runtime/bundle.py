@@ -53,7 +53,11 @@ class BundleFile(Part):
 
 
 class Architecture(Part):
-    """What the engine must know of the models. `positions` bound the steps of a sequence, frames plus delay."""
+    """What the engine must know of the models.
+
+    `positions` bound the steps of a sequence, frames plus delay; `window` is how many frames the decoder was trained
+    on, and what is longer is played in windows.
+    """
 
     codebooks: Count
     vocabulary: Count
@@ -64,6 +68,7 @@ class Architecture(Part):
     context_before: Annotated[int, Field(ge=0)]
     context_after: Annotated[int, Field(ge=0)]
     positions: Count
+    window: Count
     text_tokens: Count
 
 

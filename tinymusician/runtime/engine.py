@@ -26,7 +26,8 @@ class Request:
     """What is to be played.
 
     `text` and `without` are what the two passes attend to; `without` is None where one pass suffices. `prefix` [K, P]
-    are codes to go on from; they are part of the `frames` that come out. `seed` alone decides the random numbers.
+    are codes to go on from; they are part of the `frames` that come out. `seed` alone decides the random numbers; every
+    `window` of a longer piece has its own.
     """
 
     text: CrossStates
@@ -36,6 +37,7 @@ class Request:
     guidance: float = 3.0
     sampling: Sampling = field(default_factory=Sampling)
     prefix: Codes | None = None
+    window: int = 0
 
 
 class Generation:
@@ -47,7 +49,7 @@ class Generation:
         self.error: EngineError | None = None
         self.cancelled = False
         self.rows: list[Row] = []
-        self._random = np.random.Generator(np.random.Philox(request.seed))
+        self._random = np.random.Generator(np.random.Philox(request.seed).jumped(request.window))
         self._books, self._pad = books, pad
         self._delayed = np.full((books, frames + books - 1), pad, np.int64)
         self._given = 0
@@ -65,7 +67,12 @@ class Generation:
     @property
     def finished(self) -> bool:
         """Whether nothing more will come: it is complete, was cancelled or failed."""
-        return self.steps_done == self.steps or self.cancelled or self.error is not None
+        return self.steps_done == self.steps or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended before it was complete: it was cancelled, or something went wrong."""
+        return self.cancelled or self.error is not None
 
     @property
     def frames_ready(self) -> int:
@@ -114,6 +121,11 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._playing: list[Generation] = []
         self._lock = threading.Lock()
+
+    @property
+    def books(self) -> int:
+        """The decoder's codebooks."""
+        return self._decoder.books
 
     @property
     def idle(self) -> bool:

@@ -14,18 +14,25 @@ from tinymusician.errors import BundleError, EngineError, RequestError
 from tinymusician.runtime.bundle import Bundle, Role, open_bundle
 from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
 from tinymusician.runtime.decoder import Decoder
-from tinymusician.runtime.engine import Engine, Generation, Request
+from tinymusician.runtime.engine import Engine, Request
 from tinymusician.runtime.sampling import Sampling
 from tinymusician.runtime.text import TextEncoder
+from tinymusician.runtime.track import Track
 
 Samples = npt.NDArray[np.float32]
 FIRST_CHUNK, CHUNK = 0.5, 1.0
 """Seconds of audio in the first chunk of a stream, and in those after it."""
+LONGEST = 600.0
+"""The most seconds that are played, in windows."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What somebody wants to hear; what is None is the bundle's default."""
+    """What somebody wants to hear; what is None is the bundle's default.
+
+    `clip` [samples] is audio to go on from, and is part of the `seconds`. Without `windows` nothing longer than what
+    the model was trained on is played.
+    """
 
     prompt: str
     seconds: float | None = None
@@ -35,6 +42,8 @@ class Wish:
     top_k: int | None = None
     top_p: float | None = None
     negative_prompt: str | None = None
+    clip: Samples | None = None
+    windows: bool = True
 
 
 class Player:
@@ -53,13 +62,13 @@ class Player:
         self.decoder = Decoder(open_("decoder"))
         codec = CodecShape(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
         self.codec = CodecDecoder(open_("codec_decoder"), codec)
+        self._encoder = open_("codec_encoder") if bundle.has("codec_encoder") else None
         self.engine = Engine(self.decoder, shape.positions)
 
     @property
-    def longest(self) -> float:
-        """The most seconds that can be played at once."""
-        shape = self.manifest.architecture
-        return (shape.positions - shape.codebooks + 1) / self.codec.shape.frame_rate
+    def window(self) -> float:
+        """The seconds that the model was trained on, which are played at once."""
+        return self.manifest.architecture.window / self.codec.shape.frame_rate
 
     def request(self, wish: Wish) -> Request:
         """A wish with the bundle's defaults, checked, and its prompt encoded.
@@ -67,57 +76,83 @@ class Player:
         Raises:
             RequestError: a value that is not allowed.
         """
-        own = self.manifest.sampling
+        own, rate = self.manifest.sampling, self.codec.shape.frame_rate
         seconds = own.seconds if wish.seconds is None else wish.seconds
         guidance = own.guidance if wish.guidance is None else wish.guidance
-        least = self.codec.fewest / self.codec.shape.frame_rate
-        if not least <= seconds <= self.longest:
-            raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {self.longest:g}")
-        frames = round(seconds * self.codec.shape.frame_rate)
+        least, most = self.codec.fewest / rate, LONGEST if wish.windows else self.window
+        if not least <= seconds <= most:
+            more = "" if wish.windows else "; more with windows"
+            raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
+        if own.one_pass and guidance != 1:
+            raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
         sampling = Sampling(
             own.temperature if wish.temperature is None else wish.temperature,
             own.top_k if wish.top_k is None else wish.top_k,
             own.top_p if wish.top_p is None else wish.top_p,
         )
         _check(guidance, sampling)
-        two = guidance != 1 and not own.one_pass
+        two = guidance != 1
+        if wish.negative_prompt and not two:
+            raise RequestError("negative prompt: works through guidance, and guidance 1 has none")
         without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
-        return Request(self.text(wish.prompt), without, frames, wish.seed, guidance, sampling)
+        prefix = None if wish.clip is None else self._encoded(wish.clip, seconds)
+        return Request(self.text(wish.prompt), without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
 
-    def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, steps: None) -> Iterator[Samples]:
-        """Chunks of audio as they become ready; `told` hears of every step. Closing the iterator cancels."""
-        generation = self.engine.start(self.request(wish))
+    def start(self, wish: Wish) -> Track:
+        """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
+        return Track(self.engine, self.request(wish), self.manifest.architecture.window)
+
+    def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Iterator[Samples]:
+        """Chunks of audio as they become ready; `told` hears of frames done. Closing the iterator cancels."""
+        track = self.start(wish)
         audio, rate = AudioStream(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
         try:
-            while not generation.finished:
+            while not track.finished:
                 self.engine.step()
-                told(generation.steps_done, generation.steps)
-                if generation.frames_ready >= due and not generation.finished:
-                    due += CHUNK * rate
-                    yield audio.feed(generation.codes, last=False)
-            if generation.error is not None:
-                raise generation.error
-            yield audio.feed(generation.codes, last=True)
+                track.advance()
+                told(track.frames_ready, track.frames)
+                if track.frames_ready >= due and not track.finished:
+                    due = track.frames_ready + CHUNK * rate
+                    yield audio.feed(track.codes, last=False)
+            if track.error is not None:
+                raise track.error
+            yield audio.feed(track.codes, last=True)
         finally:
-            generation.cancel()
+            track.cancel()
             self.engine.step()
 
-    def play(self, wish: Wish, told: Callable[[int, int], None] = lambda done, steps: None) -> Samples:
+    def play(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Samples:
         """All of the audio at once, [samples]."""
         return np.concatenate(list(self.stream(wish, told)))
 
     def play_all(self, wishes: list[Wish]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
-        generations = [self.engine.start(self.request(wish)) for wish in wishes]
-        while not all(generation.finished for generation in generations):
+        tracks = [self.start(wish) for wish in wishes]
+        while not all(track.finished for track in tracks):
             self.engine.step()
-        return [self._wave(generation) for generation in generations]
+            for track in tracks:
+                track.advance()
+        return [self._wave(track) for track in tracks]
 
-    def _wave(self, generation: Generation) -> Samples:
-        if generation.error is not None:
-            raise generation.error
-        return self.codec(generation.codes)
+    def _wave(self, track: Track) -> Samples:
+        if track.error is not None:
+            raise track.error
+        return self.codec(track.codes)
+
+    def _encoded(self, clip: Samples, seconds: float) -> Any:
+        """The codes [K, T] of a clip's whole frames."""
+        if self._encoder is None:
+            raise RequestError(
+                "clip: this bundle has no codec encoder; make one with `--set quantize.continuation=true`"
+            )
+        shape = self.codec.shape
+        frames = len(clip) // shape.hop
+        if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
+            least, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
+            raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the {seconds:g} asked for")
+        (codes,) = self._encoder.run(["codes"], {"audio": clip[None, : frames * shape.hop].astype(np.float32)})
+        return codes[0]
 
 
 def open_player(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> Player:

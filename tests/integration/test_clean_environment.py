@@ -1,0 +1,46 @@
+"""A bundle plays where nothing but the package's own dependencies is installed: no torch, no transformers, no Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import write_bundle
+from tinymusician.models.musicgen import load_musicgen, model_location
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+ABSENT = ("torch", "transformers", "ray", "onnx", "deepspeed", "matplotlib", "scipy")
+
+
+def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle(load_musicgen("band-small"), Path(model_location("band-small")) / "tokenizer.json", bundle)
+    source = tmp_path / "source"  # a build leaves files where it builds
+    for part in ("tinymusician", "jobs"):
+        shutil.copytree(ROOT / part, source / part)
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source / part)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    install = [str(binaries / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), str(source)]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    look = f"import importlib.util as u; print([name for name in {ABSENT} if u.find_spec(name)])"
+    found = subprocess.run([str(binaries / "python"), "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+    command = [str(binaries / "tmctl"), "generate", "a fast fiddle reel", "--model", str(bundle), "--seconds", "2"]
+    ended = subprocess.run(
+        [*command, "-o", "out.wav", "--json"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["seconds"] == 2
+    with wave.open(str(tmp_path / "out.wav")) as file:
+        assert (file.getframerate(), file.getnframes()) == (16000, 32000)
