@@ -58,6 +58,7 @@ PLANS = {
     "int4 blocks": (Plan(name="x", default="int4", block_size=32, groups={"embeddings": "int8"}), 0.40, 0.5),
     "int4 fitted": (Plan(name="x", default="int4", block_size=64, symmetric=False, method="hqq"), 0.40, 0.5),
     "one layer": (Plan(name="x", groups={"layers.3": "int4", "lm_heads": "float16"}), 0.95, 0.05),
+    "many rows": (load_plan("server").model_copy(update={"cache": "float32"}), 0.45, 0.05),
     "counter-example": (load_plan("int8"), 0.35, 1.0),
 }
 
@@ -143,7 +144,7 @@ def test_plans_that_say_what_cannot_be(tmp_path: Path, text: str, told: str) -> 
 
 
 def test_plans_that_are_not_there() -> None:
-    with pytest.raises(PlanError, match="plan 'papr': allowed are float32, paper, int8, adaptive, or a YAML"):
+    with pytest.raises(PlanError, match="plan 'papr': allowed are float32, paper, int8, server, adaptive, or a YAML"):
         load_plan("papr")
     with pytest.raises(PlanError, match="No such file"):
         load_plan("./none.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ def quantize_model(plan: Plan, model: onnx.ModelProto, group: Callable[[str], st
             precision = plan.of(group(node.name))
             odd = node.op_type == "Gather" and tables[node.input[0]].dims[-1] % plan.block_size
             chosen["float16" if odd and precision in ("int8", "int4") else precision].append(node.name)
+    if plan.kernel == "channels":
+        chosen["int8"] = _to_channels(model, chosen["int8"])
     model = _to_blocks(model, chosen["int8"], 8, plan)
     model = _to_blocks(model, chosen["int4"], 4, plan)
     _to_float16(model, set(chosen["float16"]))
@@ -110,6 +113,27 @@ def group_of(graph: str, node: str) -> str:
     if part := re.match(r"layers\.\d+|lm_heads\.\d+", node) if graph == "decoder" else None:
         return part[0]
     return _GROUPS.get(graph, {}).get(node) or _REST[graph]
+
+
+def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
+    """Quantize these products dynamically, with a scale a channel, in place; returns the nodes that are no products."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    products = {node.name for node in model.graph.node if node.name in nodes and node.op_type == "MatMul"}
+    if products:
+        with _quietly(), tempfile.TemporaryDirectory() as scratch:
+            target = f"{scratch}/quantized.onnx"
+            known = {"DefaultTensorType": TensorProto.FLOAT}
+            quantize_dynamic(
+                model,
+                target,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=sorted(products),
+                extra_options=known,
+            )
+            model.CopyFrom(onnx.load(target))
+    return [name for name in nodes if name not in products]
 
 
 def split_heads(model: onnx.ModelProto, plan: Plan) -> None:

@@ -75,7 +75,8 @@ def plot_front(table: Table | None, points: Sequence[Point], budget: float | Non
     axis.set_ylabel("KL from float32 (nats a code)")
     axis.set_title("size against KL")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small")
     return _png(figure)
 
 

@@ -1,0 +1,374 @@
+"""The engine against what else plays a MusicGen on a CPU: one random-weight model of MusicGen-Small's shape for all.
+
+    python benchmarks/engine.py [--folder DIR] [--seconds 10] [--openvino]
+
+speedup_vs_transformers  time of transformers' `generate` in float32 over ours, text and codec included
+speedup_vs_optimum       the same for a loop over Optimum's decoder_model and decoder_with_past_model in float32
+real_time_factor         our time over the audio's length, text and codec included, guidance 3
+bandwidth_share          bytes of the decoder's products / read bandwidth / time a step
+guided_speedup_b4        codes a second of four requests in one pass over four guided ones
+step_1500_over_50        time of a guided step at position 1,450 over one at 50
+batch8_speedup           codes a second of eight guided requests side by side over one after another, plan `server`
+bundle_ratio_*           bytes of the bundle over those of the float32 checkpoint
+memory_over_bundle       peak memory of `tmctl generate` over the bundle
+first_audio_s            from the request to the first chunk of a stream
+
+The adaptive plan is benchmarks/plans/musicgen-small-random.yaml, made on this very model by
+`tmctl submit quantize tinymusician --model DIR`. Everything runs on two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from benchmarks.report import report
+from benchmarks.shapes import write_musicgen_small
+
+PLAN = Path(__file__).parent / "plans" / "musicgen-small-random.yaml"
+PROMPT = "a fast and cheerful reel played on the fiddle"
+THREADS, GUIDANCE, TOP_K = 2, 3.0, 250
+RANGE = 4.0
+"""Keys and values of the random model stay below this; the int8 cache is scaled to it."""
+
+
+def main() -> None:
+    """Everything in one run; the last line is JSON."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "tinymusician" / "bench-engine")
+    arguments.add_argument("--seconds", type=float, default=10.0)
+    arguments.add_argument("--openvino", action="store_true", help="also time OpenVINO, if it is installed")
+    chosen = arguments.parse_args()
+    bundles = prepare(chosen.folder)
+    figures: dict[str, float] = {}
+    for name in ("adaptive", "paper"):
+        figures[f"bundle_ratio_{name}"] = size(bundles[name]) / weights_size(chosen.folder / "model")
+    figures |= ours(bundles["adaptive"], chosen.seconds)
+    figures |= steps(bundles["adaptive"])
+    figures |= together(bundles["server"])
+    figures |= memory(bundles["adaptive"], chosen.seconds)
+    figures["real_time_factor_12_layers_one_pass"] = one_pass(bundles["adaptive-12"], chosen.seconds)
+    told = profile(bundles["adaptive"])
+    seconds = figures["generate_s"]
+    figures["speedup_vs_optimum"] = with_optimum(chosen.folder, chosen.seconds) / seconds
+    if chosen.openvino:
+        figures |= with_openvino(chosen.folder)
+    figures["speedup_vs_transformers"] = with_transformers(chosen.folder / "model", chosen.seconds) / seconds
+    settings = {"threads": THREADS, "guidance": GUIDANCE, "seconds": chosen.seconds, "profile_ms_a_step": told}
+    report("engine", figures, settings)
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """The model, its float32 graphs and its bundles, made where they are missing."""
+    from tinymusician.models.musicgen import load_musicgen
+    from tinymusician.models.student import cut_student
+    from tinymusician.quantize.optimum import export_optimum
+    from tinymusician.quantize.precision import load_plan
+
+    model_folder = write_musicgen_small(folder / "model")
+    plans = {name: load_plan(name) for name in ("paper", "server")} | {"adaptive": load_plan(str(PLAN))}
+    made = {name: folder / name for name in (*plans, "adaptive-12")}
+    if not all((path / "manifest.json").exists() for path in made.values()):
+        model = load_musicgen(str(model_folder))
+        export(model, model_folder, folder / "float32")
+        for name, plan in plans.items():
+            bundle(model, plan, folder / "float32", made[name])
+        half = cut_student(model, range(0, 24, 2))
+        export(half, model_folder, folder / "float32-12")
+        kept = {group: precision for group, precision in plans["adaptive"].groups.items() if _within(group, 12)}
+        bundle(half, plans["adaptive"].model_copy(update={"groups": kept}), folder / "float32-12", made["adaptive-12"])
+    if not (folder / "optimum" / "decoder_with_past_model.onnx").exists():
+        export_optimum(model_folder, folder / "optimum")
+    return made
+
+
+def _within(group: str, layers: int) -> bool:
+    return not group.startswith("layers.") or int(group.partition(".")[2]) < layers
+
+
+def export(model: Any, model_folder: Path, folder: Path) -> None:
+    """The float32 graphs."""
+    from tinymusician.quantize.export import export_fused
+
+    if not (folder / "codec_decoder.onnx").exists():
+        export_fused(model, model_folder / "tokenizer.json", folder, continuation=False)
+
+
+def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
+    """A bundle by `plan`."""
+    from tinymusician.quantize.apply import apply_plan
+    from tinymusician.quantize.export import architecture_of
+    from tinymusician.quantize.package import describe, write_manifest
+    from tinymusician.runtime.bundle import SamplingDefaults
+
+    heads, width = model.config.decoder.num_attention_heads, model.config.decoder.hidden_size
+    largest = np.full((heads, width // heads), RANGE, np.float32)
+    layers = model.config.decoder.num_hidden_layers
+    apply_plan(plan, source, folder, [(largest, largest)] * layers)
+    facts: dict[str, Any] = {"licence": "none", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
+    write_manifest(describe(folder, "bench", architecture_of(model), SamplingDefaults(), **facts), folder)
+
+
+def ours(folder: Path, seconds: float) -> dict[str, float]:
+    """Playing from the bundle: the whole of it, and how long the first chunk of a stream takes."""
+    from tinymusician.runtime.player import Wish, open_player
+
+    player = open_player(folder, THREADS)
+    player.play(Wish(PROMPT, seconds=1))
+    wish = Wish(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
+    took = statistics.median(clocked(lambda: player.play(wish)) for _ in range(3))
+    first = []
+    for _ in range(5):
+        began = time.perf_counter()
+        stream = player.stream(wish)
+        next(stream)
+        first.append(time.perf_counter() - began)
+        stream.close()
+    return {"generate_s": took, "real_time_factor": took / seconds, "first_audio_s": statistics.median(first)}
+
+
+def one_pass(folder: Path, seconds: float) -> float:
+    """The real-time factor of a student with half the layers, with its guidance in it."""
+    from tinymusician.runtime.player import Wish, open_player
+
+    player = open_player(folder, THREADS)
+    player.play(Wish(PROMPT, seconds=1, guidance=1))
+    wish = Wish(PROMPT, seconds=seconds, guidance=1)
+    return statistics.median(clocked(lambda: player.play(wish)) for _ in range(3)) / seconds
+
+
+def steps(folder: Path) -> dict[str, float]:
+    """Times of single steps, and what share of the memory's bandwidth they use."""
+    from tinymusician.runtime.player import open_player
+
+    player = open_player(folder, THREADS)
+    wanted = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for _ in range(5):
+        for name, (rows, position) in wanted.items():
+            found[name].append(step_seconds(player, rows, position))
+    took = {name: statistics.median(values) for name, values in found.items()}
+    tables = 4 * 2049 * 1024 + 2048 * 1024
+    read = (folder / "decoder.onnx").stat().st_size - tables
+    speed = bandwidth()
+    return {
+        "step_ms_50": 1000 * took["early"],
+        "step_ms_250": 1000 * took["middle"],
+        "step_ms_1450": 1000 * took["late"],
+        "step_1500_over_50": took["late"] / took["early"],
+        "guided_speedup_b4": took["eight"] / took["four"],
+        "bandwidth_gb_s": speed / 1e9,
+        "bandwidth_share": read / speed / took["middle"],
+    }
+
+
+def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> float:
+    """The median time of a step with so many rows that all stand near `position`."""
+    decoder, text = player.decoder, player.text(PROMPT)
+    added = decoder.add([text] * rows, position + count)
+    for row in added:
+        row.position = position
+    codes = np.random.default_rng(0).integers(0, decoder.vocabulary, (rows, decoder.books))
+    took = [clocked(lambda: decoder.step(codes)) for _ in range(count)]
+    for row in reversed(added):
+        decoder.remove(row)
+    return statistics.median(took[2:])
+
+
+def together(folder: Path) -> dict[str, float]:
+    """Eight guided requests of two seconds in one batch, and one after another."""
+    from tinymusician.runtime.player import Wish, open_player
+
+    player = open_player(folder, THREADS)
+    wishes = [Wish(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
+
+    def run(groups: list[list[Any]]) -> float:
+        began = time.perf_counter()
+        for group in groups:
+            tracks = [player.start(wish) for wish in group]
+            while not all(track.finished for track in tracks):
+                player.engine.step()
+        player.engine.step()
+        return time.perf_counter() - began
+
+    run([wishes[:1]])
+    alone = statistics.median(run([[wish] for wish in wishes]) for _ in range(2))
+    batch = statistics.median(run([wishes]) for _ in range(3))
+    return {"batch8_speedup": alone / batch, "batch8_step_ms": 1000 * batch / 103}
+
+
+def memory(folder: Path, seconds: float) -> dict[str, float]:
+    """The peak memory of `tmctl generate`, as it says itself."""
+    tmctl = str(Path(sys.executable).with_name("tmctl"))
+    output = str(folder.parent / "memory.wav")
+    command = [tmctl, "generate", PROMPT, "--model", str(folder), "--seconds", str(seconds), "--threads", str(THREADS)]
+    ended = subprocess.run([*command, "-o", output, "--json"], capture_output=True, text=True, check=True)
+    peak = json.loads(ended.stdout)["peak_memory_bytes"]
+    return {
+        "memory_over_bundle": peak / size(folder),
+        "peak_memory_mb": peak / 1e6,
+        "memory_beyond_1.3_bundle_mb": (peak - 1.3 * size(folder)) / 1e6,
+    }
+
+
+def profile(folder: Path, count: int = 30) -> dict[str, float]:
+    """Milliseconds of a guided step at position 250 by kind of operator, by ONNX Runtime's own profiler."""
+    import onnxruntime
+
+    from tinymusician.runtime.player import open_player
+
+    player = open_player(folder, THREADS)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling = THREADS, True
+    options.profile_file_prefix = str(folder.parent / "profile")
+    session = onnxruntime.InferenceSession(str(folder / "decoder.onnx"), options, providers=["CPUExecutionProvider"])
+    player.decoder = type(player.decoder)(session)
+    step_seconds(player, 2, 250, count)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    spent: dict[str, float] = collections.defaultdict(float)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"] / 1000 / count
+    return {name: round(value, 3) for name, value in sorted(spent.items(), key=lambda item: -item[1])[:8]}
+
+
+def with_transformers(model_folder: Path, seconds: float) -> float:
+    """Seconds of `generate` in float32."""
+    import torch
+
+    from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+
+    torch.set_num_threads(THREADS)
+    model, tokenizer = load_musicgen(str(model_folder)), load_tokenizer(str(model_folder))
+    text = tokenizer([PROMPT], return_tensors="pt")
+    new = round(50 * seconds) + 3
+
+    def run(count: int) -> None:
+        with torch.no_grad():
+            model.generate(**text, guidance_scale=GUIDANCE, top_k=TOP_K, max_new_tokens=count)
+
+    run(10)
+    return clocked(lambda: run(new))
+
+
+def with_optimum(folder: Path, seconds: float) -> float:
+    """Seconds of a loop over Optimum's graphs, which hands the cache on without copies; text and codec included."""
+    import onnxruntime
+
+    from tinymusician.codebooks import delay, inputs_for
+    from tinymusician.models.musicgen import load_tokenizer
+    from tinymusician.runtime.sampling import Sampling, draw, guide
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+
+    def open_(name: str) -> Any:
+        path = folder / "optimum" / f"{name}.onnx"
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    text, first, later, codec = (
+        open_(name) for name in ("text_encoder", "decoder_model", "decoder_with_past_model", "encodec_decode")
+    )
+    tokenizer = load_tokenizer(str(folder / "model"))
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def run(frames: int) -> None:
+        told = tokenizer([PROMPT], return_tensors="np")
+        ids, mask = told["input_ids"].astype(np.int64), told["attention_mask"].astype(np.int64)
+        (states,) = text.run(None, {"input_ids": ids, "attention_mask": mask})
+        feeds = {
+            "encoder_hidden_states": value(np.concatenate([states, 0 * states])),
+            "encoder_attention_mask": value(np.concatenate([mask, 0 * mask])),
+        }
+        random, books = np.random.default_rng(0), np.arange(4)
+        delayed = delay(np.zeros((1, 4, frames), np.int64), 2048)
+        for step in range(frames + 3):
+            column = inputs_for(delayed, 2048)[0, :, step]
+            session = first if step == 0 else later
+            feeds["input_ids"] = value(np.tile(column, 2)[:, None])
+            wanted = {entry.name for entry in session.get_inputs()}
+            names = [entry.name for entry in session.get_outputs()]
+            given = {name: feed for name, feed in feeds.items() if name in wanted}
+            found = dict(zip(names, session.run_with_ort_values(names, given), strict=True))
+            logits = found["logits"].numpy().reshape(2, 4, -1)
+            guided = guide(logits[0], logits[1], GUIDANCE)
+            codes = draw(guided, random.random(4), Sampling(1.0, TOP_K))
+            open_books = (step >= books) & (step - books < frames)
+            delayed[0, open_books, step] = codes[open_books]
+            for name, cache in found.items():
+                if name.startswith("present"):
+                    feeds[name.replace("present", "past_key_values")] = cache
+        final = np.stack([delayed[0, book, book : book + frames] for book in range(4)])
+        codec.run(None, {"audio_codes": final[None, None]})
+
+    run(10)
+    return clocked(lambda: run(round(50 * seconds)))
+
+
+def with_openvino(folder: Path, past: int = 250, count: int = 12) -> dict[str, float]:
+    """A step of Optimum's float32 decoder in OpenVINO and in ONNX Runtime, with `past` positions in the cache."""
+    import onnxruntime
+    import openvino
+
+    path = folder / "optimum" / "decoder_with_past_model.onnx"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds: dict[str, Any] = {}
+    for entry in session.get_inputs():
+        if entry.name.startswith("past"):
+            length = past if ".decoder." in entry.name else 12
+            feeds[entry.name] = np.zeros((2, entry.shape[1], length, entry.shape[3]), np.float32)
+        elif entry.name == "input_ids":
+            feeds[entry.name] = np.zeros((8, 1), np.int64)
+        else:
+            feeds[entry.name] = np.ones((2, 12), np.int64)
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": THREADS})
+    request = core.compile_model(str(path), "CPU").create_infer_request()
+    took = {
+        "openvino_step_ms": statistics.median(clocked(lambda: request.infer(feeds)) for _ in range(count)),
+        "optimum_step_ms": statistics.median(clocked(lambda: session.run(None, feeds)) for _ in range(count)),
+    }
+    return {name: 1000 * value for name, value in took.items()}
+
+
+def bandwidth(gigabytes: float = 1.0) -> float:
+    """Bytes a second at which two threads read memory: the best of ten sums over a large array."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    array = torch.ones(int(gigabytes * 1e9 / 4))
+    return 4 * len(array) / min(clocked(array.sum) for _ in range(10))
+
+
+def clocked(work: Any) -> float:
+    """Seconds that `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def size(folder: Path) -> int:
+    """Bytes of a bundle."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the float32 checkpoint."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
