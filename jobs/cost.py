@@ -47,6 +47,26 @@ def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def quantizing_cost(recipe: Recipe) -> dict[str, Any]:
+    """What a compression measures, and how large the decoder would be in each precision, where its shape is known."""
+    asked = recipe.quantize
+    shape = None if asked.model is None or "@" in asked.model else shape_of(asked.model)
+    figures: dict[str, Any] = {"model": asked.model or f"the newest student of {recipe.name}", "plan": asked.plan}
+    if asked.plan == "adaptive":
+        figures["rollouts"] = "every group in every precision: about " + (
+            str(len(asked.precisions) * (shape.layers + shape.codebooks + 4)) if shape else "three a decoder layer"
+        )
+    if shape:
+        a_weight = 4 / asked.block_size
+        for precision, size in (("float32", 4.0), ("float16", 2.0), ("int8", 1 + a_weight), ("int4", 0.5 + a_weight)):
+            figures[f"decoder_megabytes_{precision}"] = round(shape.parameters * size / 1e6, 1)
+        figures["memory_a_worker_gib"] = round(3 * 4 * shape.parameters / _GIB, 2)
+        figures["memory_counts"] = (
+            "PyTorch's weights, the float32 graphs and those that are tried; not text encoder, codec"
+        )
+    return figures
+
+
 def frames(recipe: Recipe, shape: DecoderShape) -> int:
     """Codec frames of each sequence."""
     return round(recipe.sequences.seconds * shape.frame_rate)

@@ -147,10 +147,14 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
             return error
         if isinstance(error, OSError) and error.filename:
             return TinyMusicianError(f"{error.filename}: {error.strerror}")
+        if isinstance(error, ModuleNotFoundError):
+            return TinyMusicianError(
+                f"the cluster's Python has no {error.name}: install tinymusician's extras there too"
+            )
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := for_users(failure)) is not None:
                 return found
-        error = getattr(error, "_base_exc", None) or error.__cause__
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
     return None
 
 

@@ -11,16 +11,19 @@ from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
 
 
-def pinned(store: Store, recipe: Recipe) -> Recipe:
+def pinned(store: Store, recipe: Recipe, here: bool) -> Recipe:
     """The recipe with its model named for good: an artifact gets its digest, a folder its full path.
 
+    A folder must be there if the job runs `here`, on this machine.
+
     Raises:
-        NotFound, ModelError: there is no such artifact, or it is not a model that can be compressed.
+        NotFound, ModelError: there is no such artifact or folder, or it is not a model that can be compressed.
     """
-    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": _name(store, recipe)})})
+    name = _name(store, recipe, here)
+    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
 
 
-def _name(store: Store, recipe: Recipe) -> str:
+def _name(store: Store, recipe: Recipe, here: bool) -> str:
     name = recipe.quantize.model
     if name is None:
         try:
@@ -32,6 +35,8 @@ def _name(store: Store, recipe: Recipe) -> str:
             ) from error
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
+    if here and name.startswith((".", "/", "~")):
+        raise ModelError(f"quantize.model = {name!r}: no such folder")
     return name if is_packaged(name) or "/" in name else _student(store, name).reference
 
 

@@ -166,17 +166,17 @@ class Training(Part):
 class Pretraining(Part):
     """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
 
-    train_clips: Count = 9000
-    held_out_clips: Count = 400
-    codec_steps: Count = 6000
-    codec_batch: Count = 12
-    codec_rate: Positive = 6e-4
-    teacher_steps: Count = 2000
-    student_steps: Count = 1000
-    language_model_batch: Count = 24
-    language_model_rate: Positive = 1e-3
-    clap_steps: Count = 1000
-    clap_batch: Count = 48
+    train_clips: Count = Field(9000, description="clips of five seconds rendered from the training tunes")
+    held_out_clips: Count = Field(400, description="clips each of validation and test tunes")
+    codec_steps: Count = Field(6000, description="training steps of the codec")
+    codec_batch: Count = Field(12, description="clips a step of the codec")
+    codec_rate: Positive = Field(6e-4, description="the codec's peak learning rate")
+    teacher_steps: Count = Field(2000, description="training steps of band-large")
+    student_steps: Count = Field(1000, description="training steps of band-small")
+    language_model_batch: Count = Field(24, description="clips a step of both language models")
+    language_model_rate: Positive = Field(1e-3, description="their peak learning rate")
+    clap_steps: Count = Field(1000, description="training steps of band-clap")
+    clap_batch: Count = Field(48, description="pairs of clip and caption a step of band-clap")
 
 
 Precision = Literal["float32", "float16", "int8", "int4"]

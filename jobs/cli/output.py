@@ -37,9 +37,12 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: Kind = "distill") -> None:
     """Every value of a recipe with its meaning, and what a run of it will cost."""
-    from jobs.cost import cost, pretraining_cost
+    from jobs.cost import cost, pretraining_cost, quantizing_cost
 
-    figures = pretraining_cost(recipe) if kind == "pretrain" else cost(recipe, workers)
+    if kind == "pretrain":
+        figures = pretraining_cost(recipe)
+    else:
+        figures = quantizing_cost(recipe) if kind == "quantize" else cost(recipe, workers)
     if as_json:
         print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
         return

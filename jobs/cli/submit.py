@@ -168,7 +168,7 @@ def start(
     if kind == "quantize" and not resume:
         from jobs.model import pinned
 
-        loaded = pinned(store, loaded)
+        loaded = pinned(store, loaded, here)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return

@@ -79,6 +79,14 @@ def test_what_pretraining_takes(tmp_path: Path) -> None:
     assert "student_decoder_parameters" not in shown["cost"]
 
 
+def test_a_dry_run_of_a_compression_names_what_it_will_measure(tmp_path: Path) -> None:
+    words = ("submit", "quantize", "band", "--model", "band-large", "--dry-run", "--json")
+    shown = json.loads(tmctl(tmp_path, *words).stdout)
+    assert shown["quantize"]["model"] == "band-large"
+    assert shown["cost"]["decoder_megabytes_float32"] == pytest.approx(37.8, abs=0.1)
+    assert shown["cost"]["decoder_megabytes_int4"] < 6
+
+
 def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
     ended = tmctl(tmp_path, "submit", "distill", "tinymusician", "--dry-run", "--json")
     assert ended.returncode == 0, ended.stderr
@@ -103,6 +111,16 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         ),
         (("submit", "distill", "band", "--set", "sequences.prompts=/none.jsonl"), "prompts /none.jsonl: No such file"),
         (("submit", "distill", "band", "--set", "teacher.model=/none"), "teacher.model = '/none': no such folder"),
+        (("submit", "quantize", "band"), "quantize.model: none is given, and"),
+        (("submit", "quantize", "band", "--model", "/none"), "quantize.model = '/none': no such folder"),
+        (("submit", "quantize", "band", "--model", "nobody"), "artifact 'nobody': not in"),
+        (("submit", "quantize", "band", "--set", "quantize.plan=papr"), "plan 'papr': allowed are float32, paper"),
+        (("submit", "quantize", "band", "--set", "quantize.method=hqq"), "symmetric must be false"),
+        (
+            ("submit", "quantize", "band", "--set", "quantize.flavour=optimum", "--set", "quantize.cache=int8"),
+            "flavour optimum: knows neither cache int8 nor continuation",
+        ),
+        (("generate", "a reel", "--model", "nobody"), "artifact 'nobody': not in"),
         (("submit", "distill", "band", "--name", "A b"), "run name 'A b': allowed are lower-case"),
         (("submit", "distill", "band", "--resume", "none"), "run 'none': not in file://"),
         (
