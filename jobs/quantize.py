@@ -7,17 +7,21 @@ the store, shard by shard, and is not measured again. One worker then chooses, c
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from jobs.bundling import publish_bundle
-from jobs.compression import Compression
 from jobs.worker import Context, fit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
-from tinymusician.quantize.adaptive import Measurer
+
+if TYPE_CHECKING:
+    from jobs.compression import Compression
+    from tinymusician.quantize.adaptive import Measurer
 
 
 def work(context: Context) -> None:
     """What each worker does: its share of the measuring."""
+    from jobs.compression import Compression
+
     context.run.tell("export", 0, 1)
     compression = Compression(context)
     measurer = measurer_of(compression)
@@ -26,6 +30,9 @@ def work(context: Context) -> None:
 
 def finish(context: Context) -> None:
     """What one worker does with what all of them measured: choose, check, publish."""
+    from jobs.bundling import publish_bundle
+    from jobs.compression import Compression
+
     compression = Compression(context)
     manifest, figures = publish_bundle(compression, measurer_of(compression))
     content = json.dumps({"artifact": manifest.reference, "metrics": figures})
@@ -34,6 +41,8 @@ def finish(context: Context) -> None:
 
 def measurer_of(compression: Compression) -> Measurer:
     """The float32 graphs on the sequences of the validation prompts."""
+    from tinymusician.quantize.adaptive import Measurer
+
     asked = compression.asked
     sequences = compression.sequences("validation", asked.sequences, asked.seconds)
     return Measurer(compression.exported, compression.manifest, sequences)

@@ -71,13 +71,13 @@ def quantize_uniformly(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     known = {"DefaultTensorType": TensorProto.FLOAT}
-    with _quietly():
+    with quietly():
         quantize_dynamic(str(source), str(target), per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """ONNX Runtime's quantizers tell of every node; nobody wants to know."""
+def quietly() -> Iterator[None]:
+    """Silence for quantizers and exporters, which tell of every node."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -121,7 +121,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
 
     products = {node.name for node in model.graph.node if node.name in nodes and node.op_type == "MatMul"}
     if products:
-        with _quietly(), tempfile.TemporaryDirectory() as scratch:
+        with quietly(), tempfile.TemporaryDirectory() as scratch:
             target = f"{scratch}/quantized.onnx"
             known = {"DefaultTensorType": TensorProto.FLOAT}
             quantize_dynamic(
@@ -194,7 +194,7 @@ def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: Plan) 
             block_size=plan.block_size, is_symmetric=plan.symmetric, accuracy_level=4, bits=bits
         )
     )
-    with _quietly():
+    with quietly():
         quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
         quantizer.process()
     quantized: onnx.ModelProto = quantizer.model.model

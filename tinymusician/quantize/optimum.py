@@ -21,7 +21,7 @@ import onnx
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError
-from tinymusician.quantize.apply import quantize_model, quantize_uniformly
+from tinymusician.quantize.apply import quantize_model, quantize_uniformly, quietly
 from tinymusician.quantize.graph import save
 from tinymusician.quantize.precision import Plan
 from tinymusician.quantize.rollout import Floats, Sequences
@@ -45,7 +45,8 @@ def export_optimum(model: Path, folder: Path) -> None:
     from optimum.exporters.onnx import main_export
 
     try:
-        main_export(str(model), output=folder, task="text-to-audio", do_validation=False)
+        with quietly():
+            main_export(str(model), output=folder, task="text-to-audio", do_validation=False)
     except Exception as error:  # whatever Optimum or torch's exporter meets in a model it does not know
         raise ModelError(f"model {model}: Optimum cannot export it ({' '.join(str(error).split())[:200]})") from error
 

@@ -79,7 +79,7 @@ class Plan(BaseModel):
 
 PLANS: dict[str, dict[str, Any]] = {
     "float32": {},
-    "paper": {"default": "float16", "groups": {"text": "int8", "text_embedding": "float16", "codec": "float32"}},
+    "paper": {"default": "float16", "groups": {"text": "int8", "text_embedding": "int8", "codec": "float32"}},
     "int8": {"uniform_int8": True},
     "server": {
         "default": "int8",

@@ -58,8 +58,8 @@ class Player:
         self.bundle, self.manifest = bundle, bundle.manifest
         shape = self.manifest.architecture
         open_ = _Sessions(bundle, threads, provider)
+        self.decoder = Decoder(open_("decoder"))  # the largest first: loading one takes twice its memory for a moment
         self.text = TextEncoder(bundle.path("tokenizer"), open_("text_encoder"), open_("cross"), shape.text_tokens)
-        self.decoder = Decoder(open_("decoder"))
         codec = CodecShape(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
         self.codec = CodecDecoder(open_("codec_decoder"), codec)
         self._encoder = open_("codec_encoder") if bundle.has("codec_encoder") else None

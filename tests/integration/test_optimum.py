@@ -1,0 +1,88 @@
+"""Optimum's layout: PyTorch's own decoder in float32 and under a plan, in the files that its clients load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tinymusician.errors import ModelError
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
+from tinymusician.quantize.optimum import (
+    apply_to_optimum,
+    export_optimum,
+    group_in_optimum,
+    optimum_logits,
+    optimum_wave,
+)
+from tinymusician.quantize.parity import Reference, check, measure
+from tinymusician.quantize.precision import Plan, load_plan
+from tinymusician.quantize.providers import verdicts
+from tinymusician.quantize.rollout import Sequences
+
+pytestmark = pytest.mark.slow
+
+FILES = {"text_encoder", "decoder_model_merged", "encodec_decode", "build_delay_pattern_mask"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("optimum")
+    export_optimum(Path(model_location("band-small")), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    sequences = Sequences(
+        ["a slow fiddle reel", "a happy march"], np.random.default_rng(0).integers(0, 512, (2, 4, 12))
+    )
+    return Reference(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
+
+
+def test_float32_is_pytorch(exported: Path, reference: Reference, tmp_path: Path) -> None:
+    apply_to_optimum(load_plan("float32"), exported, tmp_path)
+    assert {path.stem for path in (tmp_path / "onnx").glob("*.onnx")} == FILES
+    assert (tmp_path / "config.json").exists()
+    logits = optimum_logits(tmp_path, load_tokenizer("band-small"), reference.sequences)
+    found = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
+    check(found, "optimum", kl=1e-6, agreement=0.999, codec_snr=60)
+
+
+def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: Reference, tmp_path: Path) -> None:
+    plan = Plan(name="x", groups={"layers.1": "int8", "lm_heads": "int8"}, block_size=64)
+    apply_to_optimum(plan, exported, tmp_path)
+    merged = onnx.load(str(tmp_path / "onnx" / "decoder_model_merged.onnx"))
+    branches = [attribute.g for node in merged.graph.node if node.op_type == "If" for attribute in node.attribute]
+    assert len(branches) == 2
+    for graph in branches:
+        names = [node.name for node in graph.node if node.op_type == "MatMulNBits"]
+        assert names
+        assert all("layers.1" in name or "lm_heads" in name for name in names)
+    logits = optimum_logits(tmp_path, load_tokenizer("band-small"), reference.sequences)
+    found = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
+    assert 1e-7 < max(found.kl) < 0.1
+
+
+def test_groups() -> None:
+    assert group_in_optimum("decoder_model", "/decoder/model/decoder/layers.3/self_attn/q_proj/MatMul") == "layers.3"
+    assert group_in_optimum("decoder_model", "/decoder/model/decoder/layers.3/encoder_attn/k_proj/MatMul") == "cross"
+    assert group_in_optimum("decoder_with_past_model", "/decoder/lm_heads.2/MatMul") == "lm_heads.2"
+    assert group_in_optimum("text_encoder", "/encoder/shared/Gather") == "text_embedding"
+    assert group_in_optimum("encodec_decode", "/decoder/layers.0/conv/Conv") == "codec"
+
+
+def test_where_it_runs(exported: Path) -> None:
+    found = {(one.graph, one.provider): one for one in verdicts(exported)}
+    assert "LSTM" in found["encodec_decode", "WebGPU"].lacks
+    assert "LSTM" in found["encodec_decode", "CoreML"].lacks
+    assert found["encodec_decode", "CoreML"].said.startswith("For optimal performance")
+    assert found["decoder_model", "CPU (x86, ARM)"].lacks == ()
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Optimum cannot export it") as caught:
+        export_optimum(tmp_path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
