@@ -50,10 +50,13 @@ def generate(
 
     - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
     """
+    from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
     from tinymusician.runtime.player import Wish, open_player
 
     began = time.monotonic()
+    if not output.absolute().parent.is_dir():
+        raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
     player = open_player(located(model), threads, provider)
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
@@ -128,8 +131,8 @@ def progress(frame_rate: float) -> Iterator[Told]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar, began = bars.add_task("playing", total=None), time.monotonic()
 
-        def told(done: int, steps: int) -> None:
-            factor = (time.monotonic() - began) / (done / frame_rate)
-            bars.update(bar, total=steps, completed=done, description=f"playing, real-time factor {factor:.2f}")
+        def told(done: int, frames: int) -> None:
+            factor = f"{(time.monotonic() - began) * frame_rate / done:.2f}" if done else "…"
+            bars.update(bar, total=frames, completed=done, description=f"playing, real-time factor {factor}")
 
         yield told

@@ -217,7 +217,14 @@ def test_going_on_from_a_clip(player: Player, model: Any) -> None:
     [
         (Wish(""), "prompt: is empty"),
         (Wish("  \n"), "prompt: is empty"),
-        (Wish("x" * 10_001), "prompt: 10001 characters; at most 10000"),
+        (Wish("x" * 10_000), "prompt: 10000 characters; at most 5000"),
+        (Wish("a slow fiddle reel " * 250), "tokens; at most 512"),
+        (Wish("x", seconds=1, seed=-1), "seed -1"),
+        (Wish("x", seconds=1, guidance=float("inf")), "guidance inf"),
+        (Wish("x", seconds=1, temperature=1e-309), "temperature 1e-309"),
+        (Wish("x", seconds=1, negative_prompt=" "), "negative prompt: is empty"),
+        (Wish("x", seconds=1, guidance=1, negative_prompt="y"), "guidance 1 has none"),
+        (Wish("x", seconds=1, clip=np.zeros(10, np.float32)), "clip: lasts"),
         (Wish("x", seconds=0), "seconds 0: allowed are"),
         (Wish("x", seconds=-1), "seconds -1: allowed are"),
         (Wish("x", seconds=1e9), "seconds 1e+09: allowed are"),
@@ -235,8 +242,55 @@ def test_wishes_that_cannot_be_played(player: Player, wish: Wish, told: str) -> 
     assert player.engine.idle
 
 
-def test_a_very_long_prompt_is_cut(player: Player) -> None:
-    assert len(player.play(Wish("a slow fiddle reel " * 500, seconds=0.2))) > 0
+def test_who_joins_after_another_left_hears_nothing_of_it(player: Player) -> None:
+    """The newcomer takes the place of one with a long negative prompt, while a third plays on."""
+    wish = Wish(PROMPT, seconds=0.4, seed=3, temperature=0)
+    alone = codes_of(player, wish)
+    player.engine.start(player.request(Wish("a fast flute jig", seconds=1.0)))
+    before = player.engine.start(player.request(replace(wish, negative_prompt="a sad waltz for piano " * 5)))
+    for _ in range(5):
+        player.engine.step()
+    before.cancel()
+    after = player.engine.start(player.request(wish))
+    player.engine.run(after)
+    assert np.array_equal(after.codes, alone)
+    while not player.engine.idle:
+        player.engine.step()
+
+
+def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
+    player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(codes: Any) -> Any:
+        raise MemoryError
+
+    failing = player.engine.start(player.request(Wish(PROMPT, seconds=0.5)))
+    with monkeypatch.context() as patch:
+        patch.setattr(player.decoder, "step", out_of_memory)
+        player.engine.step()
+        with pytest.raises(EngineError, match="the decoder: not enough memory"):
+            player.play(Wish(PROMPT, seconds=0.5))
+    assert isinstance(failing.error, EngineError)
+    assert player.decoder.rows == 0
+    assert len(player.play(Wish(PROMPT, seconds=0.5))) > 0
+
+
+def test_one_wish_that_cannot_be_played_leaves_nothing_behind(player: Player) -> None:
+    with pytest.raises(RequestError, match="prompt: is empty"):
+        player.play_all([Wish(PROMPT, seconds=1), Wish("")])
+    assert player.engine.idle
+
+
+def test_threads_may_play_at_once(player: Player) -> None:
+    """Each hears what it would hear alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    wishes = [Wish(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)]
+    alone = [player.play(wish) for wish in wishes]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(player.play, wishes))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
 
 def test_numbers_that_are_none(player: Player, model: Any, name: str, tmp_path: Path) -> None:

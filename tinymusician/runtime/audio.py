@@ -41,6 +41,6 @@ def read_wave(path: Path, rate: int) -> npt.NDArray[np.float32]:
                 given = f"{file.getframerate()} Hz, {8 * file.getsampwidth()} bit"
                 raise DataError(f"{path}: {given}; {rate} Hz, 16 bit is needed")
             frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
-    except (wave.Error, EOFError, OSError) as error:
+    except (wave.Error, EOFError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable WAV file ({error})") from error
     return np.asarray(frames.mean(axis=1) / 32768, np.float32)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinymusician.runtime.failure import as_engine_error
+
 Codes = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.float32]
 
@@ -67,15 +69,16 @@ class AudioStream:
         if ready <= self._given:
             return np.zeros(0, np.float32)
         start = max(0, self._remembered - shape.context_before)
-        audio, latent, self._state = self._decoder.session.run(
-            ["audio", "latent", "state_after"],
-            {
-                "codes": np.ascontiguousarray(codes_KT[None, :, start:]),
-                "cut": np.array([self._remembered - start, available - through], np.int64),
-                "state": self._state,
-                "kept": self._kept,
-            },
-        )
+        feeds = {
+            "codes": np.ascontiguousarray(codes_KT[None, :, start:]),
+            "cut": np.array([self._remembered - start, available - through], np.int64),
+            "state": self._state,
+            "kept": self._kept,
+        }
+        try:
+            audio, latent, self._state = self._decoder.session.run(["audio", "latent", "state_after"], feeds)
+        except Exception as error:  # ONNX Runtime's own kinds
+            raise as_engine_error("the codec", error) from error
         first, end = ((frame - self._kept_from) * shape.hop for frame in (self._given, ready))
         keep_from = max(0, ready - shape.context_after)
         self._kept = np.ascontiguousarray(latent[:, :, keep_from - self._kept_from :])

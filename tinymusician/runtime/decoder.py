@@ -64,6 +64,7 @@ class Decoder:
             self._mask[index] = 0
             self._mask[index, : len(text.mask)] = text.mask
             for buffer, array in zip(self._cross, text.arrays, strict=True):
+                buffer[index] = 0  # a row without text attends evenly to all columns, masked or not
                 buffer[index, :, : array.shape[1]] = array
             self._rows.append(Row(index))
         self._bind()
@@ -81,6 +82,12 @@ class Decoder:
             self._rows[row.index] = last
         if not self._rows:
             self._forget()
+        self._bind()
+
+    def clear(self) -> None:
+        """Let all rows go and give all buffers back."""
+        self._rows.clear()
+        self._forget()
         self._bind()
 
     def step(self, codes_BK: npt.NDArray[np.int64]) -> Floats:
@@ -110,20 +117,18 @@ class Decoder:
         if rows <= capacity and steps <= self._length and text <= self._text:
             return
         capacity = max(rows, capacity)
-        self._length = max(self._length, _rounded(steps, _LENGTH_STEP))
-        self._text = max(self._text, _rounded(text, _TEXT_STEP))
+        length = max(self._length, _rounded(steps, _LENGTH_STEP))
+        width = max(self._text, _rounded(text, _TEXT_STEP))
         used = len(self._rows)
-        cache, cross = (
-            (capacity, self._heads, self._length, self._size),
-            (capacity, self._heads, self._text, self._size),
-        )
+        cache, cross = (capacity, self._heads, length, self._size), (capacity, self._heads, width, self._size)
         count = 2 * self.layers
         nothing = np.zeros((0, self._heads, 0, self._size), np.float32)
-        self._caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._kept_as)] * count]
-        self._cross = [_grown(old, cross, used) for old in self._cross or [nothing] * count]
-        mask = np.zeros((capacity, self._text), np.int32)
+        caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._kept_as)] * count]
+        crosses = [_grown(old, cross, used) for old in self._cross or [nothing] * count]
+        mask = np.zeros((capacity, width), np.int32)
         mask[:used, : self._mask.shape[1]] = self._mask[:used]
-        self._mask = mask
+        # All memory is there: only now is anything changed.
+        self._caches, self._cross, self._mask, self._length, self._text = caches, crosses, mask, length, width
         self._codes = np.zeros((capacity, self.books), np.int64)
         self._positions = np.zeros(capacity, np.int32)
         self._logits = np.zeros((capacity, self.books, self.vocabulary), np.float32)

@@ -1,6 +1,6 @@
 """The engine: requests join and leave a running batch at any step, each at its own position and with its own numbers.
 
-`start` and `Generation.cancel` may be called from any thread; `step` belongs to one. A guided request holds two rows
+`start`, `step` and `Generation.cancel` may be called from any thread; steps take turns. A guided request holds two rows
 of the batch (with and without text), an unguided one, or one whose guidance is in the weights, holds one.
 """
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import CrossStates, Decoder, Row
+from tinymusician.runtime.failure import as_engine_error
 from tinymusician.runtime.sampling import Sampling, draw, guide
 
 Codes = npt.NDArray[np.int64]
@@ -121,6 +122,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._playing: list[Generation] = []
         self._lock = threading.Lock()
+        self._stepping = threading.Lock()
 
     @property
     def books(self) -> int:
@@ -151,11 +153,26 @@ class Engine:
         return generation
 
     def step(self) -> None:
-        """One step of every generation in the batch, after those that are done have left and others have joined."""
-        self._leave()
-        self._join()
-        if not self._playing:
-            return
+        """One step of every generation in the batch, after those that are done have left and others have joined.
+
+        What goes wrong in the decoder ends the generations in the batch, each with its `error`; later ones may play.
+        """
+        with self._stepping:
+            self._leave()
+            self._join()
+            if self._playing:
+                try:
+                    self._advance()
+                except Exception as error:  # memory, or one of ONNX Runtime's own kinds
+                    self._fail(error)
+            self._leave()
+
+    def sweep(self) -> None:
+        """Free the rows of what was cancelled, without a step of the others."""
+        with self._stepping:
+            self._leave()
+
+    def _advance(self) -> None:
         columns: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * self._decoder.rows
         for generation in self._playing:
             for row in generation.rows:
@@ -163,13 +180,17 @@ class Engine:
         logits = self._decoder.step(np.stack(columns))
         for generation in self._playing:
             generation.take(logits[[row.index for row in generation.rows]])
-        self._leave()
+
+    def _fail(self, error: Exception) -> None:
+        for generation in self._playing:
+            generation.error, generation.rows = as_engine_error("the decoder", error), []
+        self._playing.clear()
+        self._decoder.clear()
 
     def run(self, generation: Generation) -> None:
         """Step until this one is finished."""
         while not generation.finished:
             self.step()
-        self._leave()
 
     def _leave(self) -> None:
         for generation in [g for g in self._playing if g.finished]:
@@ -187,6 +208,10 @@ class Engine:
                 if self._decoder.rows and self._decoder.rows + len(texts) > self._most_rows:
                     return
                 self._waiting.popleft()
-                if not generation.cancelled:
+                if generation.cancelled:
+                    continue
+                try:
                     generation.rows = self._decoder.add(texts, generation.steps)
                     self._playing.append(generation)
+                except Exception as error:  # memory: those that play go on
+                    generation.error = as_engine_error("a new request", error)

@@ -15,6 +15,7 @@ from tinymusician.runtime.bundle import Bundle, Role, open_bundle
 from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
 from tinymusician.runtime.decoder import Decoder
 from tinymusician.runtime.engine import Engine, Request
+from tinymusician.runtime.failure import as_engine_error
 from tinymusician.runtime.sampling import Sampling
 from tinymusician.runtime.text import TextEncoder
 from tinymusician.runtime.track import Track
@@ -90,8 +91,10 @@ class Player:
             own.top_k if wish.top_k is None else wish.top_k,
             own.top_p if wish.top_p is None else wish.top_p,
         )
-        _check(guidance, sampling)
+        _check(guidance, sampling, wish.seed)
         two = guidance != 1
+        if wish.negative_prompt is not None and not wish.negative_prompt.strip():
+            raise RequestError("negative prompt: is empty; leave it out, or give some words")
         if wish.negative_prompt and not two:
             raise RequestError("negative prompt: works through guidance, and guidance 1 has none")
         without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
@@ -100,7 +103,10 @@ class Player:
 
     def start(self, wish: Wish) -> Track:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
-        return Track(self.engine, self.request(wish), self.manifest.architecture.window)
+        return self._track(self.request(wish))
+
+    def _track(self, request: Request) -> Track:
+        return Track(self.engine, request, self.manifest.architecture.window)
 
     def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Iterator[Samples]:
         """Chunks of audio as they become ready; `told` hears of frames done. Closing the iterator cancels."""
@@ -120,7 +126,7 @@ class Player:
             yield audio.feed(track.codes, last=True)
         finally:
             track.cancel()
-            self.engine.step()
+            self.engine.sweep()
 
     def play(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Samples:
         """All of the audio at once, [samples]."""
@@ -128,12 +134,18 @@ class Player:
 
     def play_all(self, wishes: list[Wish]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
-        tracks = [self.start(wish) for wish in wishes]
-        while not all(track.finished for track in tracks):
-            self.engine.step()
+        requests = [self.request(wish) for wish in wishes]
+        tracks = [self._track(request) for request in requests]
+        try:
+            while not all(track.finished for track in tracks):
+                self.engine.step()
+                for track in tracks:
+                    track.advance()
+            return [self._wave(track) for track in tracks]
+        finally:
             for track in tracks:
-                track.advance()
-        return [self._wave(track) for track in tracks]
+                track.cancel()
+            self.engine.sweep()
 
     def _wave(self, track: Track) -> Samples:
         if track.error is not None:
@@ -151,7 +163,11 @@ class Player:
         if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
             least, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
             raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the {seconds:g} asked for")
-        (codes,) = self._encoder.run(["codes"], {"audio": clip[None, : frames * shape.hop].astype(np.float32)})
+        audio = clip[None, : frames * shape.hop].astype(np.float32)
+        try:
+            (codes,) = self._encoder.run(["codes"], {"audio": audio})
+        except Exception as error:  # ONNX Runtime's own kinds
+            raise as_engine_error("the codec's encoder", error) from error
         return codes[0]
 
 
@@ -185,11 +201,13 @@ class _Sessions:
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
 
 
-def _check(guidance: float, sampling: Sampling) -> None:
-    if not guidance >= 0:
-        raise RequestError(f"guidance {guidance:g}: 0 or more is allowed")
-    if not sampling.temperature >= 0:
-        raise RequestError(f"temperature {sampling.temperature:g}: 0 (greedy) or more is allowed")
+def _check(guidance: float, sampling: Sampling, seed: int) -> None:
+    if not 0 <= guidance <= 1000:
+        raise RequestError(f"guidance {guidance:g}: 0 to 1000 is allowed")
+    if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 100):
+        raise RequestError(f"temperature {sampling.temperature:g}: 0 (greedy), or 0.01 to 100 is allowed")
+    if seed < 0:
+        raise RequestError(f"seed {seed}: 0 or more is allowed")
     if sampling.top_k < 0:
         raise RequestError(f"top_k {sampling.top_k}: 0 (all codes) or more is allowed")
     if not 0 < sampling.top_p <= 1:

@@ -9,20 +9,22 @@ import numpy as np
 
 from tinymusician.errors import RequestError
 from tinymusician.runtime.decoder import CrossStates
+from tinymusician.runtime.failure import as_engine_error
 
-LONGEST_PROMPT = 10_000
+LONGEST_PROMPT = 5_000
 
 
 class TextEncoder:
     """Tokenizer, text encoder and cross-attention graph of a bundle."""
 
     def __init__(self, tokenizer: Path, encoder: Any, cross: Any, most_tokens: int) -> None:
-        """`encoder` and `cross` are ONNX Runtime sessions; longer prompts than `most_tokens` are cut."""
+        """`encoder` and `cross` are ONNX Runtime sessions; prompts of more than `most_tokens` are refused."""
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(most_tokens)
+        self._tokenizer.no_truncation()
+        self._most_tokens = most_tokens
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
 
@@ -37,8 +39,13 @@ class TextEncoder:
         if len(prompt) > LONGEST_PROMPT:
             raise RequestError(f"prompt: {len(prompt)} characters; at most {LONGEST_PROMPT} are allowed")
         ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
+        if ids.shape[1] > self._most_tokens:
+            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._most_tokens} are allowed")
         mask = np.ones(ids.shape, np.int32)
-        (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
+        try:
+            (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
+        except Exception as error:  # ONNX Runtime's own kinds
+            raise as_engine_error("the text encoder", error) from error
         return self._attended(states, mask)
 
     def nothing(self) -> CrossStates:

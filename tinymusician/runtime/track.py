@@ -25,7 +25,7 @@ class Track:
         self._engine, self._request, self._window = engine, request, window
         clip = request.prefix
         self._done: Codes = np.zeros((engine.books, 0), np.int64) if clip is None else clip
-        self._number, self._given = 0, 0
+        self._number, self._given, self._cancelled = 0, 0, False
         self._generation = self._next()
 
     @property
@@ -61,9 +61,12 @@ class Track:
             self._done = self.codes
             self._number += 1
             self._generation = self._next()
+            if self._cancelled:  # meanwhile, by another thread
+                self._generation.cancel()
 
     def cancel(self) -> None:
-        """Give up."""
+        """Give up; the rows are free at the engine's next step or sweep."""
+        self._cancelled = True
         self._generation.cancel()
 
     def _next(self) -> Generation:
