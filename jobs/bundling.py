@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 from jobs.compression import Compression, Trial
 from jobs.student import BAND_LICENCE
 from tinymusician.artifacts.manifest import Manifest, publish
-from tinymusician.errors import EngineError
+from tinymusician.errors import EngineError, PlanError
 from tinymusician.models.shape import is_packaged
 from tinymusician.quantize.adaptive import Measurer, Outcome
 from tinymusician.quantize.apply import apply_plan
@@ -97,17 +98,19 @@ def choose_plan(compression: Compression, measurer: Measurer) -> Chosen:
     asked, trials = compression.asked, compression.trials(measurer)
     outcomes = compression.measured(measurer, trials)
     points = [Point("float32", measurer.whole, 0.0)]
-    points += [_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None]
+    points += [_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None and o.size]
     if asked.plan != "adaptive":
         plan = load_plan(asked.plan)
-        outcome = _outcome(plan, trials, outcomes) or measurer.measure(plan)
-        return Chosen(plan, outcome, None, [*points, _point(plan.name, outcome)])
+        check_groups(plan, measurer)
+        outcome = compression.measured(measurer, [Trial(plan, chosen=True)])[0]
+        others = [point for point in points if point.name != plan.name]
+        return Chosen(plan, outcome, None, [*others, _point(plan.name, outcome)])
     alone = {t.group: o for t, o in zip(trials, outcomes, strict=True) if t.group is not None}
     table, how, tried = measurer.table(alone), compression.how(), {}
 
     def joint(groups: dict[str, Precision]) -> float:
         plan = how.model_copy(update={"name": "adaptive", "groups": groups})
-        found = measurer.measure(plan)
+        found = compression.measured(measurer, [Trial(plan, chosen=True)])[0]
         tried[tuple(groups.items())] = found
         compression.context.run.tell("choice", len(tried), len(tried) + 1)
         print(f"choice: {found.size / 1e6:.1f} MB, worst codebook {max(found.by_codebook):.4g} nats", flush=True)
@@ -123,6 +126,17 @@ def choose_plan(compression: Compression, measurer: Measurer) -> Chosen:
     return Chosen(
         plan, outcome, table, [*points, *[_point("", o) for o in tried.values()], _point("adaptive", outcome)]
     )
+
+
+def check_groups(plan: Plan, measurer: Measurer) -> None:
+    """Every group that a plan names must be in the model.
+
+    Raises:
+        PlanError: one is not.
+    """
+    for group in plan.groups:
+        if group not in measurer.groups and group != "lm_heads":
+            raise PlanError(f"plan {plan.name}: groups.{group}: this model has {', '.join(measurer.groups)}")
 
 
 class _Fused:
@@ -219,10 +233,11 @@ def played(folder: Path) -> dict[str, Any]:
     Raises:
         EngineError: it does not play.
     """
-    tmctl = str(Path(sys.executable).with_name("tmctl"))
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # where this code came with the job
     with tempfile.TemporaryDirectory() as scratch:
-        command = [tmctl, "generate", PROBE, "--model", str(folder), "-o", f"{scratch}/probe.wav", "--json"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "jobs.cli.main", "generate", PROBE, "--model", str(folder), "--json"]
+        command += ["-o", f"{scratch}/probe.wav"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | paths)
     if ended.returncode != 0:
         raise EngineError(f"bundle: does not play ({' '.join(ended.stderr.split())[-300:]})")
     said: dict[str, Any] = json.loads(ended.stdout)
@@ -286,7 +301,9 @@ def _report(
     parts = [("Figures", html_table(("figure", "value"), list(figures.items())))]
     parts.append(("Size against KL", html_picture(plot_front(chosen.table, chosen.points, budget), "size against KL")))
     rows = [(point.name, point.size, point.kl) for point in chosen.points if point.name]
-    parts.append(("Plans", html_table(("plan", "bytes of the graphs", "KL (nats a code)"), rows)))
+    parts.append(
+        ("Plans", html_table(("plan", "bytes of the fused graphs", "KL of the worst codebook (nats a code)"), rows))
+    )
     if chosen.table is not None:
         parts.append(("Sensitivity", html_picture(plot_sensitivity(chosen.table), "KL of each group alone")))
     for name, parity in parities.items():
@@ -310,9 +327,5 @@ def _parity_rows(parity: Parity) -> list[tuple[str, Any]]:
     return rows
 
 
-def _outcome(plan: Plan, trials: list[Trial], outcomes: list[Outcome]) -> Outcome | None:
-    return next((outcome for trial, outcome in zip(trials, outcomes, strict=True) if trial.plan == plan), None)
-
-
 def _point(name: str, outcome: Outcome) -> Point:
-    return Point(name, outcome.size, sum(outcome.by_codebook) / len(outcome.by_codebook))
+    return Point(name, outcome.size, max(outcome.by_codebook))

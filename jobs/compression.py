@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
 from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
+from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, Plan, packaged_plan
 from tinymusician.quantize.rollout import Sequences
@@ -37,10 +40,11 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan to be measured: a group alone in one precision, or a whole plan that the report sets beside the chosen."""
+    """A plan to be measured: a group alone in one precision, a candidate, or a plan that the report sets beside it."""
 
     plan: Plan
     group: tuple[str, Precision] | None = None
+    chosen: bool = False
 
     @property
     def name(self) -> str:
@@ -96,6 +100,7 @@ class Compression:
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
+        facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
         shards = ShardSet(self.context.run.store, "rollouts", facts, 1)
 
         def make(_: int) -> dict[str, Any]:
@@ -138,7 +143,7 @@ class Compression:
         done = sum(not shard.missing() for shard in kept)
         for index in range(self.context.rank, len(found), self.context.world):
             if kept[index].missing():
-                kept[index].write(0, _as_arrays(measurer.measure(found[index].plan)))
+                kept[index].write(0, _as_arrays(self._outcome(measurer, found[index])))
                 done += self.context.world
                 print(f"measured {found[index].name} ({index + 1} of {len(found)})", flush=True)
                 if self.context.rank == 0:
@@ -146,19 +151,32 @@ class Compression:
         self.context.meet()
         return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in kept]
 
+    def _outcome(self, measurer: Measurer, trial: Trial) -> Outcome:
+        """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
+        try:
+            return measurer.measure(trial.plan)
+        except Exception as error:  # whatever a quantizer meets in a graph of another size or shape
+            if trial.group is not None or trial.chosen:
+                raise
+            print(f"plan {trial.name} is not possible here: {' '.join(str(error).split())[:200]}", flush=True)
+            return Outcome(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
+
     def _kept(self, sequences: Sequences, plan: Plan) -> ShardSet:
         """Where the store keeps what a plan was measured to do to this model."""
         codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
         content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
         facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
+        facts |= {"onnxruntime": metadata.version("onnxruntime")}
         return ShardSet(self.context.run.store, "outcomes", facts, 1)
 
     def _export(self) -> Path:
         """The float32 graphs, made once a machine: `export` is a folder that is whole as soon as it has its name."""
         from tinymusician.quantize.export import export_fused
 
-        extent = "-with-encoder" if self.asked.continuation else ""
-        folder = self.context.cache / "exports" / f"{self.digest}{extent}"
+        tokens = self.tokenizer.backend_tokenizer.to_str()
+        facts = {"weights": self.digest, "config": self.model.config.to_dict(), "tokenizer": tokens}
+        facts |= {"encoder": self.asked.continuation, "graphs": GRAPHS_VERSION}
+        folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -188,6 +206,9 @@ class Compression:
         ]
         while not all(generation.finished for generation in generations):
             player.engine.step()
+        for generation in generations:
+            if generation.error is not None:
+                raise generation.error
         return np.stack([generation.codes for generation in generations])
 
 

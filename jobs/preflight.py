@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.cost import frames, student_shape
 from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
-from tinymusician.errors import DataError, ModelError, RecipeError
+from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.shape import DecoderShape, is_packaged, shape_of
 from tinymusician.recipe import CutStudent, Recipe
 
@@ -29,7 +29,6 @@ def located(recipe: Recipe) -> Recipe:
         ("student", "model"),
         ("sequences", "prompts"),
         ("sequences", "clips"),
-        ("quantize", "plan"),
     )
     for part, field in paths:
         name = content[part].get(field)
@@ -67,12 +66,27 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
     check_shapes(recipe)
 
 
-def check_quantize(recipe: Recipe, here: bool) -> None:
-    """The plan must be one, the prompts must be there, and so must what writes graphs."""
-    if recipe.quantize.plan != "adaptive":
-        from tinymusician.quantize.precision import load_plan
+def with_plan(recipe: Recipe) -> Recipe:
+    """The recipe with the content of the plan's file in the place of its path, which the cluster does not know.
 
-        load_plan(recipe.quantize.plan)
+    Raises:
+        PlanError: it is no plan, or cannot be had in the recipe's flavour.
+    """
+    if recipe.quantize.plan == "adaptive":
+        return recipe
+    from tinymusician.quantize.precision import is_file, load_plan
+
+    plan = load_plan(recipe.quantize.plan)
+    if recipe.quantize.flavour == "optimum" and plan.cache == "int8":
+        raise PlanError(f"plan {plan.name}: keeps its cache in int8, which flavour optimum does not know")
+    if not isinstance(recipe.quantize.plan, str) or not is_file(recipe.quantize.plan):
+        return recipe
+    content = {"plan": plan.model_dump(mode="json")}
+    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=content)})
+
+
+def check_quantize(recipe: Recipe, here: bool) -> None:
+    """The prompts must be there, and so must what writes graphs."""
     if here:
         load_prompts(recipe.sequences.prompts)
         needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.flavour == "optimum" else "onnx")

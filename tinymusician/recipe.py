@@ -220,7 +220,9 @@ class Quantize(Part):
     flavour: Literal["fused", "optimum"] = Field(
         "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
     )
-    plan: str = Field("adaptive", description="float32, paper, int8, adaptive, or a plan's YAML file")
+    plan: str | dict[str, Any] = Field(
+        "adaptive", description="float32, paper, int8, server, adaptive, a plan's YAML file, or its content"
+    )
     kl_budget: Positive = Field(0.02, description="adaptive: largest KL of any codebook, in nats a code")
     precisions: tuple[Precision, ...] = Field(
         ("float16", "int8", "int4"), min_length=1, description="adaptive: what each group may become besides float32"

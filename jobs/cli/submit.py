@@ -167,8 +167,9 @@ def start(
     check(kind, loaded, here)
     if kind == "quantize" and not resume:
         from jobs.model import pinned
+        from jobs.preflight import with_plan
 
-        loaded = pinned(store, loaded, here)
+        loaded = pinned(store, with_plan(loaded), here)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return

@@ -71,7 +71,8 @@ class Measurer:
         self.in_graph: dict[str, dict[str, int]] = {
             graph: groups_of(_graph(folder, graph)) for graph in GRAPHS if _graph(folder, graph).exists()
         }
-        self.groups = {name: size for groups in self.in_graph.values() for name, size in groups.items()}
+        everything = {name: size for groups in self.in_graph.values() for name, size in groups.items()}
+        self.groups = {name: size for name, size in everything.items() if name != "codec_encoder"}
         self.whole = _bytes(folder)
         player = self.player(folder)
         self._wanted, self.ranges = rollout_with_ranges(player, sequences)
@@ -92,13 +93,15 @@ class Measurer:
             return Outcome(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), heard)
 
     def table(self, found: Mapping[tuple[str, Precision], Outcome]) -> Table:
-        """What each group costs in each precision, from what was measured of it alone."""
+        """What each group costs in each precision, from what was measured of it alone; what broke it is left out."""
         nothing = (0.0,) * self.manifest.architecture.codebooks
         table: dict[str, dict[Precision, Measure]] = {
             group: {"float32": Measure(size, nothing)} for group, size in self.groups.items()
         }
         for (group, precision), outcome in found.items():
             size = self.groups[group] + outcome.size - self.whole
+            if not np.isfinite(outcome.by_codebook).all():
+                continue
             table[group][precision] = Measure(size, outcome.by_codebook)
         return table
 
@@ -119,7 +122,9 @@ class Measurer:
 
 
 def snr(wanted: Any, found: Any) -> float:
-    """Signal to noise in dB of a wave against the one it should be."""
+    """Signal to noise in dB of a wave against the one it should be; minus infinity if it holds no numbers."""
+    if not np.isfinite(found).all():
+        return -float("inf")
     noise = float(np.square(found.astype(np.float64) - wanted).sum())
     power = float(np.square(wanted.astype(np.float64)).sum())
     return float("inf") if noise == 0 else 10 * float(np.log10(power / noise))

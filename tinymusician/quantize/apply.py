@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tinymusician.quantize.graph import MICROSOFT, save
+from tinymusician.quantize.graph import MICROSOFT, MOST_IN_ONE_FILE, save
 from tinymusician.quantize.precision import Plan
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Role
@@ -27,7 +27,7 @@ _GROUPS = {
     "text_encoder": {"embedding": "text_embedding"},
     "decoder": {"code_embeddings": "embeddings", "place": "embeddings", "lm_heads": "lm_heads.0"},
 }
-_REST = {"text_encoder": "text", "cross": "cross", "codec_decoder": "codec", "codec_encoder": "codec"}
+_REST = {"text_encoder": "text", "cross": "cross", "codec_decoder": "codec", "codec_encoder": "codec_encoder"}
 
 
 WEIGHTED = ("MatMul", "Gather", "Conv", "ConvTranspose", "LSTM")
@@ -54,7 +54,7 @@ def apply_plan(plan: Plan, source: Path, target: Path, ranges: CacheRanges | Non
 
 def quantize_graph(plan: Plan, name: str, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
     """Write one graph of the fused flavour, quantized by `plan`."""
-    if plan.uniform_int8:
+    if plan.uniform_int8 and name != "codec_encoder":
         quantize_uniformly(source, target)
         return
     model = onnx.load(str(source))
@@ -72,7 +72,19 @@ def quantize_uniformly(source: Path, target: Path) -> None:
 
     known = {"DefaultTensorType": TensorProto.FLOAT}
     with quietly():
-        quantize_dynamic(str(source), str(target), per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
+        quantize_dynamic(
+            str(source),
+            str(target),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_float_bytes(onnx.load(str(source), load_external_data=False))
+            > 4 * MOST_IN_ONE_FILE,
+            extra_options=known,
+        )
+
+
+def _float_bytes(model: onnx.ModelProto) -> int:
+    return sum(4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
 
 
 @contextmanager
@@ -130,6 +142,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=sorted(products),
+                use_external_data_format=_float_bytes(model) > 4 * MOST_IN_ONE_FILE,
                 extra_options=known,
             )
             model.CopyFrom(onnx.load(target))

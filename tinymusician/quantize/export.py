@@ -17,6 +17,9 @@ from tinymusician.quantize.graph import save
 from tinymusician.quantize.text import LONGEST_TEXT, text_graph
 from tinymusician.runtime.bundle import Architecture
 
+GRAPHS_VERSION = 1
+"""Goes up when the graphs of a model change, so that those kept on a machine are written anew."""
+
 
 def export_fused(model: Any, tokenizer: Path, folder: Path, continuation: bool) -> None:
     """Write the float32 graphs of a bundle into `folder`; with `continuation` also the codec's encoder.

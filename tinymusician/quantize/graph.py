@@ -19,6 +19,8 @@ TYPES = {
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
 }
+MOST_IN_ONE_FILE = 1_500_000_000
+"""Bytes of weights up to which a graph is one file; a protocol buffer ends at two gibibytes."""
 Axes = Sequence[int | str]
 
 
@@ -90,7 +92,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(
         model,
         str(path),
-        save_as_external_data=size > 1_500_000_000,
+        save_as_external_data=size > MOST_IN_ONE_FILE,
         all_tensors_to_one_file=True,
         location=f"{path.name}.data",
     )

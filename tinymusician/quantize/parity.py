@@ -88,7 +88,7 @@ def measure(
     """
     difference = compare(reference.logits, logits)
     first_step, first_layer = -1, -1
-    if errors is not None and len(off := np.argwhere(errors.T > 0.01)):
+    if errors is not None and len(off := np.argwhere(~(errors.T <= 0.01))):
         first_step, first_layer = (int(value) for value in off[0])
     return Parity(
         kl=difference.by_codebook,

@@ -5,7 +5,7 @@ Groups are what a plan can decide on by itself:
     layers.N        all products of one decoder layer          embeddings      the decoder's tables of codes and places
     lm_heads.K      the head of codebook K                     cross           cross-attention keys and values
     text            the text encoder's products                text_embedding  its table of tokens
-    codec           the codec's decoder (and encoder)
+    codec           the codec's decoder; its encoder, where a bundle has it, stays in float32
 
 `lm_heads` names all heads together; as long as they share a precision they are one product.
 """
@@ -69,6 +69,8 @@ class Plan(BaseModel):
 
     def of(self, group: str) -> Precision:
         """The precision of a group. Tables and codec are not covered by an integer `default`: it means products."""
+        if group == "codec_encoder":
+            return "float32"
         for name in (group, "lm_heads" if group.startswith("lm_heads.") else group):
             if name in self.groups:
                 return self.groups[name]
@@ -103,16 +105,21 @@ def packaged_plan(name: str) -> Plan:
     return Plan(name=name, **PLANS[name])
 
 
-def load_plan(name: str) -> Plan:
-    """A packaged plan by name, or a file by path.
+def is_file(name: str) -> bool:
+    """Whether this names a plan's file and not a packaged plan."""
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
+def load_plan(name: str | dict[str, Any]) -> Plan:
+    """A packaged plan by name, a file by path, or a plan's own content.
 
     Raises:
         PlanError: no such plan, or a key or value that is not allowed.
     """
-    if "/" not in name and not name.endswith((".yaml", ".yml")):
+    if isinstance(name, str) and not is_file(name):
         return packaged_plan(name)
     try:
-        content = yaml.safe_load(Path(name).read_text("utf-8"))
+        content = name if isinstance(name, dict) else yaml.safe_load(Path(name).read_text("utf-8"))
         return Plan.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"plan {name}: cannot be read ({' '.join(str(error).split())})") from error

@@ -21,7 +21,7 @@ _COLOURS = {"float16": "tab:green", "int8": "tab:blue", "int4": "tab:red"}
 
 @dataclass(frozen=True)
 class Point:
-    """A plan on the plane of size (bytes of the graphs) and KL (nats a code, the mean of its codebooks)."""
+    """A plan on the plane of size (bytes of the graphs) and KL (nats a code, of its worst codebook)."""
 
     name: str
     size: int
@@ -62,7 +62,7 @@ def plot_front(table: Table | None, points: Sequence[Point], budget: float | Non
             [(size + rest) / 1e6 for _, size, _ in plans],
             [max(FLOOR, kl) for _, _, kl in plans],
             color="0.6",
-            label="front, as the sum of the groups alone",
+            label="front: the groups alone summed up, mean of the codebooks",
         )
     for number, point in enumerate(sorted(points, key=lambda point: point.size)):
         place = (point.size / 1e6, max(FLOOR, point.kl))
@@ -71,8 +71,8 @@ def plot_front(table: Table | None, points: Sequence[Point], budget: float | Non
     if budget is not None:
         axis.axhline(budget, color="tab:red", linestyle=":", label="budget")
     axis.set_yscale("log")
-    axis.set_xlabel("graphs (MB)")
-    axis.set_ylabel("KL from float32 (nats a code)")
+    axis.set_xlabel("fused graphs (MB)")
+    axis.set_ylabel("KL from float32, worst codebook (nats a code)")
     axis.set_title("size against KL")
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:

@@ -35,7 +35,7 @@ class Difference:
     """How a decoder differs from the one it should equal, at every step and codebook, [S, K], mean over the rows.
 
     `kl` is in nats, `agreement` the share of equal top codes, `gap` the largest difference of two logits. Where the
-    delay pattern holds no code all three are NaN.
+    delay pattern holds no code all three are NaN; logits that are no numbers are infinitely far off.
     """
 
     kl: npt.NDArray[np.float64]
@@ -76,14 +76,16 @@ def compare(wanted: Floats, found: Floats) -> Difference:
     kl, agreement, gap = (np.zeros((steps, books)) for _ in range(3))
     for step in range(steps):
         log_p, log_q = _log_softmax(wanted[step]), _log_softmax(found[step])
-        kl[step] = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(0)
-        agreement[step] = (log_p.argmax(-1) == log_q.argmax(-1)).mean(0)
-        gap[step] = np.abs(found[step] - wanted[step]).max((0, 2))
+        sound = np.isfinite(found[step]).all(-1)
+        kl[step] = np.where(sound, (np.exp(log_p) * (log_p - log_q)).sum(-1), np.inf).mean(0)
+        agreement[step] = (sound & (log_p.argmax(-1) == log_q.argmax(-1))).mean(0)
+        gap[step] = np.where(sound, np.abs(found[step] - wanted[step]).max(-1), np.inf).max(0)
     carries = valid(books, steps - books + 1).T
     return Difference(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
 
 
 def _log_softmax(z: Any) -> npt.NDArray[np.float64]:
     wide = z.astype(np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))
+    with np.errstate(invalid="ignore"):
+        wide = wide - wide.max(-1, keepdims=True)
+        return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))

@@ -1,0 +1,20 @@
+"""`tmctl generate` on a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from jobs.cli.generate import progress
+
+
+def test_the_bar_begins_before_the_first_frame_is_there(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(50.0) as told:
+        for done in (0, 0, 5, 10):
+            told(done, 10)
+    assert "Traceback" not in capfd.readouterr().err
