@@ -9,6 +9,8 @@ bandwidth_share          bytes of the decoder's products / read bandwidth / time
 guided_speedup_b4        codes a second of four requests in one pass over four guided ones
 step_1500_over_50        time of a guided step at position 1,450 over one at 50
 batch8_speedup           codes a second of eight guided requests side by side over one after another, plan `server`
+batch8_over_adaptive     the same batch over one after another under the adaptive plan, which is faster for one
+batch8_same_codes_*      share of the codes that stay what they are alone, greedy, when seven others play beside it
 bundle_ratio_*           bytes of the bundle over those of the float32 checkpoint
 memory_over_bundle       peak memory of `tmctl generate` over the bundle
 first_audio_s            from the request to the first chunk of a stream
@@ -56,7 +58,7 @@ def main() -> None:
         figures[f"bundle_ratio_{name}"] = size(bundles[name]) / weights_size(chosen.folder / "model")
     figures |= ours(bundles["adaptive"], chosen.seconds)
     figures |= steps(bundles["adaptive"])
-    figures |= together(bundles["server"])
+    figures |= together(bundles)
     figures |= memory(bundles["adaptive"], chosen.seconds)
     figures["real_time_factor_12_layers_one_pass"] = one_pass(bundles["adaptive-12"], chosen.seconds)
     told = profile(bundles["adaptive"])
@@ -78,19 +80,29 @@ def prepare(folder: Path) -> dict[str, Path]:
 
     model_folder = write_musicgen_small(folder / "model")
     plans = {name: load_plan(name) for name in ("paper", "server")} | {"adaptive": load_plan(str(PLAN))}
-    made = {name: folder / name for name in (*plans, "adaptive-12")}
-    if not all((path / "manifest.json").exists() for path in made.values()):
+    half_plan = plans["adaptive"].model_copy(
+        update={"groups": {g: p for g, p in plans["adaptive"].groups.items() if _within(g, 12)}}
+    )
+    wanted = plans | {"adaptive-12": half_plan}
+    made = {name: folder / name for name in wanted}
+    if not all(_is_made(path, wanted[name]) for name, path in made.items()):
         model = load_musicgen(str(model_folder))
         export(model, model_folder, folder / "float32")
         for name, plan in plans.items():
             bundle(model, plan, folder / "float32", made[name])
         half = cut_student(model, range(0, 24, 2))
         export(half, model_folder, folder / "float32-12")
-        kept = {group: precision for group, precision in plans["adaptive"].groups.items() if _within(group, 12)}
-        bundle(half, plans["adaptive"].model_copy(update={"groups": kept}), folder / "float32-12", made["adaptive-12"])
+        bundle(half, half_plan, folder / "float32-12", made["adaptive-12"])
     if not (folder / "optimum" / "decoder_with_past_model.onnx").exists():
         export_optimum(model_folder, folder / "optimum")
     return made
+
+
+def _is_made(folder: Path, plan: Any) -> bool:
+    """Whether a bundle is there that was made by this very plan."""
+    from tinymusician.quantize.precision import load_plan
+
+    return (folder / "manifest.json").exists() and load_plan(str(folder / "plan.yaml")) == plan
 
 
 def _within(group: str, layers: int) -> bool:
@@ -109,13 +121,15 @@ def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
     """A bundle by `plan`."""
     from tinymusician.quantize.apply import apply_plan
     from tinymusician.quantize.export import architecture_of
-    from tinymusician.quantize.package import describe, write_manifest
+    from tinymusician.quantize.package import PLAN_FILE, describe, write_manifest
+    from tinymusician.quantize.precision import save_plan
     from tinymusician.runtime.bundle import SamplingDefaults
 
     heads, width = model.config.decoder.num_attention_heads, model.config.decoder.hidden_size
     largest = np.full((heads, width // heads), RANGE, np.float32)
     layers = model.config.decoder.num_hidden_layers
     apply_plan(plan, source, folder, [(largest, largest)] * layers)
+    save_plan(plan, folder / PLAN_FILE)
     facts: dict[str, Any] = {"licence": "none", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
     write_manifest(describe(folder, "bench", architecture_of(model), SamplingDefaults(), **facts), folder)
 
@@ -186,26 +200,37 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
     return statistics.median(took[2:])
 
 
-def together(folder: Path) -> dict[str, float]:
+def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
-    from tinymusician.runtime.player import Wish, open_player
+    from tinymusician.runtime.player import Player, Wish, open_player
 
-    player = open_player(folder, THREADS)
-    wishes = [Wish(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
-
-    def run(groups: list[list[Any]]) -> float:
-        began = time.perf_counter()
+    def run(player: Player, groups: list[list[Any]]) -> tuple[float, list[Any]]:
+        began, codes = time.perf_counter(), []
         for group in groups:
             tracks = [player.start(wish) for wish in group]
             while not all(track.finished for track in tracks):
                 player.engine.step()
-        player.engine.step()
-        return time.perf_counter() - began
+            codes += [track.codes for track in tracks]
+        return time.perf_counter() - began, codes
 
-    run([wishes[:1]])
-    alone = statistics.median(run([[wish] for wish in wishes]) for _ in range(2))
-    batch = statistics.median(run([wishes]) for _ in range(3))
-    return {"batch8_speedup": alone / batch, "batch8_step_ms": 1000 * batch / 103}
+    wishes = [Wish(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
+    greedy = [Wish(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
+    alone, batch, same = {}, {}, {}
+    for name in ("server", "adaptive"):
+        player = open_player(bundles[name], THREADS)
+        run(player, [wishes[:1]])
+        alone[name] = statistics.median(run(player, [[wish] for wish in wishes])[0] for _ in range(2))
+        batch[name] = statistics.median(run(player, [wishes])[0] for _ in range(3))
+        beside, apart = run(player, [greedy])[1], run(player, [[wish] for wish in greedy])[1]
+        same[name] = float(np.mean([a == b for a, b in zip(beside, apart, strict=True)]))
+    return {
+        "batch8_speedup": alone["server"] / batch["server"],
+        "batch8_over_adaptive": alone["adaptive"] / batch["server"],
+        "batch8_speedup_adaptive": alone["adaptive"] / batch["adaptive"],
+        "batch8_step_ms": 1000 * batch["server"] / 103,
+        "batch8_same_codes_server": same["server"],
+        "batch8_same_codes_adaptive": same["adaptive"],
+    }
 
 
 def memory(folder: Path, seconds: float) -> dict[str, float]:
