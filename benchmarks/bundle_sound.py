@@ -4,8 +4,9 @@
 
 Each clip is described by its timbre (24 bands), spectral centroid and onset rate, each scaled by its spread in float32.
 The distance of two sets of clips is the energy distance (Székely and Rizzo, 2013). Five float32 runs with other seeds
-give ten distances, whose range is `distance_float32_*`; `distance_bundle` is the bundle's mean distance to the five, and
-`p_bundle` a test against the first: clips of one prompt are exchanged at random, 2,000 times. Small means they differ.
+give ten distances, whose range is `distance_float32_*`; `distance_bundle` is the bundle's mean distance to the five.
+`p_bundle` tests it against the first run: clips of one prompt are exchanged at random, 2,000 times; small means
+different.
 """
 
 from __future__ import annotations
