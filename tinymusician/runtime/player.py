@@ -16,6 +16,7 @@ from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
 from tinymusician.runtime.decoder import Decoder
 from tinymusician.runtime.engine import Engine, Request
 from tinymusician.runtime.failure import as_engine_error
+from tinymusician.runtime.pages import use_large_pages
 from tinymusician.runtime.sampling import Sampling
 from tinymusician.runtime.text import TextEncoder
 from tinymusician.runtime.track import Track
@@ -65,6 +66,7 @@ class Player:
         self.codec = CodecDecoder(open_("codec_decoder"), codec)
         self._encoder = open_("codec_encoder") if bundle.has("codec_encoder") else None
         self.engine = Engine(self.decoder, shape.positions)
+        use_large_pages()
 
     @property
     def window(self) -> float:
