@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tinymusician
 from jobs.compression import Compression, Trial
 from jobs.student import BAND_LICENCE
 from tinymusician.artifacts.manifest import Manifest, publish
@@ -233,7 +234,9 @@ def played(folder: Path) -> dict[str, Any]:
     Raises:
         EngineError: it does not play.
     """
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # where this code came with the job
+    # This very code, wherever it came to with the job.
+    roots = {str(Path(file).parents[1]) for file in (__file__, tinymusician.__file__) if file}
+    paths = {"PYTHONPATH": os.pathsep.join(sorted(roots))}
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "jobs.cli.main", "generate", PROBE, "--model", str(folder), "--json"]
         command += ["-o", f"{scratch}/probe.wav"]
