@@ -46,6 +46,9 @@ from tinymusician.pretrain.listening import (
 )
 
 RATE = 16_000
+BEAT = 0.02
+"""Tolerance in seconds within which a gap between onsets is called a whole number of eighths."""
+
 LANGUAGE_CURVES = {
     "training (nats a code)": "loss",
     "held out, right caption": "held_out/cross_entropy/right",
@@ -127,17 +130,9 @@ def generate(model: Any, tokenizer: Any, texts: list[str], frames: int) -> Wave:
 def steering_figures(
     wanted: list[tuple[str, str, str]], made: Wave, real: Wave, split: RenderedSplit
 ) -> dict[str, float]:
-    """Do prompts steer? Onset rates by tempo, spectral centroids and timbres by instrument, beside the real clips'."""
-    seconds = made.shape[1] / RATE
-    rates = np.array([len(onset_times(wave, RATE)) / seconds for wave in made])
-    real_rates = np.array([len(onset_times(wave, RATE)) / seconds for wave in real])
-    tempo, real_tempo = np.array([w[2] for w in wanted]), np.array([c.facts.tempo for c in split.clips])
-    figures = {f"onsets_a_second/{t}": float(rates[tempo == t].mean()) for t in ("slow", "fast")}
-    figures |= {f"onsets_a_second/real/{t}": float(real_rates[real_tempo == t].mean()) for t in TEMPI}
-    figures["onsets_a_second/p"] = float(
-        mannwhitneyu(rates[tempo == "fast"], rates[tempo == "slow"], alternative="greater").pvalue
-    )
+    """Do prompts steer the instrument? Spectral centroids and timbres, beside those of the real clips."""
     names = list(INSTRUMENTS)
+    figures = {}
     centroids = np.array([spectral_centroid(wave, RATE) for wave in made])
     real_centroids = np.array([spectral_centroid(wave, RATE) for wave in real])
     instrument, real_instrument = np.array([w[1] for w in wanted]), np.array([c.facts.instrument for c in split.clips])
@@ -161,15 +156,32 @@ def steering_figures(
     return figures
 
 
-def note_figures(name: str, waves: Wave, tempi: list[str]) -> dict[str, float]:
-    """Notes of a scale and a beat, by an automatic transcription."""
+def tempo_figures(name: str, waves: Wave, tempi: list[str]) -> dict[str, float]:
+    """Onsets a second by tempo, and how many gaps between onsets are whole eighths of that tempo.
+
+    By chance (gaps of any length alike) a share of 2 x tolerance / eighth would be.
+    """
+    onsets = [onset_times(wave, RATE) for wave in waves]
+    rates, tempo = np.array([len(found) for found in onsets]) * RATE / waves.shape[1], np.array(tempi)
+    figures = {}
+    for each in sorted(set(tempi), key=lambda t: -TEMPI[t]):
+        eighth = TEMPI[each] / 2 / FRAME_RATE
+        figures |= spread(f"onsets_a_second/{name}/{each}", rates[tempo == each].tolist())
+        shares = [on_beat(found, eighth, BEAT) for found, t in zip(onsets, tempi, strict=True) if t == each]
+        figures |= spread(f"on_beat/{name}/{each}", shares)
+        figures[f"on_beat/chance/{each}"] = 2 * BEAT / eighth
+    fast, slow = rates[tempo == "fast"], rates[tempo == "slow"]
+    figures[f"onsets_a_second/{name}/p"] = float(mannwhitneyu(fast, slow, alternative="greater").pvalue)
+    return figures
+
+
+def note_figures(name: str, waves: Wave) -> dict[str, float]:
+    """Notes of a scale, by an automatic transcription."""
     tracks = [pitch_track(wave, RATE) for wave in waves]
-    gaps = [on_beat(onset_times(w, RATE), TEMPI[t] / 2 / FRAME_RATE) for w, t in zip(waves, tempi, strict=True)]
     return {
         f"notes/{name}/pitched": float(np.mean([np.mean(~np.isnan(track)) for track in tracks])),
         f"notes/{name}/in_tune": float(np.mean([in_tune(track) for track in tracks])),
         f"notes/{name}/in_scale": float(np.mean([in_scale(track) for track in tracks])),
-        f"notes/{name}/on_beat": float(np.mean(gaps)),
     }
 
 
@@ -236,12 +248,14 @@ def main() -> None:
     wanted = prompts(chosen.side)
     made = generate(model, tokenizer, [text for text, _, _ in wanted], tokens.codes.shape[2])
     figures |= steering_figures(wanted, made, reconstructed, split)
-    figures |= note_figures("generated", made[::4], [tempo for _, _, tempo in wanted[::4]])
-    figures |= note_figures("real", split.audio(slice(0, 48)), [clip.facts.tempo for clip in split.clips[:48]])
+    real, real_tempi = split.audio(slice(None)), [clip.facts.tempo for clip in split.clips]
+    figures |= tempo_figures("generated", made, [tempo for _, _, tempo in wanted])
+    figures |= tempo_figures("real", real, real_tempi) | tempo_figures("reconstruction", reconstructed, real_tempi)
+    figures |= note_figures("generated", made[::3]) | note_figures("real", real[:48])
     noise = np.random.default_rng(0).normal(0, 0.1, (16, made.shape[1])).astype(np.float32)
-    figures |= note_figures("noise", noise, ["fast"] * 16)
+    figures |= note_figures("noise", noise)
     rows = [
-        (f"real: {split.clips[0].caption}", split.audio(slice(0, 1))[0]),
+        (f"real: {split.clips[0].caption}", real[0]),
         ("the same, through the codec", reconstructed[0]),
     ]
     rows += [

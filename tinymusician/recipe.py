@@ -171,11 +171,11 @@ class Pretraining(Part):
     codec_steps: Count = Field(6000, description="training steps of the codec")
     codec_batch: Count = Field(12, description="clips a step of the codec")
     codec_rate: Positive = Field(6e-4, description="the codec's peak learning rate")
-    teacher_steps: Count = Field(2000, description="training steps of band-large")
-    student_steps: Count = Field(1000, description="training steps of band-small")
+    teacher_steps: Count = Field(1300, description="training steps of band-large")
+    student_steps: Count = Field(700, description="training steps of band-small")
     language_model_batch: Count = Field(24, description="clips a step of both language models")
     language_model_rate: Positive = Field(1e-3, description="their peak learning rate")
-    clap_steps: Count = Field(1000, description="training steps of band-clap")
+    clap_steps: Count = Field(500, description="training steps of band-clap")
     clap_batch: Count = Field(48, description="pairs of clip and caption a step of band-clap")
 
 
