@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -36,6 +37,7 @@ _COMPARED = (
     ("int4-hqq", "int4", "hqq", False),
 )
 """Whole plans that the report compares: name, precision, method, symmetric."""
+DAY = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Compression:
         folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep_scratch(folder.parent)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 tokenizer = Path(scratch) / "tokenizer.json"
                 self.tokenizer.backend_tokenizer.save(str(tokenizer))
@@ -210,6 +213,13 @@ class Compression:
             if generation.error is not None:
                 raise generation.error
         return np.stack([generation.codes for generation in generations])
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove what workers that were killed left half-written in `folder` more than a day ago."""
+    for left in folder.glob(f"{tempfile.gettempprefix()}*"):
+        if time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _as_arrays(outcome: Outcome) -> dict[str, Any]:

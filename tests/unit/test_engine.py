@@ -389,3 +389,10 @@ class TestBundles:
     def test_a_provider_that_is_not_there(self, folder: Path) -> None:
         with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not here; this ONNX Runtime has"):
             open_player(folder, provider="CUDAExecutionProvider")
+
+    def test_a_provider_that_the_bundle_is_not_meant_for(self, folder: Path) -> None:
+        self.change(folder, providers=["CoreMLExecutionProvider"])
+        with pytest.raises(
+            BundleError, match="'CPUExecutionProvider': the bundle is meant for CoreMLExecutionProvider"
+        ):
+            open_player(folder)

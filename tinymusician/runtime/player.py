@@ -55,7 +55,7 @@ class Player:
         """`threads` 0 leaves their number to ONNX Runtime.
 
         Raises:
-            BundleError: a graph cannot be loaded, or the provider is not here.
+            BundleError: a graph cannot be loaded, the provider is not here, or the bundle is not meant for it.
         """
         self.bundle, self.manifest = bundle, bundle.manifest
         shape = self.manifest.architecture
@@ -187,6 +187,11 @@ class _Sessions:
         available = onnxruntime.get_available_providers()
         if provider not in available:
             raise BundleError(f"provider {provider!r}: not here; this ONNX Runtime has {', '.join(available)}")
+        meant = bundle.manifest.providers
+        if provider not in meant:
+            raise BundleError(
+                f"provider {provider!r}: the bundle is meant for {', '.join(meant)} (its plan's `providers`)"
+            )
         self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads

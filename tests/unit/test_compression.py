@@ -1,0 +1,18 @@
+"""What a compression keeps on a machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.compression import DAY, sweep_scratch
+
+
+def test_only_what_was_long_abandoned_is_swept(tmp_path: Path) -> None:
+    for name, age in (("tmpkilled", 2 * DAY), ("tmpworking", DAY / 2), ("5a19c0", 2 * DAY)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "decoder.onnx").write_bytes(b"half")
+        then = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (then, then))
+    sweep_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5a19c0", "tmpworking"]
