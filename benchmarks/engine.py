@@ -37,9 +37,11 @@ import numpy as np
 
 from benchmarks.report import report
 from benchmarks.shapes import write_musicgen_small
+from tinymusician.quantize.export import GRAPHS_VERSION
 
 PLAN = Path(__file__).parent / "plans" / "musicgen-small-random.yaml"
 PROMPT = "a fast and cheerful reel played on the fiddle"
+CACHE = Path.home() / ".cache" / "tinymusician"
 THREADS, GUIDANCE, TOP_K = 2, 3.0, 250
 RANGE = 4.0
 """Keys and values of the random model stay below this; the int8 cache is scaled to it."""
@@ -48,7 +50,7 @@ RANGE = 4.0
 def main() -> None:
     """Everything in one run; the last line is JSON."""
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "tinymusician" / "bench-engine")
+    arguments.add_argument("--folder", type=Path, default=CACHE / f"bench-engine-{GRAPHS_VERSION}")
     arguments.add_argument("--seconds", type=float, default=10.0)
     arguments.add_argument("--openvino", action="store_true", help="also time OpenVINO, if it is installed")
     chosen = arguments.parse_args()

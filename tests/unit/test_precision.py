@@ -13,8 +13,9 @@ from scipy.special import log_softmax
 from tests.bundles import GRAPHS, write_bundle
 from tinymusician.errors import PlanError
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.quantize.apply import apply_plan, blocks_of, group_of
+from tinymusician.quantize.apply import CacheRanges, apply_plan, blocks_of, group_of
 from tinymusician.quantize.precision import Plan, load_plan, save_plan
+from tinymusician.quantize.rollout import Sequences, rollout_with_ranges
 from tinymusician.runtime.bundle import describe_files, read_manifest
 from tinymusician.runtime.player import Player, Wish, open_player
 
@@ -28,8 +29,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def applied(plan: Plan, exported: Path, folder: Path) -> Player:
-    apply_plan(plan, exported, folder)
+def applied(plan: Plan, exported: Path, folder: Path, ranges: CacheRanges | None = None) -> Player:
+    apply_plan(plan, exported, folder, ranges)
     roles: list[Any] = [(f"{role}.onnx", role, "") for role in GRAPHS]
     files = describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")])
     manifest = read_manifest(exported).model_copy(update={"files": files})
@@ -82,6 +83,20 @@ def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
         plan = Plan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
         found.append(divergence(wanted, first_logits(applied(plan, exported, tmp_path / str(number)), codes)))
     assert 0 < found[0] < found[1] < found[2]
+
+
+def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
+    """Every channel uses its whole range, and the sinks that choose the attention's kernel take nothing from the softmax."""
+    codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
+    sequences = Sequences([PROMPT], codes, null=False)
+    whole = open_player(exported, threads=1)
+    wanted, ranges = rollout_with_ranges(whole, sequences)
+    player = applied(Plan(name="x", cache="int8"), exported, tmp_path, ranges)
+    found, kept = rollout_with_ranges(player, sequences)
+    assert 0 < divergence(wanted, found) < 2e-3
+    largest = np.stack([np.stack(pair) for pair in kept])
+    assert largest.dtype == np.int8
+    assert largest[0].min() == largest[0].max() == 127, "the first layer's depend on nothing that was rounded before"
 
 
 def test_only_what_the_plan_names_is_changed(exported: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tinymusician.quantize.graph import save
 from tinymusician.quantize.text import LONGEST_TEXT, text_graph
 from tinymusician.runtime.bundle import Architecture
 
-GRAPHS_VERSION = 1
+GRAPHS_VERSION = 2
 """Goes up when the graphs of a model change, so that those kept on a machine are written anew."""
 
 
