@@ -86,7 +86,7 @@ def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
 
 
 def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
-    """Every channel uses its whole range, and the sinks that choose the attention's kernel take nothing from the softmax."""
+    """Every channel uses its whole range; the sinks that choose the attention's kernel weigh nothing."""
     codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
     sequences = Sequences([PROMPT], codes, null=False)
     whole = open_player(exported, threads=1)
