@@ -64,7 +64,7 @@ def timed_steps(task: Any, engine: Any, steps: int, rank: int, world: int) -> tu
 
 
 def bare(model_name: str, steps: int, threads: int) -> tuple[list[float], list[float]]:
-    """A plain PyTorch loop in a process of its own."""
+    """A plain PyTorch loop."""
     import torch
 
     from tinymusician.training.engine import AdamSettings, TorchEngine

@@ -43,8 +43,18 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
 
 
 def is_here(address: str) -> bool:
-    """Whether an address is this machine's."""
-    return urlparse(address).hostname in {"127.0.0.1", "localhost"}
+    """Whether the cluster at an address runs on this machine: a loopback address may also be a tunnel's near end."""
+    if urlparse(address).hostname not in {"127.0.0.1", "localhost"}:
+        return False
+    import ray
+    from ray.util.state import list_nodes
+
+    _use_token()
+    try:
+        heads = {node.node_ip for node in list_nodes(address=address) if node.is_head_node}
+    except Exception:  # nobody answers, which whoever connects next will say
+        return True
+    return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
 
 
 def _use_token() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from jobs.model import brought
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import Manifest
+from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
@@ -37,7 +38,6 @@ _COMPARED = (
     ("int4-hqq", "int4", "hqq", False),
 )
 """Whole plans that the report compares: name, precision, method, symmetric."""
-DAY = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ class Compression:
 
     def __init__(self, context: Context) -> None:
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-        from tinymusician.models.student import weights_digest
+        from tinymusician.models.student import check_codec, weights_digest
 
         self.context, self.recipe, self.asked = context, context.recipe, context.recipe.quantize
         assert self.asked.model is not None
         self.artifact: Manifest | None
         self.name, self.artifact = brought(context.run.store, self.asked.model, context.cache)
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
+        check_codec(self.model, f"model {self.asked.model}")
         self.digest = weights_digest(self.model)
         self.one_pass = self.model.generation_config.guidance_scale == 1
         self.exported = self._export()
@@ -91,7 +92,7 @@ class Compression:
 
     def player(self) -> Player:
         """The float32 graphs, ready to run."""
-        return Player(Bundle(self.exported, self.manifest))
+        return Player(Bundle(self.exported, self.manifest), self.context.threads)
 
     def sequences(self, split: Split, count: int, seconds: float | None) -> Sequences:
         """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
@@ -157,6 +158,8 @@ class Compression:
         """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
         try:
             return measurer.measure(trial.plan)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # whatever a quantizer meets in a graph of another size or shape
             if trial.group is not None or trial.chosen:
                 raise
@@ -176,7 +179,7 @@ class Compression:
         from tinymusician.quantize.export import export_fused
 
         tokens = self.tokenizer.backend_tokenizer.to_str()
-        facts = {"weights": self.digest, "config": self.model.config.to_dict(), "tokenizer": tokens}
+        facts = {"weights": self.digest, "config": without_paths(self.model.config.to_dict()), "tokenizer": tokens}
         facts |= {"encoder": self.asked.continuation, "graphs": GRAPHS_VERSION}
         folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
@@ -213,6 +216,12 @@ class Compression:
             if generation.error is not None:
                 raise generation.error
         return np.stack([generation.codes for generation in generations])
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration without the places that its parts were loaded from."""
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    return {key: without_paths(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def sweep_scratch(folder: Path) -> None:

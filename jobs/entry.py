@@ -8,6 +8,8 @@ Usage: python -m jobs.entry RUN SUBMISSION
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from tinymusician.errors import NotFound, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _STIR_SECONDS = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
@@ -78,6 +81,8 @@ def supervise(run_id: str, submission: str) -> int:
         return run.record().submission == submission
 
     run.stir()
+    with contextlib.suppress(StoreError):  # a store that lets nobody list what is unfinished serves as well
+        run.store.sweep()
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
     child = subprocess.Popen(
         [sys.executable, "-P", "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
@@ -145,8 +150,10 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
     while error is not None:
         if isinstance(error, TinyMusicianError):
             return error
-        if isinstance(error, OSError) and error.filename:
-            return TinyMusicianError(f"{error.filename}: {error.strerror}")
+        if isinstance(error, OSError) and (error.filename or error.errno in _FULL):
+            return TinyMusicianError(f"{error.filename or 'the disk for scratch files'}: {error.strerror}")
+        if type(error).__name__ == "SafetensorError":
+            return TinyMusicianError(f"a file of tensors cannot be read or written: {error}")
         if isinstance(error, ModuleNotFoundError):
             return TinyMusicianError(
                 f"the cluster's Python has no {error.name}: install tinymusician's extras there too"

@@ -20,6 +20,8 @@ PRETRAINING_READS = (
     "training.restarts",
 )
 
+ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
+
 
 def located(recipe: Recipe) -> Recipe:
     """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
@@ -37,12 +39,17 @@ def located(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(content)
 
 
-def check_overrides(kind: Kind, overrides: list[str]) -> None:
-    """Pretraining has settings of its own for each model; changing one that it does not read is a mistake.
+def check_overrides(kind: Kind, overrides: list[str], recipe: Recipe) -> None:
+    """Changing what a job of this kind does not read is a mistake.
+
+    Pretraining has settings of its own for each model, and a plan that is given says itself how it rounds.
 
     Raises:
         RecipeError: such a change.
     """
+    for override in overrides if kind == "quantize" and recipe.quantize.plan != "adaptive" else ():
+        if override.partition("=")[0].removeprefix("quantize.") in ADAPTIVE_READS:
+            raise RecipeError(f"--set {override}: only plan adaptive reads it; a plan's file says how that plan rounds")
     for override in overrides if kind == "pretrain" else ():
         if not override.startswith(PRETRAINING_READS):
             raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAINING_READS)}")

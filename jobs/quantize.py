@@ -45,7 +45,7 @@ def measurer_of(compression: Compression) -> Measurer:
 
     asked = compression.asked
     sequences = compression.sequences("validation", asked.sequences, asked.seconds)
-    return Measurer(compression.exported, compression.manifest, sequences)
+    return Measurer(compression.exported, compression.manifest, sequences, compression.context.threads)
 
 
 def run(run_id: str) -> None:

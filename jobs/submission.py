@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jobs import cluster
 from tinymusician.artifacts.address import STORE_VARIABLE
-from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now
+from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -103,10 +103,15 @@ def stop(run: RunFolder) -> None:
         RunError: the run has ended already.
     """
     record = run.record()
-    if run.status().state in ENDED:
-        raise RunError(f"run {run.id!r}: has ended ({run.status().state})")
+    state = presumed(run).state
+    if state in ENDED:
+        raise RunError(f"run {run.id!r}: has ended ({state})")
     client, _ = cluster.connect(record.cluster, start=False)
-    client.stop_job(record.submission)
+    try:
+        client.stop_job(record.submission)
+    except RuntimeError as error:
+        message = f"cluster {record.cluster} no longer knows its job; continue it with --resume {run.id}"
+        raise RunError(f"run {run.id!r}: {message}") from error
 
 
 def settle(run: RunFolder) -> None:

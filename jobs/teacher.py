@@ -27,6 +27,8 @@ def sequences(context: Context, pair: Pair, split: Split, make: bool = True) -> 
     part, asked, seed = recipe.sequences, recipe.teacher, recipe.training.seed
     frames = round(part.seconds * pair.teacher.config.audio_encoder.frame_rate)
     texts = texts_of(load_prompts(part.prompts), split)
+    if split == "train" and part.clips is not None and part.clip_share == 1:
+        return read_clips(pair.teacher.audio_encoder, pair.tokenizer, Path(part.clips), frames)
     samples = part.samples if split == "train" else 1
     sampling = {"samples": samples, "frames": frames, "guidance": asked.guidance, "top_k": asked.top_k}
     sampling |= {"temperature": asked.temperature, "seed": seed, "shard_prompts": part.shard_prompts}

@@ -52,6 +52,11 @@ class Context:
         """A folder of this machine that outlives the run."""
         return user_cache_path("tinymusician", ensure_exists=True)
 
+    @property
+    def threads(self) -> int:
+        """The CPUs that Ray gave this worker; 0 outside of Ray, which stands for all."""
+        return int(os.environ.get("OMP_NUM_THREADS", "0"))
+
     def precision(self) -> Literal["float32", "bfloat16"]:
         """The recipe's precision, with `auto` settled by the device."""
         import torch

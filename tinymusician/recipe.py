@@ -167,7 +167,7 @@ class Pretraining(Part):
     """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
 
     train_clips: Count = Field(9000, description="clips of five seconds rendered from the training tunes")
-    held_out_clips: Count = Field(400, description="clips each of validation and test tunes")
+    held_out_clips: int = Field(400, ge=10, description="clips each of validation and test tunes")
     codec_steps: Count = Field(6000, description="training steps of the codec")
     codec_batch: Count = Field(12, description="clips a step of the codec")
     codec_rate: Positive = Field(6e-4, description="the codec's peak learning rate")
@@ -227,12 +227,12 @@ class Quantize(Part):
     precisions: tuple[Precision, ...] = Field(
         ("float16", "int8", "int4"), min_length=1, description="adaptive: what each group may become besides float32"
     )
-    block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights that share a scale")
-    symmetric: bool = Field(True, description="false: every block also has a zero point")
+    block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="adaptive: weights that share a scale")
+    symmetric: bool = Field(True, description="adaptive: false gives every block a zero point")
     method: Literal["rtn", "hqq"] = Field(
-        "rtn", description="rtn: round to nearest; hqq: fit scale and zero point of 4-bit weights"
+        "rtn", description="adaptive: round to nearest, or fit scale and zero point of 4-bit weights (hqq)"
     )
-    cache: Literal["float32", "int8"] = Field("float32", description="how attention keeps its keys and values")
+    cache: Literal["float32", "int8"] = Field("float32", description="adaptive: how keys and values are kept")
     sequences: Count = Field(4, description="sequences on which groups are measured, of the validation prompts")
     seconds: Positive = Field(3.0, description="length of each of them")
     parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")

@@ -28,6 +28,9 @@ runs.add_to(app)
 app.command()(artifacts.pull)
 app.command()(generate.generate)
 
+EXTRAS = {"boto3": "s3", "ray": "cluster", "torch": "cluster", "transformers": "cluster", "safetensors": "cluster"}
+"""What playing does not need, and the extra that brings it."""
+
 
 @app.callback()
 def everywhere(
@@ -51,6 +54,13 @@ def main() -> None:
         if os.environ.get("TMCTL_DEBUG"):
             raise
         print(f"error: {error.filename or 'this machine'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS or os.environ.get("TMCTL_DEBUG"):
+            raise
+        needed = f"pip install 'tinymusician[{EXTRAS[package]}]'"
+        print(f"error: {package} is not installed, and this needs it: `{needed}`", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -160,9 +160,11 @@ def start(
     store = open_store()
     if resume:
         loaded = resumed_recipe(store, resume, loaded, bool(overrides))
-    check_overrides(kind, overrides or [])
+    check_overrides(kind, overrides or [], loaded)
     address = cluster or os.environ.get(CLUSTER_VARIABLE)
     here = address is None or is_here(address)
+    if not here and store.url.startswith("file:"):
+        print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
     if kind == "quantize" and not resume:

@@ -186,7 +186,8 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
 def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
     """Two workers measure, one chooses; what was measured is not measured again; what fails the gate is not stored."""
     quantize = ["submit", "quantize", str(recipe), "--model", str(recipe.parent / "teacher"), *TWO]
-    few = settings(("quantize.sequences=2", "quantize.seconds=0.4", "quantize.block_size=16"))
+    short = settings(("quantize.sequences=2", "quantize.seconds=0.4"))
+    few = [*short, "--set", "quantize.block_size=16"]
     run = told(ray, s3_store, *quantize, *few, "--name", "q1")
     assert run["state"] == "SUCCEEDED"
     figures = run["metrics"]
@@ -213,6 +214,14 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     assert "float32 graphs: KL" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
     assert len(told(ray, s3_store, "artifacts", "list")) == 2
+    assert b"float32" in s3_store.get(RunFolder(s3_store, "q3").key("report.html")), "what was refused has a report"
+
+    other = settings(("quantize.flavour=optimum", "quantize.plan=paper"))
+    told(ray, s3_store, *quantize, *short, *other, "--name", "q4")
+    files = {file["path"] for file in told(ray, s3_store, "artifacts", "show", "tiny-optimum")["files"]}
+    assert {"onnx/text_encoder.onnx", "onnx/decoder_model_merged.onnx", "onnx/encodec_decode.onnx"} <= files
+    refused = tmctl(ray, s3_store, *quantize, *few, *other)
+    assert "quantize.block_size=16: only plan adaptive reads it" in refused.stderr
 
 
 def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
@@ -235,6 +244,16 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert settings["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
+
+
+def test_a_tunnel_is_told_from_this_machine(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a tunnel a cluster answers on loopback too, but its head names an address of another machine."""
+    from jobs.cluster import is_here
+
+    assert is_here(ray.address)
+    assert not is_here("http://head:8265")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "198.51.100.7")
+    assert not is_here(ray.address)
 
 
 def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -> None:

@@ -34,6 +34,15 @@ def test_nobody_answers(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         S3Store("faults").get("key")
 
 
+def test_what_a_killed_writer_left_is_swept(s3_store: S3Store) -> None:
+    client, bucket = s3_store._client, s3_store._bucket
+    client.create_multipart_upload(Bucket=bucket, Key=s3_store._key("checkpoint"))
+    s3_store.sweep()
+    assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1, "its writer may be at work"
+    s3_store.sweep(age=-3600)
+    assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
 def test_an_interrupted_upload_leaves_nothing(
     s3_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

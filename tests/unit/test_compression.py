@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.compression import DAY, sweep_scratch
+from jobs.compression import sweep_scratch
+from tinymusician.artifacts.store import DAY
 
 
 def test_only_what_was_long_abandoned_is_swept(tmp_path: Path) -> None:

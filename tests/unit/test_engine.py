@@ -396,3 +396,11 @@ class TestBundles:
             BundleError, match="'CPUExecutionProvider': the bundle is meant for CoreMLExecutionProvider"
         ):
             open_player(folder)
+
+    def test_two_graphs_in_each_others_place(self, folder: Path) -> None:
+        """Sizes and digests are right, so only the graphs' inputs can tell."""
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        other = {"decoder": "codec_decoder", "codec_decoder": "decoder"}
+        self.change(folder, files=[{**file, "role": other.get(file["role"], file["role"])} for file in files])
+        with pytest.raises(BundleError, match=r"codec_decoder\.onnx is no decoder; it has no input"):
+            open_player(folder)

@@ -53,6 +53,17 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.glob("out*")) == []
 
 
+def test_only_old_drafts_are_swept(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("runs/a/log.txt", b"whole")
+    for name, age in ((".draft-killed", 7200), (".draft-writing", 60)):
+        (tmp_path / "runs" / "a" / name).write_bytes(b"half")
+        then = (tmp_path / "runs" / "a" / name).stat().st_mtime - age
+        os.utime(tmp_path / "runs" / "a" / name, (then, then))
+    store.sweep(age=3600)
+    assert sorted(path.name for path in (tmp_path / "runs" / "a").iterdir()) == [".draft-writing", "log.txt"]
+
+
 @pytest.mark.parametrize("key", ["", "/a", "../a", "a/../b", "a//b", "a\\b", "a/"])
 def test_keys_that_lead_astray_are_refused(store: Store, key: str) -> None:
     with pytest.raises(StoreError, match="relative path"):

@@ -11,7 +11,6 @@ runs/ID/checkpoints/    see tinymusician.training.checkpoint
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -215,8 +214,3 @@ def check_run_name(name: str) -> str:
 def now() -> datetime:
     """The present time in UTC."""
     return datetime.now(UTC)
-
-
-def dump(value: Any) -> str:
-    """JSON for people."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

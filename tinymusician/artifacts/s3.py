@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.store import Entry, check_key, whole_file
+from tinymusician.artifacts.store import DAY, Entry, check_key, whole_file
 from tinymusician.errors import NotFound, StoreError
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -79,6 +80,15 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._speaking("delete", key), contextlib.suppress(NotFound):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def sweep(self, age: float = DAY) -> None:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        with self._speaking("sweep"):
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    if (datetime.now(UTC) - upload["Initiated"]).total_seconds() > age:
+                        known_by = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                        self._client.abort_multipart_upload(Bucket=self._bucket, **known_by)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)

@@ -9,11 +9,14 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from tinymusician.errors import NotFound, StoreError
+
+DAY = 86_400.0
 
 
 class Entry(NamedTuple):
@@ -50,6 +53,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove `key`; nothing happens when it is not there."""
+
+    def sweep(self, age: float = DAY) -> None:
+        """Remove what writers that were killed more than `age` seconds ago left unfinished; none of it is a value."""
 
 
 def check_key(key: str) -> str:
@@ -103,6 +109,12 @@ class LocalStore:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"store {self.url}: cannot delete {key!r}: {error.strerror}") from error
+
+    def sweep(self, age: float = DAY) -> None:
+        for draft in self._root.rglob(f"{_DRAFT}*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer lives, or another sweeps
+                if time.time() - draft.stat().st_mtime > age:
+                    draft.unlink()
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

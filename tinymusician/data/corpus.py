@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,9 @@ def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: i
     """Render `count` clips; the facts appear last, so a split is either whole or absent."""
     audio.parent.mkdir(parents=True, exist_ok=True)
     band, entries = Band(), []
+    for left in audio.parent.glob(f"{audio.name}.*.part"):  # by a worker that was killed, not by one at work
+        if time.time() - left.stat().st_mtime > 3600:
+            left.unlink(missing_ok=True)
     draft = audio.with_name(f"{audio.name}.{os.getpid()}.part")
     samples = np.lib.format.open_memmap(draft, "w+", np.int16, (count, CLIP_FRAMES * HOP))
     for index in range(count):

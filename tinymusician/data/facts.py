@@ -49,11 +49,6 @@ class Facts:
         """The sounding key, such as `D major`."""
         return f"{PITCH_CLASSES[self.tonic]} {self.mode}"
 
-    @property
-    def beats_a_minute(self) -> float:
-        """Quarter notes a minute."""
-        return 60 * FRAME_RATE / TEMPI[self.tempo]
-
 
 def aspects(facts: Facts, rng: random.Random) -> list[str]:
     """The aspect list of a clip: tempo, instrumentation, genre, key and emotion, in that order."""

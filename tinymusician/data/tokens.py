@@ -1,15 +1,12 @@
-"""Codec tokens of captioned clips: what a language model trains on, kept as one safetensors file a split."""
+"""Codec tokens of captioned clips: what a language model trains on."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -19,17 +16,6 @@ class TokenSet:
     codes: npt.NDArray[np.int16]
     text_ids: npt.NDArray[np.int64]
     text_mask: npt.NDArray[np.int64]
-
-    def save(self, path: Path) -> None:
-        """Write the set; the file appears whole or not at all."""
-        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file({"codes": self.codes, "text_ids": self.text_ids, "text_mask": self.text_mask}, draft)
-        os.replace(draft, path)
-
-    @classmethod
-    def load(cls, path: Path) -> TokenSet:
-        """Read a set that `save` wrote."""
-        return cls(**load_file(path))
 
 
 def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

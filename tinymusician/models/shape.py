@@ -39,11 +39,6 @@ class DecoderShape:
         embeddings = self.codebooks * (2 * self.vocabulary + 1) * self.width
         return self.layers * a_layer + embeddings + 2 * self.width
 
-    @property
-    def projection(self) -> int:
-        """Parameters of the projection from text states to the decoder's width, if there is one."""
-        return 0 if self.text == self.width else (self.text + 1) * self.width
-
     def with_layers(self, layers: int) -> DecoderShape:
         """The same shape with another depth."""
         return replace(self, layers=layers)

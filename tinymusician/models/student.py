@@ -54,10 +54,21 @@ def check_pair(teacher: Any, student: Any) -> None:
     for name, read in pairs.items():
         if read(teacher) != read(student):
             raise ModelError(f"student: {name} {read(student)}; the teacher's are {read(teacher)}, and must be equal")
-    if teacher.config.decoder.vocab_size != teacher.config.audio_encoder.codebook_size:
+    check_codec(teacher, "teacher")
+
+
+def check_codec(model: Any, name: str) -> None:
+    """A decoder must speak the language of its own codec.
+
+    Raises:
+        ModelError: it has other codebooks.
+    """
+    decoder, codec = model.config.decoder, model.config.audio_encoder
+    spoken, understood = (decoder.num_codebooks, decoder.vocab_size), (codec.num_quantizers, codec.codebook_size)
+    if spoken != understood:
         raise ModelError(
-            f"teacher: the decoder speaks {teacher.config.decoder.vocab_size} codes a codebook, "
-            f"its codec {teacher.config.audio_encoder.codebook_size}; they must be equal"
+            f"{name}: the decoder speaks {spoken[0]} codebooks of {spoken[1]} codes, "
+            f"its codec {understood[0]} of {understood[1]}; they must be equal"
         )
 
 

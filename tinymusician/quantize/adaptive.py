@@ -64,9 +64,10 @@ class Outcome:
 
 
 class Measurer:
-    """Measures plans on the float32 graphs in `folder` against their own logits on `sequences`."""
+    """Measures plans on the float32 graphs in `folder` against their own logits on `sequences`; 0 threads means all."""
 
-    def __init__(self, folder: Path, manifest: BundleManifest, sequences: Sequences) -> None:
+    def __init__(self, folder: Path, manifest: BundleManifest, sequences: Sequences, threads: int = 0) -> None:
+        self._threads = threads
         self.folder, self.manifest, self.sequences = folder, manifest, sequences
         self.in_graph: dict[str, dict[str, int]] = {
             graph: groups_of(_graph(folder, graph)) for graph in GRAPHS if _graph(folder, graph).exists()
@@ -80,7 +81,7 @@ class Measurer:
 
     def player(self, folder: Path) -> Player:
         """The graphs in `folder` ready to run; they are this process's own, so nothing is checked."""
-        return Player(Bundle(folder, self.manifest))
+        return Player(Bundle(folder, self.manifest), self._threads)
 
     def measure(self, plan: Plan) -> Outcome:
         """What a plan makes of the graphs."""

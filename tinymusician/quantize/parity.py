@@ -116,7 +116,8 @@ def check(parity: Parity, name: str, kl: float, agreement: float, codec_snr: flo
     Raises:
         ParityError: they do; the message says where they first part from PyTorch.
     """
-    where = f"first off at layer {parity.first_layer}, step {parity.first_step}; worst at step {parity.worst_step}"
+    first = f"first off at layer {parity.first_layer}, step {parity.first_step}" if parity.first_layer >= 0 else ""
+    where = f"{first or 'no layer is off by a hundredth'}; worst at step {parity.worst_step}"
     if not max(parity.kl) <= kl:
         raise ParityError(f"{name}: KL {max(parity.kl):.3g} nats a code; at most {kl:g} is allowed ({where})")
     if not min(parity.agreement) >= agreement:

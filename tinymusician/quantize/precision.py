@@ -63,6 +63,9 @@ class Plan(BaseModel):
                 raise ValueError(
                     f"groups.codec = {precision}: allowed are float32 and float16; its work is convolution"
                 )
+        alike = not self.groups and (self.default, self.cache, self.kernel) == ("float32", "float32", "blocks")
+        if self.uniform_int8 and not alike:
+            raise ValueError("uniform_int8: treats everything alike; leave default, groups, cache and kernel out")
         if self.method == "hqq" and self.symmetric:
             raise ValueError("method hqq: fits zero points, so symmetric must be false")
         return self

@@ -27,6 +27,15 @@ FIRST_CHUNK, CHUNK = 0.5, 1.0
 LONGEST = 600.0
 """The most seconds that are played, in windows."""
 
+_INPUTS: dict[str, set[str]] = {
+    "text_encoder": {"ids", "mask"},
+    "cross": {"text_states", "text_mask"},
+    "decoder": {"codes", "positions", "text_mask", "past_key.0", "cross_key.0"},
+    "codec_decoder": {"codes", "cut", "state", "kept"},
+    "codec_encoder": {"audio"},
+}
+"""By role, inputs by which a graph is known."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -200,12 +209,16 @@ class _Sessions:
     def __call__(self, role: Role) -> Any:
         path = self._bundle.path(role)
         try:
-            return self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
+            session = self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
         except MemoryError as error:
             raise EngineError(f"{path.name}: not enough memory to load it") from error
         except Exception as error:  # ONNX Runtime raises its own kinds for whatever is wrong with a graph
             said = " ".join(str(error).split())
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
+        if lacking := _INPUTS[role] - {value.name for value in session.get_inputs()}:
+            wanted = f"it has no input {', '.join(sorted(lacking))}"
+            raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {wanted}")
+        return session
 
 
 def _check(guidance: float, sampling: Sampling, seed: int) -> None:

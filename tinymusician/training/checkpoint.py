@@ -120,8 +120,12 @@ class Checkpoints:
         return f"{self._prefix}/step-{step:08d}.{suffix}"
 
     def _forget_old(self) -> None:
-        best = self.best_step()
-        for step in self.steps()[:-2]:
+        """Keep the two newest and the best, and no tensors that a killed worker left without their note."""
+        steps, best = self.steps(), self.best_step()
+        for step in steps[:-2]:
             if step != best:
                 self._store.delete(self._key(step, "json"))
-                self._store.delete(self._key(step, "safetensors"))
+        kept = {self._key(step, "safetensors") for step in {*steps[-2:], best} if step is not None}
+        for entry in list(self._store.list(f"{self._prefix}/")):
+            if entry.key.endswith(".safetensors") and entry.key not in kept:
+                self._store.delete(entry.key)
