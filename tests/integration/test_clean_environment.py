@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,9 @@ def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["seconds"] == 2
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (16000, 32000)
+
+    store = {**os.environ, "TMCTL_STORE": (tmp_path / "store").as_uri()}
+    command = [str(binaries / "tmctl"), "submit", "distill", "band"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=store, check=False)
+    needed = "error: ray is not installed, and this needs it: `pip install 'tinymusician[cluster]'`"
+    assert (ended.returncode, ended.stderr.strip()) == (1, needed)

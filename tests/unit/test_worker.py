@@ -1,9 +1,16 @@
-"""How the cluster's CPUs are shared out."""
+"""How the cluster's CPUs are shared out, and how errors of workers reach users."""
 
 from __future__ import annotations
 
-import pytest
+import errno
+from pathlib import Path
 
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jobs.entry import for_users
 from jobs.worker import cpus_a_worker
 from tinymusician.errors import ClusterError
 
@@ -29,3 +36,13 @@ def test_every_worker_finds_room_on_one_node(nodes: list[int], workers: int, cpu
 def test_more_workers_than_cpus() -> None:
     with pytest.raises(ClusterError, match="--workers 4: the cluster has 3 CPUs"):
         cpus_a_worker([2, 1], 4)
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    """Writing into a folder that is not there makes safetensors fail as a full disk does: with a kind of its own."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert str(for_users(full)) == "the disk for scratch files: No space left on device"
+    with pytest.raises(SafetensorError) as caught:
+        save_file({"x": np.zeros(1)}, tmp_path / "none" / "x.safetensors")
+    assert str(for_users(caught.value)).startswith("a file of tensors cannot be read or written: ")
+    assert for_users(ValueError("a fault of ours")) is None
