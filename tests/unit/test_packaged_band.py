@@ -31,6 +31,11 @@ def test_the_family_fits_its_limits() -> None:
         assert model.config.audio_encoder.frame_rate == 50
 
 
+def test_no_file_names_a_machine() -> None:
+    for path in WEIGHTS.rglob("*.json"):
+        assert '"/' not in path.read_text("utf-8"), f"{path.name}: an absolute path"
+
+
 def test_every_prompt_is_in_its_words() -> None:
     tokenizer = load_tokenizer("band-large")
     for prompt in load_prompts("band"):
