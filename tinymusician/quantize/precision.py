@@ -33,7 +33,7 @@ class Plan(BaseModel):
     `symmetric`); activations are rounded to 8 bits within the product. With `kernel: channels` products in int8 have a
     scale a channel instead, and activations one for all rows together: less exact, but faster with four rows and more.
     `float16` halves the file; on a CPU the products still run in float32. `method`: `rtn` rounds to nearest, `hqq` fits
-    scales and zero points to the weights (4 bits).
+    scales and zero points to the weights (4 bits), and leaves activations in float32.
     `cache` is the precision of self-attention's keys and values; for int8 they get a scale a channel, calibrated when
     the plan is applied.
     """
