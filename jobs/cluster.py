@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,17 +30,10 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     wanted = address or os.environ.get(CLUSTER_VARIABLE)
     if wanted and urlparse(wanted).scheme not in {"http", "https"}:
         raise ClusterError(f"cluster {wanted!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
+    if not wanted and start and not _answers(LOCAL):
+        _start_local()
     _use_token()
-    if wanted:
-        return _client(wanted), wanted
-    try:
-        return _client(LOCAL), LOCAL
-    except ClusterError:
-        if not start:
-            raise
-    _start_local()
-    _use_token()
-    return _client(LOCAL), LOCAL
+    return _client(wanted or LOCAL), wanted or LOCAL
 
 
 def is_here(address: str) -> bool:
@@ -55,6 +49,20 @@ def is_here(address: str) -> bool:
     except Exception:  # nobody answers, which whoever connects next will say
         return True
     return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens there.
+
+    Ray's own client cannot be asked: what it knows of tokens at first it knows for good, and before this machine's
+    first local Ray there is no token.
+    """
+    place = urlparse(address)
+    try:
+        socket.create_connection((place.hostname, place.port or 80), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _use_token() -> None:
@@ -82,6 +90,7 @@ def _start_local() -> None:
     print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
     ray = Path(sys.executable).with_name("ray")
     subprocess.run([str(ray), "get-auth-token", "--generate"], capture_output=True, check=True)
+    TOKEN.chmod(0o600)  # Ray leaves it for everybody to read
     command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
     environment = {**os.environ, **dict([AUTHENTICATION]), **worker_environment()}
