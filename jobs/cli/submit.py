@@ -163,8 +163,6 @@ def start(
     check_overrides(kind, overrides or [], loaded)
     address = cluster or os.environ.get(CLUSTER_VARIABLE)
     here = address is None or is_here(address)
-    if not here and store.url.startswith("file:"):
-        print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
     if kind == "quantize" and not resume:
@@ -178,6 +176,8 @@ def start(
     from jobs.submission import submit
 
     run = submit(store, kind, loaded, workers, cluster, name, resume)
+    if not here and store.url.startswith("file:"):
+        print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     if not json:
         print(f"run {run.id}: submitted to {run.record().cluster}, kept in {store.url}", file=sys.stderr)
     state = follow(run, quiet=json) if wait else "PENDING"
