@@ -40,10 +40,10 @@ def is_here(address: str) -> bool:
     """Whether the cluster at an address runs on this machine: a loopback address may also be a tunnel's near end."""
     if urlparse(address).hostname not in {"127.0.0.1", "localhost"}:
         return False
+    _use_token()
     import ray
     from ray.util.state import list_nodes
 
-    _use_token()
     try:
         heads = {node.node_ip for node in list_nodes(address=address) if node.is_head_node}
     except Exception:  # nobody answers, which whoever connects next will say
