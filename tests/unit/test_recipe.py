@@ -39,7 +39,7 @@ def test_another_kind_starts_its_part_afresh() -> None:
         ("temperature.final=-1", r"temperature\.final = -1: .*greater than 0"),
         ("objective.name=foo", r"objective.*'foo'.*stage_mixed"),
         ("student.layers=[]", r"student\.layers: .*at least 1"),
-        ("training.warmup=160", r"warmup 160: fewer than steps \(160\)"),
+        ("training.warmup=120", r"warmup 120: fewer than steps \(120\)"),
         ("sequences.clip_share=0.3", r"clip_share 0\.3: needs `clips`"),
         ("sequences.clips=/tmp", r"clips: given, but clip_share is 0"),
         ("training.zero=4", r"training\.zero = 4: .*0, 1, 2 or 3"),
