@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -87,6 +88,8 @@ def _client(address: str) -> Any:
 
 def _start_local() -> None:
     """Start a Ray head for this user alone: its dashboard on loopback, everything behind a token in ~/.ray."""
+    if importlib.util.find_spec("ray") is None:  # importing it would settle how it speaks before there is a token
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
     print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
     ray = Path(sys.executable).with_name("ray")
     subprocess.run([str(ray), "get-auth-token", "--generate"], capture_output=True, check=True)
