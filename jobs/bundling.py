@@ -17,6 +17,7 @@ from jobs.student import BAND_LICENCE
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.errors import EngineError, PlanError
 from tinymusician.models.shape import is_packaged
+from tinymusician.page import html_picture, html_table, html_text, page
 from tinymusician.quantize.adaptive import Measurer, Outcome
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.export import architecture_of
@@ -24,15 +25,7 @@ from tinymusician.quantize.package import PLAN_FILE, describe, write_manifest
 from tinymusician.quantize.parity import Parity, Reference, check, measure, measure_fused
 from tinymusician.quantize.precision import Plan, coarsest, load_plan, save_plan
 from tinymusician.quantize.providers import Verdict, verdicts
-from tinymusician.quantize.report import (
-    Point,
-    html_picture,
-    html_table,
-    html_text,
-    page,
-    plot_front,
-    plot_sensitivity,
-)
+from tinymusician.quantize.report import Point, plot_front, plot_sensitivity
 from tinymusician.quantize.sensitivity import Table, choose
 from tinymusician.recipe import Gate, Precision
 from tinymusician.runtime.bundle import Bundle

@@ -26,10 +26,10 @@ from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, Plan, packaged_plan
-from tinymusician.quantize.rollout import Sequences
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
 from tinymusician.runtime.player import Player
+from tinymusician.runtime.rollout import Sequences
 
 _COMPARED = (
     ("int8-rtn", "int8", "rtn", True),

@@ -20,7 +20,7 @@ from tinymusician.quantize.optimum import (
 from tinymusician.quantize.parity import Reference, check, measure
 from tinymusician.quantize.precision import Plan, load_plan
 from tinymusician.quantize.providers import verdicts
-from tinymusician.quantize.rollout import Sequences
+from tinymusician.runtime.rollout import Sequences
 
 pytestmark = pytest.mark.slow
 

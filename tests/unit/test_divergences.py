@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr
 
-from tinymusician.distill.divergences import (
+from tinymusician.distill.objective import Mixture, distillation_loss, mixture
+from tinymusician.models.divergences import (
     entropy,
     forward_kl,
     log_mixture,
@@ -22,7 +23,6 @@ from tinymusician.distill.divergences import (
     skew_forward_kl,
     skew_reverse_kl,
 )
-from tinymusician.distill.objective import Mixture, distillation_loss, mixture
 
 SKEW = 0.1
 NAMED = {

@@ -16,9 +16,9 @@ from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
 from tinymusician.quantize.parity import Reference, check, measure_fused
-from tinymusician.quantize.rollout import Sequences, compare, rollout, rollout_with_ranges
 from tinymusician.runtime.bundle import Bundle, read_manifest
 from tinymusician.runtime.player import Player
+from tinymusician.runtime.rollout import Sequences, compare, rollout, rollout_with_ranges
 
 PROMPTS = ["a slow waltz for the church organ", "a fast fiddle reel"]
 GATE = {"kl": 1e-6, "agreement": 0.999, "codec_snr": 60.0}

@@ -15,9 +15,9 @@ from tinymusician.errors import PlanError
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.apply import CacheRanges, apply_plan, blocks_of, group_of
 from tinymusician.quantize.precision import Plan, load_plan, save_plan
-from tinymusician.quantize.rollout import Sequences, rollout_with_ranges
 from tinymusician.runtime.bundle import describe_files, read_manifest
 from tinymusician.runtime.player import Player, Wish, open_player
+from tinymusician.runtime.rollout import Sequences, rollout_with_ranges
 
 PROMPT = "a fast fiddle reel"
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tinymusician.distill.divergences import (
+from tinymusician.models.divergences import (
     Divergence,
     forward_kl,
     on_logits,

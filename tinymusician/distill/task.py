@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
 from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
 from tinymusician.distill.schedules import temperature
 from tinymusician.distill.signals import Rows, Signals, SignalSource, condition
+from tinymusician.models.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.training.task import Model
 

@@ -14,11 +14,11 @@ import onnx
 
 from tinymusician.quantize.apply import GRAPHS, WEIGHTED, group_of, quantize_graph
 from tinymusician.quantize.precision import Plan
-from tinymusician.quantize.rollout import Sequences, compare, rollout, rollout_with_ranges
 from tinymusician.quantize.sensitivity import Measure, Table
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest
 from tinymusician.runtime.player import Player
+from tinymusician.runtime.rollout import Sequences, compare, rollout, rollout_with_ranges
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
 """What the codec may become: convolutions know no blocks."""

@@ -24,7 +24,7 @@ from tinymusician.errors import ModelError
 from tinymusician.quantize.apply import quantize_model, quantize_uniformly, quietly
 from tinymusician.quantize.graph import save
 from tinymusician.quantize.precision import Plan
-from tinymusician.quantize.rollout import Floats, Sequences
+from tinymusician.runtime.rollout import Floats, Sequences
 
 DECODERS = ("decoder_model", "decoder_with_past_model")
 _DECODER_GROUPS = (

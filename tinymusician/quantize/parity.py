@@ -20,8 +20,8 @@ from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
 from tinymusician.quantize.adaptive import snr
-from tinymusician.quantize.rollout import Floats, Sequences, compare, rollout
 from tinymusician.runtime.player import Player
+from tinymusician.runtime.rollout import Floats, Sequences, compare, rollout
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""What a finished compression shows: one page with plots, that a person opens in a browser. Nothing else is needed."""
+"""The plots of a finished compression."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,43 +78,7 @@ def plot_front(table: Table | None, points: Sequence[Point], budget: float | Non
     return _png(figure)
 
 
-def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
-    """A page that needs no other file; `parts` are headings with HTML below them."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in parts)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        "<style>body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
-        "td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}pre{background:#f6f6f6;padding:1rem}"
-        f"</style><h1>{html.escape(title)}</h1>\n{body}</html>\n"
-    )
-
-
-def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; numbers stand to the right."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ["".join(_cell(value) for value in row) for row in rows]
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def html_picture(png: bytes, description: str) -> str:
-    """A picture within the page."""
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
-
-
-def html_text(text: str) -> str:
-    """Text as it is written."""
-    return f"<pre>{html.escape(text)}</pre>"
-
-
 _ORDER: tuple[Precision, ...] = ("float16", "int8", "int4")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f'<td class="n">{value:.4g}</td>'
-    return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
 
 
 def _pyplot() -> Any:

@@ -1,0 +1,175 @@
+"""KAD, CLAP scores, label divergence, intervals and guards against plain loops, closed forms and made-up clips."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from tinymusician.errors import DataError
+from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.guards import Limits, examine, loop
+from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
+from tinymusician.evaluate.kernel import bandwidth, kad
+from tinymusician.evaluate.labels import label_divergence
+from tinymusician.evaluate.vectors import Vectors
+
+
+def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, windows: int = 1) -> Vectors:
+    random = np.random.default_rng(seed)
+    return Vectors.of(list(shift + random.normal(size=(clips, windows, dimension))))
+
+
+class TestKad:
+    def test_it_is_the_mean_over_pairs_of_different_clips(self) -> None:
+        one, other = drawn(5, 3, 0, windows=2), drawn(4, 3, 1, 0.5, windows=3)
+        width = bandwidth(other)
+
+        def mean(left: Vectors, right: Vectors, same: bool) -> float:
+            values = [
+                np.exp(-np.square(left.values[i] - right.values[j]).sum() / (2 * width**2))
+                for i in range(len(left.values))
+                for j in range(len(right.values))
+                if not (same and left.owners[i] == right.owners[j])
+            ]
+            return float(np.mean(values))
+
+        wanted = 100 * (mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False))
+        assert kad(one, other, resamples=0).value == pytest.approx(wanted, rel=1e-9)
+
+    def test_the_closed_form_of_gaussians(self) -> None:
+        """E k of normals with difference N(m, 2I) is (σ²/(σ²+2))^(d/2) · exp(-|m|² / 2(σ²+2))."""
+        dimension, shift = 4, 0.5
+        one, other = drawn(1500, dimension, 0, shift), drawn(1500, dimension, 1)
+        square = bandwidth(other) ** 2
+        peak = (square / (square + 2)) ** (dimension / 2)
+        wanted = 100 * 2 * peak * (1 - np.exp(-dimension * shift**2 / (2 * (square + 2))))
+        found = kad(one, other, resamples=50)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < wanted < found.high
+        assert found.value == pytest.approx(wanted, rel=0.15)
+
+    def test_it_is_unbiased(self) -> None:
+        found = [kad(drawn(40, 6, seed), drawn(40, 6, 500 + seed), resamples=0).value for seed in range(60)]
+        assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
+        assert min(found) < 0
+
+    def test_what_it_cannot_tell(self) -> None:
+        with pytest.raises(DataError, match="all the same"):
+            kad(drawn(4, 2, 0), Vectors.of([np.ones((1, 2))] * 3))
+        with pytest.raises(DataError, match="1 clip of clips; at least 2"):
+            kad(drawn(1, 2, 0, windows=5), drawn(4, 2, 1))
+        with pytest.raises(DataError, match="2 and 3 dimensions"):
+            kad(drawn(4, 2, 0), drawn(4, 3, 1))
+
+
+class TestClapScore:
+    def test_it_is_the_mean_cosine_of_a_clips_windows(self) -> None:
+        clips = Vectors.of([np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[0.0, 1.0]])])
+        found = clap_score(clips, np.array([[5.0, 0.0], [0.0, 0.1]]))
+        assert found.by_clip.tolist() == pytest.approx([0.5, 1.0])
+        assert found.score.value == pytest.approx(0.75)
+        assert found.shuffled == pytest.approx((0.5 + 0.0) / 2)
+
+    def test_shuffled_prompts_score_lower_where_prompts_matter_and_not_where_they_do_not(self) -> None:
+        prompts = np.random.default_rng(0).normal(size=(30, 8))
+        follows = clap_score(Vectors.of(list((prompts + 0.5 * drawn(30, 8, 1).values)[:, None])), prompts)
+        ignores = clap_score(drawn(30, 8, 2), prompts)
+        assert follows.shuffled is not None
+        assert follows.score.value > follows.shuffled + 0.3
+        assert follows.p_shuffled == pytest.approx(1 / 1001)
+        assert ignores.p_shuffled is not None
+        assert ignores.p_shuffled > 0.05
+
+    def test_the_same_seed_gives_the_same_interval(self) -> None:
+        clips, prompts = drawn(12, 4, 0), drawn(12, 4, 1).values
+        assert clap_score(clips, prompts, seed=3).facts() == clap_score(clips, prompts, seed=3).facts()
+
+    def test_one_prompt_cannot_be_shuffled(self) -> None:
+        found = clap_score(drawn(3, 2, 0), np.ones((3, 2)))
+        assert (found.shuffled, found.p_shuffled) == (None, None)
+
+    def test_a_prompt_a_clip_is_needed(self) -> None:
+        with pytest.raises(DataError, match="one prompt a clip"):
+            clap_score(drawn(3, 2, 0), np.ones((2, 2)))
+
+
+class TestLabels:
+    def test_it_is_scipys_relative_entropy(self) -> None:
+        random = np.random.default_rng(0)
+        real, made = random.dirichlet(np.ones(5), 20), random.dirichlet(np.ones(5), 20)
+        found = label_divergence(real, made)
+        assert found.forward.value == pytest.approx(np.mean([entropy(p, q) for p, q in zip(real, made, strict=True)]))
+        assert found.reverse.value == pytest.approx(np.mean([entropy(q, p) for p, q in zip(real, made, strict=True)]))
+        assert label_divergence(real, real).forward.value == 0
+        assert label_divergence(real, real).agreement.value == 1
+
+    def test_certainty_stays_finite(self) -> None:
+        found = label_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+        assert found.forward.value == pytest.approx(np.log(1e6), rel=1e-4)
+
+    def test_what_is_no_distribution_is_refused(self) -> None:
+        with pytest.raises(DataError, match="sum to 1"):
+            label_divergence(np.ones((2, 3)), np.ones((2, 3)) / 3)
+        with pytest.raises(DataError, match="pairs of clips"):
+            label_divergence(np.ones((2, 1)), np.ones((3, 1)))
+
+
+class TestIntervals:
+    def test_the_mean_of_normal_numbers(self) -> None:
+        values = np.random.default_rng(0).normal(3, 2, 400)
+        found = mean_interval(values)
+        half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+        assert found.low == pytest.approx(values.mean() - half, abs=0.03)
+        assert found.high == pytest.approx(values.mean() + half, abs=0.03)
+
+    def test_one_value_has_no_interval(self) -> None:
+        assert mean_interval([4.0]) == Interval(4.0, None, None)
+
+    def test_pairs_are_told_apart_where_their_spread_is_common(self) -> None:
+        common = np.random.default_rng(1).normal(0, 5, 50)
+        found = difference(common + 0.2, common)
+        assert found.low == pytest.approx(0.2)
+        assert found.high == pytest.approx(0.2)
+
+    def test_json_knows_no_nan(self) -> None:
+        assert as_json({"a": [Interval(1.0), float("nan")]}) == {"a": [{"value": 1.0, "low": None, "high": None}, None]}
+
+
+class TestGuards:
+    rate = 16_000
+
+    def tone(self, level: float = 0.3) -> np.ndarray:
+        return level * np.sin(2 * np.pi * 440 * np.arange(self.rate) / self.rate)
+
+    def test_music_passes(self) -> None:
+        assert examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50))).problems == ()
+
+    def test_each_fault_has_its_name(self) -> None:
+        faults = {
+            "silent": np.zeros(self.rate),
+            "clipped": np.clip(self.tone(5.0), -1, 1),
+            "offset": self.tone() + 0.2,
+            "not finite": np.where(np.arange(self.rate) == 7, np.nan, self.tone()),
+        }
+        for name, wave in faults.items():
+            assert examine(wave, self.rate).problems == (name,)
+        assert examine(np.zeros(0), self.rate).problems == ("silent",)
+
+    def test_a_pause_is_no_silence(self) -> None:
+        wave = self.tone()
+        wave[: self.rate // 2] = 0
+        found = examine(wave, self.rate)
+        assert found.silent == pytest.approx(0.5)
+        assert found.problems == ()
+
+    def test_loops_are_found_with_their_length(self) -> None:
+        phrase = np.random.default_rng(0).integers(0, 512, (4, 12))
+        assert loop(np.tile(phrase, 10)) == (1.0, 12)
+        assert loop(np.full((4, 60), 5)) == (1.0, 1)
+        assert examine(self.tone(), self.rate, np.tile(phrase, 10)).problems == ("looped",)
+        assert examine(self.tone(), self.rate, np.tile(phrase, 10), Limits(looped=1.0)).problems == ()
+
+    def test_too_short_for_a_loop(self) -> None:
+        assert loop(np.zeros((4, 2))) == (0.0, 0)

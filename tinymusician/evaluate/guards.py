@@ -1,0 +1,80 @@
+"""Guards against degenerate clips: silence, clipping, numbers that are none, a constant offset, endless loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.evaluate.vectors import Floats
+
+_FRAME_SECONDS = 0.02
+_SILENT_DB = -60.0
+_FULL_SCALE = 0.999
+KINDS = ("not finite", "silent", "clipped", "offset", "looped")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What still counts as music.
+
+    `silent` and `clipped` are shares of the clip's frames and samples, `offset` is a share of full scale. `looped` is
+    the share of frames whose codes repeat those of one fixed lag before.
+    """
+
+    silent: float = 0.9
+    clipped: float = 0.01
+    offset: float = 0.05
+    looped: float = 0.9
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was measured of one clip; `lag` is the best lag of the loop in frames, `problems` some of `KINDS`."""
+
+    silent: float
+    clipped: float
+    offset: float
+    looped: float
+    lag: int
+    problems: tuple[str, ...]
+
+
+def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None, limits: Limits | None = None) -> Health:
+    """Look at one clip, mono samples in [-1, 1], and at the codes it was decoded from where they are known."""
+    limits = limits or Limits()
+    looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
+    if not np.isfinite(wave).all():
+        return Health(0.0, 0.0, 0.0, looped, lag, ("not finite",))
+    if len(wave) == 0:
+        return Health(1.0, 0.0, 0.0, looped, lag, ("silent",))
+    silent, clipped = silent_share(wave, rate), float(np.mean(np.abs(wave) >= _FULL_SCALE))
+    offset = float(abs(wave.mean()))
+    measured = (silent > limits.silent, clipped > limits.clipped, offset > limits.offset, looped > limits.looped)
+    found = tuple(kind for kind, present in zip(KINDS[1:], measured, strict=True) if present)
+    return Health(silent, clipped, offset, looped, lag, found)
+
+
+def silent_share(wave: Floats, rate: int) -> float:
+    """The share of 20 ms frames below -60 dB of full scale; a clip shorter than a frame is silent."""
+    size = round(rate * _FRAME_SECONDS)
+    frames = wave[: len(wave) // size * size].reshape(-1, size)
+    if len(frames) == 0:
+        return 1.0
+    level = 10 * np.log10(np.square(frames.astype(np.float64)).mean(axis=1) + 1e-12)
+    return float(np.mean(level < _SILENT_DB))
+
+
+def loop(codes_KT: npt.NDArray[Any]) -> tuple[float, int]:
+    """The largest share of frames whose codes are all equal to those a lag before, and that lag.
+
+    Lags up to a third of the clip count: what comes back only once may be a tune's second part.
+    """
+    frames = codes_KT.shape[1]
+    shares = [float((codes_KT[:, lag:] == codes_KT[:, :-lag]).all(axis=0).mean()) for lag in range(1, frames // 3 + 1)]
+    if not shares:
+        return 0.0, 0
+    best = int(np.argmax(shares))
+    return shares[best], best + 1

@@ -1,0 +1,70 @@
+"""What an embedding model made of a set of clips: vectors, each belonging to a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.errors import DataError
+
+Floats = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """`values` [M, D]: the windows or frames of all clips in order; `owners` [M], rising: whose clip each is."""
+
+    values: Floats
+    owners: Indices
+
+    @classmethod
+    def of(cls, clips: Sequence[Floats]) -> Vectors:
+        """From one array [windows, D] a clip.
+
+        Raises:
+            DataError: there is no clip, one without windows, or numbers that are not finite.
+        """
+        if not clips or any(len(clip) == 0 for clip in clips):
+            raise DataError(
+                f"embeddings: {len(clips)} clips, {sum(len(c) == 0 for c in clips)} of them without windows"
+            )
+        values = np.concatenate(clips).astype(np.float64)
+        owners = np.repeat(np.arange(len(clips)), [len(clip) for clip in clips])
+        bad = np.unique(owners[~np.isfinite(values).all(axis=1)])
+        if len(bad):
+            raise DataError(f"embeddings: clip {bad[0]} and {len(bad) - 1} others hold numbers that are not finite")
+        return cls(values, owners)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.values.shape[1])
+
+    @cached_property
+    def windows(self) -> Indices:
+        """How many vectors each clip has, [N]."""
+        return np.bincount(self.owners)
+
+    @property
+    def clips(self) -> int:
+        """N."""
+        return len(self.windows)
+
+    def clip(self, index: int) -> Floats:
+        """One clip's vectors."""
+        end = int(self.windows[: index + 1].sum())
+        return self.values[end - int(self.windows[index]) : end]
+
+    def chosen(self, clips: Indices) -> Vectors:
+        """These clips, in this order; a clip that is named twice counts as two."""
+        starts = np.concatenate([[0], np.cumsum(self.windows)])[clips]
+        counts = self.windows[clips]
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        places = np.arange(counts.sum()) - np.repeat(first - starts, counts)
+        return Vectors(self.values[places], np.repeat(np.arange(len(clips)), counts))
