@@ -15,7 +15,7 @@ from jobs.distill import mixture_at
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
 from tinymusician.data.tokens import TokenSet, tokenize_captions
-from tinymusician.distill.report import code_variety, sample_figures
+from tinymusician.distill.report import sample_figures
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask, Softening, closeness
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
@@ -96,8 +96,3 @@ def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
     stranger = cut_student(teacher, [2])
     own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 0) for model in (teacher, stranger))
     assert own.cross_entropy < other.cross_entropy
-
-
-def test_variety_tells_loops_from_music() -> None:
-    assert code_variety(torch.full((2, 4, 10), 7)) == 0
-    assert code_variety(torch.arange(8).expand(2, 4, 8)) == pytest.approx(np.log(8))

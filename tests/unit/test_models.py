@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import MusicgenForConditionalGeneration
 
+from tests.bundles import write_bundle
 from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError, RecipeError
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
+from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASED, DecoderShape, shape_of
 from tinymusician.models.student import check_pair, cut_student, weights_digest
+from tinymusician.runtime.player import Wish, open_player
 from tinymusician.runtime.sampling import guide
 
 
@@ -158,3 +162,38 @@ def test_unreadable_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"decoder": {}}))
     with pytest.raises(ModelError, match="not a MusicGen's"):
         shape_of(str(tmp_path))
+
+
+def test_seeds_give_every_row_the_engines_own_numbers(tiny_musicgen: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_musicgen(str(tiny_musicgen)), load_tokenizer(str(tiny_musicgen))
+    text = tokenizer(CAPTIONS[:2], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        condition = encode_text(model, text["input_ids"], text["attention_mask"])
+        both = sample_codes(model, condition, 12, None, 3.0, 8, 0.9, seeds=[5, 9])
+        alone = sample_codes(
+            model, TextCondition(condition.states[1:], condition.mask[1:]), 12, None, 3.0, 8, 0.9, seeds=[9]
+        )
+    assert torch.equal(both[1:], alone)
+    write_bundle(model, tiny_musicgen / "tokenizer.json", tmp_path / "bundle")
+    player = open_player(tmp_path / "bundle")
+    wish = Wish(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
+    generation = player.engine.start(player.request(wish))
+    player.engine.run(generation)
+    assert torch.equal(both[1], torch.from_numpy(generation.codes))
+
+
+def test_the_surprise_of_codes_is_that_of_a_plain_sum(tiny_musicgen: Path) -> None:
+    model, text = load_musicgen(str(tiny_musicgen)), texts(tiny_musicgen)
+    codes = np.random.default_rng(0).integers(0, 16, (3, 4, 9))
+    with torch.no_grad():
+        condition = encode_text(model, text["input_ids"], text["attention_mask"])
+    logits, _ = forced_logits(model, condition, codes)
+    log = torch.log_softmax(logits.double(), -1).numpy()
+    for clip in range(3):
+        terms = [-log[clip, k, t + k, codes[clip, k, t]] for k in range(4) for t in range(9)]
+        assert cross_entropies(logits, codes)[clip].item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_variety_tells_loops_from_music() -> None:
+    assert varieties(np.full((2, 4, 10), 7)).tolist() == [0, 0]
+    assert varieties(np.tile(np.arange(8), (1, 4, 1))) == pytest.approx(np.log(8))

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenSet
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text
+from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
+from tinymusician.models.musicgen import encode_text
 from tinymusician.models.sampling import sample_codes
 
 
@@ -33,25 +31,11 @@ def sample_figures(
     """
     device = next(teacher.parameters()).device
     ids, mask = (torch.from_numpy(part).to(device) for part in (prompts.text_ids, prompts.text_mask))
-    frames, pad = prompts.codes.shape[2], teacher.config.decoder.vocab_size
+    frames = prompts.codes.shape[2]
     generator = torch.Generator(device).manual_seed(seed)
-    codes = sample_codes(student, encode_text(student, ids, mask), frames, generator, guidance, top_k)
-    targets = delay(codes.numpy(), pad)
-    inputs = torch.from_numpy(inputs_for(targets, pad)).to(device)
-    text: TextCondition = encode_text(teacher, ids, mask)
-    logits = ConditionedDecoder(teacher).eval()(inputs, text.states, text.mask)
-    carries = torch.from_numpy(valid(codes.shape[1], frames)).expand(len(codes), -1, -1).to(device)
-    surprise = F.cross_entropy(logits[carries].float(), torch.from_numpy(targets).to(device)[carries]).item()
-    return SampleFigures(surprise, code_variety(codes))
-
-
-def code_variety(codes_BKT: Tensor) -> float:
-    """The entropy in nats of a sample's code frequencies, mean over codebooks and samples: 0 for a loop of one code."""
-    entropies = []
-    for codes in codes_BKT.flatten(0, 1):
-        share = torch.bincount(codes).float() / len(codes)
-        entropies.append(-(share[share > 0] * share[share > 0].log()).sum())
-    return torch.stack(entropies).mean().item()
+    codes = sample_codes(student, encode_text(student, ids, mask), frames, generator, guidance, top_k).numpy()
+    logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
+    return SampleFigures(cross_entropies(logits, codes).mean().item(), float(varieties(codes).mean()))
 
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:

@@ -6,15 +6,17 @@ returns the codes and draws from a generator of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.models.musicgen import TextCondition
-from tinymusician.runtime.sampling import Sampling, draw, guide
+from tinymusician.runtime.sampling import Sampling, draw, guide, numbers_of
 
 
 @torch.no_grad()
@@ -26,18 +28,20 @@ def sample_codes(
     guidance: float = 3.0,
     top_k: int = 250,
     temperature: float = 1.0,
+    seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes [B, K, frames] for each row of `text`; without a generator the likeliest code is taken (greedy).
+    """Codes [B, K, frames] for each row of `text`; without a generator or seeds the likeliest code is taken (greedy).
 
-    With `guidance` 1 only the conditional pass runs.
+    With `guidance` 1 only the conditional pass runs. `seeds` give every row numbers of its own, the engine's for that
+    seed: a row then does not depend on those beside it, and a bundle plays the same up to its rounding.
     """
+    numbers = _numbers(rows := len(text.states), generator, seeds)
     books, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
-    rows = len(text.states)
     both = _with_null(text) if guidance != 1 else text
     states, mask = _project(model, both), both.mask
     carries = torch.from_numpy(valid(books, frames)).to(states.device)
     steps = carries.shape[1]
-    sampling = Sampling(temperature if generator is not None else 0, top_k)
+    sampling = Sampling(temperature if numbers is not None else 0, top_k)
     delayed = torch.full((rows, books, steps), pad, device=states.device)
     column, past = torch.full((rows, books), pad, device=states.device), None
     for step in range(steps):
@@ -53,17 +57,31 @@ def sample_codes(
         logits = output.logits[:, -1].view(len(states), books, -1).float()
         if guidance != 1:
             logits = guide(logits[:rows], logits[rows:], guidance)
-        column = torch.where(carries[:, step], _drawn(logits, generator, sampling), pad)
+        column = torch.where(carries[:, step], _drawn(logits, numbers, sampling), pad)
         delayed[:, :, step] = column
     return torch.from_numpy(undelay(delayed.cpu().numpy()))
 
 
-def _drawn(logits_BKV: Tensor, generator: torch.Generator | None, sampling: Sampling) -> Tensor:
-    """The engine's own draw, with uniform numbers from `generator`."""
-    numbers = np.zeros(logits_BKV.shape[:-1])
-    if generator is not None:
-        numbers = torch.rand(numbers.shape, generator=generator, device=generator.device).double().cpu().numpy()
-    return torch.from_numpy(draw(logits_BKV.cpu().numpy(), numbers, sampling)).to(logits_BKV.device)
+Numbers = Callable[[int], npt.NDArray[np.float64]]
+"""Uniform numbers of a step: for K codebooks, [B, K]."""
+
+
+def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] | None) -> Numbers | None:
+    if seeds is not None:
+        assert len(seeds) == rows, "one seed a row"
+        own = [numbers_of(seed) for seed in seeds]
+        return lambda books: np.stack([row.random(books) for row in own])
+    if generator is None:
+        return None
+    place = generator.device
+    return lambda books: torch.rand((rows, books), generator=generator, device=place).double().cpu().numpy()
+
+
+def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: Sampling) -> Tensor:
+    """The engine's own draw."""
+    books = logits_BKV.shape[1]
+    uniforms = numbers(books) if numbers is not None else np.zeros(logits_BKV.shape[:-1])
+    return torch.from_numpy(draw(logits_BKV.cpu().numpy(), uniforms, sampling)).to(logits_BKV.device)
 
 
 def decode_audio(model: Any, codes_BKT: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import CrossStates, Decoder, Row
 from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.sampling import Sampling, draw, guide
+from tinymusician.runtime.sampling import Sampling, draw, guide, numbers_of
 
 Codes = npt.NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class Generation:
         self.error: EngineError | None = None
         self.cancelled = False
         self.rows: list[Row] = []
-        self._random = np.random.Generator(np.random.Philox(request.seed).jumped(request.window))
+        self._random = numbers_of(request.seed, request.window)
         self._books, self._pad = books, pad
         self._delayed = np.full((books, frames + books - 1), pad, np.int64)
         self._given = 0

@@ -31,6 +31,11 @@ def guide(conditional: Array, unconditional: Array, scale: float) -> Array:
     return guided
 
 
+def numbers_of(seed: int, window: int = 0) -> np.random.Generator:
+    """The random numbers of a seed; every window of a longer piece has its own."""
+    return np.random.Generator(np.random.Philox(seed).jumped(window))
+
+
 def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.int64]:
     """One code from each row of `logits` [..., V] by the inverse of its distribution at `uniforms` [...] in [0, 1)."""
     if sampling.temperature == 0:
