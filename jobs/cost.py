@@ -44,6 +44,7 @@ def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
         "band_large_steps": part.teacher_steps,
         "band_small_steps": part.student_steps,
         "band_clap_steps": part.clap_steps,
+        "band_tagger_steps": part.tagger_steps,
     }
 
 

@@ -1,7 +1,7 @@
 """The pretraining job: the house band made from nothing, each part a stage with checkpoints of its own.
 
-codec → tokens → band-large and band-small → band-clap → one artifact with three model folders. A stage that is done
-is not done again, so `--resume` goes on inside the stage that was interrupted.
+codec → tokens → band-large and band-small → band-clap → band-tagger → one artifact with a folder for every model. What
+is done is not done again, so `--resume` goes on inside the stage that was interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.student import BAND_LICENCE
-from jobs.worker import Context, Stage, fit, train
+from jobs.worker import Context, Stage, Work, fit, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
@@ -49,6 +49,7 @@ JUDGES = {
     "band-large": "cross_entropy/right",
     "band-small": "cross_entropy/right",
     "band-clap": "loss",
+    "band-tagger": "loss",
 }
 """The stages that train, and the held-out figure that picks the best checkpoint of each."""
 
@@ -179,19 +180,29 @@ def clap_work(context: Context) -> None:
     train(context, Stage("band-clap", task, plan, AdamSettings(beta2=0.999), part.clap_batch, 0, context.precision()))
 
 
-def finish(context: Context) -> None:
-    """Write the three model folders in float16 and publish them as one artifact."""
-    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
-    from tinymusician.pretrain.band import assemble, save_clap
+def tagger_work(context: Context) -> None:
+    """Train band-tagger, in float32: it computes its spectra itself."""
+    import torch
 
-    codec, tokenizer = trained_codec(context), _tokenizer(context)
+    from tinymusician.models.tagger import BandTagger
+    from tinymusician.pretrain.tagger import CLASSES, TaggerTask
+    from tinymusician.training.engine import AdamSettings
+
+    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    torch.manual_seed(seed)
+    task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch, seed)
+    task.module.to(context.device)
+    plan = _plan(context, part.tagger_steps, 2e-3, "band-tagger")
+    train(context, Stage("band-tagger", task, plan, AdamSettings(), part.tagger_batch, 0, "float32"))
+
+
+def finish(context: Context) -> None:
+    """Write a model folder for every part in float16 and publish them as one artifact."""
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
-            assemble(folder / member, codec, tokenizer, _best_weights(context, member), layers)
-        save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
-        for stage in JUDGES:
+        _write_models(context, folder)
+        for stage in _part(context).parts:
             checkpoints = _checkpoints(context, stage)
             best = checkpoints.best_step()
             assert best is not None, "every stage validates at its end"
@@ -209,6 +220,24 @@ def finish(context: Context) -> None:
         )
     result = {"artifact": manifest.reference, "metrics": figures}
     context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())
+
+
+def _write_models(context: Context, folder: Path) -> None:
+    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
+    from tinymusician.models.tagger import BandTagger
+    from tinymusician.pretrain.band import assemble, save_clap
+    from tinymusician.pretrain.tagger import CLASSES
+
+    tokenizer, parts = _tokenizer(context), _part(context).parts
+    for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
+        if member in parts:
+            assemble(folder / member, trained_codec(context), tokenizer, _best_weights(context, member), layers)
+    if "band-clap" in parts:
+        save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
+    if "band-tagger" in parts:
+        tagger = BandTagger(CLASSES)
+        tagger.load_state_dict(_best_weights(context, "band-tagger"))
+        tagger.save(folder / "band-tagger")
 
 
 def _checkpoints(context: Context, stage: str) -> Any:
@@ -231,12 +260,14 @@ def run(run_id: str) -> None:
     store = open_store()
     record = RunFolder(store, run_id).record()
     restarts = record.recipe["training"]["restarts"]
-    for work in (
-        codec_work,
-        tokens_work,
-        partial(language_model_work, name="band-large", layers=TEACHER_LAYERS),
-        partial(language_model_work, name="band-small", layers=STUDENT_LAYERS),
-        clap_work,
-    ):
-        fit(work, store.url, run_id, record.workers, restarts)
+    stages: dict[str, tuple[Work, ...]] = {
+        "codec": (codec_work, tokens_work),
+        "band-large": (partial(language_model_work, name="band-large", layers=TEACHER_LAYERS),),
+        "band-small": (partial(language_model_work, name="band-small", layers=STUDENT_LAYERS),),
+        "band-clap": (clap_work,),
+        "band-tagger": (tagger_work,),
+    }
+    for part in [part for part in stages if part in record.recipe["pretrain"]["parts"]]:
+        for work in stages[part]:
+            fit(work, store.url, run_id, record.workers, restarts)
     fit(finish, store.url, run_id, 1, restarts)

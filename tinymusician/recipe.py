@@ -163,9 +163,15 @@ class Training(Part):
         return self
 
 
+BandPart = Literal["codec", "band-large", "band-small", "band-clap", "band-tagger"]
+
+
 class Pretraining(Part):
     """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
 
+    parts: tuple[BandPart, ...] = Field(
+        ("codec", "band-large", "band-small", "band-clap", "band-tagger"), min_length=1, description="what is made"
+    )
     train_clips: Count = Field(9000, description="clips of five seconds rendered from the training tunes")
     held_out_clips: int = Field(400, ge=10, description="clips each of validation and test tunes")
     codec_steps: Count = Field(6000, description="training steps of the codec")
@@ -177,6 +183,16 @@ class Pretraining(Part):
     language_model_rate: Positive = Field(1e-3, description="their peak learning rate")
     clap_steps: Count = Field(500, description="training steps of band-clap")
     clap_batch: Count = Field(48, description="pairs of clip and caption a step of band-clap")
+    tagger_steps: Count = Field(400, description="training steps of band-tagger")
+    tagger_batch: Count = Field(32, description="clips a step of band-tagger")
+
+    @model_validator(mode="after")
+    def _codec_first(self) -> Self:
+        if "codec" not in self.parts and {"band-large", "band-small"} & set(self.parts):
+            raise ValueError(
+                f"parts {list(self.parts)}: band-large and band-small speak the codec's codes, so add codec"
+            )
+        return self
 
 
 Precision = Literal["float32", "float16", "int8", "int4"]
@@ -248,6 +264,99 @@ class Quantize(Part):
         return self
 
 
+class BandReference(Part):
+    """The rendered test tunes of the house band, with their captions."""
+
+    kind: Literal["band"] = "band"
+
+
+class FolderReference(Part):
+    """Clips of one's own, each with its caption in a .txt of the same name."""
+
+    kind: Literal["folder"] = "folder"
+    audio: str = Field(description="the folder")
+
+
+class MusicCapsReference(Part):
+    """MusicCaps: its published table, and the audio that was gathered for it."""
+
+    kind: Literal["musiccaps"] = "musiccaps"
+    table: str = Field(description="musiccaps-public.csv")
+    audio: str = Field(description="the folder of YTID.wav")
+    subset: Literal["all", "balanced", "eval"] = "all"
+
+
+class MusicBenchReference(Part):
+    """MusicBench: one of its published tables, and its unpacked audio."""
+
+    kind: Literal["musicbench"] = "musicbench"
+    table: str = Field(description="such as MusicBench_test_A.json")
+    audio: str = Field(description="the folder that the table's locations lie below")
+
+
+Reference = Annotated[
+    BandReference | FolderReference | MusicCapsReference | MusicBenchReference, Field(discriminator="kind")
+]
+
+
+class ClapEmbedding(Part):
+    """A CLAP of transformers' layout: windows of its own length, in a space that holds prompts too."""
+
+    kind: Literal["clap"] = "clap"
+    model: str = Field("laion/larger_clap_music", description="hub id, local folder, or band-clap")
+
+
+class EncodecEmbedding(Part):
+    """The states of an EnCodec's encoder, a vector a frame."""
+
+    kind: Literal["encodec"] = "encodec"
+    model: str = Field("facebook/encodec_32khz", description="hub id or folder of an EnCodec or a MusicGen")
+
+
+class VggishEmbedding(Part):
+    """VGGish, the embedding of the first FAD."""
+
+    kind: Literal["vggish"] = "vggish"
+    checkpoint: str = Field(description="vggish-10086976.pth of harritaylor/torchvggish")
+
+
+Embedding = Annotated[ClapEmbedding | EncodecEmbedding | VggishEmbedding, Field(discriminator="kind")]
+
+
+class Degeneration(Part):
+    """Beyond what a clip counts as degenerate."""
+
+    silent: Share = Field(0.9, description="share of its 20 ms frames below -60 dB of full scale")
+    clipped: Share = Field(0.01, description="share of its samples at full scale")
+    offset: Share = Field(0.05, description="its mean, as a share of full scale")
+    looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
+
+
+class Evaluate(Part):
+    """How models are judged: against which clips, in which embedding, with how many clips."""
+
+    models: tuple[str, ...] = Field((), description="what is judged; none: the newest student of this recipe")
+    reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
+    clips: Annotated[int, Field(ge=2)] = Field(200, description="prompts of the reference that every model plays")
+    seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
+    embedding: Embedding = Field(ClapEmbedding(), description="the space of FAD and KAD")
+    clap: str = Field("laion/larger_clap_music", description="the ClapModel of the CLAP score")
+    tagger: str | None = Field(
+        None,
+        description="the classifier of the label divergence: band-tagger, or one for audio of transformers' layout",
+    )
+    agreement_clips: Annotated[int, Field(ge=0)] = Field(
+        32, description="teacher's samples on which models are held against the teacher, code by code"
+    )
+    cost_runs: Annotated[int, Field(ge=0)] = Field(3, description="clips that each model plays alone, to be timed")
+    listen: Count = Field(4, description="prompts that can be listened to in the report")
+    resamples: Annotated[int, Field(ge=20)] = Field(200, description="resamples behind every interval of a distance")
+    batch: Count = Field(16, description="clips played side by side")
+    seed: Annotated[int, Field(ge=0)] = 0
+    damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with real clips that cannot be read")
+    degeneration: Degeneration = Degeneration()
+
+
 class Recipe(Part):
     """One model's recipe; jobs read the parts they need."""
 
@@ -261,10 +370,16 @@ class Recipe(Part):
     objective: Objective = StageMixed()
     training: Training = Training()
     quantize: Quantize = Quantize()
+    evaluate: Evaluate = Evaluate()
     pretrain: Pretraining | None = None
 
 
-_KIND_KEYS = {"objective": "name", "student": "kind"}
+_KIND_KEYS = {
+    "objective": "name",
+    "student": "kind",
+    "evaluate.reference": "kind",
+    "evaluate.embedding": "kind",
+}
 """The parts that come in several kinds, and the key that tells which."""
 
 
@@ -336,7 +451,10 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """A field's place as a recipe writes it: pydantic adds the kind after a part that has several."""
-    return location[:1] + location[2:] if location[0] in _KIND_KEYS else location
+    for depth in (1, 2):
+        if ".".join(str(key) for key in location[:depth]) in _KIND_KEYS:
+            return location[:depth] + location[depth + 1 :]
+    return location
 
 
 def _explain(error: ValidationError) -> str:

@@ -97,7 +97,7 @@ def pretrain(
     name: Name = None,
     json: Json = False,
 ) -> None:
-    """Make the house band from nothing: render its corpus, train codec, language models and CLAP.
+    """Make the house band from nothing: render its corpus, train codec, language models, CLAP and tagger.
 
     Takes hours on two cores and resumes where it stopped. The packaged weights were made this way.
 

@@ -336,7 +336,7 @@ def test_a_killed_head(
 
 
 def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
-    """Every stage of pretraining for a step or two, on made-up tunes: three models that load with transformers."""
+    """Every stage of pretraining for a step or two, on made-up tunes: models that load."""
     corpus = Path(ray.environment["XDG_CACHE_HOME"]) / "tinymusician" / "corpus"
     corpus.mkdir(parents=True)
     notes = [(i * 0.5, 0.5, 60 + (0, 2, 4, 5, 7, 9, 11, 12)[i * 3 % 8]) for i in range(64)]
@@ -351,16 +351,26 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
         "codec_batch=2",
         "teacher_steps=2",
     )
-    short += ("student_steps=2", "language_model_batch=2", "clap_steps=2", "clap_batch=4")
+    short += (
+        "student_steps=2",
+        "language_model_batch=2",
+        "clap_steps=2",
+        "clap_batch=4",
+        "tagger_steps=2",
+        "tagger_batch=4",
+    )
     values = tuple(f"pretrain.{value}" for value in short)
     run = told(ray, store, "submit", "pretrain", "band", *settings(values), "--name", "p")
     assert run["state"] == "SUCCEEDED"
-    assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap"}
+    assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap", "band-tagger"}
     assert run["metrics"]["codec"]["si_sdr/4"] > 0
     assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     from transformers import ClapModel, MusicgenForConditionalGeneration
+
+    from tinymusician.models.tagger import BandTagger
 
     for name, layers in (("band-large", 8), ("band-small", 2)):
         model = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "out" / name)
         assert model.config.decoder.num_hidden_layers == layers
     assert ClapModel.from_pretrained(tmp_path / "out" / "band-clap").config.projection_dim == 128
+    assert BandTagger.load(tmp_path / "out" / "band-tagger").width == 48

@@ -19,9 +19,12 @@ import numpy.typing as npt
 
 from tinymusician.data.facts import FRAME_RATE, Facts, caption
 from tinymusician.data.render import HOP, Band, choose_facts, notes_on_grid
-from tinymusician.data.scores import Split, Tune
+from tinymusician.data.scores import TUNES, Split, Tune, load_tunes
 
 CLIP_FRAMES = 5 * FRAME_RATE
+SEED = 0
+HELD_OUT_CLIPS = 400
+"""Clips of the test tunes that results are given on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, se
     entries = json.loads(facts.read_text())
     clips = [Clip(Facts(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips)
+
+
+def load_test_split(folder: Path, count: int) -> RenderedSplit:
+    """The clips of test tunes that the band's weights never saw; parses the scores first where that was not done."""
+    return load_split(folder, load_tunes(folder / TUNES), "test", count, SEED)
 
 
 def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int) -> None:

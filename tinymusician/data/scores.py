@@ -22,6 +22,8 @@ from tinymusician.data.families import families
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+TUNES = "tunes-by-family.json"
+"""The file that parsed tunes are kept in."""
 COLLECTIONS = {"ryan": "ryansMammoth", "oneill": "oneills1850", "aird": "airdsAirs"}
 KINDS = ("reel", "jig", "hornpipe", "strathspey", "waltz", "polka", "clog", "march")
 _LONGEST_QUARTERS = 96.0

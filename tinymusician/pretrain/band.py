@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinymusician.data.corpus import RenderedSplit, load_split
-from tinymusician.data.scores import Split, load_tunes
+from tinymusician.data.corpus import SEED, RenderedSplit, load_split
+from tinymusician.data.scores import TUNES, Split, load_tunes
 from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.models.band import build_band
 from tinymusician.models.saving import save_musicgen
 from tinymusician.pretrain.clap import TrainableClap, clap_features, new_clap
-
-CORPUS_SEED = 0
 
 
 class Corpus(NamedTuple):
@@ -29,10 +27,10 @@ class Corpus(NamedTuple):
 
 def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
     """Read the rendered corpus from `folder`, parsing the scores and rendering the clips that are not there."""
-    tunes = load_tunes(folder / "tunes-by-family.json")
+    tunes = load_tunes(folder / TUNES)
 
     def split(name: Split, count: int) -> RenderedSplit:
-        return load_split(folder, tunes, name, count, CORPUS_SEED)
+        return load_split(folder, tunes, name, count, SEED)
 
     return Corpus(split("train", train_clips), split("validation", held_out_clips), split("test", held_out_clips))
 

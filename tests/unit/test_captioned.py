@@ -1,0 +1,168 @@
+"""MusicCaps, MusicBench and folders: files of the published layouts, what is missing, and clips of any kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps
+from tinymusician.errors import DataError
+from tinymusician.evaluate.audio import encode_flac, read_clip, resampled
+from tinymusician.evaluate.reference import FileClips
+
+COLUMNS = (
+    "ytid", "start_s", "end_s", "audioset_positive_labels", "aspect_list", "caption", "author_id",
+    "is_balanced_subset", "is_audioset_eval",
+)  # fmt: skip
+
+
+def tone(seconds: float, rate: int = 16_000, pitch: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_musiccaps(folder: Path, names: list[str], audio: dict[str, np.ndarray]) -> tuple[Path, Path]:
+    """The published table (columns as on its page), and WAVs under the given file names."""
+    table = folder / "musiccaps-public.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for number, name in enumerate(names):
+            writer.writerow({
+                "ytid": name, "start_s": 30, "end_s": 40, "audioset_positive_labels": "/m/04rlf",
+                "aspect_list": "['slow', 'solo fiddle']", "caption": f"caption {number}, with a comma\nand a line",
+                "author_id": 4, "is_balanced_subset": number % 2 == 0, "is_audioset_eval": number == 0,
+            })  # fmt: skip
+    (folder / "audio").mkdir()
+    for name, wave in audio.items():
+        soundfile.write(folder / "audio" / name, wave, 16_000)
+    return table, folder / "audio"
+
+
+class TestMusicCaps:
+    def test_cut_clips_whole_videos_and_missing_ones(self, tmp_path: Path) -> None:
+        names = ["-0Gj8-vB1q4", "b", "c", "d", "e"]
+        waves = {
+            "-0Gj8-vB1q4.wav": tone(10, pitch=200),
+            "b.flac": np.concatenate([tone(30, pitch=300), tone(15, pitch=900)]),
+            "c_30_40.wav": tone(10, pitch=400),
+            "[d]-[30-40].wav": tone(10, pitch=500),
+        }
+        found = load_musiccaps(*write_musiccaps(tmp_path, names, waves))
+        assert [clip.name for clip in found.clips] == names[:4]
+        assert found.clips[0].caption == "caption 0, with a comma\nand a line"
+        assert found.missing == [tmp_path / "audio" / "e.wav"]
+        clips = FileClips(found, "MusicCaps", 4, 10.0, 0)
+        assert clips.told["without audio"] == 1
+        for place, pitch in enumerate((200, 900, 400, 500)):
+            wave = clips.wave(place, 16_000).wave
+            assert len(wave) == 160_000
+            assert np.abs(np.fft.rfft(wave)).argmax() / 10 == pytest.approx(pitch, abs=1)
+
+    def test_subsets(self, tmp_path: Path) -> None:
+        table, audio = write_musiccaps(tmp_path, ["a", "b", "c"], {f"{n}.wav": tone(1) for n in "abc"})
+        assert [clip.name for clip in load_musiccaps(table, audio, "balanced").clips] == ["a", "c"]
+        assert [clip.name for clip in load_musiccaps(table, audio, "eval").clips] == ["a"]
+
+    def test_what_is_missing_and_where_it_belongs(self, tmp_path: Path) -> None:
+        table, audio = write_musiccaps(tmp_path, ["a"], {})
+        with pytest.raises(DataError, match=r"none of its 1 clips has its audio here, first of all .*audio/a\.wav"):
+            load_musiccaps(table, audio)
+        with pytest.raises(DataError, match=r"no such folder; the clips' audio belongs there"):
+            load_musiccaps(table, tmp_path / "elsewhere")
+        with pytest.raises(DataError, match="download the table from its dataset's page"):
+            load_musiccaps(tmp_path / "none.csv", audio)
+        (tmp_path / "other.csv").write_text("name,caption\nx,y\n")
+        with pytest.raises(DataError, match="has no column ytid, start_s"):
+            load_musiccaps(tmp_path / "other.csv", audio)
+
+
+class TestMusicBench:
+    def rows(self) -> list[dict[str, object]]:
+        return [
+            {"dataset": "MusicBench", "location": f"data_aug2/x_{n}.wav", "main_caption": f"caption {n}",
+             "alt_caption": "other", "prompt_key": "The key is D major.", "beats": [[0.2, 0.7], [1, 2]],
+             "bpm": 120, "chords": ["D"], "chords_time": [0.1], "key": ["D", "major"], "keyprob": [0.9]}
+            for n in range(3)
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("form", ["lines", "list"])
+    def test_both_forms_of_the_table(self, tmp_path: Path, form: str) -> None:
+        lines = "\n".join(json.dumps(row) for row in self.rows())
+        (tmp_path / "t.json").write_text(lines if form == "lines" else json.dumps(self.rows()))
+        (tmp_path / "data_aug2").mkdir()
+        for number in range(2):
+            soundfile.write(tmp_path / "data_aug2" / f"x_{number}.wav", tone(1), 16_000)
+        found = load_musicbench(tmp_path / "t.json", tmp_path)
+        assert [clip.caption for clip in found.clips] == ["caption 0", "caption 1"]
+        assert found.missing == [tmp_path / "data_aug2" / "x_2.wav"]
+
+    def test_tables_that_are_none(self, tmp_path: Path) -> None:
+        for content, message in (
+            ('{"location": 3}', "row 1: has no `location` and `main_caption`"),
+            ('{"location": "../../etc/x.wav", "main_caption": "c"}', "leads out of"),
+            ("[1]", "holds no objects"),
+            ("{", "not such a table"),
+        ):
+            (tmp_path / "t.json").write_text(content)
+            with pytest.raises(DataError, match=message):
+                load_musicbench(tmp_path / "t.json", tmp_path)
+
+
+class TestFolders:
+    def test_pairs_of_clip_and_caption(self, tmp_path: Path) -> None:
+        for name in ("b.wav", "a.flac", "alone.wav"):
+            soundfile.write(tmp_path / name, tone(1), 16_000)
+        (tmp_path / "a.txt").write_text("first\n")
+        (tmp_path / "b.txt").write_text("second")
+        found = load_folder(tmp_path)
+        assert [clip.caption for clip in found.clips] == ["first", "second"]
+        assert found.missing == [tmp_path / "alone.txt"]
+        with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 with their audio"):
+            FileClips(found, "folder x", 3, 1.0, 0)
+
+    def test_an_empty_one(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"put NAME\.wav and NAME\.txt there"):
+            load_folder(tmp_path)
+
+
+class TestReading:
+    def test_rates_and_channels_are_changed_and_told(self, tmp_path: Path) -> None:
+        left, right = tone(1, 44_100, 1000), tone(1, 44_100, 3000)
+        soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44_100)
+        heard = read_clip(tmp_path / "a.wav", 16_000)
+        assert heard.changed == ("2 channels averaged", "resampled from 44100 Hz")
+        spectrum = np.abs(np.fft.rfft(heard.wave)) / len(heard.wave)
+        assert len(heard.wave) == 16_000
+        assert spectrum[1000] == pytest.approx(0.075, rel=0.02)
+        assert spectrum[3000] == pytest.approx(0.075, rel=0.02)
+
+    def test_resampling_keeps_what_lies_above_out(self) -> None:
+        found = resampled(tone(1, 48_000, 10_000), 48_000, 16_000)
+        assert np.abs(found[1000:-1000]).max() < 1e-4
+        wave = tone(1)
+        assert resampled(wave, 16_000, 16_000) is wave
+
+    def test_flac_holds_sixteen_bits(self, tmp_path: Path) -> None:
+        (tmp_path / "a.flac").write_bytes(encode_flac(tone(0.5), 16_000))
+        np.testing.assert_allclose(read_clip(tmp_path / "a.flac", 16_000).wave, tone(0.5), atol=1 / 32768)
+
+    def test_files_that_are_no_clips(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+        soundfile.write(tmp_path / "short.wav", tone(0.05), 16_000)
+        soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
+        soundfile.write(tmp_path / "one.wav", tone(1), 16_000)
+        for name, message in (
+            ("broken", "cannot be read as audio"),
+            ("none", "cannot be read as audio"),
+            ("short", "0.05 s of audio; 0.1 s or more"),
+            ("nan", "no numbers"),
+        ):
+            with pytest.raises(DataError, match=message):
+                read_clip(tmp_path / f"{name}.wav", 16_000)
+        with pytest.raises(DataError, match="lasts 1 s; a clip from 2 s on"):
+            read_clip(tmp_path / "one.wav", 16_000, 2.0)

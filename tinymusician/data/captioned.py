@@ -1,0 +1,152 @@
+"""Captioned clips in files, as the field publishes them: MusicCaps, MusicBench, or a plain folder.
+
+The tables are theirs to publish and the audio is nobody's to ship: both are read from where a user put them.
+
+    MusicCaps   musiccaps-public.csv (google/MusicCaps): ytid, start_s, end_s, …, caption, …, is_balanced_subset,
+                is_audioset_eval; audio as YTID.wav (a cut clip or the whole video), YTID_START_END.wav, or
+                [YTID]-[START-END].wav; .flac, .ogg and .mp3 as well
+    MusicBench  MusicBench_test_A.json and others (amaai-lab/MusicBench): JSON, an object a line or a list, with
+                `location` below the audio folder and `main_caption`
+    a folder    clips, each with its caption in a .txt of the same name
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinymusician.errors import DataError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+Subset = Literal["all", "balanced", "eval"]
+_FLAGS: dict[Subset, str] = {"balanced": "is_balanced_subset", "eval": "is_audioset_eval"}
+
+
+@dataclass(frozen=True)
+class CaptionedClip:
+    """A clip in a file. Where the file holds a whole video, the clip lies from `start` to `end` seconds in it."""
+
+    name: str
+    caption: str
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class CaptionedSet:
+    """The clips whose audio is here, and where the audio of the others was looked for."""
+
+    clips: list[CaptionedClip]
+    missing: list[Path]
+
+
+def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> CaptionedSet:
+    """The clips of MusicCaps' table whose audio lies in a folder.
+
+    Raises:
+        DataError: no such table or folder, a table of other columns, or no audio of any of its clips.
+    """
+    rows = _csv(table, ("ytid", "start_s", "end_s", "caption", *_FLAGS.values()))
+    _folder(audio)
+    chosen = rows if subset == "all" else [row for row in rows if row[_FLAGS[subset]].strip().lower() == "true"]
+    clips, missing = [], []
+    for row in chosen:
+        try:
+            start, end = float(row["start_s"]), float(row["end_s"])
+        except ValueError as error:
+            raise DataError(f"{table}: {row['ytid']}: start_s and end_s must be numbers") from error
+        own = row["ytid"]
+        cut = (f"{own}_{row['start_s']}_{row['end_s']}", f"[{own}]-[{row['start_s']}-{row['end_s']}]")
+        found = _first(audio, cut)
+        whole = _first(audio, (own,))
+        if found is not None:
+            clips.append(CaptionedClip(own, row["caption"], found))
+        elif whole is not None:
+            clips.append(CaptionedClip(own, row["caption"], whole, start, end))
+        else:
+            missing.append(audio / f"{own}.wav")
+    return _some(CaptionedSet(clips, missing), table)
+
+
+def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
+    """The clips of one of MusicBench's tables whose audio lies in a folder, as its archive unpacks.
+
+    Raises:
+        DataError: no such table or folder, a table without `location` and `main_caption`, or no audio of any clip.
+    """
+    _folder(audio)
+    clips, missing = [], []
+    for number, row in enumerate(_json_rows(table), 1):
+        location, caption = row.get("location"), row.get("main_caption")
+        if not isinstance(location, str) or not isinstance(caption, str):
+            raise DataError(f"{table}: row {number}: has no `location` and `main_caption`; is this MusicBench's table?")
+        path = audio / location
+        if not path.resolve().is_relative_to(audio.resolve()):
+            raise DataError(f"{table}: row {number}: location {location!r} leads out of {audio}")
+        clips.append(CaptionedClip(location, caption, path)) if path.is_file() else missing.append(path)
+    return _some(CaptionedSet(clips, missing), table)
+
+
+def load_folder(audio: Path) -> CaptionedSet:
+    """All clips of a folder that have a caption beside them.
+
+    Raises:
+        DataError: no such folder, or no clip with a caption in it.
+    """
+    _folder(audio)
+    files = sorted(path for path in audio.iterdir() if path.suffix.lower() in SUFFIXES)
+    told = [path for path in files if path.with_suffix(".txt").is_file()]
+    clips = [CaptionedClip(path.name, path.with_suffix(".txt").read_text().strip(), path) for path in told]
+    if not clips:
+        raise DataError(f"{audio}: no clip with a caption; put NAME.wav and NAME.txt there, one pair a clip")
+    return CaptionedSet(clips, [path.with_suffix(".txt") for path in files if path not in told])
+
+
+def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(_absent(table, error)) from error
+    lacking = [column for column in needed if not rows or rows[0].get(column) is None]
+    if lacking:
+        raise DataError(f"{table}: has no column {', '.join(lacking)}; is this MusicCaps' table?")
+    return rows
+
+
+def _json_rows(table: Path) -> list[dict[str, Any]]:
+    try:
+        text = table.read_text("utf-8")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise DataError(_absent(table, error)) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{table}: holds no objects; is this MusicBench's table?")
+    return list(rows)
+
+
+def _absent(table: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or "not such a table"
+    return f"{table}: {reason}; download the table from its dataset's page, and give its path"
+
+
+def _folder(audio: Path) -> None:
+    if not audio.is_dir():
+        raise DataError(f"{audio}: no such folder; the clips' audio belongs there")
+
+
+def _first(folder: Path, stems: Sequence[str]) -> Path | None:
+    places = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _some(found: CaptionedSet, table: Path) -> CaptionedSet:
+    if not found.clips:
+        where = f", first of all {found.missing[0]}" if found.missing else ""
+        raise DataError(f"{table}: none of its {len(found.missing)} clips has its audio here{where}")
+    return found

@@ -1,0 +1,68 @@
+"""How well a model agrees with its teacher, on samples of the teacher's and on its own.
+
+Everything is by clip, so that it can be spread over workers and resampled; nats are means over the codes of a clip.
+Shapes: N clip, K codebook, S step of the delayed sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tinymusician.codebooks import valid
+from tinymusician.models.divergences import Divergence, forward_kl, on_logits, reverse_kl
+from tinymusician.runtime.sampling import guide
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """By clip and codebook, [N, K], along the teacher's samples.
+
+    `forward` is KL(teacher ‖ model), `reverse` KL(model ‖ teacher), `top_1` the share of equal likeliest codes: of the
+    distributions that codes are drawn from, so with guidance, before temperature and top-k. `with_text` is the forward
+    KL of the passes with text alone; a model of one pass has no such pass, and NaN.
+    """
+
+    forward: Floats
+    reverse: Floats
+    top_1: Floats
+    with_text: Floats
+
+    def arrays(self) -> dict[str, Floats]:
+        """By name."""
+        return dict(self.__dict__)
+
+
+def agreement(teacher_2NKSV: Tensor, model_RKSV: Tensor, guidance: float) -> Agreement:
+    """Of the teacher's two passes with a model's two passes, or with its one pass."""
+    clips, books, steps = teacher_2NKSV.shape[0] // 2, *teacher_2NKSV.shape[1:3]
+    mask = torch.from_numpy(valid(books, steps - books + 1)).expand(clips, -1, -1)
+    one_pass = len(model_RKSV) == clips
+    played = model_RKSV if one_pass else _guided(model_RKSV, guidance)
+    asked = _guided(teacher_2NKSV, guidance)
+    same = (asked.argmax(-1) == played.argmax(-1)).double()
+    plain = torch.full((clips, books, steps), torch.nan, dtype=torch.double)
+    if not one_pass:
+        plain = _values(forward_kl, teacher_2NKSV[:clips], model_RKSV[:clips], mask)
+    found = (_values(forward_kl, asked, played, mask), _values(reverse_kl, asked, played, mask), same, plain)
+    return Agreement(*(_by_book(values, mask) for values in found))
+
+
+def _guided(logits_2NKSV: Tensor, guidance: float) -> Tensor:
+    told, without = logits_2NKSV.float().chunk(2)
+    return guide(told, without, guidance)
+
+
+def _values(divergence: Divergence, teacher: Tensor, model: Tensor, mask: Tensor) -> Tensor:
+    return on_logits(divergence, teacher.float(), model.float(), mask).double()
+
+
+def _by_book(values_NKS: Tensor, mask_NKS: Tensor) -> Floats:
+    kept = torch.where(mask_NKS, values_NKS, 0.0)
+    return np.asarray((kept.sum(-1) / mask_NKS.sum(-1)).numpy())

@@ -1,0 +1,75 @@
+"""Reading clips of any format, rate and channel count as mono waves at the rate that is wanted.
+
+libsndfile reads (WAV, FLAC, Ogg, MP3), libsoxr resamples at its very high quality. What was changed is told: a
+resampled clip has other FADs than one that was recorded at that rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.errors import DataError
+
+Wave = npt.NDArray[np.float32]
+_SHORTEST_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A clip as a mono `wave` in [-1, 1], and what was `changed` to make it that."""
+
+    wave: Wave
+    changed: tuple[str, ...] = ()
+
+
+def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None = None) -> Heard:
+    """Read `seconds` of a file from `start` on, or all of it.
+
+    Raises:
+        DataError: it cannot be read, ends before `start`, is shorter than 0.1 s or holds what is no number.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            own = int(file.samplerate)
+            begin, count = round(start * own), -1 if seconds is None else round(seconds * own)
+            if begin >= file.frames:
+                raise DataError(f"{path}: lasts {file.frames / own:g} s; a clip from {start:g} s on is needed")
+            file.seek(begin)
+            frames = file.read(count, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as audio ({' '.join(str(error).split())})") from error
+    if len(frames) < _SHORTEST_SECONDS * own:
+        raise DataError(f"{path}: {len(frames) / own:g} s of audio; {_SHORTEST_SECONDS:g} s or more are needed")
+    if not np.isfinite(frames).all():
+        raise DataError(f"{path}: holds samples that are no numbers")
+    changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
+    wave = frames.mean(axis=1)
+    if own != rate:
+        return Heard(resampled(wave, own, rate), (*changed, f"resampled from {own} Hz"))
+    return Heard(wave, changed)
+
+
+def resampled(wave: Wave, own: int, rate: int) -> Wave:
+    """A wave at another rate."""
+    import soxr
+
+    if own == rate:
+        return wave
+    return np.asarray(soxr.resample(wave, own, rate, quality="VHQ"), np.float32)
+
+
+def encode_flac(wave: Wave, rate: int) -> bytes:
+    """A mono wave as a 16-bit FLAC file, without loss beyond 16 bits."""
+    import io
+
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wave, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()

@@ -1,0 +1,107 @@
+"""CLAP as transformers keeps it: laion/larger_clap_music and the like by hub id or folder, and the packaged band-clap.
+
+The log-mel features are computed here in batches, equal to those of transformers' `ClapFeatureExtractor`, which takes
+clips one by one, cuts long ones at random, and lets chance say which clip of a batch is long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.embedding import in_batches, parted, windows
+from tinymusician.evaluate.vectors import Floats
+from tinymusician.models.musicgen import model_location
+from tinymusician.models.student import weights_digest
+
+_BATCH = 32
+_LEAST_POWER = 1e-10
+
+
+class ClapEmbedder:
+    """Audio and text in CLAP's common space, each vector of length one."""
+
+    def __init__(self, name: str = "band-clap", device: str = "cpu") -> None:
+        """Load a ClapModel.
+
+        Raises:
+            ModelError: there is none of this name here.
+        """
+        folder = model_location(name)
+        try:
+            self.model: Any = ClapModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+            self._features = ClapFeatureExtractor.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+            raise ModelError(
+                f"embedding model {name!r}: no loadable CLAP; download its config.json, model.safetensors, "
+                f"preprocessor_config.json and tokenizer files into a folder, and give that folder's path"
+            ) from error
+        self.model.eval().to(device)
+        self.rate = int(self._features.sampling_rate)
+        self._size = int(self._features.nb_max_samples)
+        self._mel = MelSpectrogram(self._features, device)
+        self.facts = {"kind": "clap", "weights": weights_digest(self.model), "window": self._size, "rate": self.rate}
+
+    def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
+        """Vectors [windows, D] of every wave."""
+        clips = [windows(wave, self._size) for wave in waves]
+        found = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
+        return parted(np.concatenate(found), clips)
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> Floats:
+        """A vector for every prompt, [N, D]."""
+        found = []
+        for start in range(0, len(prompts), _BATCH):
+            words = list(prompts[start : start + _BATCH])
+            inputs = self._tokenizer(words, padding=True, truncation=True, return_tensors="pt")
+            known = {name: inputs[name].to(self._mel.device) for name in ("input_ids", "attention_mask")}
+            found.append(self.model.get_text_features(**known))
+        return _unit(torch.cat(found))
+
+    @torch.no_grad()
+    def _embedded(self, batch: Floats) -> Floats:
+        features = self._mel(torch.from_numpy(batch))
+        if self.model.config.audio_config.enable_fusion:
+            features = features.repeat(1, 4, 1, 1)
+        long = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        return _unit(self.model.get_audio_features(input_features=features, is_longer=long))
+
+
+class MelSpectrogram:
+    """Transformers' log-mel features of whole windows, in one product a batch."""
+
+    def __init__(self, features: ClapFeatureExtractor, device: str) -> None:
+        fusion = features.truncation == "fusion"
+        filters = features.mel_filters if fusion else features.mel_filters_slaney
+        self.device = device
+        self._filters = torch.from_numpy(filters).float().to(device)
+        self._window = torch.hann_window(features.fft_window_size, device=device)
+        self._hop = features.hop_length
+
+    def __call__(self, waves_BN: Tensor) -> Tensor:
+        """Decibels [B, 1, frames, bands]."""
+        size = len(self._window)
+        found = torch.stft(
+            waves_BN.float().to(self.device),
+            size,
+            self._hop,
+            window=self._window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        power = found.abs().square().transpose(1, 2) @ self._filters
+        return 10 * torch.log10(power.clamp(min=_LEAST_POWER))[:, None]
+
+
+def _unit(vectors: Tensor) -> Floats:
+    return np.asarray(torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy())

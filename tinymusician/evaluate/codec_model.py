@@ -1,0 +1,57 @@
+"""EnCodec's encoder as an embedding: its states before quantization, one vector a codec frame.
+
+As fadtk's `encodec-emb` (Gui et al., arXiv 2311.01616), from any EnCodec in transformers' layout, or the codec within
+a MusicGen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, EncodecModel
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.vectors import Floats
+from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.models.student import weights_digest
+
+
+class EncodecEmbedder:
+    """The encoder's states, [frames, D]."""
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """Load an EnCodec, or the codec of a MusicGen.
+
+        Raises:
+            ModelError: there is none of this name here, or it is not mono.
+        """
+        self._codec = _codec(name).eval().to(device)
+        config = self._codec.config
+        if config.audio_channels != 1 or config.normalize:
+            raise ModelError(f"embedding model {name!r}: {config.audio_channels} channels; a mono codec is needed")
+        self.rate, self._device = int(config.sampling_rate), device
+        self.facts = {"kind": "encodec", "weights": weights_digest(self._codec), "rate": self.rate}
+
+    @torch.no_grad()
+    def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
+        """Vectors [frames, D] of every wave."""
+        found = []
+        for wave in waves:
+            states = self._codec.encoder(torch.from_numpy(np.asarray(wave, np.float32))[None, None].to(self._device))
+            found.append(np.asarray(states[0].T.cpu().numpy()))
+        return found
+
+
+def _codec(name: str) -> Any:
+    folder = model_location(name)
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind == "encodec":
+            return EncodecModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+        raise ModelError(f"embedding model {name!r}: no loadable EnCodec or MusicGen, by hub id or folder") from error
+    return load_musicgen(name).audio_encoder

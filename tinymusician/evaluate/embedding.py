@@ -1,0 +1,62 @@
+"""Embedding models as evaluation sees them: clips in, one vector a window out; and the windows themselves.
+
+Windows are fixed: they follow each other from the clip's start, and the last one ends where the clip ends. A clip that
+is shorter than a window is repeated to fill it, as CLAP's own `repeatpad` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.vectors import Floats
+
+
+class Embedder(Protocol):
+    """A model that hears. `facts` is what its vectors depend on: model, weights, windows; they name the cache."""
+
+    rate: int
+    facts: dict[str, Any]
+
+    def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
+        """Vectors [windows, D] of every wave, mono at `rate` Hz."""
+
+
+class TextEmbedder(Embedder, Protocol):
+    """An embedder whose space holds texts too."""
+
+    def text(self, prompts: Sequence[str]) -> Floats:
+        """A vector for every prompt, [N, D]."""
+
+
+class Tagger(Protocol):
+    """A classifier of clips. `facts` as for an embedder."""
+
+    rate: int
+    facts: dict[str, Any]
+
+    def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
+        """By question (such as `instrument`), class probabilities [N, classes] of every wave."""
+
+
+def windows(wave: Wave, size: int) -> Floats:
+    """A wave's windows of `size` samples, [windows, size]."""
+    if len(wave) <= size:
+        whole = np.tile(wave, size // max(1, len(wave)))
+        return np.pad(whole, (0, size - len(whole)))[None]
+    starts = [*range(0, len(wave) - size, size), len(wave) - size]
+    return np.stack([wave[start : start + size] for start in starts])
+
+
+def in_batches(clips: Sequence[Floats], size: int) -> list[Floats]:
+    """The windows of all clips, joined and cut into batches of `size`."""
+    joined = np.concatenate(clips)
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def parted(vectors: Floats, clips: Sequence[Floats]) -> list[Floats]:
+    """What was made of joined windows, clip by clip again."""
+    return np.split(vectors, np.cumsum([len(clip) for clip in clips])[:-1])

@@ -1,0 +1,170 @@
+"""What is judged, as evaluation sees it: something that plays prompts, and answers along given codes.
+
+A model in PyTorch and a bundle in the engine draw the same random numbers for the same seed, so that what differs
+between their clips is the models. Shapes: N clip, K codebook, T frame, S step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.models.likelihood import forced_logits
+from tinymusician.models.musicgen import TextCondition, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.models.student import weights_digest
+from tinymusician.runtime.bundle import MANIFEST, read_manifest
+from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.rollout import Sequences, rollout
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everybody is asked to play; models of one pass have their guidance within them."""
+
+    seconds: float
+    guidance: float
+    top_k: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Played:
+    """A clip: its codes [K, T], and their wave."""
+
+    codes: Codes
+    wave: Wave
+
+
+class Musician(Protocol):
+    """Anything that plays. `sizes` are bytes by component; `one_pass` says that guidance is in its weights."""
+
+    rate: int
+    frame_rate: float
+    digest: str
+    sizes: dict[str, int]
+    one_pass: bool
+
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+        """A clip for every prompt, with random numbers of its own seed."""
+
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
+        """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
+
+
+class TorchMusician:
+    """A MusicGen in PyTorch."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
+        self.model, self._tokenizer, self._device = model.to(device), tokenizer, device
+        codec = model.config.audio_encoder
+        self.rate, self.frame_rate = int(codec.sampling_rate), float(codec.frame_rate)
+        self.digest = weights_digest(model)
+        self.one_pass = model.generation_config.guidance_scale == 1
+        parts = {"text encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}
+        self.sizes = {
+            name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
+        }
+
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+        """A clip for every prompt, with random numbers of its own seed."""
+        codes = sample_codes(
+            self.model,
+            self._condition(prompts),
+            round(settings.seconds * self.frame_rate),
+            None,
+            1.0 if self.one_pass else settings.guidance,
+            settings.top_k,
+            settings.temperature,
+            seeds,
+        )
+        waves = decode_audio(self.model, codes.to(self._device)).float().cpu().numpy()
+        return [Played(own, wave) for own, wave in zip(codes.cpu().numpy(), waves, strict=True)]
+
+    @torch.no_grad()
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
+        """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
+        told = self._condition(prompts)
+        logits, _ = forced_logits(self.model, told, codes_NKT)
+        if self.one_pass:
+            return logits.float().cpu()
+        without, _ = forced_logits(self.model, told.without_text(), codes_NKT)
+        return torch.cat([logits, without]).float().cpu()
+
+    @torch.no_grad()
+    def _condition(self, prompts: Sequence[str]) -> TextCondition:
+        text = self._tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        return encode_text(self.model, text["input_ids"], text["attention_mask"])
+
+
+class BundleMusician:
+    """A bundle in the engine."""
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self._player = open_player(folder, threads)
+        manifest = self._player.manifest
+        self.rate, self.frame_rate = self._player.codec.shape.sampling_rate, self._player.codec.shape.frame_rate
+        self.digest = "-".join(sorted(file.sha256[:16] for file in manifest.files))
+        self.one_pass = manifest.sampling.one_pass
+        self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
+
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+        """A clip for every prompt, with random numbers of its own seed."""
+        player = self._player
+        guidance = 1.0 if self.one_pass else settings.guidance
+        tracks = [
+            player.start(
+                Wish(
+                    prompt,
+                    settings.seconds,
+                    seed,
+                    guidance,
+                    settings.temperature,
+                    settings.top_k,
+                    top_p=1.0,
+                    windows=False,
+                )
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        try:
+            while not all(track.finished for track in tracks):
+                player.engine.step()
+            for track in tracks:
+                if track.error is not None:
+                    raise track.error
+            return [Played(track.codes, player.codec(track.codes)) for track in tracks]
+        finally:
+            for track in tracks:
+                track.cancel()
+            player.engine.sweep()
+
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
+        """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
+        logits = rollout(self._player, Sequences(list(prompts), codes_NKT, null=not self.one_pass))
+        return torch.from_numpy(logits).permute(1, 2, 0, 3)
+
+
+def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Musician:
+    """A bundle's folder, or a MusicGen by folder, hub id or packaged name.
+
+    Raises:
+        ModelError, BundleError: it is neither.
+    """
+    folder = Path(name).expanduser()
+    if (folder / MANIFEST).is_file():
+        read_manifest(folder)
+        return BundleMusician(folder, threads)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"model {name!r}: the folder is neither a bundle ({MANIFEST}) nor a MusicGen (config.json)")
+    return TorchMusician(load_musicgen(name), load_tokenizer(name), device)

@@ -1,0 +1,88 @@
+"""Classifiers of clips: the packaged band-tagger, or any for audio of transformers' layout.
+
+Such as MIT/ast-finetuned-audioset-10-10-0.4593 for AudioSet's 527 classes. PaSST, which the published figures use, is
+kept in no such layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.embedding import Tagger, in_batches, windows
+from tinymusician.evaluate.vectors import Floats
+from tinymusician.models.musicgen import model_location
+from tinymusician.models.student import weights_digest
+from tinymusician.models.tagger import RATE, SECONDS, BandTagger
+
+_BATCH = 32
+
+
+class HouseBandTagger:
+    """Instrument, tempo and key, on the first five seconds of a clip."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self._tagger, self._device = BandTagger.load(folder).to(device), device
+        self.rate = RATE
+        self.facts = {"kind": "band-tagger", "weights": weights_digest(self._tagger), "seconds": SECONDS}
+
+    @torch.no_grad()
+    def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
+        """By question, class probabilities [N, classes] of every wave."""
+        clips = [windows(wave[: SECONDS * RATE], SECONDS * RATE)[:1] for wave in waves]
+        batches = [self._tagger(torch.from_numpy(batch).to(self._device)) for batch in in_batches(clips, _BATCH)]
+        return {
+            question: np.concatenate([batch[question].softmax(-1).cpu().numpy() for batch in batches])
+            for question in batches[0]
+        }
+
+
+class TransformersTagger:
+    """A classifier of transformers' layout, on a clip's beginning, as long as its feature extractor takes."""
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """Load it.
+
+        Raises:
+            ModelError: there is none of this name here.
+        """
+        folder = model_location(name)
+        try:
+            self._features: Any = AutoFeatureExtractor.from_pretrained(folder)
+            self._model: Any = AutoModelForAudioClassification.from_pretrained(folder, torch_dtype=torch.float32)
+        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+            raise ModelError(
+                f"tagger {name!r}: no loadable audio classifier; download its config.json, model.safetensors and "
+                f"preprocessor_config.json into a folder, and give that folder's path"
+            ) from error
+        self._model.eval().to(device)
+        self._device, self.rate = device, int(self._features.sampling_rate)
+        self.facts = {"kind": "transformers", "weights": weights_digest(self._model)}
+
+    @torch.no_grad()
+    def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
+        """Class probabilities [N, classes] of every wave, under the one question `class`."""
+        found = []
+        for start in range(0, len(waves), _BATCH):
+            inputs = self._features(
+                list(waves[start : start + _BATCH]), sampling_rate=self.rate, return_tensors="pt", padding=True
+            )
+            logits = self._model(**{name: value.to(self._device) for name, value in inputs.items()}).logits
+            found.append(logits.softmax(-1).cpu().numpy())
+        return {"class": np.concatenate(found)}
+
+
+def open_tagger(name: str, device: str = "cpu") -> Tagger:
+    """The packaged band-tagger, or one of transformers' by folder or hub id."""
+    folder = Path(model_location(name))
+    config = folder / "config.json"
+    if config.is_file() and '"band-tagger"' in config.read_text():
+        return HouseBandTagger(folder, device)
+    return TransformersTagger(name, device)
