@@ -1,4 +1,4 @@
-"""What is to be compressed: an artifact, a folder, a hub id or a packaged model, found and brought here."""
+"""What a job works on: an artifact, a folder, a hub id or a packaged model, found and brought here."""
 
 from __future__ import annotations
 
@@ -9,44 +9,60 @@ from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFound
 from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
+from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
 
-def pinned(store: Store, recipe: Recipe, here: bool) -> Recipe:
-    """The recipe with its model named for good: an artifact gets its digest, a folder its full path.
+def pinned(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
+    """The recipe with what the job works on named for good: an artifact gets its digest, a folder its full path.
 
     A folder must be there if the job runs `here`, on this machine.
 
     Raises:
-        NotFound, ModelError: there is no such artifact or folder, or it is not a model that can be compressed.
+        NotFound, ModelError: there is no such artifact or folder, or it is nothing that the job can work on.
     """
-    name = _name(store, recipe, here)
-    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
+    if kind == "quantize":
+        asked_for = recipe.quantize.model or _newest(store, recipe, "quantize.model")
+        name = _pinned(store, asked_for, "quantize.model", here, MODELS)
+        return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
+    if kind == "evaluate":
+        asked = recipe.evaluate.models or (_newest(store, recipe, "evaluate.models"),)
+        names = tuple(
+            name if name in STAND_INS else _pinned(store, name, "evaluate.models", here, PLAYING) for name in asked
+        )
+        return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})
+    return recipe
 
 
-def _name(store: Store, recipe: Recipe, here: bool) -> str:
-    name = recipe.quantize.model
-    if name is None:
-        try:
-            return _student(store, recipe.name).reference
-        except NotFound as error:
-            raise NotFound(
-                f"quantize.model: none is given, and {store.url} has no student {recipe.name!r}; run "
-                f"`tmctl submit distill {recipe.name}` first, or give --model"
-            ) from error
+STAND_INS = ("teacher", "untrained")
+"""What an evaluation can be asked for without a name: the recipe's teacher, and its student before any training."""
+MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
+"""Files by which artifacts are known: of models, and of all that plays."""
+
+
+def _newest(store: Store, recipe: Recipe, field: str) -> str:
+    try:
+        return _artifact(store, recipe.name, MODELS)
+    except NotFound as error:
+        raise NotFound(
+            f"{field}: none is given, and {store.url} has no student {recipe.name!r}; run "
+            f"`tmctl submit distill {recipe.name}` first, or give --model"
+        ) from error
+
+
+def _pinned(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
     if here and name.startswith((".", "/", "~")):
-        raise ModelError(f"quantize.model = {name!r}: no such folder")
-    return name if is_packaged(name) or "/" in name else _student(store, name).reference
+        raise ModelError(f"{field} = {name!r}: no such folder")
+    return name if is_packaged(name) or "/" in name else _artifact(store, name, files)
 
 
-def _student(store: Store, reference: str) -> Manifest:
+def _artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
     manifest = find(store, reference)
-    if not any(file.path == "config.json" for file in manifest.files):
-        raise ModelError(
-            f"model {reference!r}: is a {manifest.kind}; a student, a folder or a hub id can be compressed"
-        )
-    return manifest
+    if not any(file.path in files for file in manifest.files):
+        kinds = "a student, a folder or a hub id" + (", or a bundle" if BUNDLE in files else "")
+        raise ModelError(f"model {reference!r}: is a {manifest.kind}; {kinds} is needed")
+    return manifest.reference
 
 
 def brought(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:

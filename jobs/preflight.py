@@ -31,11 +31,18 @@ def located(recipe: Recipe) -> Recipe:
         ("student", "model"),
         ("sequences", "prompts"),
         ("sequences", "clips"),
+        ("evaluate", "clap"),
+        ("evaluate", "tagger"),
     )
     for part, field in paths:
         name = content[part].get(field)
         if name and not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
             content[part][field] = str(Path(name).expanduser().absolute())
+    for kind in ("reference", "embedding"):
+        named = content["evaluate"][kind] or {}
+        for field in {"audio", "table", "model", "checkpoint"} & set(named):
+            if not is_packaged(named[field]) and Path(named[field]).expanduser().exists():
+                named[field] = str(Path(named[field]).expanduser().absolute())
     return Recipe.model_validate(content)
 
 
@@ -67,6 +74,9 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
         return
     if kind == "quantize":
         check_quantize(recipe, here)
+        return
+    if kind == "evaluate":
+        check_evaluate(recipe, here)
         return
     if here:
         check_files(recipe)
@@ -100,6 +110,26 @@ def check_quantize(recipe: Recipe, here: bool) -> None:
         for package in needed:
             if find_spec(package.partition(".")[0]) is None:
                 raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
+
+
+def check_evaluate(recipe: Recipe, here: bool) -> None:
+    """There must be a reference, its files must be there, and so must what reads them."""
+    asked = recipe.evaluate
+    if asked.reference is None:
+        kinds = "band, folder, musiccaps or musicbench"
+        raise RecipeError(
+            f"evaluate.reference: none is given; allowed are {kinds}, such as --set evaluate.reference.kind=folder "
+            f"--set evaluate.reference.audio=FOLDER"
+        )
+    if not here:
+        return
+    for package in ("soundfile", "soxr"):
+        if find_spec(package) is None:
+            raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[evaluate]'`")
+    if asked.reference.kind != "band":
+        from tinymusician.evaluate.reference import open_reference
+
+        open_reference(asked.reference, asked.clips, asked.seconds, asked.seed, Path())
 
 
 def check_files(recipe: Recipe) -> None:

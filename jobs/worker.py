@@ -79,18 +79,10 @@ Work = Callable[[Context], None]
 
 def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) -> None:
     """Run `work` on `workers` Ray Train workers, each with a GPU if the cluster has any, restarted when they die."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if not ray.is_initialized():
-        # Ray Train's helpers look for their cluster by themselves, and take another one's where two run on a machine.
-        address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
-        ray.init(address="auto", runtime_env={"env_vars": address}, log_to_driver=True, logging_level="WARNING")
-    resources = ray.cluster_resources()
-    gpu = resources.get("GPU", 0) >= workers
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = 1 if gpu else cpus_a_worker(nodes, workers)
+    gpu, cpus = join_cluster(workers)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _on_worker,
@@ -100,6 +92,23 @@ def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) ->
             run_config=RunConfig(name=run_id, storage_path=folder, failure_config=FailureConfig(max_failures=restarts)),
         )
         trainer.fit()
+
+
+def join_cluster(workers: int) -> tuple[bool, int]:
+    """Join the cluster that this job runs on: whether each of `workers` can have a GPU, and how many CPUs.
+
+    Raises:
+        ClusterError: there are fewer CPUs than workers.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        # Ray Train's helpers look for their cluster by themselves, and take another one's where two run on a machine.
+        address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
+        ray.init(address="auto", runtime_env={"env_vars": address}, log_to_driver=True, logging_level="WARNING")
+    gpu = bool(ray.cluster_resources().get("GPU", 0) >= workers)
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return gpu, 1 if gpu else cpus_a_worker(nodes, workers)
 
 
 def cpus_a_worker(nodes: list[int], workers: int) -> int:

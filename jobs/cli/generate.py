@@ -52,6 +52,7 @@ def generate(
     """
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
+    from tinymusician.runtime.memory import peak_memory
     from tinymusician.runtime.player import Wish, open_player
 
     began = time.monotonic()
@@ -102,20 +103,6 @@ def located(model: str) -> Path:
         fetch(store, manifest, folder, lambda path: print(path, file=sys.stderr))
         (folder / ".whole").touch()
     return folder
-
-
-def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes.
-
-    Linux counts it anew for a program that is started, where `getrusage` goes on from its parent's.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from json import dumps
 from typing import Annotated
 
 import typer
@@ -138,6 +139,42 @@ def quantize(
     start("quantize", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
 
 
+@app.command()
+def evaluate(
+    recipe: RecipeName,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF|DIR",
+            help="What to judge, once or several times: a student, bundle, folder, hub id, `teacher`, `untrained`.",
+            show_default="the newest student of this recipe",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Let models play the captions of real clips, and tell with intervals how good that is and what it costs.
+
+    FAD, KAD and CLAP score, what a classifier hears, agreement with the teacher, degenerate clips, time and memory;
+    with a page to look at and to listen to. The first model is the one that others are compared with. What was
+    played and heard stays in the store and is not made again.
+
+    Examples:
+    - `tmctl submit evaluate band --model untrained --model band --model band-bundle`
+
+    - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
+      --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
+    """
+    overrides = [*(overrides or []), *([f"evaluate.models={dumps(model)}"] if model else [])]
+    start("evaluate", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
 def start(
     kind: Kind,
     recipe: str,
@@ -165,11 +202,11 @@ def start(
     here = address is None or is_here(address)
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
-    if kind == "quantize" and not resume:
+    if not resume:
         from jobs.model import pinned
         from jobs.preflight import with_plan
 
-        loaded = pinned(store, with_plan(loaded), here)
+        loaded = pinned(store, with_plan(loaded) if kind == "quantize" else loaded, kind, here)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return
@@ -211,6 +248,9 @@ def _closing(run: str, facts: dict[str, object]) -> str:
     metrics = facts["metrics"]
     if isinstance(metrics, dict) and "kl_initial" in metrics:
         lines.append(f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats a code")
+    if facts["kind"] == "evaluate" and isinstance(metrics, dict):
+        lines += [_told(name, figures) for name, figures in metrics.items()]
+        lines.append(f"report runs/{run}/report.html in the store")
     if isinstance(metrics, dict) and "share_of_float32" in metrics:
         lines.append(
             f"plan {metrics['plan']}: {metrics['size'] / 1e6:.1f} MB, {metrics['share_of_float32']:.3f} of float32, "
@@ -218,3 +258,9 @@ def _closing(run: str, facts: dict[str, object]) -> str:
         )
         lines.append(f"report runs/{run}/report.html in the store")
     return "\n".join(lines)
+
+
+def _told(model: str, figures: dict[str, float | None]) -> str:
+    names = {"fad_infinity": "FAD∞", "kad": "KAD", "clap": "CLAP", "clap_shuffled": "shuffled", "kl": "KL"}
+    known = [f"{shown} {figures[name]:.3f}" for name, shown in names.items() if figures.get(name) is not None]
+    return f"{model:<20} {'  '.join(known)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 
 class ShardSet:
-    """`count` shards of one kind under `shards/KIND/FINGERPRINT` of a store."""
+    """Shards of one kind under `shards/KIND/FINGERPRINT` of a store: `count` by number, or one for each of `names`."""
 
-    def __init__(self, store: Store, kind: str, facts: dict[str, Any], count: int) -> None:
-        self.store, self.count = store, count
+    def __init__(
+        self, store: Store, kind: str, facts: dict[str, Any], count: int = 0, names: Sequence[str] = ()
+    ) -> None:
+        self.store, self.count = store, len(names) or count
+        self.names = names
         self.fingerprint = fingerprint(facts)
         self._prefix = f"shards/{kind}/{self.fingerprint}"
         self._paths: dict[int, Path] = {}
@@ -78,8 +81,15 @@ class ShardSet:
         self.store.delete(self._key(index))
         self.store.delete(f"blobs/sha256/{digest}")
 
+    def read(self, index: int) -> Arrays:
+        """The arrays of one shard, checked, without keeping a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            arrays = read_arrays(self.fetch(index, Path(folder)))
+            self._paths.pop(index, None)
+        return arrays
+
     def _key(self, index: int) -> str:
-        return f"{self._prefix}/shard-{index:05d}.json"
+        return f"{self._prefix}/{self.names[index] if self.names else f'shard-{index:05d}'}.json"
 
 
 def make_missing(

@@ -32,29 +32,38 @@ class Limits:
 
 @dataclass(frozen=True)
 class Health:
-    """What was measured of one clip; `lag` is the best lag of the loop in frames, `problems` some of `KINDS`."""
+    """What was measured of one clip; `lag` is the best lag of the loop in frames."""
 
+    finite: bool
     silent: float
     clipped: float
     offset: float
     looped: float
     lag: int
-    problems: tuple[str, ...]
 
 
-def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None, limits: Limits | None = None) -> Health:
+def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -> Health:
     """Look at one clip, mono samples in [-1, 1], and at the codes it was decoded from where they are known."""
-    limits = limits or Limits()
     looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
     if not np.isfinite(wave).all():
-        return Health(0.0, 0.0, 0.0, looped, lag, ("not finite",))
+        return Health(False, 0.0, 0.0, 0.0, looped, lag)
     if len(wave) == 0:
-        return Health(1.0, 0.0, 0.0, looped, lag, ("silent",))
-    silent, clipped = silent_share(wave, rate), float(np.mean(np.abs(wave) >= _FULL_SCALE))
-    offset = float(abs(wave.mean()))
-    measured = (silent > limits.silent, clipped > limits.clipped, offset > limits.offset, looped > limits.looped)
-    found = tuple(kind for kind, present in zip(KINDS[1:], measured, strict=True) if present)
-    return Health(silent, clipped, offset, looped, lag, found)
+        return Health(True, 1.0, 0.0, 0.0, looped, lag)
+    clipped = float(np.mean(np.abs(wave) >= _FULL_SCALE))
+    return Health(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
+
+
+def problems(health: Health, limits: Limits) -> tuple[str, ...]:
+    """The kinds of fault that a clip has."""
+    if not health.finite:
+        return ("not finite",)
+    measured = (
+        health.silent > limits.silent,
+        health.clipped > limits.clipped,
+        health.offset > limits.offset,
+        health.looped > limits.looped,
+    )
+    return tuple(kind for kind, present in zip(KINDS[1:], measured, strict=True) if present)
 
 
 def silent_share(wave: Floats, rate: int) -> float:

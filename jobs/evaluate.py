@@ -1,0 +1,69 @@
+"""The evaluation job: models play the captions of a reference, and what they played is measured and shown.
+
+Clips are played and heard by actors on all workers; then models are held against the teacher, then each is timed alone,
+then one actor writes the report. What the store has is not made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.evaluation import AGREEMENT_GROUP, REAL, Evaluation, agreement_clips, judged, pieces
+from jobs.pool import Pool
+from jobs.verdict import write_report
+from jobs.worker import Context
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.recipe import parse_recipe
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the work: what to do with some clips of a voice."""
+
+    task: Literal["hear", "agree", "cost", "report"]
+    voice: str = ""
+    clips: range = range(0)
+
+
+class Bench:
+    """What an actor works with."""
+
+    def __init__(self, context: Context) -> None:
+        self._evaluation = Evaluation(context)
+
+    def do(self, unit: Unit) -> None:
+        """Do one unit, or what of it is not done yet."""
+        evaluation = self._evaluation
+        if unit.task == "report":
+            write_report(evaluation)
+        elif unit.task == "cost":
+            evaluation.cost(unit.voice)
+        elif unit.task == "agree":
+            evaluation.agreed(unit.voice, unit.clips)
+        elif unit.voice == REAL:
+            evaluation.heard_real(unit.clips)
+        else:
+            evaluation.heard(unit.voice, unit.clips)
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    store = open_store()
+    folder = RunFolder(store, run_id)
+    record = folder.record()
+    recipe = parse_recipe(record.recipe, run_id)
+    asked, voices = recipe.evaluate, judged(recipe)
+    pool = Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts)
+
+    def do(stage: str, units: list[Unit], at_once: int = 0) -> None:
+        folder.tell(stage, 0, len(units))
+        pool.do(units, lambda done: folder.tell(stage, done, len(units)), at_once)
+
+    compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
+    do("teacher's clips", [Unit("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
+    do("clips", [Unit("hear", voice, clips) for voice in (REAL, *voices) for clips in all_clips])
+    do("agreement", [Unit("agree", voice, clips) for voice in voices for clips in compared])
+    do("cost", [Unit("cost", voice) for voice in voices if asked.cost_runs], at_once=1)
+    do("report", [Unit("report")], at_once=1)

@@ -1,0 +1,302 @@
+"""What every worker of an evaluation has at hand, and what it can do with it.
+
+Clips are kept in the store one by one, known by who played them, the prompt, the seed and the settings; what was heard
+of them in groups, known by those clips and the models that heard them. Whatever is kept is not made again, by whichever
+run it was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.model import STAND_INS, brought
+from jobs.worker import Context
+from tinymusician.artifacts.manifest import fetch, find
+from tinymusician.data.shards import Arrays, ShardSet, fingerprint
+from tinymusician.errors import DataError, NotFound
+from tinymusician.evaluate.agreement import agreement
+from tinymusician.evaluate.audio import Wave, resampled
+from tinymusician.evaluate.clap_model import ClapEmbedder
+from tinymusician.evaluate.embedders import open_embedder
+from tinymusician.evaluate.embedding import Embedder, Tagger
+from tinymusician.evaluate.guards import Limits, examine
+from tinymusician.evaluate.musicians import Musician, Played, Settings, TorchMusician, open_musician
+from tinymusician.evaluate.reference import RealClips, open_reference
+from tinymusician.evaluate.taggers import open_tagger
+from tinymusician.models.likelihood import cross_entropies, varieties
+from tinymusician.recipe import Evaluate, Recipe
+from tinymusician.runtime.bundle import MANIFEST
+
+
+class Evaluation:
+    """The models, the clips, and what is kept of them."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.recipe, self.asked = context, context.recipe, context.recipe.evaluate
+        self.store = context.run.store
+        self._open: tuple[str, Musician] | None = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """How everybody is asked to play: as the recipe asks its teacher."""
+        teacher = self.recipe.teacher
+        return Settings(self.asked.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
+
+    @cached_property
+    def reference(self) -> RealClips:
+        """The real clips."""
+        asked = self.asked
+        assert asked.reference is not None
+        corpus = self.context.cache / "corpus"
+        return open_reference(asked.reference, asked.clips, asked.seconds, asked.seed, corpus)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The space of FAD and KAD."""
+        return open_embedder(self.asked.embedding, self.context.device)
+
+    @cached_property
+    def clap(self) -> ClapEmbedder:
+        """The space of the CLAP score."""
+        if isinstance(self.embedder, ClapEmbedder) and getattr(self.asked.embedding, "model", "") == self.asked.clap:
+            return self.embedder
+        return ClapEmbedder(self.asked.clap, self.context.device)
+
+    @cached_property
+    def tagger(self) -> Tagger | None:
+        """The classifier, if one is asked for."""
+        return open_tagger(self.asked.tagger, self.context.device) if self.asked.tagger else None
+
+    def musician(self, voice: str) -> Musician:
+        """Whoever plays under this name; the last one stays at hand."""
+        if self._open is None or self._open[0] != voice:
+            self._open = None
+            self._open = (voice, self._opened(voice))
+        return self._open[1]
+
+    def location(self, voice: str) -> str:
+        """The folder, hub id or packaged name behind a voice, fetched here if it is an artifact."""
+        name = self.recipe.teacher.model if voice == "teacher" else voice
+        if "@sha256:" not in name:
+            return name
+        manifest = find(self.store, name)
+        if not any(file.path == MANIFEST for file in manifest.files):
+            return brought(self.store, name, self.context.cache)[0]
+        folder = self.context.cache / "bundles" / manifest.digest
+        if not (folder / ".whole").exists():
+            fetch(self.store, manifest, folder)
+            (folder / ".whole").touch()
+        return str(folder)
+
+    def _opened(self, voice: str) -> Musician:
+        if voice == "untrained":
+            from jobs.pair import load_pair
+
+            pair = load_pair(self.recipe)
+            return TorchMusician(pair.student, pair.tokenizer, self.context.device)
+        return open_musician(self.location(voice), self.context.device, self.context.threads)
+
+    @property
+    def limits(self) -> Limits:
+        """What counts as degenerate."""
+        return Limits(**self.asked.degeneration.model_dump())
+
+    def prompts(self, clips: Sequence[int]) -> list[str]:
+        """The captions of these clips."""
+        return [self.reference.captions[clip] for clip in clips]
+
+    def seed(self, clip: int) -> int:
+        """The seed of a clip, for whoever plays it."""
+        return self.asked.seed * 1_000_000 + clip
+
+    def clips(self, voice: str, clips: Sequence[int]) -> ShardSet:
+        """Where the clips of a voice are kept, one shard each."""
+        musician, settings = self.musician(voice), self.settings
+        facts = {"musician": musician.digest, **settings.__dict__, "device": self.context.device}
+        facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
+        names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
+        return ShardSet(self.store, "clips", facts, names=names)
+
+    def played(self, voice: str, clips: Sequence[int]) -> list[Arrays]:
+        """The clips of a voice; those that the store lacks are played now, side by side."""
+        kept = self.clips(voice, clips)
+        missing = kept.missing()
+        if missing:
+            musician = self.musician(voice)
+            wanted = [clips[place] for place in missing]
+            found = musician.play(self.prompts(wanted), [self.seed(clip) for clip in wanted], self.settings)
+            for place, clip, one in zip(missing, wanted, found, strict=True):
+                kept.write(place, _as_arrays(one, musician.rate))
+                print(f"played {voice} {clip}", flush=True)
+        return [kept.read(place) for place in range(len(clips))]
+
+    def heard(self, voice: str, clips: Sequence[int]) -> Arrays:
+        """Vectors, classes and health of clips of a voice."""
+        kept = self._heard(fingerprint({"clips": self._names(voice, clips)}))
+        if kept.missing():
+            rate = self.musician(voice).rate
+            played = self.played(voice, clips)
+            waves = [clip["wave"].astype(np.float32) / 32767 for clip in played]
+            arrays = self._listened([(wave, rate) for wave in waves])
+            arrays["health"] = np.stack([clip["health"] for clip in played])
+            arrays["kept"] = arrays["health"][:, 0] > 0
+            kept.write(0, arrays)
+        return kept.read(0)
+
+    def heard_real(self, clips: Sequence[int]) -> Arrays:
+        """Vectors and classes of real clips; `kept` is false for those that could not be read.
+
+        Raises:
+            DataError: one cannot be read, and the recipe says to refuse.
+        """
+        reference = self.reference
+        facts = [self._facts_of(clip) for clip in clips]
+        kept = self._heard(fingerprint({"real": facts}))
+        if kept.missing():
+            rate = self.embedder.rate
+            waves, good, told = [], [], Counter[str]()
+            for clip in clips:
+                try:
+                    heard = reference.wave(clip, rate)
+                    told.update(heard.changed)
+                    waves.append((heard.wave, rate))
+                    good.append(True)
+                except DataError as error:
+                    if self.asked.damaged == "refuse":
+                        raise
+                    print(f"skipped: {error}", flush=True)
+                    told.update([f"skipped: {error}"])
+                    waves.append((np.zeros(rate, np.float32), rate))
+                    good.append(False)
+            arrays = self._listened(waves)
+            arrays["kept"] = np.array(good)
+            arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
+            kept.write(0, arrays)
+        return kept.read(0)
+
+    def agreed(self, voice: str, clips: Sequence[int]) -> Arrays:
+        """A voice against the teacher along the teacher's clips, and the teacher's surprise at the voice's own."""
+        names = {"teacher": self._names("teacher", clips), "voice": self._names(voice, clips)}
+        guidance = self.settings.guidance
+        kept = ShardSet(self.store, "agreements", {**names, "guidance": guidance}, 1)
+        if kept.missing():
+            codes = np.stack([clip["codes"] for clip in self.played("teacher", clips)]).astype(np.int64)
+            own = np.stack([clip["codes"] for clip in self.played(voice, clips)]).astype(np.int64)
+            prompts = self.prompts(clips)
+            found = self.musician(voice).forced(prompts, codes)
+            teacher = self.musician("teacher")
+            arrays = agreement(teacher.forced(prompts, codes), found, guidance).arrays()
+            surprise = cross_entropies(teacher.forced(prompts, own)[: len(clips)], own)
+            arrays |= {"surprise": surprise.numpy(), "variety": varieties(own)}
+            kept.write(0, arrays)
+        return kept.read(0)
+
+    def cost(self, voice: str) -> dict[str, Any]:
+        """What a voice's playing costs on this machine, measured once a run in a process of its own."""
+        key = self.context.run.key(f"cost/{fingerprint({'voice': voice})[:16]}.json")
+        try:
+            found: dict[str, Any] = json.loads(self.store.get(key))
+            return found
+        except NotFound:
+            pass
+        asked = {
+            "run": self.context.run_id,
+            "store": self.context.store_url,
+            "voice": voice,
+            "device": self.context.device,
+            "prompts": self.prompts(range(self.asked.cost_runs)),
+        }
+        everything = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "jobs.costing", json.dumps(asked)],
+            cwd=Path(__file__).parents[1],
+            env=everything,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode != 0:
+            raise DataError(f"cost of {voice}: could not be measured ({' '.join(ended.stderr.split())[-300:]})")
+        found = json.loads(ended.stdout.splitlines()[-1])
+        self.store.put(key, json.dumps(found).encode())
+        return found
+
+    def _listened(self, waves: Sequence[tuple[Wave, int]]) -> Arrays:
+        """Vectors by the embedder and CLAP with their clips, and the tagger's classes."""
+
+        def at(rate: int) -> list[Wave]:
+            return [resampled(wave, own, rate) for wave, own in waves]
+
+        arrays: Arrays = {}
+        hearers = {"vectors": self.embedder} | ({} if self.clap is self.embedder else {"clap": self.clap})
+        for name, hearer in hearers.items():
+            found = hearer(at(hearer.rate))
+            arrays[name] = np.concatenate(found).astype(np.float32)
+            arrays[f"{name}_owners"] = np.repeat(np.arange(len(found)), [len(clip) for clip in found])
+        if self.tagger is not None:
+            classes = self.tagger(at(self.tagger.rate))
+            arrays |= {f"classes/{question}": values for question, values in classes.items()}
+        return arrays
+
+    def _heard(self, name: str) -> ShardSet:
+        facts: dict[str, Any] = {"embedding": self.embedder.facts, "clap": self.clap.facts, "layout": 1}
+        facts["tagger"] = self.tagger.facts if self.tagger is not None else None
+        return ShardSet(self.store, "heard", facts, names=[name])
+
+    def _names(self, voice: str, clips: Sequence[int]) -> list[str]:
+        kept = self.clips(voice, clips)
+        return [kept.fingerprint, *kept.names]
+
+    def _facts_of(self, clip: int) -> dict[str, Any]:
+        try:
+            return {**self.reference.facts(clip), "seconds": self.asked.seconds}
+        except DataError as error:
+            return {"damaged": str(error)}
+
+
+AGREEMENT_GROUP = 8
+"""Clips that are held against the teacher at once: the logits of two passes are large."""
+REAL = "real"
+"""The voice of the reference."""
+
+
+def judged(recipe: Recipe) -> list[str]:
+    """Whoever plays: the models that are asked for, each once."""
+    return list(dict.fromkeys(recipe.evaluate.models))
+
+
+def agreement_clips(asked: Evaluate) -> int:
+    """How many of the teacher's clips the models are held against."""
+    return min(asked.agreement_clips, asked.clips)
+
+
+def pieces(count: int, size: int) -> list[range]:
+    """The numbers 0 to `count`, `size` at a time."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def label(voice: str) -> str:
+    """A voice's short name, for people."""
+    if voice in STAND_INS or voice == REAL:
+        return voice
+    name, _, digest = voice.partition("@sha256:")
+    return f"{name}@{digest[:8]}" if digest else Path(voice).name
+
+
+def _as_arrays(played: Played, rate: int) -> Arrays:
+    """A clip with 16 bits a sample, as it would be in a file, and the health it had before."""
+    health = examine(played.wave, rate, played.codes)
+    wave = np.round(np.clip(np.nan_to_num(played.wave), -1, 1) * 32767).astype(np.int16)
+    return {"codes": played.codes.astype(np.int16), "wave": wave, "health": np.array(astuple(health), np.float64)}

@@ -1,0 +1,66 @@
+"""Spreading independent units of work over Ray actors: each takes the next one as soon as it is free.
+
+An actor that dies is started again by Ray, and its unit with it; units must therefore find out for themselves what of
+them is done already, which is also what lets a stopped run go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jobs.worker import Context, join_cluster
+
+Bench = Callable[[Context], Any]
+"""Makes the object, once an actor, whose `do(unit)` does the work."""
+
+
+class Pool:
+    """Actors on the cluster that a job runs on."""
+
+    def __init__(self, bench: Bench, store_url: str, run_id: str, workers: int, restarts: int) -> None:
+        """Each actor has a GPU if the cluster has enough, and an equal share of a node's CPUs otherwise.
+
+        Raises:
+            ClusterError: there are fewer CPUs than workers.
+        """
+        import ray
+
+        gpu, cpus = join_cluster(workers)
+        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(_Hand)
+        device = "cuda" if gpu else "cpu"
+        self._hands = [kind.remote(bench, Context(store_url, run_id, rank, workers, device)) for rank in range(workers)]
+
+    def do(self, units: Sequence[Any], told: Callable[[int], None] = lambda done: None, at_once: int = 0) -> None:
+        """Do all units, at most `at_once` at the same time if given; `told` hears how many are done.
+
+        The first error ends it; units that are being done go on to their end.
+        """
+        import ray
+
+        waiting, free = deque(units), deque(self._hands[: at_once or len(self._hands)])
+        busy: dict[Any, Any] = {}
+        done = 0
+        while waiting or busy:
+            while waiting and free:
+                hand = free.popleft()
+                busy[hand.do.remote(waiting.popleft())] = hand
+            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
+            free.append(busy.pop(ready))
+            ray.get(ready)
+            done += 1
+            told(done)
+
+
+class _Hand:
+    """What an actor is: a bench that is set up at its first unit, so that a broken one is reported as that unit's."""
+
+    def __init__(self, bench: Bench, context: Context) -> None:
+        self._bench, self._context = bench, context
+        self._made: Any = None
+
+    def do(self, unit: Any) -> None:
+        if self._made is None:
+            self._made = self._bench(self._context)
+        self._made.do(unit)

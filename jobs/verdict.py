@@ -1,0 +1,250 @@
+"""The end of an evaluation: what was kept becomes figures with intervals, and a report that people open."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jobs.evaluation import AGREEMENT_GROUP, REAL, Evaluation, agreement_clips, judged, label, pieces
+from tinymusician.data.shards import Arrays
+from tinymusician.errors import DataError
+from tinymusician.evaluate.audio import encode_flac, resampled
+from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
+from tinymusician.evaluate.guards import KINDS, Health, Limits, problems
+from tinymusician.evaluate.intervals import as_json, difference, mean_interval
+from tinymusician.evaluate.kernel import kad
+from tinymusician.evaluate.labels import label_divergence
+from tinymusician.evaluate.report import Listened, html_report, markdown_report
+from tinymusician.evaluate.vectors import Floats, Indices, Vectors
+
+WORST = 5
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Everything that was heard of a voice's clips; `places` are the numbers of those that are sound."""
+
+    places: Indices
+    vectors: Vectors
+    clap: Vectors
+    classes: dict[str, Floats]
+    health: Floats | None
+    told: Counter[str]
+
+    def at(self, places: Indices) -> Heard:
+        """The clips of these numbers alone."""
+        index = np.searchsorted(self.places, places)
+        classes = {question: values[index] for question, values in self.classes.items()}
+        return Heard(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.told)
+
+
+def write_report(evaluation: Evaluation) -> None:
+    """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
+    run, asked = evaluation.context.run, evaluation.asked
+    real = heard(evaluation, REAL)
+    prompts = evaluation.clap.text(evaluation.prompts(range(asked.clips)))
+    voices = {voice: heard(evaluation, voice) for voice in judged(evaluation.recipe)}
+    found: dict[str, dict[str, Any]] = {"real": {"clap": _clap(evaluation, real, prompts)}}
+    scores: dict[str, Floats] = {}
+    for voice, one in voices.items():
+        print(f"figures of {label(voice)}", flush=True)
+        found[label(voice)] = figures(evaluation, voice, one, real, prompts)
+        scores[label(voice)] = _by_clip(evaluation, one, prompts)
+    first = next(iter(scores))
+    for name, own in scores.items():
+        both = np.isfinite(own) & np.isfinite(scores[first])
+        found[name]["clap_less_first"] = difference(own[both], scores[first][both], asked.seed) if both.any() else None
+    content = as_json({"models": found, "how": how(evaluation, real), "worst": worst(evaluation, voices, real)})
+    listened = _listened(evaluation, list(voices))
+    run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+    run.store.put(run.key("report.md"), markdown_report(evaluation.recipe.name, content).encode())
+    run.store.put(run.key("report.html"), html_report(evaluation.recipe.name, content, listened).encode())
+    result = {"artifact": None, "metrics": {name: summary(one) for name, one in content["models"].items()}}
+    run.store.put(run.key("result.json"), json.dumps(result).encode())
+
+
+def heard(evaluation: Evaluation, voice: str) -> Heard:
+    """All groups of a voice's clips together, without those that could not be read or are no numbers.
+
+    Raises:
+        DataError: none is left.
+    """
+    asked = evaluation.asked
+    listen = evaluation.heard_real if voice == REAL else partial(evaluation.heard, voice)
+    parts = [listen(clips) for clips in pieces(asked.clips, asked.batch)]
+    kept = np.concatenate([part["kept"] for part in parts])
+    places = np.flatnonzero(kept)
+    if len(places) == 0:
+        raise DataError(f"evaluation: not one clip of {label(voice)} is sound")
+    told = Counter[str]()
+    for part in parts:
+        told.update(json.loads(part["told"].tobytes()) if "told" in part else {})
+    vectors = _joined(parts, "vectors", kept)
+    questions = [name for name in parts[0] if name.startswith("classes/")]
+    classes = {name.removeprefix("classes/"): _stacked(parts, name)[kept] for name in questions}
+    health = _stacked(parts, "health") if "health" in parts[0] else None
+    clap = _joined(parts, "clap", kept) if "clap" in parts[0] else vectors
+    return Heard(places, vectors, clap, classes, health, told)
+
+
+def _stacked(parts: list[Arrays], name: str) -> Floats:
+    return np.concatenate([part[name] for part in parts])
+
+
+def _joined(parts: list[Arrays], name: str, kept: Any) -> Vectors:
+    """The vectors of the kept clips, numbered through."""
+    clips = [part[name][part[f"{name}_owners"] == clip] for part in parts for clip in range(int(part["kept"].shape[0]))]
+    return Vectors.of([clip for clip, good in zip(clips, kept, strict=True) if good])
+
+
+def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
+    """Everything that is said of one voice; what cannot be told is None, with the reason under `notes`."""
+    asked = evaluation.asked
+    notes: list[str] = []
+    found: dict[str, Any] = {"clips": len(own.places), "notes": notes}
+
+    def tried(measure: Callable[[], Any]) -> Any:
+        try:
+            return measure()
+        except DataError as error:
+            notes.append(str(error))
+            return None
+
+    found["fad"] = tried(lambda: fad_interval(own.vectors, real.vectors, asked.seed, asked.resamples))
+    beyond = tried(
+        lambda: fad_infinity_interval(own.vectors, real.vectors, asked.seed, max(20, asked.resamples // 2)),
+    )
+    found["fad_infinity"], line = beyond if beyond else (None, None)
+    found["fad_points"] = list(line.points) if line else None
+    found["kad"] = tried(lambda: kad(own.vectors, real.vectors, asked.seed, asked.resamples))
+    found["clap"] = _clap(evaluation, own, prompts)
+    both = np.intersect1d(own.places, real.places)
+    ours, theirs = own.at(both), real.at(both)
+    found["labels"] = {
+        question: asdict(label_divergence(theirs.classes[question], ours.classes[question], asked.seed))
+        for question in ours.classes
+    }
+    assert own.health is not None
+    found["degenerate"] = degenerate(own.health, evaluation.limits)
+    found["agreement"] = _agreement(evaluation, voice)
+    found["cost"] = evaluation.cost(voice) if asked.cost_runs else None
+    found["bytes"] = sum(evaluation.musician(voice).sizes.values())
+    return found
+
+
+def degenerate(health: Floats, limits: Limits) -> dict[str, int]:
+    """How many clips have each kind of fault, and any."""
+    kinds = [problems(Health(*row), limits) for row in health.tolist()]
+    counted = Counter(kind for found in kinds for kind in found)
+    return {"any": sum(bool(found) for found in kinds), **{kind: counted[kind] for kind in KINDS}}
+
+
+def worst(evaluation: Evaluation, voices: dict[str, Heard], real: Heard) -> dict[str, list[dict[str, Any]]]:
+    """The clips of each voice that lie furthest from the reference by themselves."""
+    found = {}
+    for voice, own in voices.items():
+        try:
+            far = fad_by_clip(own.vectors, real.vectors)
+        except DataError:
+            continue
+        order = np.argsort(far)[::-1][:WORST]
+        found[label(voice)] = [
+            {"clip": int(own.places[n]), "fad": float(far[n]), "prompt": evaluation.prompts([int(own.places[n])])[0]}
+            for n in order
+        ]
+    return found
+
+
+def how(evaluation: Evaluation, real: Heard) -> dict[str, Any]:
+    """What a figure must not be quoted without."""
+    asked, record = evaluation.asked, evaluation.context.record
+    return {
+        **evaluation.reference.told,
+        "real clips": len(real.places),
+        "done to them": dict(real.told),
+        "clips a model": asked.clips,
+        "seconds a clip": asked.seconds,
+        "embedding": {**asked.embedding.model_dump(), **evaluation.embedder.facts, "D": real.vectors.dimension},
+        "CLAP score by": {"model": asked.clap, **evaluation.clap.facts},
+        "classes by": None if evaluation.tagger is None else {"model": asked.tagger, **evaluation.tagger.facts},
+        "sampling": evaluation.settings.__dict__,
+        "seed": asked.seed,
+        "resamples": asked.resamples,
+        "limits": asked.degeneration.model_dump(),
+        "run": record.id,
+        "versions": record.versions,
+        "machine": f"{platform.machine()}, {platform.system()}, {evaluation.context.device}",
+    }
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """A voice's figures as the run's metrics show them."""
+
+    def value(name: str) -> Any:
+        one = found.get(name)
+        return one["value"] if isinstance(one, dict) and "value" in one else None
+
+    agreement = found.get("agreement") or {}
+    return {
+        **{name: value(name) for name in ("fad", "fad_infinity", "kad")},
+        "clap": found["clap"]["score"]["value"],
+        "clap_shuffled": found["clap"]["shuffled"],
+        "kl": agreement.get("forward", {}).get("value"),
+        "degenerate": found.get("degenerate", {}).get("any"),
+        "bytes": found.get("bytes"),
+        "real_time_factor": (found.get("cost") or {}).get("real_time_factor"),
+    }
+
+
+def _clap(evaluation: Evaluation, own: Heard, prompts: Floats) -> dict[str, Any]:
+    return clap_score(own.clap, prompts[own.places], evaluation.asked.seed).facts()
+
+
+def _by_clip(evaluation: Evaluation, own: Heard, prompts: Floats) -> Floats:
+    """The CLAP score of every clip, NaN where it was not kept."""
+    scores = np.full(len(prompts), np.nan)
+    scores[own.places] = clap_score(own.clap, prompts[own.places], evaluation.asked.seed, shuffles=1).by_clip
+    return scores
+
+
+def _agreement(evaluation: Evaluation, voice: str) -> dict[str, Any] | None:
+    groups = pieces(agreement_clips(evaluation.asked), AGREEMENT_GROUP)
+    if not groups:
+        return None
+    parts = [evaluation.agreed(voice, clips) for clips in groups]
+    seed = evaluation.asked.seed
+    found: dict[str, Any] = {"clips": sum(len(part["forward"]) for part in parts)}
+    for name in ("forward", "reverse", "top_1", "with_text"):
+        values = _stacked(parts, name)
+        found[name] = mean_interval(values.mean(axis=1), seed)
+        found[f"{name}_by_codebook"] = values.mean(axis=0).tolist()
+    for name in ("surprise", "variety"):
+        found[name] = mean_interval(_stacked(parts, name), seed)
+    return found
+
+
+def _listened(evaluation: Evaluation, voices: list[str]) -> list[tuple[str, list[Listened]]]:
+    """For the first prompts, the clips of everybody."""
+    found = []
+    for clip in range(min(evaluation.asked.listen, evaluation.asked.clips)):
+        rate = evaluation.embedder.rate
+        clips = []
+        try:
+            wave = evaluation.reference.wave(clip, rate).wave
+            clips.append(Listened("real", wave, rate, encode_flac(wave, rate)))
+        except DataError as error:
+            print(f"skipped: {error}", flush=True)
+        for voice in voices:
+            own = evaluation.musician(voice).rate
+            wave = evaluation.played(voice, [clip])[0]["wave"].astype(np.float32) / 32767
+            clips.append(Listened(label(voice), resampled(wave, own, own), own, encode_flac(wave, own)))
+        found.append((evaluation.prompts([clip])[0], clips))
+    return found

@@ -1,0 +1,331 @@
+"""What a finished evaluation shows: a page that people open, and the same tables in Markdown.
+
+The figures come as the JSON that the evaluation keeps: `value`, `low` and `high` for whatever has an interval.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinymusician.evaluate.audio import Wave
+from tinymusician.page import html_note, html_picture, html_player, html_side_by_side, html_table, html_text, page
+
+Figures = dict[str, Any]
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito's palette, which colour-blind people can tell apart."""
+
+
+@dataclass(frozen=True)
+class Listened:
+    """A clip to listen to, encoded as FLAC."""
+
+    name: str
+    wave: Wave
+    rate: int
+    flac: bytes
+
+
+def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[Listened]]]) -> str:
+    """The page."""
+    models = content["models"]
+    played = {one: found for one, found in models.items() if one != "real"}
+    parts = [
+        ("Summary", html_table(*summary_table(models)) + html_note(_SUMMARY)),
+        ("Less the first model", html_table(*difference_table(played)) + html_note(_DIFFERENCE)),
+        ("Listen", "".join(_heard(prompt, clips) for prompt, clips in listened)),
+        ("Size against quality", html_picture(plot_front(played), "size of each model against its FAD and CLAP score")),
+    ]
+    if any(found["fad_points"] for found in played.values()):
+        picture = html_picture(plot_extrapolation(played), "FAD over one over the number of clips")
+        parts.append(("FAD and the number of clips", picture))
+    if any(found["agreement"] for found in played.values()):
+        picture = html_picture(plot_codebooks(played), "KL to the teacher by codebook")
+        parts.append(("Agreement with the teacher", html_table(*agreement_table(played)) + picture))
+    if any(found["labels"] for found in played.values()):
+        parts.append(("What a classifier hears", html_table(*label_table(played))))
+    if any(found["cost"] for found in played.values()):
+        picture = html_picture(plot_cost(played), "what playing costs")
+        parts.append(("Cost", html_table(*cost_table(played)) + picture + html_note(_COST)))
+    parts.append(("Degenerate clips", html_table(*degenerate_table(played))))
+    parts.append(("The clips furthest from the reference", _worst(content["worst"])))
+    if notes := [f"{one}: {note}" for one, found in played.items() for note in found["notes"]]:
+        parts.append(("What could not be told", html_text("\n".join(notes))))
+    parts.append(("How this was measured", html_table(("what", "how"), _told(content["how"]))))
+    return page(f"{name}: evaluation", parts)
+
+
+def markdown_report(name: str, content: Figures) -> str:
+    """The tables in Markdown."""
+    models = content["models"]
+    played = {one: found for one, found in models.items() if one != "real"}
+    tables = [
+        ("Summary", summary_table(models)),
+        ("Less the first model", difference_table(played)),
+        ("Agreement with the teacher", agreement_table(played)),
+        ("What a classifier hears", label_table(played)),
+        ("Cost", cost_table(played)),
+        ("Degenerate clips", degenerate_table(played)),
+        ("How this was measured", (("what", "how"), _told(content["how"]))),
+    ]
+    notes = [f"- {one}: {note}" for one, found in played.items() for note in found["notes"]]
+    text = [f"# {name}: evaluation\n"]
+    text += [f"## {title}\n\n{_markdown(*table)}\n" for title, table in tables if table[1]]
+    text += ["## What could not be told\n\n" + "\n".join(notes) + "\n"] if notes else []
+    return "\n".join(text)
+
+
+Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+
+
+def summary_table(models: Figures) -> Table:
+    """Everything at a glance."""
+    columns = ("model", "MB", "FAD", "FAD∞", "KAD", "CLAP", "CLAP, shuffled", "KL to teacher", "degenerate", "RTF")
+    rows = []
+    for name, found in models.items():
+        clap = found["clap"]
+        shuffled = "—" if clap["shuffled"] is None else f"{clap['shuffled']:.3f} (p {clap['p_shuffled']:.3g})"
+        rows.append(
+            (
+                name,
+                f"{found['bytes'] / 1e6:.1f}" if found.get("bytes") else "—",
+                shown(found.get("fad")),
+                shown(found.get("fad_infinity")),
+                shown(found.get("kad")),
+                shown(clap["score"]),
+                shuffled,
+                shown((found.get("agreement") or {}).get("forward")),
+                f"{found['degenerate']['any']} of {found['clips']}" if found.get("degenerate") else "—",
+                f"{found['cost']['real_time_factor']:.2f}" if found.get("cost") else "—",
+            )
+        )
+    return columns, rows
+
+
+def difference_table(played: Figures) -> Table:
+    """CLAP scores clip by clip, and distances, less those of the first model."""
+    (first, base), *others = played.items()
+    rows = []
+    for name, found in others:
+        distances = [_less(found[key], base[key]) for key in ("fad", "fad_infinity", "kad")]
+        rows.append((name, shown(found["clap_less_first"], signed=True), *distances))
+    return (f"less {first}", "CLAP", "FAD", "FAD∞", "KAD"), rows
+
+
+def agreement_table(played: Figures) -> Table:
+    """Nats a code, and shares."""
+    columns: tuple[str, ...] = ("model", "KL(teacher‖model)", "KL(model‖teacher)", "top-1", "KL without guidance")
+    columns += ("teacher's surprise at its own clips", "variety of its codes")
+    names = ("forward", "reverse", "top_1", "with_text", "surprise", "variety")
+    told = [(name, found["agreement"]) for name, found in played.items() if found["agreement"]]
+    return columns, [(name, *(shown(one[key]) for key in names)) for name, one in told]
+
+
+def label_table(played: Figures) -> Table:
+    """Of each question that the classifier answers."""
+    rows = [
+        (name, question, *(shown(one[key]) for key in ("forward", "reverse", "agreement")))
+        for name, found in played.items()
+        for question, one in found["labels"].items()
+    ]
+    return ("model", "question", "KL(real‖played)", "KL(played‖real)", "same likeliest answer"), rows
+
+
+def cost_table(played: Figures) -> Table:
+    """As in the paper's table 4."""
+    columns: tuple[str, ...] = (
+        "model",
+        "s a clip",
+        "RTF (lowest to highest)",
+        "processors",
+        "peak memory MB",
+        "GPU memory MB",
+    )
+    columns += ("GFLOP a second", "J a second", "components MB")
+    rows = []
+    for name, one in ((name, found["cost"]) for name, found in played.items() if found["cost"]):
+        spread = f"{one['real_time_factor']:.3f} ({one['lowest']:.3f} to {one['highest']:.3f})"
+        rows.append(
+            (
+                name,
+                f"{one['seconds']:.2f} of {one['length']:g}",
+                spread,
+                f"{one['cpu']:.2f}",
+                f"{one['memory'] / 1e6:.0f}",
+                _number(one["gpu_memory"], 1e6),
+                _number(one["flops"], 1e9),
+                _number(one["joules"], 1),
+                ", ".join(f"{part} {size / 1e6:.1f}" for part, size in one["sizes"].items()),
+            )
+        )
+    return columns, rows
+
+
+def degenerate_table(played: Figures) -> Table:
+    """How many clips have each fault."""
+    kinds = list(next(iter(played.values()))["degenerate"])
+    rows = [(name, found["clips"], *found["degenerate"].values()) for name, found in played.items()]
+    return ("model", "clips", *kinds), rows
+
+
+def shown(figure: Figures | None, signed: bool = False) -> str:
+    """A figure with its interval."""
+    if figure is None or figure["value"] is None:
+        return "—"
+    form = "+.3g" if signed else ".3g" if abs(figure["value"]) >= 1 else ".3f"
+    if figure["low"] is None:
+        return f"{figure['value']:{form}}"
+    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def plot_front(played: Figures) -> bytes:
+    """Size against FAD∞ (FAD where that could not be told) and against the CLAP score."""
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
+        size = found["bytes"] / 1e6
+        _point(left, size, found["fad_infinity"] or found["fad"] or found["kad"], name, colour)
+        _point(right, size, found["clap"]["score"], name, colour)
+    lower = "FAD∞" if all(found["fad_infinity"] for found in played.values()) else "FAD or KAD"
+    for axis, label in ((left, f"{lower} (lower is better)"), (right, "CLAP score (higher is better)")):
+        axis.set_xlabel("MB")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def plot_extrapolation(played: Figures) -> bytes:
+    """FAD over 1/N with the line to infinitely many clips."""
+    figure, axis = _pyplot().subplots(figsize=(9, 5), layout="constrained")
+    for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
+        if not found["fad_points"]:
+            continue
+        x, y = np.array([[1 / count, value] for count, value in found["fad_points"]]).T
+        axis.plot(x, y, "o", color=colour, label=name)
+        axis.plot([0, x.max()], np.polyval(np.polyfit(x, y, 1), [0, x.max()]), color=colour, lw=1)
+    axis.set_xlabel("1 / clips")
+    axis.set_ylabel("FAD")
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    return _png(figure)
+
+
+def plot_codebooks(played: Figures) -> bytes:
+    """KL to the teacher by codebook, a group of bars a model."""
+    told = {name: found["agreement"] for name, found in played.items() if found["agreement"]}
+    figure, axis = _pyplot().subplots(figsize=(9, 4), layout="constrained")
+    width = 0.8 / len(told)
+    for number, (colour, (name, one)) in enumerate(zip(_colours(told), told.items(), strict=True)):
+        values = one["forward_by_codebook"]
+        axis.bar(np.arange(len(values)) + number * width, values, width, color=colour, label=name)
+    books = len(next(iter(told.values()))["forward_by_codebook"])
+    axis.set_xticks(np.arange(books) + 0.4 - width / 2, [f"codebook {k + 1}" for k in range(books)])
+    axis.set_ylabel("KL(teacher‖model), nats a code")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize="small")
+    return _png(figure)
+
+
+def plot_cost(played: Figures) -> bytes:
+    """Real-time factor, memory and size, bars beside each other."""
+    told = {name: found["cost"] for name, found in played.items() if found["cost"]}
+    figure, axes = _pyplot().subplots(1, 3, figsize=(11, 0.6 + 0.5 * len(told)), sharey=True, layout="constrained")
+    panels = (
+        ("real-time factor", [one["real_time_factor"] for one in told.values()]),
+        ("peak memory (MB)", [one["memory"] / 1e6 for one in told.values()]),
+        ("size (MB)", [sum(one["sizes"].values()) / 1e6 for one in told.values()]),
+    )
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        axis.barh(list(told), values, color=_colours(told))
+        axis.set_title(title, fontsize="medium")
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].invert_yaxis()
+    return _png(figure)
+
+
+def plot_spectrogram(wave: Wave, rate: int) -> bytes:
+    """A small spectrogram, 80 dB from its loudest, up to 5 kHz or half the rate."""
+    figure, axis = _pyplot().subplots(figsize=(3.4, 1.5), layout="constrained")
+    with np.errstate(divide="ignore"):
+        axis.specgram(wave + 1e-9, NFFT=1024, Fs=rate, noverlap=768, cmap="magma", vmin=-140, vmax=-40)
+    axis.set_ylim(0, min(5000, rate / 2))
+    axis.set_axis_off()
+    return _png(figure, 80)
+
+
+_SUMMARY = (
+    "Values with 95 % intervals over clips. FAD and KAD are distances from the real clips: lower is nearer; FAD is "
+    "biased by the number of clips, FAD∞ is extrapolated. CLAP is the cosine of clip and prompt: higher is nearer, and "
+    "only as far as it lies above the score of shuffled prompts. RTF is seconds of work a second of music."
+)
+_DIFFERENCE = (
+    "CLAP: paired, clip by clip; an interval without 0 is a difference. Distances: the difference of the values."
+)
+_COST = "One clip at a time, in a process of its own on this machine, with nothing else of this job running."
+
+
+def _heard(prompt: str, clips: list[Listened]) -> str:
+    players = [html_player(one.flac, "audio/flac", one.name, plot_spectrogram(one.wave, one.rate)) for one in clips]
+    return html_note(prompt) + html_side_by_side(players)
+
+
+def _worst(worst: Figures) -> str:
+    rows = [(name, one["clip"], one["fad"], one["prompt"]) for name, clips in worst.items() for one in clips]
+    return html_table(("model", "clip", "FAD of the clip", "prompt"), rows)
+
+
+def _told(how: Figures) -> list[tuple[str, str]]:
+    def line(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {line(one)}" for name, one in value.items()) or "nothing"
+        return "none" if value is None else str(value)
+
+    return [(name, line(value)) for name, value in how.items()]
+
+
+def _less(figure: Figures | None, base: Figures | None) -> str:
+    if figure is None or base is None:
+        return "—"
+    return f"{figure['value'] - base['value']:+.3g}"
+
+
+def _number(value: float | None, unit: float) -> str:
+    return "—" if value is None else f"{value / unit:.1f}"
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _point(axis: Any, x: float, figure: Figures | None, name: str, colour: str) -> None:
+    if figure is None:
+        return
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    error = None if low is None else [[max(0, value - low)], [max(0, high - value)]]
+    axis.errorbar([x], [value], error, fmt="o", color=colour, capsize=3)
+    axis.annotate(name, (x, value), (6, 4), textcoords="offset points", fontsize="small")
+
+
+def _colours(things: Any) -> list[str]:
+    return [_COLOURS[number % len(_COLOURS)] for number in range(len(things))]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(figure: Any, dpi: int = 110) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    _pyplot().close(figure)
+    return buffer.getvalue()
