@@ -5,132 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.s3_server import S3Server, free_port
-from tests.tiny import write_tiny_musicgen
+from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 TWO = ("--workers", "2")
 LONG = ("training.steps=90", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
-
-
-class Ray:
-    """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1"}
-        self.address = ""
-
-    def start(self) -> None:
-        gcs, dashboard = free_port(), free_port()
-        self.address = f"http://127.0.0.1:{dashboard}"
-        self.environment["TMCTL_CLUSTER"] = self.address
-        command = [
-            str(BIN / "ray"),
-            "start",
-            "--head",
-            f"--port={gcs}",
-            f"--dashboard-port={dashboard}",
-            "--num-cpus=2",
-        ]
-        command += ["--include-dashboard=true", f"--temp-dir={self.folder}", "--disable-usage-stats"]
-        command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
-        subprocess.run(command, env=self.environment, check=True, capture_output=True)
-
-    def kill(self, *words: str) -> None:
-        """SIGKILL to everything of this Ray whose command line has all `words`: head, agents, workers, jobs."""
-        for pid in self.processes(*words):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-    def processes(self, *words: str) -> list[int]:
-        """Processes of this Ray (by their environment or command line) whose command line has all `words`."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    known = (entry / "environ").read_bytes().decode(errors="replace") + line
-                except OSError:
-                    continue
-                if (self.address in known or str(self.folder) in known) and all(w in line + known for w in words):
-                    found.append(int(entry.name))
-        return found
-
-
-@pytest.fixture(scope="module")
-def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
-    """One Ray for the tests of this file; the S3 server's address and keys are in its environment."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        ray = Ray(Path(folder), {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
-        ray.start()
-        yield ray
-        ray.kill()
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    write_tiny_musicgen(folder / "teacher")
-    path = folder / "tiny.yaml"
-    path.write_text(
-        f"""
-name: tiny
-description: a tiny pair with random weights
-teacher: {{model: {folder / "teacher"}}}
-student: {{kind: cut, layers: [0, 3]}}
-sequences: {{prompts: band, seconds: 0.4, samples: 1, shard_prompts: 40}}
-training:
-  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup: 2, validate_every: 6, checkpoint_every: 6, log_every: 1}}
-"""
-    )
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
-
-
-def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**ray.environment, "TMCTL_STORE": store.url}
-    return subprocess.run(
-        [str(BIN / "tmctl"), *words], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-
-
-def told(ray: Ray, store: Store, *words: str) -> Any:
-    ended = tmctl(ray, store, *words, "--json")
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def settings(values: tuple[str, ...]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def losses(store: Store, run: str) -> dict[int, float]:

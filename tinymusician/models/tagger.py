@@ -1,7 +1,7 @@
 """band-tagger: hears which instrument, tempo and key a clip of the house band has.
 
 Two small convolutional networks: one on log-mel spectra, for instrument and tempo; one on semitones, which is
-equivariant to transposition (every filter slides over pitch, octaves are folded, tonics share their weights), for keys.
+made for transposition (every filter slides over pitch, octaves are folded, tonics share their weights), for keys.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""What the integration tests share: a Ray, a tiny recipe and an empty store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ray_cluster import Ray
+from tests.s3_server import S3Server
+from tests.tiny import write_tiny_musicgen
+from tinymusician.artifacts.store import LocalStore
+
+
+@pytest.fixture(scope="package")
+def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    """One Ray for all tests; the S3 server's address and keys are in its environment."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray = Ray(Path(folder), {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+        ray.start()
+        yield ray
+        ray.kill()
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_tiny_musicgen(folder / "teacher")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        f"""
+name: tiny
+description: a tiny pair with random weights
+teacher: {{model: {folder / "teacher"}}}
+student: {{kind: cut, layers: [0, 3]}}
+sequences: {{prompts: band, seconds: 0.4, samples: 1, shard_prompts: 40}}
+training:
+  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup: 2, validate_every: 6, checkpoint_every: 6, log_every: 1}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")

@@ -1,0 +1,90 @@
+"""The evaluation job on a real Ray: clips of a folder, a damaged one among them, and a worker that is killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.store import LocalStore
+
+pytestmark = pytest.mark.slow
+
+CLIPS = 24
+DAMAGED = "07.wav"
+
+
+@pytest.fixture(scope="module")
+def asked(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A recipe with a reference folder: noises of two rates, one of them in stereo, one no sound at all."""
+    folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    for number in range(CLIPS):
+        rate = 16_000 if number % 2 else 8_000
+        shape = (rate // 2, 2) if number == 3 else (rate // 2,)
+        soundfile.write(folder / f"{number:02}.wav", random.normal(0, 0.1, shape), rate)
+        (folder / f"{number:02}.txt").write_text(f"a {'slow' if number % 3 else 'fast'} fiddle reel number {number}")
+    (folder / DAMAGED).write_bytes(b"RIFF and nothing else")
+    embedding = json.dumps({"kind": "encodec", "model": str(recipe.parent / "teacher")})
+    values = ("reference.kind=folder", f"reference.audio={folder}", f"embedding={embedding}", f"clips={CLIPS}")
+    values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch=4", "agreement_clips=8")
+    values += ("cost_runs=1", "resamples=20", "listen=2")
+    return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
+
+
+def report(store: LocalStore, run: str) -> Any:
+    return json.loads(store.get(f"runs/{run}/report.json"))
+
+
+def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+    """No clip is played twice, none is lost, the damaged one is named, and a later run plays nothing again."""
+    store = LocalStore(tmp_path / "store")
+    models = ["--model", "untrained", "--model", "teacher"]
+    ended = tmctl(ray, store, "submit", "evaluate", *asked, *models, "--workers", "2", "--name", "e1", "--no-wait")
+    assert ended.returncode == 0, ended.stderr
+    wait_for(lambda: any(True for _ in store.list("shards/clips/")))
+    ray.kill("ray::_Hand")
+    folder = RunFolder(store, "e1")
+    wait_for(lambda: folder.status().state in {"SUCCEEDED", "FAILED"})
+    assert folder.status().state == "SUCCEEDED", folder.log()
+    lines = [line for line in folder.log().splitlines() if "played " in line]
+    assert len(lines) == len(set(lines))
+    assert len(list(store.list("shards/clips/"))) == 2 * CLIPS
+
+    found = report(store, "e1")
+    assert found["how"]["real clips"] == CLIPS - 1
+    done = found["how"]["done to them"]
+    assert done["2 channels averaged"] == 1
+    assert done["resampled from 16000 Hz"] == CLIPS / 2 - 1
+    assert sum(DAMAGED in what for what in done) == 1
+    teacher, untrained = (found["models"][name] for name in ("teacher", "untrained"))
+    assert teacher["agreement"]["forward"]["value"] == pytest.approx(0, abs=1e-6)
+    assert teacher["agreement"]["top_1"]["value"] == 1
+    assert untrained["agreement"]["forward"]["value"] > 0.01
+    assert set(untrained["labels"]) == {"instrument", "tempo", "key"}
+    for one in (teacher, untrained):
+        assert one["fad"]["low"] < one["fad"]["value"] < one["fad"]["high"]
+        assert one["cost"]["memory"] > 50e6
+        assert one["clips"] == CLIPS
+    page = store.get("runs/e1/report.html").decode()
+    assert page.count("data:audio/flac") == 2 * 3
+    assert 'src="http' not in page
+    assert "| untrained |" in store.get("runs/e1/report.md").decode()
+
+    again = told(ray, store, "submit", "evaluate", *asked, "--model", "teacher", "--model", "untrained", "--name", "e2")
+    assert again["metrics"]["teacher"]["kad"] == pytest.approx(teacher["kad"]["value"])
+    assert "played " not in RunFolder(store, "e2").log()
+
+
+def test_a_damaged_clip_can_be_refused(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    refuse = ["--model", "teacher", "--set", "evaluate.damaged=refuse", "--set", "evaluate.agreement_clips=0"]
+    ended = tmctl(ray, store, "submit", "evaluate", *asked, *refuse)
+    assert ended.returncode == 1
+    assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr

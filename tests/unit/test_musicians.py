@@ -1,0 +1,118 @@
+"""Models and bundles as evaluation sees them; agreement with a teacher against plain sums; what playing costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from tests.bundles import write_bundle
+from tests.tiny import CAPTIONS, write_tiny_musicgen
+from tinymusician.errors import BundleError, ModelError
+from tinymusician.evaluate.agreement import agreement
+from tinymusician.evaluate.cost import energy, measure, operations
+from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician, open_musician
+from tinymusician.models.musicgen import load_musicgen
+
+SETTINGS = Settings(0.4, 3.0, 8, 0.9)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchMusician, BundleMusician]:
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", folder)
+    torch_one, bundle = open_musician(str(tiny_musicgen)), open_musician(str(folder))
+    assert isinstance(torch_one, TorchMusician)
+    assert isinstance(bundle, BundleMusician)
+    return torch_one, bundle
+
+
+def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchMusician, BundleMusician]) -> None:
+    ours, theirs = (musician.play(CAPTIONS, [1, 2, 3, 3], SETTINGS) for musician in pair)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.codes.shape == (4, 20)
+        np.testing.assert_array_equal(one.codes, other.codes)
+        np.testing.assert_allclose(one.wave, other.wave, atol=1e-4)
+    assert pair[0].rate == pair[1].rate
+    assert pair[0].frame_rate == pair[1].frame_rate == 50
+
+
+def test_both_answer_the_same_along_given_codes(pair: tuple[TorchMusician, BundleMusician]) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
+    ours, theirs = (musician.forced(CAPTIONS[:2], codes) for musician in pair)
+    assert ours.shape == theirs.shape == (4, 4, 12, 16)
+    carries = agreement(ours, theirs, 3.0)
+    assert carries.forward.max() < 1e-6
+    assert carries.top_1.min() == 1
+
+
+def test_agreement_is_that_of_plain_sums() -> None:
+    random = np.random.default_rng(0)
+    teacher, model = (random.normal(size=(4, 2, 6, 5)) for _ in range(2))  # two clips, two passes, K 2, T 5, V 5
+    found = agreement(torch.from_numpy(teacher), torch.from_numpy(model), 2.0)
+    for clip in range(2):
+        for book in range(2):
+            forward, reverse, same, plain = [], [], [], []
+            for step in range(book, book + 5):
+                told, without = (side[clip, book, step] for side in (teacher[:2], teacher[2:]))
+                mine, alone = (side[clip, book, step] for side in (model[:2], model[2:]))
+                p, q = log_softmax(without + 2 * (told - without)), log_softmax(alone + 2 * (mine - alone))
+                forward.append((np.exp(p) * (p - q)).sum())
+                reverse.append((np.exp(q) * (q - p)).sum())
+                same.append(p.argmax() == q.argmax())
+                p, q = log_softmax(told), log_softmax(mine)
+                plain.append((np.exp(p) * (p - q)).sum())
+            for values, wanted in zip(found.arrays().values(), (forward, reverse, same, plain), strict=True):
+                assert values[clip, book] == pytest.approx(np.mean(wanted), rel=1e-4)
+
+
+def test_a_model_of_one_pass_is_held_against_the_guided_teacher() -> None:
+    teacher = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(0))
+    guided = teacher[1:] + 3.0 * (teacher[:1] - teacher[1:])
+    found = agreement(teacher, guided, 3.0)
+    assert found.forward.max() == pytest.approx(0, abs=1e-6)
+    assert np.isnan(found.with_text).all()
+
+
+def test_what_playing_costs(pair: tuple[TorchMusician, BundleMusician], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = measure(pair[0], CAPTIONS[:3], SETTINGS)
+    assert one.length == 0.4
+    assert one.real_time_factor == pytest.approx(one.seconds / 0.4)
+    assert one.lowest <= one.real_time_factor <= one.highest
+    assert one.cpu > 0
+    assert one.memory > 50e6
+    assert set(one.sizes) == {"text encoder", "decoder", "codec"}
+    assert measure(pair[1], CAPTIONS[:1], SETTINGS).flops is None
+
+
+def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
+    """Twice the layers: what is added is their products, 2 operations a weight, a row and a step."""
+    counts = []
+    for layers in (2, 4):
+        musician = open_musician(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
+        assert isinstance(musician, TorchMusician)
+        counts.append(operations(musician, CAPTIONS[0], SETTINGS) * SETTINGS.seconds)
+        config = musician.model.config.decoder
+    width, wide, steps, rows = config.hidden_size, config.ffn_dim, 20 + 3, 2
+    dense = 2 * (4 * width * width + 2 * width * width + 2 * width * wide)  # cross keys and values once a prompt
+    assert counts[1] - counts[0] == pytest.approx(2 * dense * steps * rows, rel=0.25)
+
+
+def test_energy_is_read_where_the_machine_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinymusician.evaluate.cost._POWERCAP", tmp_path)
+    assert energy() is None
+    for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 2_000_000), ("intel-rapl:0:0", 9_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(microjoules))
+    assert energy() == pytest.approx(7.0)
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a bundle"):
+        open_musician(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError):
+        open_musician(str(tmp_path))
