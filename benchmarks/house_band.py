@@ -26,6 +26,7 @@ from tinymusician.data.corpus import RenderedSplit
 from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI
 from tinymusician.data.scores import KINDS
 from tinymusician.data.tokens import TokenSet
+from tinymusician.models.band import GUIDANCE, TEMPERATURE, TOP_K
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.pretrain.band import encode_split, load_corpus
@@ -114,14 +115,14 @@ def prompts(side: int) -> list[tuple[str, str, str]]:
 
 
 def generate(model: Any, tokenizer: Any, texts: list[str], frames: int) -> Wave:
-    """Sampled clips with MusicGen's defaults: guidance 3, top-k 250, temperature 1."""
+    """Sampled clips, as the band is asked to play."""
     waves = []
     generator = torch.Generator().manual_seed(0)
     for start in range(0, len(texts), 48):
         text = tokenizer(texts[start : start + 48], padding=True, return_tensors="pt")
         with torch.no_grad():
             condition = encode_text(model, text["input_ids"], text["attention_mask"])
-            codes = sample_codes(model, condition, frames, generator)
+            codes = sample_codes(model, condition, frames, generator, GUIDANCE, TOP_K, TEMPERATURE)
         waves.append(decode_audio(model, codes).numpy())
         print(f"generated {min(start + 48, len(texts))} of {len(texts)} clips", flush=True)
     return np.concatenate(waves)

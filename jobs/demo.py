@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tinymusician.recipe import Teacher
+
 PROMPTS = (
     "a slow church organ waltz in D minor",
     "a fast and cheerful reel played on the fiddle",
@@ -74,11 +76,11 @@ def play_all(reference: str, folder: Path) -> None:
         distilled = load_musicgen(scratch)
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in (("teacher", teacher), ("untrained", new_student(recipe, teacher)), ("distilled", distilled)):
-        play(model, tokenizer, name, folder)
+        play(model, tokenizer, recipe.teacher, folder, name)
 
 
-def play(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
-    """Sample the prompts with guidance and write `FOLDER/NUMBER-NAME.wav`."""
+def play(model: Any, tokenizer: Any, asked: Teacher, folder: Path, name: str) -> None:
+    """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 
     from tinymusician.models.musicgen import encode_text
@@ -90,8 +92,8 @@ def play(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
     with torch.no_grad():
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
         generator = torch.Generator().manual_seed(0)
-        guidance = model.generation_config.guidance_scale
-        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator, guidance)
+        frames = round(SECONDS * codec.frame_rate)
+        codes = sample_codes(model, condition, frames, generator, asked.guidance, asked.top_k, asked.temperature)
     for number, samples in enumerate(decode_audio(model, codes), 1):
         write_wave(folder / f"{number}-{name}.wav", samples.numpy(), codec.sampling_rate)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.evaluation import AGREEMENT_GROUP, REAL, Evaluation, agreement_clips, judged, pieces
+from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, pieces
 from jobs.pool import Pool
 from jobs.verdict import write_report
 from jobs.worker import Context
@@ -42,8 +42,8 @@ class Bench:
             evaluation.cost(unit.voice)
         elif unit.task == "agree":
             evaluation.agreed(unit.voice, unit.clips)
-        elif unit.voice == REAL:
-            evaluation.heard_real(unit.clips)
+        elif unit.voice in (REAL, CODED):
+            evaluation.heard_real(unit.clips, unit.voice == CODED)
         else:
             evaluation.heard(unit.voice, unit.clips)
 
@@ -63,7 +63,7 @@ def run(run_id: str) -> None:
 
     compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
     do("teacher's clips", [Unit("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
-    do("clips", [Unit("hear", voice, clips) for voice in (REAL, *voices) for clips in all_clips])
+    do("clips", [Unit("hear", voice, clips) for voice in (REAL, CODED, *voices) for clips in all_clips])
     do("agreement", [Unit("agree", voice, clips) for voice in voices for clips in compared])
     do("cost", [Unit("cost", voice) for voice in voices if asked.cost_runs], at_once=1)
     do("report", [Unit("report")], at_once=1)

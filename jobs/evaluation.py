@@ -155,36 +155,46 @@ class Evaluation:
             kept.write(0, arrays)
         return kept.read(0)
 
-    def heard_real(self, clips: Sequence[int]) -> Arrays:
-        """Vectors and classes of real clips; `kept` is false for those that could not be read.
+    def heard_real(self, clips: Sequence[int], coded: bool = False) -> Arrays:
+        """Vectors and classes of real clips, or of what is left of them behind the teacher's codec (`coded`).
+
+        `kept` is false for those that could not be read.
 
         Raises:
             DataError: one cannot be read, and the recipe says to refuse.
         """
-        reference = self.reference
-        facts = [self._facts_of(clip) for clip in clips]
-        kept = self._heard(fingerprint({"real": facts}))
+        facts: dict[str, Any] = {"real": [self._facts_of(clip) for clip in clips]}
+        facts |= {"codec": self._codec().digest} if coded else {}
+        kept = self._heard(fingerprint(facts))
         if kept.missing():
-            rate = self.embedder.rate
-            waves, good, told = [], [], Counter[str]()
-            for clip in clips:
-                try:
-                    heard = reference.wave(clip, rate)
-                    told.update(heard.changed)
-                    waves.append((heard.wave, rate))
-                    good.append(True)
-                except DataError as error:
-                    if self.asked.damaged == "refuse":
-                        raise
-                    print(f"skipped: {error}", flush=True)
-                    told.update([f"skipped: {error}"])
-                    waves.append((np.zeros(rate, np.float32), rate))
-                    good.append(False)
-            arrays = self._listened(waves)
-            arrays["kept"] = np.array(good)
+            told = Counter[str]()
+            found = [self._real(clip, coded, told) for clip in clips]
+            silence = np.zeros(self.embedder.rate, np.float32)
+            arrays = self._listened([(silence, self.embedder.rate) if one is None else one for one in found])
+            arrays["kept"] = np.array([one is not None for one in found])
             arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
             kept.write(0, arrays)
         return kept.read(0)
+
+    def _real(self, clip: int, coded: bool, told: Counter[str]) -> tuple[Wave, int] | None:
+        """A real clip and its rate, None if it cannot be read; `told` counts what was done."""
+        rate = self._codec().rate if coded else self.embedder.rate
+        try:
+            heard = self.reference.wave(clip, rate)
+        except DataError as error:
+            if self.asked.damaged == "refuse":
+                raise
+            print(f"skipped: {error}", flush=True)
+            told.update([f"skipped: {error}"])
+            return None
+        told.update(heard.changed)
+        return (self._codec().coded(heard.wave) if coded else heard.wave), rate
+
+    def _codec(self) -> TorchMusician:
+        """The teacher, for its codec."""
+        teacher = self.musician("teacher")
+        assert isinstance(teacher, TorchMusician), "a teacher is a model, never a bundle"
+        return teacher
 
     def agreed(self, voice: str, clips: Sequence[int]) -> Arrays:
         """A voice against the teacher along the teacher's clips, and the teacher's surprise at the voice's own."""
@@ -268,8 +278,8 @@ class Evaluation:
 
 AGREEMENT_GROUP = 8
 """Clips that are held against the teacher at once: the logits of two passes are large."""
-REAL = "real"
-"""The voice of the reference."""
+REAL, CODED = "real", "real, coded"
+"""The voices of the reference, as it is and behind the teacher's codec: nobody who plays through it can be nearer."""
 
 
 def judged(recipe: Recipe) -> list[str]:
@@ -289,7 +299,7 @@ def pieces(count: int, size: int) -> list[range]:
 
 def label(voice: str) -> str:
     """A voice's short name, for people."""
-    if voice in STAND_INS or voice == REAL:
+    if voice in (*STAND_INS, REAL, CODED):
         return voice
     name, _, digest = voice.partition("@sha256:")
     return f"{name}@{digest[:8]}" if digest else Path(voice).name

@@ -105,7 +105,9 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
         guidance = asked.guidance if model is not student else student.generation_config.guidance_scale
-        found = sample_figures(pair.teacher, model, test, guidance, asked.top_k, recipe.training.seed)
+        found = sample_figures(
+            pair.teacher, model, test, guidance, asked.top_k, asked.temperature, recipe.training.seed
+        )
         figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
     return figures
 

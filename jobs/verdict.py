@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation import AGREEMENT_GROUP, REAL, Evaluation, agreement_clips, judged, label, pieces
+from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, label, pieces
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac, resampled
@@ -52,7 +52,8 @@ def write_report(evaluation: Evaluation) -> None:
     real = heard(evaluation, REAL)
     prompts = evaluation.clap.text(evaluation.prompts(range(asked.clips)))
     voices = {voice: heard(evaluation, voice) for voice in judged(evaluation.recipe)}
-    found: dict[str, dict[str, Any]] = {"real": {"clap": _clap(evaluation, real, prompts)}}
+    found: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
+    found[CODED] = compared(evaluation, heard(evaluation, CODED), real, prompts)
     scores: dict[str, Floats] = {}
     for voice, one in voices.items():
         print(f"figures of {label(voice)}", flush=True)
@@ -78,7 +79,9 @@ def heard(evaluation: Evaluation, voice: str) -> Heard:
         DataError: none is left.
     """
     asked = evaluation.asked
-    listen = evaluation.heard_real if voice == REAL else partial(evaluation.heard, voice)
+    listen = partial(evaluation.heard, voice)
+    if voice in (REAL, CODED):
+        listen = partial(evaluation.heard_real, coded=voice == CODED)
     parts = [listen(clips) for clips in pieces(asked.clips, asked.batch)]
     kept = np.concatenate([part["kept"] for part in parts])
     places = np.flatnonzero(kept)
@@ -106,10 +109,21 @@ def _joined(parts: list[Arrays], name: str, kept: Any) -> Vectors:
 
 
 def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
-    """Everything that is said of one voice; what cannot be told is None, with the reason under `notes`."""
+    """Everything that is said of one voice."""
+    assert own.health is not None
+    return {
+        **compared(evaluation, own, real, prompts),
+        "degenerate": degenerate(own.health, evaluation.limits),
+        "agreement": _agreement(evaluation, voice),
+        "cost": evaluation.cost(voice) if evaluation.asked.cost_runs else None,
+        "bytes": sum(evaluation.musician(voice).sizes.values()),
+    }
+
+
+def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
+    """How clips compare with the real ones and their captions; what cannot be told is None, and why is in `notes`."""
     asked = evaluation.asked
     notes: list[str] = []
-    found: dict[str, Any] = {"clips": len(own.places), "notes": notes}
 
     def tried(measure: Callable[[], Any]) -> Any:
         try:
@@ -118,26 +132,23 @@ def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts
             notes.append(str(error))
             return None
 
-    found["fad"] = tried(lambda: fad_interval(own.vectors, real.vectors, asked.seed, asked.resamples))
-    beyond = tried(
-        lambda: fad_infinity_interval(own.vectors, real.vectors, asked.seed, max(20, asked.resamples // 2)),
-    )
-    found["fad_infinity"], line = beyond if beyond else (None, None)
-    found["fad_points"] = list(line.points) if line else None
-    found["kad"] = tried(lambda: kad(own.vectors, real.vectors, asked.seed, asked.resamples))
-    found["clap"] = _clap(evaluation, own, prompts)
+    few = max(20, asked.resamples // 2)
+    beyond = tried(lambda: fad_infinity_interval(own.vectors, real.vectors, asked.seed, few))
     both = np.intersect1d(own.places, real.places)
     ours, theirs = own.at(both), real.at(both)
-    found["labels"] = {
-        question: asdict(label_divergence(theirs.classes[question], ours.classes[question], asked.seed))
-        for question in ours.classes
+    return {
+        "clips": len(own.places),
+        "fad": tried(lambda: fad_interval(own.vectors, real.vectors, asked.seed, asked.resamples)),
+        "fad_infinity": beyond[0] if beyond else None,
+        "fad_points": list(beyond[1].points) if beyond else None,
+        "kad": tried(lambda: kad(own.vectors, real.vectors, asked.seed, asked.resamples)),
+        "clap": _clap(evaluation, own, prompts),
+        "labels": {
+            question: asdict(label_divergence(theirs.classes[question], ours.classes[question], asked.seed))
+            for question in ours.classes
+        },
+        "notes": notes,
     }
-    assert own.health is not None
-    found["degenerate"] = degenerate(own.health, evaluation.limits)
-    found["agreement"] = _agreement(evaluation, voice)
-    found["cost"] = evaluation.cost(voice) if asked.cost_runs else None
-    found["bytes"] = sum(evaluation.musician(voice).sizes.values())
-    return found
 
 
 def degenerate(health: Floats, limits: Limits) -> dict[str, int]:

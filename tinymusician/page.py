@@ -23,11 +23,12 @@ p.note{color:var(--faint);max-width:46rem}
 table{border-collapse:collapse;font-size:.92rem}
 td,th{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--faint);font-weight:600}
+td span{display:block;color:var(--faint);white-space:nowrap;font-size:.85em}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 img{max-width:100%;height:auto;background:#fff;border-radius:4px}
 pre{background:var(--wash);padding:1rem;overflow-x:auto;font-size:.85rem}
 audio{width:100%;min-width:11rem;height:2.2rem}
-figure{margin:0}figcaption{font-size:.85rem;color:var(--faint)}
+figure{margin:0}figure img{width:100%}figcaption{font-size:.85rem;color:var(--faint)}
 .side{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem;margin:.6rem 0 1.6rem}
 """
 
@@ -44,7 +45,7 @@ def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; numbers stand to the right."""
+    """A table; numbers stand to the right, and an interval in brackets below its figure."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = ["".join(_cell(value) for value in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -89,4 +90,8 @@ def _base64(data: bytes) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f'<td class="n">{value:.4g}</td>'
-    return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+    if isinstance(value, int):
+        return f'<td class="n">{value:,}</td>'
+    figure, bracket, interval = str(value).partition(" [")
+    below = f"<span>[{html.escape(interval)}</span>" if bracket else ""
+    return f"<td>{html.escape(figure)}{below}</td>"

