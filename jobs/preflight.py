@@ -78,6 +78,8 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
     if kind == "evaluate":
         check_evaluate(recipe, here)
         return
+    if kind == "sweep":
+        check_evaluate(recipe, here)
     if here:
         check_files(recipe)
     check_shapes(recipe)

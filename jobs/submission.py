@@ -19,7 +19,7 @@ from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
-Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate"]
+Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep"]
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 

@@ -72,8 +72,8 @@ def write_report(evaluation: Evaluation) -> None:
     run.store.put(run.key("result.json"), json.dumps(result).encode())
 
 
-def heard(evaluation: Evaluation, voice: str) -> Heard:
-    """All groups of a voice's clips together, without those that could not be read or are no numbers.
+def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard:
+    """All groups of a voice's clips (the first `clips`) together, without those that cannot be read or are no numbers.
 
     Raises:
         DataError: none is left.
@@ -82,7 +82,7 @@ def heard(evaluation: Evaluation, voice: str) -> Heard:
     listen = partial(evaluation.heard, voice)
     if voice in (REAL, CODED):
         listen = partial(evaluation.heard_real, coded=voice == CODED)
-    parts = [listen(clips) for clips in pieces(asked.clips, asked.batch)]
+    parts = [listen(group) for group in pieces(clips or asked.clips, asked.batch)]
     kept = np.concatenate([part["kept"] for part in parts])
     places = np.flatnonzero(kept)
     if len(places) == 0:

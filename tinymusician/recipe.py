@@ -357,6 +357,22 @@ class Evaluate(Part):
     degeneration: Degeneration = Degeneration()
 
 
+Grid = Literal["objectives", "temperature", "skew", "switch"]
+
+
+class Sweep(Part):
+    """Trainings that differ in one thing each, by one yardstick; steps and sizes are those of `training`."""
+
+    over: tuple[Grid, ...] = Field(
+        ("objectives", "temperature", "skew", "switch"),
+        min_length=1,
+        description="objectives: the six of the paper; temperature: τ and what it falls along; skew: λ of stage_mixed; "
+        "switch: when stage_mixed turns from forward to reverse",
+    )
+    seeds: Count = Field(3, description="trainings of each, which differ in the order of sequences")
+    clips: Annotated[int, Field(ge=2)] = Field(64, description="captions of the reference that every student plays")
+
+
 class Recipe(Part):
     """One model's recipe; jobs read the parts they need."""
 
@@ -371,6 +387,7 @@ class Recipe(Part):
     training: Training = Training()
     quantize: Quantize = Quantize()
     evaluate: Evaluate = Evaluate()
+    sweep: Sweep = Sweep()
     pretrain: Pretraining | None = None
 
 

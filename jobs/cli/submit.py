@@ -175,6 +175,39 @@ def evaluate(
     start("evaluate", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
 
 
+@app.command()
+def sweep(
+    recipe: RecipeName,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to vary, once or several times: objectives, temperature, skew, switch.", show_default="all four"
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Train students that differ in one thing each, and judge all of them by one yardstick.
+
+    The paper's figures 2 and 3 are `--over objectives`: six objectives, three seeds each, their losses and how much
+    these fluctuate, and what cannot be told from losses: KL both ways, and how what they play sounds. A training that
+    the store has is not made again.
+
+    Examples:
+    - `tmctl submit sweep band --over objectives --workers 2 --set training.steps=60`
+
+    - `tmctl submit sweep tinymusician --over skew --over switch --workers 8`
+    """
+    overrides = [*(overrides or []), *([f"sweep.over={dumps(over)}"] if over else [])]
+    start("sweep", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+
+
 def start(
     kind: Kind,
     recipe: str,
@@ -250,6 +283,8 @@ def _closing(run: str, facts: dict[str, object]) -> str:
         lines.append(f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats a code")
     if facts["kind"] == "evaluate" and isinstance(metrics, dict):
         lines += [_told(name, figures) for name, figures in metrics.items()]
+        lines.append(f"report runs/{run}/report.html in the store")
+    if facts["kind"] == "sweep" and isinstance(metrics, dict):
         lines.append(f"report runs/{run}/report.html in the store")
     if isinstance(metrics, dict) and "share_of_float32" in metrics:
         lines.append(

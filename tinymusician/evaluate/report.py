@@ -5,7 +5,6 @@ The figures come as the JSON that the evaluation keeps: `value`, `low` and `high
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.plots import COLOURS, png, pyplot
 from tinymusician.page import html_note, html_picture, html_player, html_side_by_side, html_table, html_text, page
 
 Figures = dict[str, Any]
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def markdown_report(name: str, content: Figures) -> str:
     ]
     notes = [f"- {one}: {note}" for one, found in played.items() for note in found["notes"]]
     text = [f"# {name}: evaluation\n"]
-    text += [f"## {title}\n\n{_markdown(*table)}\n" for title, table in tables if table[1]]
+    text += [f"## {title}\n\n{markdown(*table)}\n" for title, table in tables if table[1]]
     text += ["## What could not be told\n\n" + "\n".join(notes) + "\n"] if notes else []
     return "\n".join(text)
 
@@ -184,7 +182,7 @@ def shown(figure: Figures | None, signed: bool = False) -> str:
 
 def plot_front(played: Figures) -> bytes:
     """Size against FAD∞ (FAD where that could not be told) and against the CLAP score."""
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
         size = found["bytes"] / 1e6
         _point(left, size, found["fad_infinity"] or found["fad"] or found["kad"], name, colour)
@@ -194,12 +192,12 @@ def plot_front(played: Figures) -> bytes:
         axis.set_xlabel("MB")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_extrapolation(played: Figures) -> bytes:
     """FAD over 1/N with the line to infinitely many clips."""
-    figure, axis = _pyplot().subplots(figsize=(9, 5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
     for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
         if not found["fad_points"]:
             continue
@@ -211,13 +209,13 @@ def plot_extrapolation(played: Figures) -> bytes:
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_codebooks(played: Figures) -> bytes:
     """KL to the teacher by codebook, a group of bars a model."""
     told = {name: found["agreement"] for name, found in played.items() if found["agreement"]}
-    figure, axis = _pyplot().subplots(figsize=(9, 4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(9, 4), layout="constrained")
     width = 0.8 / len(told)
     for number, (colour, (name, one)) in enumerate(zip(_colours(told), told.items(), strict=True)):
         values = one["forward_by_codebook"]
@@ -227,13 +225,13 @@ def plot_codebooks(played: Figures) -> bytes:
     axis.set_ylabel("KL(teacher‖model), nats a code")
     axis.grid(alpha=0.3, axis="y")
     axis.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_cost(played: Figures) -> bytes:
     """Real-time factor, memory and size, bars beside each other."""
     told = {name: found["cost"] for name, found in played.items() if found["cost"]}
-    figure, axes = _pyplot().subplots(1, 3, figsize=(11, 0.6 + 0.5 * len(told)), sharey=True, layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(11, 0.6 + 0.5 * len(told)), sharey=True, layout="constrained")
     panels = (
         ("real-time factor", [one["real_time_factor"] for one in told.values()]),
         ("peak memory (MB)", [one["memory"] / 1e6 for one in told.values()]),
@@ -244,17 +242,17 @@ def plot_cost(played: Figures) -> bytes:
         axis.set_title(title, fontsize="medium")
         axis.grid(alpha=0.3, axis="x")
     axes[0].invert_yaxis()
-    return _png(figure)
+    return png(figure)
 
 
 def plot_spectrogram(wave: Wave, rate: int) -> bytes:
     """A small spectrogram, 80 dB from its loudest, up to 5 kHz or half the rate."""
-    figure, axis = _pyplot().subplots(figsize=(3.4, 1.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(3.4, 1.5), layout="constrained")
     with np.errstate(divide="ignore"):
         axis.specgram(wave + 1e-9, NFFT=1024, Fs=rate, noverlap=768, cmap="magma", vmin=-140, vmax=-40)
     axis.set_ylim(0, min(5000, rate / 2))
     axis.set_axis_off()
-    return _png(figure, 80)
+    return png(figure, 80)
 
 
 _SUMMARY = (
@@ -298,7 +296,8 @@ def _number(value: float | None, unit: float) -> str:
     return "—" if value is None else f"{value / unit:.1f}"
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -313,20 +312,4 @@ def _point(axis: Any, x: float, figure: Figures | None, name: str, colour: str) 
 
 
 def _colours(things: Any) -> list[str]:
-    return [_COLOURS[number % len(_COLOURS)] for number in range(len(things))]
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _png(figure: Any, dpi: int = 110) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    _pyplot().close(figure)
-    return buffer.getvalue()
+    return [COLOURS[number % len(COLOURS)] for number in range(len(things))]

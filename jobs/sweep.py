@@ -1,0 +1,159 @@
+"""The sweep job: trainings that differ in one thing each, spread over actors, and one yardstick for their students.
+
+The teacher's samples and logits are made once; then each training runs on one actor; then every student plays the same
+captions and is held against the teacher. What the store has is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs import precompute
+from jobs.evaluation import AGREEMENT_GROUP, REAL, pieces
+from jobs.pool import Pool
+from jobs.trials import GRIDS, Trial, Trials, trials_of
+from jobs.verdict import heard
+from jobs.worker import Context, fit
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.intervals import as_json
+from tinymusician.evaluate.kernel import kad
+from tinymusician.evaluate.study import claims, fluctuation, html_study, markdown_study
+from tinymusician.recipe import parse_recipe
+
+CHAMPION = "stage_mixed"
+FORCED = 16
+"""Clips of each student that the teacher judges."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the work: a training, or some clips of a voice."""
+
+    task: Literal["train", "hear", "agree", "report"]
+    voice: str = ""
+    clips: range = range(0)
+
+
+class Bench:
+    """What an actor works with."""
+
+    def __init__(self, context: Context) -> None:
+        self._trials = Trials(context)
+
+    def do(self, unit: Unit) -> None:
+        """Do one unit, or what of it is not done yet."""
+        trials = self._trials
+        if unit.task == "report":
+            write_report(trials)
+        elif unit.task == "train":
+            trials.trained(trials.trials[unit.voice])
+        elif unit.task == "agree":
+            trials.agreed(unit.voice, unit.clips)
+        elif unit.voice == REAL:
+            trials.heard_real(unit.clips)
+        else:
+            trials.heard(unit.voice, unit.clips)
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    store = open_store()
+    folder = RunFolder(store, run_id)
+    record = folder.record()
+    recipe = parse_recipe(record.recipe, run_id)
+    fit(precompute.work, store.url, run_id, record.workers, recipe.training.restarts)
+    pool = Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts)
+
+    def do(stage: str, units: list[Unit]) -> None:
+        folder.tell(stage, 0, len(units))
+        pool.do(units, lambda done: folder.tell(stage, done, len(units)))
+
+    voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
+    batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
+    do("trainings", [Unit("train", voice) for voice in voices])
+    do("teacher's clips", [Unit("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
+    real = [Unit("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
+    do("clips", real + [Unit("hear", voice, group) for voice in voices for group in pieces(clips, batch)])
+    forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
+    do("agreement", [Unit("agree", voice, group) for voice in voices for group in forced])
+    do("report", [Unit("report")])
+
+
+def write_report(trials: Trials) -> None:
+    """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
+    recipe, run = trials.recipe, trials.context.run
+    clips = min(recipe.sweep.clips, recipe.evaluate.clips)
+    real, prompts = heard(trials, REAL), trials.clap.text(trials.prompts(range(clips)))
+
+    def final(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, float]:
+        own = heard(trials, trial.voice, clips)
+        judged = [trials.agreed(trial.voice, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
+        last = rows[-1]
+        return {
+            "kl": last["held_out/test/kl"],
+            "reverse_kl": last["held_out/test/reverse_kl"],
+            "agreement": last["held_out/test/agreement"],
+            "test_loss": last["held_out/test/loss"],
+            "fluctuation": fluctuation([row["held_out/validation/loss"] for row in rows if "held_out/kl" in row]),
+            "kad": kad(own.vectors, real.vectors, resamples=0).value,
+            "clap": clap_score(own.clap, prompts[own.places], shuffles=1).score.value,
+            "surprise": float(np.concatenate([part["surprise"] for part in judged]).mean()),
+            "variety": float(np.concatenate([part["variety"] for part in judged]).mean()),
+        }
+
+    grids = gathered(trials, final)
+    content = as_json(
+        {
+            "grids": grids,
+            "claims": claims(grids["objectives"], CHAMPION) if "objectives" in grids else [],
+            "how": how(trials, clips),
+        }
+    )
+    run.store.put(run.key("report.json"), json.dumps(content, ensure_ascii=False).encode())
+    run.store.put(run.key("report.md"), markdown_study(recipe.name, content).encode())
+    run.store.put(run.key("report.html"), html_study(recipe.name, content).encode())
+    means = {
+        grid: {
+            value: {name: float(np.mean([seed["final"][name] for seed in seeds])) for name in seeds[0]["final"]}
+            for value, seeds in values.items()
+        }
+        for grid, values in grids.items()
+    }
+    run.store.put(run.key("result.json"), json.dumps({"artifact": None, "metrics": means}).encode())
+
+
+def gathered(trials: Trials, final: Callable[[Trial, list[dict[str, Any]]], dict[str, float]]) -> dict[str, Any]:
+    """By grid and value, every seed's curves and figures; a training that stands in two grids is looked at once."""
+    known: dict[str, dict[str, Any]] = {}
+    grids: dict[str, Any] = {
+        grid: {value: [] for value in values} for grid, values in GRIDS.items() if grid in trials.recipe.sweep.over
+    }
+    for trial in trials_of(trials.recipe):
+        if trial.voice not in known:
+            rows = trials.trained(trial)[1]
+            known[trial.voice] = {"curves": rows, "final": final(trial, rows)}
+        grids[trial.grid][trial.value].append({"seed": trial.seed, **known[trial.voice]})
+    return grids
+
+
+def how(trials: Trials, clips: int) -> dict[str, str]:
+    """What a figure must not be quoted without."""
+    recipe, record = trials.recipe, trials.context.record
+    training = recipe.training
+    return {
+        "teacher": recipe.teacher.model,
+        "student": str(recipe.student.model_dump()),
+        "trainings": f"{training.steps} steps of {training.batch_size} sequences of {recipe.sequences.seconds:g} s",
+        "seeds": str(recipe.sweep.seeds),
+        "what they play": f"{clips} captions of {trials.reference.told['reference']}",
+        "KAD and CLAP by": f"{recipe.evaluate.embedding.model_dump()}, {recipe.evaluate.clap}",
+        "run": record.id,
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }

@@ -1,0 +1,230 @@
+"""The trainings of a sweep: which there are, and one of them on one actor, from cached teacher signals.
+
+A training is known by everything it depends on, so one that stands in two grids, or in another sweep, is made once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.distill import mixture_at
+from jobs.evaluation import Evaluation
+from jobs.pair import Pair, load_pair, new_student
+from jobs.student import JUDGE
+from jobs.teacher import cached, online, sequences
+from jobs.worker import Context
+from tinymusician.data.scores import Split
+from tinymusician.data.shards import ShardSet, fingerprint
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.objective import distillation_loss
+from tinymusician.distill.signals import Signals, SignalSource
+from tinymusician.distill.task import DistillTask, Softening, closeness
+from tinymusician.evaluate.musicians import Musician, TorchMusician
+from tinymusician.models.divergences import mean_over_valid, on_logits, reverse_kl
+from tinymusician.models.musicgen import ConditionedDecoder
+from tinymusician.recipe import Grid, Recipe, parse_recipe
+from tinymusician.training.checkpoint import Checkpoints
+from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.loop import Loop, Plan
+from tinymusician.training.metrics import MetricsLog, read_metrics
+from tinymusician.training.task import Model
+
+_OBJECTIVES = ("forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed")
+_MIXED = "stage_mixed"
+GRIDS: dict[Grid, dict[str, dict[str, Any]]] = {
+    "objectives": {name: {"objective": {"name": name}} for name in _OBJECTIVES},
+    "temperature": {
+        "τ 1": {"temperature": {"initial": 1.0, "final": 1.0}},
+        "τ 2": {"temperature": {"initial": 2.0, "final": 2.0}},
+        "τ 2 to 1, along the sequence": {"temperature": {"initial": 2.0, "final": 1.0, "axis": "sequence"}},
+        "τ 2 to 1, along training": {"temperature": {"initial": 2.0, "final": 1.0, "axis": "training"}},
+    },
+    "skew": {f"λ {skew:g}": {"objective": {"name": _MIXED, "skew": skew}} for skew in (0.0, 0.1, 0.3, 0.5)},
+    "switch": {f"switch at {at:g}": {"objective": {"name": _MIXED, "switch": at}} for at in (0.25, 0.5, 0.75, 1.0)},
+}
+"""What the paper's figures compare, and the next checks of its summary; everything else is the recipe's."""
+
+_DEPENDS_ON = ("teacher", "student", "sequences", "temperature", "objective", "training")
+_WEIGHTS = "weights/"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a value of a grid, and the seed."""
+
+    grid: Grid
+    value: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything it depends on."""
+        content = self.recipe.model_dump(mode="json")
+        return {part: content[part] for part in _DEPENDS_ON}
+
+    @property
+    def voice(self) -> str:
+        """Its student's name among the voices of an evaluation."""
+        return f"trial {fingerprint(self.facts)[:16]}"
+
+
+def trials_of(recipe: Recipe) -> list[Trial]:
+    """All trainings of a recipe's sweep."""
+    return [
+        Trial(grid, value, seed, _varied(recipe, changes, seed))
+        for grid in recipe.sweep.over
+        for value, changes in GRIDS[grid].items()
+        for seed in range(recipe.training.seed, recipe.training.seed + recipe.sweep.seeds)
+    ]
+
+
+def _varied(recipe: Recipe, changes: dict[str, Any], seed: int) -> Recipe:
+    content = recipe.model_dump(mode="json")
+    content |= changes
+    content["training"]["seed"] = seed
+    return parse_recipe(content, recipe.name)
+
+
+class WatchedTask(DistillTask):
+    """Distillation that also tells its own objective's loss on validation and test prompts, as it is at that step."""
+
+    def __init__(self, test: list[Signals], validation: list[Signals], **task: Any) -> None:
+        super().__init__(**task)
+        self._splits, self._latest = {"validation": validation, "test": test}, 0
+
+    def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, at a step that is remembered."""
+        self._latest = step
+        return super().loss(model, batch, step)
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """By split: the objective's loss, forward KL (`kl`), reverse KL and agreement."""
+        found: dict[str, float] = {}
+        for split, batches in self._splits.items():
+            parts = [self._measured(model, batch) for batch in batches]
+            for name in parts[0]:
+                found[f"{split}/{name}"] = float(np.mean([part[name] for part in parts]))
+        return found | {JUDGE: found[f"validation/{JUDGE}"]}
+
+    def _measured(self, model: Model, batch: Signals) -> dict[str, float]:
+        logits, mask = self._student_logits(model, batch), batch.sequences.mask
+        tau = self.softening.at(self._latest, mask.shape[-1]).to(logits.device)
+        values = distillation_loss(batch.logits, logits, mask, self.mixture_at(self._latest), tau)
+        near = closeness(batch.logits, logits, mask)
+        reverse = mean_over_valid(on_logits(reverse_kl, batch.logits.float(), logits.float(), mask), mask)
+        return {
+            "loss": mean_over_valid(values, mask).item(),
+            "kl": near["kl"].item(),
+            "reverse_kl": reverse.item(),
+            "agreement": near["agreement"].item(),
+        }
+
+
+class Trials(Evaluation):
+    """An evaluation whose voices are students that it trains itself."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._alone = Context(context.store_url, context.run_id, 0, 1, context.device)
+        self.trials = {trial.voice: trial for trial in trials_of(self.recipe)}
+
+    @cached_property
+    def _pair(self) -> Pair:
+        return load_pair(self.recipe)
+
+    def _tokens(self, split: Split) -> TokenSet:
+        return sequences(self._alone, self._pair, split, make=False)
+
+    def _held(self, split: Split) -> list[Signals]:
+        """The signals of a held-out split, in memory."""
+        tokens = self._tokens(split)
+        return list(
+            _batches(online(self._alone, self._pair, tokens), len(tokens.codes), self.recipe.training.batch_size)
+        )
+
+    @cached_property
+    def _validation(self) -> list[Signals]:
+        return self._held("validation")
+
+    @cached_property
+    def _test(self) -> list[Signals]:
+        return self._held("test")
+
+    @cached_property
+    def _training(self) -> tuple[SignalSource, int]:
+        tokens = self._tokens("train")
+        return cached(self._alone, self._pair, tokens), len(tokens.codes)
+
+    def trained(self, trial: Trial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
+        kept = ShardSet(self.store, "trials", {"teacher": self._pair.teacher_digest, **trial.facts}, 1)
+        if kept.missing():
+            kept.write(0, self._train(trial))
+        arrays = kept.read(0)
+        rows: list[dict[str, Any]] = json.loads(arrays.pop("rows").tobytes())
+        return {name.removeprefix(_WEIGHTS): torch.from_numpy(value) for name, value in arrays.items()}, rows
+
+    def _train(self, trial: Trial) -> dict[str, Any]:
+        training, soft = trial.recipe.training, trial.recipe.temperature
+        torch.manual_seed(training.seed)
+        source, rows = self._training
+        task = WatchedTask(
+            self._test,
+            self._validation,
+            student=new_student(trial.recipe, self._pair.teacher).to(self.context.device),
+            train=source,
+            train_rows=rows,
+            held_out=source,
+            held_out_rows=0,
+            mixture_at=partial(mixture_at, trial.recipe.objective, training.steps),
+            softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
+            batch_size=training.batch_size,
+            seed=training.seed,
+        )
+        run = self.context.run
+        place = f"trials/{trial.voice.removeprefix('trial ')}"
+        checkpoints = Checkpoints(self.store, run.key(f"checkpoints/{place}"), JUDGE)
+        start = checkpoints.latest()
+        state = start.state if start is not None else None
+        settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
+        engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
+        plan = Plan(
+            training.steps,
+            training.learning_rate,
+            training.warmup,
+            training.log_every,
+            training.validate_every,
+            training.checkpoint_every,
+            JUDGE,
+            seed=training.seed,
+        )
+        log = run.key(f"{place}.jsonl")
+        metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
+        Loop(task, engine, plan, metrics, checkpoints, start=start).run()
+        print(f"trained {trial.grid}, {trial.value}, seed {trial.seed}", flush=True)
+        told = np.frombuffer(json.dumps(read_metrics(self.store, log)).encode(), np.uint8)
+        weights = {_WEIGHTS + name: value.numpy() for name, value in engine.state().weights.items()}
+        for entry in list(self.store.list(run.key(f"checkpoints/{place}/"))):
+            self.store.delete(entry.key)
+        return {**weights, "rows": told}
+
+    def _opened(self, voice: str) -> Musician:
+        if voice not in self.trials:
+            return super()._opened(voice)
+        trial = self.trials[voice]
+        student = new_student(trial.recipe, self._pair.teacher)
+        ConditionedDecoder(student).load_state_dict(self.trained(trial)[0])
+        student.generation_config.guidance_scale = self.settings.guidance
+        return TorchMusician(student, self._pair.tokenizer, self.context.device)
+
+
+def _batches(source: SignalSource, rows: int, size: int) -> Any:
+    return (source(np.arange(start, min(start + size, rows))) for start in range(0, rows, size))
