@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test test-quick demo bench clean
+.PHONY: help install check format test test-quick demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,10 +38,14 @@ test-quick: $(STAMP)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo paper
 
 demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
 	$(BIN)/python -m jobs.demo demo
+
+PARTS ?=
+paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="figures sweeps table3 table4" for some
+	$(BIN)/python -m jobs.paper paper $(PARTS)
 
 bench: $(STAMP)  ## The distillation benchmark; its last line is JSON
 	$(BIN)/python benchmarks/distill.py

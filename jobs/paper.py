@@ -1,0 +1,251 @@
+"""The paper's figures and tables as one command: the runs that they need, in order, and what became of each claim.
+
+Every piece is an ordinary run in the store, named by what it is and everything it depends on: one that has succeeded is
+not run again, one that was interrupted goes on. Reports are copied beside each other into one folder.
+
+Usage: python -m jobs.paper FOLDER [figures|sweeps|table3|table4]… [--recipe RECIPE] [--workers N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.submission import Kind
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder, summary
+from tinymusician.data.shards import fingerprint
+from tinymusician.errors import NotFound, TinyMusicianError
+from tinymusician.page import html_note, html_table, page
+from tinymusician.recipe import load_recipe
+
+Claims = list[tuple[str, str, str]]
+SIZES = {"an eighth of the layers": [7], "a quarter": [1, 7], "half": [0, 2, 5, 7]}
+"""Students of three sizes, cut out of the band's eight layers."""
+
+
+class Paper:
+    """Runs what the tables need, and keeps what they said."""
+
+    def __init__(self, folder: Path, recipe: str, workers: int) -> None:
+        self.folder, self.recipe, self.workers = folder, recipe, workers
+        self.claims: Claims = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, kind: Kind, what: str, recipe: str | None = None, *words: str) -> dict[str, Any]:
+        """A run that has succeeded: an earlier one of the same content, or a new one.
+
+        Raises:
+            TinyMusicianError: it failed.
+        """
+        recipe = recipe or self.recipe
+        sets = tuple(word for before, word in zip(words, words[1:], strict=False) if before == "--set")
+        content = load_recipe(recipe, sets).model_dump(mode="json")
+        known_by = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
+        name = f"paper-{what}-{known_by}"
+        state = _state(name)
+        if state != "SUCCEEDED":
+            again = ["--resume", name] if state is not None else ["--name", name, *words]
+            command = [sys.executable, "-m", "jobs.cli.main", "submit", kind, recipe, *again]
+            command += [] if state is not None else ["--workers", str(self.workers)]
+            print(f"== {what}: {' '.join(command[3:])}", flush=True)
+            if subprocess.run(command, check=False).returncode != 0:
+                raise TinyMusicianError(f"paper: {what} failed; see `tmctl logs {name}`, then run this again")
+        found = summary(RunFolder(open_store(), name))
+        self._copy(name, what)
+        return found
+
+    def _copy(self, run: str, what: str) -> None:
+        store = open_store()
+        for kind in ("html", "md", "json"):
+            try:
+                (self.folder / f"{what}.{kind}").write_bytes(store.get(f"runs/{run}/report.{kind}"))
+            except NotFound:
+                continue
+
+    def report(self, what: str) -> dict[str, Any]:
+        """A run's figures."""
+        found: dict[str, Any] = json.loads((self.folder / f"{what}.json").read_text())
+        return found
+
+    def figures(self) -> None:
+        """Figures 2 and 3: the six objectives, three seeds each."""
+        self.run("sweep", "figures", None, "--over", "objectives")
+        self.claims += [
+            ("figures 2, 3", f"stage_mixed: {claim}", how) for claim, how in self.report("figures")["claims"]
+        ]
+
+    def sweeps(self) -> None:
+        """The next checks of the paper's summary: τ, λ, switch."""
+        sets = ("--set", "sweep.seeds=1")
+        self.run("sweep", "sweeps", None, "--over", "temperature", "--over", "skew", "--over", "switch", *sets)
+
+    def table3(self) -> None:
+        """Table 3: baseline, + KD, + quantization, + both."""
+        base = "untrained"
+        distilled = self.distilled("kd")
+        small = load_recipe(self.recipe).model_dump()["student"]["model"]
+        quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
+        voices = (base, distilled, quantized, both)
+        self.run("evaluate", "table3", None, *_models(voices))
+        rows = dict(zip(("base", "kd", "quantized", "both"), self._rows("table3", voices), strict=True))
+        self._claim("table 3", "KD lowers FAD", lower(rows["kd"], rows["base"], "fad_infinity"))
+        self._claim("table 3", "KD does not change CLAP by more than 1 %", near(rows["kd"], rows["base"], 0.01))
+        self._claim("table 3", "quantization raises FAD", lower(rows["base"], rows["quantized"], "fad_infinity"))
+        self._claim("table 3", "quantization raises CLAP", higher(rows["quantized"], rows["base"]))
+        share = rows["both"]["bytes"] / rows["base"]["bytes"]
+        self._claim("table 3", "KD and mixed precision take at most 45 % of the bytes", share <= 0.45, f"{share:.3f}")
+
+    def table4(self) -> None:
+        """Table 4: precisions of the decoder, three sizes of students, conditional against guided, with cost."""
+        distilled = self.distilled("kd")
+        plans = {plan: self.bundle(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")}
+        sizes = {
+            name: self.distilled(f"cut-{len(layers)}", "--set", "student.kind=cut", "--set", f"student.layers={layers}")
+            for name, layers in SIZES.items()
+        }
+        guided = self.distilled("guided", "--set", "teacher.target=guided")
+        voices = (distilled, *plans.values(), *sizes.values(), guided)
+        self.run("evaluate", "table4", None, *_models(voices))
+        own, full, int8, mixed, adaptive, *cuts, one_pass = self._rows("table4", voices)
+        self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
+        self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
+        slower = mixed["cost"]["real_time_factor"] / full["cost"]["real_time_factor"]
+        self._claim("table 4", "mixed precision is slower than float32", slower > 1, f"{slower:.2f} of its time")
+        ratio = adaptive["bytes"] / own["bytes"]
+        self._claim("beyond", "adaptive: at most 45 % of the bytes", ratio <= 0.45, f"{ratio:.3f}")
+        self._claim("beyond", "adaptive: FAD not higher than float32", not_higher(adaptive, full, "fad_infinity"))
+        halved = one_pass["cost"]["real_time_factor"] / own["cost"]["real_time_factor"]
+        self._claim("beyond", "guided: one pass takes less time than two", halved < 1, f"{halved:.2f} of its time")
+        self._claim("beyond", "guided: CLAP not lower", not_lower(one_pass, own))
+        order = [row["clap"]["score"]["value"] for row in cuts]
+        self._claim("beyond", "more layers, higher CLAP", order == sorted(order), ", ".join(f"{v:.3f}" for v in order))
+
+    def distilled(self, what: str, *words: str) -> str:
+        """A student, distilled on the recipe's steps."""
+        return str(self.run("distill", what, None, *words)["artifact"])
+
+    def bundle(self, what: str, model: str, plan: str) -> str:
+        """A bundle of a model."""
+        words = ("--model", model, "--set", f"quantize.plan={plan}")
+        return str(self.run("quantize", what, None, *words)["artifact"])
+
+    def _rows(self, what: str, voices: tuple[str, ...]) -> list[dict[str, Any]]:
+        models = self.report(what)["models"]
+        return [models[_label(voice)] for voice in voices]
+
+    def _claim(self, where: str, claim: str, holds: bool | str, beside: str = "") -> None:
+        told = holds if isinstance(holds, str) else "holds" if holds else "does not hold"
+        self.claims.append((where, claim, f"{told} ({beside})" if beside else told))
+
+    def close(self, began: float) -> None:
+        """The page with the verdicts, and the same as JSON."""
+        links = [f'<li><a href="{path.name}">{path.stem}</a></li>' for path in sorted(self.folder.glob("*.html"))]
+        parts = [
+            ("What holds here", html_table(("where", "claim", "here"), self.claims) + html_note(_NOTE)),
+            ("Reports", f"<ul>{''.join(link for link in links if 'index' not in link)}</ul>"),
+        ]
+        (self.folder / "index.html").write_text(page(f"{self.recipe}: the paper's claims", parts))
+        facts = {"recipe": self.recipe, "minutes": round((time.monotonic() - began) / 60, 1), "claims": self.claims}
+        (self.folder / "claims.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False))
+        for where, claim, told in self.claims:
+            print(f"{where:<13} {claim}: {told}")
+        print(f"\nreports {self.folder}/index.html, after {facts['minutes']} minutes")
+
+
+def lower(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """Whether a figure of `one` is below that of `other`: told by intervals that do not overlap."""
+    return _apart(one[name], other[name])
+
+
+def higher(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether the CLAP score of `one` is above that of `other`."""
+    return _apart(other["clap"]["score"], one["clap"]["score"])
+
+
+def not_higher(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """Whether a figure of `one` is not told to be above that of `other`."""
+    return "does not hold" if _apart(other[name], one[name]) == "holds" else "holds"
+
+
+def not_lower(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether the CLAP score of `one` is not told to be below that of `other`."""
+    return "does not hold" if higher(other, one) == "holds" else "holds"
+
+
+def near(one: dict[str, Any], other: dict[str, Any], share: float) -> str:
+    """Whether two CLAP scores differ by no more than a share; only intervals that are as narrow can tell."""
+    mine, theirs = one["clap"]["score"], other["clap"]["score"]
+    most = max(abs(mine["high"] - theirs["low"]), abs(theirs["high"] - mine["low"])) / theirs["value"]
+    if most <= share:
+        return "holds"
+    ratio = mine["value"] / theirs["value"]
+    if _apart(mine, theirs) == "holds" or _apart(theirs, mine) == "holds":
+        return f"does not hold ({ratio:.3f} of it)"
+    return f"cannot be told at this scale ({ratio:.3f} of it)"
+
+
+def _apart(low: dict[str, Any] | None, high: dict[str, Any] | None) -> str:
+    if low is None or high is None or low["high"] is None or high["low"] is None:
+        return "cannot be told at this scale"
+    told = f"{low['value']:.3f} and {high['value']:.3f}"
+    if low["high"] < high["low"]:
+        return "holds"
+    return f"does not hold ({told})" if high["high"] < low["low"] else f"cannot be told at this scale ({told})"
+
+
+def _models(voices: tuple[str, ...]) -> list[str]:
+    return [word for voice in voices for word in ("--model", voice)]
+
+
+def _label(voice: str) -> str:
+    from jobs.evaluation import label
+
+    return label(voice)
+
+
+def _state(name: str) -> str | None:
+    try:
+        return str(summary(RunFolder(open_store(), name))["state"])
+    except NotFound:
+        return None
+
+
+_NOTE = (
+    "Distances and scores differ where their 95 % intervals do not overlap; where they do, it cannot be told at this "
+    "scale. Claims under `beyond` are not the paper's. Nothing was tuned to make a claim hold."
+)
+PARTS: dict[str, Callable[[Paper], None]] = {
+    "figures": Paper.figures,
+    "sweeps": Paper.sweeps,
+    "table3": Paper.table3,
+    "table4": Paper.table4,
+}
+
+
+def main() -> None:
+    """Run the parts that are asked for, all of them by default."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("folder", type=Path)
+    arguments.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    arguments.add_argument("--recipe", default="paper-band")
+    arguments.add_argument("--workers", type=int, default=2)
+    chosen = arguments.parse_args()
+    began = time.monotonic()
+    paper = Paper(chosen.folder, chosen.recipe, chosen.workers)
+    try:
+        for part in chosen.parts:
+            PARTS[part](paper)
+    except TinyMusicianError as error:
+        sys.exit(f"error: {error}")
+    paper.close(began)
+
+
+if __name__ == "__main__":
+    main()
