@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Paper:
             TinyMusicianError: it failed.
         """
         recipe = recipe or self.recipe
-        sets = tuple(word for before, word in zip(words, words[1:], strict=False) if before == "--set")
+        sets = tuple(word for before, word in pairwise(words) if before == "--set")
         content = load_recipe(recipe, sets).model_dump(mode="json")
         known_by = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
         name = f"paper-{what}-{known_by}"
@@ -77,9 +78,8 @@ class Paper:
     def figures(self) -> None:
         """Figures 2 and 3: the six objectives, three seeds each."""
         self.run("sweep", "figures", None, "--over", "objectives")
-        self.claims += [
-            ("figures 2, 3", f"stage_mixed: {claim}", how) for claim, how in self.report("figures")["claims"]
-        ]
+        for claim, how in self.report("figures")["claims"]:
+            self.claims.append(("figures 2, 3", f"stage_mixed: {claim}", how))
 
     def sweeps(self) -> None:
         """The next checks of the paper's summary: τ, λ, switch."""
@@ -233,14 +233,17 @@ def main() -> None:
     """Run the parts that are asked for, all of them by default."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
-    arguments.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    arguments.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; all if none is given")
     arguments.add_argument("--recipe", default="paper-band")
     arguments.add_argument("--workers", type=int, default=2)
     chosen = arguments.parse_args()
+    for part in chosen.parts:
+        if part not in PARTS:
+            arguments.error(f"part {part!r}: allowed are {', '.join(PARTS)}")
     began = time.monotonic()
     paper = Paper(chosen.folder, chosen.recipe, chosen.workers)
     try:
-        for part in chosen.parts:
+        for part in chosen.parts or PARTS:
             PARTS[part](paper)
     except TinyMusicianError as error:
         sys.exit(f"error: {error}")
