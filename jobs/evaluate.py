@@ -62,6 +62,7 @@ def run(run_id: str) -> None:
         pool.do(units, lambda done: folder.tell(stage, done, len(units)), at_once)
 
     compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
+    do("reference", [Unit("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
     do("teacher's clips", [Unit("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
     do("clips", [Unit("hear", voice, clips) for voice in (REAL, CODED, *voices) for clips in all_clips])
     do("agreement", [Unit("agree", voice, clips) for voice in voices for clips in compared])

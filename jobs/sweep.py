@@ -77,9 +77,10 @@ def run(run_id: str) -> None:
 
     voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
+    real = [Unit("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
+    do("reference", real[:1])  # by one, so that the band's tunes are parsed once
     do("trainings", [Unit("train", voice) for voice in voices])
     do("teacher's clips", [Unit("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
-    real = [Unit("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
     do("clips", real + [Unit("hear", voice, group) for voice in voices for group in pieces(clips, batch)])
     forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
     do("agreement", [Unit("agree", voice, group) for voice in voices for group in forced])

@@ -92,7 +92,7 @@ def _scores_in(path: Path) -> list[Any]:
     from music21.exceptions21 import Music21Exception
 
     try:
-        parsed = converter.parse(path)
+        parsed = converter.parse(path, forceSource=True)  # no pickles: processes would write over each other's
     except (Music21Exception, ValueError, IndexError):  # a few ABC files of the corpus are malformed
         return []
     return list(parsed.scores) if hasattr(parsed, "scores") else [parsed]
