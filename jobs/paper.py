@@ -211,10 +211,8 @@ def _label(voice: str) -> str:
 
 
 def _state(name: str) -> str | None:
-    try:
-        return str(summary(RunFolder(open_store(), name))["state"])
-    except NotFound:
-        return None
+    run = RunFolder(open_store(), name)
+    return str(summary(run)["state"]) if run.exists() else None
 
 
 _NOTE = (
