@@ -90,3 +90,23 @@ def test_a_damaged_clip_can_be_refused(ray: Ray, asked: list[str], tmp_path: Pat
     assert ended.returncode == 1
     assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+    """Two objectives' worth of trainings on two actors; a later sweep over more seeds trains the new ones only."""
+    store = LocalStore(tmp_path / "store")
+    few = settings(("sweep.clips=4", "training.steps=4", "training.warmup=1", "training.validate_every=2"))
+    over = ["--over", "skew", *few, "--workers", "2"]
+    run = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=1", "--name", "s1")
+    assert set(run["metrics"]["skew"]) == {"λ 0", "λ 0.1", "λ 0.3", "λ 0.5"}
+    log = RunFolder(store, "s1").log()
+    assert log.count("trained skew") == 4
+    assert not list(store.list("runs/s1/checkpoints/trials/"))
+    grid = report(store, "s1")["grids"]["skew"]
+    for (one,) in grid.values():
+        assert one["curves"][0]["held_out/test/kl"] > one["final"]["kl"]
+        assert one["final"]["fluctuation"] >= -1e-9
+    again = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=2", "--name", "s2")
+    assert RunFolder(store, "s2").log().count("trained skew") == 4
+    assert len(report(store, "s2")["grids"]["skew"]["λ 0"]) == 2
+    assert again["state"] == "SUCCEEDED"

@@ -47,7 +47,7 @@ class ClapEmbedder:
         self.model.eval().to(device)
         self.rate = int(self._features.sampling_rate)
         self._size = int(self._features.nb_max_samples)
-        self._mel = MelSpectrogram(self._features, device)
+        self.mel = MelSpectrogram(self._features, device)
         self.facts = {"kind": "clap", "weights": weights_digest(self.model), "window": self._size, "rate": self.rate}
 
     def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
@@ -63,13 +63,13 @@ class ClapEmbedder:
         for start in range(0, len(prompts), _BATCH):
             words = list(prompts[start : start + _BATCH])
             inputs = self._tokenizer(words, padding=True, truncation=True, return_tensors="pt")
-            known = {name: inputs[name].to(self._mel.device) for name in ("input_ids", "attention_mask")}
+            known = {name: inputs[name].to(self.mel.device) for name in ("input_ids", "attention_mask")}
             found.append(self.model.get_text_features(**known))
         return _unit(torch.cat(found))
 
     @torch.no_grad()
     def _embedded(self, batch: Floats) -> Floats:
-        features = self._mel(torch.from_numpy(batch))
+        features = self.mel(torch.from_numpy(batch))
         if self.model.config.audio_config.enable_fusion:
             features = features.repeat(1, 4, 1, 1)
         long = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
