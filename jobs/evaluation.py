@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -40,13 +40,23 @@ from tinymusician.recipe import Evaluate, Recipe
 from tinymusician.runtime.bundle import MANIFEST
 
 
+@dataclass(frozen=True)
+class Known:
+    """A musician's `digest`, its clips' `rate`, and its `size` in bytes."""
+
+    digest: str
+    rate: int
+    size: int
+
+
 class Evaluation:
     """The models, the clips, and what is kept of them."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.recipe, self.asked = context, context.recipe, context.recipe.evaluate
         self.store = context.run.store
-        self._open: tuple[str, Musician] | None = None
+        self._open: dict[str, Musician] = {}
+        self._known: dict[str, Known] = {}
 
     @cached_property
     def settings(self) -> Settings:
@@ -80,11 +90,18 @@ class Evaluation:
         return open_tagger(self.asked.tagger, self.context.device) if self.asked.tagger else None
 
     def musician(self, voice: str) -> Musician:
-        """Whoever plays under this name; the last one stays at hand."""
-        if self._open is None or self._open[0] != voice:
-            self._open = None
-            self._open = (voice, self._opened(voice))
-        return self._open[1]
+        """Whoever plays under this name; the last one stays at hand, and so does the teacher."""
+        if voice not in self._open:
+            self._open = {name: musician for name, musician in self._open.items() if name == "teacher"}
+            self._open[voice] = self._opened(voice)
+        return self._open[voice]
+
+    def known(self, voice: str) -> Known:
+        """What must be known of a musician to find its clips, without opening it again."""
+        if voice not in self._known:
+            musician = self.musician(voice)
+            self._known[voice] = Known(musician.digest, musician.rate, sum(musician.sizes.values()))
+        return self._known[voice]
 
     def location(self, voice: str) -> str:
         """The folder, hub id or packaged name behind a voice, fetched here if it is an artifact."""
@@ -123,8 +140,7 @@ class Evaluation:
 
     def clips(self, voice: str, clips: Sequence[int]) -> ShardSet:
         """Where the clips of a voice are kept, one shard each."""
-        musician, settings = self.musician(voice), self.settings
-        facts = {"musician": musician.digest, **settings.__dict__, "device": self.context.device}
+        facts = {"musician": self.known(voice).digest, **self.settings.__dict__, "device": self.context.device}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
         names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
         return ShardSet(self.store, "clips", facts, names=names)
@@ -146,7 +162,7 @@ class Evaluation:
         """Vectors, classes and health of clips of a voice."""
         kept = self._heard(fingerprint({"clips": self._names(voice, clips)}))
         if kept.missing():
-            rate = self.musician(voice).rate
+            rate = self.known(voice).rate
             played = self.played(voice, clips)
             waves = [clip["wave"].astype(np.float32) / 32767 for clip in played]
             arrays = self._listened([(wave, rate) for wave in waves])
@@ -164,7 +180,7 @@ class Evaluation:
             DataError: one cannot be read, and the recipe says to refuse.
         """
         facts: dict[str, Any] = {"real": [self._facts_of(clip) for clip in clips]}
-        facts |= {"codec": self._codec().digest} if coded else {}
+        facts |= {"codec": self.known("teacher").digest} if coded else {}
         kept = self._heard(fingerprint(facts))
         if kept.missing():
             told = Counter[str]()
@@ -303,6 +319,12 @@ def label(voice: str) -> str:
         return voice
     name, _, digest = voice.partition("@sha256:")
     return f"{name}@{digest[:8]}" if digest else Path(voice).name
+
+
+def labels(voices: Sequence[str]) -> dict[str, str]:
+    """Every voice's short name, or its whole one where two would share the short one."""
+    times = Counter(label(voice) for voice in voices)
+    return {voice: label(voice) if times[label(voice)] == 1 else voice for voice in voices}
 
 
 def _as_arrays(played: Played, rate: int) -> Arrays:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, label, pieces
+from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, label, labels, pieces
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import encode_flac, resampled
+from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
 from tinymusician.evaluate.guards import KINDS, Health, Limits, problems
@@ -52,19 +52,21 @@ def write_report(evaluation: Evaluation) -> None:
     real = heard(evaluation, REAL)
     prompts = evaluation.clap.text(evaluation.prompts(range(asked.clips)))
     voices = {voice: heard(evaluation, voice) for voice in judged(evaluation.recipe)}
+    names = labels(list(voices))
     found: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
     found[CODED] = compared(evaluation, heard(evaluation, CODED), real, prompts)
     scores: dict[str, Floats] = {}
     for voice, one in voices.items():
-        print(f"figures of {label(voice)}", flush=True)
-        found[label(voice)] = figures(evaluation, voice, one, real, prompts)
-        scores[label(voice)] = _by_clip(evaluation, one, prompts)
+        print(f"figures of {names[voice]}", flush=True)
+        found[names[voice]] = figures(evaluation, voice, one, real, prompts)
+        scores[names[voice]] = _by_clip(evaluation, one, prompts)
     first = next(iter(scores))
     for name, own in scores.items():
         both = np.isfinite(own) & np.isfinite(scores[first])
         found[name]["clap_less_first"] = difference(own[both], scores[first][both], asked.seed) if both.any() else None
-    content = as_json({"models": found, "how": how(evaluation, real), "worst": worst(evaluation, voices, real)})
-    listened = _listened(evaluation, list(voices))
+    far = {names[voice]: worst(evaluation, one, real) for voice, one in voices.items()}
+    content = as_json({"models": found, "how": how(evaluation, real), "worst": far})
+    listened = _listened(evaluation, names)
     run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
     run.store.put(run.key("report.md"), markdown_report(evaluation.recipe.name, content).encode())
     run.store.put(run.key("report.html"), html_report(evaluation.recipe.name, content, listened).encode())
@@ -116,7 +118,7 @@ def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts
         "degenerate": degenerate(own.health, evaluation.limits),
         "agreement": _agreement(evaluation, voice),
         "cost": evaluation.cost(voice) if evaluation.asked.cost_runs else None,
-        "bytes": sum(evaluation.musician(voice).sizes.values()),
+        "bytes": evaluation.known(voice).size,
     }
 
 
@@ -158,20 +160,14 @@ def degenerate(health: Floats, limits: Limits) -> dict[str, int]:
     return {"any": sum(bool(found) for found in kinds), **{kind: counted[kind] for kind in KINDS}}
 
 
-def worst(evaluation: Evaluation, voices: dict[str, Heard], real: Heard) -> dict[str, list[dict[str, Any]]]:
-    """The clips of each voice that lie furthest from the reference by themselves."""
-    found = {}
-    for voice, own in voices.items():
-        try:
-            far = fad_by_clip(own.vectors, real.vectors)
-        except DataError:
-            continue
-        order = np.argsort(far)[::-1][:WORST]
-        found[label(voice)] = [
-            {"clip": int(own.places[n]), "fad": float(far[n]), "prompt": evaluation.prompts([int(own.places[n])])[0]}
-            for n in order
-        ]
-    return found
+def worst(evaluation: Evaluation, own: Heard, real: Heard) -> list[dict[str, Any]]:
+    """The clips that lie furthest from the reference by themselves; none where that cannot be told."""
+    try:
+        far = fad_by_clip(own.vectors, real.vectors)
+    except DataError:
+        return []
+    places = [(int(own.places[n]), float(far[n])) for n in np.argsort(far)[::-1][:WORST]]
+    return [{"clip": clip, "fad": value, "prompt": evaluation.prompts([clip])[0]} for clip, value in places]
 
 
 def how(evaluation: Evaluation, real: Heard) -> dict[str, Any]:
@@ -242,20 +238,19 @@ def _agreement(evaluation: Evaluation, voice: str) -> dict[str, Any] | None:
     return found
 
 
-def _listened(evaluation: Evaluation, voices: list[str]) -> list[tuple[str, list[Listened]]]:
+def _listened(evaluation: Evaluation, names: dict[str, str]) -> list[tuple[str, list[Listened]]]:
     """For the first prompts, the clips of everybody."""
-    found = []
-    for clip in range(min(evaluation.asked.listen, evaluation.asked.clips)):
-        rate = evaluation.embedder.rate
-        clips = []
+    clips, rate = range(min(evaluation.asked.listen, evaluation.asked.clips)), evaluation.embedder.rate
+    found: list[tuple[str, list[Listened]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
+    for clip in clips:
         try:
             wave = evaluation.reference.wave(clip, rate).wave
-            clips.append(Listened("real", wave, rate, encode_flac(wave, rate)))
+            found[clip][1].append(Listened(REAL, wave, rate, encode_flac(wave, rate)))
         except DataError as error:
             print(f"skipped: {error}", flush=True)
-        for voice in voices:
-            own = evaluation.musician(voice).rate
-            wave = evaluation.played(voice, [clip])[0]["wave"].astype(np.float32) / 32767
-            clips.append(Listened(label(voice), resampled(wave, own, own), own, encode_flac(wave, own)))
-        found.append((evaluation.prompts([clip])[0], clips))
+    for voice, name in names.items():
+        own = evaluation.known(voice).rate
+        for clip, played in enumerate(evaluation.played(voice, clips)):
+            wave = played["wave"].astype(np.float32) / 32767
+            found[clip][1].append(Listened(name, wave, own, encode_flac(wave, own)))
     return found

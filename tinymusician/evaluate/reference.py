@@ -41,9 +41,14 @@ class BandClips:
     rate = 16_000
 
     def __init__(self, split: RenderedSplit, count: int, seconds: float, seed: int) -> None:
+        longest = split.samples.shape[1] / self.rate
+        if seconds > longest:
+            raise DataError(
+                f"evaluate.seconds = {seconds:g}: the band's clips last {longest:g} s; at most that is allowed"
+            )
         chosen = _thinned(len(split.clips), count, seed, "the band's test tunes")
         self._split = RenderedSplit(split.samples[chosen], [split.clips[index] for index in chosen])
-        self._samples = min(round(seconds * self.rate), split.samples.shape[1])
+        self._samples = round(seconds * self.rate)
         self.captions = self._split.captions
         self.told = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
 
@@ -81,7 +86,9 @@ class FileClips:
     def wave(self, index: int, rate: int) -> Heard:
         """A clip at a rate."""
         clip = self._clips[index]
-        return read_clip(clip.path, rate, *_span(clip, self._seconds))
+        heard = read_clip(clip.path, rate, *_span(clip, self._seconds))
+        short = len(heard.wave) < 0.99 * self._seconds * rate
+        return Heard(heard.wave, (*heard.changed, f"shorter than {self._seconds:g} s")) if short else heard
 
 
 def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
