@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test test-quick demo paper bench clean
+.PHONY: help install check format test test-quick test-environments demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,7 +35,10 @@ test: $(STAMP)  ## All tests
 	$(BIN)/python -m pytest
 
 test-quick: $(STAMP)  ## The tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not environments'
+
+test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
+	$(BIN)/python -m pytest -m environments tests/environments
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper

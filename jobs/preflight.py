@@ -20,6 +20,8 @@ PRETRAINING_READS = (
     "training.restarts",
 )
 
+RELEASE = ("state_dict.bin", "compression_state_dict.bin")
+"""The files of a release of audiocraft's."""
 ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 
@@ -141,6 +143,11 @@ def check_files(recipe: Recipe) -> None:
         raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
     if recipe.sequences.clips is not None and not any(Path(recipe.sequences.clips).glob("*.wav")):
         raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: holds no .wav files")
+    release = Path(recipe.teacher.model).expanduser()
+    if recipe.teacher.kind == "audiocraft" and not all((release / name).is_file() for name in RELEASE):
+        raise ModelError(
+            f"teacher.model = {str(release)!r}: no audiocraft release; {' and '.join(RELEASE)} belong there"
+        )
     for field, name in (
         ("teacher.model", recipe.teacher.model),
         ("student.model", getattr(recipe.student, "model", "")),

@@ -29,6 +29,9 @@ class Part(BaseModel):
 class Teacher(Part):
     """The model that is imitated, and what it is asked."""
 
+    kind: Literal["transformers", "audiocraft"] = Field(
+        "transformers", description="audiocraft: model is a release folder (state_dict.bin, compression_state_dict.bin)"
+    )
     model: str = Field(description="hub id, local folder, or a packaged band model")
     target: Literal["conditional", "guided"] = Field(
         "conditional",

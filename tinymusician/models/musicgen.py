@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
+from tinymusician.models.audiocraft import converted, is_release
 
 
 class TextCondition(NamedTuple):
@@ -91,13 +92,19 @@ def load_tokenizer(name: str) -> Any:
 
 
 def model_location(name: str) -> str:
-    """The folder of a packaged band model (`band-large`), a local folder as it is, or else a hub id."""
+    """The folder of a packaged band model (`band-large`), a local folder as it is, or else a hub id.
+
+    A release of audiocraft's is given in transformers' layout.
+    """
     packaged = Path(__file__).parent / "weights" / name
     if packaged.is_dir():
         return str(packaged)
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"model {name!r}: no such folder")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    if is_release(folder):
+        return str(converted(folder))
+    return str(folder) if folder.is_dir() else name
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -59,6 +59,8 @@ def is_packaged(name: str) -> bool:
 def shape_of(name: str) -> DecoderShape | None:
     """The decoder's shape of a packaged, local or released model; None for a hub id that is not known here.
 
+    None as well for a release of audiocraft's, whose shape stands among its weights.
+
     Raises:
         ModelError: a local folder without a readable MusicGen configuration, or what can be no model's name.
     """
@@ -69,6 +71,8 @@ def shape_of(name: str) -> DecoderShape | None:
         if "/" not in name:
             own = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
             raise ModelError(f"model {name!r}: allowed are a folder, a hub id OWNER/NAME, and {own}")
+        return None
+    if (folder / "state_dict.bin").is_file():
         return None
     try:
         config = json.loads((folder / "config.json").read_text())

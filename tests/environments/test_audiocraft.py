@@ -1,0 +1,89 @@
+"""A release of audiocraft's in transformers' layout, against what audiocraft itself says of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.environments.build import environment
+from tinymusician.errors import ModelError
+from tinymusician.models.audiocraft import converted, is_release
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
+from tinymusician.recipe import load_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.environments]
+
+PROMPTS = ["calm piano", "loud jazz guitar"]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny release with random weights, written by audiocraft, and its answers in reference.npz."""
+    folder = tmp_path_factory.mktemp("audiocraft") / "release"
+    script = Path(__file__).with_name("audiocraft_reference.py")
+    subprocess.run([str(environment("audiocraft")), str(script), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_logits_and_codes_are_audiocrafts(release: Path) -> None:
+    assert is_release(release)
+    model, tokenizer = load_musicgen(str(release)), load_tokenizer(str(release))
+    wanted = np.load(release / "reference.npz")
+    for number, prompt in enumerate(PROMPTS):
+        text = tokenizer([prompt], return_tensors="pt")
+        with torch.no_grad():
+            told = encode_text(model, text["input_ids"], text["attention_mask"])
+            codes = torch.from_numpy(wanted["codes"][number : number + 1])
+            logits = ConditionedDecoder(model)(codes, told.states, told.mask)
+        np.testing.assert_allclose(logits[0].numpy(), wanted["logits"][number], atol=1e-4)
+    with torch.no_grad():
+        heard = model.audio_encoder.encode(torch.from_numpy(wanted["wave"])).audio_codes[0]
+        played = model.audio_encoder.decode(torch.from_numpy(wanted["heard"])[None], [None]).audio_values
+    np.testing.assert_array_equal(heard.numpy(), wanted["heard"])
+    np.testing.assert_allclose(played.numpy(), wanted["played"], atol=1e-4)
+    assert model.generation_config.guidance_scale == 3.0
+    assert model.generation_config.max_length == 30 * 25 + 3
+
+
+def test_it_is_converted_once(release: Path) -> None:
+    first = converted(release)
+    stamp = (first / "config.json").stat().st_mtime_ns
+    assert converted(release) == first
+    assert (first / "config.json").stat().st_mtime_ns == stamp
+
+
+def test_it_teaches(release: Path) -> None:
+    """`teacher: {kind: audiocraft}` gives a pair that distillation takes."""
+    from jobs.pair import load_pair
+    from jobs.preflight import check
+
+    sets = ("teacher.kind=audiocraft", f"teacher.model={release}", "student.layers=[1]", "sequences.seconds=2")
+    recipe = load_recipe("band", sets)
+    check("distill", recipe, here=True)
+    pair = load_pair(recipe)
+    assert pair.student.config.decoder.num_hidden_layers == 1
+
+
+def test_what_is_none_is_refused(release: Path, tmp_path: Path) -> None:
+    from jobs.preflight import check
+
+    with pytest.raises(ModelError, match=r"no audiocraft release; state_dict\.bin and compression_state_dict\.bin"):
+        check("distill", load_recipe("band", ("teacher.kind=audiocraft", f"teacher.model={tmp_path}")), here=True)
+    package = torch.load(release / "state_dict.bin", weights_only=True)
+    stereo = package["xp.cfg"].replace("modeling: delay", "modeling: parallel")
+    for name in ("state_dict.bin", "compression_state_dict.bin"):
+        torch.save({**package, "xp.cfg": stereo}, tmp_path / name)
+    with pytest.raises(ModelError, match="the delay pattern is needed"):
+        converted(tmp_path)
+    (tmp_path / "state_dict.bin").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="no exported checkpoint of audiocraft"):
+        converted(tmp_path)

@@ -1,0 +1,243 @@
+"""A release folder of audiocraft's MusicGen (`state_dict.bin`, `compression_state_dict.bin`) in transformers' layout.
+
+Nothing of audiocraft is needed for it: the files are read as tensors and text. Mono models with the delay pattern and
+text alone are understood, as facebook's small, medium and large and what users trained themselves. The text encoder is
+no part of a release: it is looked for beside the files under its own name (such as `t5-base/`), then on the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from platformdirs import user_cache_path
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    EncodecConfig,
+    EncodecModel,
+    GenerationConfig,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
+    MusicgenForConditionalGeneration,
+    T5EncoderModel,
+)
+
+from tinymusician.errors import ModelError
+
+LANGUAGE_MODEL, CODEC = "state_dict.bin", "compression_state_dict.bin"
+_LONGEST_SECONDS = 30
+_POSITIONS = 2048
+_RENAMED = (
+    ("transformer.", "model.decoder."),
+    ("out_norm.", "model.decoder.layer_norm."),
+    ("linears.", "lm_heads."),
+    ("cross_attention.", "encoder_attn."),
+    ("linear1.", "fc1."),
+    ("linear2.", "fc2."),
+    ("norm_cross.", "encoder_attn_layer_norm."),
+    (".norm1.", ".self_attn_layer_norm."),
+    (".norm2.", ".final_layer_norm."),
+)
+
+
+def is_release(folder: Path) -> bool:
+    """Whether a folder is one of audiocraft's releases."""
+    return (folder / LANGUAGE_MODEL).is_file() and (folder / CODEC).is_file()
+
+
+def converted(folder: Path) -> Path:
+    """The same model in transformers' layout, made once and kept in the user's cache.
+
+    Raises:
+        ModelError: a file that cannot be read, a model of another kind, or a text encoder that cannot be had.
+    """
+    known_by = hashlib.sha256()
+    for name in (LANGUAGE_MODEL, CODEC):
+        with (folder / name).open("rb") as file:
+            known_by.update(hashlib.file_digest(file, "sha256").digest())
+    place = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / known_by.hexdigest()
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            convert(folder, Path(scratch) / "model")
+            try:
+                os.rename(Path(scratch) / "model", place)
+            except OSError:  # another process of this machine was first
+                shutil.rmtree(Path(scratch) / "model")
+    return place
+
+
+def convert(folder: Path, to: Path) -> None:
+    """Write a release as a folder of transformers' layout."""
+    weights, settings = _read(folder / LANGUAGE_MODEL)
+    _check(settings, folder)
+    decoder = _decoder(weights, settings["transformer_lm"])
+    codec = _codec(folder)
+    name = settings["conditioners"]["description"]["t5"]["name"]
+    text, tokenizer = _text_encoder(folder, name)
+    model = MusicgenForConditionalGeneration(text_encoder=text, audio_encoder=codec, decoder=decoder)
+    prefix = "condition_provider.conditioners.description.output_proj."
+    projection = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if projection and not hasattr(model, "enc_to_dec_proj"):
+        raise ModelError(f"audiocraft release {folder}: projects text states that are as wide as its decoder")
+    if projection:
+        model.enc_to_dec_proj.load_state_dict(projection)
+    card = settings["transformer_lm"]["card"]
+    books = settings["transformer_lm"]["n_q"]
+    model.generation_config = GenerationConfig(
+        pad_token_id=card,
+        bos_token_id=card,
+        decoder_start_token_id=card,
+        do_sample=True,
+        guidance_scale=float(settings.get("classifier_free_guidance", {}).get("inference_coef", 3.0)),
+        top_k=250,
+        max_length=round(_LONGEST_SECONDS * codec.config.frame_rate) + books - 1,
+    )
+    model.save_pretrained(to, safe_serialization=True)
+    tokenizer.save_pretrained(to)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of an exported checkpoint, and the experiment's settings."""
+    try:
+        package = torch.load(path, map_location="cpu", weights_only=True)
+        settings = yaml.safe_load(package["xp.cfg"])
+        weights: dict[str, Tensor] = package["best_state"]
+    except Exception as error:  # torch raises OSError, KeyError, RuntimeError, UnpicklingError and others
+        raise ModelError(f"{path}: no exported checkpoint of audiocraft (`best_state` and `xp.cfg` as text)") from error
+    return {name: value.float() for name, value in weights.items()}, settings
+
+
+def _check(settings: dict[str, Any], folder: Path) -> None:
+    pattern = settings.get("codebooks_pattern", {})
+    books = settings["transformer_lm"]["n_q"]
+    if pattern.get("modeling") != "delay" or list(pattern.get("delay", {}).get("delays", [])) != list(range(books)):
+        raise ModelError(f"audiocraft release {folder}: codebook pattern {pattern}; the delay pattern is needed")
+    if settings.get("interleave_stereo_codebooks", {}).get("use"):
+        raise ModelError(f"audiocraft release {folder}: plays stereo; only mono models are supported")
+    if set(settings.get("conditioners", {})) - {"args"} != {"description"}:
+        kinds = ", ".join(sorted(settings.get("conditioners", {})))
+        raise ModelError(f"audiocraft release {folder}: conditioners {kinds}; text alone is supported")
+
+
+def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
+    """The language model, its packed projections taken apart."""
+    width = shape["dim"]
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name.startswith("emb."):
+            found[f"model.decoder.embed_tokens.{name.removeprefix('emb.')}"] = value
+        elif name.startswith(("transformer.", "out_norm.", "linears.")):
+            own = name
+            for old, new in _RENAMED:
+                own = own.replace(old, new)
+            if own.endswith("in_proj_weight"):
+                for letter, part in zip("qkv", torch.split(value, width), strict=True):
+                    found[own.replace("in_proj_weight", f"{letter}_proj.weight")] = part
+            else:
+                found[own] = value
+    config = MusicgenDecoderConfig(
+        vocab_size=shape["card"],
+        hidden_size=width,
+        num_hidden_layers=shape["num_layers"],
+        num_attention_heads=shape["num_heads"],
+        ffn_dim=width * shape["hidden_scale"],
+        num_codebooks=shape["n_q"],
+        activation_function="gelu",
+        pad_token_id=shape["card"],
+        bos_token_id=shape["card"],
+        max_position_embeddings=_POSITIONS,
+    )
+    decoder = MusicgenForCausalLM(config)
+    _load(decoder, found, "language model")
+    return decoder
+
+
+def _codec(folder: Path) -> Any:
+    """The codec: in the release itself, or the one that it names."""
+    path = folder / CODEC
+    package = torch.load(path, map_location="cpu", weights_only=True)
+    if "pretrained" in package:
+        named = str(package["pretrained"])
+        beside = folder / named.rpartition("/")[2]
+        try:
+            return EncodecModel.from_pretrained(beside if beside.is_dir() else named)
+        except Exception as error:  # transformers raises whatever is wrong with a folder or the network
+            raise ModelError(
+                f"audiocraft release {folder}: its codec {named} is not here; put it at {beside}"
+            ) from error
+    weights, settings = _read(path)
+    shape, books = settings["seanet"], settings["rvq"]
+    rate = settings["encodec"]["sample_rate"] if "encodec" in settings else settings["sample_rate"]
+    hop = math.prod(shape["ratios"])
+    config = EncodecConfig(
+        target_bandwidths=[rate / hop * books["n_q"] * math.log2(books["bins"]) / 1000],
+        sampling_rate=rate,
+        audio_channels=shape["channels"],
+        normalize=False,
+        num_filters=shape["n_filters"],
+        hidden_size=shape["dimension"],
+        num_residual_layers=shape["n_residual_layers"],
+        upsampling_ratios=list(shape["ratios"]),
+        norm_type=shape["norm"],
+        kernel_size=shape["kernel_size"],
+        last_kernel_size=shape["last_kernel_size"],
+        residual_kernel_size=shape["residual_kernel_size"],
+        dilation_growth_rate=shape["dilation_base"],
+        use_causal_conv=shape["causal"],
+        pad_mode=shape["pad_mode"],
+        compress=shape["compress"],
+        num_lstm_layers=shape["lstm"],
+        trim_right_ratio=shape["decoder"]["trim_right_ratio"],
+        codebook_size=books["bins"],
+        codebook_dim=shape["dimension"],
+        use_conv_shortcut=not shape["true_skip"],
+    )
+    codec = EncodecModel(config)
+    known = set(codec.state_dict())
+    _load(codec, {_codec_name(name, known): value for name, value in weights.items()}, "codec")
+    return codec
+
+
+def _codec_name(name: str, known: set[str]) -> str:
+    """A codec tensor's name in transformers."""
+    for old, new in (
+        ("encoder.model.", "encoder.layers."),
+        ("decoder.model.", "decoder.layers."),
+        (".conv.conv.", ".conv."),
+        (".convtr.convtr.", ".conv."),
+        ("quantizer.vq.layers", "quantizer.layers"),
+        ("._codebook.", ".codebook."),
+    ):
+        name = name.replace(old, new)
+    if name in known:
+        return name
+    name = name.replace("weight_g", "parametrizations.weight.original0")
+    return name.replace("weight_v", "parametrizations.weight.original1")
+
+
+def _text_encoder(folder: Path, name: str) -> tuple[Any, Any]:
+    beside = Path(name) if Path(name).is_dir() else folder / name
+    place = str(beside) if beside.is_dir() else name
+    try:
+        return T5EncoderModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # transformers raises whatever is wrong with a folder or the network
+        raise ModelError(
+            f"audiocraft release {folder}: its text encoder {name} is not here; put it at {beside}"
+        ) from error
+
+
+def _load(module: Any, weights: dict[str, Tensor], part: str) -> None:
+    """Load every tensor; sinusoidal positions are computed, not loaded."""
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    lacking = [name for name in missing if "embed_positions" not in name]
+    if lacking or unexpected:
+        raise ModelError(f"audiocraft {part}: lacks {lacking[:3]}, has unknown {list(unexpected)[:3]}")
