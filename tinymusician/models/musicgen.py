@@ -97,7 +97,7 @@ def model_location(name: str) -> str:
     A release of audiocraft's is given in transformers' layout.
     """
     packaged = Path(__file__).parent / "weights" / name
-    if packaged.is_dir():
+    if "/" not in name and packaged.is_dir():
         return str(packaged)
     folder = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not folder.is_dir():
