@@ -107,7 +107,7 @@ def by_workers(workers: int, groups: int) -> float:
     """Seconds that actors of one processor each take for all groups."""
     import ray
 
-    ray.init(num_cpus=workers, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR")
     try:
         pool = Pool(Bench, "", "", workers, 0)
         pool.do(list(range(workers)))  # each sets itself up

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.laion import LaionEmbedder
 from jobs.model import STAND_INS, brought
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import fetch, find
@@ -30,13 +31,13 @@ from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.embedders import open_embedder
-from tinymusician.evaluate.embedding import Embedder, Tagger
+from tinymusician.evaluate.embedding import Embedder, Tagger, TextEmbedder
 from tinymusician.evaluate.guards import Limits, examine
 from tinymusician.evaluate.musicians import Musician, Played, Settings, TorchMusician, open_musician
 from tinymusician.evaluate.reference import RealClips, open_reference
 from tinymusician.evaluate.taggers import open_tagger
 from tinymusician.models.likelihood import cross_entropies, varieties
-from tinymusician.recipe import Evaluate, Recipe
+from tinymusician.recipe import Evaluate, LaionClapEmbedding, Recipe
 from tinymusician.runtime.bundle import MANIFEST
 
 
@@ -75,12 +76,15 @@ class Evaluation:
     @cached_property
     def embedder(self) -> Embedder:
         """The space of FAD and KAD."""
+        if isinstance(self.asked.embedding, LaionClapEmbedding):
+            return LaionEmbedder(self.asked.embedding)
         return open_embedder(self.asked.embedding, self.context.device)
 
     @cached_property
-    def clap(self) -> ClapEmbedder:
+    def clap(self) -> TextEmbedder:
         """The space of the CLAP score."""
-        if isinstance(self.embedder, ClapEmbedder) and getattr(self.asked.embedding, "model", "") == self.asked.clap:
+        own = self.asked.clap in ("embedding", getattr(self.asked.embedding, "model", ""))
+        if own and isinstance(self.embedder, ClapEmbedder | LaionEmbedder):
             return self.embedder
         return ClapEmbedder(self.asked.clap, self.context.device)
 

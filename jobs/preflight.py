@@ -42,7 +42,7 @@ def located(recipe: Recipe) -> Recipe:
             content[part][field] = str(Path(name).expanduser().absolute())
     for kind in ("reference", "embedding"):
         named = content["evaluate"][kind] or {}
-        for field in {"audio", "table", "model", "checkpoint"} & set(named):
+        for field in {"audio", "table", "model", "checkpoint", "tokenizer", "environment"} & set(named):
             if not is_packaged(named[field]) and Path(named[field]).expanduser().exists():
                 named[field] = str(Path(named[field]).expanduser().absolute())
     return Recipe.model_validate(content)

@@ -323,7 +323,19 @@ class VggishEmbedding(Part):
     checkpoint: str = Field(description="vggish-10086976.pth of harritaylor/torchvggish")
 
 
-Embedding = Annotated[ClapEmbedding | EncodecEmbedding | VggishEmbedding, Field(discriminator="kind")]
+class LaionClapEmbedding(Part):
+    """laion-clap itself, in an environment of its own."""
+
+    kind: Literal["laion-clap"] = "laion-clap"
+    checkpoint: str = Field(description="such as music_audioset_epoch_15_esc_90.14.pt")
+    tokenizer: str = Field(description="a folder with RoBERTa's vocab.json and merges.txt")
+    environment: str = Field(description="the folder that `infra/environments/install laion-clap FOLDER` made")
+    audio_model: Literal["HTSAT-tiny", "HTSAT-base"] = Field("HTSAT-base", description="what the checkpoint holds")
+
+
+Embedding = Annotated[
+    ClapEmbedding | EncodecEmbedding | VggishEmbedding | LaionClapEmbedding, Field(discriminator="kind")
+]
 
 
 class Degeneration(Part):
@@ -343,7 +355,10 @@ class Evaluate(Part):
     clips: Annotated[int, Field(ge=2)] = Field(200, description="prompts of the reference that every model plays")
     seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
     embedding: Embedding = Field(ClapEmbedding(), description="the space of FAD and KAD")
-    clap: str = Field("laion/larger_clap_music", description="the ClapModel of the CLAP score")
+    clap: str = Field(
+        "laion/larger_clap_music",
+        description="the ClapModel of the CLAP score; `embedding` takes the one of FAD, if it knows texts",
+    )
     tagger: str | None = Field(
         None,
         description="the classifier of the label divergence: band-tagger, or one for audio of transformers' layout",
@@ -358,6 +373,12 @@ class Evaluate(Part):
     seed: Annotated[int, Field(ge=0)] = 0
     damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with real clips that cannot be read")
     degeneration: Degeneration = Degeneration()
+
+    @model_validator(mode="after")
+    def _knows_texts(self) -> Self:
+        if self.clap == "embedding" and self.embedding.kind not in ("clap", "laion-clap"):
+            raise ValueError(f"clap embedding: embedding {self.embedding.kind} knows no texts; clap and laion-clap do")
+        return self
 
 
 Grid = Literal["objectives", "temperature", "skew", "switch"]

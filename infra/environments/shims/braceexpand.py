@@ -1,0 +1,1 @@
+"""Stands in for braceexpand: laion-clap imports it for training only."""

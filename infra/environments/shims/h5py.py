@@ -1,0 +1,1 @@
+"""Stands in for h5py: laion-clap imports it for training only."""

@@ -1,0 +1,3 @@
+"""The names that laion-clap imports."""
+
+from . import misc as misc

@@ -1,0 +1,1 @@
+"""Stands in for webdataset: laion-clap imports it for training only."""

@@ -1,0 +1,1 @@
+"""Stands in for wget: laion-clap imports it for training only."""

@@ -1,0 +1,59 @@
+"""laion-clap as an embedder: an actor in an environment of its own, which Ray starts for the one that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.laion_clap import RATE, LaionClap
+from tinymusician.evaluate.vectors import Floats
+from tinymusician.recipe import LaionClapEmbedding
+
+
+class LaionEmbedder:
+    """A text embedder whose work is done by laion-clap itself."""
+
+    rate = RATE
+
+    def __init__(self, asked: LaionClapEmbedding) -> None:
+        """Start the actor.
+
+        Raises:
+            ModelError: environment, checkpoint or tokenizer are not there, or do not fit each other.
+        """
+        import ray
+
+        python = Path(asked.environment).expanduser() / "bin" / "python"
+        for path in (python, Path(asked.checkpoint).expanduser(), Path(asked.tokenizer).expanduser() / "vocab.json"):
+            if not path.exists():
+                raise ModelError(f"evaluate.embedding: {path} is not there; make the environment with {_MADE}")
+        code = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        kind = ray.remote(num_cpus=0, runtime_env={"py_executable": str(python), "env_vars": code})(LaionClap)
+        self._actor: Any = kind.remote(
+            str(Path(asked.checkpoint).expanduser()), str(Path(asked.tokenizer).expanduser()), asked.audio_model
+        )
+        try:
+            self.facts: dict[str, Any] = ray.get(self._actor.facts.remote())
+        except Exception as error:  # whatever happens within another environment
+            said = " ".join(str(error).split())[-300:]
+            raise ModelError(f"evaluate.embedding: laion-clap cannot be used ({said})") from error
+
+    def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
+        """Vectors [windows, D] of every wave."""
+        import ray
+
+        found: list[Floats] = ray.get(self._actor.audio.remote(list(waves)))
+        return found
+
+    def text(self, prompts: Sequence[str]) -> Floats:
+        """A vector for every prompt, [N, D]."""
+        import ray
+
+        found: Floats = ray.get(self._actor.text.remote(list(prompts)))
+        return found
+
+
+_MADE = "`infra/environments/install laion-clap FOLDER`, and see docs/evaluation.md for the other files"

@@ -1,0 +1,76 @@
+"""laion-clap's embeddings through an actor in its own environment, against the package asked directly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.laion import LaionEmbedder
+from tests.environments.build import ROOT, environment
+from tinymusician.errors import ModelError
+from tinymusician.recipe import LaionClapEmbedding
+
+pytestmark = [pytest.mark.slow, pytest.mark.environments]
+
+PROMPTS = ["calm piano", "loud rock music"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the published layout with random weights, its tokenizer, and reference.npz."""
+    folder = tmp_path_factory.mktemp("laion") / "clap"
+    script = Path(__file__).with_name("laion_reference.py")
+    told = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [str(environment("laion-clap")), str(script), str(folder)], check=True, capture_output=True, env=told
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def asked(folder: Path, **changes: str) -> LaionClapEmbedding:
+    home = environment("laion-clap").parents[1]
+    own = {
+        "checkpoint": str(folder / "checkpoint.pt"),
+        "tokenizer": str(folder / "tokenizer"),
+        "environment": str(home),
+    }
+    return LaionClapEmbedding(**{**own, "audio_model": "HTSAT-tiny", **changes})
+
+
+@pytest.mark.usefixtures("_ray")
+def test_vectors_are_the_packages_own_in_fixed_windows(checkpoint: Path) -> None:
+    embedder, wanted = LaionEmbedder(asked(checkpoint)), np.load(checkpoint / "reference.npz")
+    wave = wanted["wave"]
+    (found,) = embedder([wave])
+    np.testing.assert_allclose(found, wanted["audio"], atol=1e-5)
+    np.testing.assert_allclose(embedder.text(PROMPTS), wanted["text"], atol=1e-5)
+    np.testing.assert_allclose(embedder.text(PROMPTS[1:]), wanted["text"][1:], atol=1e-5)
+    long = np.concatenate([wave, wave[:240_000]])
+    once, again = embedder([long, wave]), embedder([long])
+    assert once[0].shape == (2, 512)
+    np.testing.assert_allclose(once[0], again[0], atol=1e-5)
+    np.testing.assert_allclose(once[0][0], wanted["audio"][0], atol=1e-5)
+    assert embedder.facts["window"] == 480_000
+
+
+@pytest.mark.usefixtures("_ray")
+def test_what_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="infra/environments/install laion-clap FOLDER"):
+        LaionEmbedder(asked(checkpoint, environment=str(tmp_path)))
+    (tmp_path / "broken.pt").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="laion-clap cannot be used"):
+        LaionEmbedder(asked(checkpoint, checkpoint=str(tmp_path / "broken.pt")))
