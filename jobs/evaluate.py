@@ -22,7 +22,7 @@ from tinymusician.recipe import parse_recipe
 class Unit:
     """A piece of the work: what to do with some clips of a voice."""
 
-    task: Literal["hear", "agree", "cost", "report"]
+    task: Literal["train", "hear", "agree", "cost", "report"]
     voice: str = ""
     clips: range = range(0)
 
@@ -31,13 +31,17 @@ class Bench:
     """What an actor works with."""
 
     def __init__(self, context: Context) -> None:
-        self._evaluation = Evaluation(context)
+        self.evaluation = self.opened(context)
+
+    def opened(self, context: Context) -> Evaluation:
+        """What is evaluated."""
+        return Evaluation(context)
 
     def do(self, unit: Unit) -> None:
         """Do one unit, or what of it is not done yet."""
-        evaluation = self._evaluation
+        evaluation = self.evaluation
         if unit.task == "report":
-            write_report(evaluation)
+            self.report()
         elif unit.task == "cost":
             evaluation.cost(unit.voice)
         elif unit.task == "agree":
@@ -46,6 +50,10 @@ class Bench:
             evaluation.heard_real(unit.clips, unit.voice == CODED)
         else:
             evaluation.heard(unit.voice, unit.clips)
+
+    def report(self) -> None:
+        """Write what came out."""
+        write_report(self.evaluation)
 
 
 def run(run_id: str) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jobs import precompute
+from jobs.evaluate import Bench, Unit
 from jobs.evaluation import AGREEMENT_GROUP, REAL, pieces
 from jobs.pool import Pool
 from jobs.trials import GRIDS, Trial, Trials, trials_of
@@ -32,34 +32,25 @@ FORCED = 16
 """Clips of each student that the teacher judges."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A piece of the work: a training, or some clips of a voice."""
+class TrialBench(Bench):
+    """What an actor works with: an evaluation of students that it trains itself."""
 
-    task: Literal["train", "hear", "agree", "report"]
-    voice: str = ""
-    clips: range = range(0)
+    evaluation: Trials
 
-
-class Bench:
-    """What an actor works with."""
-
-    def __init__(self, context: Context) -> None:
-        self._trials = Trials(context)
+    def opened(self, context: Context) -> Trials:
+        """What is evaluated."""
+        return Trials(context)
 
     def do(self, unit: Unit) -> None:
         """Do one unit, or what of it is not done yet."""
-        trials = self._trials
-        if unit.task == "report":
-            write_report(trials)
-        elif unit.task == "train":
-            trials.trained(trials.trials[unit.voice])
-        elif unit.task == "agree":
-            trials.agreed(unit.voice, unit.clips)
-        elif unit.voice == REAL:
-            trials.heard_real(unit.clips)
+        if unit.task == "train":
+            self.evaluation.trained(self.evaluation.trials[unit.voice])
         else:
-            trials.heard(unit.voice, unit.clips)
+            super().do(unit)
+
+    def report(self) -> None:
+        """Write what came out."""
+        write_report(self.evaluation)
 
 
 def run(run_id: str) -> None:
@@ -69,7 +60,7 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     fit(precompute.work, store.url, run_id, record.workers, recipe.training.restarts)
-    pool = Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts)
+    pool = Pool(TrialBench, store.url, run_id, record.workers, recipe.training.restarts)
 
     def do(stage: str, units: list[Unit]) -> None:
         folder.tell(stage, 0, len(units))
