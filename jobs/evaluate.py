@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, pieces
-from jobs.pool import Pool
+from jobs.pool import Pool, stages
 from jobs.verdict import write_report
 from jobs.worker import Context
 from tinymusician.artifacts.address import open_store
@@ -63,12 +63,7 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     asked, voices = recipe.evaluate, judged(recipe)
-    pool = Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts)
-
-    def do(stage: str, units: list[Unit], at_once: int = 0) -> None:
-        folder.tell(stage, 0, len(units))
-        pool.do(units, lambda done: folder.tell(stage, done, len(units)), at_once)
-
+    do = stages(Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts), folder)
     compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
     do("reference", [Unit("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
     do("teacher's clips", [Unit("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.worker import Context, join_cluster
+from tinymusician.artifacts.runs import RunFolder
 
 Bench = Callable[[Context], Any]
 """Makes the object, once an actor, whose `do(unit)` does the work."""
@@ -51,6 +52,16 @@ class Pool:
             ray.get(ready)
             done += 1
             told(done)
+
+
+def stages(pool: Pool, run: RunFolder) -> Callable[..., None]:
+    """A function that does the units of a stage, at most `at_once` at a time, and tells the run how far it is."""
+
+    def do(stage: str, units: Sequence[Any], at_once: int = 0) -> None:
+        run.tell(stage, 0, len(units))
+        pool.do(units, lambda done: run.tell(stage, done, len(units)), at_once)
+
+    return do
 
 
 class _Hand:

@@ -15,7 +15,7 @@ import numpy as np
 from jobs import precompute
 from jobs.evaluate import Bench, Unit
 from jobs.evaluation import AGREEMENT_GROUP, REAL, pieces
-from jobs.pool import Pool
+from jobs.pool import Pool, stages
 from jobs.trials import GRIDS, Trial, Trials, trials_of
 from jobs.verdict import heard
 from jobs.worker import Context, fit
@@ -60,12 +60,7 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     fit(precompute.work, store.url, run_id, record.workers, recipe.training.restarts)
-    pool = Pool(TrialBench, store.url, run_id, record.workers, recipe.training.restarts)
-
-    def do(stage: str, units: list[Unit]) -> None:
-        folder.tell(stage, 0, len(units))
-        pool.do(units, lambda done: folder.tell(stage, done, len(units)))
-
+    do = stages(Pool(TrialBench, store.url, run_id, record.workers, recipe.training.restarts), folder)
     voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
     real = [Unit("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
