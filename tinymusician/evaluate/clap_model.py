@@ -22,6 +22,7 @@ from tinymusician.models.musicgen import model_location
 from tinymusician.models.student import weights_digest
 
 _BATCH = 32
+_AT_ONCE = 2
 _LEAST_POWER = 1e-10
 
 
@@ -77,30 +78,25 @@ class ClapEmbedder:
 
 
 class MelSpectrogram:
-    """Transformers' log-mel features of whole windows, in one product a batch."""
+    """Transformers' log-mel features of whole windows, of many windows at a time."""
 
     def __init__(self, features: ClapFeatureExtractor, device: str) -> None:
         fusion = features.truncation == "fusion"
         filters = features.mel_filters if fusion else features.mel_filters_slaney
         self.device = device
-        self._filters = torch.from_numpy(filters).float().to(device)
+        self._filters = torch.from_numpy(filters).float().contiguous().to(device)
         self._window = torch.hann_window(features.fft_window_size, device=device)
         self._hop = features.hop_length
 
     def __call__(self, waves_BN: Tensor) -> Tensor:
-        """Decibels [B, 1, frames, bands]."""
+        """Decibels [B, 1, frames, bands]; few windows at a time, whose spectra stay in the processor's cache."""
+        return torch.cat([self._decibels(part.float().to(self.device)) for part in torch.split(waves_BN, _AT_ONCE)])
+
+    def _decibels(self, waves_BN: Tensor) -> Tensor:
         size = len(self._window)
-        found = torch.stft(
-            waves_BN.float().to(self.device),
-            size,
-            self._hop,
-            window=self._window,
-            center=True,
-            pad_mode="reflect",
-            return_complex=True,
-        )
-        power = found.abs().square().transpose(1, 2) @ self._filters
-        return 10 * torch.log10(power.clamp(min=_LEAST_POWER))[:, None]
+        found = torch.stft(waves_BN, size, self._hop, window=self._window, pad_mode="reflect", return_complex=True)
+        power = found.real.square().addcmul_(found.imag, found.imag)
+        return 10 * torch.log10((power.transpose(1, 2) @ self._filters).clamp_(min=_LEAST_POWER))[:, None]
 
 
 def _unit(vectors: Tensor) -> Floats:

@@ -6,7 +6,8 @@ is shorter than a window is repeated to fill it, as CLAP's own `repeatpad` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,18 +44,21 @@ class Tagger(Protocol):
 
 
 def windows(wave: Wave, size: int) -> Floats:
-    """A wave's windows of `size` samples, [windows, size]."""
-    if len(wave) <= size:
+    """A wave's windows of `size` samples, [windows, size]; no copy where they divide it."""
+    if len(wave) and len(wave) % size == 0:
+        return wave.reshape(-1, size)
+    if len(wave) < size:
         whole = np.tile(wave, size // max(1, len(wave)))
         return np.pad(whole, (0, size - len(whole)))[None]
     starts = [*range(0, len(wave) - size, size), len(wave) - size]
     return np.stack([wave[start : start + size] for start in starts])
 
 
-def in_batches(clips: Sequence[Floats], size: int) -> list[Floats]:
-    """The windows of all clips, joined and cut into batches of `size`."""
-    joined = np.concatenate(clips)
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
+def in_batches(clips: Sequence[Floats], size: int) -> Iterator[Floats]:
+    """The windows of all clips in batches of `size`, each put together when it is asked for."""
+    joined = chain.from_iterable(clips)
+    while batch := list(islice(joined, size)):
+        yield np.stack(batch)
 
 
 def parted(vectors: Floats, clips: Sequence[Floats]) -> list[Floats]:
