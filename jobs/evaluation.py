@@ -32,7 +32,7 @@ from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.embedders import open_embedder
 from tinymusician.evaluate.embedding import Embedder, Tagger, TextEmbedder
-from tinymusician.evaluate.guards import Limits, examine
+from tinymusician.evaluate.guards import examine
 from tinymusician.evaluate.musicians import Musician, Played, Settings, TorchMusician, open_musician
 from tinymusician.evaluate.reference import RealClips, open_reference
 from tinymusician.evaluate.taggers import open_tagger
@@ -128,11 +128,6 @@ class Evaluation:
             pair = load_pair(self.recipe)
             return TorchMusician(pair.student, pair.tokenizer, self.context.device)
         return open_musician(self.location(voice), self.context.device, self.context.threads)
-
-    @property
-    def limits(self) -> Limits:
-        """What counts as degenerate."""
-        return Limits(**self.asked.degeneration.model_dump())
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
         """The captions of these clips."""

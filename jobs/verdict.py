@@ -18,12 +18,13 @@ from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
-from tinymusician.evaluate.guards import KINDS, Health, Limits, problems
+from tinymusician.evaluate.guards import KINDS, Health, problems
 from tinymusician.evaluate.intervals import as_json, difference, mean_interval
 from tinymusician.evaluate.kernel import kad
 from tinymusician.evaluate.labels import label_divergence
 from tinymusician.evaluate.report import Listened, html_report, markdown_report
 from tinymusician.evaluate.vectors import Floats, Indices, Vectors
+from tinymusician.recipe import Degeneration
 
 WORST = 5
 
@@ -115,7 +116,7 @@ def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts
     assert own.health is not None
     return {
         **compared(evaluation, own, real, prompts),
-        "degenerate": degenerate(own.health, evaluation.limits),
+        "degenerate": degenerate(own.health, evaluation.asked.degeneration),
         "agreement": _agreement(evaluation, voice),
         "cost": evaluation.cost(voice) if evaluation.asked.cost_runs else None,
         "bytes": evaluation.known(voice).size,
@@ -153,7 +154,7 @@ def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -
     }
 
 
-def degenerate(health: Floats, limits: Limits) -> dict[str, int]:
+def degenerate(health: Floats, limits: Degeneration) -> dict[str, int]:
     """How many clips have each kind of fault, and any."""
     kinds = [problems(Health(*row), limits) for row in health.tolist()]
     counted = Counter(kind for found in kinds for kind in found)

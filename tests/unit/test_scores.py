@@ -8,11 +8,12 @@ from scipy.stats import entropy
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.clap_score import clap_score
-from tinymusician.evaluate.guards import Limits, examine, loop, problems
+from tinymusician.evaluate.guards import examine, loop, problems
 from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.kernel import bandwidth, kad
 from tinymusician.evaluate.labels import label_divergence
 from tinymusician.evaluate.vectors import Vectors
+from tinymusician.recipe import Degeneration
 
 
 def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, windows: int = 1) -> Vectors:
@@ -145,7 +146,7 @@ class TestGuards:
 
     def test_music_passes(self) -> None:
         found = examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50)))
-        assert problems(found, Limits()) == ()
+        assert problems(found, Degeneration()) == ()
 
     def test_each_fault_has_its_name(self) -> None:
         faults = {
@@ -155,23 +156,23 @@ class TestGuards:
             "not finite": np.where(np.arange(self.rate) == 7, np.nan, self.tone()),
         }
         for name, wave in faults.items():
-            assert problems(examine(wave, self.rate), Limits()) == (name,)
-        assert problems(examine(np.zeros(0), self.rate), Limits()) == ("silent",)
+            assert problems(examine(wave, self.rate), Degeneration()) == (name,)
+        assert problems(examine(np.zeros(0), self.rate), Degeneration()) == ("silent",)
 
     def test_a_pause_is_no_silence(self) -> None:
         wave = self.tone()
         wave[: self.rate // 2] = 0
         found = examine(wave, self.rate)
         assert found.silent == pytest.approx(0.5)
-        assert problems(found, Limits()) == ()
+        assert problems(found, Degeneration()) == ()
 
     def test_loops_are_found_with_their_length(self) -> None:
         phrase = np.random.default_rng(0).integers(0, 512, (4, 12))
         assert loop(np.tile(phrase, 10)) == (1.0, 12)
         assert loop(np.full((4, 60), 5)) == (1.0, 1)
         found = examine(self.tone(), self.rate, np.tile(phrase, 10))
-        assert problems(found, Limits()) == ("looped",)
-        assert problems(found, Limits(looped=1.0)) == ()
+        assert problems(found, Degeneration()) == ("looped",)
+        assert problems(found, Degeneration(looped=1.0)) == ()
 
     def test_too_short_for_a_loop(self) -> None:
         assert loop(np.zeros((4, 2))) == (0.0, 0)

@@ -9,25 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.evaluate.vectors import Floats
+from tinymusician.recipe import Degeneration
 
 _FRAME_SECONDS = 0.02
 _SILENT_DB = -60.0
 _FULL_SCALE = 0.999
 KINDS = ("not finite", "silent", "clipped", "offset", "looped")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What still counts as music.
-
-    `silent` and `clipped` are shares of the clip's frames and samples, `offset` is a share of full scale. `looped` is
-    the share of frames whose codes repeat those of one fixed lag before.
-    """
-
-    silent: float = 0.9
-    clipped: float = 0.01
-    offset: float = 0.05
-    looped: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -
     return Health(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
 
 
-def problems(health: Health, limits: Limits) -> tuple[str, ...]:
+def problems(health: Health, limits: Degeneration) -> tuple[str, ...]:
     """The kinds of fault that a clip has."""
     if not health.finite:
         return ("not finite",)

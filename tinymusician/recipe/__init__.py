@@ -1,0 +1,41 @@
+"""The recipe: everything a job depends on, typed, closed and checked before anything starts.
+
+A recipe is a YAML file that says what differs from the defaults of its parts; `--set part.key=value` overrides it.
+Packaged recipes are named without a path (`band`); anything with a `/` or ending in `.yaml` is a file.
+"""
+
+from tinymusician.recipe.compression import Gate, Precision, Quantize
+from tinymusician.recipe.distillation import (
+    CutStudent,
+    FixedBiKL,
+    Objective,
+    PlainObjective,
+    StageMixed,
+    SteppedBiKL,
+    Teacher,
+)
+from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
+from tinymusician.recipe.pretraining import Pretraining
+from tinymusician.recipe.whole import Recipe, load_recipe, parse_recipe, recipe_names
+
+__all__ = [
+    "CutStudent",
+    "Degeneration",
+    "Evaluate",
+    "FixedBiKL",
+    "Gate",
+    "Grid",
+    "LaionClapEmbedding",
+    "Objective",
+    "PlainObjective",
+    "Precision",
+    "Pretraining",
+    "Quantize",
+    "Recipe",
+    "StageMixed",
+    "SteppedBiKL",
+    "Teacher",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_names",
+]

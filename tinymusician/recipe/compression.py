@@ -1,0 +1,77 @@
+"""The part of a recipe that makes a bundle."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tinymusician.recipe.part import Count, Part, Positive, Share
+
+Precision = Literal["float32", "float16", "int8", "int4"]
+
+
+class Gate(Part):
+    """What a bundle must keep against PyTorch in float32; one that does not is not stored."""
+
+    kl: Positive = Field(description="largest KL in nats a code, of the worst codebook")
+    agreement: Share = Field(description="smallest share of steps with the same likeliest code")
+    codec_snr: float = Field(description="smallest signal-to-noise ratio of the codec's wave, in dB")
+
+
+class Gates(Part):
+    """A gate for every precision; a plan must pass that of its coarsest one."""
+
+    float32: Gate = Gate(kl=1e-6, agreement=0.999, codec_snr=60)
+    float16: Gate = Gate(kl=1e-3, agreement=0.98, codec_snr=40)
+    int8: Gate = Gate(kl=0.02, agreement=0.9, codec_snr=20)
+    int4: Gate = Gate(kl=0.2, agreement=0.75, codec_snr=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partly(cls, content: Any) -> Any:
+        """A gate that says only some of its values keeps the defaults of the others."""
+        if not isinstance(content, dict):
+            return content
+        own = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
+        return {
+            name: {**own[name], **gate} if name in own and isinstance(gate, dict) else gate
+            for name, gate in content.items()
+        }
+
+
+class Quantize(Part):
+    """How a model becomes a bundle."""
+
+    model: str | None = Field(
+        None, description="what to compress: an artifact, a folder or a hub id; none: the newest student of this recipe"
+    )
+    flavour: Literal["fused", "optimum"] = Field(
+        "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
+    )
+    plan: str | dict[str, Any] = Field(
+        "adaptive", description="float32, paper, int8, server, adaptive, a plan's YAML file, or its content"
+    )
+    kl_budget: Positive = Field(0.02, description="adaptive: largest KL of any codebook, in nats a code")
+    precisions: tuple[Precision, ...] = Field(
+        ("float16", "int8", "int4"), min_length=1, description="adaptive: what each group may become besides float32"
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="adaptive: weights that share a scale")
+    symmetric: bool = Field(True, description="adaptive: false gives every block a zero point")
+    method: Literal["rtn", "hqq"] = Field(
+        "rtn", description="adaptive: round to nearest, or fit scale and zero point of 4-bit weights (hqq)"
+    )
+    cache: Literal["float32", "int8"] = Field("float32", description="adaptive: how keys and values are kept")
+    sequences: Count = Field(4, description="sequences on which groups are measured, of the validation prompts")
+    seconds: Positive = Field(3.0, description="length of each of them")
+    parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")
+    continuation: bool = Field(False, description="include the codec's encoder, so that clips can be continued")
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.method == "hqq" and self.symmetric:
+            raise ValueError("method hqq: fits zero points, so symmetric must be false")
+        if self.flavour == "optimum" and (self.cache != "float32" or self.continuation):
+            raise ValueError("flavour optimum: knows neither cache int8 nor continuation; take flavour fused")
+        return self

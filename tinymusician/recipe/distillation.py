@@ -1,0 +1,149 @@
+"""The parts of a recipe that say who learns what from whom."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tinymusician.recipe.part import Count, Part, Positive, Share
+
+
+class Teacher(Part):
+    """The model that is imitated, and what it is asked."""
+
+    kind: Literal["transformers", "audiocraft"] = Field(
+        "transformers", description="audiocraft: model is a release folder (state_dict.bin, compression_state_dict.bin)"
+    )
+    model: str = Field(description="hub id, local folder, or a packaged band model")
+    target: Literal["conditional", "guided"] = Field(
+        "conditional",
+        description="conditional: imitate the passes with and without text, the student needs both; "
+        "guided: imitate the guided distribution in one pass",
+    )
+    guidance: Positive = Field(3.0, description="classifier-free guidance scale s of samples and of the guided target")
+    top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
+    temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
+
+
+class CutStudent(Part):
+    """A student of the teacher's width whose decoder layers are copied from chosen teacher layers."""
+
+    kind: Literal["cut"] = "cut"
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1, description="teacher layers, counted from 0, that become the student's, in this order"
+    )
+
+
+class ReadyStudent(Part):
+    """A student that already exists, such as MusicGen-Small under MusicGen-Large."""
+
+    kind: Literal["model"] = "model"
+    model: str = Field(description="hub id or local folder")
+
+
+class Sequences(Part):
+    """The code sequences on which teacher and student are compared."""
+
+    prompts: str = Field("general", description="packaged prompt file (general, band) or a path to a JSON-lines file")
+    seconds: Positive = Field(10.0, le=30.0, description="length of every sequence; MusicGen's positions end at 30 s")
+    samples: Count = Field(4, description="teacher samples a training prompt")
+    clips: str | None = Field(
+        None, description="a folder of WAV files, each with its caption in a .txt of the same name"
+    )
+    clip_share: Share = Field(0.0, description="share of sequences taken from the clips; the rest are teacher samples")
+    samples_at_once: Count = Field(32, description="samples played side by side; fewer need less memory")
+    shard_prompts: Count = Field(16, description="prompts a shard: what is lost at most when sampling is interrupted")
+
+    @model_validator(mode="after")
+    def _clips_present(self) -> Self:
+        if self.clip_share > 0 and self.clips is None:
+            raise ValueError(f"clip_share {self.clip_share}: needs `clips`, a folder of WAV files with captions")
+        if self.clips is not None and self.clip_share == 0:
+            raise ValueError("clips: given, but clip_share is 0; allowed are shares in (0, 1]")
+        return self
+
+
+class Signals(Part):
+    """Where the teacher's logits come from during training."""
+
+    source: Literal["online", "cached"] = Field(
+        "online", description="online: the teacher runs in each worker; cached: shards that `submit precompute` made"
+    )
+
+
+class Temperature(Part):
+    """Softening of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
+
+    initial: Positive = 1.0
+    final: Positive = 1.0
+    axis: Literal["sequence", "training"] = Field(
+        "sequence", description="sequence: along the generated steps (the paper's); training: along training steps"
+    )
+
+
+Transition = Annotated[
+    float, Field(ge=0, le=1, description="share of the run over which the stage changes; 0 is a step")
+]
+Switch = Annotated[float, Field(ge=0, le=1, description="share of the run after which reverse replaces forward")]
+
+
+class PlainObjective(Part):
+    """KL(p ‖ q), KL(q ‖ p), or their sum."""
+
+    name: Literal["forward", "reverse", "bikl"]
+
+
+class FixedBiKL(Part):
+    """w·KL(p ‖ q) + (1-w)·KL(q ‖ p)."""
+
+    name: Literal["fixed_bikl"]
+    weight: Share = 0.5
+
+
+class SteppedBiKL(Part):
+    """Forward KL first, reverse KL after the switch."""
+
+    name: Literal["stepped_bikl"]
+    switch: Switch = 0.5
+    transition: Transition = 0.0
+
+
+class StageMixed(Part):
+    """TinyMusician's stage-mixed bidirectional skewed KL (eq. 4)."""
+
+    name: Literal["stage_mixed"] = "stage_mixed"
+    switch: Switch = 0.5
+    transition: Transition = 0.0
+    beta: Share = Field(0.5, description="share of the plain term before the switch")
+    gamma: Share = Field(0.5, description="share of the plain term after the switch")
+    skew: float = Field(0.1, ge=0, lt=1, description="λ: how much of the other distribution is mixed in")
+
+
+Objective = Annotated[PlainObjective | FixedBiKL | SteppedBiKL | StageMixed, Field(discriminator="name")]
+
+
+class Training(Part):
+    """Steps, sizes and rates. The batch is per worker; the learning rate warms up, then follows half a cosine."""
+
+    steps: Count = 1000
+    batch_size: Count = 8
+    learning_rate: Positive = 3e-4
+    warmup: Annotated[int, Field(ge=0)] = 20
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Positive = Field(1.0, description="largest gradient norm")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, float32 otherwise"
+    )
+    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 10
+    validate_every: Count = 100
+    checkpoint_every: Count = 100
+    restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often Ray Train restarts workers that died")
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup {self.warmup}: fewer than steps ({self.steps}) are allowed")
+        return self

@@ -1,0 +1,139 @@
+"""The parts of a recipe that judge models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tinymusician.recipe.part import Count, Part, Positive, Share
+
+
+class BandReference(Part):
+    """The rendered test tunes of the house band, with their captions."""
+
+    kind: Literal["band"] = "band"
+
+
+class FolderReference(Part):
+    """Clips of one's own, each with its caption in a .txt of the same name."""
+
+    kind: Literal["folder"] = "folder"
+    audio: str = Field(description="the folder")
+
+
+class MusicCapsReference(Part):
+    """MusicCaps: its published table, and the audio that was gathered for it."""
+
+    kind: Literal["musiccaps"] = "musiccaps"
+    table: str = Field(description="musiccaps-public.csv")
+    audio: str = Field(description="the folder of YTID.wav")
+    subset: Literal["all", "balanced", "eval"] = "all"
+
+
+class MusicBenchReference(Part):
+    """MusicBench: one of its published tables, and its unpacked audio."""
+
+    kind: Literal["musicbench"] = "musicbench"
+    table: str = Field(description="such as MusicBench_test_A.json")
+    audio: str = Field(description="the folder that the table's locations lie below")
+
+
+Reference = Annotated[
+    BandReference | FolderReference | MusicCapsReference | MusicBenchReference, Field(discriminator="kind")
+]
+
+
+class ClapEmbedding(Part):
+    """A CLAP of transformers' layout: windows of its own length, in a space that holds prompts too."""
+
+    kind: Literal["clap"] = "clap"
+    model: str = Field("laion/larger_clap_music", description="hub id, local folder, or band-clap")
+
+
+class EncodecEmbedding(Part):
+    """The states of an EnCodec's encoder, a vector a frame."""
+
+    kind: Literal["encodec"] = "encodec"
+    model: str = Field("facebook/encodec_32khz", description="hub id or folder of an EnCodec or a MusicGen")
+
+
+class VggishEmbedding(Part):
+    """VGGish, the embedding of the first FAD."""
+
+    kind: Literal["vggish"] = "vggish"
+    checkpoint: str = Field(description="vggish-10086976.pth of harritaylor/torchvggish")
+
+
+class LaionClapEmbedding(Part):
+    """laion-clap itself, in an environment of its own."""
+
+    kind: Literal["laion-clap"] = "laion-clap"
+    checkpoint: str = Field(description="such as music_audioset_epoch_15_esc_90.14.pt")
+    tokenizer: str = Field(description="a folder with RoBERTa's vocab.json and merges.txt")
+    environment: str = Field(description="the folder that `infra/environments/install laion-clap FOLDER` made")
+    audio_model: Literal["HTSAT-tiny", "HTSAT-base"] = Field("HTSAT-base", description="what the checkpoint holds")
+
+
+Embedding = Annotated[
+    ClapEmbedding | EncodecEmbedding | VggishEmbedding | LaionClapEmbedding, Field(discriminator="kind")
+]
+
+
+class Degeneration(Part):
+    """Beyond what a clip counts as degenerate."""
+
+    silent: Share = Field(0.9, description="share of its 20 ms frames below -60 dB of full scale")
+    clipped: Share = Field(0.01, description="share of its samples at full scale")
+    offset: Share = Field(0.05, description="its mean, as a share of full scale")
+    looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
+
+
+class Evaluate(Part):
+    """How models are judged: against which clips, in which embedding, with how many clips."""
+
+    models: tuple[str, ...] = Field((), description="what is judged; none: the newest student of this recipe")
+    reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
+    clips: Annotated[int, Field(ge=2)] = Field(200, description="prompts of the reference that every model plays")
+    seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
+    embedding: Embedding = Field(ClapEmbedding(), description="the space of FAD and KAD")
+    clap: str = Field(
+        "laion/larger_clap_music",
+        description="the ClapModel of the CLAP score; `embedding` takes the one of FAD, if it knows texts",
+    )
+    tagger: str | None = Field(
+        None,
+        description="the classifier of the label divergence: band-tagger, or one for audio of transformers' layout",
+    )
+    agreement_clips: Annotated[int, Field(ge=0)] = Field(
+        32, description="teacher's samples on which models are held against the teacher, code by code"
+    )
+    cost_runs: Annotated[int, Field(ge=0)] = Field(3, description="clips that each model plays alone, to be timed")
+    listen: Count = Field(4, description="prompts that can be listened to in the report")
+    resamples: Annotated[int, Field(ge=20)] = Field(200, description="resamples behind every interval of a distance")
+    batch: Count = Field(16, description="clips played side by side")
+    seed: Annotated[int, Field(ge=0)] = 0
+    damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with real clips that cannot be read")
+    degeneration: Degeneration = Degeneration()
+
+    @model_validator(mode="after")
+    def _knows_texts(self) -> Self:
+        if self.clap == "embedding" and self.embedding.kind not in ("clap", "laion-clap"):
+            raise ValueError(f"clap embedding: embedding {self.embedding.kind} knows no texts; clap and laion-clap do")
+        return self
+
+
+Grid = Literal["objectives", "temperature", "skew", "switch"]
+
+
+class Sweep(Part):
+    """Trainings that differ in one thing each, by one yardstick; steps and sizes are those of `training`."""
+
+    over: tuple[Grid, ...] = Field(
+        ("objectives", "temperature", "skew", "switch"),
+        min_length=1,
+        description="objectives: the six of the paper; temperature: τ and what it falls along; skew: λ of stage_mixed; "
+        "switch: when stage_mixed turns from forward to reverse",
+    )
+    seeds: Count = Field(3, description="trainings of each, which differ in the order of sequences")
+    clips: Annotated[int, Field(ge=2)] = Field(64, description="captions of the reference that every student plays")

@@ -1,0 +1,40 @@
+"""The part of a recipe that makes the house band."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tinymusician.recipe.part import Count, Part, Positive
+
+BandPart = Literal["codec", "band-large", "band-small", "band-clap", "band-tagger"]
+
+
+class Pretraining(Part):
+    """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
+
+    parts: tuple[BandPart, ...] = Field(
+        ("codec", "band-large", "band-small", "band-clap", "band-tagger"), min_length=1, description="what is made"
+    )
+    train_clips: Count = Field(9000, description="clips of five seconds rendered from the training tunes")
+    held_out_clips: int = Field(400, ge=10, description="clips each of validation and test tunes")
+    codec_steps: Count = Field(6000, description="training steps of the codec")
+    codec_batch: Count = Field(12, description="clips a step of the codec")
+    codec_rate: Positive = Field(6e-4, description="the codec's peak learning rate")
+    teacher_steps: Count = Field(1300, description="training steps of band-large")
+    student_steps: Count = Field(700, description="training steps of band-small")
+    language_model_batch: Count = Field(24, description="clips a step of both language models")
+    language_model_rate: Positive = Field(1e-3, description="their peak learning rate")
+    clap_steps: Count = Field(500, description="training steps of band-clap")
+    clap_batch: Count = Field(48, description="pairs of clip and caption a step of band-clap")
+    tagger_steps: Count = Field(400, description="training steps of band-tagger")
+    tagger_batch: Count = Field(32, description="clips a step of band-tagger")
+
+    @model_validator(mode="after")
+    def _codec_first(self) -> Self:
+        if "codec" not in self.parts and {"band-large", "band-small"} & set(self.parts):
+            raise ValueError(
+                f"parts {list(self.parts)}: band-large and band-small speak the codec's codes, so add codec"
+            )
+        return self

@@ -1,0 +1,142 @@
+"""The whole recipe, and how it is read from a file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import yaml
+from pydantic import Field, ValidationError
+
+from tinymusician.errors import RecipeError
+from tinymusician.recipe.compression import Quantize
+from tinymusician.recipe.distillation import (
+    CutStudent,
+    Objective,
+    ReadyStudent,
+    Sequences,
+    Signals,
+    StageMixed,
+    Teacher,
+    Temperature,
+    Training,
+)
+from tinymusician.recipe.evaluation import Evaluate, Sweep
+from tinymusician.recipe.part import Part
+from tinymusician.recipe.pretraining import Pretraining
+
+
+class Recipe(Part):
+    """One model's recipe; jobs read the parts they need."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the name of the artifact")
+    description: str
+    teacher: Teacher
+    student: Annotated[CutStudent | ReadyStudent, Field(discriminator="kind")]
+    sequences: Sequences = Sequences()
+    signals: Signals = Signals()
+    temperature: Temperature = Temperature()
+    objective: Objective = StageMixed()
+    training: Training = Training()
+    quantize: Quantize = Quantize()
+    evaluate: Evaluate = Evaluate()
+    sweep: Sweep = Sweep()
+    pretrain: Pretraining | None = None
+
+
+_KIND_KEYS = {
+    "objective": "name",
+    "student": "kind",
+    "evaluate.reference": "kind",
+    "evaluate.embedding": "kind",
+}
+"""The parts that come in several kinds, and the key that tells which."""
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes."""
+    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Load a packaged recipe by name or a YAML file by path, and apply `part.key=value` overrides.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, or a key or value that is not allowed.
+    """
+    content = _read(name)
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, name)
+
+
+def parse_recipe(content: Any, name: str) -> Recipe:
+    """Check the content of a recipe file; `name` is for messages."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {name}: {_explain(error)}") from None
+
+
+def _packaged() -> Any:
+    return resources.files("tinymusician") / "recipes"
+
+
+def _read(name: str) -> dict[str, Any]:
+    is_path = "/" in name or name.endswith((".yaml", ".yml"))
+    if not is_path and name not in recipe_names():
+        raise RecipeError(
+            f"recipe {name!r}: not packaged; allowed are {', '.join(recipe_names())}, or a YAML file's path"
+        )
+    try:
+        text = Path(name).read_text() if is_path else (_packaged() / f"{name}.yaml").read_text()
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {name}: holds {type(content).__name__}, a mapping of keys is needed")
+    return cast(dict[str, Any], content)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override!r}: the form is part.key=value, such as training.steps=200")
+    place = content
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override!r}: {key!r} is a value, not a part")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+    if keys[-1] == _KIND_KEYS.get(".".join(keys[:-1])) and place.get(keys[-1]) != value:
+        place.clear()  # another kind has other keys: what the old one said does not apply
+    place[keys[-1]] = value
+
+
+def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A field's place as a recipe writes it: pydantic adds the kind after a part that has several."""
+    for depth in (1, 2):
+        if ".".join(str(key) for key in location[:depth]) in _KIND_KEYS:
+            return location[:depth] + location[depth + 1 :]
+    return location
+
+
+def _explain(error: ValidationError) -> str:
+    """Each problem as `field (value): what is allowed`, on one line."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(key) for key in _without_kinds(problem["loc"])) or "recipe"
+        given = problem["input"]
+        shown = f" = {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "no such key"
+        lines.append(f"{field}{shown}: {message[0].lower()}{message[1:]}")
+    return "; ".join(lines)
