@@ -29,6 +29,7 @@ from tinymusician.data.tokens import TokenSet
 from tinymusician.models.band import GUIDANCE, TEMPERATURE, TOP_K
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.plots import png, pyplot
 from tinymusician.pretrain.band import encode_split, load_corpus
 from tinymusician.pretrain.codec import codec_quality
 from tinymusician.pretrain.language_model import LanguageModelTask, unigram_entropy
@@ -188,12 +189,7 @@ def note_figures(name: str, waves: Wave) -> dict[str, float]:
 
 def picture(rows: list[tuple[str, Wave]]) -> None:
     """Spectrograms under each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(11, 2.4 * len(rows)), sharex=True, layout="constrained")
+    figure, axes = pyplot().subplots(len(rows), 1, figsize=(11, 2.4 * len(rows)), sharex=True, layout="constrained")
     for axis, (title, wave) in zip(axes, rows, strict=True):
         frequencies, magnitude = spectrogram(wave, RATE)
         shown = 20 * np.log10(magnitude[frequencies <= 5000] + 1e-3)
@@ -201,24 +197,18 @@ def picture(rows: list[tuple[str, Wave]]) -> None:
         axis.set_title(title, fontsize=9)
         axis.set_ylabel("kHz")
     axes[-1].set_xlabel("seconds")
-    figure.savefig(DOCS / "spectrograms.png", dpi=90)
-    pyplot.close(figure)
+    (DOCS / "spectrograms.png").write_bytes(png(figure, 90))
 
 
 def curves() -> None:
     """The training of each part, from its metrics."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines = {
         "codec": {"SI-SDR, training (dB)": "si_sdr", "SI-SDR, held out, 4 codebooks (dB)": "held_out/si_sdr/4"},
         "band-large": LANGUAGE_CURVES,
         "band-small": LANGUAGE_CURVES,
         "band-clap": {"training loss": "loss", "held-out loss": "held_out/loss"},
     }
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, (part, named) in zip(axes.flat, lines.items(), strict=True):
         rows = [json.loads(line) for line in (DOCS / f"{part}.jsonl").read_text().splitlines()]
         for label, name in named.items():
@@ -228,8 +218,7 @@ def curves() -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    figure.savefig(DOCS / "training.png", dpi=90)
-    pyplot.close(figure)
+    (DOCS / "training.png").write_bytes(png(figure, 90))
 
 
 def main() -> None:

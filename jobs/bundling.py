@@ -26,7 +26,7 @@ from tinymusician.quantize.parity import Parity, Reference, check, measure, meas
 from tinymusician.quantize.precision import Plan, coarsest, load_plan, save_plan
 from tinymusician.quantize.providers import Verdict, verdicts
 from tinymusician.quantize.report import Point, plot_front, plot_sensitivity
-from tinymusician.quantize.sensitivity import Table, choose
+from tinymusician.quantize.sensitivity import Table, as_facts, choose
 from tinymusician.recipe import Gate, Precision
 from tinymusician.runtime.bundle import Bundle
 from tinymusician.runtime.player import Player
@@ -72,6 +72,8 @@ def publish_bundle(compression: Compression, measurer: Measurer) -> tuple[Manife
             parities = {"float32": plain, chosen.plan.name: parity}
             text = _report(compression, chosen, parities, verdicts(folder), figures)
             context.run.store.put(context.run.key("report.html"), text.encode())
+            facts = {"figures": figures, "sensitivity": as_facts(chosen.table) if chosen.table is not None else None}
+            context.run.store.put(context.run.key("report.json"), json.dumps(facts).encode())
             return figures
 
         tell({})  # what misses its gate has a report too

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, label, labels, pieces
+from jobs.origins import curves, sensitivities
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
@@ -67,10 +68,11 @@ def write_report(evaluation: Evaluation) -> None:
         found[name]["clap_less_first"] = difference(own[both], scores[first][both], asked.seed) if both.any() else None
     far = {names[voice]: worst(evaluation, one, real) for voice, one in voices.items()}
     content = as_json({"models": found, "how": how(evaluation, real), "worst": far})
-    listened = _listened(evaluation, names)
+    listened, store = _listened(evaluation, names), run.store
+    page = html_report(evaluation.recipe.name, content, listened, curves(store, names), sensitivities(store, names))
     run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
     run.store.put(run.key("report.md"), markdown_report(evaluation.recipe.name, content).encode())
-    run.store.put(run.key("report.html"), html_report(evaluation.recipe.name, content, listened).encode())
+    run.store.put(run.key("report.html"), page.encode())
     result = {"artifact": None, "metrics": {name: summary(one) for name, one in content["models"].items()}}
     run.store.put(run.key("result.json"), json.dumps(result).encode())
 

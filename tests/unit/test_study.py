@@ -121,9 +121,11 @@ def test_the_pages_of_an_evaluation() -> None:
     content = {"models": models, "how": {"seed": 0, "embedding": {"kind": "clap"}}, "worst": worst}
     wave = np.sin(np.arange(8000) / 5).astype(np.float32)
     heard = [("a <fast> reel", [Listened("real", wave, 16_000, encode_flac(wave, 16_000))])]
-    page = html_report("x", content, heard)
+    curves = {"<student>": [{"step": 2, "loss": 0.4}, {"step": 4, "loss": 0.3, "held_out/kl": 0.2}]}
+    page = html_report("x", content, heard, curves, [("<bundle>", b"PNG")])
     assert page.count("data:audio/flac") == 1
-    assert page.count("data:image/png") == 5
+    assert page.count("data:image/png") == 7
+    assert "sensitivity of &lt;bundle&gt;" in page
     assert "a &lt;fast&gt; reel" in page
     assert "<student>" not in page
     assert "0.300<span>[0.200, 0.400]</span>" in page

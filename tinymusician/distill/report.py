@@ -11,6 +11,7 @@ from tinymusician.data.tokens import TokenSet
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.sampling import sample_codes
+from tinymusician.plots import png, pyplot
 
 
 class SampleFigures(NamedTuple):
@@ -41,11 +42,6 @@ def sample_figures(
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
     """A PNG with loss, held-out KL by codebook, agreement and rates over the training steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     books = sum(name.startswith("loss/") for name in max(rows, key=len))
     panels: list[tuple[str, dict[str, str]]] = [
         ("training loss (nats)", {"all": "loss"} | {f"codebook {k + 1}": f"loss/{k + 1}" for k in range(books)}),
@@ -61,7 +57,7 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
         ("gradient norm", {"gradient norm": "gradient_norm"}),
         ("stage α, temperature τ", {"α": "alpha", "τ": "temperature"}),
     ]
-    figure, axes = pyplot.subplots(3, 2, figsize=(11, 10), sharex=True, layout="constrained")
+    figure, axes = pyplot().subplots(3, 2, figsize=(11, 10), sharex=True, layout="constrained")
     for axis, (title, lines) in zip(axes.flat, panels, strict=True):
         for label, name in lines.items():
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
@@ -72,5 +68,4 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
         axis.legend(fontsize="small")
     for axis in axes[-1]:
         axis.set_xlabel("training step")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    path.write_bytes(png(figure))

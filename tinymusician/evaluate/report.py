@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinymusician.evaluate.audio import Wave
-from tinymusician.evaluate.plots import COLOURS, png, pyplot
 from tinymusician.page import html_note, html_picture, html_player, html_side_by_side, html_table, html_text, page
+from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]
 
@@ -28,8 +28,14 @@ class Listened:
     flac: bytes
 
 
-def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[Listened]]]) -> str:
-    """The page."""
+def html_report(
+    name: str,
+    content: Figures,
+    listened: Sequence[tuple[str, list[Listened]]],
+    curves: Figures,
+    sensitivities: Sequence[tuple[str, bytes]],
+) -> str:
+    """The page. `curves` are the metrics of students by name, `sensitivities` pictures of bundles with their names."""
     models = content["models"]
     played = {one: found for one, found in models.items() if "bytes" in found}
     parts = [
@@ -49,6 +55,12 @@ def html_report(name: str, content: Figures, listened: Sequence[tuple[str, list[
     if any(found["cost"] for found in played.values()):
         picture = html_picture(plot_cost(played), "what playing costs")
         parts.append(("Cost", html_table(*cost_table(played)) + picture + html_note(_COST)))
+    if curves:
+        picture = html_picture(plot_training(curves), "losses over training steps")
+        parts.append(("How the students were trained", picture + html_note(_CURVES)))
+    if sensitivities:
+        pictures = [html_note(one) + html_picture(picture, f"sensitivity of {one}") for one, picture in sensitivities]
+        parts.append(("How much each group minds few bits", "".join(pictures)))
     parts.append(("Degenerate clips", html_table(*degenerate_table(played))))
     parts.append(("The clips furthest from the reference", _worst(content["worst"])))
     if notes := [f"{one}: {note}" for one, found in played.items() for note in found["notes"]]:
@@ -245,6 +257,22 @@ def plot_cost(played: Figures) -> bytes:
     return png(figure)
 
 
+def plot_training(curves: Figures) -> bytes:
+    """Training loss and held-out KL over the steps, a line a student."""
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
+    panels = (("training loss, each its own", "loss"), ("held-out forward KL to the teacher", "held_out/kl"))
+    for axis, (title, name) in zip(axes, panels, strict=True):
+        for colour, (one, rows) in zip(_colours(curves), curves.items(), strict=True):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, label=one, marker="." if "held" in name else None)
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return png(figure)
+
+
 def plot_spectrogram(wave: Wave, rate: int) -> bytes:
     """A small spectrogram, 80 dB from its loudest, up to 5 kHz or half the rate."""
     figure, axis = pyplot().subplots(figsize=(3.4, 1.5), layout="constrained")
@@ -263,6 +291,10 @@ _SUMMARY = (
 )
 _DIFFERENCE = (
     "CLAP: paired, clip by clip; an interval without 0 is a difference. Distances: the difference of the values."
+)
+_CURVES = (
+    "From the runs that made them. Losses of different objectives or targets cannot be compared with each other, and "
+    "neither can the KL of a student of the guided distribution with that of a conditional one."
 )
 _COST = "One clip at a time, in a process of its own on this machine, with nothing else of this job running."
 

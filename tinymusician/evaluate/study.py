@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tinymusician.evaluate.intervals import Interval
-from tinymusician.evaluate.plots import COLOURS, png, pyplot
 from tinymusician.evaluate.report import Table, markdown, shown
 from tinymusician.page import html_note, html_picture, html_table, page
+from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]
 YARDSTICK = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from tinymusician.plots import png, pyplot
 from tinymusician.quantize.sensitivity import Table, front
 from tinymusician.recipe import Precision
 
@@ -30,7 +29,7 @@ def plot_sensitivity(table: Table) -> bytes:
     """A PNG: the KL of every group alone, in each precision, and by codebook in the coarsest one."""
     groups = [group for group in table if len(table[group]) > 1]
     precisions: list[Precision] = [name for name in _ORDER if any(name in table[group] for group in groups)]
-    figure, (above, below) = _pyplot().subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
+    figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
     for precision in precisions:
         kls = [max(FLOOR, table[group][precision].kl) if precision in table[group] else np.nan for group in groups]
         above.semilogy(kls, "o-", color=_COLOURS[precision], label=precision)
@@ -47,12 +46,12 @@ def plot_sensitivity(table: Table) -> bytes:
     for axis in (above, below):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_front(table: Table | None, points: Sequence[Point], budget: float | None) -> bytes:
     """A PNG: size against KL, the front of the relaxation where groups were measured, and every plan on it."""
-    figure, axis = _pyplot().subplots(figsize=(11, 6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(11, 6), layout="constrained")
     if table is not None:
         rest = max((point.size for point in points), default=0) - sum(one["float32"].size for one in table.values())
         plans = front(table)
@@ -75,23 +74,7 @@ def plot_front(table: Table | None, points: Sequence[Point], budget: float | Non
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 _ORDER: tuple[Precision, ...] = ("float16", "int8", "int4")
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    _pyplot().close(figure)
-    return buffer.getvalue()

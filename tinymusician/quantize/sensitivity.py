@@ -10,7 +10,8 @@ candidates on the front is measured, and the smallest one within the budget is t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 from tinymusician.errors import PlanError
 from tinymusician.recipe import Precision
@@ -31,6 +32,19 @@ class Measure:
 
 Table = Mapping[str, Mapping[Precision, Measure]]
 """Groups to precisions to measures; every group has `float32`, whose KL is 0."""
+
+
+def as_facts(table: Table) -> dict[str, Any]:
+    """A table as JSON holds it."""
+    return {group: {name: asdict(one) for name, one in options.items()} for group, options in table.items()}
+
+
+def from_facts(facts: dict[str, Any]) -> Table:
+    """The table that `as_facts` wrote down."""
+    return {
+        group: {cast(Precision, name): Measure(one["size"], tuple(one["by_codebook"])) for name, one in options.items()}
+        for group, options in facts.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the plots of evaluation share."""
+"""What all plots share."""
 
 from __future__ import annotations
 
