@@ -21,7 +21,7 @@ PROMPTS = ["calm piano", "loud rock music"]
 def main() -> None:
     """Write tokenizer, checkpoint and `reference.npz`."""
     folder = Path(sys.argv[1])
-    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer").mkdir()
     words = ByteLevelBPETokenizer()
     words.train_from_iterator(["calm piano music with loud rock"] * 10, vocab_size=400, special_tokens=SPECIAL)
     words.save_model(str(folder / "tokenizer"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.environments.build import environment
+from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
@@ -20,12 +19,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.environments]
 PROMPTS = ["calm piano", "loud jazz guitar"]
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=IN)
+def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny release with random weights, written by audiocraft, and its answers in reference.npz."""
     folder = tmp_path_factory.mktemp("audiocraft") / "release"
-    script = Path(__file__).with_name("audiocraft_reference.py")
-    subprocess.run([str(environment("audiocraft")), str(script), str(folder)], check=True, capture_output=True)
+    answered(request.param, "audiocraft", "audiocraft_reference.py", folder)
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.laion import LaionEmbedder
-from tests.environments.build import ROOT, environment
+from tests.environments.build import IN, answered, environment
 from tinymusician.errors import ModelError
 from tinymusician.recipe import LaionClapEmbedding
 
@@ -20,15 +18,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.environments]
 PROMPTS = ["calm piano", "loud rock music"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=IN)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the published layout with random weights, its tokenizer, and reference.npz."""
     folder = tmp_path_factory.mktemp("laion") / "clap"
-    script = Path(__file__).with_name("laion_reference.py")
-    told = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [str(environment("laion-clap")), str(script), str(folder)], check=True, capture_output=True, env=told
-    )
+    answered(request.param, "laion-clap", "laion_reference.py", folder)
     return folder
 
 
