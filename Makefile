@@ -47,7 +47,7 @@ demo: $(STAMP)  ## Distil the house band's student through the whole path, and l
 	$(BIN)/python -m jobs.demo demo
 
 PARTS ?=
-paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="figures sweeps table3 table4" for some
+paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="table3 figures" for some
 	$(BIN)/python -m jobs.paper paper $(PARTS)
 
 bench: $(STAMP)  ## The distillation benchmark; its last line is JSON

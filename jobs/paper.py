@@ -3,7 +3,7 @@
 Every piece is an ordinary run in the store, named by what it is and everything it depends on: one that has succeeded is
 not run again, one that was interrupted goes on. Reports are copied beside each other into one folder.
 
-Usage: python -m jobs.paper FOLDER [figures|sweeps|table3|table4]… [--recipe RECIPE] [--workers N]
+Usage: python -m jobs.paper FOLDER [figures|sweeps|table3|table4|precision]… [--recipe RECIPE] [--workers N]
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from tinymusician.artifacts.runs import RunFolder, summary
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFound, TinyMusicianError
 from tinymusician.page import html_note, html_table, page
+from tinymusician.quantize.precision import PLANS
 from tinymusician.recipe import load_recipe
 
 Claims = list[tuple[str, str, str]]
 SIZES = {"an eighth of the layers": [7], "a quarter": [1, 7], "half": [0, 2, 5, 7]}
 """Students of three sizes, cut out of the band's eight layers."""
+PRECISIONS = ("float32", "float16", "int8", "int4")
+_OPEN = "{kl: 5, agreement: 0, codec_snr: 0}"
 
 
 class Paper:
@@ -82,7 +85,7 @@ class Paper:
             self.claims.append(("figures 2, 3", f"stage_mixed: {claim}", how))
 
     def sweeps(self) -> None:
-        """The next checks of the paper's summary: τ, λ, switch."""
+        """The next checks of the paper's summary that need trainings: τ, λ, switch."""
         sets = ("--set", "sweep.seeds=1")
         self.run("sweep", "sweeps", None, "--over", "temperature", "--over", "skew", "--over", "switch", *sets)
 
@@ -127,13 +130,27 @@ class Paper:
         order = [row["clap"]["score"]["value"] for row in cuts]
         self._claim("beyond", "more layers, higher CLAP", order == sorted(order), ", ".join(f"{v:.3f}" for v in order))
 
+    def precision(self) -> None:
+        """The next check that needs none: the paper's plan, with the decoder in each precision."""
+        distilled = self.distilled("kd")
+        voices = tuple(self.bundle(f"kd-decoder-{one}", distilled, json.dumps(_plan(one))) for one in PRECISIONS)
+        self.run("evaluate", "precision", None, *_models(voices))
+        full, *fewer = self._rows("precision", voices)
+        for one, row in zip(PRECISIONS[1:], fewer, strict=True):
+            share = f"{row['bytes'] / full['bytes']:.2f} of the bytes"
+            self._claim("precision", f"decoder in {one}: FAD not higher", not_higher(row, full, "fad_infinity"), share)
+            self._claim("precision", f"decoder in {one}: CLAP not lower", not_lower(row, full), share)
+
     def distilled(self, what: str, *words: str) -> str:
-        """A student, distilled on the recipe's steps."""
+        """A student, distilled on the recipe's steps from the signals that all conditional students share."""
+        if not any("teacher.target" in word for word in words):
+            self.run("precompute", "signals")
+            words = (*words, "--set", "signals.source=cached")
         return str(self.run("distill", what, None, *words)["artifact"])
 
     def bundle(self, what: str, model: str, plan: str) -> str:
-        """A bundle of a model."""
-        words = ("--model", model, "--set", f"quantize.plan={plan}")
+        """A bundle of a model. The gate of int4 stands open: what it costs is what is asked here."""
+        words = ("--model", model, "--set", f"quantize.plan={plan}", "--set", f"quantize.gates.int4={_OPEN}")
         return str(self.run("quantize", what, None, *words)["artifact"])
 
     def _rows(self, what: str, voices: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -200,6 +217,11 @@ def _apart(low: dict[str, Any] | None, high: dict[str, Any] | None) -> str:
     return f"does not hold ({told})" if high["high"] < low["low"] else f"cannot be told at this scale ({told})"
 
 
+def _plan(decoder: str) -> dict[str, Any]:
+    """The paper's plan with another precision of the decoder."""
+    return {**PLANS["paper"], "name": f"paper-{decoder}", "default": decoder}
+
+
 def _models(voices: tuple[str, ...]) -> list[str]:
     return [word for voice in voices for word in ("--model", voice)]
 
@@ -224,6 +246,7 @@ PARTS: dict[str, Callable[[Paper], None]] = {
     "sweeps": Paper.sweeps,
     "table3": Paper.table3,
     "table4": Paper.table4,
+    "precision": Paper.precision,
 }
 
 
