@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
 from json import dumps
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -37,188 +39,17 @@ Name = Annotated[str | None, typer.Option(help="The run's name; made from recipe
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-@app.command()
-def distill(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Train a small student to imitate a big teacher, and keep it as an artifact.
-
-    The teacher samples music for the recipe's prompts, then the student learns the teacher's distribution over
-    codes on it. Teacher samples are kept in the store and used again by later runs.
-
-    Examples:
-    - `tmctl submit distill band`
-
-    - `tmctl submit distill band --set objective.skew=0.2 --set training.steps=100 --workers 2`
-
-    - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
-    """
-    start("distill", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
-@app.command()
-def precompute(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Compute a teacher's samples and logits once, into shards in the store.
-
-    Distillation with `--set signals.source=cached` then needs no teacher on its GPUs. Shards that exist are not made
-    again, whichever run made them.
-
-    Example: `tmctl submit precompute band --workers 2`
-    """
-    start("precompute", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
-@app.command()
-def pretrain(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Make the house band from nothing: render its corpus, train codec, language models, CLAP and tagger.
-
-    Takes hours on two cores and resumes where it stopped. The packaged weights were made this way.
-
-    Example: `tmctl submit pretrain band --no-wait`
-    """
-    start("pretrain", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
-@app.command()
-def quantize(
-    recipe: RecipeName,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="REF|DIR", help="What to compress.", show_default="the newest student of this recipe"),
-    ] = None,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Turn a model into a bundle: ONNX graphs that `tmctl generate`, phones and browsers play.
-
-    The graphs are held against PyTorch, every group of weights is measured in few bits, and the smallest plan within
-    the recipe's KL budget is stored, with a report. What was measured stays in the store and is not measured again.
-
-    Examples:
-    - `tmctl submit quantize band`
-
-    - `tmctl submit quantize band --model band-large --set quantize.kl_budget=0.05`
-
-    - `tmctl submit quantize band --model ./student --set quantize.plan=paper`
-    """
-    overrides = [*(overrides or []), *([f"quantize.model={model}"] if model else [])]
-    start("quantize", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeName,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REF|DIR",
-            help="What to judge, once or several times: a student, bundle, folder, hub id, `teacher`, `untrained`.",
-            show_default="the newest student of this recipe",
-        ),
-    ] = None,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Let models play the captions of real clips, and tell with intervals how good that is and what it costs.
-
-    FAD, KAD and CLAP score, what a classifier hears, agreement with the teacher, degenerate clips, time and memory;
-    with a page to look at and to listen to. The first model is the one that others are compared with. What was
-    played and heard stays in the store and is not made again.
-
-    Examples:
-    - `tmctl submit evaluate band --model untrained --model band --model band-bundle`
-
-    - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
-      --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
-    """
-    overrides = [*(overrides or []), *([f"evaluate.models={dumps(model)}"] if model else [])]
-    start("evaluate", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
-@app.command()
-def sweep(
-    recipe: RecipeName,
-    over: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to vary, once or several times: objectives, temperature, skew, switch.", show_default="all four"
-        ),
-    ] = None,
-    overrides: Overrides = None,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    wait: Wait = True,
-    dry_run: DryRun = False,
-    resume: Resume = None,
-    name: Name = None,
-    json: Json = False,
-) -> None:
-    """Train students that differ in one thing each, and judge all of them by one yardstick.
-
-    The paper's figures 2 and 3 are `--over objectives`: six objectives, three seeds each, their losses and how much
-    these fluctuate, and what cannot be told from losses: KL both ways, and how what they play sounds. A training that
-    the store has is not made again.
-
-    Examples:
-    - `tmctl submit sweep band --over objectives --workers 2 --set training.steps=60`
-
-    - `tmctl submit sweep tinymusician --over skew --over switch --workers 8`
-    """
-    overrides = [*(overrides or []), *([f"sweep.over={dumps(over)}"] if over else [])]
-    start("sweep", recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-
-
 def start(
     kind: Kind,
-    recipe: str,
-    overrides: list[str] | None,
-    cluster: str | None,
-    workers: int | None,
-    wait: bool,
-    dry_run: bool,
-    resume: str | None,
-    name: str | None,
-    json: bool,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
 ) -> None:
     """What the commands share."""
     from jobs.cluster import CLUSTER_VARIABLE, is_here
@@ -254,6 +85,135 @@ def start(
     emit(summary(run), json, f"{run.id}" if not wait else _closing(run.id, summary(run)))
     if state in {"FAILED", "STOPPED"}:
         raise typer.Exit(1)
+
+
+def job(words: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Make a command out of what is special about a kind of job: its text, its own options, and what these set."""
+    own, shared = (signature(one, eval_str=True).parameters for one in (words, start))
+    _, recipe, *others = shared.values()
+    known = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (recipe, *own.values(), *others)]
+
+    def command(**given: Any) -> None:
+        sets = words(**{name: given.pop(name) for name in own})
+        given["overrides"] = [*(given["overrides"] or []), *sets]
+        start(cast(Kind, words.__name__), **given)
+
+    command.__signature__ = Signature(known)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in known}
+    command.__doc__ = words.__doc__
+    app.command(words.__name__)(command)
+    return words
+
+
+@job
+def distill() -> list[str]:
+    """Train a small student to imitate a big teacher, and keep it as an artifact.
+
+    The teacher samples music for the recipe's prompts, then the student learns the teacher's distribution over
+    codes on it. Teacher samples are kept in the store and used again by later runs.
+
+    Examples:
+    - `tmctl submit distill band`
+
+    - `tmctl submit distill band --set objective.skew=0.2 --set training.steps=100 --workers 2`
+
+    - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
+    """
+    return []
+
+
+@job
+def precompute() -> list[str]:
+    """Compute a teacher's samples and logits once, into shards in the store.
+
+    Distillation with `--set signals.source=cached` then needs no teacher on its GPUs. Shards that exist are not made
+    again, whichever run made them.
+
+    Example: `tmctl submit precompute band --workers 2`
+    """
+    return []
+
+
+@job
+def pretrain() -> list[str]:
+    """Make the house band from nothing: render its corpus, train codec, language models, CLAP and tagger.
+
+    Takes hours on two cores and resumes where it stopped. The packaged weights were made this way.
+
+    Example: `tmctl submit pretrain band --no-wait`
+    """
+    return []
+
+
+@job
+def quantize(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="REF|DIR", help="What to compress.", show_default="the newest student of this recipe"),
+    ] = None,
+) -> list[str]:
+    """Turn a model into a bundle: ONNX graphs that `tmctl generate`, phones and browsers play.
+
+    The graphs are held against PyTorch, every group of weights is measured in few bits, and the smallest plan within
+    the recipe's KL budget is stored, with a report. What was measured stays in the store and is not measured again.
+
+    Examples:
+    - `tmctl submit quantize band`
+
+    - `tmctl submit quantize band --model band-large --set quantize.kl_budget=0.05`
+
+    - `tmctl submit quantize band --model ./student --set quantize.plan=paper`
+    """
+    return [f"quantize.model={model}"] if model else []
+
+
+@job
+def evaluate(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF|DIR",
+            help="What to judge, once or several times: a student, bundle, folder, hub id, `teacher`, `untrained`.",
+            show_default="the newest student of this recipe",
+        ),
+    ] = None,
+) -> list[str]:
+    """Let models play the captions of real clips, and tell with intervals how good that is and what it costs.
+
+    FAD, KAD and CLAP score, what a classifier hears, agreement with the teacher, degenerate clips, time and memory;
+    with a page to look at and to listen to. The first model is the one that others are compared with. What was
+    played and heard stays in the store and is not made again.
+
+    Examples:
+    - `tmctl submit evaluate band --model untrained --model band --model band-bundle`
+
+    - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
+      --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
+    """
+    return [f"evaluate.models={dumps(model)}"] if model else []
+
+
+@job
+def sweep(
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to vary, once or several times: objectives, temperature, skew, switch.", show_default="all four"
+        ),
+    ] = None,
+) -> list[str]:
+    """Train students that differ in one thing each, and judge all of them by one yardstick.
+
+    The paper's figures 2 and 3 are `--over objectives`: six objectives, three seeds each, their losses and how much
+    these fluctuate, and what cannot be told from losses: KL both ways, and how what they play sounds. A training that
+    the store has is not made again.
+
+    Examples:
+    - `tmctl submit sweep band --over objectives --workers 2 --set training.steps=60`
+
+    - `tmctl submit sweep tinymusician --over skew --over switch --workers 8`
+    """
+    return [f"sweep.over={dumps(over)}"] if over else []
 
 
 def resumed_recipe(store: Store, run: str, given: Recipe, changed: bool) -> Recipe:
