@@ -225,8 +225,9 @@ def _codec_name(name: str, known: set[str]) -> str:
 
 
 def _text_encoder(folder: Path, name: str) -> tuple[Any, Any]:
-    beside = Path(name) if Path(name).is_dir() else folder / name
-    place = str(beside) if beside.is_dir() else name
+    """By the path or id that the release names, or in a folder beside it, of that name or of the name's last part."""
+    beside = folder / Path(name).name
+    place = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
     try:
         return T5EncoderModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     except Exception as error:  # transformers raises whatever is wrong with a folder or the network
