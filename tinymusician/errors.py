@@ -6,7 +6,9 @@ TinyMusicianError
 ├── DataError            prompts, clips, tokens or shards that cannot be used
 ├── StoreError           the artifact store cannot be reached, read or written
 │   ├── NotFound         nothing lies under this name
-│   └── Corrupt          the bytes differ from their digest
+│   ├── Corrupt          the bytes differ from their digest
+│   └── Refused          a signed document or a download that is not to be trusted
+├── KeyFileError         a signing key that is missing, unreadable or readable by others
 ├── Diverged             a loss that is no longer a finite number
 ├── RunError             a run that does not exist or is in no state for what was asked
 ├── ClusterError         the Ray cluster cannot be reached or refused the job
@@ -46,6 +48,14 @@ class NotFound(StoreError):
 
 class Corrupt(StoreError):
     """Bytes in the store differ from their digest."""
+
+
+class Refused(StoreError):
+    """A signed document or a download is not to be trusted: what is installed stays."""
+
+
+class KeyFileError(TinyMusicianError):
+    """A signing key is missing, cannot be read, or can be read by others."""
 
 
 class Diverged(TinyMusicianError):

@@ -11,6 +11,7 @@ from typing import Any
 from tinymusician.artifacts.store import DAY, Entry, check_key, whole_file
 from tinymusician.errors import NotFound, StoreError
 
+_CHUNK = 1 << 18
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
     "401": "credentials",
@@ -59,6 +60,20 @@ class S3Store:
     def download(self, key: str, path: Path) -> None:
         with self._speaking("read", key), whole_file(path) as draft:
             self._client.download_file(self._bucket, self._key(key), str(draft))
+
+    def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
+        """A value from `start` on if it still has this ETag, and else whole: where it begins, its ETag, its bytes."""
+        place = {"Bucket": self._bucket, "Key": self._key(key)}
+        with self._speaking("read", key):
+            found = self._client.head_object(**place)
+            begin = start if tag and found["ETag"] == tag and start < found["ContentLength"] else 0
+            asked = {"Range": f"bytes={begin}-"} if begin else {}
+            body = self._client.get_object(**place, IfMatch=found["ETag"], **asked)["Body"]
+        return begin, found["ETag"], self._chunks(body, key)
+
+    def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
+        with self._speaking("read", key):
+            yield from body.iter_chunks(_CHUNK)
 
     def exists(self, key: str) -> bool:
         try:

@@ -1,0 +1,92 @@
+"""Signed documents, against DSSE's own example, RFC 8032's test vector, and a signature made step by step."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tinymusician.artifacts.envelope import LARGEST, canonical, encoded, seal, unseal
+from tinymusician.artifacts.keys import key_id, public_hex
+from tinymusician.errors import Refused
+
+KIND = "application/vnd.example+json"
+SEED = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
+PUBLIC = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+CONTENT = {"b": [1, "ü"], "a": None}
+
+
+@pytest.fixture
+def key() -> Ed25519PrivateKey:
+    """RFC 8032, section 7.1, test 1."""
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SEED))
+
+
+def trusted(key: Ed25519PrivateKey) -> dict[str, str]:
+    return {key_id(public_hex(key)): public_hex(key)}
+
+
+def test_the_specifications_own_example() -> None:
+    """protocol.md of DSSE 1.0."""
+    found = encoded("http://example.com/HelloWorld", b"hello world")
+    assert found == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+
+
+def test_a_signature_step_by_step(key: Ed25519PrivateKey) -> None:
+    assert public_hex(key) == PUBLIC
+    data = json.loads(seal(KIND, CONTENT, [key]))
+    payload = '{"a":null,"b":[1,"ü"]}'.encode()
+    assert base64.b64decode(data["payload"]) == payload
+    assert data["payloadType"] == KIND
+    message = b"DSSEv1 28 application/vnd.example+json 23 " + payload
+    (signature,) = data["signatures"]
+    key.public_key().verify(base64.b64decode(signature["sig"]), message)
+    assert signature["keyid"] == key_id(PUBLIC)
+    assert unseal(json.dumps(data).encode(), KIND, trusted(key), "x") == CONTENT
+
+
+def test_one_of_several_signatures_is_enough(key: Ed25519PrivateKey) -> None:
+    other, third = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    data = seal(KIND, CONTENT, [other, key])
+    for one in (key, other):
+        assert unseal(data, KIND, trusted(one), "x") == CONTENT
+    with pytest.raises(Refused, match=r"x: signed by .*, and trusted are"):
+        unseal(data, KIND, trusted(third), "x")
+
+
+def test_what_is_refused(key: Ed25519PrivateKey) -> None:
+    good = json.loads(seal(KIND, CONTENT, [key]))
+    changed = {**good, "payload": base64.b64encode(b'{"a":1}').decode()}
+    loose = b'{"a": null}'
+    signature = base64.b64encode(key.sign(encoded(KIND, loose))).decode()
+    spaced = {
+        "payload": base64.b64encode(loose).decode(),
+        "payloadType": KIND,
+        "signatures": [{"keyid": key_id(PUBLIC), "sig": signature}],
+    }
+    stranger = {**good, "signatures": [{**good["signatures"][0], "keyid": "0" * 64}]}
+    for content, message in (
+        (changed, "changed after it was signed"),
+        (spaced, "not canonical JSON"),
+        (stranger, "signed by 000000000000"),
+        ({**good, "signatures": []}, "no signed document"),
+        ({**good, "more": 1}, "no signed document"),
+        ({**good, "payload": "%%%"}, "no signed document"),
+        ([], "no signed document"),
+    ):
+        with pytest.raises(Refused, match=message):
+            unseal(json.dumps(content).encode(), KIND, trusted(key), "x")
+    with pytest.raises(Refused, match=r"is a application/vnd\.example\+json; a other is needed"):
+        unseal(json.dumps(good).encode(), "other", trusted(key), "x")
+    with pytest.raises(Refused, match="larger than 1048576 bytes"):
+        unseal(b" " * (LARGEST + 1), KIND, trusted(key), "x")
+    with pytest.raises(Refused, match="no signed document"):
+        unseal(b"\xff\xfe", KIND, trusted(key), "x")
+
+
+def test_canonical_json() -> None:
+    assert canonical({"b": 1.5, "a": "é"}) == '{"a":"é","b":1.5}'.encode()
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical({"a": float("nan")})

@@ -1,0 +1,150 @@
+"""A device's folder: what is installed, the version before it, and what is on its way.
+
+installed.json            what is in use; replaced in one step when a new version is whole
+versions/VERSION-DIGEST/  the files of a version, read-only, hard links to blobs where the file system can
+blobs/DIGEST              files by digest, shared by versions
+partial/                  files on their way
+lock                      held by the one that changes anything
+
+An app reads `installed.json` and opens the folder that it names. Until that file is replaced, nothing has happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tinymusician.artifacts.release import Release
+from tinymusician.artifacts.store import whole_file
+from tinymusician.artifacts.trust import Root
+from tinymusician.errors import StoreError
+
+RECORD = "installed.json"
+
+
+class Version(BaseModel):
+    """A version that is there whole. `digest` is that of its signed release."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    release: Release
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        """Its folder's place below the device's folder."""
+        return f"versions/{self.release.version}-{self.digest[:12]}"
+
+
+class Record(BaseModel):
+    """What a device knows.
+
+    `seen` is the latest date that a trusted document bears: the present lies not before it. `known` is the highest
+    version of every release that was ever installed here, with its digest.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pinned: str
+    root: Root
+    seen: datetime
+    known: dict[str, tuple[int, str]] = {}
+    current: Version | None = None
+    previous: Version | None = None
+
+
+class Installation:
+    """One device's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self) -> Record | None:
+        """What is installed, None if nothing ever was.
+
+        Raises:
+            StoreError: the record is damaged.
+        """
+        path = self.folder / RECORD
+        try:
+            return Record.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError):
+            raise StoreError(f"{path}: is damaged; remove it, and pull again") from None
+
+    def usable(self) -> tuple[Version, Path] | None:
+        """The version to play from: the current one, or the one before if files of the current one are gone."""
+        record = self.record()
+        for version in (record.current, record.previous) if record else ():
+            if version is not None and self.is_whole(version):
+                return version, self.folder / version.folder
+        return None
+
+    def is_whole(self, version: Version) -> bool:
+        """Whether all files of a version are there with their sizes."""
+        paths = [(self.folder / version.folder / file.path, file.size) for file in version.release.files]
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+    def write(self, record: Record) -> None:
+        """Replace the record in one step."""
+        with whole_file(self.folder / RECORD) as draft:
+            draft.write_text(record.model_dump_json(indent=2))
+
+    def lay_out(self, version: Version) -> None:
+        """Make a version's folder out of blobs that are there; it appears whole."""
+        place = self.folder / version.folder
+        if self.is_whole(version):
+            return
+        draft = place.with_name(f"{place.name}.draft")
+        for left in (draft, place):
+            shutil.rmtree(left, ignore_errors=True)
+        for file in version.release.files:
+            path = draft / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _linked(self.folder / "blobs" / file.sha256, path)
+        os.replace(draft, place)
+        _flushed(place.parent)
+
+    def tidy(self, record: Record) -> None:
+        """Remove versions, blobs and partial files that neither the current nor the previous version needs."""
+        kept = [version for version in (record.current, record.previous) if version is not None]
+        folders = {Path(version.folder).name for version in kept}
+        blobs = {file.sha256 for version in kept for file in version.release.files}
+        for path in (self.folder / "versions").glob("*"):
+            if path.name not in folders:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (*(self.folder / "blobs").glob("*"), *(self.folder / "partial").glob("*")):
+            if path.name.removesuffix(".tag") not in blobs or path.parent.name == "partial":
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The right to change the folder; whoever comes second waits. The system gives it back for those that die."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _linked(blob: Path, path: Path) -> None:
+    try:
+        os.link(blob, path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(blob, path)
+        path.chmod(0o444)
+
+
+def _flushed(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""A release: the signed manifest that devices ask for under NAME@ALIAS.
+
+It lists every file with size and digest, has a version that only grows and a date after which it counts for nothing,
+and says of which name and alias it is, so that no other release can be put in its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinymusician.artifacts.envelope import unseal
+from tinymusician.errors import Refused, StoreError
+
+KIND = "application/vnd.tinymusician.release.v1+json"
+LARGEST_FILE, MOST_FILES = 1 << 40, 4096
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,63})@([a-z0-9][a-z0-9-]{0,63})")
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+class ReleasedFile(BaseModel):
+    """One component. Its path is of plain names: letters, digits, `.`, `_`, `-`, and no dot at either end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    path: str = Field(max_length=256)
+    size: int = Field(ge=0, le=LARGEST_FILE)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> ReleasedFile:
+        parts = self.path.split("/")
+        if not all(_PART.fullmatch(part) and not part.endswith(".") for part in parts) or len(parts) > 8:
+            raise ValueError(f"path {self.path!r}: plain relative names are needed")
+        return self
+
+
+class Release(BaseModel):
+    """What a device may install. `about` is for people and machines that ask why: nothing is decided by it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Word
+    alias: Word
+    version: int = Field(ge=1, le=1 << 53)
+    created: AwareDatetime = Field(strict=False)
+    expires: AwareDatetime = Field(strict=False)
+    artifact: str = Field(max_length=256)
+    kind: str = Field(max_length=64)
+    licence: str = Field(max_length=1024)
+    files: tuple[ReleasedFile, ...] = Field(min_length=1, max_length=MOST_FILES, strict=False)
+    about: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _no_two_alike(self) -> Release:
+        """On a device that does not tell upper from lower case, two files must not fall on one, nor on a folder."""
+        paths = [file.path.lower() for file in self.files]
+        folders = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
+        if len(set(paths)) < len(paths) or folders & set(paths):
+            raise ValueError("files: two of them fall on one place")
+        sizes: dict[str, int] = {}
+        if any(sizes.setdefault(file.sha256, file.size) != file.size for file in self.files):
+            raise ValueError("files: one digest has two sizes")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """NAME@ALIAS."""
+        return f"{self.name}@{self.alias}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Name and alias of NAME@ALIAS.
+
+    Raises:
+        StoreError: it has another form.
+    """
+    found = _REFERENCE.fullmatch(reference)
+    if found is None or found[2] == "sha256":
+        raise StoreError(f"release {reference!r}: the form is NAME@ALIAS, such as band@stable")
+    return found[1], found[2]
+
+
+def latest_key(name: str, alias: str) -> str:
+    """Where the newest release of an alias lies, for clients that cannot list."""
+    return f"releases/{name}/{alias}/latest.json"
+
+
+def read_release(data: bytes, reference: str, trusted: Mapping[str, str]) -> Release:
+    """A release of `reference` that one of the `trusted` keys has signed. Whether it has expired is another question.
+
+    Raises:
+        Refused: it is none.
+    """
+    title = f"release {reference}"
+    content = unseal(data, KIND, trusted, title)
+    try:
+        release = Release.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        said = problem["msg"].removeprefix("Value error, ")
+        raise Refused(f"{title}: {f'{where}: ' if where else ''}{said}") from None
+    if release.reference != reference:
+        raise Refused(f"{title}: what lies there is {release.reference}; somebody put it in its place")
+    return release
+
+
+def check_fresh(release: Release, now: datetime) -> None:
+    """Raise if a release has expired.
+
+    Raises:
+        Refused: it has.
+    """
+    if release.expires <= now:
+        raise Refused(
+            f"release {release.reference}, version {release.version}: expired on {release.expires:%Y-%m-%d}; its "
+            f"publisher must promote it again"
+        )

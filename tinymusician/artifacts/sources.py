@@ -1,0 +1,193 @@
+"""Where a device gets keys of a store from: an HTTPS address, a folder, or S3. Several of them are mirrors.
+
+Over HTTP a key lies at ADDRESS/KEY. An address may answer with a redirect, such as to a presigned address, which is
+never kept: every request begins at ADDRESS. Proxies are taken from the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urljoin, urlparse
+
+from tinymusician.artifacts.store import check_key
+from tinymusician.errors import NotFound, StoreError
+
+CHUNK = 1 << 18
+_TIMEOUT = (10, 30)
+_REDIRECTS = 5
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class Busy(StoreError):
+    """A source that failed now and may answer later; `wait` is how many seconds it asked for."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Bytes of a value from `start` on; `tag` tells this value from another under the same key, if the source can."""
+
+    start: int
+    tag: str
+    chunks: Iterator[bytes]
+
+
+class Source(Protocol):
+    """One place that has a store's keys."""
+
+    url: str
+
+    def read(self, key: str, most: int) -> bytes:
+        """The first `most` bytes of a small value."""
+
+    def open(self, key: str, start: int, tag: str) -> contextlib.AbstractContextManager[Answer]:
+        """A value from `start` on if it still has this tag, and else from its beginning.
+
+        Raises:
+            NotFound: there is none.
+            Busy: not now.
+        """
+
+
+class FolderSource:
+    """A store in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.url = root, root.absolute().as_uri()
+
+    def read(self, key: str, most: int) -> bytes:
+        with self.open(key, 0, "") as answer:
+            return _first(answer.chunks, most)
+
+    @contextlib.contextmanager
+    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+        try:
+            with (self._root / check_key(key)).open("rb") as file:
+                file.seek(start)
+                yield Answer(start, "", iter(lambda: file.read(CHUNK), b""))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise NotFound(f"{self.url}: nothing under {key!r}") from None
+        except OSError as error:
+            raise StoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
+
+
+class S3Source:
+    """A store in S3, by boto3 and the usual AWS_* variables."""
+
+    def __init__(self, url: str) -> None:
+        from tinymusician.artifacts.s3 import S3Store
+
+        parts = urlparse(url)
+        self._store, self.url = S3Store(parts.netloc, parts.path.strip("/")), url
+
+    def read(self, key: str, most: int) -> bytes:
+        with self.open(key, 0, "") as answer:
+            return _first(answer.chunks, most)
+
+    @contextlib.contextmanager
+    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+        yield Answer(*self._store.stream(key, start, tag))
+
+
+class HttpSource:
+    """A store behind an address."""
+
+    def __init__(self, url: str) -> None:
+        import requests
+
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.headers["Accept-Encoding"] = "identity"
+
+    def read(self, key: str, most: int) -> bytes:
+        with self.open(key, 0, "") as answer:
+            return _first(answer.chunks, most)
+
+    @contextlib.contextmanager
+    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+        import requests
+
+        address = f"{self.url}/{quote(check_key(key))}"
+        ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
+        try:
+            answer = self._get(address, ranged)
+            if ranged and not self._continues(answer, start):
+                answer.close()
+                answer = self._get(address, {})
+            with contextlib.closing(answer):
+                place = self._place(answer, key, start)
+                found = answer.headers.get("ETag", "")
+                yield Answer(place, "" if found.startswith("W/") else found, answer.iter_content(CHUNK))
+        except requests.RequestException as error:
+            raise Busy(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
+
+    def _continues(self, answer: Any, start: int) -> bool:
+        """Whether an answer to a range is of use: not one that refuses the range, or has another one."""
+        if answer.status_code != 206:
+            return bool(answer.status_code != 416)
+        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        return found is not None and int(found[1]) == start and int(found[2]) + 1 == int(found[3])
+
+    def _get(self, address: str, headers: dict[str, str]) -> Any:
+        """The answer behind all redirects; none leads from HTTPS to HTTP."""
+        for _ in range(_REDIRECTS):
+            answer = self._session.get(address, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+            if not answer.is_redirect:
+                return answer
+            answer.close()
+            following = urljoin(address, answer.headers["Location"])
+            if urlparse(address).scheme == "https" and urlparse(following).scheme != "https":
+                raise StoreError(f"{self.url}: redirects from HTTPS to {following[:60]!r}, which nobody protects")
+            address = following
+        raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
+
+    def _place(self, answer: Any, key: str, asked: int) -> int:
+        """Where in the value an answer begins.
+
+        Raises:
+            NotFound, Busy, StoreError: it has no value, or not now, or not for this client.
+        """
+        code = answer.status_code
+        if code == 200:
+            return 0
+        if code == 206 and self._continues(answer, asked):
+            return asked
+        if code in (404, 410):
+            raise NotFound(f"{self.url}: nothing under {key!r}")
+        wait = answer.headers.get("Retry-After", "")
+        if code in (206, 403, 408, 416, 425, 429) or code >= 500:  # 403: a presigned address was too old, so ask again
+            raise Busy(f"{self.url}: answers {code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
+        raise StoreError(f"{self.url}: answers {code} for {key!r}")
+
+
+def open_source(url: str) -> Source:
+    """The source at an address.
+
+    Raises:
+        StoreError: it is none of https://, http://, file:///, s3://.
+    """
+    parts = urlparse(url)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return FolderSource(Path(unquote(parts.path)))
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return HttpSource(url)
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Source(url)
+    raise StoreError(f"store {url!r}: allowed are https://…, http://…, file:///an/absolute/folder, s3://bucket/prefix")
+
+
+def _first(chunks: Iterator[bytes], most: int) -> bytes:
+    found = b""
+    for chunk in chunks:
+        found += chunk
+        if len(found) >= most:
+            return found[:most]
+    return found

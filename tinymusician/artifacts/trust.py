@@ -1,0 +1,131 @@
+"""The root document: which keys may sign releases, until when. It is signed by the root key that devices carry.
+
+Versions are numbered without gaps. Each is signed by a root key of the one before and by one of its own, so a device
+that knows any of them can follow the chain to the newest. Source of the scheme: TUF 1.0.33, section 5.3 (update root).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tinymusician.artifacts.envelope import claimed, seal, unseal
+from tinymusician.artifacts.keys import key_id, public_hex
+from tinymusician.errors import Refused
+
+KIND = "application/vnd.tinymusician.root.v1+json"
+DAYS = 365
+MOST = 1000
+"""Versions that are followed at most."""
+Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Root(BaseModel):
+    """`root` and `release` hold public keys in hex."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    version: int = Field(ge=1, le=1_000_000)
+    created: AwareDatetime = Field(strict=False)
+    expires: AwareDatetime = Field(strict=False)
+    root: tuple[Public, ...] = Field(min_length=1, max_length=8, strict=False)
+    release: tuple[Public, ...] = Field(min_length=1, max_length=8, strict=False)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Root:
+        if set(self.root) & set(self.release):
+            raise ValueError("a key is both root and release key")
+        return self
+
+    @property
+    def release_keys(self) -> dict[str, str]:
+        """Public halves by key id."""
+        return by_id(self.release)
+
+
+def by_id(publics: Collection[str]) -> dict[str, str]:
+    """Public halves by key id."""
+    return {key_id(public): public for public in publics}
+
+
+def root_key(version: int) -> str:
+    """Where a version of the root document lies in a store."""
+    return f"keys/root-{version:06}.json"
+
+
+def sealed_root(root: Root, keys: Collection[Ed25519PrivateKey]) -> bytes:
+    """The document, signed by its own root keys and by those of the version before."""
+    return seal(KIND, root.model_dump(mode="json"), list(keys))
+
+
+def next_root(
+    before: Root | None, root: Ed25519PrivateKey, release: Ed25519PrivateKey, now: datetime, days: int = DAYS
+) -> Root:
+    """The version after `before` with these keys alone."""
+    return Root(
+        version=before.version + 1 if before else 1,
+        created=now.replace(microsecond=0),
+        expires=(now + timedelta(days=days)).replace(microsecond=0),
+        root=(public_hex(root),),
+        release=(public_hex(release),),
+    )
+
+
+def read_first(data: bytes) -> Root:
+    """Version 1, signed by itself: whether its key is to be trusted must be known from elsewhere.
+
+    Raises:
+        Refused: it is not even that.
+    """
+    name = "root document 1"
+    try:
+        own = Root.model_validate(claimed(data, name)).root
+    except ValidationError as error:
+        raise Refused(f"{name}: {error.errors()[0]['msg']}") from None
+    return read_root(data, 1, own)
+
+
+def read_root(data: bytes, version: int, signers: Collection[str]) -> Root:
+    """Version `version`, signed by one of `signers` (public keys in hex) and by one of its own root keys.
+
+    Raises:
+        Refused: it is not.
+    """
+    name = f"root document {version}"
+    content = unseal(data, KIND, by_id(signers), name)
+    try:
+        root = Root.model_validate(content)
+    except ValidationError as error:
+        raise Refused(f"{name}: {error.errors()[0]['msg']}") from None
+    if root.version != version:
+        raise Refused(f"{name}: says that it is version {root.version}")
+    unseal(data, KIND, by_id(root.root), name)
+    return root
+
+
+def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None], now: datetime) -> Root:
+    """The newest root document; `fetch` gives the bytes of a version, or None where there is none.
+
+    `pinned` is the public root key that the device was given; `known` the version that it knew last.
+
+    Raises:
+        Refused: the chain is broken, or its end has expired.
+    """
+    current = known
+    for version in range(known.version + 1 if known else 1, MOST):
+        found = fetch(version)
+        if found is None:
+            break
+        current = read_root(found, version, current.root if current else (pinned,))
+    if current is None:
+        raise Refused("root document 1: is not there; nothing can be trusted without it")
+    if current.expires <= now:
+        raise Refused(
+            f"root document {current.version}: expired on {current.expires:%Y-%m-%d}; its owner must run "
+            f"`tmctl keys rotate`"
+        )
+    return current
