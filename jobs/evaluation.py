@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -23,6 +23,7 @@ import numpy as np
 
 from jobs.laion import LaionEmbedder
 from jobs.model import STAND_INS, brought
+from jobs.pair import untrained
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.data.shards import Arrays, ShardSet, fingerprint
@@ -123,10 +124,7 @@ class Evaluation:
 
     def _opened(self, voice: str) -> Musician:
         if voice == "untrained":
-            from jobs.pair import load_pair
-
-            pair = load_pair(self.recipe)
-            return TorchMusician(pair.student, pair.tokenizer, self.context.device)
+            return TorchMusician(*untrained(self.recipe), self.context.device)
         return open_musician(self.location(voice), self.context.device, self.context.threads)
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
@@ -164,7 +162,7 @@ class Evaluation:
             rate = self.known(voice).rate
             played = self.played(voice, clips)
             waves = [clip["wave"].astype(np.float32) / 32767 for clip in played]
-            arrays = self._listened([(wave, rate) for wave in waves])
+            arrays = self._listened(lambda wanted: [resampled(wave, rate, wanted) for wave in waves])
             arrays["health"] = np.stack([clip["health"] for clip in played])
             arrays["kept"] = arrays["health"][:, 0] > 0
             kept.write(0, arrays)
@@ -180,30 +178,39 @@ class Evaluation:
         """
         facts: dict[str, Any] = {"real": [self._facts_of(clip) for clip in clips]}
         facts |= {"codec": self.known("teacher").digest} if coded else {}
-        kept = self._heard(fingerprint(facts))
+        kept = self._heard(fingerprint({**facts, "rates": "each hearer's own"}))
         if kept.missing():
             told = Counter[str]()
-            found = [self._real(clip, coded, told) for clip in clips]
-            silence = np.zeros(self.embedder.rate, np.float32)
-            arrays = self._listened([(silence, self.embedder.rate) if one is None else one for one in found])
-            arrays["kept"] = np.array([one is not None for one in found])
+            first = [self._real(clip, coded, self.embedder.rate, told) for clip in clips]
+
+            def at(rate: int) -> list[Wave]:
+                again = (
+                    [self._real(clip, coded, rate, Counter()) for clip in clips]
+                    if rate != self.embedder.rate
+                    else first
+                )
+                return [np.zeros(rate, np.float32) if wave is None else wave for wave in again]
+
+            arrays = self._listened(at)
+            arrays["kept"] = np.array([wave is not None for wave in first])
             arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
             kept.write(0, arrays)
-        return kept.read(0)
+        found = kept.read(0)
+        if self.asked.damaged == "refuse" and not found["kept"].all():
+            told = json.loads(found["told"].tobytes())
+            raise DataError(next(what.removeprefix(_SKIPPED) for what in told if what.startswith(_SKIPPED)))
+        return found
 
-    def _real(self, clip: int, coded: bool, told: Counter[str]) -> tuple[Wave, int] | None:
-        """A real clip and its rate, None if it cannot be read; `told` counts what was done."""
-        rate = self._codec().rate if coded else self.embedder.rate
+    def _real(self, clip: int, coded: bool, rate: int, told: Counter[str]) -> Wave | None:
+        """A real clip at a rate, None if it cannot be read; `told` counts what was done."""
         try:
-            heard = self.reference.wave(clip, rate)
+            heard = self.reference.wave(clip, self._codec().rate if coded else rate)
         except DataError as error:
-            if self.asked.damaged == "refuse":
-                raise
-            print(f"skipped: {error}", flush=True)
-            told.update([f"skipped: {error}"])
+            print(f"{_SKIPPED}{error}", flush=True)
+            told.update([f"{_SKIPPED}{error}"])
             return None
         told.update(heard.changed)
-        return (self._codec().coded(heard.wave) if coded else heard.wave), rate
+        return resampled(self._codec().coded(heard.wave), self._codec().rate, rate) if coded else heard.wave
 
     def _codec(self) -> TorchMusician:
         """The teacher, for its codec."""
@@ -241,7 +248,7 @@ class Evaluation:
             "store": self.context.store_url,
             "voice": voice,
             "device": self.context.device,
-            "prompts": self.prompts(range(self.asked.cost_runs)),
+            "prompts": self.prompts(range(min(self.asked.cost_runs, self.asked.clips))),
         }
         everything = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         ended = subprocess.run(
@@ -258,12 +265,8 @@ class Evaluation:
         self.store.put(key, json.dumps(found).encode())
         return found
 
-    def _listened(self, waves: Sequence[tuple[Wave, int]]) -> Arrays:
-        """Vectors by the embedder and CLAP with their clips, and the tagger's classes."""
-
-        def at(rate: int) -> list[Wave]:
-            return [resampled(wave, own, rate) for wave, own in waves]
-
+    def _listened(self, at: Callable[[int], list[Wave]]) -> Arrays:
+        """Vectors by the embedder and CLAP with their clips, and the tagger's classes; `at` gives clips at a rate."""
         arrays: Arrays = {}
         hearers = {"vectors": self.embedder} | ({} if self.clap is self.embedder else {"clap": self.clap})
         for name, hearer in hearers.items():
@@ -291,6 +294,7 @@ class Evaluation:
             return {"damaged": str(error)}
 
 
+_SKIPPED = "skipped: "
 AGREEMENT_GROUP = 8
 """Clips that are held against the teacher at once: the logits of two passes are large."""
 REAL, CODED = "real", "real, coded"

@@ -42,6 +42,15 @@ def new_student(recipe: Recipe, teacher: Any) -> Any:
     return cut_student(teacher, chosen.layers) if isinstance(chosen, CutStudent) else load_musicgen(chosen.model)
 
 
+def untrained(recipe: Recipe) -> tuple[Any, Any]:
+    """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
+    from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+
+    if isinstance(recipe.student, CutStudent):
+        return load_pair(recipe)[1:3]
+    return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
+
+
 def check_length(recipe: Recipe, teacher: Any) -> None:
     """The recipe's sequences must fit into the decoder's positions."""
     config = teacher.config.decoder

@@ -18,18 +18,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jobs.claims import FAILS, HOLDS, higher, lower, near, rising, slower, unharmed
+from jobs.cli.output import follow
 from jobs.submission import Kind
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder, summary
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import NotFound, TinyMusicianError
+from tinymusician.errors import NotFound, RecipeError, TinyMusicianError
+from tinymusician.models.shape import shape_of
 from tinymusician.page import html_note, html_table, page
 from tinymusician.quantize.precision import PLANS
 from tinymusician.recipe import load_recipe
 
 Claims = list[tuple[str, str, str]]
-SIZES = {"an eighth of the layers": [7], "a quarter": [1, 7], "half": [0, 2, 5, 7]}
-"""Students of three sizes, cut out of the band's eight layers."""
 PRECISIONS = ("float32", "float16", "int8", "int4")
 _OPEN = "{kl: 5, agreement: 0, codec_snr: 0}"
 
@@ -54,6 +55,9 @@ class Paper:
         known_by = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
         name = f"paper-{what}-{known_by}"
         state = _state(name)
+        if state in ("PENDING", "RUNNING"):  # left behind by one that was interrupted
+            print(f"== {what}: {name} runs already", flush=True)
+            state = follow(RunFolder(open_store(), name), quiet=False)
         if state != "SUCCEEDED":
             again = ["--resume", name] if state is not None else ["--name", name, *words]
             command = [sys.executable, "-m", "jobs.cli.main", "submit", kind, recipe, *again]
@@ -92,8 +96,12 @@ class Paper:
     def table3(self) -> None:
         """Table 3: baseline, + KD, + quantization, + both."""
         base = "untrained"
+        small = getattr(load_recipe(self.recipe).student, "model", None)
+        if small is None:
+            raise RecipeError(
+                f"recipe {self.recipe}: table 3 begins with a ready student; student.kind=model is needed"
+            )
         distilled = self.distilled("kd")
-        small = load_recipe(self.recipe).model_dump()["student"]["model"]
         quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
         voices = (base, distilled, quantized, both)
         self.run("evaluate", "table3", None, *_models(voices))
@@ -102,33 +110,32 @@ class Paper:
         self._claim("table 3", "KD does not change CLAP by more than 1 %", near(rows["kd"], rows["base"], 0.01))
         self._claim("table 3", "quantization raises FAD", lower(rows["base"], rows["quantized"], "fad_infinity"))
         self._claim("table 3", "quantization raises CLAP", higher(rows["quantized"], rows["base"]))
-        share = rows["both"]["bytes"] / rows["base"]["bytes"]
-        self._claim("table 3", "KD and mixed precision take at most 45 % of the bytes", share <= 0.45, f"{share:.3f}")
+        whole, mixed = (self.bundled(f"kd-{plan}", distilled, plan)["metrics"]["size"] for plan in ("float32", "paper"))
+        self._claim(
+            "table 3", "KD and mixed precision: at most 45 % of the float32 bundle", within(mixed / whole, 0.45)
+        )
 
     def table4(self) -> None:
         """Table 4: precisions of the decoder, three sizes of students, conditional against guided, with cost."""
         distilled = self.distilled("kd")
         plans = {plan: self.bundle(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")}
-        sizes = {
-            name: self.distilled(f"cut-{len(layers)}", "--set", "student.kind=cut", "--set", f"student.layers={layers}")
-            for name, layers in SIZES.items()
-        }
+        sizes = [
+            self.distilled(f"cut-{len(layers)}", "--set", "student.kind=cut", "--set", f"student.layers={layers}")
+            for layers in cuts(self.depth())
+        ]
         guided = self.distilled("guided", "--set", "teacher.target=guided")
-        voices = (distilled, *plans.values(), *sizes.values(), guided)
+        voices = (distilled, *plans.values(), *sizes, guided)
         self.run("evaluate", "table4", None, *_models(voices))
-        own, full, int8, mixed, adaptive, *cuts, one_pass = self._rows("table4", voices)
+        own, full, int8, mixed, adaptive, *smaller, one_pass = self._rows("table4", voices)
         self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
         self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
-        slower = mixed["cost"]["real_time_factor"] / full["cost"]["real_time_factor"]
-        self._claim("table 4", "mixed precision is slower than float32", slower > 1, f"{slower:.2f} of its time")
-        ratio = adaptive["bytes"] / own["bytes"]
-        self._claim("beyond", "adaptive: at most 45 % of the bytes", ratio <= 0.45, f"{ratio:.3f}")
-        self._claim("beyond", "adaptive: FAD not higher than float32", not_higher(adaptive, full, "fad_infinity"))
-        halved = one_pass["cost"]["real_time_factor"] / own["cost"]["real_time_factor"]
-        self._claim("beyond", "guided: one pass takes less time than two", halved < 1, f"{halved:.2f} of its time")
-        self._claim("beyond", "guided: CLAP not lower", not_lower(one_pass, own))
-        order = [row["clap"]["score"]["value"] for row in cuts]
-        self._claim("beyond", "more layers, higher CLAP", order == sorted(order), ", ".join(f"{v:.3f}" for v in order))
+        self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
+        share = within(adaptive["bytes"] / full["bytes"], 0.45)
+        self._claim("beyond", "adaptive: at most 45 % of the float32 bundle", share)
+        self._claim("beyond", "adaptive: FAD not higher than float32", unharmed(lower(full, adaptive, "fad_infinity")))
+        self._claim("beyond", "guided: one pass takes less time than two", slower(own, one_pass))
+        self._claim("beyond", "guided: CLAP not lower", unharmed(higher(own, one_pass)))
+        self._claim("beyond", "more layers, higher CLAP", rising(smaller))
 
     def precision(self) -> None:
         """The next check that needs none: the paper's plan, with the decoder in each precision."""
@@ -137,9 +144,9 @@ class Paper:
         self.run("evaluate", "precision", None, *_models(voices))
         full, *fewer = self._rows("precision", voices)
         for one, row in zip(PRECISIONS[1:], fewer, strict=True):
-            share = f"{row['bytes'] / full['bytes']:.2f} of the bytes"
-            self._claim("precision", f"decoder in {one}: FAD not higher", not_higher(row, full, "fad_infinity"), share)
-            self._claim("precision", f"decoder in {one}: CLAP not lower", not_lower(row, full), share)
+            what = f"decoder in {one}, {row['bytes'] / full['bytes']:.2f} of the bytes"
+            self._claim("precision", f"{what}: FAD not higher", unharmed(lower(full, row, "fad_infinity")))
+            self._claim("precision", f"{what}: CLAP not lower", unharmed(higher(full, row)))
 
     def distilled(self, what: str, *words: str) -> str:
         """A student, distilled on the recipe's steps from the signals that all conditional students share."""
@@ -149,20 +156,39 @@ class Paper:
         return str(self.run("distill", what, None, *words)["artifact"])
 
     def bundle(self, what: str, model: str, plan: str) -> str:
-        """A bundle of a model. The gate of int4 stands open: what it costs is what is asked here."""
+        """A bundle of a model."""
+        return str(self.bundled(what, model, plan)["artifact"])
+
+    def bundled(self, what: str, model: str, plan: str) -> dict[str, Any]:
+        """The run that made it. The gate of int4 stands open: what it costs is what is asked here."""
         words = ("--model", model, "--set", f"quantize.plan={plan}", "--set", f"quantize.gates.int4={_OPEN}")
-        return str(self.run("quantize", what, None, *words)["artifact"])
+        return self.run("quantize", what, None, *words)
+
+    def depth(self) -> int:
+        """The teacher's layers.
+
+        Raises:
+            RecipeError: they are not known without its weights.
+        """
+        teacher = load_recipe(self.recipe).teacher.model
+        shape = shape_of(teacher)
+        if shape is None:
+            raise RecipeError(f"teacher.model = {teacher!r}: its layers are not known here; give a folder")
+        return shape.layers
 
     def _rows(self, what: str, voices: tuple[str, ...]) -> list[dict[str, Any]]:
         models = self.report(what)["models"]
         return [models[_label(voice)] for voice in voices]
 
-    def _claim(self, where: str, claim: str, holds: bool | str, beside: str = "") -> None:
-        told = holds if isinstance(holds, str) else "holds" if holds else "does not hold"
-        self.claims.append((where, claim, f"{told} ({beside})" if beside else told))
+    def _claim(self, where: str, claim: str, told: str) -> None:
+        self.claims.append((where, claim, told))
 
     def close(self, began: float) -> None:
         """The page with the verdicts, and the same as JSON."""
+        earlier = self.folder / "claims.json"
+        known = json.loads(earlier.read_text())["claims"] if earlier.exists() else []
+        own = {(where, claim) for where, claim, _ in self.claims}
+        self.claims = [tuple(one) for one in known if (one[0], one[1]) not in own] + self.claims
         links = [f'<li><a href="{path.name}">{path.stem}</a></li>' for path in sorted(self.folder.glob("*.html"))]
         parts = [
             ("What holds here", html_table(("where", "claim", "here"), self.claims) + html_note(_NOTE)),
@@ -176,45 +202,15 @@ class Paper:
         print(f"\nreports {self.folder}/index.html, after {facts['minutes']} minutes")
 
 
-def lower(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
-    """Whether a figure of `one` is below that of `other`: told by intervals that do not overlap."""
-    return _apart(one[name], other[name])
+def cuts(depth: int) -> list[list[int]]:
+    """Students of three sizes: an eighth, a quarter and half of the layers, evenly spaced, with the last one."""
+    counts = [max(1, depth // part) for part in (8, 4, 2)]
+    return [sorted({depth - 1 - round(step * (depth - 1) / max(1, n - 1)) for step in range(n)}) for n in counts]
 
 
-def higher(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Whether the CLAP score of `one` is above that of `other`."""
-    return _apart(other["clap"]["score"], one["clap"]["score"])
-
-
-def not_higher(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
-    """Whether a figure of `one` is not told to be above that of `other`."""
-    return "does not hold" if _apart(other[name], one[name]) == "holds" else "holds"
-
-
-def not_lower(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Whether the CLAP score of `one` is not told to be below that of `other`."""
-    return "does not hold" if higher(other, one) == "holds" else "holds"
-
-
-def near(one: dict[str, Any], other: dict[str, Any], share: float) -> str:
-    """Whether two CLAP scores differ by no more than a share; only intervals that are as narrow can tell."""
-    mine, theirs = one["clap"]["score"], other["clap"]["score"]
-    most = max(abs(mine["high"] - theirs["low"]), abs(theirs["high"] - mine["low"])) / theirs["value"]
-    if most <= share:
-        return "holds"
-    ratio = mine["value"] / theirs["value"]
-    if _apart(mine, theirs) == "holds" or _apart(theirs, mine) == "holds":
-        return f"does not hold ({ratio:.3f} of it)"
-    return f"cannot be told at this scale ({ratio:.3f} of it)"
-
-
-def _apart(low: dict[str, Any] | None, high: dict[str, Any] | None) -> str:
-    if low is None or high is None or low["high"] is None or high["low"] is None:
-        return "cannot be told at this scale"
-    told = f"{low['value']:.3f} and {high['value']:.3f}"
-    if low["high"] < high["low"]:
-        return "holds"
-    return f"does not hold ({told})" if high["high"] < low["low"] else f"cannot be told at this scale ({told})"
+def within(share: float, most: float) -> str:
+    """Whether a share is at most so much."""
+    return f"{HOLDS if share <= most else FAILS} ({share:.3f})"
 
 
 def _plan(decoder: str) -> dict[str, Any]:
@@ -238,8 +234,9 @@ def _state(name: str) -> str | None:
 
 
 _NOTE = (
-    "Distances and scores differ where their 95 % intervals do not overlap; where they do, it cannot be told at this "
-    "scale. Claims under `beyond` are not the paper's. Nothing was tuned to make a claim hold."
+    "Distances differ where their 95 % intervals do not overlap; CLAP scores, which are of the same captions, where "
+    "the interval of the paired difference does not hold 0; times where all runs of one are longer. Claims under "
+    "`beyond` are not the paper's. Nothing was tuned to make a claim hold."
 )
 PARTS: dict[str, Callable[[Paper], None]] = {
     "figures": Paper.figures,

@@ -9,7 +9,7 @@ from jobs.cost import frames, student_shape
 from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.shape import DecoderShape, is_packaged, shape_of
+from tinymusician.models.shape import RELEASE, DecoderShape, is_packaged, shape_of
 from tinymusician.recipe import CutStudent, Recipe
 
 PRETRAINING_READS = (
@@ -19,9 +19,6 @@ PRETRAINING_READS = (
     "training.log_every",
     "training.restarts",
 )
-
-RELEASE = ("state_dict.bin", "compression_state_dict.bin")
-"""The files of a release of audiocraft's."""
 ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 

@@ -82,7 +82,7 @@ def write_report(trials: Trials) -> None:
     def final(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, float]:
         own = heard(trials, trial.voice, clips)
         judged = [trials.agreed(trial.voice, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
-        last = rows[-1]
+        last = [row for row in rows if "held_out/kl" in row][-1]
         return {
             "kl": last["held_out/test/kl"],
             "reverse_kl": last["held_out/test/reverse_kl"],

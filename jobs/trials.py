@@ -18,7 +18,7 @@ from jobs.distill import mixture_at
 from jobs.evaluation import Evaluation
 from jobs.pair import Pair, load_pair, new_student
 from jobs.student import JUDGE
-from jobs.teacher import cached, online, sequences
+from jobs.teacher import cached, online, sequences, signal_shards
 from jobs.worker import Context
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint
@@ -26,9 +26,11 @@ from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.objective import distillation_loss
 from tinymusician.distill.signals import Signals, SignalSource
 from tinymusician.distill.task import DistillTask, Softening, closeness
+from tinymusician.errors import Diverged
 from tinymusician.evaluate.musicians import Musician, TorchMusician
 from tinymusician.models.divergences import mean_over_valid, on_logits, reverse_kl
 from tinymusician.models.musicgen import ConditionedDecoder
+from tinymusician.models.student import weights_digest
 from tinymusician.recipe import Grid, Recipe, parse_recipe
 from tinymusician.training.checkpoint import Checkpoints
 from tinymusician.training.engine import AdamSettings, TorchEngine
@@ -53,6 +55,8 @@ GRIDS: dict[Grid, dict[str, dict[str, Any]]] = {
 
 _DEPENDS_ON = ("teacher", "student", "sequences", "temperature", "objective", "training")
 _WEIGHTS = "weights/"
+DIVERGED = "diverged"
+"""In the last row of a training whose loss was no number any more: why."""
 
 
 @dataclass(frozen=True)
@@ -165,23 +169,37 @@ class Trials(Evaluation):
 
     def trained(self, trial: Trial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
-        kept = ShardSet(self.store, "trials", {"teacher": self._pair.teacher_digest, **trial.facts}, 1)
+        kept = ShardSet(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
+        place = self.context.run.key(f"checkpoints/trials/{trial.voice.removeprefix('trial ')}")
         if kept.missing():
-            kept.write(0, self._train(trial))
+            kept.write(0, self._train(trial, Checkpoints(self.store, place, JUDGE)))
+        for entry in list(self.store.list(f"{place}/")):
+            self.store.delete(entry.key)
         arrays = kept.read(0)
         rows: list[dict[str, Any]] = json.loads(arrays.pop("rows").tobytes())
         return {name.removeprefix(_WEIGHTS): torch.from_numpy(value) for name, value in arrays.items()}, rows
 
-    def _train(self, trial: Trial) -> dict[str, Any]:
+    @cached_property
+    def _learns_from(self) -> dict[str, Any]:
+        """What every training depends on beside its own part of the recipe: signals, first weights, arithmetic."""
+        shards = signal_shards(self._alone, self._pair, self._tokens("train"))
+        return {
+            "signals": shards.fingerprint,
+            "begins_with": weights_digest(self._pair.student),
+            "device": self.context.device,
+            "precision": self.context.precision(),
+        }
+
+    def _train(self, trial: Trial, checkpoints: Checkpoints) -> dict[str, Any]:
         training, soft = trial.recipe.training, trial.recipe.temperature
         torch.manual_seed(training.seed)
-        source, rows = self._training
+        source, count = self._training
         task = WatchedTask(
             self._test,
             self._validation,
             student=new_student(trial.recipe, self._pair.teacher).to(self.context.device),
             train=source,
-            train_rows=rows,
+            train_rows=count,
             held_out=source,
             held_out_rows=0,
             mixture_at=partial(mixture_at, trial.recipe.objective, training.steps),
@@ -190,8 +208,6 @@ class Trials(Evaluation):
             seed=training.seed,
         )
         run = self.context.run
-        place = f"trials/{trial.voice.removeprefix('trial ')}"
-        checkpoints = Checkpoints(self.store, run.key(f"checkpoints/{place}"), JUDGE)
         start = checkpoints.latest()
         state = start.state if start is not None else None
         settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
@@ -206,15 +222,22 @@ class Trials(Evaluation):
             JUDGE,
             seed=training.seed,
         )
-        log = run.key(f"{place}.jsonl")
+        log = run.key(f"trials/{trial.voice.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
-        Loop(task, engine, plan, metrics, checkpoints, start=start).run()
-        print(f"trained {trial.grid}, {trial.value}, seed {trial.seed}", flush=True)
-        told = np.frombuffer(json.dumps(read_metrics(self.store, log)).encode(), np.uint8)
-        weights = {_WEIGHTS + name: value.numpy() for name, value in engine.state().weights.items()}
-        for entry in list(self.store.list(run.key(f"checkpoints/{place}/"))):
-            self.store.delete(entry.key)
-        return {**weights, "rows": told}
+        how = f"trained {trial.grid}, {trial.value}, seed {trial.seed}"
+        try:
+            Loop(task, engine, plan, metrics, checkpoints, start=start).run()
+            weights, last = engine.state().weights, []
+        except Diverged as error:  # a result like any other: what it was at its last checkpoint is judged
+            metrics.flush()
+            kept = checkpoints.latest()
+            assert kept is not None, "the loop begins with a checkpoint"
+            weights, last = kept.state.weights, [{"step": kept.step, DIVERGED: str(error)}]
+            how += f", diverged: {error}"
+        print(how, flush=True)
+        rows = [*read_metrics(self.store, log), *last]
+        arrays = {_WEIGHTS + name: value.numpy() for name, value in weights.items()}
+        return {**arrays, "rows": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
 
     def _opened(self, voice: str) -> Musician:
         if voice not in self.trials:
@@ -222,7 +245,8 @@ class Trials(Evaluation):
         trial = self.trials[voice]
         student = new_student(trial.recipe, self._pair.teacher)
         ConditionedDecoder(student).load_state_dict(self.trained(trial)[0])
-        student.generation_config.guidance_scale = self.settings.guidance
+        guided = trial.recipe.teacher.target == "guided"
+        student.generation_config.guidance_scale = 1.0 if guided else self.settings.guidance
         return TorchMusician(student, self._pair.tokenizer, self.context.device)
 
 

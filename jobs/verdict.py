@@ -20,7 +20,7 @@ from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
 from tinymusician.evaluate.guards import KINDS, Health, problems
-from tinymusician.evaluate.intervals import as_json, difference, mean_interval
+from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.kernel import kad
 from tinymusician.evaluate.labels import label_divergence
 from tinymusician.evaluate.report import Listened, html_report, markdown_report
@@ -53,20 +53,21 @@ def write_report(evaluation: Evaluation) -> None:
     run, asked = evaluation.context.run, evaluation.asked
     real = heard(evaluation, REAL)
     prompts = evaluation.clap.text(evaluation.prompts(range(asked.clips)))
-    voices = {voice: heard(evaluation, voice) for voice in judged(evaluation.recipe)}
-    names = labels(list(voices))
+    voices = judged(evaluation.recipe)
+    names = labels(voices)
     found: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
     found[CODED] = compared(evaluation, heard(evaluation, CODED), real, prompts)
     scores: dict[str, Floats] = {}
-    for voice, one in voices.items():
+    far: dict[str, Any] = {}
+    for voice in voices:
         print(f"figures of {names[voice]}", flush=True)
+        one = heard(evaluation, voice)
         found[names[voice]] = figures(evaluation, voice, one, real, prompts)
         scores[names[voice]] = _by_clip(evaluation, one, prompts)
-    first = next(iter(scores))
+        far[names[voice]] = worst(evaluation, one, real)
     for name, own in scores.items():
-        both = np.isfinite(own) & np.isfinite(scores[first])
-        found[name]["clap_less_first"] = difference(own[both], scores[first][both], asked.seed) if both.any() else None
-    far = {names[voice]: worst(evaluation, one, real) for voice, one in voices.items()}
+        found[name]["clap_less_first"] = less(own, scores[names[voices[0]]], asked.seed)
+        found[name]["clap_by_clip"] = own.round(5).tolist()
     content = as_json({"models": found, "how": how(evaluation, real), "worst": far})
     listened, store = _listened(evaluation, names), run.store
     page = html_report(evaluation.recipe.name, content, listened, curves(store, names), sensitivities(store, names))
@@ -81,7 +82,7 @@ def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard
     """All groups of a voice's clips (the first `clips`) together, without those that cannot be read or are no numbers.
 
     Raises:
-        DataError: none is left.
+        DataError: none of the real clips is left, and so nothing can be compared with them.
     """
     asked = evaluation.asked
     listen = partial(evaluation.heard, voice)
@@ -90,7 +91,7 @@ def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard
     parts = [listen(group) for group in pieces(clips or asked.clips, asked.batch)]
     kept = np.concatenate([part["kept"] for part in parts])
     places = np.flatnonzero(kept)
-    if len(places) == 0:
+    if len(places) == 0 and voice in (REAL, CODED):
         raise DataError(f"evaluation: not one clip of {label(voice)} is sound")
     told = Counter[str]()
     for part in parts:
@@ -103,6 +104,12 @@ def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard
     return Heard(places, vectors, clap, classes, health, told)
 
 
+def less(own: Floats, first: Floats, seed: int) -> Interval | None:
+    """The mean difference of the CLAP scores of clips that both have; None if there are none."""
+    both = np.isfinite(own) & np.isfinite(first)
+    return difference(own[both], first[both], seed) if both.any() else None
+
+
 def _stacked(parts: list[Arrays], name: str) -> Floats:
     return np.concatenate([part[name] for part in parts])
 
@@ -110,7 +117,8 @@ def _stacked(parts: list[Arrays], name: str) -> Floats:
 def _joined(parts: list[Arrays], name: str, kept: Any) -> Vectors:
     """The vectors of the kept clips, numbered through."""
     clips = [part[name][part[f"{name}_owners"] == clip] for part in parts for clip in range(int(part["kept"].shape[0]))]
-    return Vectors.of([clip for clip, good in zip(clips, kept, strict=True) if good])
+    sound = [clip for clip, good in zip(clips, kept, strict=True) if good]
+    return Vectors.of(sound) if sound else Vectors(parts[0][name][:0], np.zeros(0, np.int64))
 
 
 def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
@@ -139,6 +147,8 @@ def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -
 
     few = max(20, asked.resamples // 2)
     beyond = tried(lambda: fad_infinity_interval(own.vectors, real.vectors, asked.seed, few))
+    if len(own.places) == 0:
+        notes.append("not one of its clips is sound, see the degenerate ones")
     both = np.intersect1d(own.places, real.places)
     ours, theirs = own.at(both), real.at(both)
     return {
@@ -150,7 +160,7 @@ def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -
         "clap": _clap(evaluation, own, prompts),
         "labels": {
             question: asdict(label_divergence(theirs.classes[question], ours.classes[question], asked.seed))
-            for question in ours.classes
+            for question in (ours.classes if len(both) else ())
         },
         "notes": notes,
     }
@@ -215,13 +225,16 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clap(evaluation: Evaluation, own: Heard, prompts: Floats) -> dict[str, Any]:
+    if len(own.places) == 0:
+        return {"score": Interval(np.nan), "shuffled": None, "p_shuffled": None}
     return clap_score(own.clap, prompts[own.places], evaluation.asked.seed).facts()
 
 
 def _by_clip(evaluation: Evaluation, own: Heard, prompts: Floats) -> Floats:
     """The CLAP score of every clip, NaN where it was not kept."""
     scores = np.full(len(prompts), np.nan)
-    scores[own.places] = clap_score(own.clap, prompts[own.places], evaluation.asked.seed, shuffles=1).by_clip
+    if len(own.places):
+        scores[own.places] = clap_score(own.clap, prompts[own.places], evaluation.asked.seed, shuffles=1).by_clip
     return scores
 
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
+from tinymusician.evaluate.musicians import Settings, open_musician
 from tinymusician.models.audiocraft import converted, is_release
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
 from tinymusician.recipe import load_recipe
@@ -59,6 +60,14 @@ def test_it_is_converted_once(release: Path) -> None:
     assert (first / "config.json").stat().st_mtime_ns == stamp
 
 
+def test_it_plays(release: Path) -> None:
+    """What evaluates models takes a release as any other folder."""
+    musician = open_musician(str(release))
+    (played,) = musician.play(["loud jazz guitar"], [0], Settings(0.4, 3.0, 64, 1.0))
+    assert played.codes.shape == (4, 10)
+    assert np.isfinite(played.wave).all()
+
+
 def test_it_teaches(release: Path) -> None:
     """`teacher: {kind: audiocraft}` gives a pair that distillation takes."""
     from jobs.pair import load_pair
@@ -81,6 +90,10 @@ def test_what_is_none_is_refused(release: Path, tmp_path: Path) -> None:
     for name in ("state_dict.bin", "compression_state_dict.bin"):
         torch.save({**package, "xp.cfg": stereo}, tmp_path / name)
     with pytest.raises(ModelError, match="the delay pattern is needed"):
+        converted(tmp_path)
+    (tmp_path / "state_dict.bin").write_bytes((release / "state_dict.bin").read_bytes())
+    (tmp_path / "compression_state_dict.bin").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"compression_state_dict\.bin: no exported checkpoint of audiocraft"):
         converted(tmp_path)
     (tmp_path / "state_dict.bin").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="no exported checkpoint of audiocraft"):

@@ -85,8 +85,9 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
 
 def test_a_damaged_clip_can_be_refused(ray: Ray, asked: list[str], tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
-    refuse = ["--model", "teacher", "--set", "evaluate.damaged=refuse", "--set", "evaluate.agreement_clips=0"]
-    ended = tmctl(ray, store, "submit", "evaluate", *asked, *refuse)
+    few = ["--model", "teacher", "--set", "evaluate.agreement_clips=0", "--set", "evaluate.cost_runs=0"]
+    assert told(ray, store, "submit", "evaluate", *asked, *few)["state"] == "SUCCEEDED", "it is skipped"
+    ended = tmctl(ray, store, "submit", "evaluate", *asked, *few, "--set", "evaluate.damaged=refuse")
     assert ended.returncode == 1
     assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -108,5 +109,9 @@ def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: 
         assert one["final"]["fluctuation"] >= -1e-9
     again = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=2", "--name", "s2")
     assert RunFolder(store, "s2").log().count("trained skew") == 4
+    hopeless = ["--set", "sweep.seeds=1", "--set", "training.seed=1", "--set", "training.learning_rate=1e30"]
+    told(ray, store, "submit", "sweep", *asked, *over, *hopeless, "--name", "s3")
+    assert RunFolder(store, "s3").log().count("diverged: ") == 4
+    assert "judged as of step 0: " in store.get("runs/s3/report.md").decode()
     assert len(report(store, "s2")["grids"]["skew"]["λ 0"]) == 2
     assert again["state"] == "SUCCEEDED"

@@ -131,6 +131,18 @@ def test_too_few_or_unlike_vectors_are_refused_by_their_numbers() -> None:
         Vectors.of([np.zeros((0, 2))])
 
 
+def test_few_clips_of_many_frames() -> None:
+    """Frames make a covariance, but only clips make an interval and a line."""
+    reference = drawn(40, 4, 1, windows=20)
+    alone, few = drawn(1, 4, 0, windows=200), drawn(7, 4, 0, windows=50)
+    assert fad_interval(alone, reference).low is None
+    assert fad_interval(alone, reference).value == fad(alone, reference)
+    for clips in (alone, few):
+        with pytest.raises(DataError, match=r"FAD∞: [17] clips against 40; at least 8 of each are needed"):
+            fad_infinity(clips, reference)
+    assert len({count for count, _ in fad_infinity(drawn(8, 4, 0, windows=50), reference).points}) >= 5
+
+
 def test_identical_clips_have_no_spread() -> None:
     same = Vectors.of([np.ones((1, 3))] * 10)
     assert fad(same, drawn(500, 3, 0)) == pytest.approx(3 * 1 + 3, rel=0.2)  # |μ|² + tr Σ

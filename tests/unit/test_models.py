@@ -14,10 +14,11 @@ from tests.bundles import write_bundle
 from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError, RecipeError
+from tinymusician.models.audiocraft import is_release
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
-from tinymusician.models.shape import RELEASED, DecoderShape, shape_of
+from tinymusician.models.shape import RELEASE, RELEASED, DecoderShape, shape_of
 from tinymusician.models.student import check_pair, cut_student, weights_digest
 from tinymusician.runtime.player import Wish, open_player
 from tinymusician.runtime.sampling import guide
@@ -25,6 +26,15 @@ from tinymusician.runtime.sampling import guide
 
 def texts(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_tokenizer(str(folder))(CAPTIONS[:3], padding=True, return_tensors="pt"))
+
+
+def test_the_hubs_folders_are_no_audiocraft_releases(tmp_path: Path) -> None:
+    """They hold the files of both layouts."""
+    for name in RELEASE:
+        (tmp_path / name).touch()
+    assert is_release(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_release(tmp_path)
 
 
 def test_logits_agree_with_transformers(tiny_musicgen: Path) -> None:

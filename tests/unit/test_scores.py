@@ -10,7 +10,7 @@ from tinymusician.errors import DataError
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.guards import examine, loop, problems
 from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
-from tinymusician.evaluate.kernel import bandwidth, kad
+from tinymusician.evaluate.kernel import bandwidth, kad, thinned
 from tinymusician.evaluate.labels import label_divergence
 from tinymusician.evaluate.vectors import Vectors
 from tinymusician.recipe import Degeneration
@@ -63,6 +63,25 @@ class TestKad:
             kad(drawn(1, 2, 0, windows=5), drawn(4, 2, 1))
         with pytest.raises(DataError, match="2 and 3 dimensions"):
             kad(drawn(4, 2, 0), drawn(4, 3, 1))
+
+    def test_two_clips_have_a_figure_and_no_interval_that_is_no_number(self) -> None:
+        """Half of all draws of two clips hold one of them twice, and no pair."""
+        random = np.random.default_rng(0)
+        reference = Vectors.of(list(random.normal(size=(30, 5, 4))))
+        for count in (2, 3):
+            found = kad(Vectors.of(list(random.normal(size=(count, 5, 4)))), reference)
+            assert np.isfinite(found.value)
+            assert found.low is None or np.isfinite([found.low, found.high]).all()
+
+    def test_frames_are_thinned_evenly(self) -> None:
+        """More vectors than can be held against each other: every clip keeps the same number, from end to end."""
+        frames = np.arange(2 * 9000, dtype=np.float64).reshape(2, 9000, 1)
+        found = thinned(Vectors.of(list(frames)))
+        assert found.windows.tolist() == [4000, 4000]
+        assert found.clip(0)[[0, -1], 0].tolist() == [0, 8999]
+        assert np.diff(found.clip(1)[:, 0]).max() <= 3
+        small = Vectors.of(list(frames[:, :100]))
+        assert thinned(small) is small
 
 
 class TestClapScore:

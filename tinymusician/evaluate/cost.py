@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymusician.evaluate.musicians import Musician, Settings, TorchMusician
@@ -26,9 +27,9 @@ class Cost:
     """One clip at a time, medians over the runs.
 
     `seconds` to play a clip of `length` seconds, `real_time_factor` their ratio, with its lowest and highest run; `cpu`
-    processors kept busy; `memory` the most bytes held since the process began, `gpu_memory` those on the GPU; `flops`
-    floating-point operations a second of music (PyTorch models only); `joules` a second of music, all processors of
-    the machine, where it reports them. What cannot be had is None.
+    processors kept busy; `memory` the most bytes that opening the model and playing took, `gpu_memory` those on the
+    GPU; `flops` floating-point operations a second of music (PyTorch models only); `joules` a second of music, all
+    processors of the machine, where it reports them. What cannot be had is None.
     """
 
     length: float
@@ -48,8 +49,8 @@ class Cost:
         return asdict(self)
 
 
-def measure(musician: Musician, prompts: list[str], settings: Settings) -> Cost:
-    """Play each prompt alone, after a short one that does not count."""
+def measure(musician: Musician, prompts: list[str], settings: Settings, bare: int = 0) -> Cost:
+    """Play each prompt alone, after a short one that does not count; `bare` bytes were held before the model came."""
     short = Settings(min(1.0, settings.seconds), settings.guidance, settings.top_k, settings.temperature)
     musician.play(prompts[:1], [0], short)
     walls, busy, energies = [], [], []
@@ -70,7 +71,7 @@ def measure(musician: Musician, prompts: list[str], settings: Settings) -> Cost:
         lowest=min(walls) / settings.seconds,
         highest=max(walls) / settings.seconds,
         cpu=statistics.median(busy),
-        memory=peak_memory(),
+        memory=peak_memory() - bare,
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         flops=operations(musician, prompts[0], short) if isinstance(musician, TorchMusician) else None,
         joules=statistics.median(known) if known else None,
@@ -79,8 +80,11 @@ def measure(musician: Musician, prompts: list[str], settings: Settings) -> Cost:
 
 
 def operations(musician: Musician, prompt: str, settings: Settings) -> float:
-    """Floating-point operations a second of music, counted on a short clip: attention over longer ones adds to them."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations a second of music, counted on a short clip: attention over longer ones adds to them.
+
+    Attention is computed by plain products meanwhile: the counter does not know its fused kernel on a CPU.
+    """
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         musician.play([prompt], [0], settings)
     return float(counter.get_total_flops() / settings.seconds)
 

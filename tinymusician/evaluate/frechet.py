@@ -73,6 +73,8 @@ def fad(clips: Vectors, reference: Vectors) -> float:
 def fad_interval(clips: Vectors, reference: Vectors, seed: int = 0, resamples: int = 200) -> Interval:
     """FAD with the interval of what other clips, as many as these, would have given against this reference."""
     value = fad(clips, reference)
+    if clips.clips < 2:
+        return Interval(value)
     return centred_interval(value, resampled_fad(clips, reference, seed, resamples))
 
 
@@ -90,9 +92,14 @@ def fad_infinity(clips: Vectors, reference: Vectors, seed: int = 0, draws: int =
     Gui et al. keep the reference whole, and with it its share of the bias.
 
     Raises:
-        DataError: half of the clips are too few for a covariance.
+        DataError: half of the clips are too few for a covariance, or all of them for a line through several sizes.
     """
     _check(clips, reference, _SMALLEST_SHARE)
+    if min(clips.clips, reference.clips) < _SIZES:
+        raise DataError(
+            f"FAD∞: {clips.clips} clips against {reference.clips}; at least {_SIZES} of each are needed, or there is "
+            f"nothing to extrapolate over"
+        )
     random = np.random.default_rng(seed)
     shares = 1 / np.linspace(1, 1 / _SMALLEST_SHARE, _SIZES)
     points = []

@@ -17,9 +17,11 @@ import torch
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
+from tinymusician.models.audiocraft import is_release
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.models.shape import RELEASE
 from tinymusician.models.student import weights_digest
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
 from tinymusician.runtime.player import Wish, open_player
@@ -172,6 +174,9 @@ def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Musician:
     if (folder / MANIFEST).is_file():
         read_manifest(folder)
         return BundleMusician(folder, threads)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model {name!r}: the folder is neither a bundle ({MANIFEST}) nor a MusicGen (config.json)")
+    if folder.is_dir() and not (folder / "config.json").is_file() and not is_release(folder):
+        raise ModelError(
+            f"model {name!r}: the folder is neither a bundle ({MANIFEST}) nor a MusicGen (config.json, or "
+            f"{' and '.join(RELEASE)} of audiocraft)"
+        )
     return TorchMusician(load_musicgen(name), load_tokenizer(name), device)

@@ -1,6 +1,6 @@
 """The real clips that models are judged against; their captions are the prompts.
 
-Clip `n` of a reference is the same on every machine: files are in their table's order, thinned evenly by a seed.
+Clip `n` of a reference is the same on every machine: files are in their table's order, and a seed chooses among them.
 """
 
 from __future__ import annotations

@@ -296,7 +296,10 @@ _CURVES = (
     "From the runs that made them. Losses of different objectives or targets cannot be compared with each other, and "
     "neither can the KL of a student of the guided distribution with that of a conditional one."
 )
-_COST = "One clip at a time, in a process of its own on this machine, with nothing else of this job running."
+_COST = (
+    "One clip at a time, in a process of its own on this machine, with nothing else of this job running. Memory is the "
+    "most that opening the model and playing took, beside the libraries."
+)
 
 
 def _heard(prompt: str, clips: list[Listened]) -> str:
@@ -335,7 +338,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _point(axis: Any, x: float, figure: Figures | None, name: str, colour: str) -> None:
-    if figure is None:
+    if figure is None or figure["value"] is None:
         return
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     error = None if low is None else [[max(0, value - low)], [max(0, high - value)]]

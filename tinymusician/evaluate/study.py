@@ -13,7 +13,7 @@ import numpy as np
 
 from tinymusician.evaluate.intervals import Interval
 from tinymusician.evaluate.report import Table, markdown, shown
-from tinymusician.page import html_note, html_picture, html_table, page
+from tinymusician.page import html_note, html_picture, html_table, html_text, page
 from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]
@@ -50,8 +50,10 @@ def verdict(own: Sequence[float], others: Mapping[str, Sequence[float]], sign: i
     """Whether one value of a grid is the best: by all seeds of all, by none, or not to be told.
 
     It is if its worst seed is better than the best seed of every other; it is not if the worst seed of some other is
-    better than its best.
+    better than its best. One training each tells nothing.
     """
+    if min(len(values) for values in (own, *others.values())) < 2:
+        return "cannot be told at this scale"
     mine = sign * np.asarray(own)
     theirs = {name: sign * np.asarray(values) for name, values in others.items()}
     if all(mine.min() > values.max() for values in theirs.values()):
@@ -93,6 +95,17 @@ def yardstick_table(grid: Figures) -> Table:
     return columns, rows
 
 
+def diverged(grid: Figures) -> list[str]:
+    """Of every training whose loss was no number any more: which, from which checkpoint it is judged, and why."""
+    return [
+        f"{value}, seed {seed['seed']}, judged as of step {row['step']}: {row['diverged']}"
+        for value, seeds in grid.items()
+        for seed in seeds
+        for row in seed["curves"]
+        if "diverged" in row
+    ]
+
+
 def html_study(name: str, content: Figures) -> str:
     """The page."""
     parts = []
@@ -101,6 +114,8 @@ def html_study(name: str, content: Figures) -> str:
         body += html_picture(plot_curves(values), f"losses over training, {grid}")
         body += html_picture(plot_yardstick(values), f"yardstick figures, {grid}")
         parts.append((grid.capitalize(), body))
+        if lost := diverged(values):
+            parts.append((f"Diverged, {grid}", html_text("\n".join(lost)) + html_note(_DIVERGED)))
         if grid == "objectives":
             parts.append(
                 ("The paper's claims", html_table(("stage_mixed", "here"), content["claims"]) + html_note(_CLAIM))
@@ -112,7 +127,9 @@ def html_study(name: str, content: Figures) -> str:
 def markdown_study(name: str, content: Figures) -> str:
     """The tables in Markdown."""
     text = [f"# {name}: sweep\n"]
+    losses = {grid: diverged(values) for grid, values in content["grids"].items()}
     text += [f"## {grid}\n\n{markdown(*yardstick_table(values))}\n" for grid, values in content["grids"].items()]
+    text += [f"## Diverged, {grid}\n\n" + "\n".join(lost) + "\n" for grid, lost in losses.items() if lost]
     if content["claims"]:
         text.append(f"## The paper's claims\n\n{markdown(('stage_mixed', 'here'), content['claims'])}\n")
     text.append(f"## How this was measured\n\n{markdown(('what', 'how'), list(content['how'].items()))}\n")
@@ -130,9 +147,9 @@ def plot_curves(grid: Figures) -> bytes:
     figure, axes = pyplot().subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
     for axis, (title, name) in zip(axes.flat, panels, strict=True):
         for number, (value, seeds) in enumerate(grid.items()):
-            curves = [[(row["step"], row[name]) for row in seed["curves"] if name in row] for seed in seeds]
-            steps = [step for step, _ in curves[0]]
-            lines = np.array([[one for _, one in curve] for curve in curves])
+            curves = [{row["step"]: row[name] for row in seed["curves"] if row.get(name) is not None} for seed in seeds]
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+            lines = np.array([[curve[step] for step in steps] for curve in curves])
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(steps, lines.mean(axis=0), color=colour, label=value, marker="." if "held" in name else None)
             axis.fill_between(steps, lines.min(axis=0), lines.max(axis=0), color=colour, alpha=0.2)
@@ -160,6 +177,7 @@ def plot_yardstick(grid: Figures) -> bytes:
     return png(figure)
 
 
+_DIVERGED = "Their loss was no finite number any more; what is judged is their last checkpoint before that."
 _SPREAD = (
     "Mean over seeds, with the lowest and the highest of them in brackets. Losses are each objective's own: only the "
     "figures after them can be compared. Fluctuation is of the validation loss: 0 for a curve that only falls."

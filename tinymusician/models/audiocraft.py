@@ -31,8 +31,9 @@ from transformers import (
 )
 
 from tinymusician.errors import ModelError
+from tinymusician.models.shape import RELEASE
 
-LANGUAGE_MODEL, CODEC = "state_dict.bin", "compression_state_dict.bin"
+LANGUAGE_MODEL, CODEC = RELEASE
 _LONGEST_SECONDS = 30
 _POSITIONS = 2048
 _RENAMED = (
@@ -49,8 +50,9 @@ _RENAMED = (
 
 
 def is_release(folder: Path) -> bool:
-    """Whether a folder is one of audiocraft's releases."""
-    return (folder / LANGUAGE_MODEL).is_file() and (folder / CODEC).is_file()
+    """Whether a folder is one of audiocraft's releases, and nothing else: the hub's folders hold both layouts."""
+    both = (folder / LANGUAGE_MODEL).is_file() and (folder / CODEC).is_file()
+    return both and not (folder / "config.json").is_file()
 
 
 def converted(folder: Path) -> Path:
@@ -107,13 +109,21 @@ def convert(folder: Path, to: Path) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of an exported checkpoint, and the experiment's settings."""
+    package = _package(path)
     try:
-        package = torch.load(path, map_location="cpu", weights_only=True)
         settings = yaml.safe_load(package["xp.cfg"])
         weights: dict[str, Tensor] = package["best_state"]
-    except Exception as error:  # torch raises OSError, KeyError, RuntimeError, UnpicklingError and others
+    except (KeyError, AttributeError, yaml.YAMLError) as error:
         raise ModelError(f"{path}: no exported checkpoint of audiocraft (`best_state` and `xp.cfg` as text)") from error
     return {name: value.float() for name, value in weights.items()}, settings
+
+
+def _package(path: Path) -> dict[str, Any]:
+    try:
+        package: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError and others
+        raise ModelError(f"{path}: no exported checkpoint of audiocraft (PyTorch cannot read it)") from error
+    return package
 
 
 def _check(settings: dict[str, Any], folder: Path) -> None:
@@ -164,7 +174,7 @@ def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
 def _codec(folder: Path) -> Any:
     """The codec: in the release itself, or the one that it names."""
     path = folder / CODEC
-    package = torch.load(path, map_location="cpu", weights_only=True)
+    package = _package(path)
     if "pretrained" in package:
         named = str(package["pretrained"])
         beside = folder / named.rpartition("/")[2]

@@ -44,6 +44,8 @@ class DecoderShape:
         return replace(self, layers=layers)
 
 
+RELEASE = ("state_dict.bin", "compression_state_dict.bin")
+"""The files of an audiocraft release: language model and codec."""
 RELEASED = {
     "facebook/musicgen-small": DecoderShape(24, 1024, 4096),
     "facebook/musicgen-medium": DecoderShape(48, 1536, 6144),

@@ -94,7 +94,9 @@ class Evaluate(Part):
 
     models: tuple[str, ...] = Field((), description="what is judged; none: the newest student of this recipe")
     reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
-    clips: Annotated[int, Field(ge=2)] = Field(200, description="prompts of the reference that every model plays")
+    clips: Annotated[int, Field(ge=2)] = Field(
+        1100, description="prompts of the reference that every model plays; FAD needs more windows than dimensions"
+    )
     seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
     embedding: Embedding = Field(ClapEmbedding(), description="the space of FAD and KAD")
     clap: str = Field(

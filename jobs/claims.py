@@ -1,0 +1,82 @@
+"""What can be told of two models' figures: it holds, it does not, or it cannot be told at this scale.
+
+Distances are of sets, so they differ where their 95 % intervals do not overlap. CLAP scores are of the same captions,
+so they differ where the interval of the paired difference lies on one side of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tinymusician.evaluate.intervals import Interval, difference
+
+Row = dict[str, Any]
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told at this scale"
+
+
+def lower(one: Row, other: Row, name: str) -> str:
+    """Whether a distance of `one` is below that of `other`."""
+    first, second = one[name], other[name]
+    if any(figure is None or figure["low"] is None for figure in (first, second)):
+        return UNKNOWN
+    beside = f"{first['value']:.3f} and {second['value']:.3f}"
+    if first["high"] < second["low"]:
+        return f"{HOLDS} ({beside})"
+    return f"{FAILS if second['high'] < first['low'] else UNKNOWN} ({beside})"
+
+
+def higher(one: Row, other: Row) -> str:
+    """Whether the CLAP score of `one` is above that of `other`, clip by clip."""
+    found = clap_difference(one, other)
+    if found.low is None or found.high is None:
+        return UNKNOWN
+    told = HOLDS if found.low > 0 else FAILS if found.high < 0 else UNKNOWN
+    return f"{told} ({_shown(found)})"
+
+
+def unharmed(told: str) -> str:
+    """What "is not worse" amounts to, of what was told of "is worse": not to find a difference is not to prove none."""
+    verdict, _, beside = told.partition(" (")
+    worse = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: "no difference was found"}[verdict]
+    return f"{worse} ({beside}" if beside else UNKNOWN
+
+
+def near(one: Row, other: Row, share: float) -> str:
+    """Whether the CLAP score of `one` differs from that of `other` by no more than a share of it."""
+    found, most = clap_difference(one, other), share * abs(other["clap"]["score"]["value"] or 0)
+    if found.low is None or found.high is None:
+        return UNKNOWN
+    inside, outside = max(-found.low, found.high) <= most, found.low > most or found.high < -most
+    return f"{HOLDS if inside else FAILS if outside else UNKNOWN} ({_shown(found)}, allowed {most:.3f})"
+
+
+def slower(one: Row, other: Row) -> str:
+    """Whether `one` takes longer to play than `other`, every run of it than every run of the other."""
+    first, second = one["cost"], other["cost"]
+    ratio = f"{first['real_time_factor'] / second['real_time_factor']:.2f} of its time"
+    if first["lowest"] > second["highest"]:
+        return f"{HOLDS} ({ratio})"
+    return f"{FAILS if first['highest'] < second['lowest'] else UNKNOWN} ({ratio})"
+
+
+def rising(rows: Sequence[Row]) -> str:
+    """Whether the CLAP score rises from each to the next."""
+    steps = [higher(after, before).partition(" (")[0] for before, after in pairwise(rows)]
+    values = ", ".join(f"{row['clap']['score']['value']:.3f}" for row in rows)
+    told = FAILS if FAILS in steps else UNKNOWN if UNKNOWN in steps else HOLDS
+    return f"{told} ({values})"
+
+
+def clap_difference(one: Row, other: Row) -> Interval:
+    """The mean difference of the scores of clips that both have; no interval if there are fewer than two."""
+    first, second = (np.array(row["clap_by_clip"], np.float64) for row in (one, other))
+    both = np.isfinite(first) & np.isfinite(second)
+    return difference(first[both], second[both]) if both.sum() > 1 else Interval(float("nan"))
+
+
+def _shown(found: Interval) -> str:
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

@@ -1,0 +1,33 @@
+"""A report's figures of a model of which nothing can be heard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from jobs.verdict import Heard, compared, less
+from tinymusician.evaluate.vectors import Vectors
+from tinymusician.recipe import Evaluate
+
+
+def test_a_model_that_plays_no_numbers_is_told_and_not_fatal() -> None:
+    random = np.random.default_rng(0)
+    places, vectors = np.arange(30), Vectors.of(list(random.normal(size=(30, 2, 4))))
+    classes = {"key": random.dirichlet(np.ones(3), 30)}
+    real = Heard(places, vectors, vectors, classes, None, Counter())
+    nothing = Vectors(np.zeros((0, 4)), np.zeros(0, np.int64))
+    own = Heard(places[:0], nothing, nothing, {"key": classes["key"][:0]}, None, Counter())
+    evaluation: Any = SimpleNamespace(asked=Evaluate(clips=30, resamples=20))
+    found = compared(evaluation, own, real, random.normal(size=(30, 4)))
+    assert found["clips"] == 0
+    assert found["fad"] is found["fad_infinity"] is found["kad"] is None
+    assert np.isnan(found["clap"]["score"].value)
+    assert found["labels"] == {}
+    assert "not one of its clips is sound, see the degenerate ones" in found["notes"]
+    assert less(np.full(30, np.nan), np.ones(30), 0) is None
+    sound = compared(evaluation, real, real, random.normal(size=(30, 4)))
+    assert sound["fad"].value < 1e-9
+    assert sound["labels"]["key"]["agreement"].value == 1
