@@ -1,9 +1,10 @@
-"""`tmctl artifacts`: what the store holds, whether it is whole, and how to take it out."""
+"""`tmctl artifacts`: what the store holds, whether it is whole, how it is released, and how to take it out."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,21 @@ import typer
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.address import open_store
-from tinymusician.errors import Corrupt
+from tinymusician.artifacts.keys import keys_folder
+from tinymusician.artifacts.manifest import FileEntry
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.release import Release, ReleasedFile, split_reference
+from tinymusician.errors import Corrupt, NotFound
+from tinymusician.recipe import Publish, load_recipe, parse_recipe
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look at the artifacts in the store.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Look at the artifacts in the store, and release them."
+)
 Reference = Annotated[str, typer.Argument(metavar="REF", help="NAME (the newest) or NAME@sha256:DIGEST.")]
+ReleaseName = Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="A release, such as band-bundle@candidate.")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="Whose gates and days count.", show_default="the artifact's own")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest(s) as JSON.")]
 
 
@@ -60,14 +72,185 @@ def verify(reference: Reference) -> None:
     print(f"artifact {found.reference}: {len(found.files)} files, {found.size} bytes, all as their digests say")
 
 
-def pull(
-    reference: Reference, to: Annotated[Path, typer.Option("--to", help="The folder to write into; made if missing.")]
+@app.command()
+def publish(
+    reference: Reference,
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="RUN", help="The `evaluate` run that judged it and its baseline.")
+    ] = None,
+    recipe: RecipeName = None,
+    json: Json = False,
 ) -> None:
-    """Write an artifact's files into a folder, each checked against its digest.
+    """Sign an artifact as the newest release of the recipe's alias (`candidate`).
 
-    Example: `tmctl pull band --to my-student`
+    Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
     """
+    from jobs.releasing import evaluated
+    from jobs.releasing import publish as signed
+
     store = open_store()
     found = manifests.find(store, reference)
-    manifests.fetch(store, found, to, lambda path: print(path, file=sys.stderr))
-    print(to)
+    asked = asked_of(recipe, found.reference)
+    judged = evaluated(store, evaluation, found.reference, asked.baseline) if evaluation else None
+    _tell(signed(registry(), found, judged, asked), json)
+
+
+@app.command()
+def promote(
+    release: ReleaseName,
+    to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias that is to point at it.")] = "stable",
+    override: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Promote although a gate failed; the reason is kept and signed."),
+    ] = None,
+    recipe: RecipeName = None,
+    json: Json = False,
+) -> None:
+    """Let an alias point at what another one points at, if its evaluation passes the recipe's gates.
+
+    Example: `tmctl artifacts promote band-bundle@candidate --to stable`
+    """
+    from jobs.releasing import promote as moved
+
+    source = registry().newest(*split_reference(release))
+    _tell(moved(registry(), source, to, asked_of(recipe, source.artifact), override), json)
+
+
+@app.command()
+def rollback(
+    release: ReleaseName,
+    version: Annotated[int, typer.Option("--to", metavar="VERSION", help="Whose files count again.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept and signed.")],
+    json: Json = False,
+) -> None:
+    """Release old files again as a new version: a device never goes back to an old one.
+
+    Example: `tmctl artifacts rollback band-bundle@stable --to 3 --reason "version 4 hisses"`
+    """
+    name, alias = split_reference(release)
+    found = {one.version: one for one in registry().history(name, alias)}
+    if version not in found:
+        raise NotFound(f"--to {version}: {release} has versions {', '.join(map(str, found)) or 'none'}")
+    _tell(registry().move(found[version], alias, {"rolled_back_to": version, "reason": reason}), json)
+
+
+@app.command()
+def renew(json: Json = False) -> None:
+    """Sign what every alias points at anew, before it expires; after `tmctl keys rotate` was interrupted, too."""
+    for one in registry().renew():
+        _tell(one, json)
+
+
+@app.command()
+def history(release: ReleaseName, json: Json = False) -> None:
+    """List every version of an alias: when, what, and why."""
+    found = registry().history(*split_reference(release))
+    rows = [
+        [str(r.version), f"{r.created:%Y-%m-%d %H:%M}", f"{r.expires:%Y-%m-%d}", _short(r.artifact), why(r)]
+        for r in found
+    ]
+    text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "WHY"], rows) if rows else "no versions yet"
+    emit([one.model_dump(mode="json") for one in found], json, text)
+
+
+@app.command()
+def aliases(json: Json = False) -> None:
+    """List all aliases with what they point at."""
+    found = [registry().newest(*one) for one in registry().aliases()]
+    rows = [
+        [r.reference, str(r.version), _short(r.artifact), f"{r.size / 1e6:.1f} MB", f"{r.expires:%Y-%m-%d}"]
+        for r in found
+    ]
+    text = table(["ALIAS", "VERSION", "ARTIFACT", "SIZE", "EXPIRES"], rows) if rows else "no aliases yet"
+    emit([one.model_dump(mode="json") for one in found], json, text)
+
+
+@app.command()
+def diff(first: Reference, second: Reference, json: Json = False) -> None:
+    """Compare two artifacts or aliases: which files differ, and what a device that has the first would load.
+
+    Example: `tmctl artifacts diff band-bundle@stable band-bundle@candidate`
+    """
+    old, new = ({file.path: file for file in files_of(name)} for name in (first, second))
+    there = {file.sha256 for file in old.values()}
+    rows, load = [], {}
+    for path in sorted(old.keys() | new.keys()):
+        before, after = old.get(path), new.get(path)
+        if before is not None and after is not None and before.sha256 == after.sha256:
+            state = "same"
+        else:
+            state = "new" if before is None else "gone" if after is None else "changed"
+        if after is not None and after.sha256 not in there:
+            load[after.sha256] = after.size
+        rows.append([path, state, f"{before.size if before else 0}", f"{after.size if after else 0}"])
+    facts = {"files": {row[0]: row[1] for row in rows}, "to_load": sum(load.values())}
+    text = f"{table(['FILE', 'STATE', 'BYTES', 'BYTES THEN'], rows)}\nto load: {sum(load.values()) / 1e6:.2f} MB"
+    emit(facts, json, text)
+
+
+@app.command()
+def lineage(
+    reference: Reference,
+    picture: Annotated[bool, typer.Option("--dot", help="Print a picture for Graphviz (`| dot -Tsvg`).")] = False,
+    json: Json = False,
+) -> None:
+    """Show what an artifact was made of, back to the first teacher, and what was made of it.
+
+    Example: `tmctl artifacts lineage band-bundle --dot | dot -Tsvg > lineage.svg`
+    """
+    from dataclasses import asdict
+
+    from tinymusician.artifacts.lineage import backward, dot, forward, links
+
+    store = open_store()
+    name = manifests.find(store, reference).reference
+    every = links(manifests.list_manifests(store, warn))
+    back, on = backward(name, every), forward(name, every)
+    if picture:
+        print(dot(name, [*back, *on]))
+        return
+    rows = [["made of", _short(one.origin), _short(one.made), one.how] for one in back]
+    rows += [["became", _short(one.origin), _short(one.made), one.how] for one in on]
+    facts = {"artifact": name, "made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
+    emit(facts, json, table(["", "FROM", "TO", "HOW"], rows) if rows else f"{_short(name)}: came from outside")
+
+
+def registry() -> Registry:
+    """The store's releases, with the keys of this machine."""
+    return Registry(open_store(), keys_folder())
+
+
+def asked_of(recipe: str | None, artifact: str) -> Publish:
+    """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
+    if recipe is not None:
+        return load_recipe(recipe).publish
+    made = manifests.find(open_store(), artifact)
+    return parse_recipe(made.recipe, made.name).publish
+
+
+def files_of(reference: str) -> Sequence[FileEntry | ReleasedFile]:
+    """The files of an artifact, or of what an alias points at."""
+    if "@" in reference and "@sha256:" not in reference:
+        return registry().newest(*split_reference(reference)).files
+    return manifests.find(open_store(), reference).files
+
+
+def why(release: Release) -> str:
+    """What a release says of how it came about."""
+    about = release.about
+    if about.get("overridden"):
+        return f"{about.get('promoted_from')}, although gates failed: {about['overridden']}"
+    if "rolled_back_to" in about:
+        return f"back to version {about['rolled_back_to']}: {about.get('reason')}"
+    return str(about.get("promoted_from") or "")
+
+
+def _tell(release: Release, as_json: bool) -> None:
+    what = f"version {release.version} is {_short(release.artifact)}"
+    text = f"{release.reference}: {what}, until {release.expires:%Y-%m-%d}"
+    emit(release.model_dump(mode="json"), as_json, text)
+
+
+def _short(reference: str) -> str:
+    name, at, digest = reference.partition("@sha256:")
+    return f"{name}@sha256:{digest[:8]}" if at else name

@@ -81,9 +81,12 @@ def generate(
 
 
 def located(model: str) -> Path:
-    """The folder of a bundle: the one that is named, or the store's artifact of that name, fetched once."""
+    """The folder of a bundle: the one that is named, what `tmctl pull` installed there, or the store's artifact."""
     if Path(model).is_dir():
-        return Path(model)
+        from tinymusician.artifacts.installation import Installation
+
+        installed = Installation(Path(model)).usable()
+        return installed[1] if installed else Path(model)
     from platformdirs import user_cache_path
 
     from tinymusician.artifacts.address import open_store

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import artifacts, generate, recipes, runs, submit
+from jobs.cli import artifacts, generate, keys, pull, recipes, runs, submit
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(
@@ -24,8 +24,9 @@ app = typer.Typer(
 app.add_typer(submit.app, name="submit")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(keys.app, name="keys")
 runs.add_to(app)
-app.command()(artifacts.pull)
+app.command()(pull.pull)
 app.command()(generate.generate)
 
 EXTRAS = {"boto3": "s3", "ray": "cluster", "torch": "cluster", "transformers": "cluster", "safetensors": "cluster"}

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, Answer, Busy, Source
 from tinymusician.errors import Corrupt, NotFound, StoreError
 
-_ROUNDS = 5
+_TRIES, _MOST_TRIES = 5, 50
+"""How often a source is asked in vain before it is given up, and how often at all."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _SLOWEST, _PATIENCE = 1000, 30.0
 """Bytes a second, over so many seconds, below which a mirror counts as busy."""
@@ -47,8 +49,8 @@ class Pace:
 def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Told, pace: Pace) -> Path:
     """The place of a file below `folder`, brought there if it is not there yet.
 
-    Every source is asked several times, with pauses that double; one that has other bytes is asked once more, and then
-    left out.
+    Sources are asked in turn, with pauses that double while nothing arrives; one that has other bytes is asked once
+    more, and then left out.
 
     Raises:
         StoreError: no source has it now; what has arrived is kept.
@@ -61,32 +63,35 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
         place.unlink()  # damaged on this device
     for directory in (place.parent, part.parent):
         directory.mkdir(parents=True, exist_ok=True)
-    left, wrong = list(sources), [0] * len(sources)
-    errors: list[StoreError] = []
-    for number in range(_ROUNDS * len(sources)):
-        source = left[number % len(left)]
+    left, wrong, errors = list(sources), Counter[str](), list[StoreError]()
+    fruitless = 0
+    for number in range(_MOST_TRIES * len(sources)):
+        source, before = left[number % len(left)], _size(part)
         try:
             found = _continue(source, file, part, told, pace)
             _settle(part, found, place, file, source.url, told)
             return place
-        except (Busy, NotFound, Corrupt, StoreError) as error:
+        except StoreError as error:
             errors.append(error)
-            final = not isinstance(error, Busy)
-            wrong[sources.index(source)] += 1 if final else 0
-            if final and wrong[sources.index(source)] > 1:
-                left.remove(source)
-            if not left:
+            fruitless = 0 if _size(part) > before else fruitless + 1
+            wrong[source.url] += not isinstance(error, Busy)
+            left = [one for one in left if wrong[one.url] < 2]
+            if not left or fruitless >= _TRIES * len(left):
                 break
-            if number % len(sources) == len(sources) - 1:
+            if fruitless and fruitless % len(left) == 0:
                 asked = error.wait if isinstance(error, Busy) else 0.0
-                time.sleep(min(_LONGEST_WAIT, max(asked, _FIRST_WAIT * 2 ** (number // len(sources)))))
+                time.sleep(min(_LONGEST_WAIT, max(asked, _FIRST_WAIT * 2 ** (fruitless // len(left) - 1))))
     raise _worst(errors, file)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: Pace) -> str:
     """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256."""
     tag_file = part.with_name(f"{part.name}.tag")
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     if have > file.size:
         part.unlink()
         told(-have)
@@ -111,6 +116,7 @@ def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace:
         got += len(chunk)
         if answer.start + got > file.size:
             out.truncate(0)
+            told(len(chunk) - answer.start - got)
             raise Corrupt(f"{url}: sends more than the {file.size} bytes of {file.path}")
         out.write(chunk)
         seen.update(chunk)

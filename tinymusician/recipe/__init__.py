@@ -16,6 +16,7 @@ from tinymusician.recipe.distillation import (
 )
 from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
 from tinymusician.recipe.pretraining import Pretraining
+from tinymusician.recipe.release import Publish, ReleaseGates
 from tinymusician.recipe.whole import Recipe, load_recipe, parse_recipe, recipe_names
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "PlainObjective",
     "Precision",
     "Pretraining",
+    "Publish",
     "Quantize",
     "Recipe",
+    "ReleaseGates",
     "StageMixed",
     "SteppedBiKL",
     "Teacher",

@@ -25,6 +25,7 @@ from tinymusician.recipe.distillation import (
 from tinymusician.recipe.evaluation import Evaluate, Sweep
 from tinymusician.recipe.part import Part
 from tinymusician.recipe.pretraining import Pretraining
+from tinymusician.recipe.release import Publish
 
 
 class Recipe(Part):
@@ -42,6 +43,7 @@ class Recipe(Part):
     quantize: Quantize = Quantize()
     evaluate: Evaluate = Evaluate()
     sweep: Sweep = Sweep()
+    publish: Publish = Publish()
     pretrain: Pretraining | None = None
 
 

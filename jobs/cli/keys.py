@@ -1,0 +1,66 @@
+"""`tmctl keys`: the keys that sign releases, and which of them devices trust."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.cli.output import emit
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.keys import key_id, keys_folder
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.trust import Root
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Make and replace the keys that sign releases.\n\n"
+    "The root key says which key signs releases; devices carry its public half. Keep it offline: only `create` "
+    "and `rotate` need it. `TMCTL_KEYS` names the folder of private keys; they never leave it.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def registry() -> Registry:
+    """The store's releases, with the keys of this machine."""
+    return Registry(open_store(), keys_folder())
+
+
+@app.command()
+def create(json: Json = False) -> None:
+    """Make both keys, and publish which they are.
+
+    Example: `TMCTL_STORE=s3://music/band tmctl keys create`
+    """
+    _say(registry().create(), json)
+
+
+@app.command()
+def show(json: Json = False) -> None:
+    """Show which keys devices trust now. The root key is what an app is built with."""
+    _say(registry().roots()[-1], json)
+
+
+@app.command()
+def rotate(
+    root: Annotated[bool, typer.Option("--root", help="Replace the root key; devices follow by themselves.")] = False,
+    revoke: Annotated[
+        bool, typer.Option("--revoke", help="Others may have had the old key: sign nothing anew that it signed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Replace the release key (or the root key) by a new one, and sign what is newest anew.
+
+    What the old release key signed counts for nothing from then on. After `--revoke` look at what is good, and promote
+    that again.
+    """
+    role: Literal["root", "release"] = "root" if root else "release"
+    _say(registry().rotate(role, revoke), json)
+
+
+def _say(root: Root, as_json: bool) -> None:
+    lines = [f"root document {root.version}, of {root.created:%Y-%m-%d}, until {root.expires:%Y-%m-%d}"]
+    for role, publics in (("root", root.root), ("release", root.release)):
+        lines += [f"{role} key {public} ({key_id(public)[:12]})" for public in publics]
+    emit({**root.model_dump(mode="json"), "folder": str(keys_folder())}, as_json, "\n".join(lines))

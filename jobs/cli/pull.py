@@ -1,0 +1,109 @@
+"""`tmctl pull`: what an app does on a device, on the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit
+from tinymusician.artifacts.installation import Version
+from tinymusician.artifacts.manifest import fetch, find
+from tinymusician.artifacts.pull import Client, Offer
+from tinymusician.artifacts.sources import open_source
+from tinymusician.artifacts.store import Store
+from tinymusician.artifacts.transfer import Pace
+
+ROOT_VARIABLE = "TMCTL_ROOT_KEY"
+_SHOWN_SECONDS = 0.5
+
+
+def pull(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF", help="A release (band-bundle@stable); or an artifact, NAME or NAME@sha256:DIGEST."
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The device's folder, or the artifact's; made if missing.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="URL",
+            help="Where the store is (https, file, s3); several are mirrors.",
+            show_default="store",
+        ),
+    ] = None,
+    root_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX", envvar=ROOT_VARIABLE, help="The publisher's public root key; asked the first time."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only tell whether there is something new.")] = False,
+    limit: Annotated[float, typer.Option(min=0, metavar="KB/S", help="Bandwidth at most.", show_default="none")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Bring a release to a folder: checked against its signature, resumed where it was cut off, switched in one step.
+
+    Only what changed is loaded. Whatever fails, the version that is there stays. `tmctl generate --model FOLDER` plays
+    from it. An artifact that was never released comes straight out of the store, each file checked against its digest.
+
+    Examples:
+    - `tmctl pull band-bundle@stable --to phone --root-key $(tmctl keys show --json | jq -r .root[0])`
+
+    - `tmctl pull band-bundle@stable --to phone --from https://music.example/store --check`
+
+    - `tmctl pull band --to my-student`
+    """
+    from tinymusician.artifacts.address import open_store
+
+    if "@" not in reference or "@sha256:" in reference:
+        _take(open_store(), reference, to)
+        return
+    urls = source or [open_store().url]
+    client = Client(reference, to, [open_source(url) for url in urls], root_key)
+    if check:
+        _tell_offer(client.check(), json)
+        return
+    version = client.pull(_Progress(), Pace(limit * 1000))
+    _tell_version(version, to, json)
+
+
+def _take(store: Store, reference: str, to: Path) -> None:
+    found = find(store, reference)
+    fetch(store, found, to, lambda path: print(path, file=sys.stderr))
+    print(to)
+
+
+class _Progress:
+    """A line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def __call__(self, path: str, done: int, size: int) -> None:
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if done < size and now - self._shown < (_SHOWN_SECONDS if terminal else 20 * _SHOWN_SECONDS):
+            return
+        self._shown = now
+        line = f"{done / 1e6:8.1f} of {size / 1e6:.1f} MB  {path}"
+        print(f"\r{line:<70}" if terminal else line, end="" if terminal and done < size else "\n", file=sys.stderr)
+
+
+def _tell_offer(offer: Offer, as_json: bool) -> None:
+    release = offer.version.release
+    facts = {"new": offer.is_new, "version": release.version, "artifact": release.artifact, "to_load": offer.missing}
+    news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to load"
+    emit(facts, as_json, f"{release.reference}: {news if offer.is_new else f'version {release.version} is installed'}")
+
+
+def _tell_version(version: Version, to: Path, as_json: bool) -> None:
+    release, place = version.release, to / version.folder
+    facts = {"version": release.version, "artifact": release.artifact, "folder": os.fspath(place)}
+    emit(facts, as_json, f"{release.reference}: version {release.version}, {release.licence}\n{place}")

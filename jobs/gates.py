@@ -1,0 +1,60 @@
+"""What a release must keep of its baseline before an alias may point at it.
+
+The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tinymusician.recipe import ReleaseGates
+
+
+class Finding(NamedTuple):
+    """What came of a gate."""
+
+    gate: str
+    passed: bool
+    said: str
+
+
+def findings(own: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGates) -> list[Finding]:
+    """Every gate on an evaluation's figures of a bundle and of its baseline. A figure that is not there passes none."""
+    return [
+        _at_least("clap", _value(own, "clap"), _value(baseline, "clap"), gates.clap),
+        _at_most("fad", _value(own, "fad"), _value(baseline, "fad"), 1 + gates.fad),
+        _at_most("size", _value(own, "bytes"), _value(baseline, "bytes"), gates.size),
+        _degenerate(own.get("degenerate"), gates.degenerate),
+    ]
+
+
+def refusal(found: list[Finding]) -> str:
+    """Which gates failed, in one line; empty if none did."""
+    return "; ".join(f"{one.gate}: {one.said}" for one in found if not one.passed)
+
+
+def _value(figures: dict[str, Any], name: str) -> float | None:
+    found = figures.get(name)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _at_least(gate: str, own: float | None, base: float | None, share: float) -> Finding:
+    if own is None or not base:
+        return Finding(gate, False, "was not measured")
+    return Finding(
+        gate, own >= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at least {share:g}"
+    )
+
+
+def _at_most(gate: str, own: float | None, base: float | None, share: float) -> Finding:
+    if own is None or not base:
+        return Finding(gate, False, "was not measured")
+    return Finding(
+        gate, own <= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at most {share:g}"
+    )
+
+
+def _degenerate(found: Any, most: int) -> Finding:
+    if not isinstance(found, int):
+        return Finding("degenerate", False, "was not measured")
+    return Finding("degenerate", found <= most, f"{found} clips; at most {most}")

@@ -1,0 +1,70 @@
+"""What `tmctl artifacts` and the pipeline do to release a bundle: evaluation, gates, signature."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.evaluation import label
+from jobs.gates import findings, refusal
+from tinymusician.artifacts.lineage import attestation
+from tinymusician.artifacts.manifest import Manifest
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.release import Release
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import NotFound, Refused
+from tinymusician.recipe import Publish
+
+_KEPT = ("fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor")
+
+
+def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
+    """An evaluation's figures of an artifact and of its baseline.
+
+    Raises:
+        NotFound: the run did not judge both.
+    """
+    models = RunFolder(store, run).status().metrics
+    for name, wanted in (("it", reference), ("its baseline", baseline)):
+        if label(wanted) not in models:
+            judged = ", ".join(models) or "nothing"
+            raise NotFound(f"run {run!r}: has not judged {name}, {label(wanted)}; it has judged {judged}")
+    own, base = ({key: models[label(one)].get(key) for key in _KEPT} for one in (reference, baseline))
+    return {"run": run, "own": own, "baseline": {"model": baseline, **base}}
+
+
+def publish(registry: Registry, manifest: Manifest, evaluation: dict[str, Any] | None, asked: Publish) -> Release:
+    """Sign an artifact as the newest release of the recipe's alias, with what is known of it."""
+    about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": _plain(manifest.metrics)}
+    if evaluation is not None:
+        about["evaluation"] = evaluation
+    return registry.release(manifest, asked.alias, about, asked.days)
+
+
+def promote(registry: Registry, source: Release, alias: str, asked: Publish, reason: str | None) -> Release:
+    """Let an alias point at what another one points at, if its evaluation passes the gates or somebody says why.
+
+    Raises:
+        Refused: it does not pass, and no reason is given.
+    """
+    evaluation = source.about.get("evaluation")
+    found = findings(evaluation["own"], evaluation["baseline"], asked.gates) if evaluation else []
+    failed = refusal(found) if evaluation else "evaluation: it has none"
+    if failed and not reason:
+        raise Refused(
+            f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "
+            f"does it all the same, and is kept"
+        )
+    told: dict[str, Any] = {
+        "promoted_from": f"{source.reference}, version {source.version}",
+        "gates": [one._asdict() for one in found],
+        "overridden": reason if failed else None,
+    }
+    return registry.move(source, alias, told, asked.days)
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Figures as a signed document can hold them: finite ones."""
+    found: dict[str, Any] = json.loads(json.dumps(metrics, default=str), parse_constant=lambda _: None)
+    return found

@@ -1,0 +1,113 @@
+"""kill -9 at random moments of publishing and of pulling: a device always plays something whole, and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tinymusician.artifacts.installation import Installation
+from tinymusician.artifacts.keys import keys_folder
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.sources import FolderSource
+from tinymusician.artifacts.store import LocalStore
+
+pytestmark = pytest.mark.slow
+
+KILLS = 24
+SIZES = {"decoder.onnx": 12_000_000, "codec.onnx": 3_000_000, "text/encoder.onnx": 2_000_000, "config.json": 700}
+PUBLISH = """
+import sys
+from pathlib import Path
+import numpy as np
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.keys import keys_folder
+from tinymusician.artifacts.store import LocalStore
+home, number = Path(sys.argv[1]), int(sys.argv[2])
+folder, store = home / f"made-{number}", LocalStore(home / "store")
+for name, size in eval(sys.argv[3]).items():
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.random.default_rng(number if "decoder" in name else 0).bytes(size))
+print("ready", flush=True)
+facts = {"recipe": {}, "lineage": {"number": number}, "metrics": {}, "licence": "Apache-2.0"}
+manifest = publish(store, folder, name="band", kind="bundle", **facts)
+Registry(store, keys_folder()).release(manifest, "stable", {"number": number})
+"""
+PULL = """
+import sys
+from pathlib import Path
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.sources import FolderSource
+home = Path(sys.argv[1])
+client = Client("band@stable", home / "device", [FolderSource(home / "store")], sys.argv[2])
+print("ready", flush=True)
+client.pull()
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMCTL_KEYS", str(tmp_path / "keys"))
+    return tmp_path
+
+
+def killed(script: str, *words: str, after: float | None) -> float:
+    """Run a script, and kill it so many seconds after it is ready; returns how long it ran."""
+    process = subprocess.Popen([sys.executable, "-c", script, *words], stdout=subprocess.PIPE, env=os.environ)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    began = time.monotonic()
+    if after is not None:
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode in ((0,) if after is None else (0, -signal.SIGKILL))
+    return time.monotonic() - began
+
+
+def plays(home: Path) -> int | None:
+    """The version that the device plays from, every byte of it looked at."""
+    found = Installation(home / "device").usable()
+    if found is None:
+        return None
+    version, folder = found
+    for file in version.release.files:
+        assert hashlib.sha256((folder / file.path).read_bytes()).hexdigest() == file.sha256
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == len(version.release.files)
+    return version.release.version
+
+
+def test_killed_publishers_and_devices(home: Path) -> None:
+    chance, store = random.Random(0), LocalStore(home / "store")
+    registry = Registry(store, keys_folder())
+    pinned = registry.create().root[0]
+    publishing = killed(PUBLISH, str(home), "0", repr(SIZES), after=None)
+    pulling = killed(PULL, str(home), pinned, after=None)
+    last = plays(home)
+    assert last == 1
+    for number in range(1, KILLS + 1):
+        killed(PUBLISH, str(home), str(number), repr(SIZES), after=chance.uniform(0, publishing))
+        newest = registry.history("band", "stable")[-1]
+        for file in newest.files:
+            assert hashlib.sha256(store.get(f"blobs/sha256/{file.sha256}")).hexdigest() == file.sha256
+        killed(PULL, str(home), pinned, after=chance.uniform(0, pulling))
+        now = plays(home)
+        assert now is not None
+        assert now >= last, "a device never goes back"
+        last = now
+    registry.renew()
+    version = Client("band@stable", home / "device", [FolderSource(home / "store")]).pull()
+    assert plays(home) == version.release.version == registry.history("band", "stable")[-1].version
+    assert not list((home / "device" / "partial").iterdir())

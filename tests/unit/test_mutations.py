@@ -1,0 +1,109 @@
+"""Ten thousand changed releases: each is refused with a reason, or says what it said before."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinymusician.artifacts.envelope import canonical, seal
+from tinymusician.artifacts.keys import key_id, public_hex
+from tinymusician.artifacts.release import KIND, Release, read_release
+from tinymusician.errors import Refused
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+TRUSTED = {key_id(public_hex(KEY)): public_hex(KEY)}
+MOMENT = datetime(2030, 1, 1, tzinfo=UTC).isoformat().replace("+00:00", "Z")
+CONTENT: dict[str, Any] = {
+    "name": "band", "alias": "stable", "version": 7, "created": MOMENT, "expires": MOMENT, "artifact": "band@sha256:00",
+    "kind": "bundle", "licence": "Apache-2.0", "about": {"metrics": {"kl": 0.5}},
+    "files": [{"path": f"graphs/{n}.onnx", "size": n, "sha256": f"{n:064x}"} for n in range(3)],
+}  # fmt: skip
+GOOD = seal(KIND, CONTENT, [KEY])
+WANTED = read_release(GOOD, "band@stable", TRUSTED)
+FIELDS = [(name,) for name in CONTENT] + [("files", n, key) for n in range(3) for key in ("path", "size", "sha256")]
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 1 << 70), st.floats(allow_nan=False, allow_infinity=False), st.text(),
+    st.sampled_from(["../x", "/etc/passwd", "a/../../b", "C:\\x", "candidate", "a" * 5000, "\u0000", "..", MOMENT]),
+    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+EDITS = st.lists(
+    st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from("xdi"), st.integers(0, 255)), min_size=1, max_size=6
+)
+MANY = settings(max_examples=5000, deadline=None, derandomize=True, database=None)
+
+
+def outcome(data: bytes) -> Release | None:
+    """The release; None if it is refused. Any other error fails the test."""
+    try:
+        return read_release(data, "band@stable", TRUSTED)
+    except Refused:
+        return None
+
+
+@MANY
+@given(EDITS)
+def test_changed_bytes(edits: list[tuple[int, str, int]]) -> None:
+    data = bytearray(GOOD)
+    for place, kind, value in edits:
+        place = min(place, len(data) - 1)
+        if kind == "x":
+            data[place] ^= value
+        elif kind == "d":
+            del data[place : place + 1 + value]
+        else:
+            data[place:place] = bytes([value])
+        if not data:
+            break
+    assert outcome(bytes(data)) in (None, WANTED)
+
+
+def changed(field: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(CONTENT))
+    place: Any = content
+    for key in field[:-1]:
+        place = place[key]
+    place[field[-1]] = value
+    return content
+
+
+@MANY
+@given(st.sampled_from(FIELDS), VALUES)
+def test_changed_fields(field: tuple[Any, ...], value: Any) -> None:
+    """Without the key nothing of it counts; with it, only what is a release, and stays in its folder."""
+    content = changed(field, value)
+    envelope = json.loads(GOOD)
+    envelope["payload"] = base64.b64encode(canonical(content)).decode()
+    unsigned = outcome(json.dumps(envelope).encode())
+    assert unsigned in (None, WANTED)
+    assert unsigned is None or content == CONTENT
+    signed = outcome(seal(KIND, content, [KEY]))
+    if signed is not None:
+        assert signed.reference == "band@stable"
+        for file in signed.files:
+            assert not file.path.startswith("/")
+            assert ".." not in file.path.split("/")
+            assert "\\" not in file.path
+            assert file.size >= 0
+
+
+@pytest.mark.parametrize("name", ["payload", "payloadType", "signatures"])
+def test_a_key_that_stands_twice(name: str) -> None:
+    """JSON that says one thing twice means different things to different readers."""
+    content = json.loads(GOOD)
+    text = GOOD.decode()
+    assert outcome(text.replace("{", f'{{"{name}":{json.dumps(content[name])},', 1).encode()) in (None, WANTED)
+    twice = canonical(CONTENT).replace(b'"version":7', b'"version":1,"version":7')
+    from tinymusician.artifacts.envelope import encoded
+
+    signature = base64.b64encode(KEY.sign(encoded(KIND, twice))).decode()
+    envelope = {**content, "payload": base64.b64encode(twice).decode()}
+    envelope["signatures"] = [{"keyid": next(iter(TRUSTED)), "sig": signature}]
+    with pytest.raises(Refused, match="not canonical"):
+        read_release(json.dumps(envelope).encode(), "band@stable", TRUSTED)

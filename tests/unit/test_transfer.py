@@ -1,0 +1,198 @@
+"""Bringing files over HTTP from servers that fail in every way there is a name for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.misbehaving import (
+    Fault,
+    Misbehaving,
+    hang_up,
+    misbehaving,
+    no_ranges,
+    redirect,
+    redirect_for_ever,
+    refuse,
+    slowly,
+    too_many,
+    truncate,
+    wrong_bytes,
+    wrong_range,
+)
+from tinymusician.artifacts import transfer
+from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.release import ReleasedFile
+from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, open_source
+from tinymusician.artifacts.transfer import Pace, bring
+from tinymusician.errors import Corrupt, NotFound, StoreError
+
+SIZE = 2_000_000
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_FIRST_WAIT", 0.001)
+
+
+@pytest.fixture
+def data() -> bytes:
+    return np.random.default_rng(0).bytes(SIZE)
+
+
+@pytest.fixture
+def file(data: bytes) -> ReleasedFile:
+    return ReleasedFile(path="decoder.onnx", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture
+def server(tmp_path: Path, data: bytes, file: ReleasedFile) -> Iterator[Misbehaving]:
+    path = tmp_path / "store" / blob_key(file.sha256)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    with misbehaving(tmp_path / "store") as found:
+        yield found
+
+
+def bring_to(folder: Path, server: Misbehaving, file: ReleasedFile) -> tuple[Path, int]:
+    """The file's place, and the sum of all that was told."""
+    told = [0]
+    place = bring([HttpSource(server.url)], file, folder, lambda size: told.append(size), Pace())
+    return place, sum(told)
+
+
+FAULTS: dict[str, list[Fault]] = {
+    "500": [refuse(500)],
+    "503 with a time": [refuse(503, Retry_After="0")],
+    "403, as of a presigned address that is too old": [redirect, refuse(403)],
+    "429": [refuse(429)],
+    "truncated": [truncate(0.5)],
+    "truncated, and again": [truncate(0.3), truncate(0.5), truncate(0.9)],
+    "wrong bytes": [wrong_bytes],
+    "too many bytes": [too_many],
+    "truncated, then another range": [truncate(0.5), wrong_range],
+    "truncated, then the whole for a range": [truncate(0.5), no_ranges],
+    "truncated, then 416": [truncate(0.5), refuse(416)],
+    "redirected": [redirect],
+    "hung up": [hang_up],
+    "slow": [slowly(0.2)],
+    "everything": [
+        hang_up,
+        refuse(500),
+        truncate(0.5),
+        refuse(503),
+        wrong_range,
+        truncate(0.9),
+        refuse(416),
+        truncate(0.1),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_it_arrives_all_the_same(
+    name: str, tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+) -> None:
+    server.faults = list(FAULTS[name])
+    place, told = bring_to(tmp_path / "device", server, file)
+    assert place.read_bytes() == data
+    assert told == SIZE, "what had to be fetched again was taken back"
+    assert not server.faults
+    assert not list((tmp_path / "device" / "partial").iterdir())
+
+
+def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+    server.faults = [truncate(0.5)]
+    bring_to(tmp_path / "device", server, file)
+    (_, first), (_, second) = server.asked
+    assert first == 0
+    assert SIZE // 2 - CHUNK < second <= SIZE // 2, "less than a chunk is lost"
+
+
+def test_another_mirror_goes_on_where_the_first_stopped(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+) -> None:
+    with misbehaving(server.root) as other:
+        server.faults = [truncate(0.25)] + [refuse(500)] * 99
+        sources = [HttpSource(server.url), HttpSource(other.url)]
+        place = bring(sources, file, tmp_path / "device", lambda size: None, Pace())
+        assert place.read_bytes() == data
+        assert SIZE // 4 - CHUNK < other.asked[0][1] <= SIZE // 4
+
+
+def test_a_mirror_with_other_bytes_is_left_out(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+) -> None:
+    server.faults = [wrong_bytes] * 99
+    sources = [HttpSource(server.url), FolderSource(server.root)]
+    assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+    with pytest.raises(Corrupt, match=r"decoder\.onnx has SHA-256 .*…; the release says"):
+        bring_to(tmp_path / "other", server, file)
+    assert not (tmp_path / "other" / "blobs" / file.sha256).exists()
+
+
+def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+    """Every failure that lasts ends, and says what it was; what had arrived is kept for the next time."""
+    missing = file.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(NotFound, match="nothing under 'blobs/sha256/0000"):
+        bring_to(tmp_path / "device", server, missing)
+    for fault, message in (
+        (refuse(500), "answers 500 for"),
+        (refuse(401), "answers 401 for"),
+        (redirect_for_ever, "more than 5 redirects"),
+        (hang_up, r"Connection aborted|RemoteDisconnected|Connection reset"),
+    ):
+        server.faults = [fault] * 99
+        with pytest.raises(StoreError, match=message):
+            bring_to(tmp_path / "device", server, file)
+    server.faults = [truncate(0.5)] + [refuse(503)] * 99
+    with pytest.raises(StoreError, match="answers 503"):
+        bring_to(tmp_path / "device", server, file)
+    arrived = (tmp_path / "device" / "partial" / file.sha256).stat().st_size
+    assert SIZE // 2 - CHUNK < arrived <= SIZE // 2
+    server.faults, server.asked = [], []
+    bring_to(tmp_path / "device", server, file)
+    assert server.asked[0][1] == arrived
+
+
+def test_a_limit_is_kept(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sleeps that it asks for, so nothing waits here: 2 MB at 1 MB/s are 2 s, less what the loading took."""
+    slept: list[float] = []
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(transfer.time, "sleep", sleep)
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: clock[0])
+    bring([HttpSource(server.url)], file, tmp_path / "device", lambda size: None, Pace(1e6, 0.0))
+    assert sum(slept) == pytest.approx(SIZE / 1e6, rel=1e-6)
+
+
+def test_https_never_leads_to_http(server: Misbehaving, file: ReleasedFile) -> None:
+    source = HttpSource("https://example.invalid")
+
+    class Moved:
+        is_redirect, headers = True, {"Location": "http://example.invalid/x"}
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    source._session.get = lambda *_, **__: Moved()  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(StoreError, match="redirects from HTTPS to"), source.open("blobs/x", 0, ""):
+        pass
+
+
+def test_addresses() -> None:
+    assert open_source("file:///tmp/x").url == "file:///tmp/x"
+    assert open_source("https://a.example/store/").url == "https://a.example/store"
+    for bad in ("ftp://x", "file://host/x", "store", "s3://"):
+        with pytest.raises(StoreError, match="allowed are https://"):
+            open_source(bad)

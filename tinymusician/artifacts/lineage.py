@@ -1,0 +1,114 @@
+"""Where an artifact comes from and what was made of it, out of the manifests and runs of a store.
+
+An artifact's lineage names the run that made it and what that was made of: a teacher or a model, by name and by the
+SHA-256 of its weights. Walking those names leads back to weights from outside, and the same walk backwards forward.
+The attestation is an in-toto Statement v1 with SLSA's provenance predicate v1 (slsa.dev/spec/v1.0/provenance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinymusician.artifacts.manifest import Manifest
+
+STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "https://github.com/tinymusician/tinymusician/jobs/v1"
+_MATERIALS = ("model", "teacher")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A step from what something was made of to what was made: `how` is the run, `origin` a name or a reference."""
+
+    origin: str
+    made: str
+    how: str
+
+
+def links(manifests: Sequence[Manifest]) -> list[Link]:
+    """Every step between the artifacts of a store, and from weights that came from outside."""
+    return [
+        Link(
+            str(manifest.lineage[kind]), manifest.reference, f"{manifest.kind}, run {manifest.lineage.get('run', '?')}"
+        )
+        for manifest in manifests
+        for kind in _MATERIALS
+        if manifest.lineage.get(kind)
+    ]
+
+
+def backward(reference: str, found: Sequence[Link]) -> list[Link]:
+    """The steps that led to an artifact, the nearest first."""
+    return _walked(reference, found, lambda link: (link.made, link.origin))
+
+
+def forward(reference: str, found: Sequence[Link]) -> list[Link]:
+    """The steps that lead on from an artifact, the nearest first."""
+    return _walked(reference, found, lambda link: (link.origin, link.made))
+
+
+def _walked(start: str, found: Sequence[Link], ends: Any) -> list[Link]:
+    waiting, seen, steps = [start], {start}, []
+    while waiting:
+        here = waiting.pop(0)
+        for link in found:
+            near, far = ends(link)
+            if near == here and link not in steps:
+                steps.append(link)
+                if far not in seen:
+                    seen.add(far)
+                    waiting.append(far)
+    return steps
+
+
+def attestation(manifest: Manifest) -> dict[str, Any]:
+    """How an artifact was made, as an in-toto statement about its files."""
+    lineage = manifest.lineage
+    materials = [
+        {"uri": str(lineage[kind]), "digest": {"sha256": str(lineage[f"{kind}_sha256"])}}
+        for kind in _MATERIALS
+        if lineage.get(kind) and lineage.get(f"{kind}_sha256")
+    ]
+    git = lineage.get("git", {})
+    code = {"uri": "git+tinymusician", "digest": {"gitCommit": str(git.get("commit", ""))}, "annotations": git}
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": file.path, "digest": {"sha256": file.sha256}} for file in manifest.files],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": manifest.recipe},
+                "internalParameters": {"seeds": lineage.get("seeds", {}), "data": _data(lineage)},
+                "resolvedDependencies": [*materials, code],
+            },
+            "runDetails": {
+                "builder": {"id": BUILD_TYPE, "version": lineage.get("versions", {})},
+                "metadata": {"invocationId": str(lineage.get("run", "")), "finishedOn": manifest.created.isoformat()},
+            },
+        },
+    }
+
+
+def _data(lineage: dict[str, Any]) -> dict[str, Any]:
+    return {name: lineage[name] for name in ("prompts", "prompts_sha256", "clips") if lineage.get(name)}
+
+
+def dot(reference: str, steps: Sequence[Link]) -> str:
+    """The steps as a picture in Graphviz's language, the artifact that was asked for set off."""
+    places = {
+        name: f"n{number}" for number, name in enumerate(dict.fromkeys(n for s in steps for n in (s.origin, s.made)))
+    }
+    nodes = [
+        f'  {place} [label="{_short(name)}"{", style=bold" if name == reference else ""}];'
+        for name, place in places.items()
+    ]
+    edges = [f'  {places[step.origin]} -> {places[step.made]} [label="{step.how}"];' for step in steps]
+    return "\n".join(["digraph lineage {", "  rankdir=LR; node [shape=box];", *nodes, *edges, "}"])
+
+
+def _short(name: str) -> str:
+    head, at, digest = name.partition("@sha256:")
+    return f"{head}@{digest[:8]}" if at else name

@@ -1,0 +1,27 @@
+"""The part of a recipe that says what may be released, and under which name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tinymusician.recipe.part import Count, Part, Positive, Share
+
+
+class ReleaseGates(Part):
+    """What a bundle must keep of its baseline; the defaults are the paper's."""
+
+    clap: Share = Field(0.93, description="smallest share of the baseline's CLAP score")
+    fad: Annotated[float, Field(ge=0)] = Field(0.095, description="largest rise of FAD, as a share of the baseline's")
+    size: Positive = Field(0.45, description="largest share of the baseline's bytes")
+    degenerate: Annotated[int, Field(ge=0)] = Field(0, description="most degenerate clips")
+
+
+class Publish(Part):
+    """How a bundle is released."""
+
+    alias: str = Field("candidate", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="what points at a new release")
+    baseline: str = Field("teacher", description="the model of the evaluation that gates compare with")
+    days: Count = Field(90, description="days until a release expires, unless it is signed anew")
+    gates: ReleaseGates = ReleaseGates()
