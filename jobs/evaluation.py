@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from jobs.laion import LaionEmbedder
-from jobs.model import STAND_INS, brought
+from jobs.model import STAND_INS, brought, labelled
 from jobs.pair import untrained
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import fetch, find
@@ -96,6 +96,7 @@ class Evaluation:
 
     def musician(self, voice: str) -> Musician:
         """Whoever plays under this name; the last one stays at hand, and so does the teacher."""
+        voice = labelled(voice)[1]
         if voice not in self._open:
             self._open = {name: musician for name, musician in self._open.items() if name == "teacher"}
             self._open[voice] = self._opened(voice)
@@ -317,7 +318,10 @@ def pieces(count: int, size: int) -> list[range]:
 
 
 def label(voice: str) -> str:
-    """A voice's short name, for people."""
+    """A voice's short name, for people: its label, if it was given one."""
+    own, voice = labelled(voice)
+    if own:
+        return own
     if voice in (*STAND_INS, REAL, CODED):
         return voice
     name, _, digest = voice.partition("@sha256:")

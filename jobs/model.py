@@ -26,9 +26,7 @@ def pinned(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
         return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
     if kind == "evaluate":
         asked = recipe.evaluate.models or (_newest(store, recipe, "evaluate.models"),)
-        names = tuple(
-            name if name in STAND_INS else _pinned(store, name, "evaluate.models", here, PLAYING) for name in asked
-        )
+        names = tuple(_judged(store, name, here) for name in asked)
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})
     return recipe
 
@@ -37,6 +35,19 @@ STAND_INS = ("teacher", "untrained")
 """What an evaluation can be asked for without a name: the recipe's teacher, and its student before any training."""
 MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
 """Files by which artifacts are known: of models, and of all that plays."""
+
+
+def labelled(name: str) -> tuple[str, str]:
+    """Label and reference of `LABEL=REF`; the label is empty where there is none."""
+    label, equals, reference = name.partition("=")
+    return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
+
+
+def _judged(store: Store, name: str, here: bool) -> str:
+    label, reference = labelled(name)
+    if reference not in STAND_INS:
+        reference = _pinned(store, reference, "evaluate.models", here, PLAYING)
+    return f"{label}={reference}" if label else reference
 
 
 def _newest(store: Store, recipe: Recipe, field: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.model import labelled
 from jobs.worker import metrics_name
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.store import Store
@@ -45,7 +46,8 @@ def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, byt
     return found
 
 
-def _manifest(store: Store, reference: str) -> Manifest | None:
+def _manifest(store: Store, voice: str) -> Manifest | None:
+    reference = labelled(voice)[1]
     if "@sha256:" not in reference:
         return None
     try:

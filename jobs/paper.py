@@ -95,7 +95,6 @@ class Paper:
 
     def table3(self) -> None:
         """Table 3: baseline, + KD, + quantization, + both."""
-        base = "untrained"
         small = getattr(load_recipe(self.recipe).student, "model", None)
         if small is None:
             raise RecipeError(
@@ -103,9 +102,7 @@ class Paper:
             )
         distilled = self.distilled("kd")
         quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
-        voices = (base, distilled, quantized, both)
-        self.run("evaluate", "table3", None, *_models(voices))
-        rows = dict(zip(("base", "kd", "quantized", "both"), self._rows("table3", voices), strict=True))
+        rows = self.judged("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
         self._claim("table 3", "KD lowers FAD", lower(rows["kd"], rows["base"], "fad_infinity"))
         self._claim("table 3", "KD does not change CLAP by more than 1 %", near(rows["kd"], rows["base"], 0.01))
         self._claim("table 3", "quantization raises FAD", lower(rows["base"], rows["quantized"], "fad_infinity"))
@@ -124,9 +121,9 @@ class Paper:
             for layers in cuts(self.depth())
         ]
         guided = self.distilled("guided", "--set", "teacher.target=guided")
-        voices = (distilled, *plans.values(), *sizes, guided)
-        self.run("evaluate", "table4", None, *_models(voices))
-        own, full, int8, mixed, adaptive, *smaller, one_pass = self._rows("table4", voices)
+        names = dict(zip(("an eighth of the layers", "a quarter", "half"), sizes, strict=True))
+        rows = self.judged("table4", **{"KD": distilled, **plans, **names, "guided": guided})
+        own, full, int8, mixed, adaptive, *smaller, one_pass = rows.values()
         self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
         self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
         self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
@@ -140,9 +137,8 @@ class Paper:
     def precision(self) -> None:
         """The next check that needs none: the paper's plan, with the decoder in each precision."""
         distilled = self.distilled("kd")
-        voices = tuple(self.bundle(f"kd-decoder-{one}", distilled, json.dumps(_plan(one))) for one in PRECISIONS)
-        self.run("evaluate", "precision", None, *_models(voices))
-        full, *fewer = self._rows("precision", voices)
+        bundles = {one: self.bundle(f"kd-decoder-{one}", distilled, json.dumps(_plan(one))) for one in PRECISIONS}
+        full, *fewer = self.judged("precision", **bundles).values()
         for one, row in zip(PRECISIONS[1:], fewer, strict=True):
             what = f"decoder in {one}, {row['bytes'] / full['bytes']:.2f} of the bytes"
             self._claim("precision", f"{what}: FAD not higher", unharmed(lower(full, row, "fad_infinity")))
@@ -176,9 +172,12 @@ class Paper:
             raise RecipeError(f"teacher.model = {teacher!r}: its layers are not known here; give a folder")
         return shape.layers
 
-    def _rows(self, what: str, voices: tuple[str, ...]) -> list[dict[str, Any]]:
+    def judged(self, what: str, **voices: str) -> dict[str, dict[str, Any]]:
+        """Figures of models, by the names they have in the report."""
+        words = [word for name, voice in voices.items() for word in ("--model", f"{name}={voice}")]
+        self.run("evaluate", what, None, *words)
         models = self.report(what)["models"]
-        return [models[_label(voice)] for voice in voices]
+        return {name: models[name] for name in voices}
 
     def _claim(self, where: str, claim: str, told: str) -> None:
         self.claims.append((where, claim, told))
@@ -216,16 +215,6 @@ def within(share: float, most: float) -> str:
 def _plan(decoder: str) -> dict[str, Any]:
     """The paper's plan with another precision of the decoder."""
     return {**PLANS["paper"], "name": f"paper-{decoder}", "default": decoder}
-
-
-def _models(voices: tuple[str, ...]) -> list[str]:
-    return [word for voice in voices for word in ("--model", voice)]
-
-
-def _label(voice: str) -> str:
-    from jobs.evaluation import label
-
-    return label(voice)
 
 
 def _state(name: str) -> str | None:

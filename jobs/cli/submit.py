@@ -173,7 +173,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="REF|DIR",
-            help="What to judge, once or several times: a student, bundle, folder, hub id, `teacher`, `untrained`.",
+            help="What to judge, once or several times: a student, bundle, folder, hub id, `teacher`, `untrained`; "
+            "`NAME=REF` gives it a name in the report.",
             show_default="the newest student of this recipe",
         ),
     ] = None,
@@ -185,7 +186,7 @@ def evaluate(
     played and heard stays in the store and is not made again.
 
     Examples:
-    - `tmctl submit evaluate band --model untrained --model band --model band-bundle`
+    - `tmctl submit evaluate band --model "before=untrained" --model band --model band-bundle`
 
     - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
       --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
