@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import quote, unquote, urljoin, urlparse
 
 from tinymusician.artifacts.store import check_key
@@ -119,22 +119,15 @@ class HttpSource:
         ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
         try:
             answer = self._get(address, ranged)
-            if ranged and not self._continues(answer, start):
+            if meaning(answer.status_code, answer.headers.get("Content-Range"), start) == "without range":
                 answer.close()
-                answer = self._get(address, {})
+                answer, start = self._get(address, {}), 0
             with contextlib.closing(answer):
                 place = self._place(answer, key, start)
                 found = answer.headers.get("ETag", "")
                 yield Answer(place, "" if found.startswith("W/") else found, answer.iter_content(CHUNK))
         except requests.RequestException as error:
             raise Busy(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
-
-    def _continues(self, answer: Any, start: int) -> bool:
-        """Whether an answer to a range is of use: not one that refuses the range, or has another one."""
-        if answer.status_code != 206:
-            return bool(answer.status_code != 416)
-        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        return found is not None and int(found[1]) == start and int(found[2]) + 1 == int(found[3])
 
     def _get(self, address: str, headers: dict[str, str]) -> Any:
         """The answer behind all redirects; none leads from HTTPS to HTTP."""
@@ -149,23 +142,43 @@ class HttpSource:
             address = following
         raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
 
-    def _place(self, answer: Any, key: str, asked: int) -> int:
+    def _place(self, answer: Any, key: str, start: int) -> int:
         """Where in the value an answer begins.
 
         Raises:
             NotFound, Busy, StoreError: it has no value, or not now, or not for this client.
         """
-        code = answer.status_code
-        if code == 200:
-            return 0
-        if code == 206 and self._continues(answer, asked):
-            return asked
-        if code in (404, 410):
+        said = meaning(answer.status_code, answer.headers.get("Content-Range"), start)
+        if said in ("append", "whole"):
+            return start if said == "append" else 0
+        if said == "missing":
             raise NotFound(f"{self.url}: nothing under {key!r}")
+        if said == "refused":
+            raise StoreError(f"{self.url}: answers {answer.status_code} for {key!r}")
         wait = answer.headers.get("Retry-After", "")
-        if code in (206, 403, 408, 416, 425, 429) or code >= 500:  # 403: a presigned address was too old, so ask again
-            raise Busy(f"{self.url}: answers {code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
-        raise StoreError(f"{self.url}: answers {code} for {key!r}")
+        raise Busy(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
+
+
+Meaning = Literal["append", "whole", "without range", "later", "missing", "refused"]
+
+
+def meaning(code: int, content_range: str | None, start: int) -> Meaning:
+    """What an answer's status means for a client that asked for a value from byte `start` on.
+
+    Bytes are appended only for 206 with exactly the range that was asked for, to the value's end. A range that is
+    refused, or another one, is asked for again as a whole. 403 may come from a presigned address that is too old.
+    """
+    if code == 200:
+        return "whole"
+    if code == 206 and start:
+        found = _RANGE.fullmatch(content_range or "")
+        exact = found is not None and int(found[1]) == start and int(found[2]) + 1 == int(found[3])
+        return "append" if exact else "without range"
+    if code == 416 and start:
+        return "without range"
+    if code in (404, 410):
+        return "missing"
+    return "later" if code in (206, 403, 408, 416, 425, 429) or code >= 500 else "refused"
 
 
 def open_source(url: str) -> Source:

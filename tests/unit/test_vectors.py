@@ -1,0 +1,68 @@
+"""The published test vectors are what the generator makes, and our client does with them what they say."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vectors import PATH, content
+from tinymusician.artifacts.installation import Installation, Record
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.release import latest_key
+from tinymusician.artifacts.sources import Answer, meaning
+from tinymusician.artifacts.trust import read_first, root_key
+from tinymusician.errors import NotFound, Refused
+
+VECTORS = json.loads(PATH.read_text())
+NOW = datetime.fromisoformat(VECTORS["now"])
+
+
+class Held:
+    """A source of a few values."""
+
+    url = "memory:"
+
+    def __init__(self, values: dict[str, bytes]) -> None:
+        self._values = values
+
+    def read(self, key: str, most: int) -> bytes:
+        if key not in self._values:
+            raise NotFound(key)
+        return self._values[key][:most]
+
+    @contextmanager
+    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+        yield Answer(0, "", iter([self.read(key, 1 << 20)]))
+
+
+def test_the_file_is_up_to_date() -> None:
+    assert PATH.read_text() == content(), "run `python -m tests.vectors`"
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
+def test_case(case: dict[str, Any], tmp_path: Path) -> None:
+    roots = [base64.b64decode(one) for one in case["roots"]]
+    values = {root_key(number + 1): data for number, data in enumerate(roots)}
+    values[latest_key("band", "stable")] = base64.b64decode(case["release"])
+    if case["installed"] is not None:
+        first, known = read_first(roots[0]), case["installed"]
+        versions = {"band@stable": (known["version"], known["digest"])}
+        Installation(tmp_path).write(Record(pinned=VECTORS["pinned"], root=first, seen=first.created, known=versions))
+    client = Client("band@stable", tmp_path, [Held(values)], VECTORS["pinned"], lambda: NOW)
+    if case["expect"] == "refuse":
+        with pytest.raises(Refused):
+            client.check()
+    else:
+        assert client.check().version.release.version == 5
+
+
+@pytest.mark.parametrize("case", VECTORS["ranges"], ids=str)
+def test_range(case: dict[str, Any]) -> None:
+    assert meaning(case["status"], case["content_range"], case["start"]) == case["do"]
