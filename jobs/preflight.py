@@ -77,8 +77,11 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
     if kind == "evaluate":
         check_evaluate(recipe, here)
         return
-    if kind == "sweep":
+    if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
+    if kind == "pipeline":
+        check_quantize(recipe, here)
+        check_release(recipe, here)
     if here:
         check_files(recipe)
     check_shapes(recipe)
@@ -131,6 +134,17 @@ def check_evaluate(recipe: Recipe, here: bool) -> None:
         from tinymusician.evaluate.reference import open_reference
 
         open_reference(asked.reference, asked.clips, asked.seconds, asked.seed, Path())
+
+
+def check_release(recipe: Recipe, here: bool) -> None:
+    """Where the pipeline signs on this machine, its key must be here before hours are spent."""
+    if here and recipe.pipeline.last == "publish":
+        from tinymusician.artifacts.address import open_store
+        from tinymusician.artifacts.keys import keys_folder, load_key
+        from tinymusician.artifacts.registry import Registry
+
+        folder = keys_folder()
+        load_key("release", folder, Registry(open_store(), folder).roots()[-1].release_keys)
 
 
 def check_files(recipe: Recipe) -> None:

@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 from jobs import cluster
 from tinymusician.artifacts.address import STORE_VARIABLE
+from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
-Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep"]
+Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", KEYS_VARIABLE)
 
 
 def submit(

@@ -85,3 +85,20 @@ def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
         pad_token_id=16, bos_token_id=16, decoder_start_token_id=16, do_sample=True, guidance_scale=3.0, max_length=256
     )
     return model.eval()
+
+
+CLIPS, DAMAGED = 24, "07.wav"
+
+
+def write_clips(folder: Path) -> None:
+    """Noises of two rates with captions, one of them in stereo, one no sound at all."""
+    import numpy as np
+    import soundfile
+
+    random = np.random.default_rng(0)
+    for number in range(CLIPS):
+        rate = 16_000 if number % 2 else 8_000
+        shape = (rate // 2, 2) if number == 3 else (rate // 2,)
+        soundfile.write(folder / f"{number:02}.wav", random.normal(0, 0.1, shape), rate)
+        (folder / f"{number:02}.txt").write_text(f"a {'slow' if number % 3 else 'fast'} fiddle reel number {number}")
+    (folder / DAMAGED).write_bytes(b"RIFF and nothing else")

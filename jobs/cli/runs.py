@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,9 +48,18 @@ def status(run: RunName, json: Json = False) -> None:
     settle(folder)
     facts = summary(folder)
     facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
-    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name != "metrics"]
+    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name not in _LISTED]
+    lines += [f"  {one['step']}: {one['state']}{_made(one)}" for one in facts.get("pipeline", ())]
     lines += [f"  {name}: {value}" for name, value in facts["metrics"].items()]
     emit(facts, json, "\n".join(lines))
+
+
+_LISTED = ("metrics", "pipeline")
+
+
+def _made(step: dict[str, Any]) -> str:
+    """What a pipeline's step left behind."""
+    return "".join(f", {step[name]}" for name in ("run", "artifact") if step.get(name))
 
 
 def logs(

@@ -217,6 +217,27 @@ def sweep(
     return [f"sweep.over={dumps(over)}"] if over else []
 
 
+@job
+def pipeline(
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Begin here; what is before must be done.")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="STEP", help="End here.")] = None,
+) -> list[str]:
+    """The whole way: precompute, distill, quantize, evaluate, publish, as one run with steps.
+
+    A step whose inputs are unchanged is skipped; one that was interrupted goes on. The last one signs the bundle as
+    the newest release of the recipe's alias (`candidate`), for which `tmctl keys create` has made a key once.
+    `tmctl artifacts promote` lets `stable` point at it if it passes the recipe's gates.
+
+    Examples:
+    - `tmctl submit pipeline band --workers 2`
+
+    - `tmctl submit pipeline band --until evaluate --set quantize.kl_budget=0.05`
+    """
+    return [f"pipeline.{name}={step}" for name, step in (("first", first), ("last", last)) if step]
+
+
 def resumed_recipe(store: Store, run: str, given: Recipe, changed: bool) -> Recipe:
     """The recipe a run was started with, which is the one it goes on with.
 

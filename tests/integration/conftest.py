@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray
+from tests.ray_cluster import Ray, settings
 from tests.s3_server import S3Server
-from tests.tiny import write_tiny_musicgen
+from tests.tiny import CLIPS, write_clips, write_tiny_musicgen
 from tinymusician.artifacts.store import LocalStore
 
 
@@ -42,6 +43,18 @@ training:
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def asked(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The recipe and what it is evaluated by: a folder of noises, one of which is no sound at all."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder)
+    embedding = json.dumps({"kind": "encodec", "model": str(recipe.parent / "teacher")})
+    values = ("reference.kind=folder", f"reference.audio={folder}", f"embedding={embedding}", f"clips={CLIPS}")
+    values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch=4", "agreement_clips=8")
+    values += ("cost_runs=1", "resamples=20", "listen=2")
+    return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
 
 
 @pytest.fixture

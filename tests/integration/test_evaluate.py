@@ -6,35 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 
 from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tests.tiny import CLIPS, DAMAGED
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
 
 pytestmark = pytest.mark.slow
-
-CLIPS = 24
-DAMAGED = "07.wav"
-
-
-@pytest.fixture(scope="module")
-def asked(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A recipe with a reference folder: noises of two rates, one of them in stereo, one no sound at all."""
-    folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
-    for number in range(CLIPS):
-        rate = 16_000 if number % 2 else 8_000
-        shape = (rate // 2, 2) if number == 3 else (rate // 2,)
-        soundfile.write(folder / f"{number:02}.wav", random.normal(0, 0.1, shape), rate)
-        (folder / f"{number:02}.txt").write_text(f"a {'slow' if number % 3 else 'fast'} fiddle reel number {number}")
-    (folder / DAMAGED).write_bytes(b"RIFF and nothing else")
-    embedding = json.dumps({"kind": "encodec", "model": str(recipe.parent / "teacher")})
-    values = ("reference.kind=folder", f"reference.audio={folder}", f"embedding={embedding}", f"clips={CLIPS}")
-    values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch=4", "agreement_clips=8")
-    values += ("cost_runs=1", "resamples=20", "listen=2")
-    return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
 
 
 def report(store: LocalStore, run: str) -> Any:

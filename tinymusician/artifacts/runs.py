@@ -4,6 +4,7 @@ runs/ID/record.json     what was asked: resolved recipe, versions, git state, se
 runs/ID/status.json     how it stands: state, artifact, metrics; written by the supervisor, or by `tmctl` where none is
 runs/ID/alive.txt       the supervisor's last sign of life, every few seconds
 runs/ID/progress.json   stage and step; written by the first worker alone
+runs/ID/steps.json      of a pipeline: how its steps stand, and the run of each
 runs/ID/log.txt         everything the job printed
 runs/ID/metrics.jsonl   one JSON object a line
 runs/ID/checkpoints/    see tinymusician.training.checkpoint
@@ -11,6 +12,7 @@ runs/ID/checkpoints/    see tinymusician.training.checkpoint
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -28,6 +30,9 @@ SILENCE = timedelta(seconds=60)
 """A run that is said to be running and has not stirred for this long is presumed dead."""
 
 
+STEPS_FILE = "steps.json"
+
+
 class RunRecord(BaseModel):
     """What was asked for; written once, and again by `--resume` with what differs."""
 
@@ -43,6 +48,7 @@ class RunRecord(BaseModel):
     seeds: dict[str, int]
     cluster: str
     submission: str
+    part_of: str = ""
 
 
 class RunStatus(BaseModel):
@@ -127,6 +133,14 @@ class RunFolder:
         except NotFound:
             return None
 
+    def steps(self) -> list[dict[str, Any]]:
+        """How the steps of a pipeline stand; none before it has begun."""
+        try:
+            found: list[dict[str, Any]] = json.loads(self.store.get(self.key(STEPS_FILE)))
+        except NotFound:
+            return []
+        return found
+
     def tell(self, stage: str, step: int, steps: int) -> None:
         """Say how far the run is."""
         progress = Progress(stage=stage, step=step, steps=steps)
@@ -158,7 +172,9 @@ def list_runs(store: Store, damaged: Callable[[str], None]) -> list[dict[str, An
         if entry.key.count("/") == 2 and entry.key.endswith("/record.json"):
             folder = RunFolder(store, entry.key.split("/")[1])
             try:
-                found.append((folder.record().created, summary(folder)))
+                record = folder.record()
+                if not record.part_of:
+                    found.append((record.created, summary(folder)))
             except Corrupt as error:
                 damaged(str(error))
     return [facts for _, facts in sorted(found, key=lambda pair: pair[0])]
@@ -182,6 +198,7 @@ def summary(folder: RunFolder) -> dict[str, Any]:
         "steps": progress.steps if progress else None,
         "message": status.message,
         "workers": record.workers,
+        **({"pipeline": folder.steps()} if record.kind == "pipeline" else {}),
     }
 
 

@@ -16,7 +16,7 @@ from tinymusician.recipe.distillation import (
 )
 from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
 from tinymusician.recipe.pretraining import Pretraining
-from tinymusician.recipe.release import Publish, ReleaseGates
+from tinymusician.recipe.release import Publish, ReleaseGates, Step
 from tinymusician.recipe.whole import Recipe, load_recipe, parse_recipe, recipe_names
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "ReleaseGates",
     "StageMixed",
+    "Step",
     "SteppedBiKL",
     "Teacher",
     "load_recipe",

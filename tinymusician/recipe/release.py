@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tinymusician.recipe.part import Count, Part, Positive, Share
+
+Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
+
+
+class Pipeline(Part):
+    """Which steps of the pipeline are done; earlier ones must have been done before."""
+
+    first: Step = Field("precompute", description="the first step that is done (`--from`)")
+    last: Step = Field("publish", description="the last step that is done (`--until`)")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        steps = get_args(Step)
+        if steps.index(self.first) > steps.index(self.last):
+            raise ValueError(f"first {self.first}: comes after last, {self.last}; the order is {', '.join(steps)}")
+        return self
 
 
 class ReleaseGates(Part):

@@ -25,7 +25,7 @@ from tinymusician.recipe.distillation import (
 from tinymusician.recipe.evaluation import Evaluate, Sweep
 from tinymusician.recipe.part import Part
 from tinymusician.recipe.pretraining import Pretraining
-from tinymusician.recipe.release import Publish
+from tinymusician.recipe.release import Pipeline, Publish
 
 
 class Recipe(Part):
@@ -44,6 +44,7 @@ class Recipe(Part):
     evaluate: Evaluate = Evaluate()
     sweep: Sweep = Sweep()
     publish: Publish = Publish()
+    pipeline: Pipeline = Pipeline()
     pretrain: Pretraining | None = None
 
 

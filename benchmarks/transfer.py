@@ -1,0 +1,173 @@
+"""How fast artifacts come and go: a pull beside curl, a publish beside boto3, what an update loads, and memory.
+
+    python benchmarks/transfer.py [--megabytes 1000]
+
+`pull_over_curl`: the rate of a verified pull of one file over that of `curl` of the same file, from a web server on
+loopback. `publish_over_boto3`: the rate of publishing it to an S3 server on loopback (OpenStack Swift) over that of
+`upload_file`. `update_share`: bytes loaded for a release in which only the decoder changed, over the decoder's size.
+`memory_ratio`: the most memory of a pulling process with the whole file over that with a tenth of it. All in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import report
+from tests.s3_server import s3_server
+from tinymusician.artifacts.keys import KEYS_VARIABLE
+from tinymusician.artifacts.manifest import Manifest, publish
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.s3 import S3Store
+from tinymusician.artifacts.sources import HttpSource
+from tinymusician.artifacts.store import LocalStore
+
+FACTS: dict[str, Any] = {"kind": "bundle", "recipe": {}, "lineage": {}, "metrics": {}, "licence": "none"}
+PULL = """
+import sys
+from pathlib import Path
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.sources import HttpSource
+from tinymusician.runtime.memory import peak_memory
+Client(sys.argv[1], Path(sys.argv[2]), [HttpSource(sys.argv[3])], sys.argv[4]).pull()
+print(peak_memory())
+"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Files, and nothing said about it."""
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A web server over a folder."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+
+
+def written(folder: Path, **sizes: int) -> Path:
+    """Files of random bytes."""
+    folder.mkdir(parents=True)
+    for name, size in sizes.items():
+        with (folder / f"{name}.onnx").open("wb") as file:
+            for _ in range(0, size, 1 << 20):
+                file.write(os.urandom(min(1 << 20, size)))
+    return folder
+
+
+def timed(work: Any) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Bench:
+    """A publisher in a folder, and web clients."""
+
+    def __init__(self, home: Path, size: int) -> None:
+        self._home, self._size = home, size
+        os.environ[KEYS_VARIABLE] = str(home / "keys")
+        self._store = LocalStore(home / "store")
+        self._registry = Registry(self._store, home / "keys")
+        self._pinned = self._registry.create().root[0]
+
+    def released(self, name: str, **sizes: int) -> Manifest:
+        """A release of files of these sizes."""
+        folder = written(self._home / f"{name}-{time.monotonic_ns()}", **sizes)
+        manifest = publish(self._store, folder, name=name, **FACTS)
+        self._registry.release(manifest, "stable", {})
+        return manifest
+
+    def pull_over_curl(self) -> float:
+        """The better of two turns each."""
+        manifest = self.released("big", decoder=self._size)
+        with served(self._home / "store") as url:
+            blob = f"{url}/blobs/sha256/{manifest.files[0].sha256}"
+            turns: dict[str, list[float]] = {"curl": [], "pull": []}
+            for turn in range(2):
+                out = self._home / "curl.bin"
+                turns["curl"].append(timed(lambda: subprocess.run(["curl", "-sS", "-o", out, blob], check=True)))  # noqa: B023
+                client = Client("big@stable", self._home / f"device-{turn}", [HttpSource(url)], self._pinned)
+                turns["pull"].append(timed(client.pull))
+        return min(turns["curl"]) / min(turns["pull"])
+
+    def update_share(self) -> float:
+        """Bytes of an update in which one of three files changed."""
+        size = self._size // 20
+        loaded: list[int] = []
+        folder = written(self._home / "three-files", decoder=size, codec=size, text=size)
+        with served(self._home / "store") as url:
+            for _ in range(2):
+                (folder / "decoder.onnx").write_bytes(os.urandom(size))
+                self._registry.release(publish(self._store, folder, name="three", **FACTS), "stable", {})
+                loaded.clear()
+                client = Client("three@stable", self._home / "three", [HttpSource(url)], self._pinned)
+                client.pull(lambda path, done, whole: loaded.append(done))
+        return loaded[-1] / size
+
+    def memory_ratio(self) -> float:
+        """Two pulls of ten times the size in processes of their own."""
+        self.released("small", decoder=self._size // 10)
+        found = []
+        with served(self._home / "store") as url:
+            for name in ("big", "small"):
+                words = [f"{name}@stable", str(self._home / f"memory-{name}"), url, self._pinned]
+                ended = subprocess.run([sys.executable, "-c", PULL, *words], capture_output=True, check=True)
+                found.append(int(ended.stdout))
+        return found[0] / found[1]
+
+    def publish_over_boto3(self) -> float:
+        """Against the same server, one after the other."""
+        import boto3
+
+        folder = written(self._home / "to-publish", decoder=self._size)
+        with tempfile.TemporaryDirectory() as scratch, s3_server(Path(scratch)) as server:
+            os.environ["AWS_ENDPOINT_URL"], os.environ["AWS_DEFAULT_REGION"] = server.endpoint, "us-east-1"
+            os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = server.access_key, server.secret_key
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="bench")
+            plain = timed(lambda: client.upload_file(str(folder / "decoder.onnx"), "bench", "plain"))
+            store = S3Store("bench", "store")
+            return plain / timed(lambda: publish(store, folder, name="big", **FACTS))
+
+
+def main() -> None:
+    """The last line is JSON."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--megabytes", type=int, default=1000)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        bench = Bench(Path(home), chosen.megabytes * 1_000_000)
+        figures = {
+            "pull_over_curl": bench.pull_over_curl(),
+            "memory_ratio": bench.memory_ratio(),
+            "update_share": bench.update_share(),
+            "publish_over_boto3": bench.publish_over_boto3(),
+        }
+    report("transfer", figures, {"megabytes": chosen.megabytes})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The pipeline: precompute → distill → quantize → evaluate → publish, as one run with steps.
+
+Each step is a run of its own kind, part of the pipeline's, and goes on by itself where it was interrupted. What a step
+depends on (its parts of the recipe, weights, prompts, what the step before made) has a fingerprint; under it the store
+keeps which run succeeded, so a step that has nothing new to do is skipped, whichever pipeline did it. How the steps
+stand is in `steps.json` of the run's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs.releasing import evaluated, publish
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.keys import keys_folder
+from tinymusician.artifacts.manifest import find
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.runs import STEPS_FILE, RunFolder, now
+from tinymusician.artifacts.store import Store
+from tinymusician.data.prompts import load_prompts
+from tinymusician.data.shards import fingerprint
+from tinymusician.errors import NotFound, RunError
+from tinymusician.models.musicgen import model_location
+from tinymusician.recipe import Recipe, Step, parse_recipe
+
+STEPS: tuple[Step, ...] = get_args(Step)
+READS: dict[Step, tuple[str, ...]] = {
+    "precompute": ("teacher", "student", "sequences", "training"),
+    "distill": ("name", "teacher", "student", "sequences", "temperature", "objective", "training"),
+    "quantize": ("name", "sequences", "quantize"),
+    "evaluate": ("teacher", "evaluate"),
+    "publish": ("publish",),
+}
+"""The parts of the recipe that each step depends on."""
+MADE: dict[Step, Step] = {"quantize": "distill", "evaluate": "quantize", "publish": "evaluate"}
+"""The step whose result each step works on."""
+
+
+class Pipeline:
+    """One run of the pipeline."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store, self._folder = store, RunFolder(store, run_id)
+        self._record = self._folder.record()
+        self._recipe = parse_recipe(self._record.recipe, run_id)
+        self._found: dict[Step, dict[str, Any]] = {}
+        self._told: list[dict[str, Any]] = [{"step": step, "state": "PENDING"} for step in STEPS]
+
+    def run(self) -> None:
+        """Do, or skip, every step that is asked for.
+
+        Raises:
+            RunError: a step before the first one that is asked for was never done with these inputs.
+        """
+        asked = self._recipe.pipeline
+        first, last = STEPS.index(asked.first), STEPS.index(asked.last)
+        for place, step in enumerate(STEPS):
+            if place > last:
+                self._tell(step, "NOT ASKED FOR")
+                continue
+            inputs = self._inputs(step)
+            known = self._known(inputs)
+            if known is not None:
+                self._tell(step, "SKIPPED", known)
+            elif place < first:
+                raise RunError(
+                    f"--from {asked.first}: {step} has not been done with this recipe; begin with --from {step}"
+                )
+            else:
+                known = self._done(step, inputs)
+            self._found[step] = known
+        bundle = self._found.get("quantize") or self._found.get("distill") or {}
+        result = {"artifact": bundle.get("artifact"), "metrics": self._metrics()}
+        self._folder.store.put(self._folder.key("result.json"), json.dumps(result).encode())
+
+    def _done(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Do a step now, and write down that it is done with these inputs."""
+        self._tell(step, "RUNNING")
+        print(f"== {step}", flush=True)
+        try:
+            result = self._publish() if step == "publish" else self._part(step, inputs)
+        except BaseException:
+            self._tell(step, "FAILED")
+            raise
+        self._store.put(_index(inputs), json.dumps(result).encode())
+        self._tell(step, "SUCCEEDED", result)
+        return result
+
+    def _part(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run a step's job as a run of its own, which goes on if it was begun before."""
+        name = f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}"
+        part = RunFolder(self._store, name)
+        content = self._content(step).model_dump(mode="json")
+        changes = {"id": name, "kind": step, "recipe": content, "part_of": self._record.id}
+        part.write_record(self._record.model_copy(update=changes))
+        for old in ("error.txt", "refused.txt"):
+            self._store.delete(part.key(old))
+        part.update(state="RUNNING", started=part.status().started or now(), ended=None, message="")
+        try:
+            import_module(f"jobs.{step}").run(name)
+        except BaseException as error:
+            part.update(state="FAILED", ended=now(), message=" ".join(str(error).split())[-300:])
+            raise
+        result: dict[str, Any] = json.loads(self._store.get(part.key("result.json")))
+        found = {"run": name, "artifact": result.get("artifact"), "metrics": result["metrics"]}
+        part.update(state="SUCCEEDED", ended=now(), artifact=found["artifact"], metrics=found["metrics"])
+        return found
+
+    def _publish(self) -> dict[str, Any]:
+        asked, bundle = self._recipe.publish, str(self._found["quantize"]["artifact"])
+        judged = evaluated(self._store, self._found["evaluate"]["run"], bundle, asked.baseline)
+        release = publish(Registry(self._store, keys_folder()), find(self._store, bundle), judged, asked)
+        return {"run": None, "artifact": bundle, "metrics": {"release": release.reference, "version": release.version}}
+
+    def _content(self, step: Step) -> Recipe:
+        """The recipe as a step's own job reads it: on what the steps before made."""
+        recipe = self._recipe
+        if step in ("precompute", "distill"):
+            return recipe.model_copy(update={"signals": recipe.signals.model_copy(update={"source": "cached"})})
+        if step == "quantize":
+            model = {"model": self._found["distill"]["artifact"]}
+            return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=model)})
+        models = {"models": (recipe.publish.baseline, str(self._found["quantize"]["artifact"]))}
+        return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=models)})
+
+    def _inputs(self, step: Step) -> dict[str, Any]:
+        """Everything that a step depends on."""
+        recipe = self._recipe.model_dump(mode="json")
+        inputs: dict[str, Any] = {"step": step, "recipe": {part: recipe[part] for part in READS[step]}}
+        if step != "publish":
+            inputs["teacher"] = weights_of(self._recipe.teacher.model)
+            inputs["student"] = weights_of(getattr(self._recipe.student, "model", ""))
+        if "sequences" in READS[step]:
+            prompts = load_prompts(self._recipe.sequences.prompts)
+            inputs["prompts"] = fingerprint({"prompts": [(prompt.split, prompt.text) for prompt in prompts]})
+        if step in MADE:
+            made = self._found[MADE[step]]
+            inputs["made_from"] = made["artifact"] or made["run"]
+        if step == "evaluate":
+            inputs["baseline"] = self._recipe.publish.baseline
+        return inputs
+
+    def _known(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """What an earlier run made of the same inputs, if the store still has it."""
+        try:
+            found: dict[str, Any] = json.loads(self._store.get(_index(inputs)))
+            if found["artifact"]:
+                find(self._store, found["artifact"])
+            if found["run"]:
+                RunFolder(self._store, found["run"]).record()
+        except (NotFound, RunError):
+            return None
+        return found
+
+    def _metrics(self) -> dict[str, Any]:
+        """What the steps say of themselves, the figures of the distillation first, as scripts know them."""
+        own = {step: found["metrics"] for step, found in self._found.items() if step != "distill"}
+        return {**self._found.get("distill", {}).get("metrics", {}), **own}
+
+    def _tell(self, step: Step, state: str, found: dict[str, Any] | None = None) -> None:
+        place = STEPS.index(step)
+        facts = {"run": found["run"], "artifact": found["artifact"]} if found else {}
+        self._told[place] = {"step": step, "state": state, "at": now().isoformat(), **facts}
+        self._store.put(self._folder.key(STEPS_FILE), json.dumps(self._told, indent=2).encode())
+        self._folder.tell(step, place + (state in ("SUCCEEDED", "SKIPPED")), len(STEPS))
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    Pipeline(open_store(), run_id).run()
+
+
+def weights_of(name: str) -> str:
+    """What tells one model's files from another's: the SHA-256 of all in its folder; a hub id is taken at its word."""
+    folder = Path(model_location(name)) if name else None
+    if folder is None or not folder.is_dir():
+        return name
+    known_by = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        known_by.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            known_by.update(hashlib.file_digest(file, "sha256").digest())
+    return known_by.hexdigest()
+
+
+def _index(inputs: dict[str, Any]) -> str:
+    return f"pipeline/{fingerprint(inputs)}.json"

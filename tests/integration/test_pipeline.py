@@ -1,0 +1,76 @@
+"""The whole way on a real Ray, to a device: steps that are skipped, that go on after a kill, gates, and a pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.store import LocalStore
+
+pytestmark = pytest.mark.slow
+
+SHORT = settings((
+    "quantize.plan=paper", "quantize.sequences=2", "quantize.seconds=0.3", "quantize.parity_sequences=1",
+    "evaluate.cost_runs=0", "evaluate.agreement_clips=0",
+))  # fmt: skip
+
+
+def states(facts: dict[str, list[dict[str, str]]]) -> list[str]:
+    return [step["state"] for step in facts["pipeline"]]
+
+
+def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = LocalStore(tmp_path / "store"), tmp_path / "device"
+    monkeypatch.setitem(ray.environment, "TMCTL_KEYS", str(tmp_path / "keys"))
+    pipeline = ["submit", "pipeline", *asked, *SHORT, "--workers", "2"]
+    early = tmctl(ray, store, *pipeline)
+    assert early.returncode == 1
+    assert "`tmctl keys create` makes keys" in early.stderr, "before hours are spent"
+    root = told(ray, store, "keys", "create")["root"][0]
+
+    begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
+    assert begun.returncode == 0, begun.stderr
+    run = RunFolder(store, "p1")
+    wait_for(lambda: any(step["state"] == "RUNNING" and step["step"] == "quantize" for step in run.steps()))
+    ray.kill("jobs.entry", "--child")
+    wait_for(lambda: run.status().state == "FAILED")
+    again = told(ray, store, "submit", "pipeline", asked[0], "--resume", "p1")
+    assert states(again) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"]
+    assert run.log().count("== distill") == 1, "what was done is not done again"
+    assert again["artifact"].startswith("tiny-bundle@sha256:")
+    assert again["metrics"]["publish"] == {"release": "tiny-bundle@candidate", "version": 1}
+    assert [one["id"] for one in told(ray, store, "runs")] == ["p1"], "steps are shown with their pipeline"
+    status = tmctl(ray, store, "status", "p1").stdout
+    assert "  evaluate: SUCCEEDED, p1.evaluate-" in status
+
+    unchanged = told(ray, store, *pipeline, "--name", "p2")
+    assert states(unchanged) == ["SKIPPED"] * 5
+    other = told(ray, store, *pipeline, "--name", "p3", "--until", "quantize", "--set", "quantize.plan=float32")
+    assert states(other) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "NOT ASKED FOR", "NOT ASKED FOR"]
+    late = tmctl(ray, store, *pipeline, "--from", "quantize", "--set", "training.steps=13")
+    assert late.returncode == 1
+    assert "--from quantize: distill has not been done with this recipe" in late.stdout + late.stderr
+    wrong = tmctl(ray, store, *pipeline, "--from", "publish", "--until", "distill")
+    assert "first publish: comes after last, distill" in wrong.stderr
+
+    refused = tmctl(ray, store, "artifacts", "promote", "tiny-bundle@candidate")
+    assert refused.returncode == 1
+    assert "size: " in refused.stderr, "a student of random weights in float16 is no 45 % of its teacher"
+    assert "--override REASON" in refused.stderr
+    moved = told(ray, store, "artifacts", "promote", "tiny-bundle@candidate", "--override", "a test")
+    assert moved["about"]["overridden"] == "a test"
+    assert moved["about"]["attestation"]["predicate"]["runDetails"]["metadata"]["invocationId"].startswith(
+        "p1.quantize-"
+    )
+    found = told(ray, store, "artifacts", "lineage", "tiny-bundle")
+    assert [step["made"].split("@")[0] for step in found["made_of"]] == ["tiny-bundle", "tiny"]
+
+    device = ["pull", "tiny-bundle@stable", "--to", str(folder), "--root-key", root]
+    assert told(ray, store, *device)["version"] == 1
+    made = tmctl(
+        ray, store, "generate", "a reel", "--model", str(folder), "-o", str(tmp_path / "out.wav"), "--seconds", "0.3"
+    )
+    assert made.returncode == 0, made.stderr
