@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +30,7 @@ from tinymusician.recipe import Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
 READS: dict[Step, tuple[str, ...]] = {
-    "precompute": ("teacher", "student", "sequences", "training"),
+    "precompute": ("teacher", "sequences", "training.seed", "training.precision"),
     "distill": ("name", "teacher", "student", "sequences", "temperature", "objective", "training"),
     "quantize": ("name", "sequences", "quantize"),
     "evaluate": ("teacher", "evaluate"),
@@ -130,10 +131,10 @@ class Pipeline:
     def _inputs(self, step: Step) -> dict[str, Any]:
         """Everything that a step depends on."""
         recipe = self._recipe.model_dump(mode="json")
-        inputs: dict[str, Any] = {"step": step, "recipe": {part: recipe[part] for part in READS[step]}}
-        if step != "publish":
-            inputs["teacher"] = weights_of(self._recipe.teacher.model)
-            inputs["student"] = weights_of(getattr(self._recipe.student, "model", ""))
+        parts = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
+        inputs: dict[str, Any] = {"step": step, "recipe": parts}
+        for model in {"teacher", "student"} & set(READS[step]):
+            inputs[model] = weights_of(getattr(getattr(self._recipe, model), "model", ""))
         if "sequences" in READS[step]:
             prompts = load_prompts(self._recipe.sequences.prompts)
             inputs["prompts"] = fingerprint({"prompts": [(prompt.split, prompt.text) for prompt in prompts]})
