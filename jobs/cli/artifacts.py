@@ -215,6 +215,45 @@ def lineage(
     emit(facts, json, table(["", "FROM", "TO", "HOW"], rows) if rows else f"{_short(name)}: came from outside")
 
 
+@app.command()
+def card(reference: Reference) -> None:
+    """Print an artifact's model card in Markdown: what it is, how good, made of what, under which licence.
+
+    Example: `tmctl artifacts card band-bundle > README.md`
+    """
+    from jobs.card import card as written
+
+    store = open_store()
+    name = reference
+    if "@" in reference and "@sha256:" not in reference:
+        name = registry().newest(*split_reference(reference)).artifact
+    print(written(manifests.find(store, name), manifests.list_manifests(store, warn)))
+
+
+@app.command()
+def collect(
+    keep: Annotated[int, typer.Option(min=1, help="The newest artifacts of every name that stay.")] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+    json: Json = False,
+) -> None:
+    """Find what nobody needs: no alias, no run that has not ended, none of the newest, nothing that these are made of.
+
+    Nothing of the last seven days is touched. Release documents stay for ever: they are the history.
+    """
+    from tinymusician.artifacts import garbage
+
+    store = open_store()
+    found = garbage.find_garbage(store, registry(), keep)
+    gone = garbage.collect(store, found, lambda key: print(key, file=sys.stderr)) if yes else 0
+    facts = {"artifacts": list(found.artifacts), "blobs": list(found.blobs), "bytes": found.size, "removed": gone}
+    counts = f"{len(found.artifacts)} artifacts and {len(found.blobs)} files, {found.size / 1e6:.1f} MB"
+    emit(
+        facts,
+        json,
+        f"{counts}: removed" if yes else "\n".join([*found.artifacts, *found.blobs, f"{counts}; --yes removes them"]),
+    )
+
+
 def registry() -> Registry:
     """The store's releases, with the keys of this machine."""
     return Registry(open_store(), keys_folder())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
-from tinymusician.artifacts.store import Store, whole_file
+from tinymusician.artifacts.store import DAY, Store, whole_file
 from tinymusician.errors import Corrupt, StoreError
+
+GRACE = 7 * DAY
+"""How long a value stays that nothing names: who publishes needs less."""
 
 
 def digest_of(path: Path) -> str:
@@ -21,10 +25,15 @@ def blob_key(digest: str) -> str:
 
 
 def put_blob(store: Store, path: Path) -> str:
-    """Store a file under its digest, unless it is there already; returns the digest."""
+    """Store a file under its digest, unless it is there already; returns the digest.
+
+    One that has been there for long is stored again: then nobody takes it for garbage before its manifest is there.
+    """
     digest = digest_of(path)
-    if not store.exists(blob_key(digest)):
-        store.upload(path, blob_key(digest))
+    key = blob_key(digest)
+    young = time.time() - GRACE / 2
+    if not any(entry.key == key and entry.modified > young for entry in store.list(key)):
+        store.upload(path, key)
     return digest
 
 

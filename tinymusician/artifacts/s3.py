@@ -90,7 +90,8 @@ class S3Store:
         with self._speaking("list", prefix):
             for page in pages:
                 for found in page.get("Contents", ()):
-                    yield Entry(found["Key"].removeprefix(self._prefix), found["Size"])
+                    key, modified = found["Key"].removeprefix(self._prefix), found["LastModified"].timestamp()
+                    yield Entry(key, found["Size"], modified)
 
     def delete(self, key: str) -> None:
         with self._speaking("delete", key), contextlib.suppress(NotFound):

@@ -20,10 +20,11 @@ DAY = 86_400.0
 
 
 class Entry(NamedTuple):
-    """A key with its size in bytes."""
+    """A key with its size in bytes, and when it was last set, in seconds since 1970."""
 
     key: str
     size: int
+    modified: float
 
 
 class Store(Protocol):
@@ -102,7 +103,8 @@ class LocalStore:
             if key.startswith(prefix) and not path.name.startswith(_DRAFT):
                 with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
                     if path.is_file():
-                        yield Entry(key, path.stat().st_size)
+                        found = path.stat()
+                        yield Entry(key, found.st_size, found.st_mtime)
 
     def delete(self, key: str) -> None:
         try:

@@ -1,0 +1,121 @@
+"""What is collected of a store: nothing that an alias, a run, or anything kept needs."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs.card import card
+from tests.unit.test_releases import World
+from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
+from tinymusician.artifacts.garbage import Garbage, collect, find_garbage
+from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
+from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.errors import NotFound, StoreError
+
+LATER = time.time() + GRACE + 60
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def made(world: World, number: int, **lineage: str) -> Manifest:
+    found = world.made(decoder=f"decoder {number}", codec="same")
+    changed = found.model_copy(update={"created": found.created + timedelta(hours=number), "lineage": lineage})
+    world.store.delete(f"artifacts/band/{found.digest}.json")
+    world.store.put(f"artifacts/band/{changed.digest}.json", changed.canonical())
+    return changed
+
+
+def garbage(world: World, keep: int = 1) -> Garbage:
+    return find_garbage(world.store, world.registry, keep, lambda: LATER)
+
+
+def gone(world: World, manifest: Manifest) -> bool:
+    try:
+        find(world.store, manifest.reference)
+    except NotFound:
+        return True
+    return False
+
+
+def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
+    origin = made(world, 0)
+    released, unused = made(world, 1, model=origin.reference), made(world, 2)
+    named, newest = made(world, 3), made(world, 4)
+    world.registry.release(released, "stable", {})
+    run = RunFolder(world.store, "r1")
+    facts = {
+        "recipe": {"quantize": {"model": named.reference}},
+        "workers": 1,
+        "created": now(),
+        "versions": {},
+        "git": {},
+    }
+    run.write_record(RunRecord(id="r1", kind="quantize", seeds={}, cluster="x", submission="x", **facts))  # type: ignore[arg-type]
+    world.store.put(blob_key("0" * 64), b"of a publisher that was killed")
+
+    found = garbage(world)
+    assert list(found.artifacts) == [f"artifacts/band/{unused.digest}.json"]
+    decoders = {file.path: file.sha256 for file in unused.files}
+    assert set(found.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
+    told: list[str] = []
+    assert collect(world.store, found, told.append, lambda: LATER) == found.size
+    assert told == [*found.artifacts, *found.blobs]
+    assert gone(world, unused)
+    for manifest in (origin, released, named, newest):
+        assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
+    assert world.client().pull().release.version == 1
+    assert garbage(world) == Garbage({}, {})
+    run.update(state="FAILED")
+    assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
+
+
+def test_what_an_alias_pointed_at_before_stays(world: World) -> None:
+    first, second, third = (made(world, number) for number in range(3))
+    for manifest in (first, second, third):
+        world.registry.release(manifest, "stable", {})
+    assert list(garbage(world).artifacts) == [f"artifacts/band/{first.digest}.json"]
+
+
+def test_nothing_young_goes(world: World, tmp_path: Path) -> None:
+    """Neither now, nor when it became young between the looking and the taking."""
+    made(world, 0), made(world, 1)
+    assert find_garbage(world.store, world.registry, 1) == Garbage({}, {})
+    found = garbage(world)
+    assert found.blobs
+    assert collect(world.store, found, lambda key: None) == 0, "seen as of now, nothing is a week old"
+    assert garbage(world) == found
+
+
+def test_a_publisher_stores_again_what_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    store, path = LocalStore(tmp_path / "store"), tmp_path / "file"
+    path.write_bytes(b"content")
+    place = tmp_path / "store" / blob_key(put_blob(store, path))
+    for age, fresh in ((GRACE / 4, False), (GRACE * 0.75, True)):
+        moment = time.time() - age
+        os.utime(place, (moment, moment))
+        put_blob(store, path)
+        assert (place.stat().st_mtime > moment + 1) == fresh
+
+
+def test_a_manifest_that_nobody_can_read_stops_everything(world: World) -> None:
+    manifest = made(world, 0)
+    world.store.put(f"artifacts/band/{manifest.digest}.json", b"{}")
+    with pytest.raises(StoreError, match="nothing was collected: "):
+        garbage(world)
+
+
+def test_a_card_says_what_people_ask(world: World) -> None:
+    manifest = made(world, 1, model="band-large", run="r7")
+    text = card(manifest, list_manifests(world.store, lambda reason: None))
+    for said in (manifest.reference, "Apache-2.0", "| band-large | ", "run r7", "## Data"):
+        assert said in text
