@@ -111,3 +111,24 @@ def test_killed_publishers_and_devices(home: Path) -> None:
     version = Client("band@stable", home / "device", [FolderSource(home / "store")]).pull()
     assert plays(home) == version.release.version == registry.history("band", "stable")[-1].version
     assert not list((home / "device" / "partial").iterdir())
+
+
+def test_a_disk_that_ends_in_the_middle(home: Path) -> None:
+    """Writing fails after a megabyte (a limit of the system on files): one line says so, and the old version plays."""
+    registry = Registry(LocalStore(home / "store"), keys_folder())
+    pinned = registry.create().root[0]
+    small = repr({"decoder.onnx": 1000})
+    killed(PUBLISH, str(home), "0", small, after=None)
+    killed(PULL, str(home), pinned, after=None)
+    killed(PUBLISH, str(home), "1", repr({"decoder.onnx": 3_000_000}), after=None)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n" + PULL
+    ended = subprocess.run(
+        [sys.executable, "-c", limited, str(home), pinned], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("tinymusician.errors.StoreError: ")
+    assert "File too large" in last
+    assert plays(home) == 1
+    killed(PULL, str(home), pinned, after=None)
+    assert plays(home) == 2
