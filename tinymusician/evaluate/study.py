@@ -157,7 +157,7 @@ def plot_curves(grid: Figures) -> bytes:
         axis.grid(alpha=0.3)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    axes[0][0].legend(fontsize="small")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return png(figure)
 
 
