@@ -17,7 +17,10 @@ from tinymusician.artifacts.runs import RunFolder, RunRecord, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import NotFound, StoreError
 
-LATER = time.time() + GRACE + 60
+
+def later() -> float:
+    """When everything of now is old enough."""
+    return time.time() + GRACE + 60
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def made(world: World, number: int, **lineage: str) -> Manifest:
 
 
 def garbage(world: World, keep: int = 1) -> Garbage:
-    return find_garbage(world.store, world.registry, keep, lambda: LATER)
+    return find_garbage(world.store, world.registry, keep, later)
 
 
 def gone(world: World, manifest: Manifest) -> bool:
@@ -66,7 +69,7 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     decoders = {file.path: file.sha256 for file in unused.files}
     assert set(found.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
     told: list[str] = []
-    assert collect(world.store, found, told.append, lambda: LATER) == found.size
+    assert collect(world.store, found, told.append, later) == found.size
     assert told == [*found.artifacts, *found.blobs]
     assert gone(world, unused)
     for manifest in (origin, released, named, newest):
