@@ -47,7 +47,17 @@ def build_task(model_name: str) -> Any:
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
     soft = Softening(1.0, 1.0, "sequence", 1)
     student = cut_student(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
-    return DistillTask(student, source, ROWS, source, ROWS, lambda step: mixture("stage_mixed", 1.0), soft, BATCH, 0)
+    return DistillTask(
+        student=student,
+        train=source,
+        train_rows=ROWS,
+        held_out=source,
+        held_out_rows=ROWS,
+        mixture_at=lambda step: mixture("stage_mixed", 1.0),
+        softening=soft,
+        batch_size=BATCH,
+        seed=0,
+    )
 
 
 def timed_steps(task: Any, engine: Any, steps: int, rank: int, world: int) -> tuple[list[float], list[float]]:

@@ -34,7 +34,7 @@ def work(context: Context) -> None:
     source = cached if from_shards else online
     soft = recipe.temperature
     task = DistillTask(
-        pair.student.to(context.device),
+        student=pair.student.to(context.device),
         train=source(context, pair, train_tokens),
         train_rows=len(train_tokens.codes),
         held_out=source(context, pair, held_out),

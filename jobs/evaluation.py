@@ -185,12 +185,9 @@ class Evaluation:
             first = [self._real(clip, coded, self.embedder.rate, told) for clip in clips]
 
             def at(rate: int) -> list[Wave]:
-                again = (
-                    [self._real(clip, coded, rate, Counter()) for clip in clips]
-                    if rate != self.embedder.rate
-                    else first
-                )
-                return [np.zeros(rate, np.float32) if wave is None else wave for wave in again]
+                own = rate == self.embedder.rate
+                waves = first if own else [self._real(clip, coded, rate, Counter()) for clip in clips]
+                return [np.zeros(rate, np.float32) if wave is None else wave for wave in waves]
 
             arrays = self._listened(at)
             arrays["kept"] = np.array([wave is not None for wave in first])

@@ -25,7 +25,7 @@ from tinymusician.data.shards import ShardSet, fingerprint
 from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.objective import distillation_loss
 from tinymusician.distill.signals import Signals, SignalSource
-from tinymusician.distill.task import DistillTask, Softening, closeness
+from tinymusician.distill.task import ObjectiveTask, Softening, closeness
 from tinymusician.errors import Diverged
 from tinymusician.evaluate.musicians import Musician, TorchMusician
 from tinymusician.models.divergences import mean_over_valid, on_logits, reverse_kl
@@ -97,8 +97,8 @@ def _varied(recipe: Recipe, changes: dict[str, Any], seed: int) -> Recipe:
     return parse_recipe(content, recipe.name)
 
 
-class WatchedTask(DistillTask):
-    """Distillation that also tells its own objective's loss on validation and test prompts, as it is at that step."""
+class WatchedTask(ObjectiveTask):
+    """Distillation that tells its own objective's loss on validation and test prompts, as it is at that step."""
 
     def __init__(self, test: list[Signals], validation: list[Signals], **task: Any) -> None:
         super().__init__(**task)
@@ -119,7 +119,7 @@ class WatchedTask(DistillTask):
         return found | {JUDGE: found[f"validation/{JUDGE}"]}
 
     def _measured(self, model: Model, batch: Signals) -> dict[str, float]:
-        logits, mask = self._student_logits(model, batch), batch.sequences.mask
+        logits, mask = self.student_logits(model, batch), batch.sequences.mask
         tau = self.softening.at(self._latest, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, self.mixture_at(self._latest), tau)
         near = closeness(batch.logits, logits, mask)
@@ -200,8 +200,6 @@ class Trials(Evaluation):
             student=new_student(trial.recipe, self._pair.teacher).to(self.context.device),
             train=source,
             train_rows=count,
-            held_out=source,
-            held_out_rows=0,
             mixture_at=partial(mixture_at, trial.recipe.objective, training.steps),
             softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
             batch_size=training.batch_size,

@@ -40,7 +40,17 @@ def build(folder: Path, target: Any, objective: Objective, steps: int) -> Distil
     source = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
     soft = Softening(2.0, 1.0, "sequence", steps)
     student = cut_student(teacher, [0, 3])
-    return DistillTask(student, source, 8, source, 8, partial(mixture_at, objective, steps), soft, 8, 0)
+    return DistillTask(
+        student=student,
+        train=source,
+        train_rows=8,
+        held_out=source,
+        held_out_rows=8,
+        mixture_at=partial(mixture_at, objective, steps),
+        softening=soft,
+        batch_size=8,
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("target", ["conditional", "guided"])

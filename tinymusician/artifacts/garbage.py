@@ -51,9 +51,9 @@ def find_garbage(store: Store, registry: Registry, keep: int, clock: Callable[[]
     files = {file.sha256 for name in needed for file in manifests[name].files}
     files |= {file.sha256 for release in releases for file in release.files}
     old = clock() - GRACE
-    dropped = {_place(one) for name, one in manifests.items() if name not in needed}
+    dropped = {one.key for name, one in manifests.items() if name not in needed}
     young = {entry.key for entry in store.list("artifacts/") if entry.modified > old}
-    files |= {file.sha256 for one in manifests.values() for file in one.files if _place(one) in young}
+    files |= {file.sha256 for one in manifests.values() for file in one.files if one.key in young}
     artifacts = {entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped - young}
     wanted = {blob_key(digest) for digest in files}
     blobs = {
@@ -101,10 +101,6 @@ def _closed(wanted: Collection[str], manifests: dict[str, Manifest]) -> set[str]
             found.add(name)
             waiting += [str(m) for m in manifests[name].lineage.values() if isinstance(m, str) and m in manifests]
     return found
-
-
-def _place(manifest: Manifest) -> str:
-    return f"artifacts/{manifest.name}/{manifest.digest}.json"
 
 
 def _refuse(reason: str) -> None:

@@ -63,6 +63,11 @@ class Manifest(BaseModel):
         return f"{self.name}@sha256:{self.digest}"
 
     @property
+    def key(self) -> str:
+        """Where the store holds the manifest."""
+        return f"artifacts/{self.name}/{self.digest}.json"
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
@@ -76,7 +81,7 @@ def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
         for path in paths
     )
     manifest = Manifest(created=datetime.now(UTC).replace(microsecond=0), files=files, **facts)
-    store.put(f"artifacts/{manifest.name}/{manifest.digest}.json", manifest.canonical())
+    store.put(manifest.key, manifest.canonical())
     return manifest
 
 

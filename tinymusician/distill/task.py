@@ -35,16 +35,14 @@ class Softening:
         return torch.tensor([temperature(place, length - 1, self.initial, self.final) for place in range(length)])
 
 
-class DistillTask:
-    """Trains a student's decoder on the signals of `train`, and judges it by those of `held_out`."""
+class ObjectiveTask:
+    """Trains a student's decoder on the signals of `train` under one objective; how it is judged is its heirs' own."""
 
     def __init__(
         self,
         student: Any,
         train: SignalSource,
         train_rows: int,
-        held_out: SignalSource,
-        held_out_rows: int,
         mixture_at: Callable[[int], Mixture],
         softening: Softening,
         batch_size: int,
@@ -52,7 +50,6 @@ class DistillTask:
     ) -> None:
         self.student, self.module = student, ConditionedDecoder(student)
         self.train, self.train_rows = train, train_rows
-        self.held_out, self.held_out_rows = held_out, held_out_rows
         self.mixture_at, self.softening = mixture_at, softening
         self.batch_size, self.seed = batch_size, seed
 
@@ -62,7 +59,7 @@ class DistillTask:
 
     def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
-        logits, mask = self._student_logits(model, batch), batch.sequences.mask
+        logits, mask = self.student_logits(model, batch), batch.sequences.mask
         mixture = self.mixture_at(step)
         tau = self.softening.at(step, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, mixture, tau)
@@ -72,16 +69,25 @@ class DistillTask:
         scalars["temperature"] = tau.mean()
         return mean_over_valid(values, mask), scalars
 
-    def validate(self, model: Model) -> dict[str, float]:
-        """Forward KL to the teacher (`kl`, nats a code), agreement and entropy on held-out prompts, by codebook too."""
-        return held_out_closeness(
-            self.held_out, self.held_out_rows, self.batch_size, lambda s: self._student_logits(model, s)
-        )
-
-    def _student_logits(self, model: Model, signals: Signals) -> Tensor:
+    def student_logits(self, model: Model, signals: Signals) -> Tensor:
+        """What the student, as `model` trains it, says of these sequences, [R, K, S, V]."""
         text = condition(self.student, signals.sequences)
         logits: Tensor = model(signals.sequences.inputs, text.states, text.mask)
         return logits
+
+
+class DistillTask(ObjectiveTask):
+    """The objective, and the student judged by its closeness to the signals of `held_out`."""
+
+    def __init__(self, *, held_out: SignalSource, held_out_rows: int, **objective: Any) -> None:
+        super().__init__(**objective)
+        self.held_out, self.held_out_rows = held_out, held_out_rows
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """Forward KL to the teacher (`kl`, nats a code), agreement and entropy on held-out prompts, by codebook too."""
+        return held_out_closeness(
+            self.held_out, self.held_out_rows, self.batch_size, lambda s: self.student_logits(model, s)
+        )
 
 
 def held_out_closeness(
