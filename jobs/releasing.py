@@ -7,13 +7,16 @@ from typing import Any
 
 from jobs.evaluation import label
 from jobs.gates import findings, refusal
+from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.registry import Registry
-from tinymusician.artifacts.release import Release
+from tinymusician.artifacts.release import Release, latest_key
 from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFound, Refused
+from tinymusician.artifacts.trust import root_key
+from tinymusician.errors import NotFound, Refused, StoreError
 from tinymusician.recipe import Publish
 
 _KEPT = ("fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor")
@@ -62,6 +65,21 @@ def promote(registry: Registry, source: Release, alias: str, asked: Publish, rea
         "overridden": reason if failed else None,
     }
     return registry.move(source, alias, told, asked.days)
+
+
+def addresses(registry: Registry, name: str, alias: str, seconds: int) -> dict[str, str]:
+    """Presigned addresses of all keys that a device needs for what an alias points at now.
+
+    Raises:
+        StoreError: the store cannot sign addresses.
+    """
+    store = registry.store
+    if not isinstance(store, S3Store):
+        raise StoreError(f"store {store.url}: has no presigned addresses; S3 has")
+    release = registry.newest(name, alias)
+    keys = [root_key(root.version) for root in registry.roots()]
+    keys += [latest_key(name, alias), *(blob_key(file.sha256) for file in release.files)]
+    return {key: store.presigned(key, seconds) for key in keys}
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 Fault = Callable[["Handler", bytes, int], bool]
 """Answers a request for these bytes from this place on, or returns False to let it be answered well."""
@@ -21,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Misbehaving
 
     def do_GET(self) -> None:
-        path = self.server.root / self.path.split("?")[0].lstrip("/").removeprefix("signed/")
+        path = self.server.root / urlparse(self.path).path.lstrip("/").removeprefix("signed/")
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         self.server.asked.append((self.path, start))
         if not path.is_file():

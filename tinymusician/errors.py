@@ -6,6 +6,7 @@ TinyMusicianError
 ├── DataError            prompts, clips, tokens or shards that cannot be used
 ├── StoreError           the artifact store cannot be reached, read or written
 │   ├── NotFound         nothing lies under this name
+│   ├── Busy             it did not answer now, and may later
 │   ├── Corrupt          the bytes differ from their digest
 │   └── Refused          a signed document or a download that is not to be trusted
 ├── KeyFileError         a signing key that is missing, unreadable or readable by others
@@ -44,6 +45,14 @@ class StoreError(TinyMusicianError):
 
 class NotFound(StoreError):
     """Nothing lies in the store under this name."""
+
+
+class Busy(StoreError):
+    """A store or a source that failed now and may answer later; `wait` is how many seconds it asked for."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class Corrupt(StoreError):

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.keys import registry
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import FileEntry
-from tinymusician.artifacts.registry import Registry
 from tinymusician.artifacts.release import Release, ReleasedFile, split_reference
 from tinymusician.errors import Corrupt, NotFound
 from tinymusician.recipe import Publish, load_recipe, parse_recipe
@@ -166,6 +165,24 @@ def aliases(json: Json = False) -> None:
 
 
 @app.command()
+def presign(
+    release: ReleaseName,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, help="How long the addresses hold.")] = 24,
+) -> None:
+    """Print a list of presigned addresses, by which a device pulls a release from a closed bucket.
+
+    The list holds for what the alias points at now: make it again after every promotion. Whoever has it can read these
+    files; nobody can make a device take anything else.
+
+    Example: `tmctl artifacts presign band-bundle@stable > stable.json`, put where your app's server has it, and
+    `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`
+    """
+    from jobs.releasing import addresses
+
+    emit({"addresses": addresses(registry(), *split_reference(release), round(hours * 3600))}, True, "")
+
+
+@app.command()
 def diff(first: Reference, second: Reference, json: Json = False) -> None:
     """Compare two artifacts or aliases: which files differ, and what a device that has the first would load.
 
@@ -191,24 +208,27 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
 @app.command()
 def lineage(
     reference: Reference,
-    picture: Annotated[bool, typer.Option("--dot", help="Print a picture for Graphviz (`| dot -Tsvg`).")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .svg, .png or .pdf.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what an artifact was made of, back to the first teacher, and what was made of it.
 
-    Example: `tmctl artifacts lineage band-bundle --dot | dot -Tsvg > lineage.svg`
+    Example: `tmctl artifacts lineage band-bundle --picture lineage.svg`
     """
     from dataclasses import asdict
 
-    from tinymusician.artifacts.lineage import backward, dot, forward, links
+    from tinymusician.artifacts.lineage import backward, forward, links
 
     store = open_store()
     name = manifests.find(store, reference).reference
     every = links(manifests.list_manifests(store, warn))
     back, on = backward(name, every), forward(name, every)
-    if picture:
-        print(dot(name, [*back, *on]))
-        return
+    if picture is not None:
+        from jobs.lineage_picture import draw
+
+        draw(name, [*back, *on], picture)
     rows = [["made of", _short(one.origin), _short(one.made), one.how] for one in back]
     rows += [["became", _short(one.origin), _short(one.made), one.how] for one in on]
     facts = {"artifact": name, "made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
@@ -254,11 +274,6 @@ def collect(
     )
 
 
-def registry() -> Registry:
-    """The store's releases, with the keys of this machine."""
-    return Registry(open_store(), keys_folder())
-
-
 def asked_of(recipe: str | None, artifact: str) -> Publish:
     """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
     if recipe is not None:
@@ -276,12 +291,11 @@ def files_of(reference: str) -> Sequence[FileEntry | ReleasedFile]:
 
 def why(release: Release) -> str:
     """What a release says of how it came about."""
-    about = release.about
-    if about.get("overridden"):
-        return f"{about.get('promoted_from')}, although gates failed: {about['overridden']}"
-    if "rolled_back_to" in about:
-        return f"back to version {about['rolled_back_to']}: {about.get('reason')}"
-    return str(about.get("promoted_from") or "")
+    said = release.about.get("why", {})
+    if "rolled_back_to" in said:
+        return f"back to version {said['rolled_back_to']}: {said['reason']}"
+    came = str(said.get("promoted_from", ""))
+    return f"{came}, although gates failed: {said['overridden']}" if said.get("overridden") else came
 
 
 def _tell(release: Release, as_json: bool) -> None:

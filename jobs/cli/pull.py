@@ -35,7 +35,7 @@ def pull(
         typer.Option(
             "--from",
             metavar="URL",
-            help="Where the store is (https, file, s3); several are mirrors.",
+            help="Where the store is (https, file, s3), or a list by `tmctl artifacts presign`; several are mirrors.",
             show_default="store",
         ),
     ] = None,

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.bundles import write_bundle
+from tests.misbehaving import misbehaving
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen, model_location
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-ABSENT = ("torch", "transformers", "ray", "onnx", "deepspeed", "matplotlib", "scipy")
+ABSENT = ("torch", "transformers", "ray", "onnx", "deepspeed", "matplotlib", "scipy", "boto3")
 
 
 def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
@@ -45,6 +50,19 @@ def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["seconds"] == 2
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (16000, 32000)
+
+    registry = Registry(LocalStore(tmp_path / "store"), tmp_path / "keys")
+    pinned = registry.create().root[0]
+    facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
+    registry.release(publish(registry.store, bundle, name="band", kind="bundle", **facts), "stable", {})
+    with misbehaving(tmp_path / "store") as server:
+        words = ["band@stable", "--to", str(tmp_path / "phone"), "--from", server.url, "--root-key", pinned]
+        ended = subprocess.run(
+            [str(binaries / "tmctl"), "pull", *words], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+    assert ended.returncode == 0, ended.stderr
+    pulled = Path(ended.stdout.splitlines()[-1])
+    assert sorted(path.name for path in pulled.iterdir()) == sorted(path.name for path in bundle.iterdir())
 
     store = {**os.environ, "TMCTL_STORE": (tmp_path / "store").as_uri()}
     command = [str(binaries / "tmctl"), "submit", "distill", "band"]

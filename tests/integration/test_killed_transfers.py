@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.pull import Client
 from tinymusician.artifacts.registry import Registry
-from tinymusician.artifacts.sources import FolderSource
-from tinymusician.artifacts.store import LocalStore
+from tinymusician.artifacts.sources import open_source
+from tinymusician.artifacts.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +32,9 @@ import numpy as np
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.registry import Registry
 from tinymusician.artifacts.keys import keys_folder
-from tinymusician.artifacts.store import LocalStore
+from tinymusician.artifacts.address import open_store
 home, number = Path(sys.argv[1]), int(sys.argv[2])
-folder, store = home / f"made-{number}", LocalStore(home / "store")
+folder, store = home / f"made-{number}", open_store()
 for name, size in eval(sys.argv[3]).items():
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +48,9 @@ PULL = """
 import sys
 from pathlib import Path
 from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.sources import FolderSource
-home = Path(sys.argv[1])
-client = Client("band@stable", home / "device", [FolderSource(home / "store")], sys.argv[2])
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.sources import open_source
+client = Client("band@stable", Path(sys.argv[1]) / "device", [open_source(open_store().url)], sys.argv[2])
 print("ready", flush=True)
 client.pull()
 """
@@ -58,7 +59,16 @@ client.pull()
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMCTL_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("TMCTL_STORE", (tmp_path / "store").as_uri())
     return tmp_path
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store that the scripts use, too."""
+    if request.param == "s3":
+        monkeypatch.setenv("TMCTL_STORE", request.getfixturevalue("s3_store").url)
+    return open_store()
 
 
 def killed(script: str, *words: str, after: float | None) -> float:
@@ -89,8 +99,8 @@ def plays(home: Path) -> int | None:
     return version.release.version
 
 
-def test_killed_publishers_and_devices(home: Path) -> None:
-    chance, store = random.Random(0), LocalStore(home / "store")
+def test_killed_publishers_and_devices(home: Path, store: Store) -> None:
+    chance = random.Random(0)
     registry = Registry(store, keys_folder())
     pinned = registry.create().root[0]
     publishing = killed(PUBLISH, str(home), "0", repr(SIZES), after=None)
@@ -108,15 +118,16 @@ def test_killed_publishers_and_devices(home: Path) -> None:
         assert now >= last, "a device never goes back"
         last = now
     registry.renew()
-    version = Client("band@stable", home / "device", [FolderSource(home / "store")]).pull()
+    version = Client("band@stable", home / "device", [open_source(store.url)]).pull()
     assert plays(home) == version.release.version == registry.history("band", "stable")[-1].version
     assert not list((home / "device" / "partial").iterdir())
+    for entry in store.list("blobs/"):
+        assert hashlib.sha256(store.get(entry.key)).hexdigest() == Path(entry.key).name, "nothing unfinished is seen"
 
 
 def test_a_disk_that_ends_in_the_middle(home: Path) -> None:
     """Writing fails after a megabyte (a limit of the system on files): one line says so, and the old version plays."""
-    registry = Registry(LocalStore(home / "store"), keys_folder())
-    pinned = registry.create().root[0]
+    pinned = Registry(open_store(), keys_folder()).create().root[0]
     small = repr({"decoder.onnx": 1000})
     killed(PUBLISH, str(home), "0", small, after=None)
     killed(PULL, str(home), pinned, after=None)

@@ -61,7 +61,7 @@ def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monke
     assert "size: " in refused.stderr, "a student of random weights in float16 is no 45 % of its teacher"
     assert "--override REASON" in refused.stderr
     moved = told(ray, store, "artifacts", "promote", "tiny-bundle@candidate", "--override", "a test")
-    assert moved["about"]["overridden"] == "a test"
+    assert moved["about"]["why"]["overridden"] == "a test"
     assert moved["about"]["attestation"]["predicate"]["runDetails"]["metadata"]["invocationId"].startswith(
         "p1.quantize-"
     )

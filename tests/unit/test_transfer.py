@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,16 @@ def test_a_limit_is_kept(
     assert sum(slept) == pytest.approx(SIZE / 1e6, rel=1e-6)
 
 
+def test_a_proxy_of_the_environment(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server plays the proxy: it is asked for whole addresses, of a host that is nowhere."""
+    monkeypatch.setenv("http_proxy", server.url)
+    source = HttpSource("http://music.invalid")
+    assert bring([source], file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+    assert server.asked == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
+
+
 def test_https_never_leads_to_http(server: Misbehaving, file: ReleasedFile) -> None:
     source = HttpSource("https://example.invalid")
 
@@ -186,8 +197,30 @@ def test_https_never_leads_to_http(server: Misbehaving, file: ReleasedFile) -> N
             """Nothing is open."""
 
     source._session.get = lambda *_, **__: Moved()  # type: ignore[method-assign, assignment, return-value]
-    with pytest.raises(StoreError, match="redirects from HTTPS to"), source.open("blobs/x", 0, ""):
+    with pytest.raises(StoreError, match="leads from HTTPS to"), source.open("blobs/x", 0, ""):
         pass
+
+
+def test_a_list_of_addresses(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+    """From a file and from a server; one that is none, or leads out of HTTPS, ends with a line that says so."""
+    key = blob_key(file.sha256)
+    listed = tmp_path / "store" / "stable.json"
+    listed.write_text(json.dumps({"addresses": {key: f"{server.url}/signed/{key}?signature=x"}}))
+    server.faults = [truncate(0.5), refuse(403)]
+    for number, url in enumerate((f"{server.url}/stable.json", listed.as_uri())):
+        place = bring([open_source(url)], file, tmp_path / str(number), lambda size: None, Pace())
+        assert place.read_bytes() == data
+    with pytest.raises(NotFound, match="lists nothing for 'keys/x'"):
+        open_source(listed.as_uri()).read("keys/x", 10)
+    with pytest.raises(NotFound, match=r"nothing under 'none\.json'"):
+        open_source(f"{listed.parent.as_uri()}/none.json").read("keys/x", 10)
+    for content in ("[]", "{", '{"addresses": [1]}', "[" * 100_000):
+        listed.write_text(content)
+        with pytest.raises(StoreError, match="is no list of addresses"):
+            open_source(listed.as_uri()).read(key, 10)
+    listed.write_text(json.dumps({"addresses": {key: "file:///etc/passwd"}}))
+    with pytest.raises(StoreError, match="leads to 'file:///etc/passwd'; allowed are"):
+        open_source(listed.as_uri()).read(key, 10)
 
 
 def test_addresses() -> None:

@@ -94,21 +94,3 @@ def attestation(manifest: Manifest) -> dict[str, Any]:
 
 def _data(lineage: dict[str, Any]) -> dict[str, Any]:
     return {name: lineage[name] for name in ("prompts", "prompts_sha256", "clips") if lineage.get(name)}
-
-
-def dot(reference: str, steps: Sequence[Link]) -> str:
-    """The steps as a picture in Graphviz's language, the artifact that was asked for set off."""
-    places = {
-        name: f"n{number}" for number, name in enumerate(dict.fromkeys(n for s in steps for n in (s.origin, s.made)))
-    }
-    nodes = [
-        f'  {place} [label="{_short(name)}"{", style=bold" if name == reference else ""}];'
-        for name, place in places.items()
-    ]
-    edges = [f'  {places[step.origin]} -> {places[step.made]} [label="{step.how}"];' for step in steps]
-    return "\n".join(["digraph lineage {", "  rankdir=LR; node [shape=box];", *nodes, *edges, "}"])
-
-
-def _short(name: str) -> str:
-    head, at, digest = name.partition("@sha256:")
-    return f"{head}@{digest[:8]}" if at else name

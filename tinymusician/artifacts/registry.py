@@ -111,7 +111,9 @@ class Registry:
         """
         found = self.history(name, alias)
         if not found:
-            raise NotFound(f"release {name}@{alias}: not in {self.store.url}; `tmctl artifacts releases` lists them")
+            raise NotFound(
+                f"release {name}@{alias}: not in {self.store.url}; `tmctl artifacts aliases` lists those that are"
+            )
         return found[-1]
 
     def release(self, manifest: Manifest, alias: str, about: dict[str, Any], days: int = DAYS) -> Release:
@@ -131,9 +133,9 @@ class Registry:
         )
         return self._add(draft, days)
 
-    def move(self, source: Release, alias: str, about: dict[str, Any], days: int = DAYS) -> Release:
-        """Sign what `source` lists as the next version of another alias, or of its own."""
-        return self._add(source.model_copy(update={"alias": alias, "about": {**source.about, **about}}), days)
+    def move(self, source: Release, alias: str, why: dict[str, Any], days: int = DAYS) -> Release:
+        """Sign what `source` lists as the next version of another alias, or of its own; `why` is kept with it."""
+        return self._add(source.model_copy(update={"alias": alias, "about": {**source.about, "why": why}}), days)
 
     def _add(self, draft: Release, days: int) -> Release:
         """Give a draft the next version, sign it, and let the alias point at it."""

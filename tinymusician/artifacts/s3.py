@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.artifacts.store import DAY, Entry, check_key, whole_file
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.errors import Busy, NotFound, StoreError
 
 _CHUNK = 1 << 18
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -21,6 +21,7 @@ _REFUSED = {
     "SignatureDoesNotMatch": "credentials",
     "NoSuchBucket": "bucket",
 }
+_LATER = {408, 425, 429, 500, 502, 503, 504}
 _ADVICE = {
     "credentials": "the server refused the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "bucket": "no such bucket; create it first, or change TMCTL_STORE",
@@ -36,7 +37,14 @@ class S3Store:
 
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         retries = {"mode": "standard", "total_max_attempts": 4}
-        config = Config(retries=retries, connect_timeout=5, read_timeout=60, s3={"addressing_style": "auto"})
+        signed = "s3v4"  # presigned addresses of the older kind are refused by newer servers
+        config = Config(
+            signature_version=signed,
+            retries=retries,
+            connect_timeout=5,
+            read_timeout=60,
+            s3={"addressing_style": "auto"},
+        )
         with self._speaking("connect"):
             self._client: Any = boto3.session.Session().client("s3", config=config)
 
@@ -74,6 +82,13 @@ class S3Store:
     def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
         with self._speaking("read", key):
             yield from body.iter_chunks(_CHUNK)
+
+    def presigned(self, key: str, seconds: int) -> str:
+        """An address at which anybody can read a key for so long."""
+        with self._speaking("sign", key):
+            place = {"Bucket": self._bucket, "Key": self._key(key)}
+            address: str = self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=seconds)
+            return address
 
     def exists(self, key: str) -> bool:
         try:
@@ -121,11 +136,15 @@ class S3Store:
         except NoCredentialsError as error:
             raise StoreError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except EndpointConnectionError as error:
-            raise StoreError(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
+            raise Busy(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _MISSING:
                 raise NotFound(f"store s3://{self._bucket}: nothing under {key!r}") from error
-            raise StoreError(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
-        except (BotoCoreError, Boto3Error, OSError, ValueError) as error:
+            later = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) in _LATER
+            kind = Busy if later else StoreError
+            raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise Busy(f"{where}: {error}") from error
+        except (OSError, ValueError) as error:
             raise StoreError(f"{where}: {error}") from error

@@ -1,12 +1,13 @@
-"""Where a device gets keys of a store from: an HTTPS address, a folder, or S3. Several of them are mirrors.
+"""Where a device gets keys of a store from: HTTPS addresses, a folder, or S3. Several of them are mirrors.
 
-Over HTTP a key lies at ADDRESS/KEY. An address may answer with a redirect, such as to a presigned address, which is
-never kept: every request begins at ADDRESS. Proxies are taken from the environment.
+Over HTTP a key lies at ADDRESS/KEY, or where a list of presigned addresses says. An address may answer with a redirect,
+which is never kept: every request begins at ADDRESS, or reads the list again. Proxies are taken from the environment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,20 +16,13 @@ from typing import Any, Literal, Protocol
 from urllib.parse import quote, unquote, urljoin, urlparse
 
 from tinymusician.artifacts.store import check_key
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.errors import Busy, NotFound, StoreError
 
 CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
 _REDIRECTS = 5
+_LONGEST_LIST = 4 << 20
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-
-class Busy(StoreError):
-    """A source that failed now and may answer later; `wait` is how many seconds it asked for."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -115,9 +109,9 @@ class HttpSource:
     def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
         import requests
 
-        address = f"{self.url}/{quote(check_key(key))}"
         ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
         try:
+            address = self._address(check_key(key))
             answer = self._get(address, ranged)
             if meaning(answer.status_code, answer.headers.get("Content-Range"), start) == "without range":
                 answer.close()
@@ -129,6 +123,10 @@ class HttpSource:
         except requests.RequestException as error:
             raise Busy(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
 
+    def _address(self, key: str) -> str:
+        """Where a key lies."""
+        return f"{self.url}/{quote(key)}"
+
     def _get(self, address: str, headers: dict[str, str]) -> Any:
         """The answer behind all redirects; none leads from HTTPS to HTTP."""
         for _ in range(_REDIRECTS):
@@ -137,8 +135,7 @@ class HttpSource:
                 return answer
             answer.close()
             following = urljoin(address, answer.headers["Location"])
-            if urlparse(address).scheme == "https" and urlparse(following).scheme != "https":
-                raise StoreError(f"{self.url}: redirects from HTTPS to {following[:60]!r}, which nobody protects")
+            _stay_protected(self.url, address, following)
             address = following
         raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
 
@@ -157,6 +154,36 @@ class HttpSource:
             raise StoreError(f"{self.url}: answers {answer.status_code} for {key!r}")
         wait = answer.headers.get("Retry-After", "")
         raise Busy(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
+
+
+class PresignedSource(HttpSource):
+    """A store behind a list of presigned addresses, `{"addresses": {KEY: ADDRESS, …}}`, which is read for every key."""
+
+    def _address(self, key: str) -> str:
+        try:
+            found = json.loads(self._list())["addresses"].get(key)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise StoreError(f"{self.url}: is no list of addresses, as `tmctl artifacts presign` makes them") from None
+        if not isinstance(found, str):
+            raise NotFound(f"{self.url}: lists nothing for {key!r}")
+        _stay_protected(self.url, self.url, found)
+        return found
+
+    def _list(self) -> bytes:
+        parts = urlparse(self.url)
+        if parts.scheme == "file":
+            with FolderSource(Path(unquote(parts.path)).parent).open(Path(unquote(parts.path)).name, 0, "") as answer:
+                return _first(answer.chunks, _LONGEST_LIST)
+        with contextlib.closing(self._get(self.url, {})) as answer:
+            self._place(answer, parts.path, 0)
+            return _first(answer.iter_content(CHUNK), _LONGEST_LIST)
+
+
+def _stay_protected(url: str, before: str, after: str) -> None:
+    if urlparse(after).scheme not in ("http", "https"):
+        raise StoreError(f"{url}: leads to {after[:60]!r}; allowed are https://… and http://…")
+    if urlparse(before).scheme == "https" and urlparse(after).scheme != "https":
+        raise StoreError(f"{url}: leads from HTTPS to {after[:60]!r}, which nobody protects")
 
 
 Meaning = Literal["append", "whole", "without range", "later", "missing", "refused"]
@@ -185,9 +212,11 @@ def open_source(url: str) -> Source:
     """The source at an address.
 
     Raises:
-        StoreError: it is none of https://, http://, file:///, s3://.
+        StoreError: it is none of https://, http://, file:///, s3://, nor a list of presigned addresses (…json).
     """
     parts = urlparse(url)
+    if parts.scheme in ("http", "https", "file") and parts.path.endswith(".json"):
+        return PresignedSource(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderSource(Path(unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:

@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from tinymusician.artifacts.blobs import blob_key, digest_of
 from tinymusician.artifacts.release import ReleasedFile
-from tinymusician.artifacts.sources import CHUNK, Answer, Busy, Source
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.artifacts.sources import CHUNK, Answer, Source
+from tinymusician.errors import Busy, Corrupt, NotFound, StoreError
 
 _TRIES, _MOST_TRIES = 5, 50
 """How often a source is asked in vain before it is given up, and how often at all."""

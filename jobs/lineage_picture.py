@@ -1,0 +1,72 @@
+"""Where an artifact comes from and what was made of it, as a picture: from left to right, a box each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from tinymusician.artifacts.lineage import Link
+from tinymusician.errors import RequestError
+from tinymusician.plots import COLOURS, pyplot
+
+_KINDS = (".svg", ".png", ".pdf")
+_COLUMN, _ROW, _BOX = 3.2, 1.1, (2.6, 0.8)
+"""Inches."""
+
+
+def draw(reference: str, steps: Sequence[Link], path: Path) -> None:
+    """Write the steps around an artifact, which is set off, to a file of one of `_KINDS`.
+
+    Raises:
+        RequestError: another kind of file is asked for, or it cannot be written.
+    """
+    if path.suffix not in _KINDS:
+        raise RequestError(f"--picture {path}: allowed are files that end in {', '.join(_KINDS)}")
+    places = placed(reference, steps)
+    width, height = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
+    figure, axes = pyplot().subplots(figsize=(width * _COLUMN, height * _ROW), layout="constrained")
+    made = {step.made: step.how for step in steps}
+    for name, (column, row) in places.items():
+        _box(axes, column * _COLUMN, -row * _ROW, _said(name, made.get(name)), own=name == reference)
+    for step in steps:
+        (column, row), (to_column, to_row) = places[step.origin], places[step.made]
+        start = (column * _COLUMN + _BOX[0] / 2, -row * _ROW)
+        end = (to_column * _COLUMN - _BOX[0] / 2, -to_row * _ROW)
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLOURS[7]})
+    axes.set(xlim=(-_COLUMN / 2, (width - 0.5) * _COLUMN), ylim=(-(height - 0.5) * _ROW, _ROW / 2), aspect="equal")
+    axes.axis("off")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise RequestError(f"--picture {path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        pyplot().close(figure)
+
+
+def placed(reference: str, steps: Sequence[Link]) -> dict[str, tuple[int, int]]:
+    """Column and row of every name: to the right of all that it was made of, below those that came before it."""
+    columns = dict.fromkeys([name for step in steps for name in (step.origin, step.made)] or [reference], 0)
+    for _ in columns:  # as many rounds as the longest way can have steps
+        for step in steps:
+            columns[step.made] = max(columns[step.made], columns[step.origin] + 1)
+    rows = dict.fromkeys(columns.values(), 0)
+    found = {}
+    for name, column in columns.items():
+        found[name] = (column, rows[column])
+        rows[column] += 1
+    return found
+
+
+def _box(axes: Any, x: float, y: float, text: str, own: bool) -> None:
+    edge = {"edgecolor": COLOURS[0 if own else 7], "linewidth": 2.5 if own else 1, "facecolor": "white"}
+    patch = pyplot().Rectangle((x - _BOX[0] / 2, y - _BOX[1] / 2), *_BOX, **edge)
+    axes.add_patch(patch)
+    axes.text(x, y, text, ha="center", va="center", fontsize=7)
+
+
+def _said(name: str, how: str | None) -> str:
+    head, at, digest = name.partition("@sha256:")
+    title = f"{head}@{digest[:8]}" if at else head
+    return "\n".join([fill(title[-72:], 36), *(how or "from outside").split(", ")])

@@ -1,0 +1,132 @@
+"""Pulling a release from a closed bucket of a real S3 server: with credentials, and with presigned addresses alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+
+from jobs.releasing import addresses
+from tests.cutting import line
+from tests.s3_server import S3Server
+from tinymusician.artifacts import transfer
+from tinymusician.artifacts.installation import Installation
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.s3 import S3Store
+from tinymusician.artifacts.sources import open_source
+from tinymusician.errors import NotFound
+
+pytestmark = pytest.mark.slow
+
+DECODER = np.random.default_rng(0).bytes(6_000_000)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_FIRST_WAIT", 0.01)
+
+
+@pytest.fixture
+def registry(s3_store: S3Store, tmp_path: Path) -> Registry:
+    """One release in the bucket."""
+    made = Registry(s3_store, tmp_path / "keys")
+    made.create()
+    released(made, tmp_path / "made", DECODER)
+    return made
+
+
+def released(registry: Registry, folder: Path, decoder: bytes) -> None:
+    folder.mkdir()
+    (folder / "decoder.onnx").write_bytes(decoder)
+    (folder / "config.json").write_text("{}")
+    facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
+    registry.release(publish(registry.store, folder, name="band", kind="bundle", **facts), "stable", {})
+
+
+def pulled(registry: Registry, device: Path, url: str) -> bytes:
+    version = Client("band@stable", device, [open_source(url)], registry.roots()[0].root[0]).pull()
+    return (device / version.folder / "decoder.onnx").read_bytes()
+
+
+def test_a_line_that_is_cut_again_and_again(
+    registry: Registry, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With credentials and with presigned addresses: what has arrived is not loaded again."""
+    with line(urlparse(s3.endpoint).port or 0) as cut:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", cut.url)
+        through = Registry(open_again(registry.store), tmp_path / "keys")
+        listed = tmp_path / "stable.json"
+        listed.write_text(json.dumps({"addresses": addresses(through, "band", "stable", 600)}))
+        for number, url in enumerate((registry.store.url, listed.as_uri())):
+            cut.cuts, cut.carried = [900_000] * 6, 0
+            assert pulled(registry, tmp_path / f"device-{number}", url) == DECODER
+            assert not cut.cuts, "it was cut six times"
+            assert cut.carried < 1.3 * len(DECODER)
+
+
+def open_again(store: Any) -> S3Store:
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    return S3Store(bucket, prefix)
+
+
+def test_an_address_that_redirects_to_presigned_ones(registry: Registry, tmp_path: Path) -> None:
+    """A server of the app's own; its first answer for a file bears a signature that S3 refuses."""
+    store = registry.store
+    assert isinstance(store, S3Store)
+    with redirecting(store) as (url, asked):
+        assert pulled(registry, tmp_path / "device", url) == DECODER
+    spoilt = [key for key in asked if key.startswith("blobs/")]
+    assert len(spoilt) == len(set(spoilt)) + 1, "it was asked once more, at its own address"
+
+
+def test_a_list_holds_for_what_it_was_made_for(registry: Registry, tmp_path: Path) -> None:
+    listed, device = tmp_path / "stable.json", tmp_path / "device"
+    listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
+    assert pulled(registry, device, listed.as_uri()) == DECODER
+    released(registry, tmp_path / "made-2", DECODER[::-1])
+    with pytest.raises(NotFound, match="lists nothing for 'blobs/sha256/"):
+        pulled(registry, device, listed.as_uri())
+    found = Installation(device).usable()
+    assert found is not None
+    assert found[0].release.version == 1, "the old one plays on"
+    listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
+    assert pulled(registry, device, listed.as_uri()) == DECODER[::-1]
+
+
+@contextmanager
+def redirecting(store: S3Store) -> Iterator[tuple[str, list[str]]]:
+    """A server that leads every key to a presigned address, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            key = self.path.lstrip("/")
+            address = store.presigned(key, 600)
+            if key.startswith("blobs/") and not any(one.startswith("blobs/") for one in asked):
+                address += "0"
+            asked.append(key)
+            self.send_response(302)
+            self.send_header("Location", address)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()

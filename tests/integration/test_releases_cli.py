@@ -1,0 +1,115 @@
+"""Releases as a person makes them, command by command; the pictures and the mistakes too. Nothing here starts Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.test_cli import tmctl
+from tinymusician.artifacts.manifest import Manifest, publish
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.recipe import load_recipe
+
+pytestmark = pytest.mark.slow
+
+
+class Person:
+    """Somebody with a store, keys and a command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, LocalStore(folder / "store")
+        self._variables = {"TMCTL_KEYS": str(folder / "keys")}
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return tmctl(self.folder, *words, cwd=self.folder, **self._variables)
+
+    def says(self, *words: str) -> str:
+        ended = self.run(*words)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def told(self, *words: str) -> Any:
+        return json.loads(self.says(*words, "--json"))
+
+    def refused(self, *words: str) -> str:
+        """The one line of a command that must fail."""
+        ended = self.run(*words)
+        assert (ended.returncode, ended.stdout) == (1, ""), ended.stdout
+        (line,) = ended.stderr.strip().splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    def made(self, name: str, kind: str, content: dict[str, str], **lineage: str) -> Manifest:
+        folder = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
+        folder.mkdir()
+        for path, text in content.items():
+            (folder / path).write_text(text)
+        recipe = load_recipe("band").model_dump(mode="json")
+        facts: dict[str, Any] = {"recipe": recipe, "metrics": {"size": 3}, "licence": "Apache-2.0"}
+        return publish(self.store, folder, name=name, kind=kind, lineage=lineage, **facts)
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path)
+
+
+def test_from_keys_to_a_device_and_back(person: Person) -> None:
+    student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1")
+    first = person.made("band-bundle", "bundle", {"decoder": "d1", "codec": "c"}, model=student.reference, run="r-2")
+    assert "`tmctl keys create`" in person.refused("artifacts", "publish", "band-bundle")
+    root = person.told("keys", "create")["root"][0]
+    assert "has keys already" in person.refused("keys", "create")
+    assert person.told("keys", "show")["root"] == [root]
+    assert person.told("artifacts", "publish", "band-bundle")["artifact"] == first.reference
+
+    promote = ("artifacts", "promote", "band-bundle@candidate")
+    assert "evaluation: it has none. Nothing was promoted; --override REASON" in person.refused(*promote)
+    assert person.told(*promote, "--override", "by ear")["about"]["why"]["overridden"] == "by ear"
+    pull = ("pull", "band-bundle@stable", "--to", "phone")
+    assert "knows no root key yet; give the publisher's with --root-key" in person.refused(*pull)
+    assert person.told(*pull, "--root-key", root)["version"] == 1
+
+    second = person.made("band-bundle", "bundle", {"decoder": "d22", "codec": "c"}, model=student.reference, run="r-3")
+    person.says("artifacts", "publish", second.reference)
+    changed = person.told("artifacts", "diff", "band-bundle@stable", "band-bundle@candidate")
+    assert changed == {"files": {"codec": "same", "decoder": "changed"}, "to_load": 3}
+    assert person.told(*pull, "--check")["new"] is False
+    person.says(*promote, "--override", "by ear again")
+    offer = person.told(*pull, "--check")
+    assert (offer["new"], offer["to_load"], offer["version"]) == (True, 3, 2)
+    person.says(*pull)
+    assert (person.folder / person.told(*pull)["folder"] / "decoder").read_text() == "d22"
+
+    rollback = ("artifacts", "rollback", "band-bundle@stable", "--reason", "it hisses")
+    assert "has versions 1, 2" in person.refused(*rollback, "--to", "7")
+    person.says(*rollback, "--to", "1")
+    assert (person.folder / person.told(*pull)["folder"] / "decoder").read_text() == "d1"
+    person.says("keys", "rotate")
+    assert person.told(*pull)["version"] == 4, "the rotation signed it anew"
+    history = person.says("artifacts", "history", "band-bundle@stable")
+    assert "band-bundle@candidate, version 1, although gates failed: by ear\n" in history
+    assert "back to version 1: it hisses" in history
+    (aliased,) = [one for one in person.told("artifacts", "aliases") if one["alias"] == "stable"]
+    assert (aliased["version"], aliased["artifact"]) == (4, first.reference)
+    assert person.told("artifacts", "collect") == {"artifacts": [], "blobs": [], "bytes": 0, "removed": 0}
+    assert "has no presigned addresses; S3 has" in person.refused("artifacts", "presign", "band-bundle@stable")
+
+
+def test_where_it_comes_from(person: Person) -> None:
+    student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1")
+    bundle = person.made("band-bundle", "bundle", {"decoder": "d"}, model=student.reference, run="r-2")
+    found = person.told("artifacts", "lineage", "band", "--picture", "lineage.svg")
+    assert [(step["origin"], step["made"]) for step in found["made_of"]] == [("band-large", student.reference)]
+    assert [(step["origin"], step["made"]) for step in found["became"]] == [(student.reference, bundle.reference)]
+    picture = (person.folder / "lineage.svg").read_text()
+    assert picture.count("<!-- band") == 3, "a box for each of the three"
+    assert f"<!-- {bundle.reference[:11]}@{bundle.digest[:8]} -->" in picture
+    assert "allowed are files that end in .svg" in person.refused("artifacts", "lineage", "band", "--picture", "x.gif")
+    card = person.says("artifacts", "card", "band-bundle")
+    assert "# band-bundle" in card
+    assert "| licence | Apache-2.0 |" in card
