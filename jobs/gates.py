@@ -34,8 +34,11 @@ def refusal(found: list[Finding]) -> str:
 
 
 def _value(figures: dict[str, Any], name: str) -> float | None:
-    found = figures.get(name)
-    return float(found) if isinstance(found, int | float) else None
+    """A figure; signed documents hold those that are not whole as text."""
+    try:
+        return float(figures[name])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _at_least(gate: str, own: float | None, base: float | None, share: float) -> Finding:

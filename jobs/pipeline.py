@@ -20,6 +20,7 @@ from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.release import split_reference
 from tinymusician.artifacts.runs import STEPS_FILE, RunFolder, now
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import load_prompts
@@ -64,7 +65,7 @@ class Pipeline:
                 self._tell(step, "NOT ASKED FOR")
                 continue
             inputs = self._inputs(step)
-            known = self._known(inputs)
+            known = self._known(step, inputs)
             if known is not None:
                 self._tell(step, "SKIPPED", known)
             elif place < first:
@@ -145,14 +146,18 @@ class Pipeline:
             inputs["baseline"] = self._recipe.publish.baseline
         return inputs
 
-    def _known(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """What an earlier run made of the same inputs, if the store still has it."""
+    def _known(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """What an earlier run made of the same inputs, if the store still has it, and devices still see it."""
         try:
             found: dict[str, Any] = json.loads(self._store.get(_index(inputs)))
             if found["artifact"]:
                 find(self._store, found["artifact"])
             if found["run"]:
                 RunFolder(self._store, found["run"]).record()
+            if step == "publish":
+                newest = Registry(self._store, keys_folder()).newest(*split_reference(found["metrics"]["release"]))
+                if newest.artifact != found["artifact"] or newest.expires <= now():
+                    return None
         except (NotFound, RunError):
             return None
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from jobs.evaluation import label
@@ -39,7 +38,7 @@ def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str
 
 def publish(registry: Registry, manifest: Manifest, evaluation: dict[str, Any] | None, asked: Publish) -> Release:
     """Sign an artifact as the newest release of the recipe's alias, with what is known of it."""
-    about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": _plain(manifest.metrics)}
+    about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": manifest.metrics}
     if evaluation is not None:
         about["evaluation"] = evaluation
     return registry.release(manifest, asked.alias, about, asked.days)
@@ -68,7 +67,7 @@ def promote(registry: Registry, source: Release, alias: str, asked: Publish, rea
 
 
 def addresses(registry: Registry, name: str, alias: str, seconds: int) -> dict[str, str]:
-    """Presigned addresses of all keys that a device needs for what an alias points at now.
+    """Presigned addresses of all keys that a device needs for what an alias points at now, or looks for in vain.
 
     Raises:
         StoreError: the store cannot sign addresses.
@@ -77,12 +76,6 @@ def addresses(registry: Registry, name: str, alias: str, seconds: int) -> dict[s
     if not isinstance(store, S3Store):
         raise StoreError(f"store {store.url}: has no presigned addresses; S3 has")
     release = registry.newest(name, alias)
-    keys = [root_key(root.version) for root in registry.roots()]
+    keys = [root_key(version) for version in range(1, registry.roots()[-1].version + 2)]
     keys += [latest_key(name, alias), *(blob_key(file.sha256) for file in release.files)]
     return {key: store.presigned(key, seconds) for key in keys}
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Figures as a signed document can hold them: finite ones."""
-    found: dict[str, Any] = json.loads(json.dumps(metrics, default=str), parse_constant=lambda _: None)
-    return found

@@ -22,7 +22,7 @@ from tinymusician.recipe import Recipe
 
 Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", KEYS_VARIABLE)
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 
 
 def submit(
@@ -176,11 +176,16 @@ def _python(where: str) -> str:
 
 
 def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
-    """The store's address, and this code itself where the cluster is another machine. Credentials never travel."""
+    """The store's address, and this code itself where the cluster is another machine. Credentials never travel.
+
+    Nor does the place of the signing keys, which is another one there.
+    """
     variables = {STORE_VARIABLE: store.url, **cluster.worker_environment()}
     variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment: dict[str, Any] = {"env_vars": variables}
-    if not cluster.is_here(where):
+    if cluster.is_here(where):
+        variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
+    else:
         root = Path(__file__).parents[1]
         environment["py_modules"] = [str(root / "tinymusician"), str(root / "jobs")]
     return environment

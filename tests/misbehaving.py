@@ -64,13 +64,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Misbehaving(ThreadingHTTPServer):
-    """The server: `faults` are used up one after the other by requests for blobs."""
+    """The server: `faults` are used up one after the other by requests for blobs, or for anything `everywhere`."""
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.faults, self.asked = root, list[Fault](), list[tuple[str, int]]()
+        self.everywhere = False
         self._lock = threading.Lock()
 
     @property
@@ -79,7 +80,7 @@ class Misbehaving(ThreadingHTTPServer):
 
     def fault(self, path: str) -> Fault | None:
         with self._lock:
-            return self.faults.pop(0) if self.faults and "/blobs/" in path else None
+            return self.faults.pop(0) if self.faults and ("/blobs/" in path or self.everywhere) else None
 
 
 @contextmanager
@@ -121,6 +122,29 @@ def wrong_bytes(handler: Handler, data: bytes, start: int) -> bool:
     """As many bytes as there should be, but others."""
     handler.answer(200, bytes(255 - value for value in data))
     return True
+
+
+def wrong_half(handler: Handler, data: bytes, start: int) -> bool:
+    """Half of what was promised, of other bytes, and hang up."""
+    handler.answer(200, bytes(255 - value for value in data[: len(data) // 2]), None, len(data))
+    return True
+
+
+def trickle(share: float) -> Fault:
+    """A share at once, and then a byte now and then for as long as anybody listens."""
+
+    def fault(handler: Handler, data: bytes, start: int) -> bool:
+        begun = int(share * len(data))
+        handler.answer(200, data[:begun], None, len(data))
+        try:
+            for place in range(begun, len(data)):
+                handler.wfile.write(data[place : place + 1])
+                time.sleep(0.01)
+        except OSError:
+            pass
+        return True
+
+    return fault
 
 
 def too_many(handler: Handler, data: bytes, start: int) -> bool:

@@ -7,6 +7,7 @@ TinyMusicianError
 ├── StoreError           the artifact store cannot be reached, read or written
 │   ├── NotFound         nothing lies under this name
 │   ├── Busy             it did not answer now, and may later
+│   │   └── Denied       it does not say whether there is anything
 │   ├── Corrupt          the bytes differ from their digest
 │   └── Refused          a signed document or a download that is not to be trusted
 ├── KeyFileError         a signing key that is missing, unreadable or readable by others
@@ -53,6 +54,10 @@ class Busy(StoreError):
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
         self.wait = wait
+
+
+class Denied(Busy):
+    """A store that refuses to answer (403): for a presigned address that is too old, or instead of a "not here"."""
 
 
 class Corrupt(StoreError):

@@ -253,25 +253,41 @@ def card(reference: Reference) -> None:
 @app.command()
 def collect(
     keep: Annotated[int, typer.Option(min=1, help="The newest artifacts of every name that stay.")] = 3,
+    shard_days: Annotated[
+        float | None,
+        typer.Option(
+            min=7,
+            metavar="DAYS",
+            help="Also shards that are older: signals, samples, clips. They are made again when they are asked for.",
+            show_default="all stay",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
     json: Json = False,
 ) -> None:
     """Find what nobody needs: no alias, no run that has not ended, none of the newest, nothing that these are made of.
 
-    Nothing of the last seven days is touched. Release documents stay for ever: they are the history.
+    Nothing of the last seven days is touched, and no shard while a run has not ended. Release documents stay for ever:
+    they are the history.
     """
     from tinymusician.artifacts import garbage
 
     store = open_store()
-    found = garbage.find_garbage(store, registry(), keep)
-    gone = garbage.collect(store, found, lambda key: print(key, file=sys.stderr)) if yes else 0
-    facts = {"artifacts": list(found.artifacts), "blobs": list(found.blobs), "bytes": found.size, "removed": gone}
-    counts = f"{len(found.artifacts)} artifacts and {len(found.blobs)} files, {found.size / 1e6:.1f} MB"
-    emit(
-        facts,
-        json,
-        f"{counts}: removed" if yes else "\n".join([*found.artifacts, *found.blobs, f"{counts}; --yes removes them"]),
+
+    def find() -> garbage.Garbage:
+        return garbage.find_garbage(store, registry(), keep, shard_days)
+
+    found = find()
+    gone = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
+    keys = {"artifacts": list(found.artifacts), "shards": list(found.shards), "blobs": list(found.blobs)}
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
+    said = f"{counts}, {found.size / 1e6:.1f} MB"
+    text = (
+        f"{said}: removed"
+        if yes
+        else "\n".join([*(k for names in keys.values() for k in names), f"{said}; --yes removes them"])
     )
+    emit({**keys, "bytes": found.size, "removed": gone}, json, text)
 
 
 def asked_of(recipe: str | None, artifact: str) -> Publish:
@@ -299,6 +315,9 @@ def why(release: Release) -> str:
 
 
 def _tell(release: Release, as_json: bool) -> None:
+    root = registry().roots()[-1]
+    if root.expires < release.expires:
+        warn(f"the root document expires before it, on {root.expires:%Y-%m-%d}; `tmctl keys renew` signs it for a year")
     what = f"version {release.version} is {_short(release.artifact)}"
     text = f"{release.reference}: {what}, until {release.expires:%Y-%m-%d}"
     emit(release.model_dump(mode="json"), as_json, text)

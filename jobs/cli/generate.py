@@ -52,13 +52,14 @@ def generate(
     """
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
+    from tinymusician.runtime.location import located
     from tinymusician.runtime.memory import peak_memory
     from tinymusician.runtime.player import Wish, open_player
 
     began = time.monotonic()
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
-    player = open_player(located(model), threads, provider)
+    player = open_player(located(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
     heard = None if clip is None else read_wave(clip, rate)
@@ -78,34 +79,6 @@ def generate(
         "peak_memory_bytes": peak_memory(),
     }
     emit(facts, json, f"{output}: {length:g} s in {took:.1f} s (real-time factor {took / length:.2f})")
-
-
-def located(model: str) -> Path:
-    """The folder of a bundle: the one that is named, what `tmctl pull` installed there, or the store's artifact."""
-    if Path(model).is_dir():
-        from tinymusician.artifacts.installation import Installation
-
-        installed = Installation(Path(model)).usable()
-        return installed[1] if installed else Path(model)
-    from platformdirs import user_cache_path
-
-    from tinymusician.artifacts.address import open_store
-    from tinymusician.artifacts.manifest import fetch, find
-    from tinymusician.errors import BundleError
-    from tinymusician.runtime.bundle import MANIFEST
-
-    store = open_store()
-    manifest = find(store, model)
-    if not any(file.path == MANIFEST for file in manifest.files):
-        raise BundleError(
-            f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
-            f"make a bundle of it with `tmctl submit quantize`"
-        )
-    folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
-    if not (folder / ".whole").exists():
-        fetch(store, manifest, folder, lambda path: print(path, file=sys.stderr))
-        (folder / ".whole").touch()
-    return folder
 
 
 @contextmanager

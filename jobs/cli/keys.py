@@ -43,17 +43,23 @@ def show(json: Json = False) -> None:
 
 
 @app.command()
+def renew(json: Json = False) -> None:
+    """Sign the same keys for another year: when the root document expires, devices take nothing new any more."""
+    _say(registry().extend(), json)
+
+
+@app.command()
 def rotate(
     root: Annotated[bool, typer.Option("--root", help="Replace the root key; devices follow by themselves.")] = False,
     revoke: Annotated[
-        bool, typer.Option("--revoke", help="Others may have had the old key: sign nothing anew that it signed.")
+        bool, typer.Option("--revoke", help="Others may have had a release key: nothing signed until now counts.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Replace the release key (or the root key) by a new one, and sign what is newest anew.
 
-    What the old release key signed counts for nothing from then on. After `--revoke` look at what is good, and promote
-    that again.
+    Devices take nothing from then on that the old release key signed. After `--revoke` no alias points at anything:
+    look at what is good, and `tmctl artifacts publish` and `promote` that again.
     """
     role: Literal["root", "release"] = "root" if root else "release"
     _say(registry().rotate(role, revoke), json)

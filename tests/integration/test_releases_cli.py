@@ -96,7 +96,13 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert "back to version 1: it hisses" in history
     (aliased,) = [one for one in person.told("artifacts", "aliases") if one["alias"] == "stable"]
     assert (aliased["version"], aliased["artifact"]) == (4, first.reference)
-    assert person.told("artifacts", "collect") == {"artifacts": [], "blobs": [], "bytes": 0, "removed": 0}
+    assert person.told("artifacts", "collect") == {
+        "artifacts": [],
+        "shards": [],
+        "blobs": [],
+        "bytes": 0,
+        "removed": 0,
+    }
     assert "has no presigned addresses; S3 has" in person.refused("artifacts", "presign", "band-bundle@stable")
 
 

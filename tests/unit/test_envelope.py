@@ -8,7 +8,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tinymusician.artifacts.envelope import LARGEST, canonical, encoded, seal, unseal
+from tinymusician.artifacts.envelope import LARGEST, canonical, encoded, seal, textual, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.errors import Refused
 
@@ -87,6 +87,17 @@ def test_what_is_refused(key: Ed25519PrivateKey) -> None:
 
 
 def test_canonical_json() -> None:
-    assert canonical({"b": 1.5, "a": "é"}) == '{"a":"é","b":1.5}'.encode()
-    with pytest.raises(ValueError, match="Out of range"):
-        canonical({"a": float("nan")})
+    """RFC 8785 by hand: sorted names, the shortest escapes, everything else as it is."""
+    content = {"b": [1, True, None], "a": 'é\u2028\t"\\/\x1f'}
+    assert canonical(content) == '{"a":"é\u2028\\t\\"\\\\/\\u001f","b":[1,true,null]}'.encode()
+    for value in (1.5, float("nan"), 1 << 53, {"ä": 1}):
+        with pytest.raises(ValueError, match=r"is not whole|is not in ASCII"):
+            canonical({"a": [value]})
+
+
+def test_numbers_become_text_where_languages_differ() -> None:
+    assert textual({"kl": 0.1, "steps": 3, "deep": [{"rate": 1e-05}, True, float("inf")]}) == {
+        "kl": "0.1",
+        "steps": 3,
+        "deep": [{"rate": "1e-05"}, True, None],
+    }

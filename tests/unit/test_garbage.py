@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.card import card
@@ -15,7 +17,8 @@ from tinymusician.artifacts.garbage import Garbage, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
 from tinymusician.artifacts.runs import RunFolder, RunRecord, now
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.data.shards import ShardSet
+from tinymusician.errors import Corrupt, NotFound, StoreError
 
 
 def later() -> float:
@@ -37,7 +40,7 @@ def made(world: World, number: int, **lineage: str) -> Manifest:
 
 
 def garbage(world: World, keep: int = 1) -> Garbage:
-    return find_garbage(world.store, world.registry, keep, later)
+    return find_garbage(world.store, world.registry, keep, clock=later)
 
 
 def gone(world: World, manifest: Manifest) -> bool:
@@ -69,13 +72,13 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     decoders = {file.path: file.sha256 for file in unused.files}
     assert set(found.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
     told: list[str] = []
-    assert collect(world.store, found, told.append, later) == found.size
+    assert collect(world.store, lambda: garbage(world), told.append, later) == found.size
     assert told == [*found.artifacts, *found.blobs]
     assert gone(world, unused)
     for manifest in (origin, released, named, newest):
         assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
     assert world.client().pull().release.version == 1
-    assert garbage(world) == Garbage({}, {})
+    assert garbage(world) == Garbage({}, {}, {})
     run.update(state="FAILED")
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
@@ -90,11 +93,52 @@ def test_what_an_alias_pointed_at_before_stays(world: World) -> None:
 def test_nothing_young_goes(world: World, tmp_path: Path) -> None:
     """Neither now, nor when it became young between the looking and the taking."""
     made(world, 0), made(world, 1)
-    assert find_garbage(world.store, world.registry, 1) == Garbage({}, {})
+    assert find_garbage(world.store, world.registry, 1) == Garbage({}, {}, {})
     found = garbage(world)
     assert found.blobs
-    assert collect(world.store, found, lambda key: None) == 0, "seen as of now, nothing is a week old"
+    assert collect(world.store, lambda: found, lambda key: None) == 0, "seen as of now, nothing is a week old"
     assert garbage(world) == found
+
+
+def test_shards_stay_and_are_made_again(world: World) -> None:
+    """What a run may still read is never taken; on demand old ones go, as a whole, once no run is left."""
+    shards = ShardSet(world.store, "signals", {"teacher": "x"}, 2)
+    for index in range(2):
+        shards.write(index, {"logits": np.full(4, index, np.float32)})
+    run = RunFolder(world.store, "r1")
+    facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
+    run.write_record(RunRecord(id="r1", kind="distill", seeds={}, cluster="x", submission="x", **facts))
+    assert garbage(world) == Garbage({}, {}, {})
+
+    def found(days: float = 7) -> Garbage:
+        return find_garbage(world.store, world.registry, 1, days, later)
+
+    assert found() == Garbage({}, {}, {}), "a run has not ended"
+    run.update(state="SUCCEEDED")
+    assert found(30) == Garbage({}, {}, {}), "too young"
+    assert len(found().shards) == 2
+    collect(world.store, found, lambda key: None, later)
+    assert list(world.store.list("shards/")) == list(world.store.list("blobs/")) == []
+    assert ShardSet(world.store, "signals", {"teacher": "x"}, 2).missing() == [0, 1]
+
+
+def test_a_shard_whose_blob_is_gone_is_made_again(world: World) -> None:
+    shards = ShardSet(world.store, "signals", {"teacher": "x"}, 1)
+    shards.write(0, {"logits": np.zeros(4, np.float32)})
+    for entry in list(world.store.list("blobs/")):
+        world.store.delete(entry.key)
+    with pytest.raises(Corrupt, match="was dropped: run the job again"):
+        ShardSet(world.store, "signals", {"teacher": "x"}, 1).read(0)
+    assert ShardSet(world.store, "signals", {"teacher": "x"}, 1).missing() == [0]
+
+
+def test_what_a_revoked_key_signed_stays_until_somebody_has_looked(world: World) -> None:
+    first, second = made(world, 0), made(world, 1)
+    world.registry.release(first, "stable", {})
+    world.registry.rotate("release", revoke=True)
+    assert not garbage(world).artifacts
+    world.registry.release(second, "stable", {})
+    assert list(garbage(world).artifacts) == [first.key]
 
 
 def test_a_publisher_stores_again_what_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinymusician.artifacts.envelope import canonical, seal
+from tinymusician.artifacts.envelope import encoded, seal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.artifacts.release import KIND, Release, read_release
+from tinymusician.artifacts.trust import Root, next_root, read_root, sealed_root
 from tinymusician.errors import Refused
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -22,7 +23,7 @@ TRUSTED = {key_id(public_hex(KEY)): public_hex(KEY)}
 MOMENT = datetime(2030, 1, 1, tzinfo=UTC).isoformat().replace("+00:00", "Z")
 CONTENT: dict[str, Any] = {
     "name": "band", "alias": "stable", "version": 7, "created": MOMENT, "expires": MOMENT, "artifact": "band@sha256:00",
-    "kind": "bundle", "licence": "Apache-2.0", "about": {"metrics": {"kl": 0.5}},
+    "kind": "bundle", "licence": "Apache-2.0", "about": {"metrics": {"kl": "0.5"}},
     "files": [{"path": f"graphs/{n}.onnx", "size": n, "sha256": f"{n:064x}"} for n in range(3)],
 }  # fmt: skip
 GOOD = seal(KIND, CONTENT, [KEY])
@@ -34,7 +35,7 @@ VALUES = st.one_of(
     st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
 EDITS = st.lists(
-    st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from("xdi"), st.integers(0, 255)), min_size=1, max_size=6
+    st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from("xdi"), st.integers(1, 255)), min_size=1, max_size=6
 )
 MANY = settings(max_examples=5000, deadline=None, derandomize=True, database=None)
 
@@ -50,7 +51,12 @@ def outcome(data: bytes) -> Release | None:
 @MANY
 @given(EDITS)
 def test_changed_bytes(edits: list[tuple[int, str, int]]) -> None:
-    data = bytearray(GOOD)
+    assert outcome(edited(GOOD, edits)) in (None, WANTED)
+
+
+def edited(good: bytes, edits: list[tuple[int, str, int]]) -> bytes:
+    """Bytes that were changed, taken out or put in."""
+    data = bytearray(good)
     for place, kind, value in edits:
         place = min(place, len(data) - 1)
         if kind == "x":
@@ -61,7 +67,19 @@ def test_changed_bytes(edits: list[tuple[int, str, int]]) -> None:
             data[place:place] = bytes([value])
         if not data:
             break
-    assert outcome(bytes(data)) in (None, WANTED)
+    return bytes(data)
+
+
+def written(content: Any) -> bytes:
+    """JSON in the canonical form, of whatever it is."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def signed_as_is(payload: bytes) -> bytes:
+    """An envelope around anything, signed with the trusted key."""
+    signature = base64.b64encode(KEY.sign(encoded(KIND, payload))).decode()
+    envelope = {"payload": base64.b64encode(payload).decode(), "payloadType": KIND}
+    return json.dumps({**envelope, "signatures": [{"keyid": next(iter(TRUSTED)), "sig": signature}]}).encode()
 
 
 def changed(field: tuple[Any, ...], value: Any) -> dict[str, Any]:
@@ -79,11 +97,11 @@ def test_changed_fields(field: tuple[Any, ...], value: Any) -> None:
     """Without the key nothing of it counts; with it, only what is a release, and stays in its folder."""
     content = changed(field, value)
     envelope = json.loads(GOOD)
-    envelope["payload"] = base64.b64encode(canonical(content)).decode()
+    envelope["payload"] = base64.b64encode(written(content)).decode()
     unsigned = outcome(json.dumps(envelope).encode())
     assert unsigned in (None, WANTED)
     assert unsigned is None or content == CONTENT
-    signed = outcome(seal(KIND, content, [KEY]))
+    signed = outcome(signed_as_is(written(content)))
     if signed is not None:
         assert signed.reference == "band@stable"
         for file in signed.files:
@@ -99,11 +117,30 @@ def test_a_key_that_stands_twice(name: str) -> None:
     content = json.loads(GOOD)
     text = GOOD.decode()
     assert outcome(text.replace("{", f'{{"{name}":{json.dumps(content[name])},', 1).encode()) in (None, WANTED)
-    twice = canonical(CONTENT).replace(b'"version":7', b'"version":1,"version":7')
-    from tinymusician.artifacts.envelope import encoded
-
-    signature = base64.b64encode(KEY.sign(encoded(KIND, twice))).decode()
-    envelope = {**content, "payload": base64.b64encode(twice).decode()}
-    envelope["signatures"] = [{"keyid": next(iter(TRUSTED)), "sig": signature}]
+    twice = written(CONTENT).replace(b'"version":7', b'"version":1,"version":7')
     with pytest.raises(Refused, match="not canonical"):
-        read_release(json.dumps(envelope).encode(), "band@stable", TRUSTED)
+        read_release(signed_as_is(twice), "band@stable", TRUSTED)
+
+
+@pytest.mark.parametrize(("value", "why"), [(0.5, "is not whole"), (2**53, "too large"), ({"ä": 1}, "not in ASCII")])
+def test_what_other_languages_would_write_otherwise(value: Any, why: str) -> None:
+    with pytest.raises(Refused, match=f"not canonical JSON .*{why}"):
+        read_release(signed_as_is(written(changed(("about",), {"x": value}))), "band@stable", TRUSTED)
+
+
+ROOT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+ROOT = next_root(None, ROOT_KEY, KEY, datetime(2030, 1, 1, tzinfo=UTC))
+ROOT_DATA = sealed_root(ROOT, [ROOT_KEY])
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True, database=None)
+@given(EDITS)
+def test_changed_roots(edits: list[tuple[int, str, int]]) -> None:
+    def outcome(data: bytes) -> Root | None:
+        try:
+            return read_root(data, 1, ROOT.root)
+        except Refused:
+            return None
+
+    assert outcome(ROOT_DATA) == ROOT
+    assert outcome(edited(ROOT_DATA, edits)) in (None, ROOT)

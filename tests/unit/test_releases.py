@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from tinymusician.artifacts import registry as registries
 from tinymusician.artifacts.envelope import seal
-from tinymusician.artifacts.installation import RECORD
+from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.keys import load_key, public_hex
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.pull import Client
@@ -20,7 +22,7 @@ from tinymusician.artifacts.registry import Registry
 from tinymusician.artifacts.release import KIND, Release, latest_key
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import KeyFileError, Refused, StoreError
+from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -112,6 +114,39 @@ class TestDevice:
         world.client().pull()
         assert world.playing() == {"decoder": "two"}
 
+    def test_damage_that_keeps_the_size_is_mended(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        version = world.client().pull()
+        place = world.folder / "device" / version.folder / "decoder"
+        place.chmod(0o644)
+        place.write_text("eno")
+        assert world.client().installation.usable() is None
+        world.client().pull()
+        assert world.playing() == {"decoder": "one"}
+
+    def test_what_is_damaged_is_not_kept_as_the_one_before(self, world: World) -> None:
+        first = world.registry.release(world.made(decoder="one"), "stable", {})
+        world.client().pull()
+        world.registry.release(world.made(decoder="two"), "stable", {})
+        version = world.client().pull()
+        (world.folder / "device" / version.folder / "decoder").unlink()
+        world.registry.release(world.made(decoder="three"), "stable", {})
+        world.client().pull()
+        record = world.client().installation.record()
+        assert record is not None
+        assert record.previous is not None
+        assert record.previous.release == first
+
+    def test_what_arrived_of_another_release_takes_no_room(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        partial = world.folder / "device" / "partial"
+        partial.mkdir(parents=True)
+        (partial / ("0" * 64)).write_bytes(b"x" * 1000)
+        heard: list[tuple[str, int, int]] = []
+        world.client().pull(lambda *words: heard.append(words))
+        assert heard[-1] == ("decoder", 3, 3)
+        assert not list(partial.iterdir())
+
     def test_several_at_once(self, world: World) -> None:
         world.registry.release(world.made(**{f"file{n}": str(n) * 10_000 for n in range(8)}), "stable", {})
         found: list[Any] = []
@@ -136,11 +171,10 @@ class TestDevice:
 
 class TestRefused:
     def refused(self, world: World, message: str, **client: Any) -> None:
-        before = (world.folder / "device" / RECORD).read_bytes() if (world.folder / "device").exists() else b""
+        before = Installation(world.folder / "device").usable()
         with pytest.raises(Refused, match=message):
             world.client(**client).pull()
-        if before:
-            assert (world.folder / "device" / RECORD).read_bytes() == before
+        assert Installation(world.folder / "device").usable() == before
 
     def test_another_alias_in_its_place(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "candidate", {})
@@ -197,15 +231,16 @@ class TestRefused:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
-        world.registry.rotate("release", revoke=True)
         evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
+        world.registry.rotate("release", revoke=True)
         world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
         self.refused(world, "signed by")
         assert world.playing() == {"decoder": "one"}
 
     def test_another_root(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
-        self.refused(world, "root document 1: signed by", pinned="ab" * 32)
+        self.refused(world, "none is signed by the root key abababababab", pinned="ab" * 32)
+        self.refused(world, "root key 'zz': 64 hexadecimal digits are needed", pinned="zz")
         world.client().pull()
         self.refused(world, "was set up with another root key", pinned="ab" * 32)
         with pytest.raises(Refused, match="knows no root key yet"):
@@ -219,8 +254,80 @@ class TestRefused:
         world.store.put(latest_key("band", "stable"), seal(KIND, other.model_dump(mode="json"), [key]))
         self.refused(world, "version 1 is offered with other content than installed")
 
+    def test_a_revocation_is_remembered(self, world: World) -> None:
+        """Whoever holds the stolen key, and withholds the root document that revoked it, is refused all the same."""
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.client().pull()
+        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
+        world.registry.rotate("release", revoke=True)
+        self.refused(world, "signed by")
+        world.store.delete("keys/root-000002.json")
+        world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        self.refused(world, "signed by")
+
+    def test_a_mirror_that_stayed_behind_does_not_outbid_the_others(self, world: World, tmp_path: Path) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        stale = LocalStore(tmp_path / "stale")
+        for entry in world.store.list(""):
+            stale.put(entry.key, world.store.get(entry.key))
+        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
+        stale.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.registry.rotate("release")
+        sources = [FolderSource(tmp_path / "stale"), FolderSource(world.folder / "store")]
+        assert world.client(sources=sources).pull().release.version == 2
+
+    def test_a_publisher_whose_clock_was_wrong(self, world: World) -> None:
+        """A date of thirty years from now makes nothing else old."""
+        world.later(365 * 30)
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.later(-365 * 30)
+        world.client().pull()
+        world.registry.release(world.made(decoder="two"), "stable", {})
+        world.client().pull()
+        assert world.playing() == {"decoder": "two"}
+
+    def test_the_highest_version_of_all_by_a_stolen_key(self, world: World) -> None:
+        """Devices that took it go on once the key is revoked."""
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        good = world.registry.newest("band", "stable")
+        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        evil = good.model_copy(update={"version": (1 << 53) - 1})
+        world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.client().pull()
+        world.registry.rotate("release", revoke=True)
+        world.registry.release(world.made(decoder="two"), "stable", {})
+        world.client().pull()
+        assert world.playing() == {"decoder": "two"}
+
 
 class TestRoots:
+    def test_an_app_that_was_built_after_the_root_key_was_replaced(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.registry.rotate("root")
+        newest = world.registry.rotate("root").root[0]
+        assert newest != world.pinned
+        assert world.client(pinned=newest).pull().release.version == 3
+        assert world.client(pinned=None).installation.usable() is not None
+
+    def test_an_app_that_was_updated_with_the_new_root_key(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.client().pull()
+        newest = world.registry.rotate("root").root[0]
+        assert world.client(pinned=newest).pull().release.version == 2
+        assert world.client(pinned=newest).check().is_new is False
+
+    def test_another_year_with_the_same_keys(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {}, days=400)
+        world.later(366)
+        with pytest.raises(Refused, match="`tmctl keys renew`"):
+            world.client().pull()
+        before = world.registry.roots()[-1]
+        after = world.registry.extend()
+        assert (after.version, after.root, after.release) == (2, before.root, before.release)
+        assert world.client().pull().release.version == 1
+
     def test_a_device_follows_every_rotation(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
@@ -271,16 +378,62 @@ class TestRoots:
 
 
 class TestPublishers:
+    def test_an_old_release_under_a_newer_name(self, world: World) -> None:
+        """Who can write to the store, without a key, cannot lead the publisher back either."""
+        old = world.registry.release(world.made(decoder="one"), "stable", {})
+        (entry,) = world.store.list("releases/band/stable/v")
+        new = world.registry.release(world.made(decoder="two"), "stable", {})
+        data = world.store.get(entry.key)
+        for name in ("v00000099-000000000000", f"v00000099-{entry.key[-17:-5]}", "v00000098"):
+            world.store.put(f"releases/band/stable/{name}.json", data)
+        world.store.put("releases/band/stable/v00000097-x.json", b"junk")
+        assert world.registry.newest("band", "stable") == new
+        assert world.registry.history("band", "stable") == [old, new]
+        assert [one.version for one in world.registry.renew()] == [3]
+
+    def test_what_a_revoked_key_signed_is_not_signed_anew(self, world: World) -> None:
+        manifest = world.made(decoder="one")
+        good = world.registry.release(manifest, "stable", {})
+        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        data = seal(KIND, good.model_copy(update={"version": 99}).model_dump(mode="json"), [stolen])
+        world.store.put(f"releases/band/stable/v00000099-{hashlib.sha256(data).hexdigest()[:12]}.json", data)
+        assert world.registry.newest("band", "stable").version == 99
+        world.registry.rotate("release", revoke=True)
+        assert world.registry.renew() == []
+        with pytest.raises(NotFound, match="release band@stable: not in"):
+            world.registry.newest("band", "stable")
+        assert world.registry.release(manifest, "stable", {}).version == 1
+        assert len(world.registry.history("band", "stable", revoked=True)) == 2, "of version 1 what was copied counts"
+
+    def test_nothing_is_written_that_no_device_would_take(self, world: World) -> None:
+        release = world.registry.release(world.made(decoder="one"), "candidate", {})
+        with pytest.raises(Refused, match="alias: String should match pattern"):
+            world.registry.move(release, "Stable", {})
+        with pytest.raises(Refused, match="is larger than 1048576 bytes"):
+            world.registry.move(release, "stable", {"reason": "x" * (1 << 20)})
+        assert world.registry.aliases() == [("band", "candidate")]
+
+    def test_files_that_are_gone_are_not_released_again(self, world: World) -> None:
+        release = world.registry.release(world.made(decoder="one"), "stable", {})
+        world.store.delete(f"blobs/sha256/{release.files[0].sha256}")
+        with pytest.raises(StoreError, match="decoder is not in the store any more"):
+            world.registry.move(release, "stable", {})
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_publisher_that_was_killed_before_it_withdrew(self, world: World, seed: int) -> None:
+        """Two of one version lie there; the one that was copied counts, whatever their names."""
+        first = world.registry.release(world.made(decoder=f"one {seed}"), "stable", {})
+        key = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        data = seal(KIND, first.model_copy(update={"licence": f"unfinished {seed}"}).model_dump(mode="json"), [key])
+        world.store.put(f"releases/band/stable/v00000001-{hashlib.sha256(data).hexdigest()[:12]}.json", data)
+        assert world.registry.history("band", "stable") == [first]
+        assert world.registry.renew()[0].licence == first.licence
+
     def test_two_at_once_lose_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registries, "_PAUSE", 0.002)
         manifests = [world.made(decoder=f"number {n}") for n in range(8)]
-        threads = [
-            threading.Thread(target=world.registry.release, args=(manifest, "stable", {})) for manifest in manifests
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda manifest: world.registry.release(manifest, "stable", {}), manifests))
         found = world.registry.history("band", "stable")
         versions = [one.version for one in found]
         assert len(set(versions)) == 8

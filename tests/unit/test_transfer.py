@@ -21,16 +21,18 @@ from tests.misbehaving import (
     refuse,
     slowly,
     too_many,
+    trickle,
     truncate,
     wrong_bytes,
+    wrong_half,
     wrong_range,
 )
 from tinymusician.artifacts import transfer
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, open_source
-from tinymusician.artifacts.transfer import Pace, bring
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.artifacts.transfer import Pace, bring, read_small
+from tinymusician.errors import Corrupt, Denied, NotFound, StoreError
 
 SIZE = 2_000_000
 
@@ -134,6 +136,55 @@ def test_a_mirror_with_other_bytes_is_left_out(
     with pytest.raises(Corrupt, match=r"decoder\.onnx has SHA-256 .*…; the release says"):
         bring_to(tmp_path / "other", server, file)
     assert not (tmp_path / "other" / "blobs" / file.sha256).exists()
+
+
+def test_a_mirror_that_sends_next_to_nothing(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the patience of one look, whatever came before it, another mirror goes on."""
+    monkeypatch.setattr(transfer, "_PATIENCE", 0.1)
+    server.faults = [trickle(0.5)]
+    with misbehaving(server.root) as other:
+        sources = [HttpSource(server.url), HttpSource(other.url)]
+        assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+        ((_, start),) = other.asked
+        assert SIZE // 2 <= start < SIZE // 2 + 1000
+
+
+def test_pieces_of_two_mirrors_that_do_not_fit(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+) -> None:
+    """Half a file of wrong bytes from one mirror does not make another, which goes on with right ones, the bad one."""
+    with misbehaving(server.root) as good:
+        server.faults = [wrong_half] * 99
+        sources = [HttpSource(server.url), HttpSource(good.url)]
+        told = [0]
+        place = bring(sources, file, tmp_path / "device", told.append, Pace())
+        assert place.read_bytes() == data
+        assert sum(told) == SIZE
+
+
+def test_small_values_are_asked_for_again(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+    (server.root / "keys").mkdir()
+    (server.root / "keys" / "x").write_bytes(b"a root document")
+    server.everywhere = True
+    server.faults = [refuse(503), hang_up, truncate(0.5)]
+    assert read_small(HttpSource(server.url), "keys/x", 100) == b"a root document"
+    server.faults = [refuse(503)] * 99
+    with pytest.raises(StoreError, match="answers 503 for 'keys/x'"):
+        read_small(HttpSource(server.url), "keys/x", 100)
+    server.faults = [refuse(403)]
+    with pytest.raises(Denied, match="answers 403"):
+        read_small(HttpSource(server.url), "keys/x", 100)
+    assert not server.faults, "a store that does not say is not asked again"
+
+
+def test_what_arrived_before_counts(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+    server.faults = [truncate(0.5)] + [refuse(401)] * 2
+    with pytest.raises(StoreError, match="IncompleteRead"):
+        bring_to(tmp_path / "device", server, file)
+    _, told = bring_to(tmp_path / "device", server, file)
+    assert told == SIZE
 
 
 def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:

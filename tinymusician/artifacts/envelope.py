@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from tinymusician.errors import Refused
 
 LARGEST = 1 << 20
 """Bytes of the largest document that is looked at."""
+LARGEST_NUMBER = (1 << 53) - 1
+"""Every language reads so much exactly."""
 
 
 class Signature(BaseModel):
@@ -44,9 +47,23 @@ class Envelope(BaseModel):
 
 
 def canonical(content: Any) -> bytes:
-    """The one way in which a document is written: sorted keys, no spaces, UTF-8, finite numbers."""
+    """The one way in which a document is written: RFC 8785's, of documents with whole numbers and names in ASCII alone.
+
+    Raises:
+        ValueError: it has another number, or another name.
+    """
+    _check_plain(content)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
+
+
+def textual(content: Any) -> Any:
+    """The same with numbers that are not whole as text, and without those that are none: languages differ in them."""
+    if isinstance(content, float):
+        return repr(content) if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(name): textual(value) for name, value in content.items()}
+    return [textual(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def encoded(kind: str, payload: bytes) -> bytes:
@@ -108,6 +125,19 @@ def _parsed(data: bytes, name: str) -> tuple[Envelope, bytes]:
         return envelope, base64.b64decode(envelope.payload, validate=True)
     except (ValidationError, binascii.Error, ValueError):
         raise Refused(f"{name}: is no signed document (DSSE envelope)") from None
+
+
+def _check_plain(content: Any) -> None:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if not name.isascii():
+                raise ValueError(f"the name {name!r} is not in ASCII")
+            _check_plain(value)
+    elif isinstance(content, list):
+        for value in content:
+            _check_plain(value)
+    elif isinstance(content, float) or (isinstance(content, int) and abs(content) > LARGEST_NUMBER):
+        raise ValueError(f"the number {content} is not whole, or too large")
 
 
 def _signed(public: str, signature: str, message: bytes) -> bool:

@@ -1,25 +1,26 @@
 """What of a store nobody needs any more.
 
 Needed is what an alias points at or pointed at before that, the newest artifacts of every name, what runs that have not
-ended name in their recipes, and all that these were made of. Nothing younger than `GRACE` is touched: a publisher
-stores files first and their manifest last, and stores a file again that has been there for half of that time. A
-file's age is looked at once more just before it goes.
+ended name in their recipes, all that these were made of, and whatever shards are kept. Nothing younger than `GRACE` is
+touched: a publisher stores files first and their manifest last, and stores a file again that has been there for half of
+that time. What is needed is found once more just before files go, and so is their age.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
 from tinymusician.artifacts.registry import Registry
 from tinymusician.artifacts.release import Release
-from tinymusician.artifacts.runs import ENDED, RunFolder, presumed
-from tinymusician.artifacts.store import Store
-from tinymusician.errors import StoreError
+from tinymusician.artifacts.runs import ENDED, RunFolder
+from tinymusician.artifacts.store import DAY, Entry, Store
+from tinymusician.errors import NotFound, StoreError
 
 KEPT_RELEASES = 2
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*@sha256:[0-9a-f]{64}")
@@ -28,67 +29,99 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Garbage:
-    """Artifacts and blobs (by key, with their bytes) that nobody needs."""
+    """What nobody needs, by key, with its bytes: artifacts, notes of shards, and blobs."""
 
     artifacts: dict[str, int]
+    shards: dict[str, int]
     blobs: dict[str, int]
 
     @property
     def size(self) -> int:
-        """Bytes of both."""
-        return sum(self.artifacts.values()) + sum(self.blobs.values())
+        """Bytes of all."""
+        return sum(sum(part.values()) for part in (self.artifacts, self.shards, self.blobs))
 
 
-def find_garbage(store: Store, registry: Registry, keep: int, clock: Callable[[], float] = time.time) -> Garbage:
+def find_garbage(
+    store: Store,
+    registry: Registry,
+    keep: int,
+    shard_days: float | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Garbage:
     """What can go when the `keep` newest artifacts of every name stay.
+
+    Shards (signals, samples, clips, what was heard of them) stay, or with `shard_days` those that are so young; while a
+    run has not ended all of them do.
 
     Raises:
         StoreError: a manifest cannot be read, so nobody knows what it needs.
     """
-    releases = [one for name, alias in registry.aliases() for one in registry.history(name, alias)[-KEPT_RELEASES:]]
-    manifests = {one.reference: one for one in list_manifests(store, _refuse)}
-    needed = _closed(_wanted(store, list(manifests.values()), releases, keep), manifests)
-    files = {file.sha256 for name in needed for file in manifests[name].files}
-    files |= {file.sha256 for release in releases for file in release.files}
     old = clock() - GRACE
+    releases = _released(registry)
+    manifests = {one.reference: one for one in list_manifests(store, _refuse)}
+    open_runs = list(_open_runs(store))
+    needed = _closed(_wanted(list(manifests.values()), releases, open_runs, keep), manifests)
     dropped = {one.key for name, one in manifests.items() if name not in needed}
-    young = {entry.key for entry in store.list("artifacts/") if entry.modified > old}
-    files |= {file.sha256 for one in manifests.values() for file in one.files if one.key in young}
-    artifacts = {entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped - young}
+    artifacts = {
+        entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped and entry.modified <= old
+    }
+    limit = None if shard_days is None or open_runs else clock() - max(shard_days * DAY, GRACE)
+    notes = list(store.list("shards/"))
+    shards = {entry.key: entry.size for entry in notes if limit is not None and entry.modified <= limit}
+    files = {file.sha256 for one in manifests.values() if one.key not in artifacts for file in one.files}
+    files |= {file.sha256 for release in releases for file in release.files}
+    files |= {digest for entry in notes if entry.key not in shards for digest in _noted(store, entry)}
     wanted = {blob_key(digest) for digest in files}
     blobs = {
         entry.key: entry.size
         for entry in store.list("blobs/sha256/")
         if entry.key not in wanted and entry.modified <= old
     }
-    return Garbage(artifacts, blobs)
+    return Garbage(artifacts, shards, blobs)
 
 
-def collect(store: Store, found: Garbage, told: Told, clock: Callable[[], float] = time.time) -> int:
-    """Remove it, manifests first, so that no manifest is left without its files; returns the bytes that went."""
-    gone = 0
-    for key, size in (*found.artifacts.items(), *found.blobs.items()):
-        if any(entry.key == key and entry.modified > clock() - GRACE for entry in store.list(key)):
-            continue
-        store.delete(key)
-        told(key)
-        gone += size
-    return gone
+def collect(store: Store, find: Callable[[], Garbage], told: Told, clock: Callable[[], float] = time.time) -> int:
+    """Remove what `find` finds, manifests and notes first, so that none is left without files; returns the bytes."""
+    found = find()
+    gone = sum(_removed(store, key, size, told, clock) for key, size in (found.artifacts | found.shards).items())
+    return gone + sum(_removed(store, key, size, told, clock) for key, size in find().blobs.items())
 
 
-def _wanted(store: Store, manifests: Sequence[Manifest], releases: Collection[Release], keep: int) -> set[str]:
+def _removed(store: Store, key: str, size: int, told: Told, clock: Callable[[], float]) -> int:
+    if any(entry.key == key and entry.modified > clock() - GRACE for entry in store.list(key)):
+        return 0
+    store.delete(key)
+    told(key)
+    return size
+
+
+def _released(registry: Registry) -> list[Release]:
+    """The last releases of every alias; all of them where every key that signed one was revoked."""
+    found: list[Release] = []
+    for alias in registry.aliases(revoked=True):
+        found += registry.history(*alias)[-KEPT_RELEASES:] or registry.history(*alias, revoked=True)
+    return found
+
+
+def _open_runs(store: Store) -> Iterator[str]:
+    """The records of runs that have not ended: one that is silent may only be slow, or its clock be wrong."""
+    for entry in store.list("runs/"):
+        if entry.key.endswith("/record.json"):
+            run = RunFolder(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
+            if run.status().state not in ENDED:
+                yield store.get(entry.key).decode()
+
+
+def _wanted(
+    manifests: Sequence[Manifest], releases: Collection[Release], records: Collection[str], keep: int
+) -> set[str]:
     """What somebody needs: releases, the newest of every name, and what runs that have not ended name."""
     newest: dict[str, list[str]] = {}
     for one in manifests:
         newest.setdefault(one.name, []).append(one.reference)
     wanted = {release.artifact for release in releases}
     wanted |= {reference for references in newest.values() for reference in references[-keep:]}
-    for entry in store.list("runs/"):
-        if entry.key.endswith("/record.json"):
-            run = RunFolder(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
-            if presumed(run).state not in ENDED:
-                wanted |= set(_REFERENCE.findall(store.get(entry.key).decode()))
-    return wanted
+    return wanted | {reference for record in records for reference in _REFERENCE.findall(record)}
 
 
 def _closed(wanted: Collection[str], manifests: dict[str, Manifest]) -> set[str]:
@@ -101,6 +134,14 @@ def _closed(wanted: Collection[str], manifests: dict[str, Manifest]) -> set[str]
             found.add(name)
             waiting += [str(m) for m in manifests[name].lineage.values() if isinstance(m, str) and m in manifests]
     return found
+
+
+def _noted(store: Store, note: Entry) -> list[str]:
+    """The blob that a shard's note names."""
+    try:
+        return [json.loads(store.get(note.key))["sha256"]]
+    except NotFound:  # dropped meanwhile
+        return []
 
 
 def _refuse(reason: str) -> None:

@@ -15,12 +15,13 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.release import Release
 from tinymusician.artifacts.store import whole_file
 from tinymusician.artifacts.trust import Root
@@ -89,9 +90,21 @@ class Installation:
         return None
 
     def is_whole(self, version: Version) -> bool:
-        """Whether all files of a version are there with their sizes."""
-        paths = [(self.folder / version.folder / file.path, file.size) for file in version.release.files]
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+        """Whether all files of a version are there, byte by byte."""
+        files = [(self.folder / version.folder / file.path, file) for file in version.release.files]
+        return all(path.is_file() and path.stat().st_size == file.size for path, file in files) and all(
+            digest_of(path) == file.sha256 for path, file in files
+        )
+
+    def can_link(self) -> bool:
+        """Whether the file system has hard links, so that a version's folder takes no room beside its blobs."""
+        path, link = self.folder / "lock", self.folder / f".link-{os.getpid()}"
+        try:
+            os.link(path, link)
+        except OSError:
+            return False
+        link.unlink()
+        return True
 
     def write(self, record: Record) -> None:
         """Replace the record in one step."""
@@ -110,6 +123,8 @@ class Installation:
             path = draft / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             _linked(self.folder / "blobs" / file.sha256, path)
+        for path in (*draft.rglob("*"), draft):
+            _flushed(path)
         os.replace(draft, place)
         _flushed(place.parent)
 
@@ -121,8 +136,16 @@ class Installation:
         for path in (self.folder / "versions").glob("*"):
             if path.name not in folders:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (*(self.folder / "blobs").glob("*"), *(self.folder / "partial").glob("*")):
-            if path.name.removesuffix(".tag") not in blobs or path.parent.name == "partial":
+        for path in (self.folder / "blobs").glob("*"):
+            if path.name not in blobs:
+                path.unlink(missing_ok=True)
+        self.forget_partial_but(())
+
+    def forget_partial_but(self, digests: Iterable[str]) -> None:
+        """Remove what arrived of other files, so that it takes no room."""
+        kept = set(digests)
+        for path in (self.folder / "partial").glob("*"):
+            if path.name.removesuffix(".tag") not in kept:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -142,8 +165,9 @@ def _linked(blob: Path, path: Path) -> None:
         path.chmod(0o444)
 
 
-def _flushed(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _flushed(path: Path) -> None:
+    """Write a file or a folder to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

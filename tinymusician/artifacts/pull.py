@@ -1,7 +1,7 @@
 """The reference client: what a device does to have the newest release of NAME@ALIAS. docs/protocol.md says it in words.
 
-1. Follow the root documents from the one that the device was given; know the release keys.
-2. Read the release; check signature, name, date, and that its version is not below the installed one.
+1. Follow the root documents, over all sources, from the one that the device knows; keep the newest, whatever comes.
+2. Read the releases; check signature, name, date, and that the version is not below the installed one.
 3. Check the free space; bring the files that are not there, each under its digest.
 4. Lay the version out beside the old one, and replace the record in one step. The old one stays until the next.
 
@@ -11,10 +11,12 @@ Whatever fails, the installed version stays, and stays in use.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from tinymusician.artifacts.envelope import LARGEST
@@ -22,10 +24,11 @@ from tinymusician.artifacts.installation import Installation, Record, Version
 from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, split_reference
 from tinymusician.artifacts.runs import now
 from tinymusician.artifacts.sources import Source
-from tinymusician.artifacts.transfer import Pace, bring
-from tinymusician.artifacts.trust import Root, follow, root_key
-from tinymusician.errors import NotFound, Refused, StoreError
+from tinymusician.artifacts.transfer import Pace, bring, read_small
+from tinymusician.artifacts.trust import Root, check_current, follow, root_key
+from tinymusician.errors import Denied, NotFound, Refused, StoreError
 
+_KEY = re.compile(r"[0-9a-f]{64}")
 RESERVE = 16 << 20
 """Bytes of the disk that stay free."""
 
@@ -35,10 +38,9 @@ Told = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Offer:
-    """What the sources have: the release to install, the root that it was checked by, and what to bring for it."""
+    """What the sources have: the release to install, what to bring for it, and whether it is another than installed."""
 
     version: Version
-    root: Root
     missing: int
     is_new: bool
 
@@ -57,27 +59,28 @@ class Client:
         """`pinned` is the public root key that came with the app; a folder that was pulled to before knows it.
 
         Raises:
-            Refused: there is no root key, or the folder knows another one.
+            Refused: there is no root key, or it is none.
             StoreError: the reference has another form.
         """
         self.reference, self._sources, self._clock = reference, sources, clock
         self.installation = Installation(folder)
         self._name, self._alias = split_reference(reference)
+        given = pinned.strip().lower() if pinned is not None else None
+        if given is not None and not _KEY.fullmatch(given):
+            raise Refused(f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl keys show`)")
         record = self.installation.record()
-        if record is not None and pinned not in (None, record.pinned):
-            raise Refused(f"{folder}: was set up with another root key, {record.pinned[:12]}…")
-        if record is None and pinned is None:
+        if record is None and given is None:
             raise Refused(f"{folder}: knows no root key yet; give the publisher's with --root-key")
-        self._pinned = record.pinned if record else str(pinned)
+        self._pinned = given or (record.pinned if record else "")
 
     def check(self) -> Offer:
-        """What there is, without loading it.
+        """What there is, without loading or writing anything.
 
         Raises:
             Refused: no source has a release that can be trusted and is not older than the installed one.
             StoreError: no source answers.
         """
-        return self._offer(self.installation.record())
+        return self._offer(self._informed())
 
     def pull(self, told: Told = lambda path, done, size: None, pace: Pace | None = None) -> Version:
         """Install what there is; returns the version in use.
@@ -92,81 +95,129 @@ class Client:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
     def _pull(self, told: Told, pace: Pace) -> Version:
-        record = self.installation.record()
+        record = self._informed()
+        self._keep(record)
         offer = self._offer(record)
         release = offer.version.release
-        self._check_space(offer.missing)
-        done = 0
+        if offer.is_new or not self.installation.is_whole(offer.version):
+            self._bring(release, told, pace)
+            self.installation.lay_out(offer.version)
+        before = record.current if offer.is_new else record.previous
+        fallback = before if before is not None and self.installation.is_whole(before) else record.previous
+        fresh = record.model_copy(
+            update={
+                "seen": max(record.seen, self._past(release.created)),
+                "known": {**record.known, self.reference: (release.version, offer.version.digest)},
+                "current": offer.version,
+                "previous": fallback,
+            }
+        )
+        self._keep(fresh)
+        self.installation.tidy(fresh)
+        return offer.version
+
+    def _bring(self, release: Release, told: Told, pace: Pace) -> None:
+        self.installation.forget_partial_but(file.sha256 for file in release.files)
+        missing, done = self._missing(release), 0
+        self._check_space(release, missing)
 
         def arrived(path: str) -> Callable[[int], None]:
             def count(size: int) -> None:
                 nonlocal done
                 done += size
-                told(path, done, offer.missing)
+                told(path, done, missing)
 
             return count
 
-        if offer.is_new or not self.installation.is_whole(offer.version):
-            for file in release.files:
-                bring(self._sources, file, self.installation.folder, arrived(file.path), pace)
-            self.installation.lay_out(offer.version)
-        previous = record.current if record and offer.is_new else record.previous if record else None
-        seen = max(offer.root.created, release.created, *([record.seen] if record else []))
-        known = {**(record.known if record else {}), self.reference: (release.version, offer.version.digest)}
-        fresh = Record(
-            pinned=self._pinned, root=offer.root, seen=seen, known=known, current=offer.version, previous=previous
-        )
-        if fresh != record:
-            self.installation.write(fresh)
-        self.installation.tidy(fresh)
-        return offer.version
+        for file in release.files:
+            bring(self._sources, file, self.installation.folder, arrived(file.path), pace)
 
-    def _offer(self, record: Record | None) -> Offer:
-        """The newest release that any source has; those that cannot be trusted are passed over if another can."""
-        found: Offer | None = None
-        errors: list[StoreError] = []
+    def _keep(self, record: Record) -> None:
+        if record != self.installation.record():
+            self.installation.write(record)
+
+    def _informed(self) -> Record:
+        """What the device knows, with the newest root document that any source leads to.
+
+        Where none of the release keys that it knew is trusted any more, the versions that they signed are forgotten:
+        whoever had stolen one may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks).
+        """
+        record = self.installation.record()
+        root = self._newest_root(record.root if record else None)
+        if record is None:
+            return Record(pinned=self._pinned, root=root, seen=self._past(root.created))
+        if self._pinned not in (record.pinned, *root.root):  # an app may come with a root key that followed
+            raise Refused(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
+        known = record.known if set(record.root.release) & set(root.release) else {}
+        seen = max(record.seen, self._past(root.created))
+        return record.model_copy(update={"pinned": self._pinned, "root": root, "seen": seen, "known": known})
+
+    def _past(self, moment: datetime) -> datetime:
+        """A document's date as far as this device has lived to see it: a wrong date must not make all others old."""
+        return min(moment, self._clock())
+
+    def _newest_root(self, known: Root | None) -> Root:
+        """The newest root document; sources that have none, or a foreign one, are passed over if another is good."""
+        found, errors = known, list[StoreError]()
         for source in self._sources:
             try:
-                offer = self._from(source, record)
+                found = follow(self._pinned, found, partial(_fetch, source))
             except StoreError as error:
                 errors.append(error)
-                continue
-            if found is None or offer.version.release.version > found.version.release.version:
-                found = offer
-        if found is None:
-            raise next((error for error in errors if isinstance(error, Refused)), errors[0])
+        if found is None or len(errors) == len(self._sources):
+            raise _gravest(errors)
         return found
 
-    def _from(self, source: Source, record: Record | None) -> Offer:
-        moment = self._clock() if record is None else max(self._clock(), record.seen)
-
-        def fetch(version: int) -> bytes | None:
+    def _offer(self, record: Record) -> Offer:
+        """The newest release that any source has; those that cannot be trusted are passed over if another can."""
+        moment = max(self._clock(), record.seen)
+        check_current(record.root, moment)
+        found, errors = list[Version](), list[StoreError]()
+        for source in self._sources:
             try:
-                return source.read(root_key(version), LARGEST + 1)
-            except NotFound:
-                return None
+                found.append(self._from(source, record, moment))
+            except StoreError as error:
+                errors.append(error)
+        if not found:
+            raise _gravest(errors)
+        version = max(found, key=lambda one: one.release.version)
+        is_new = record.current is None or record.current.digest != version.digest
+        return Offer(version, self._missing(version.release), is_new)
 
-        root = follow(self._pinned, record.root if record else None, fetch, moment)
-        data = source.read(latest_key(self._name, self._alias), LARGEST + 1)
-        release = read_release(data, self.reference, root.release_keys)
-        check_fresh(release, max(moment, root.created))
+    def _from(self, source: Source, record: Record, moment: datetime) -> Version:
+        data = read_small(source, latest_key(self._name, self._alias), LARGEST + 1)
+        release = read_release(data, self.reference, record.root.release_keys)
+        check_fresh(release, moment)
         version = Version(release=release, digest=hashlib.sha256(data).hexdigest())
-        if record is not None and self.reference in record.known:
+        if self.reference in record.known:
             _check_not_older(version, *record.known[self.reference])
-        is_new = record is None or record.current is None or record.current.digest != version.digest
-        return Offer(version, root, self._missing(release), is_new)
+        return version
 
     def _missing(self, release: Release) -> int:
+        """Bytes of the files that are not here."""
         blobs = self.installation.folder / "blobs"
         return sum({f.sha256: f.size for f in release.files if not (blobs / f.sha256).exists()}.values())
 
-    def _check_space(self, missing: int) -> None:
-        partial = sum(path.stat().st_size for path in (self.installation.folder / "partial").glob("*"))
-        free, needed = shutil.disk_usage(self.installation.folder).free, max(0, missing - partial) + RESERVE
+    def _check_space(self, release: Release, missing: int) -> None:
+        folder = self.installation.folder
+        arrived = sum(path.stat().st_size for path in (folder / "partial").glob("*"))
+        copies = 0 if self.installation.can_link() else release.size
+        free, needed = shutil.disk_usage(folder).free, max(0, missing - arrived) + copies + RESERVE
         if missing and free < needed:
-            raise StoreError(
-                f"{self.installation.folder}: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed"
-            )
+            raise StoreError(f"{folder}: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed")
+
+
+def _fetch(source: Source, version: int) -> bytes | None:
+    """A root document; a store that does not say whether it has one is taken to have none."""
+    try:
+        return read_small(source, root_key(version), LARGEST + 1)
+    except (NotFound, Denied):
+        return None
+
+
+def _gravest(errors: Sequence[StoreError]) -> StoreError:
+    """What is said when no source will do: what cannot be trusted before what cannot be had."""
+    return next((error for error in errors if isinstance(error, Refused)), errors[0])
 
 
 def _check_not_older(found: Version, here: int, digest: str) -> None:

@@ -7,29 +7,35 @@ releases/NAME/ALIAS/latest.json           a copy of the newest, for clients that
 Nothing here relies on a store that can create atomically, for not all can (S3's If-None-Match is not atomic on every
 server). A release is written under a name of its own, and then the names beside it are listed: who sees another of the
 same version withdraws and tries the next one. That a list shows what was written before it is relied on; S3 promises
-it. The copy is written last, and whoever writes it looks afterwards whether a newer release has come.
+it. The copy is written last, and whoever writes it looks afterwards whether a newer release has come. Who is killed
+before withdrawing leaves a second release of a version behind; the one that was copied counts.
+
+Whoever can write to the store can put anything there: only what a key signed that was not revoked counts, and only
+under the name of its version and digest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from tinymusician.artifacts import trust
-from tinymusician.artifacts.envelope import seal
+from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.envelope import seal, textual
 from tinymusician.artifacts.keys import Role, load_key, new_key
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
 from tinymusician.artifacts.runs import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import Root, by_id, next_root, read_first, read_root, root_key, sealed_root
-from tinymusician.errors import KeyFileError, NotFound, StoreError
+from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
 
 DAYS = 90
 _TRIES, _PAUSE = 20, 0.05
@@ -67,41 +73,50 @@ class Registry:
         """
         if self.store.exists(root_key(1)):
             raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl keys rotate` replaces them")
-        keys = new_key("root", self._keys), new_key("release", self._keys)
-        root = next_root(None, *keys, self._clock())
-        self.store.put(root_key(1), sealed_root(root, keys[:1]))
-        return root
+        root, release = new_key("root", self._keys), new_key("release", self._keys)
+        return self._publish(next_root(None, root, release, self._clock()), root)
+
+    def extend(self) -> Root:
+        """The same keys for another year."""
+        before = self.roots()[-1]
+        root, release = self._own("root", before), self._own("release", before)
+        return self._publish(next_root(before, root, release, self._clock(), before.revoked), root)
 
     def rotate(self, role: Role, revoke: bool = False) -> Root:
         """Replace a key by a new one, and sign what was newest anew; what the old release key signed counts no more.
 
-        With `revoke`, because others may have used the old key, nothing is signed anew: whatever is still good must be
-        released again by somebody who looks at it.
+        With `revoke`, because others may have used it, nothing that any earlier release key signed counts for the
+        publisher either: whatever is still good must be published again by somebody who looks at it.
         """
-        before = self.roots()[-1]
-        old = load_key("root", self._keys, by_id(before.root))
+        roots = self.roots()
+        before = roots[-1]
+        old = self._own("root", before)
         root = new_key("root", self._keys) if role == "root" else old
-        kept = None if role == "release" else load_key("release", self._keys, before.release_keys)
-        after = next_root(before, root, kept or new_key("release", self._keys), self._clock())
-        self.store.put(root_key(after.version), sealed_root(after, [old] if root is old else [old, root]))
-        if not revoke:
-            self.renew()
+        release = new_key("release", self._keys) if role == "release" or revoke else self._own("release", before)
+        revoked = dict.fromkeys(public for one in roots for public in one.release) if revoke else before.revoked
+        after = next_root(before, root, release, self._clock(), tuple(revoked))
+        self._publish(after, *([old] if root is old else [old, root]))
+        self.renew()
         return after
 
     def renew(self, days: int = DAYS) -> list[Release]:
         """Sign every alias's newest release anew, with the key and for the days that hold now."""
         return [self._add(self.newest(name, alias), days) for name, alias in self.aliases()]
 
-    def aliases(self) -> list[tuple[str, str]]:
-        """Every name and alias, in order."""
+    def aliases(self, revoked: bool = False) -> list[tuple[str, str]]:
+        """Every name and alias that has a release which counts, in order; on demand those of revoked keys, too."""
         parts = [entry.key.split("/") for entry in self.store.list("releases/")]
-        return sorted({(part[1], part[2]) for part in parts if len(part) == 4})
+        found = sorted({(part[1], part[2]) for part in parts if len(part) == 4})
+        return [one for one in found if next(self._signed(*one, revoked=revoked), None) is not None]
 
-    def history(self, name: str, alias: str) -> list[Release]:
-        """All releases of an alias, oldest first, whichever of the keys that were ever trusted signed them."""
-        trusted = {known: public for root in self.roots() for known, public in root.release_keys.items()}
-        keys = self._versions(name, alias)
-        return [read_release(self.store.get(key), f"{name}@{alias}", trusted) for key in keys]
+    def history(self, name: str, alias: str, revoked: bool = False) -> list[Release]:
+        """All releases of an alias that count, oldest first; on demand those of revoked keys, too."""
+        copied = self._copied(name, alias)
+        found: dict[int, tuple[str, Release]] = {}
+        for key, release in self._signed(name, alias, revoked=revoked):
+            if release.version not in found or key.endswith(copied):
+                found[release.version] = (key, release)
+        return [found[version][1] for version in sorted(found)]
 
     def newest(self, name: str, alias: str) -> Release:
         """The newest release of an alias.
@@ -129,45 +144,98 @@ class Registry:
             kind=manifest.kind,
             licence=manifest.licence,
             files=tuple(file.model_dump() for file in manifest.files),
-            about=about,
+            about=textual(about),
         )
         return self._add(draft, days)
 
     def move(self, source: Release, alias: str, why: dict[str, Any], days: int = DAYS) -> Release:
         """Sign what `source` lists as the next version of another alias, or of its own; `why` is kept with it."""
-        return self._add(source.model_copy(update={"alias": alias, "about": {**source.about, "why": why}}), days)
+        about = {**source.about, "why": textual(why)}
+        return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
+
+    def _own(self, role: Role, root: Root) -> Ed25519PrivateKey:
+        """The private key of a role."""
+        return load_key(role, self._keys, by_id(getattr(root, role)))
+
+    def _publish(self, root: Root, *keys: Ed25519PrivateKey) -> Root:
+        data = sealed_root(root, keys)
+        self.store.put(root_key(root.version), data)
+        if self.store.get(root_key(root.version)) != data:
+            raise KeyFileError(f"root document {root.version}: somebody else wrote one at the same time; theirs counts")
+        return root
 
     def _add(self, draft: Release, days: int) -> Release:
-        """Give a draft the next version, sign it, and let the alias point at it."""
-        key = load_key("release", self._keys, self.roots()[-1].release_keys)
-        folder = f"releases/{draft.name}/{draft.alias}"
+        """Give a draft the next version, sign it, and let the alias point at it.
+
+        Raises:
+            StoreError: files of it are gone, or others publish all the time.
+            Refused: no device would take it.
+        """
+        root = self.roots()[-1]
+        key = self._own("release", root)
+        for file in draft.files:
+            if not self.store.exists(blob_key(file.sha256)):
+                raise StoreError(f"release {draft.reference}: {file.path} is not in the store any more; make it again")
         for _ in range(_TRIES):
             moment = self._clock().replace(microsecond=0)
+            before = next(self._signed(draft.name, draft.alias), None)
+            version = before[1].version + 1 if before else 1
             dates = {"created": moment, "expires": moment + timedelta(days=days)}
-            release = draft.model_copy(update={"version": self._highest(draft.name, draft.alias) + 1, **dates})
+            release = draft.model_copy(update={"version": version, **dates})
             data = seal(KIND, release.model_dump(mode="json"), [key])
-            place = f"{folder}/v{release.version:08}-{hashlib.sha256(data).hexdigest()[:12]}.json"
+            read_release(data, draft.reference, root.release_keys)
+            place = _place(release, data)
             self.store.put(place, data)
-            if [entry.key for entry in self.store.list(f"{folder}/v{release.version:08}-")] == [place]:
-                self._point(draft.name, draft.alias)
+            if [one for one, _ in self._signed(draft.name, draft.alias, version)] == [place]:
+                self._point(place, release)
                 return release
             self.store.delete(place)
             time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
         raise StoreError(f"release {draft.reference}: others publish it all the time; try again later")
 
-    def _point(self, name: str, alias: str) -> None:
-        """Write the newest release's copy, and look afterwards whether it still is the newest."""
+    def _point(self, own: str, release: Release) -> None:
+        """Copy a release, or a newer one that has come, and look afterwards whether the copy is the newest still."""
+        name, alias = release.name, release.alias
         while True:
-            newest = self._versions(name, alias)[-1]
-            with contextlib.suppress(NotFound):  # withdrawn meanwhile
-                data = self.store.get(newest)
-                self.store.put(latest_key(name, alias), data)
-                if self._versions(name, alias)[-1] == newest and self.store.get(latest_key(name, alias)) == data:
-                    return
+            key, newest = next(self._signed(name, alias))
+            try:
+                data = self.store.get(own if newest.version == release.version else key)
+            except NotFound:  # withdrawn meanwhile
+                continue
+            self.store.put(latest_key(name, alias), data)
+            later = next(self._signed(name, alias))[1]
+            if later.version == newest.version and self.store.get(latest_key(name, alias)) == data:
+                return
 
-    def _versions(self, name: str, alias: str) -> list[str]:
-        return [entry.key for entry in self.store.list(f"releases/{name}/{alias}/v")]
+    def _signed(
+        self, name: str, alias: str, version: int | None = None, revoked: bool = False
+    ) -> Iterator[tuple[str, Release]]:
+        """Keys and releases of an alias, or of one of its versions, the newest first; what does not count is passed."""
+        roots = self.roots()
+        trusted = {known: public for root in roots for known, public in root.release_keys.items()}
+        trusted = {known: public for known, public in trusted.items() if revoked or public not in roots[-1].revoked}
+        folder = f"releases/{name}/{alias}/v"
+        entries = list(self.store.list(folder if version is None else f"{folder}{version:08}-"))
+        for entry in reversed(entries):
+            try:
+                data = self.store.get(entry.key)
+                release = read_release(data, f"{name}@{alias}", trusted)
+            except (NotFound, Refused):  # withdrawn meanwhile, or not of this publisher
+                continue
+            if entry.key == _place(release, data):
+                yield entry.key, release
 
-    def _highest(self, name: str, alias: str) -> int:
-        versions = self._versions(name, alias)
-        return int(versions[-1].rpartition("/v")[2].partition("-")[0]) if versions else 0
+    def _copied(self, name: str, alias: str) -> str:
+        """How the name of what was copied last ends."""
+        try:
+            return _end(self.store.get(latest_key(name, alias)))
+        except NotFound:
+            return _end(b"")
+
+
+def _place(release: Release, data: bytes) -> str:
+    return f"releases/{release.name}/{release.alias}/v{release.version:08}{_end(data)}"
+
+
+def _end(data: bytes) -> str:
+    return f"-{hashlib.sha256(data).hexdigest()[:12]}.json"

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tinymusician.artifacts.envelope import unseal
+from tinymusician.artifacts.envelope import LARGEST_NUMBER, unseal
 from tinymusician.errors import Refused, StoreError
 
 KIND = "application/vnd.tinymusician.release.v1+json"
@@ -47,7 +47,7 @@ class Release(BaseModel):
 
     name: Word
     alias: Word
-    version: int = Field(ge=1, le=1 << 53)
+    version: int = Field(ge=1, le=LARGEST_NUMBER)
     created: AwareDatetime = Field(strict=False)
     expires: AwareDatetime = Field(strict=False)
     artifact: str = Field(max_length=256)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.artifacts.store import DAY, Entry, check_key, whole_file
-from tinymusician.errors import Busy, NotFound, StoreError
+from tinymusician.errors import Busy, Denied, NotFound, StoreError
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
     "401": "credentials",
@@ -70,11 +70,11 @@ class S3Store:
             self._client.download_file(self._bucket, self._key(key), str(draft))
 
     def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
-        """A value from `start` on if it still has this ETag, and else whole: where it begins, its ETag, its bytes."""
+        """A value from `start` on, if it has this ETag or none is given: where it begins, its ETag, its bytes."""
         place = {"Bucket": self._bucket, "Key": self._key(key)}
         with self._speaking("read", key):
             found = self._client.head_object(**place)
-            begin = start if tag and found["ETag"] == tag and start < found["ContentLength"] else 0
+            begin = start if tag in ("", found["ETag"]) and start < found["ContentLength"] else 0
             asked = {"Range": f"bytes={begin}-"} if begin else {}
             body = self._client.get_object(**place, IfMatch=found["ETag"], **asked)["Body"]
         return begin, found["ETag"], self._chunks(body, key)
@@ -141,8 +141,8 @@ class S3Store:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _MISSING:
                 raise NotFound(f"store s3://{self._bucket}: nothing under {key!r}") from error
-            later = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) in _LATER
-            kind = Busy if later else StoreError
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            kind = Denied if status == 403 else Busy if status in _LATER else StoreError
             raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise Busy(f"{where}: {error}") from error

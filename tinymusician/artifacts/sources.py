@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import quote, unquote, urljoin, urlparse
 
 from tinymusician.artifacts.store import check_key
-from tinymusician.errors import Busy, NotFound, StoreError
+from tinymusician.errors import Busy, Denied, NotFound, StoreError
 
 CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
@@ -64,13 +64,21 @@ class FolderSource:
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
         try:
-            with (self._root / check_key(key)).open("rb") as file:
-                file.seek(start)
-                yield Answer(start, "", iter(lambda: file.read(CHUNK), b""))
+            file = (self._root / check_key(key)).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise NotFound(f"{self.url}: nothing under {key!r}") from None
         except OSError as error:
             raise StoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
+        with file:
+            yield Answer(start, "", self._chunks(file, key, start))
+
+    def _chunks(self, file: BinaryIO, key: str, start: int) -> Iterator[bytes]:
+        try:
+            file.seek(start)
+            while chunk := file.read(CHUNK):
+                yield chunk
+        except OSError as error:
+            raise Busy(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
 
 
 class S3Source:
@@ -107,20 +115,32 @@ class HttpSource:
 
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
-        import requests
-
         ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
-        try:
+        with self._speaking():
             address = self._address(check_key(key))
             answer = self._get(address, ranged)
             if meaning(answer.status_code, answer.headers.get("Content-Range"), start) == "without range":
                 answer.close()
                 answer, start = self._get(address, {}), 0
-            with contextlib.closing(answer):
-                place = self._place(answer, key, start)
-                found = answer.headers.get("ETag", "")
-                yield Answer(place, "" if found.startswith("W/") else found, answer.iter_content(CHUNK))
-        except requests.RequestException as error:
+        with contextlib.closing(answer):
+            place = self._place(answer, key, start)
+            found = answer.headers.get("ETag", "")
+            yield Answer(place, "" if found.startswith("W/") else found, self._chunks(answer))
+
+    def _chunks(self, answer: Any) -> Iterator[bytes]:
+        """Bytes as soon as they arrive, however few."""
+        with self._speaking():
+            while chunk := answer.raw.read1(CHUNK, decode_content=False):
+                yield chunk
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        import requests
+        import urllib3
+
+        try:
+            yield
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise Busy(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
 
     def _address(self, key: str) -> str:
@@ -129,12 +149,12 @@ class HttpSource:
 
     def _get(self, address: str, headers: dict[str, str]) -> Any:
         """The answer behind all redirects; none leads from HTTPS to HTTP."""
-        for _ in range(_REDIRECTS):
+        for _ in range(_REDIRECTS + 1):
             answer = self._session.get(address, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
             if not answer.is_redirect:
                 return answer
             answer.close()
-            following = urljoin(address, answer.headers["Location"])
+            following = _joined(self.url, address, answer.headers["Location"])
             _stay_protected(self.url, address, following)
             address = following
         raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
@@ -152,8 +172,8 @@ class HttpSource:
             raise NotFound(f"{self.url}: nothing under {key!r}")
         if said == "refused":
             raise StoreError(f"{self.url}: answers {answer.status_code} for {key!r}")
-        wait = answer.headers.get("Retry-After", "")
-        raise Busy(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
+        wait, kind = answer.headers.get("Retry-After", ""), Denied if answer.status_code == 403 else Busy
+        raise kind(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
 
 
 class PresignedSource(HttpSource):
@@ -176,7 +196,14 @@ class PresignedSource(HttpSource):
                 return _first(answer.chunks, _LONGEST_LIST)
         with contextlib.closing(self._get(self.url, {})) as answer:
             self._place(answer, parts.path, 0)
-            return _first(answer.iter_content(CHUNK), _LONGEST_LIST)
+            return _first(self._chunks(answer), _LONGEST_LIST)
+
+
+def _joined(url: str, address: str, location: str) -> str:
+    try:
+        return urljoin(address, location)
+    except ValueError:
+        raise StoreError(f"{url}: leads to {location[:60]!r}, which is no address") from None
 
 
 def _stay_protected(url: str, before: str, after: str) -> None:

@@ -1,12 +1,12 @@
 """Bringing one file to a device: resumed where it was cut off, from any mirror that answers, checked before it counts.
 
-What has arrived lies in `partial/DIGEST`, and in `DIGEST.tag` the source's address and tag for the value. A file
-is moved to `blobs/DIGEST` when its size and its SHA-256 are right, and never otherwise.
+What has arrived lies in `partial/DIGEST`, and in `DIGEST.tag` the address that all of it came from (nothing if it came
+from several) and that source's tag for the value. A file is moved to `blobs/DIGEST` when its size and its SHA-256 are
+right, and never otherwise.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
@@ -19,16 +19,22 @@ from typing import BinaryIO
 from tinymusician.artifacts.blobs import blob_key, digest_of
 from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, Answer, Source
-from tinymusician.errors import Busy, Corrupt, NotFound, StoreError
+from tinymusician.errors import Busy, Corrupt, Denied, NotFound, StoreError
 
 _TRIES, _MOST_TRIES = 5, 50
 """How often a source is asked in vain before it is given up, and how often at all."""
+_READS = 4
+"""How often a small value is asked for."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _SLOWEST, _PATIENCE = 1000, 30.0
 """Bytes a second, over so many seconds, below which a mirror counts as busy."""
 
 Told = Callable[[int], None]
-"""Hears of bytes that have arrived; fewer than none when they have to be fetched again."""
+"""Hears of bytes that are there; fewer than none when they have to be fetched again."""
+
+
+class _Mixed(Busy):
+    """Pieces of several sources that do not fit together: nobody knows whose are wrong."""
 
 
 @dataclass
@@ -44,6 +50,22 @@ class Pace:
         self._passed += size
         if self.limit:
             time.sleep(max(0.0, self._passed / self.limit - (time.monotonic() - self._began)))
+
+
+def read_small(source: Source, key: str, most: int) -> bytes:
+    """The first `most` bytes of a small value; a source that is busy is asked again.
+
+    Raises:
+        NotFound, Denied, StoreError: it has none, does not say, or cannot be asked.
+    """
+    for attempt in range(_READS - 1):
+        try:
+            return source.read(key, most)
+        except Denied:
+            raise
+        except Busy as error:
+            time.sleep(min(_LONGEST_WAIT, max(error.wait, _FIRST_WAIT * 2**attempt)))
+    return source.read(key, most)
 
 
 def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Told, pace: Pace) -> Path:
@@ -64,15 +86,17 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
     for directory in (place.parent, part.parent):
         directory.mkdir(parents=True, exist_ok=True)
     left, wrong, errors = list(sources), Counter[str](), list[StoreError]()
-    fruitless = 0
+    fruitless, apart = 0, False
+    told(_size(part))
     for number in range(_MOST_TRIES * len(sources)):
         source, before = left[number % len(left)], _size(part)
         try:
-            found = _continue(source, file, part, told, pace)
+            found = _continue(source, file, part, told, pace, apart)
             _settle(part, found, place, file, source.url, told)
             return place
         except StoreError as error:
             errors.append(error)
+            apart |= isinstance(error, _Mixed)
             fruitless = 0 if _size(part) > before else fruitless + 1
             wrong[source.url] += not isinstance(error, Busy)
             left = [one for one in left if wrong[one.url] < 2]
@@ -88,27 +112,28 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: Pace) -> str:
-    """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256."""
-    tag_file = part.with_name(f"{part.name}.tag")
-    have = _size(part)
-    if have > file.size:
-        part.unlink()
+def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: Pace, apart: bool) -> str:
+    """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256.
+
+    A key is the digest of its value, so another mirror may go on where this one stopped, unless they are kept `apart`.
+    """
+    have, (whose, tag) = _size(part), _origin(part)
+    if have > file.size or (apart and whose != source.url):
+        part.unlink(missing_ok=True)
         told(-have)
         have = 0
     if have == file.size and have:
         return digest_of(part)
-    whose, _, tag = tag_file.read_text().partition("\n") if have and tag_file.exists() else ("", "", "")
-    # A key is the digest of its value, so another mirror may go on where this one stopped: without its tag.
     with source.open(blob_key(file.sha256), have, tag if whose == source.url else "") as answer:
-        tag_file.write_text(f"{source.url}\n{answer.tag}")
+        alone = not answer.start or whose == source.url
+        _tag_file(part).write_text(f"{source.url if alone else ''}\n{answer.tag if alone else ''}")
         told(-have if not answer.start else 0)
         with part.open("r+b" if answer.start else "w+b") as out:
             return _append(answer, out, file, told, pace, source.url)
 
 
 def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace: Pace, url: str) -> str:
-    began, got = time.monotonic(), 0
+    began, got, got_before = time.monotonic(), 0, 0
     seen = hashlib.sha256()
     while answer.start and (block := out.read(CHUNK)):
         seen.update(block)
@@ -123,25 +148,40 @@ def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace:
         told(len(chunk))
         pace.wait(len(chunk))
         spent = time.monotonic() - began
-        if not pace.limit and spent > _PATIENCE and got < _SLOWEST * spent:
-            raise Busy(f"{url}: sends {got / spent:.0f} bytes a second")
+        if spent > _PATIENCE and not 0 < pace.limit < 2 * _SLOWEST:
+            if got - got_before < _SLOWEST * spent:
+                raise Busy(f"{url}: sends {(got - got_before) / spent:.0f} bytes a second")
+            began, got_before = time.monotonic(), got
     if answer.start + got < file.size:
         raise Busy(f"{url}: ended after {answer.start + got} of {file.size} bytes of {file.path}")
-    out.flush()
-    os.fsync(out.fileno())
     return seen.hexdigest()
 
 
 def _settle(part: Path, found: str, place: Path, file: ReleasedFile, url: str, told: Told) -> None:
     """Move a whole file to its place if its digest is right, and throw it away otherwise."""
     if found != file.sha256:
+        whose, _ = _origin(part)
         told(-part.stat().st_size)
         part.unlink()
+        if whose != url:
+            raise _Mixed(f"{file.path}: what several mirrors have does not fit together")
         raise Corrupt(f"{url}: {file.path} has SHA-256 {found[:12]}…; the release says {file.sha256[:12]}…")
+    with part.open("rb") as whole:
+        os.fsync(whole.fileno())
     part.chmod(0o444)
     os.replace(part, place)
-    with contextlib.suppress(FileNotFoundError):
-        part.with_name(f"{part.name}.tag").unlink()
+    _tag_file(part).unlink(missing_ok=True)
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _origin(part: Path) -> tuple[str, str]:
+    """Where a partial file came from, and the source's tag."""
+    path = _tag_file(part)
+    whose, _, tag = path.read_text().partition("\n") if path.exists() and _size(part) else ("", "", "")
+    return whose, tag
 
 
 def _worst(errors: list[StoreError], file: ReleasedFile) -> StoreError:

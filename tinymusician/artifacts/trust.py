@@ -25,7 +25,7 @@ Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Root(BaseModel):
-    """`root` and `release` hold public keys in hex."""
+    """`root` and `release` hold public keys in hex, `revoked` release keys whose signatures no longer count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -34,6 +34,7 @@ class Root(BaseModel):
     expires: AwareDatetime = Field(strict=False)
     root: tuple[Public, ...] = Field(min_length=1, max_length=8, strict=False)
     release: tuple[Public, ...] = Field(min_length=1, max_length=8, strict=False)
+    revoked: tuple[Public, ...] = Field((), max_length=1000, strict=False)
 
     @model_validator(mode="after")
     def _apart(self) -> Root:
@@ -63,15 +64,20 @@ def sealed_root(root: Root, keys: Collection[Ed25519PrivateKey]) -> bytes:
 
 
 def next_root(
-    before: Root | None, root: Ed25519PrivateKey, release: Ed25519PrivateKey, now: datetime, days: int = DAYS
+    before: Root | None,
+    root: Ed25519PrivateKey,
+    release: Ed25519PrivateKey,
+    now: datetime,
+    revoked: Collection[str] = (),
 ) -> Root:
     """The version after `before` with these keys alone."""
     return Root(
         version=before.version + 1 if before else 1,
         created=now.replace(microsecond=0),
-        expires=(now + timedelta(days=days)).replace(microsecond=0),
+        expires=(now + timedelta(days=DAYS)).replace(microsecond=0),
         root=(public_hex(root),),
         release=(public_hex(release),),
+        revoked=tuple(revoked),
     )
 
 
@@ -107,25 +113,39 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> Root:
     return root
 
 
-def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None], now: datetime) -> Root:
+def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None]) -> Root:
     """The newest root document; `fetch` gives the bytes of a version, or None where there is none.
 
-    `pinned` is the public root key that the device was given; `known` the version that it knew last.
+    `pinned` is the public root key that the device was given, and `known` the version that it knew last. Without one it
+    begins at the first version that names the pinned key: those before are of keys that were replaced.
 
     Raises:
-        Refused: the chain is broken, or its end has expired.
+        Refused: the chain is broken, or leads nowhere.
     """
     current = known
     for version in range(known.version + 1 if known else 1, MOST):
         found = fetch(version)
         if found is None:
             break
-        current = read_root(found, version, current.root if current else (pinned,))
+        if current is not None or _names(found, version, pinned):
+            current = read_root(found, version, current.root if current else (pinned,))
     if current is None:
-        raise Refused("root document 1: is not there; nothing can be trusted without it")
-    if current.expires <= now:
-        raise Refused(
-            f"root document {current.version}: expired on {current.expires:%Y-%m-%d}; its owner must run "
-            f"`tmctl keys rotate`"
-        )
+        raise Refused(f"root documents: none is signed by the root key {pinned[:12]}…; nothing can be trusted")
     return current
+
+
+def check_current(root: Root, now: datetime) -> None:
+    """Raise if a root document has expired.
+
+    Raises:
+        Refused: it has.
+    """
+    if root.expires <= now:
+        raise Refused(
+            f"root document {root.version}: expired on {root.expires:%Y-%m-%d}; its owner must run `tmctl keys renew`"
+        )
+
+
+def _names(data: bytes, version: int, public: str) -> bool:
+    said = claimed(data, f"root document {version}")
+    return isinstance(said, dict) and public in (said.get("root") or ())

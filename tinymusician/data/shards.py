@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import Corrupt, DataError
+from tinymusician.errors import Corrupt, DataError, NotFound
 
 Arrays = dict[str, Any]
 
@@ -58,7 +58,7 @@ class ShardSet:
         """The local file of one shard, fetched into `cache` and checked if it is not there yet.
 
         Raises:
-            Corrupt: the stored bytes differ from the shard's digest; the shard is forgotten, to be made again.
+            Corrupt: the stored bytes are gone or differ from the digest; the shard is forgotten, to be made again.
         """
         if index in self._paths:
             return self._paths[index]
@@ -67,7 +67,7 @@ class ShardSet:
         if not path.exists():
             try:
                 get_blob(self.store, digest, path)
-            except Corrupt as error:
+            except (Corrupt, NotFound) as error:
                 self.forget(index)
                 raise Corrupt(
                     f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"

@@ -1,0 +1,38 @@
+"""Where the bundle is that somebody names: a folder, what was pulled to one, or an artifact of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.installation import Installation
+from tinymusician.artifacts.manifest import fetch, find
+from tinymusician.errors import BundleError
+from tinymusician.runtime.bundle import MANIFEST
+
+
+def located(model: str, told: Callable[[str], None] = lambda path: None) -> Path:
+    """The folder of a bundle; `told` hears of files that are fetched.
+
+    Raises:
+        NotFound: the store has no such artifact.
+        BundleError: the artifact is no bundle.
+    """
+    if Path(model).is_dir():
+        installed = Installation(Path(model)).usable()
+        return installed[1] if installed else Path(model)
+    store = open_store()
+    manifest = find(store, model)
+    if not any(file.path == MANIFEST for file in manifest.files):
+        raise BundleError(
+            f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
+            f"make a bundle of it with `tmctl submit quantize`"
+        )
+    folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
+    if not (folder / ".whole").exists():
+        fetch(store, manifest, folder, told)
+        (folder / ".whole").touch()
+    return folder
