@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from tinymusician.artifacts.lineage import Link
+from tinymusician.artifacts.lineage import Link, circumstances
+from tinymusician.artifacts.manifest import Manifest
 from tinymusician.errors import RequestError
 from tinymusician.plots import COLOURS, pyplot
 
 _KINDS = (".svg", ".png", ".pdf")
-_COLUMN, _ROW, _BOX = 3.2, 1.1, (2.6, 0.8)
+_COLUMN, _ROW, _BOX = 3.2, 1.1, (2.7, 0.85)
 """Inches."""
 
 
-def draw(reference: str, steps: Sequence[Link], path: Path) -> None:
+def draw(own: Manifest, steps: Sequence[Link], known: Mapping[str, Manifest], path: Path) -> None:
     """Write the steps around an artifact, which is set off, to a file of one of `_KINDS`.
 
     Raises:
@@ -24,12 +25,11 @@ def draw(reference: str, steps: Sequence[Link], path: Path) -> None:
     """
     if path.suffix not in _KINDS:
         raise RequestError(f"--picture {path}: allowed are files that end in {', '.join(_KINDS)}")
-    places = placed(reference, steps)
+    places = placed(own.reference, steps)
     width, height = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
     figure, axes = pyplot().subplots(figsize=(width * _COLUMN, height * _ROW), layout="constrained")
-    made = {step.made: step.how for step in steps}
     for name, (column, row) in places.items():
-        _box(axes, column * _COLUMN, -row * _ROW, _said(name, made.get(name)), own=name == reference)
+        _box(axes, column * _COLUMN, -row * _ROW, _said(name, known.get(name)), own=name == own.reference)
     for step in steps:
         (column, row), (to_column, to_row) = places[step.origin], places[step.made]
         start = (column * _COLUMN + _BOX[0] / 2, -row * _ROW)
@@ -66,7 +66,12 @@ def _box(axes: Any, x: float, y: float, text: str, own: bool) -> None:
     axes.text(x, y, text, ha="center", va="center", fontsize=7)
 
 
-def _said(name: str, how: str | None) -> str:
-    head, at, digest = name.partition("@sha256:")
-    title = f"{head}@{digest[:8]}" if at else head
-    return "\n".join([fill(title[-72:], 36), *(how or "from outside").split(", ")])
+def _said(name: str, manifest: Manifest | None) -> str:
+    if manifest is None:
+        return f"{fill(name[-72:], 36)}\nfrom outside"
+    about = circumstances(manifest)
+    code = about.get("code", "").partition(",")[0]
+    lines = [f"{manifest.name}@{manifest.digest[:8]}, {manifest.kind}", about.get("run", "")]
+    lines += [f"recipe {about.get('recipe', '?')}, code {code or '?'}"]
+    lines += [f"data {about['data']}"] if "data" in about else []
+    return "\n".join(line[:44] for line in lines if line)

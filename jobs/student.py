@@ -121,7 +121,7 @@ def lineage(context: Context, pair: Pair) -> dict[str, Any]:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
-        **({} if isinstance(recipe.student, CutStudent) else {"started_from_sha256": weights_digest(pair.student)}),
+        **({} if isinstance(recipe.student, CutStudent) else _start(recipe, weights_digest(pair.student))),
         "prompts": recipe.sequences.prompts,
         "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,
@@ -129,6 +129,12 @@ def lineage(context: Context, pair: Pair) -> dict[str, Any]:
         "git": record.git,
         "seeds": record.seeds,
     }
+
+
+def _start(recipe: Recipe, digest: str) -> dict[str, str]:
+    """The weights that a student of its own shape began with."""
+    model = getattr(recipe.student, "model", None)
+    return {"started_from_sha256": digest, **({"started_from": model} if model else {})}
 
 
 def licence_of(recipe: Recipe) -> str:

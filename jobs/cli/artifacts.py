@@ -213,26 +213,31 @@ def lineage(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what an artifact was made of, back to the first teacher, and what was made of it.
+    """Show what an artifact was made of, back to the first teacher, and what was made of it: data, recipe, code, runs.
 
     Example: `tmctl artifacts lineage band-bundle --picture lineage.svg`
     """
     from dataclasses import asdict
 
-    from tinymusician.artifacts.lineage import backward, forward, links
+    from tinymusician.artifacts.lineage import backward, circumstances, forward, links
 
     store = open_store()
     name = manifests.find(store, reference).reference
-    every = links(manifests.list_manifests(store, warn))
+    known = {one.reference: one for one in manifests.list_manifests(store, warn)}
+    every = links(list(known.values()))
     back, on = backward(name, every), forward(name, every)
     if picture is not None:
         from jobs.lineage_picture import draw
 
-        draw(name, [*back, *on], picture)
+        draw(known[name], [*back, *on], known, picture)
     rows = [["made of", _short(one.origin), _short(one.made), one.how] for one in back]
     rows += [["became", _short(one.origin), _short(one.made), one.how] for one in on]
-    facts = {"artifact": name, "made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
-    emit(facts, json, table(["", "FROM", "TO", "HOW"], rows) if rows else f"{_short(name)}: came from outside")
+    about = {one: circumstances(known[one]) for one in dict.fromkeys([name, *(s.origin for s in back)]) if one in known}
+    steps = {"made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
+    text = [table(["", "FROM", "TO", "HOW"], rows)] if rows else [f"{_short(name)}: came from outside"]
+    for one, said in about.items():
+        text += ["", _short(one), *(f"  {what}: {value}" for what, value in said.items())]
+    emit({"artifact": name, **steps, "circumstances": about}, json, "\n".join(text))
 
 
 @app.command()

@@ -43,7 +43,7 @@ class Person:
         assert line.startswith("error: ")
         return line
 
-    def made(self, name: str, kind: str, content: dict[str, str], **lineage: str) -> Manifest:
+    def made(self, name: str, kind: str, content: dict[str, str], **lineage: Any) -> Manifest:
         folder = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
         folder.mkdir()
         for path, text in content.items():
@@ -107,14 +107,26 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
 
 
 def test_where_it_comes_from(person: Person) -> None:
-    student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1")
+    data = {"prompts": "captions", "prompts_sha256": "abcdefabcdef"}
+    made = {"git": {"commit": "0123456789abcdef", "changed": "yes"}, "versions": {"torch": "2.13.0"}}
+    student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1", **data, **made)
     bundle = person.made("band-bundle", "bundle", {"decoder": "d"}, model=student.reference, run="r-2")
     found = person.told("artifacts", "lineage", "band", "--picture", "lineage.svg")
     assert [(step["origin"], step["made"]) for step in found["made_of"]] == [("band-large", student.reference)]
     assert [(step["origin"], step["made"]) for step in found["became"]] == [(student.reference, bundle.reference)]
+    (about,) = found["circumstances"].values()
+    assert about["recipe"] == "band"
+    assert about["code"].startswith("0123456789ab, with changes")
+    assert about["data"] == "captions sha256:abcdefab"
+    assert about["environment"] == "torch 2.13.0"
     picture = (person.folder / "lineage.svg").read_text()
-    assert picture.count("<!-- band") == 3, "a box for each of the three"
-    assert f"<!-- {bundle.reference[:11]}@{bundle.digest[:8]} -->" in picture
+    for said in (
+        "band-large",
+        f"band@{student.digest[:8]}, student",
+        f"band-bundle@{bundle.digest[:8]}, bundle",
+        "r-2",
+    ):
+        assert f"<!-- {said} -->" in picture
     assert "allowed are files that end in .svg" in person.refused("artifacts", "lineage", "band", "--picture", "x.gif")
     card = person.says("artifacts", "card", "band-bundle")
     assert "# band-bundle" in card

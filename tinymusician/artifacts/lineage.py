@@ -15,7 +15,7 @@ from tinymusician.artifacts.manifest import Manifest
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://github.com/tinymusician/tinymusician/jobs/v1"
-_MATERIALS = ("model", "teacher")
+_MATERIALS = ("model", "teacher", "started_from")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,22 @@ def _walked(start: str, found: Sequence[Link], ends: Any) -> list[Link]:
                     seen.add(far)
                     waiting.append(far)
     return steps
+
+
+def circumstances(manifest: Manifest) -> dict[str, str]:
+    """How an artifact was made, in words: run, recipe, data, code and environment, as far as they are known."""
+    lineage, git = manifest.lineage, manifest.lineage.get("git", {})
+    changed = ", with changes that were not committed" if git.get("changed") == "yes" else ""
+    data = [str(lineage["prompts"])] if lineage.get("prompts") else []
+    data += [f"sha256:{str(lineage['prompts_sha256'])[:8]}"] if lineage.get("prompts_sha256") else []
+    found = {
+        "run": str(lineage.get("run", "")),
+        "recipe": str(manifest.recipe.get("name", "")),
+        "data": " ".join(data),
+        "code": f"{str(git['commit'])[:12]}{changed}" if git.get("commit") else "",
+        "environment": ", ".join(f"{name} {version}" for name, version in lineage.get("versions", {}).items()),
+    }
+    return {name: said for name, said in found.items() if said}
 
 
 def attestation(manifest: Manifest) -> dict[str, Any]:
