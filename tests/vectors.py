@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts import release as releases
 from tinymusician.artifacts import trust
-from tinymusician.artifacts.envelope import seal
+from tinymusician.artifacts.envelope import encoded, seal
 from tinymusician.artifacts.keys import public_hex
 from tinymusician.artifacts.sources import meaning
 
@@ -25,6 +25,12 @@ PATH = Path(__file__).parents[1] / "docs" / "protocol" / "vectors.json"
 NOW = datetime(2030, 6, 1, tzinfo=UTC)
 ROOT, ROOT_2, RELEASE, RELEASE_2, THIEF = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in range(1, 6))
 Keys = Sequence[Ed25519PrivateKey]
+_ABOUT = {
+    "text": 'Ein "Lied"\\\n\t\x01 für Ärzte, 音楽, \U0001f3b5 \u2028',
+    "kl": "0.5",
+    "Z": [1, True, None, -7],
+    "a": {},
+}
 
 
 def root(version: int, own: Ed25519PrivateKey, release: Ed25519PrivateKey, signers: Keys, days: int = 365) -> bytes:
@@ -100,6 +106,14 @@ def cases() -> list[dict[str, Any]]:
         ),
         named("another root than the device's", [root(1, THIEF, RELEASE, [THIEF])], good, "refuse"),
         named("no root", [], good, "refuse"),
+        named(
+            "an app of after the root key was replaced", [first, second], release(RELEASE_2), "accept", pinned=ROOT_2
+        ),
+        named("a key that was never named", [first, second], release(RELEASE_2), "refuse", pinned=THIEF),
+        named("about in many letters", [first], release(about=_ABOUT), "accept"),
+        named("a number that is not whole", [first], _as_is(about={"kl": 0.5}), "refuse"),
+        named("a number that is too large", [first], _as_is(about={"size": 1 << 53}), "refuse"),
+        named("a name that is not in ASCII", [first], _as_is(about={"größe": 1}), "refuse"),
     ]
 
 
@@ -123,7 +137,6 @@ def content() -> str:
         "about": "docs/protocol.md says how to run these. Keys of these vectors are public: trust them nowhere else.",
         "now": _date(NOW),
         "reference": "band@stable",
-        "pinned": public_hex(ROOT),
         "cases": cases(),
         "ranges": ranges(),
     }
@@ -131,10 +144,16 @@ def content() -> str:
 
 
 def _case(
-    name: str, roots: list[bytes], found: bytes, expect: str, installed: tuple[int, str] | None = None
+    name: str,
+    roots: list[bytes],
+    found: bytes,
+    expect: str,
+    installed: tuple[int, str] | None = None,
+    pinned: Ed25519PrivateKey = ROOT,
 ) -> dict[str, Any]:
     return {
         "name": name,
+        "pinned": public_hex(pinned),
         "roots": [base64.b64encode(one).decode() for one in roots],
         "release": base64.b64encode(found).decode(),
         "installed": None if installed is None else {"version": installed[0], "digest": installed[1]},
@@ -161,10 +180,17 @@ def _changed(data: bytes) -> bytes:
 
 
 def _spaced() -> bytes:
-    from tinymusician.artifacts.envelope import encoded
+    return _signed(json.dumps(json.loads(base64.b64decode(json.loads(release())["payload"]))).encode())
 
+
+def _as_is(**changes: Any) -> bytes:
+    content = json.loads(base64.b64decode(json.loads(release())["payload"])) | changes
+    return _signed(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _signed(payload: bytes) -> bytes:
+    """The envelope of a payload that `seal` would not write."""
     envelope = json.loads(release())
-    payload = json.dumps(json.loads(base64.b64decode(envelope["payload"]))).encode()
     envelope["payload"] = base64.b64encode(payload).decode()
     envelope["signatures"][0]["sig"] = base64.b64encode(RELEASE.sign(encoded(releases.KIND, payload))).decode()
     return json.dumps(envelope).encode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -54,8 +56,8 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
     if case["installed"] is not None:
         first, known = read_first(roots[0]), case["installed"]
         versions = {"band@stable": (known["version"], known["digest"])}
-        Installation(tmp_path).write(Record(pinned=VECTORS["pinned"], root=first, seen=first.created, known=versions))
-    client = Client("band@stable", tmp_path, [Held(values)], VECTORS["pinned"], lambda: NOW)
+        Installation(tmp_path).write(Record(pinned=case["pinned"], root=first, seen=first.created, known=versions))
+    client = Client("band@stable", tmp_path, [Held(values)], case["pinned"], lambda: NOW)
     if case["expect"] == "refuse":
         with pytest.raises(Refused):
             client.check()
@@ -66,3 +68,15 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", VECTORS["ranges"], ids=str)
 def test_range(case: dict[str, Any]) -> None:
     assert meaning(case["status"], case["content_range"], case["start"]) == case["do"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node is here")
+def test_a_client_in_another_language_agrees() -> None:
+    """tests/vectors.mjs knows nothing of this code: another parser, another canonical form, another Ed25519."""
+    script = PATH.parents[2] / "tests" / "vectors.mjs"
+    ended = subprocess.run(["node", script, PATH], capture_output=True, check=True)
+    found = json.loads(ended.stdout)
+    assert {name: said.partition(":")[0] for name, said in found["cases"].items()} == {
+        case["name"]: case["expect"] for case in VECTORS["cases"]
+    }
+    assert found["ranges"] == [case["do"] for case in VECTORS["ranges"]]
