@@ -89,3 +89,12 @@ def test_references(store: LocalStore) -> None:
     for bad in ("Model", "model\n", "a@b", "a@sha256:xyz", "../a"):
         with pytest.raises(StoreError, match="NAME@sha256:DIGEST"):
             find(store, bad)
+
+
+def test_a_link_is_not_published(store: LocalStore, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "model").symlink_to("/etc/hostname")
+    with pytest.raises(StoreError, match="model is a link; put the file itself there"):
+        publish(store, folder, name="band", kind="student", recipe={}, lineage={}, metrics={}, licence="x")
+    assert list(store.list("")) == []

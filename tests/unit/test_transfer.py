@@ -187,6 +187,20 @@ def test_what_arrived_before_counts(tmp_path: Path, server: Misbehaving, file: R
     assert told == SIZE
 
 
+def test_links_lead_nowhere(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+    """What somebody laid into the device's folder to have a file elsewhere overwritten, or to be taken for a file."""
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    for folder in ("partial", "blobs"):
+        place = tmp_path / "device" / folder / file.sha256
+        place.parent.mkdir(parents=True)
+        place.symlink_to(outside)
+    place, _ = bring_to(tmp_path / "device", server, file)
+    assert not place.is_symlink()
+    assert place.read_bytes() == data
+    assert outside.read_bytes() == b"mine"
+
+
 def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
     """Every failure that lasts ends, and says what it was; what had arrived is kept for the next time."""
     missing = file.model_copy(update={"sha256": "0" * 64})

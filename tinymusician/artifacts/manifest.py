@@ -74,8 +74,15 @@ class Manifest(BaseModel):
 
 
 def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
-    """Store every file of `folder`, then the manifest; `facts` are the manifest's other fields."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Store every file of `folder`, then the manifest; `facts` are the manifest's other fields.
+
+    Raises:
+        StoreError: there is a link, which could lead anywhere, or the store cannot be written.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    for path in paths:
+        if path.is_symlink():
+            raise StoreError(f"artifact {facts.get('name')}: {path} is a link; put the file itself there")
     files = tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=put_blob(store, path))
         for path in paths

@@ -97,14 +97,17 @@ class LocalStore:
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        start = self._root / prefix.rpartition("/")[0]
-        for path in sorted(start.rglob("*"), key=lambda p: p.relative_to(self._root).as_posix()):
-            key = path.relative_to(self._root).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(_DRAFT):
-                with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
-                    if path.is_file():
-                        found = path.stat()
-                        yield Entry(key, found.st_size, found.st_mtime)
+        folder, _, begin = prefix.rpartition("/")
+        try:
+            near = [path for path in (self._root / folder).iterdir() if path.name.startswith(begin)]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        paths = [deep for path in near for deep in (path.rglob("*") if path.is_dir() else (path,))]
+        for path in sorted(paths, key=lambda path: path.relative_to(self._root).as_posix()):
+            with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
+                if path.is_file() and not path.name.startswith(_DRAFT):
+                    found = path.stat()
+                    yield Entry(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime)
 
     def delete(self, key: str) -> None:
         try:

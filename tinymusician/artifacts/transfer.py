@@ -79,6 +79,9 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
         Corrupt: what the sources have is something else.
     """
     place, part = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
+    for path in (place, part, _tag_file(part)):
+        if path.is_symlink():  # nothing of ours, and it could lead anywhere
+            path.unlink()
     if place.exists():
         if place.stat().st_size == file.size and digest_of(place) == file.sha256:
             return place
