@@ -50,6 +50,10 @@ def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monke
     assert states(unchanged) == ["SKIPPED"] * 5
     other = told(ray, store, *pipeline, "--name", "p3", "--until", "quantize", "--set", "quantize.plan=float32")
     assert states(other) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "NOT ASKED FOR", "NOT ASKED FOR"]
+    told(ray, store, "artifacts", "publish", other["artifact"])
+    again = told(ray, store, *pipeline, "--name", "p4")
+    assert states(again) == ["SKIPPED"] * 4 + ["SUCCEEDED"], "the alias pointed at something else"
+    assert again["metrics"]["publish"] == {"release": "tiny-bundle@candidate", "version": 3}
     late = tmctl(ray, store, *pipeline, "--from", "quantize", "--set", "training.steps=13")
     assert late.returncode == 1
     assert "--from quantize: distill has not been done with this recipe" in late.stdout + late.stderr
