@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import soundfile
 
 from tinymusician.data.corpus import SEED, RenderedSplit, load_split
-from tinymusician.data.scores import parse_corpus, with_splits
+from tinymusician.data.scores import corpus_files, tunes_in, with_splits
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.reference import RealClips, open_reference
@@ -28,7 +27,7 @@ CLIPS, SECONDS, RATE = 24, 5, 16_000
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> RenderedSplit:
     """Clips of the test tunes among the first of the corpus, whose split no later tune can change."""
-    tunes = with_splits(list(islice(parse_corpus(), 160)))
+    tunes = with_splits([tune for place in corpus_files()[:160] for tune in tunes_in(*place)])
     return load_split(tmp_path_factory.mktemp("corpus"), tunes, "test", CLIPS, SEED)
 
 

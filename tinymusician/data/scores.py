@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ def _split_of(title: str) -> Split:
 def load_tunes(cache: Path) -> list[Tune]:
     """Read the parsed tunes from `cache`, parsing music21's corpus first when the file is not there."""
     if not cache.exists():
-        tunes = [asdict(tune) for tune in with_splits(list(parse_corpus()))]
+        tunes = [asdict(tune) for tune in with_splits(parse_corpus())]
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_name(f"{cache.name}.{os.getpid()}.part")
         draft.write_text(json.dumps(tunes))
@@ -73,18 +73,27 @@ def load_tunes(cache: Path) -> list[Tune]:
     return [_from_json(entry) for entry in json.loads(cache.read_text())]
 
 
-def parse_corpus() -> Iterator[Tune]:
-    """Parse every usable tune of the three collections with music21 (about four minutes on one core)."""
+def parse_corpus() -> list[Tune]:
+    """Parse every usable tune of the three collections with music21, on all cores (about four minutes on one)."""
+    from joblib import Parallel, delayed
+
+    parsed = Parallel(n_jobs=-1)(delayed(tunes_in)(*place) for place in corpus_files())
+    return [tune for tunes in parsed for tune in tunes]
+
+
+def corpus_files() -> list[tuple[str, Path]]:
+    """The files of music21's corpus that are used, in order, each with its collection."""
     import music21
 
-    warnings.filterwarnings("ignore", module="music21")
     root = Path(music21.__file__).parent / "corpus"
-    for collection, folder in COLLECTIONS.items():
-        for path in sorted((root / folder).glob("*.abc")):
-            for score in _scores_in(path):
-                tune = _tune_of(score, collection, path.stem)
-                if tune is not None:
-                    yield tune
+    return [(kind, path) for kind, folder in COLLECTIONS.items() for path in sorted((root / folder).glob("*.abc"))]
+
+
+def tunes_in(collection: str, path: Path) -> list[Tune]:
+    """The usable tunes of one file."""
+    warnings.filterwarnings("ignore", module="music21")
+    found = (_tune_of(score, collection, path.stem) for score in _scores_in(path))
+    return [tune for tune in found if tune is not None]
 
 
 def _scores_in(path: Path) -> list[Any]:
