@@ -66,6 +66,8 @@ class Pipeline:
                 continue
             inputs = self._inputs(step)
             known = self._known(step, inputs)
+            if step == "precompute" and place >= first and not self._known("distill", self._inputs("distill")):
+                known = None  # shards may have gone since; those that are there are not made again
             if known is not None:
                 self._tell(step, "SKIPPED", known)
             elif place < first:

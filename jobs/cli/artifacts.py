@@ -284,6 +284,8 @@ def collect(
 
     found = find()
     gone = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
+    if shard_days is not None and found.open_runs:
+        warn(f"no shards are taken while runs have not ended: {', '.join(found.open_runs)} (`tmctl stop` ends a run)")
     keys = {"artifacts": list(found.artifacts), "shards": list(found.shards), "blobs": list(found.blobs)}
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
     said = f"{counts}, {found.size / 1e6:.1f} MB"

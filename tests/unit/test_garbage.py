@@ -100,6 +100,29 @@ def test_nothing_young_goes(world: World, tmp_path: Path) -> None:
     assert garbage(world) == found
 
 
+def test_renewals_do_not_count_as_what_was_before(world: World) -> None:
+    first, second = made(world, 0), made(world, 1)
+    world.registry.release(first, "stable", {})
+    world.registry.release(second, "stable", {})
+    for _ in range(3):
+        world.registry.renew()
+    assert not garbage(world).artifacts
+
+
+def test_a_step_is_open_only_while_its_pipeline_is(world: World) -> None:
+    first, _ = made(world, 0), made(world, 1)
+    facts: dict[str, Any] = {"workers": 1, "created": now(), "versions": {}, "git": {}, "seeds": {}}
+    facts |= {"recipe": {"model": first.reference}, "cluster": "x", "submission": "x"}
+    whole, step = RunFolder(world.store, "p1"), RunFolder(world.store, "p1.distill")
+    whole.write_record(RunRecord(id="p1", kind="pipeline", **{**facts, "recipe": {}}))
+    step.write_record(RunRecord(id="p1.distill", kind="distill", part_of="p1", **facts))
+    whole.update(state="RUNNING")
+    step.update(state="RUNNING")
+    assert not garbage(world).artifacts
+    whole.update(state="FAILED")
+    assert list(garbage(world).artifacts) == [first.key]
+
+
 def test_shards_stay_and_are_made_again(world: World) -> None:
     """What a run may still read is never taken; on demand old ones go, as a whole, once no run is left."""
     shards = ShardSet(world.store, "signals", {"teacher": "x"}, 2)
@@ -114,6 +137,7 @@ def test_shards_stay_and_are_made_again(world: World) -> None:
         return find_garbage(world.store, world.registry, 1, days, later)
 
     assert found() == Garbage({}, {}, {}), "a run has not ended"
+    assert found().open_runs == ("r1",)
     run.update(state="SUCCEEDED")
     assert found(30) == Garbage({}, {}, {}), "too young"
     assert len(found().shards) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from tinymusician.artifacts.registry import Registry
 from tinymusician.artifacts.release import KIND, Release, latest_key
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
+from tinymusician.artifacts.trust import Root, sealed_root
 from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -318,6 +321,35 @@ class TestRoots:
         assert world.client(pinned=newest).pull().release.version == 2
         assert world.client(pinned=newest).check().is_new is False
 
+    def test_any_root_key_that_followed_will_do(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        second, third = world.registry.rotate("root").root[0], world.registry.rotate("root").root[0]
+        world.client().pull()
+        for pinned in (second, world.pinned, third, second):
+            assert world.client(pinned=pinned).pull().release.version == 3
+
+    def test_junk_before_the_own_key_and_a_hostile_mirror(self, world: World, tmp_path: Path) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        newest = world.registry.rotate("root").root[0]
+        bad = tmp_path / "bad" / "keys"
+        bad.mkdir(parents=True)
+        payload = base64.b64encode(b'{"root":5}').decode()
+        envelope = {"payload": payload, "payloadType": "x", "signatures": [{"keyid": "", "sig": ""}]}
+        (bad / "root-000001.json").write_text(json.dumps(envelope))
+        (bad / "root-000002.json").write_text("junk")
+        sources = [FolderSource(tmp_path / "bad"), FolderSource(world.folder / "store")]
+        world.store.put("keys/root-000001.json", b"junk")
+        assert world.client(pinned=newest, sources=sources).pull().release.version == 2
+
+    def test_a_good_document_before_a_bad_one_is_kept(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.client().pull()
+        world.registry.rotate("release")
+        world.store.put("keys/root-000003.json", b"junk")
+        with pytest.raises(Refused, match="root document 3: is no signed document"):
+            world.client().pull()
+        assert world.client().installation.record().root.version == 2  # type: ignore[union-attr]
+
     def test_another_year_with_the_same_keys(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {}, days=400)
         world.later(366)
@@ -378,6 +410,49 @@ class TestRoots:
 
 
 class TestPublishers:
+    def test_root_documents_of_somebody_else(self, world: World, tmp_path: Path) -> None:
+        """Who can write to the store puts a root of their own there, which trusts the genuine release key, too."""
+        manifest = world.made(decoder="one")
+        release = world.registry.release(manifest, "stable", {})
+        genuine = world.store.get("keys/root-000001.json")
+        thief = Registry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
+        first = thief.create()
+        own = load_key("root", tmp_path / "thiefs-keys", _ids(first.root))
+        second = Root.model_validate({**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release})
+        world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
+        world.store.put("keys/root-000002.json", sealed_root(second, [own]))
+        for act in (
+            world.registry.renew,
+            world.registry.roots,
+            lambda: world.registry.release(manifest, "stable", {}),
+            lambda: world.registry.move(release, "stable", {}),
+            lambda: world.registry.rotate("release"),
+        ):
+            with pytest.raises(Refused, match="not those that were made with the keys of"):
+                act()
+        world.store.put("keys/root-000001.json", genuine)
+        world.store.delete("keys/root-000002.json")
+        assert [one.version for one in world.registry.renew()] == [2]
+
+    def test_a_revocation_cannot_be_taken_out_of_the_store(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.registry.rotate("release", revoke=True)
+        world.store.delete("keys/root-000002.json")
+        with pytest.raises(Refused, match="not those that were made with the keys of"):
+            world.registry.renew()
+
+    def test_nothing_is_signed_without_the_pin(self, world: World) -> None:
+        (world.folder / "keys" / "pin.json").unlink()
+        with pytest.raises(KeyFileError, match=r"pin\.json is not here"):
+            world.registry.release(world.made(decoder="one"), "stable", {})
+        assert world.registry.roots()[0].root == (world.pinned,), "to look needs no keys"
+
+    def test_numbers_that_are_too_large_are_text(self, world: World) -> None:
+        release = world.registry.release(world.made(decoder="one"), "stable", {"seed": 1 << 60, "kl": 0.25})
+        assert release.about == {"seed": str(1 << 60), "kl": "0.25"}
+        with pytest.raises(Refused, match="cannot be written so that everybody reads the same"):
+            world.registry.release(world.made(decoder="one"), "stable", {"größe": 1})
+
     def test_an_old_release_under_a_newer_name(self, world: World) -> None:
         """Who can write to the store, without a key, cannot lead the publisher back either."""
         old = world.registry.release(world.made(decoder="one"), "stable", {})

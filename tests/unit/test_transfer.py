@@ -27,6 +27,7 @@ from tests.misbehaving import (
     wrong_half,
     wrong_range,
 )
+from tinymusician.artifacts import sources as source_module
 from tinymusician.artifacts import transfer
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.release import ReleasedFile
@@ -162,6 +163,25 @@ def test_pieces_of_two_mirrors_that_do_not_fit(
         place = bring(sources, file, tmp_path / "device", told.append, Pace())
         assert place.read_bytes() == data
         assert sum(told) == SIZE
+
+
+def test_whoever_gets_on_alone_is_not_interrupted(
+    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+) -> None:
+    """One mirror sends wrong halves for ever, the line to the good one is cut five times: it still comes to its end."""
+    with misbehaving(server.root) as good:
+        server.faults, good.faults = [wrong_half] * 999, [truncate(0.3)] * 5
+        sources = [HttpSource(server.url), HttpSource(good.url)]
+        assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+
+
+def test_a_small_value_that_never_ends(
+    server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "_PATIENCE", 0.05)
+    server.faults = [trickle(0.001)]
+    with pytest.raises(StoreError, match="bytes in"):
+        HttpSource(server.url).read(blob_key(file.sha256), SIZE)
 
 
 def test_small_values_are_asked_for_again(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:

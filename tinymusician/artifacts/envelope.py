@@ -58,9 +58,11 @@ def canonical(content: Any) -> bytes:
 
 
 def textual(content: Any) -> Any:
-    """The same with numbers that are not whole as text, and without those that are none: languages differ in them."""
+    """The same with numbers as text that are not whole or too large, and without those that are none."""
     if isinstance(content, float):
         return repr(content) if math.isfinite(content) else None
+    if isinstance(content, int) and abs(content) > LARGEST_NUMBER:
+        return str(content)
     if isinstance(content, Mapping):
         return {str(name): textual(value) for name, value in content.items()}
     return [textual(value) for value in content] if isinstance(content, list | tuple) else content

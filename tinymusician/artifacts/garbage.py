@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
@@ -29,11 +29,12 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Garbage:
-    """What nobody needs, by key, with its bytes: artifacts, notes of shards, and blobs."""
+    """What nobody needs, by key, with its bytes: artifacts, notes of shards, and blobs; and which runs are open."""
 
     artifacts: dict[str, int]
     shards: dict[str, int]
     blobs: dict[str, int]
+    open_runs: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
@@ -59,8 +60,8 @@ def find_garbage(
     old = clock() - GRACE
     releases = _released(registry)
     manifests = {one.reference: one for one in list_manifests(store, _refuse)}
-    open_runs = list(_open_runs(store))
-    needed = _closed(_wanted(list(manifests.values()), releases, open_runs, keep), manifests)
+    open_runs = dict(_open_runs(store))
+    needed = _closed(_wanted(list(manifests.values()), releases, open_runs.values(), keep), manifests)
     dropped = {one.key for name, one in manifests.items() if name not in needed}
     artifacts = {
         entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped and entry.modified <= old
@@ -77,14 +78,16 @@ def find_garbage(
         for entry in store.list("blobs/sha256/")
         if entry.key not in wanted and entry.modified <= old
     }
-    return Garbage(artifacts, shards, blobs)
+    return Garbage(artifacts, shards, blobs, tuple(open_runs))
 
 
 def collect(store: Store, find: Callable[[], Garbage], told: Told, clock: Callable[[], float] = time.time) -> int:
     """Remove what `find` finds, manifests and notes first, so that none is left without files; returns the bytes."""
-    found = find()
-    gone = sum(_removed(store, key, size, told, clock) for key, size in (found.artifacts | found.shards).items())
-    return gone + sum(_removed(store, key, size, told, clock) for key, size in find().blobs.items())
+    gone = 0
+    for part in ("artifacts", "shards", "blobs"):
+        found: dict[str, int] = getattr(find(), part)
+        gone += sum(_removed(store, key, size, told, clock) for key, size in found.items())
+    return gone
 
 
 def _removed(store: Store, key: str, size: int, told: Told, clock: Callable[[], float]) -> int:
@@ -96,20 +99,23 @@ def _removed(store: Store, key: str, size: int, told: Told, clock: Callable[[], 
 
 
 def _released(registry: Registry) -> list[Release]:
-    """The last releases of every alias; all of them where every key that signed one was revoked."""
+    """Those of every alias's last artifacts; all releases where every key that signed one was revoked."""
     found: list[Release] = []
     for alias in registry.aliases(revoked=True):
-        found += registry.history(*alias)[-KEPT_RELEASES:] or registry.history(*alias, revoked=True)
+        counting = registry.history(*alias)
+        last = list(dict.fromkeys(release.artifact for release in reversed(counting)))[:KEPT_RELEASES]
+        found += [one for one in counting if one.artifact in last] or registry.history(*alias, revoked=True)
     return found
 
 
-def _open_runs(store: Store) -> Iterator[str]:
-    """The records of runs that have not ended: one that is silent may only be slow, or its clock be wrong."""
+def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
+    """Runs that have not ended, and their records: one that is silent may only be slow. A step ends with its pipeline."""
     for entry in store.list("runs/"):
         if entry.key.endswith("/record.json"):
             run = RunFolder(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
-            if run.status().state not in ENDED:
-                yield store.get(entry.key).decode()
+            whole = RunFolder(store, run.record().part_of) if run.record().part_of else run
+            if whole.exists() and whole.status().state not in ENDED:
+                yield run.id, store.get(entry.key).decode()
 
 
 def _wanted(

@@ -48,7 +48,7 @@ class Record(BaseModel):
     """What a device knows.
 
     `seen` is the latest date that a trusted document bears: the present lies not before it. `known` is the highest
-    version of every release that was ever installed here, with its digest.
+    version of every release that was ever installed here, with its digest; `followed` every root key that was trusted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +57,7 @@ class Record(BaseModel):
     root: Root
     seen: datetime
     known: dict[str, tuple[int, str]] = {}
+    followed: tuple[str, ...] = ()
     current: Version | None = None
     previous: Version | None = None
 

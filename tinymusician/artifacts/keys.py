@@ -1,6 +1,7 @@
 """Signing keys: pairs of Ed25519 in a folder that only their owner can read, never in a store.
 
-`root` says which keys may sign releases, and can be kept offline; `release` signs releases every day.
+`root` says which keys may sign releases, and can be kept offline; `release` signs releases every day. Beside them lies
+`pin.json`, which tells the publisher's own root documents from those that somebody put into the store instead.
 """
 
 from __future__ import annotations
@@ -15,11 +16,45 @@ from typing import Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from platformdirs import user_config_path
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tinymusician.artifacts.store import whole_file
 from tinymusician.errors import KeyFileError
 
 KEYS_VARIABLE = "TMCTL_KEYS"
 Role = Literal["root", "release"]
+PIN = "pin.json"
+
+
+class Pin(BaseModel):
+    """What was made with these keys: the first public root key, and the newest root document's version and SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str
+    version: int
+    sha256: str
+
+
+def read_pin(folder: Path) -> Pin | None:
+    """The pin beside the keys of a folder, if there is one.
+
+    Raises:
+        KeyFileError: it is damaged.
+    """
+    try:
+        return Pin.model_validate_json((folder / PIN).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        raise KeyFileError(f"{folder / PIN}: cannot be read; copy it again from where the keys were made") from None
+
+
+def write_pin(folder: Path, pin: Pin) -> None:
+    """Replace the pin in one step."""
+    with whole_file(folder / PIN) as draft:
+        draft.write_text(pin.model_dump_json() + "\n")
+    (folder / PIN).chmod(0o600)
 
 
 def keys_folder() -> Path:

@@ -80,7 +80,10 @@ class Client:
             Refused: no source has a release that can be trusted and is not older than the installed one.
             StoreError: no source answers.
         """
-        return self._offer(self._informed())
+        record, trouble = self._informed()
+        if trouble is not None:
+            raise trouble
+        return self._offer(record)
 
     def pull(self, told: Told = lambda path, done, size: None, pace: Pace | None = None) -> Version:
         """Install what there is; returns the version in use.
@@ -95,15 +98,17 @@ class Client:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
     def _pull(self, told: Told, pace: Pace) -> Version:
-        record = self._informed()
+        record, trouble = self._informed()
         self._keep(record)
+        if trouble is not None:
+            raise trouble
         offer = self._offer(record)
         release = offer.version.release
         if offer.is_new or not self.installation.is_whole(offer.version):
             self._bring(release, told, pace)
             self.installation.lay_out(offer.version)
         before = record.current if offer.is_new else record.previous
-        fallback = before if before is not None and self.installation.is_whole(before) else record.previous
+        fallback = next((one for one in (before, record.previous) if one and self.installation.is_whole(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
@@ -136,37 +141,44 @@ class Client:
         if record != self.installation.record():
             self.installation.write(record)
 
-    def _informed(self) -> Record:
-        """What the device knows, with the newest root document that any source leads to.
+    def _informed(self) -> tuple[Record, StoreError | None]:
+        """What the device knows, with the newest root document that any source leads to; why no source led to its end.
 
         Where none of the release keys that it knew is trusted any more, the versions that they signed are forgotten:
         whoever had stolen one may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks).
         """
         record = self.installation.record()
-        root = self._newest_root(record.root if record else None)
+        root, followed, trouble = self._newest_root(record.root if record else None)
         if record is None:
-            return Record(pinned=self._pinned, root=root, seen=self._past(root.created))
-        if self._pinned not in (record.pinned, *root.root):  # an app may come with a root key that followed
+            seen = self._past(root.created)
+            return Record(pinned=self._pinned, root=root, seen=seen, followed=tuple(followed)), trouble
+        keys = dict.fromkeys([record.pinned, *record.followed, *followed, *root.root])
+        if self._pinned not in keys:  # an app may come with any root key that followed
             raise Refused(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
         known = record.known if set(record.root.release) & set(root.release) else {}
         seen = max(record.seen, self._past(root.created))
-        return record.model_copy(update={"pinned": self._pinned, "root": root, "seen": seen, "known": known})
+        fresh = {"pinned": self._pinned, "root": root, "seen": seen, "known": known, "followed": tuple(keys)}
+        return record.model_copy(update=fresh), trouble
 
     def _past(self, moment: datetime) -> datetime:
         """A document's date as far as this device has lived to see it: a wrong date must not make all others old."""
         return min(moment, self._clock())
 
-    def _newest_root(self, known: Root | None) -> Root:
-        """The newest root document; sources that have none, or a foreign one, are passed over if another is good."""
-        found, errors = known, list[StoreError]()
+    def _newest_root(self, known: Root | None) -> tuple[Root, list[str], StoreError | None]:
+        """The newest root document, the root keys on the way to it, and what is wrong if no source is good."""
+        found, errors, followed, good = known, list[StoreError](), list[str](), False
         for source in self._sources:
+            denied = list[StoreError]()
             try:
-                found = follow(self._pinned, found, partial(_fetch, source))
+                for root in follow(self._pinned, found, partial(_fetch, source, denied)):
+                    found, followed = root, [*followed, *root.root]
+                good = True
             except StoreError as error:
                 errors.append(error)
-        if found is None or len(errors) == len(self._sources):
-            raise _gravest(errors)
-        return found
+            errors += denied if found is None else []
+        if found is None:
+            raise _gravest([*errors, Refused(f"root documents: none is signed by the root key {self._pinned[:12]}…")])
+        return found, followed, None if good else _gravest(errors)
 
     def _offer(self, record: Record) -> Offer:
         """The newest release that any source has; those that cannot be trusted are passed over if another can."""
@@ -202,22 +214,31 @@ class Client:
         folder = self.installation.folder
         arrived = sum(path.stat().st_size for path in (folder / "partial").glob("*"))
         copies = 0 if self.installation.can_link() else release.size
-        free, needed = shutil.disk_usage(folder).free, max(0, missing - arrived) + copies + RESERVE
-        if missing and free < needed:
-            raise StoreError(f"{folder}: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed")
+        free, needed = shutil.disk_usage(folder).free, max(0, missing - arrived) + copies
+        if needed and free < needed + RESERVE:
+            raise StoreError(
+                f"{folder}: {free / 1e6:.0f} MB are free, and {(needed + RESERVE) / 1e6:.0f} MB are needed"
+            )
 
 
-def _fetch(source: Source, version: int) -> bytes | None:
-    """A root document; a store that does not say whether it has one is taken to have none."""
+def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | None:
+    """A root document; a store that does not say whether it has one, which is noted, is taken to have none."""
     try:
         return read_small(source, root_key(version), LARGEST + 1)
-    except (NotFound, Denied):
+    except NotFound:
+        return None
+    except Denied as error:
+        denied.append(error)
         return None
 
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:
-    """What is said when no source will do: what cannot be trusted before what cannot be had."""
-    return next((error for error in errors if isinstance(error, Refused)), errors[0])
+    """What is said when no source will do: what cannot be trusted, unless somebody was not even let in."""
+    for kind in (Denied, Refused, StoreError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    return errors[0]
 
 
 def _check_not_older(found: Version, here: int, digest: str) -> None:

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import seal, textual
-from tinymusician.artifacts.keys import Role, load_key, new_key
+from tinymusician.artifacts.keys import PIN, Pin, Role, load_key, new_key, read_pin, write_pin
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
 from tinymusician.artifacts.runs import now
@@ -48,21 +48,30 @@ class Registry:
         self.store, self._keys, self._clock = store, keys, clock
 
     def roots(self) -> list[Root]:
-        """All root documents, oldest first, each checked against the one before.
+        """All root documents, oldest first, each checked against the one before, and all against the keys' pin.
+
+        Without a pin (on a machine without keys) the first one is taken at its word.
 
         Raises:
             KeyFileError: there is none.
-            Refused: one is not signed as it must be.
+            Refused: one is not signed as it must be, or they are not those that were made with these keys.
         """
-        found: list[Root] = []
-        for version in range(1, trust.MOST):
+        found, digests = list[Root](), dict[int, str]()
+        for version in range(1, trust.MOST + 1):
             try:
                 data = self.store.get(root_key(version))
             except NotFound:
                 break
             found.append(read_root(data, version, found[-1].root) if found else read_first(data))
+            digests[version] = hashlib.sha256(data).hexdigest()
         if not found:
             raise KeyFileError(f"store {self.store.url}: has no root document; `tmctl keys create` makes keys and one")
+        pin = read_pin(self._keys)
+        if pin is not None and (pin.root not in found[0].root or digests.get(pin.version) != pin.sha256):
+            raise Refused(
+                f"store {self.store.url}: its root documents are not those that were made with the keys of "
+                f"{self._keys}; either this is another store, or somebody changed them"
+            )
         return found
 
     def create(self) -> Root:
@@ -154,7 +163,13 @@ class Registry:
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
 
     def _own(self, role: Role, root: Root) -> Ed25519PrivateKey:
-        """The private key of a role."""
+        """The private key of a role. Nothing is signed on a machine that cannot tell whose root documents these are.
+
+        Raises:
+            KeyFileError: the key is not here, or its pin.
+        """
+        if read_pin(self._keys) is None:
+            raise KeyFileError(f"{self._keys}: {PIN} is not here; it lies beside the keys where they were made")
         return load_key(role, self._keys, by_id(getattr(root, role)))
 
     def _publish(self, root: Root, *keys: Ed25519PrivateKey) -> Root:
@@ -162,6 +177,9 @@ class Registry:
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
             raise KeyFileError(f"root document {root.version}: somebody else wrote one at the same time; theirs counts")
+        known = read_pin(self._keys)
+        first = known.root if known and root.version > 1 else root.root[0]
+        write_pin(self._keys, Pin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
         return root
 
     def _add(self, draft: Release, days: int) -> Release:
@@ -182,7 +200,7 @@ class Registry:
             version = before[1].version + 1 if before else 1
             dates = {"created": moment, "expires": moment + timedelta(days=days)}
             release = draft.model_copy(update={"version": version, **dates})
-            data = seal(KIND, release.model_dump(mode="json"), [key])
+            data = _sealed(release, key)
             read_release(data, draft.reference, root.release_keys)
             place = _place(release, data)
             self.store.put(place, data)
@@ -199,7 +217,9 @@ class Registry:
         while True:
             key, newest = next(self._signed(name, alias))
             try:
-                data = self.store.get(own if newest.version == release.version else key)
+                ends = self._copied(name, alias)
+                same = [one for one, _ in self._signed(name, alias, newest.version) if one.endswith(ends)]
+                data = self.store.get(own if newest.version == release.version else same[0] if same else key)
             except NotFound:  # withdrawn meanwhile
                 continue
             self.store.put(latest_key(name, alias), data)
@@ -231,6 +251,15 @@ class Registry:
             return _end(self.store.get(latest_key(name, alias)))
         except NotFound:
             return _end(b"")
+
+
+def _sealed(release: Release, key: Ed25519PrivateKey) -> bytes:
+    try:
+        return seal(KIND, release.model_dump(mode="json"), [key])
+    except ValueError as error:
+        raise Refused(
+            f"release {release.reference}: cannot be written so that everybody reads the same: {error}"
+        ) from None
 
 
 def _place(release: Release, data: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
 _REDIRECTS = 5
 _LONGEST_LIST = 4 << 20
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_PATIENCE = 30.0
+"""Seconds for a small value."""
+_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,10 @@ def _joined(url: str, address: str, location: str) -> str:
 
 
 def _stay_protected(url: str, before: str, after: str) -> None:
+    try:
+        urlparse(after)
+    except ValueError:
+        raise StoreError(f"{url}: leads to {after[:60]!r}, which is no address") from None
     if urlparse(after).scheme not in ("http", "https"):
         raise StoreError(f"{url}: leads to {after[:60]!r}; allowed are https://… and http://…")
     if urlparse(before).scheme == "https" and urlparse(after).scheme != "https":
@@ -254,9 +261,11 @@ def open_source(url: str) -> Source:
 
 
 def _first(chunks: Iterator[bytes], most: int) -> bytes:
-    found = b""
+    found, began = bytearray(), time.monotonic()
     for chunk in chunks:
         found += chunk
         if len(found) >= most:
-            return found[:most]
-    return found
+            break
+        if time.monotonic() - began > _PATIENCE:
+            raise Busy(f"sends {len(found)} bytes in {_PATIENCE:g} s")
+    return bytes(found[:most])

@@ -89,10 +89,10 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
     for directory in (place.parent, part.parent):
         directory.mkdir(parents=True, exist_ok=True)
     left, wrong, errors = list(sources), Counter[str](), list[StoreError]()
-    fruitless, apart = 0, False
+    fruitless, turn, apart = 0, 0, False
     told(_size(part))
-    for number in range(_MOST_TRIES * len(sources)):
-        source, before = left[number % len(left)], _size(part)
+    for _ in range(_MOST_TRIES * len(sources)):
+        source, before = left[turn % len(left)], _size(part)
         try:
             found = _continue(source, file, part, told, pace, apart)
             _settle(part, found, place, file, source.url, told)
@@ -102,6 +102,7 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
             apart |= isinstance(error, _Mixed)
             fruitless = 0 if _size(part) > before else fruitless + 1
             wrong[source.url] += not isinstance(error, Busy)
+            turn += not (apart and _size(part) > before)  # whoever gets on alone is not interrupted
             left = [one for one in left if wrong[one.url] < 2]
             if not left or fruitless >= _TRIES * len(left):
                 break
@@ -136,10 +137,10 @@ def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: 
 
 
 def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace: Pace, url: str) -> str:
-    began, got, got_before = time.monotonic(), 0, 0
     seen = hashlib.sha256()
     while answer.start and (block := out.read(CHUNK)):
         seen.update(block)
+    began, got, got_before = time.monotonic(), 0, 0
     for chunk in answer.chunks:
         got += len(chunk)
         if answer.start + got > file.size:

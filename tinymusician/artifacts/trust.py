@@ -6,7 +6,7 @@ that knows any of them can follow the chain to the newest. Source of the scheme:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -113,25 +113,23 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> Root:
     return root
 
 
-def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None]) -> Root:
-    """The newest root document; `fetch` gives the bytes of a version, or None where there is none.
+def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None]) -> Iterator[Root]:
+    """The root documents after the one that is known, in order; `fetch` gives a version's bytes, None if there is none.
 
-    `pinned` is the public root key that the device was given, and `known` the version that it knew last. Without one it
-    begins at the first version that names the pinned key: those before are of keys that were replaced.
+    `pinned` is the public root key that the device was given. One that knows no document begins at the first version
+    that names this key: those before are of keys that were replaced, and are not looked at any closer.
 
     Raises:
-        Refused: the chain is broken, or leads nowhere.
+        Refused: the chain is broken.
     """
     current = known
-    for version in range(known.version + 1 if known else 1, MOST):
+    for version in range(known.version + 1 if known else 1, MOST + 1):
         found = fetch(version)
         if found is None:
-            break
+            return
         if current is not None or _names(found, version, pinned):
             current = read_root(found, version, current.root if current else (pinned,))
-    if current is None:
-        raise Refused(f"root documents: none is signed by the root key {pinned[:12]}…; nothing can be trusted")
-    return current
+            yield current
 
 
 def check_current(root: Root, now: datetime) -> None:
@@ -147,5 +145,9 @@ def check_current(root: Root, now: datetime) -> None:
 
 
 def _names(data: bytes, version: int, public: str) -> bool:
-    said = claimed(data, f"root document {version}")
-    return isinstance(said, dict) and public in (said.get("root") or ())
+    try:
+        said = claimed(data, f"root document {version}")
+    except Refused:
+        return False
+    named = said.get("root") if isinstance(said, dict) else None
+    return isinstance(named, list) and public in named
