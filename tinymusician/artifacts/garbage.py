@@ -109,7 +109,7 @@ def _released(registry: Registry) -> list[Release]:
 
 
 def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
-    """Runs that have not ended, and their records; one that is silent may only be slow, a step ends with its pipeline."""
+    """Runs that have not ended, and their records; silent ones may only be slow, steps end with their pipeline."""
     for entry in store.list("runs/"):
         if entry.key.endswith("/record.json"):
             run = RunFolder(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
