@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.card import card
-from tests.unit.test_releases import World
+from tests.world import World
 from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage import Garbage, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
@@ -24,11 +24,6 @@ from tinymusician.errors import Corrupt, NotFound, StoreError
 def later() -> float:
     """When everything of now is old enough."""
     return time.time() + GRACE + 60
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 def made(world: World, number: int, **lineage: str) -> Manifest:

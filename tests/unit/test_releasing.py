@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.releasing import evaluated, promote, publish
-from tests.unit.test_releases import World
+from tests.world import World
 from tinymusician.artifacts.runs import RunFolder, RunRecord, now
 from tinymusician.errors import NotFound, Refused
 from tinymusician.recipe import Publish
 
 BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 def candidate(world: World, **own: Any) -> Any:

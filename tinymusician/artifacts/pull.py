@@ -234,11 +234,7 @@ def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | No
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:
     """What is said when no source will do: what cannot be trusted, unless somebody was not even let in."""
-    for kind in (Denied, Refused, StoreError):
-        for error in errors:
-            if isinstance(error, kind):
-                return error
-    return errors[0]
+    return min(errors, key=lambda error: 0 if isinstance(error, Denied) else 1 if isinstance(error, Refused) else 2)
 
 
 def _check_not_older(found: Version, here: int, digest: str) -> None:

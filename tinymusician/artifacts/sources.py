@@ -157,9 +157,7 @@ class HttpSource:
             if not answer.is_redirect:
                 return answer
             answer.close()
-            following = _joined(self.url, address, answer.headers["Location"])
-            _stay_protected(self.url, address, following)
-            address = following
+            address = _led(self.url, address, answer.headers["Location"])
         raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
 
     def _place(self, answer: Any, key: str, start: int) -> int:
@@ -189,8 +187,7 @@ class PresignedSource(HttpSource):
             raise StoreError(f"{self.url}: is no list of addresses, as `tmctl artifacts presign` makes them") from None
         if not isinstance(found, str):
             raise NotFound(f"{self.url}: lists nothing for {key!r}")
-        _stay_protected(self.url, self.url, found)
-        return found
+        return _led(self.url, self.url, found)
 
     def _list(self) -> bytes:
         parts = urlparse(self.url)
@@ -202,22 +199,22 @@ class PresignedSource(HttpSource):
             return _first(self._chunks(answer), _LONGEST_LIST)
 
 
-def _joined(url: str, address: str, location: str) -> str:
+def _led(url: str, before: str, location: str) -> str:
+    """The address that a source leads to from another one.
+
+    Raises:
+        StoreError: it is none, or leaves HTTPS.
+    """
     try:
-        return urljoin(address, location)
+        after = urljoin(before, location)
+        scheme = urlparse(after).scheme
     except ValueError:
         raise StoreError(f"{url}: leads to {location[:60]!r}, which is no address") from None
-
-
-def _stay_protected(url: str, before: str, after: str) -> None:
-    try:
-        urlparse(after)
-    except ValueError:
-        raise StoreError(f"{url}: leads to {after[:60]!r}, which is no address") from None
-    if urlparse(after).scheme not in ("http", "https"):
+    if scheme not in ("http", "https"):
         raise StoreError(f"{url}: leads to {after[:60]!r}; allowed are https://… and http://…")
-    if urlparse(before).scheme == "https" and urlparse(after).scheme != "https":
+    if urlparse(before).scheme == "https" and scheme != "https":
         raise StoreError(f"{url}: leads from HTTPS to {after[:60]!r}, which nobody protects")
+    return after
 
 
 Meaning = Literal["append", "whole", "without range", "later", "missing", "refused"]

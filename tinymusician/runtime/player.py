@@ -114,10 +114,9 @@ class Player:
 
     def start(self, wish: Wish) -> Track:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
-        return self.track(self.request(wish))
+        return self._track(self.request(wish))
 
-    def track(self, request: Request) -> Track:
-        """Let a request join the running batch."""
+    def _track(self, request: Request) -> Track:
         return Track(self.engine, request, self.manifest.architecture.window)
 
     def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Iterator[Samples]:
@@ -147,7 +146,7 @@ class Player:
     def play_all(self, wishes: list[Wish]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
         requests = [self.request(wish) for wish in wishes]
-        tracks = [self.track(request) for request in requests]
+        tracks = [self._track(request) for request in requests]
         try:
             while not all(track.finished for track in tracks):
                 self.engine.step()

@@ -1,76 +1,25 @@
-"""Keys, root documents, releases and a device's folder, all over a store in a folder."""
+"""A device: what it installs, what it refuses, and whose keys it follows; all over a store in a folder."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tinymusician.artifacts import registry as registries
-from tinymusician.artifacts.envelope import seal
+from tests.world import World
 from tinymusician.artifacts.installation import Installation
-from tinymusician.artifacts.keys import load_key, public_hex
-from tinymusician.artifacts.manifest import Manifest, publish
+from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.pull import Client
 from tinymusician.artifacts.registry import Registry
-from tinymusician.artifacts.release import KIND, Release, latest_key
+from tinymusician.artifacts.release import latest_key
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.artifacts.trust import Root, sealed_root
-from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
-
-START = datetime(2030, 1, 1, tzinfo=UTC)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-class World:
-    """A publisher with a store, and a device."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.clock = folder, Clock()
-        self.store = LocalStore(folder / "store")
-        self.registry = Registry(self.store, folder / "keys", self.clock)
-        self.pinned = self.registry.create().root[0]
-
-    def made(self, **files: str) -> Manifest:
-        place = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
-        place.mkdir()
-        for name, content in files.items():
-            (place / name).write_text(content)
-        facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
-        return publish(self.store, place, name="band", kind="bundle", **facts)
-
-    def client(self, reference: str = "band@stable", **more: Any) -> Client:
-        sources = more.pop("sources", [FolderSource(self.folder / "store")])
-        return Client(reference, self.folder / "device", sources, more.pop("pinned", self.pinned), self.clock)
-
-    def later(self, days: float) -> None:
-        self.clock.now += timedelta(days=days)
-
-    def playing(self) -> dict[str, str]:
-        found = self.client().installation.usable()
-        assert found is not None
-        return {path.name: path.read_text() for path in found[1].iterdir()}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+from tinymusician.errors import KeyFileError, Refused, StoreError
 
 
 class TestDevice:
@@ -233,10 +182,10 @@ class TestRefused:
     def test_a_stolen_key_signs_nothing_after_it_was_revoked(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
-        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        stolen = world.release_key()
         evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
         world.registry.rotate("release", revoke=True)
-        world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.offer(evil, stolen)
         self.refused(world, "signed by")
         assert world.playing() == {"decoder": "one"}
 
@@ -252,21 +201,21 @@ class TestRefused:
     def test_equal_version_with_other_content(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
-        key = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        key = world.release_key()
         other = release.model_copy(update={"licence": "another"})
-        world.store.put(latest_key("band", "stable"), seal(KIND, other.model_dump(mode="json"), [key]))
+        world.offer(other, key)
         self.refused(world, "version 1 is offered with other content than installed")
 
     def test_a_revocation_is_remembered(self, world: World) -> None:
         """Whoever holds the stolen key, and withholds the root document that revoked it, is refused all the same."""
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
-        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        stolen = world.release_key()
         evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
         world.registry.rotate("release", revoke=True)
         self.refused(world, "signed by")
         world.store.delete("keys/root-000002.json")
-        world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.offer(evil, stolen)
         self.refused(world, "signed by")
 
     def test_a_mirror_that_stayed_behind_does_not_outbid_the_others(self, world: World, tmp_path: Path) -> None:
@@ -274,9 +223,9 @@ class TestRefused:
         stale = LocalStore(tmp_path / "stale")
         for entry in world.store.list(""):
             stale.put(entry.key, world.store.get(entry.key))
-        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        stolen = world.release_key()
         evil = world.registry.newest("band", "stable").model_copy(update={"version": 99})
-        stale.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.offer(evil, stolen, stale)
         world.registry.rotate("release")
         sources = [FolderSource(tmp_path / "stale"), FolderSource(world.folder / "store")]
         assert world.client(sources=sources).pull().release.version == 2
@@ -295,9 +244,9 @@ class TestRefused:
         """Devices that took it go on once the key is revoked."""
         world.registry.release(world.made(decoder="one"), "stable", {})
         good = world.registry.newest("band", "stable")
-        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
+        stolen = world.release_key()
         evil = good.model_copy(update={"version": (1 << 53) - 1})
-        world.store.put(latest_key("band", "stable"), seal(KIND, evil.model_dump(mode="json"), [stolen]))
+        world.offer(evil, stolen)
         world.client().pull()
         world.registry.rotate("release", revoke=True)
         world.registry.release(world.made(decoder="two"), "stable", {})
@@ -407,141 +356,3 @@ class TestRoots:
         private = [path.read_bytes() for path in folder.iterdir()]
         stored = [world.store.get(entry.key) for entry in world.store.list("")]
         assert not any(b"PRIVATE" in data or key in data for data in stored for key in private)
-
-
-class TestPublishers:
-    def test_root_documents_of_somebody_else(self, world: World, tmp_path: Path) -> None:
-        """Who can write to the store puts a root of their own there, which trusts the genuine release key, too."""
-        manifest = world.made(decoder="one")
-        release = world.registry.release(manifest, "stable", {})
-        genuine = world.store.get("keys/root-000001.json")
-        thief = Registry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
-        first = thief.create()
-        own = load_key("root", tmp_path / "thiefs-keys", _ids(first.root))
-        second = Root.model_validate({**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release})
-        world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
-        world.store.put("keys/root-000002.json", sealed_root(second, [own]))
-        for act in (
-            world.registry.renew,
-            world.registry.roots,
-            lambda: world.registry.release(manifest, "stable", {}),
-            lambda: world.registry.move(release, "stable", {}),
-            lambda: world.registry.rotate("release"),
-        ):
-            with pytest.raises(Refused, match="not those that were made with the keys of"):
-                act()
-        world.store.put("keys/root-000001.json", genuine)
-        world.store.delete("keys/root-000002.json")
-        assert [one.version for one in world.registry.renew()] == [2]
-
-    def test_a_revocation_cannot_be_taken_out_of_the_store(self, world: World) -> None:
-        world.registry.release(world.made(decoder="one"), "stable", {})
-        world.registry.rotate("release", revoke=True)
-        world.store.delete("keys/root-000002.json")
-        with pytest.raises(Refused, match="not those that were made with the keys of"):
-            world.registry.renew()
-
-    def test_nothing_is_signed_without_the_pin(self, world: World) -> None:
-        (world.folder / "keys" / "pin.json").unlink()
-        with pytest.raises(KeyFileError, match=r"pin\.json is not here"):
-            world.registry.release(world.made(decoder="one"), "stable", {})
-        assert world.registry.roots()[0].root == (world.pinned,), "to look needs no keys"
-
-    def test_numbers_that_are_too_large_are_text(self, world: World) -> None:
-        release = world.registry.release(world.made(decoder="one"), "stable", {"seed": 1 << 60, "kl": 0.25})
-        assert release.about == {"seed": str(1 << 60), "kl": "0.25"}
-        with pytest.raises(Refused, match="cannot be written so that everybody reads the same"):
-            world.registry.release(world.made(decoder="one"), "stable", {"größe": 1})
-
-    def test_an_old_release_under_a_newer_name(self, world: World) -> None:
-        """Who can write to the store, without a key, cannot lead the publisher back either."""
-        old = world.registry.release(world.made(decoder="one"), "stable", {})
-        (entry,) = world.store.list("releases/band/stable/v")
-        new = world.registry.release(world.made(decoder="two"), "stable", {})
-        data = world.store.get(entry.key)
-        for name in ("v00000099-000000000000", f"v00000099-{entry.key[-17:-5]}", "v00000098"):
-            world.store.put(f"releases/band/stable/{name}.json", data)
-        world.store.put("releases/band/stable/v00000097-x.json", b"junk")
-        assert world.registry.newest("band", "stable") == new
-        assert world.registry.history("band", "stable") == [old, new]
-        assert [one.version for one in world.registry.renew()] == [3]
-
-    def test_what_a_revoked_key_signed_is_not_signed_anew(self, world: World) -> None:
-        manifest = world.made(decoder="one")
-        good = world.registry.release(manifest, "stable", {})
-        stolen = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
-        data = seal(KIND, good.model_copy(update={"version": 99}).model_dump(mode="json"), [stolen])
-        world.store.put(f"releases/band/stable/v00000099-{hashlib.sha256(data).hexdigest()[:12]}.json", data)
-        assert world.registry.newest("band", "stable").version == 99
-        world.registry.rotate("release", revoke=True)
-        assert world.registry.renew() == []
-        with pytest.raises(NotFound, match="release band@stable: not in"):
-            world.registry.newest("band", "stable")
-        assert world.registry.release(manifest, "stable", {}).version == 1
-        assert len(world.registry.history("band", "stable", revoked=True)) == 2, "of version 1 what was copied counts"
-
-    def test_nothing_is_written_that_no_device_would_take(self, world: World) -> None:
-        release = world.registry.release(world.made(decoder="one"), "candidate", {})
-        with pytest.raises(Refused, match="alias: String should match pattern"):
-            world.registry.move(release, "Stable", {})
-        with pytest.raises(Refused, match="is larger than 1048576 bytes"):
-            world.registry.move(release, "stable", {"reason": "x" * (1 << 20)})
-        assert world.registry.aliases() == [("band", "candidate")]
-
-    def test_files_that_are_gone_are_not_released_again(self, world: World) -> None:
-        release = world.registry.release(world.made(decoder="one"), "stable", {})
-        world.store.delete(f"blobs/sha256/{release.files[0].sha256}")
-        with pytest.raises(StoreError, match="decoder is not in the store any more"):
-            world.registry.move(release, "stable", {})
-
-    @pytest.mark.parametrize("seed", range(4))
-    def test_a_publisher_that_was_killed_before_it_withdrew(self, world: World, seed: int) -> None:
-        """Two of one version lie there; the one that was copied counts, whatever their names."""
-        first = world.registry.release(world.made(decoder=f"one {seed}"), "stable", {})
-        key = load_key("release", world.folder / "keys", world.registry.roots()[-1].release_keys)
-        data = seal(KIND, first.model_copy(update={"licence": f"unfinished {seed}"}).model_dump(mode="json"), [key])
-        world.store.put(f"releases/band/stable/v00000001-{hashlib.sha256(data).hexdigest()[:12]}.json", data)
-        assert world.registry.history("band", "stable") == [first]
-        assert world.registry.renew()[0].licence == first.licence
-
-    def test_two_at_once_lose_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(registries, "_PAUSE", 0.002)
-        manifests = [world.made(decoder=f"number {n}") for n in range(8)]
-        with ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda manifest: world.registry.release(manifest, "stable", {}), manifests))
-        found = world.registry.history("band", "stable")
-        versions = [one.version for one in found]
-        assert len(set(versions)) == 8
-        assert {one.artifact for one in found} == {one.reference for one in manifests}
-        world.client().pull()
-        assert world.client().check().version.release == found[-1]
-
-
-def test_files_that_would_leave_their_folder() -> None:
-    moment = START.isoformat()
-    facts: dict[str, Any] = {"name": "band", "alias": "stable", "version": 1, "created": moment, "expires": moment}
-    facts |= {"artifact": "x", "kind": "bundle", "licence": "x"}
-
-    def released(*paths: str) -> Release:
-        files = [{"path": path, "size": 1, "sha256": "0" * 64} for path in paths]
-        return Release.model_validate({**facts, "files": files})
-
-    assert released("a/b.onnx", "config.json", "a/_c-1").size == 3
-    for path in ("../x", "/etc/x", "a/../b", "a//b", ".hidden", "a/.", "C:\\x", "a\\b", "x\n", "", "a/", "nul.", "ä"):
-        with pytest.raises(ValueError, match="plain relative names are needed"):
-            released(path)
-    for pair in (("a", "a"), ("a", "A"), ("a", "a/b"), ("A/b", "a")):
-        with pytest.raises(ValueError, match="two of them fall on one place"):
-            released(*pair)
-
-
-def test_public_keys_are_shown_as_hex(world: World) -> None:
-    root = world.registry.roots()[0]
-    key = load_key("root", world.folder / "keys", [*_ids(root.root)])
-    assert public_hex(key) == world.pinned
-
-
-def _ids(publics: tuple[str, ...]) -> list[str]:
-    from tinymusician.artifacts.trust import by_id
-
-    return list(by_id(publics))

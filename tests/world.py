@@ -1,0 +1,74 @@
+"""A publisher with a store and keys, and a device, on a clock of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tinymusician.artifacts.envelope import seal
+from tinymusician.artifacts.keys import load_key
+from tinymusician.artifacts.manifest import Manifest, publish
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.release import KIND, Release, latest_key
+from tinymusician.artifacts.sources import FolderSource
+from tinymusician.artifacts.store import LocalStore
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class World:
+    """A publisher with a store, and a device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clock = folder, Clock()
+        self.store = LocalStore(folder / "store")
+        self.registry = Registry(self.store, folder / "keys", self.clock)
+        self.pinned = self.registry.create().root[0]
+
+    def made(self, **files: str) -> Manifest:
+        place = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
+        place.mkdir()
+        for name, content in files.items():
+            (place / name).write_text(content)
+        facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
+        return publish(self.store, place, name="band", kind="bundle", **facts)
+
+    def client(self, reference: str = "band@stable", **more: Any) -> Client:
+        sources = more.pop("sources", [FolderSource(self.folder / "store")])
+        return Client(reference, self.folder / "device", sources, more.pop("pinned", self.pinned), self.clock)
+
+    def later(self, days: float) -> None:
+        self.clock.now += timedelta(days=days)
+
+    def playing(self) -> dict[str, str]:
+        found = self.client().installation.usable()
+        assert found is not None
+        return {path.name: path.read_text() for path in found[1].iterdir()}
+
+    def release_key(self) -> Ed25519PrivateKey:
+        """The key that signs releases now; in other hands, a stolen one."""
+        return load_key("release", self.folder / "keys", self.registry.roots()[-1].release_keys)
+
+    def offer(self, release: Release, key: Ed25519PrivateKey, mirror: LocalStore | None = None) -> None:
+        """What somebody who holds a key puts in the place of the newest release."""
+        data = seal(KIND, release.model_dump(mode="json"), [key])
+        (mirror or self.store).put(latest_key(release.name, release.alias), data)
+
+    def leave(self, release: Release, key: Ed25519PrivateKey) -> None:
+        """What somebody who holds a key lays beside the releases, under the right name."""
+        data = seal(KIND, release.model_dump(mode="json"), [key])
+        name = f"v{release.version:08}-{hashlib.sha256(data).hexdigest()[:12]}"
+        self.store.put(f"releases/{release.name}/{release.alias}/{name}.json", data)
