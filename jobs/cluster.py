@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from tinymusician.artifacts.address import STORE_VARIABLE
+from tinymusician.artifacts.keys import KEYS_VARIABLE
+from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 LOCAL = "http://127.0.0.1:8265"
 TOKEN = Path.home() / ".ray" / "auth_token"
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")
@@ -103,6 +107,22 @@ def _start_local() -> None:
     if ended.returncode != 0:
         last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
         raise ClusterError(f"a local Ray could not be started: {' '.join(last)}; `ray stop` clears away an old one")
+
+
+def runtime_environment(store: Store, where: str) -> dict[str, Any]:
+    """The store's address, and this code itself where the cluster is another machine. Credentials never travel.
+
+    Nor does the place of the signing keys, which is another one there.
+    """
+    variables = {STORE_VARIABLE: store.url, **worker_environment()}
+    variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if is_here(where):
+        variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
+    else:
+        root = Path(__file__).parents[1]
+        environment["py_modules"] = [str(root / name) for name in ("tinymusician", "serve", "jobs")]
+    return environment
 
 
 def worker_environment() -> dict[str, str]:

@@ -10,11 +10,9 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jobs import cluster
-from tinymusician.artifacts.address import STORE_VARIABLE
-from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
@@ -22,7 +20,6 @@ from tinymusician.recipe import Recipe
 
 Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 
 
 def submit(
@@ -68,7 +65,7 @@ def submit(
         client.submit_job(
             entrypoint=f"{_python(where)} -P -m jobs.entry {shlex.quote(run.id)} {shlex.quote(submission)}",
             submission_id=submission,
-            runtime_env=_runtime_environment(store, where),
+            runtime_env=cluster.runtime_environment(store, where),
             metadata={"run": run.id, "kind": kind},
         )
     except Exception as error:
@@ -173,19 +170,3 @@ def git_state() -> dict[str, str]:
 def _python(where: str) -> str:
     """This very interpreter on this machine, the cluster's own elsewhere."""
     return shlex.quote(sys.executable) if cluster.is_here(where) else "python"
-
-
-def _runtime_environment(store: Store, where: str) -> dict[str, Any]:
-    """The store's address, and this code itself where the cluster is another machine. Credentials never travel.
-
-    Nor does the place of the signing keys, which is another one there.
-    """
-    variables = {STORE_VARIABLE: store.url, **cluster.worker_environment()}
-    variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment: dict[str, Any] = {"env_vars": variables}
-    if cluster.is_here(where):
-        variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
-    else:
-        root = Path(__file__).parents[1]
-        environment["py_modules"] = [str(root / "tinymusician"), str(root / "jobs")]
-    return environment

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import artifacts, generate, keys, pull, recipes, runs, submit
+from jobs.cli import access, artifacts, generate, keys, pull, recipes, runs, serve, submit
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(
@@ -25,11 +25,20 @@ app.add_typer(submit.app, name="submit")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(keys.app, name="keys")
+app.add_typer(access.app, name="access")
 runs.add_to(app)
 app.command()(pull.pull)
 app.command()(generate.generate)
+app.command()(serve.serve)
 
-EXTRAS = {"boto3": "s3", "ray": "cluster", "torch": "cluster", "transformers": "cluster", "safetensors": "cluster"}
+EXTRAS = {
+    "boto3": "s3",
+    "fastapi": "serve",
+    "ray": "cluster",
+    "torch": "cluster",
+    "transformers": "cluster",
+    "safetensors": "cluster",
+}
 """What playing does not need, and the extra that brings it."""
 
 

@@ -52,9 +52,8 @@ def read_pin(folder: Path) -> Pin | None:
 
 def write_pin(folder: Path, pin: Pin) -> None:
     """Replace the pin in one step."""
-    with whole_file(folder / PIN) as draft:
+    with whole_file(folder / PIN, 0o600) as draft:
         draft.write_text(pin.model_dump_json() + "\n")
-    (folder / PIN).chmod(0o600)
 
 
 def keys_folder() -> Path:

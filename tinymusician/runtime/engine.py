@@ -118,7 +118,7 @@ class Engine:
 
     def __init__(self, decoder: Decoder, positions: int, most_rows: int = 16) -> None:
         """At most `most_rows` rows are in the batch; further requests wait for their turn, first come first served."""
-        self._decoder, self._positions, self._most_rows = decoder, positions, most_rows
+        self._decoder, self._positions, self.most_rows = decoder, positions, most_rows
         self._waiting: deque[Generation] = deque()
         self._playing: list[Generation] = []
         self._lock = threading.Lock()
@@ -128,6 +128,17 @@ class Engine:
     def books(self) -> int:
         """The decoder's codebooks."""
         return self._decoder.books
+
+    @property
+    def rows(self) -> int:
+        """How many rows are in the batch."""
+        return self._decoder.rows
+
+    @property
+    def waiting(self) -> int:
+        """How many generations wait for rows."""
+        with self._lock:
+            return len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -205,7 +216,7 @@ class Engine:
                 generation = self._waiting[0]
                 request = generation.request
                 texts = [request.text] if request.without is None else [request.text, request.without]
-                if self._decoder.rows and self._decoder.rows + len(texts) > self._most_rows:
+                if self._decoder.rows and self._decoder.rows + len(texts) > self.most_rows:
                     return
                 self._waiting.popleft()
                 if generation.cancelled:

@@ -82,6 +82,11 @@ class Player:
         """The seconds that the model was trained on, which are played at once."""
         return self.manifest.architecture.window / self.codec.shape.frame_rate
 
+    @property
+    def shortest(self) -> float:
+        """The fewest seconds that can be played."""
+        return self.codec.fewest / self.codec.shape.frame_rate
+
     def request(self, wish: Wish) -> Request:
         """A wish with the bundle's defaults, checked, and its prompt encoded.
 
@@ -91,7 +96,7 @@ class Player:
         own, rate = self.manifest.sampling, self.codec.shape.frame_rate
         seconds = own.seconds if wish.seconds is None else wish.seconds
         guidance = own.guidance if wish.guidance is None else wish.guidance
-        least, most = self.codec.fewest / rate, LONGEST if wish.windows else self.window
+        least, most = self.shortest, LONGEST if wish.windows else self.window
         if not least <= seconds <= most:
             more = "" if wish.windows else "; more with windows"
             raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
@@ -114,9 +119,10 @@ class Player:
 
     def start(self, wish: Wish) -> Track:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
-        return self._track(self.request(wish))
+        return self.track(self.request(wish))
 
-    def _track(self, request: Request) -> Track:
+    def track(self, request: Request) -> Track:
+        """The same for a request that was made before, by another thread perhaps: encoding its prompt takes a while."""
         return Track(self.engine, request, self.manifest.architecture.window)
 
     def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Iterator[Samples]:
@@ -146,7 +152,7 @@ class Player:
     def play_all(self, wishes: list[Wish]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
         requests = [self.request(wish) for wish in wishes]
-        tracks = [self._track(request) for request in requests]
+        tracks = [self.track(request) for request in requests]
         try:
             while not all(track.finished for track in tracks):
                 self.engine.step()

@@ -1,0 +1,74 @@
+"""`tmctl access`: who may ask the endpoint, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.output import emit, table
+from tinymusician.errors import KeyFileError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Make and revoke the API keys of `tmctl serve`.\n\n"
+    "The file holds hashes only. A running endpoint reads it again when it changes; give it with `--keys`.",
+)
+File = Annotated[Path | None, typer.Option("--file", help="The file of keys.", show_default="the user's own")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Who the key is for.")],
+    per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute; as many may be saved up.")] = 60,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests that play at once.")] = 4,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.", show_default="never")] = None,
+    file: File = None,
+    json: Json = False,
+) -> None:
+    """Make a key and show it, this once.
+
+    Example: `tmctl access create "the shop's page" --per-minute 30 --days 90`
+    """
+    from serve.access import default_file, edited, new_key
+
+    path = file or default_file()
+    text, key = new_key(name, per_minute, at_once, days)
+    with edited(path, missing=True) as keys:
+        keys.append(key)
+    facts = {"key": text, "id": key.id, "name": name, "expires": key.expires.isoformat(), "file": str(path)}
+    emit(facts, json, f"{text}\nkept as a hash in {path}; it is not shown again")
+
+
+@app.command("list")
+def list_(file: File = None, json: Json = False) -> None:
+    """List the keys, without what would open anything."""
+    from serve.access import default_file, read_keys
+
+    keys = read_keys(file or default_file()).keys
+    facts = [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]
+    rows = [
+        [key.id, key.name, f"{key.created:%Y-%m-%d}", f"{key.expires:%Y-%m-%d}", str(key.per_minute), str(key.at_once)]
+        for key in keys
+    ]
+    emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "A MINUTE", "AT ONCE"], rows))
+
+
+@app.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="The key's id (`tmctl access list`).")],  # noqa: A002
+    file: File = None,
+) -> None:
+    """Let a key count no more, from the next request on."""
+    from serve.access import default_file, edited
+
+    path = file or default_file()
+    with edited(path) as keys:
+        left = [key for key in keys if key.id != id]
+        if len(left) == len(keys):
+            raise KeyFileError(f"API key {id!r}: {path} has none with this id; `tmctl access list` shows them")
+        keys[:] = left
+    print(f"{id} revoked")

@@ -1,0 +1,124 @@
+"""`tmctl serve`: a bundle behind HTTP, on a Ray cluster or on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli.output import emit
+from tinymusician.errors import RequestError
+
+
+def serve(
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="REF", help="band-bundle@stable is followed as it moves; NAME or a folder stays."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The interface; others than loopback need --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(help="The file of API keys (`tmctl access create`), where the endpoint runs.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from", metavar="URL", help="Where the release comes from; several are mirrors.", show_default="store"
+        ),
+    ] = None,
+    root_key: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", envvar="TMCTL_ROOT_KEY", help="The publisher's public root key, for NAME@ALIAS."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines at least.")] = 1,
+    most_replicas: Annotated[int, typer.Option(min=1, help="Engines at most; they come with the load.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads an engine; 0 takes all of its machine.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another setting, e.g. limits.seconds=30 (docs/serving.md)."),
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready, and leave it running.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End what is served on the cluster.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object when it is ready.")] = False,
+) -> None:
+    """Serve a bundle over HTTP: `POST /v1/audio/generations`, and a page to play with at `/`.
+
+    Without --detach it serves until Ctrl-C. Serving again on the same cluster replaces the bundle and its settings
+    without dropping a request.
+
+    Examples:
+    - `tmctl serve band-bundle`
+
+    - `tmctl serve band-bundle@stable --root-key $(tmctl keys show --json | jq -r .root[0])`
+
+    - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --keys /run/secrets/api-keys --detach`
+    """
+    from jobs.serving import Endpoint, State
+    from serve.access import read_keys
+    from serve.settings import read_settings
+    from tinymusician.artifacts.address import open_store
+
+    if stop:
+        Endpoint(cluster, start=False).stop()
+        print("ended", file=sys.stderr)
+        return
+    if reference is None:
+        raise RequestError("serve REF: is missing; `tmctl artifacts list` shows bundles")
+    values: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "threads": threads}
+    values |= {"model": _where(reference), "sources": tuple(source or ()), "root_key": root_key}
+    values |= {"keys": keys.absolute() if keys else None, "most_replicas": max(replicas, most_replicas)}
+    settings = read_settings(_overridden(values, overrides or []))
+    if settings.keys is not None and cluster is None:
+        read_keys(settings.keys)
+    endpoint = Endpoint(cluster)
+    endpoint.deploy(settings, open_store())
+
+    def told(state: State) -> None:
+        print(
+            f"{state.status} {state.message.strip().splitlines()[-1] if state.message.strip() else ''}".strip(),
+            file=sys.stderr,
+        )
+
+    endpoint.wait(told)
+    url = f"http://{settings.host}:{settings.port}"
+    emit({"url": url, "cluster": endpoint.where, "model": settings.model}, json, f"{settings.model} is played at {url}")
+    if detach:
+        return
+    print("Ctrl-C ends it; `--detach` would leave it running.", file=sys.stderr)
+    try:
+        _until_ended()
+    finally:
+        endpoint.stop()
+
+
+def _where(reference: str) -> str:
+    """A folder of this machine by its full path, for the engines work elsewhere."""
+    return os.fspath(Path(reference).absolute()) if Path(reference).is_dir() else reference
+
+
+def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    import yaml
+
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise RequestError(f"--set {override!r}: KEY=VALUE is needed, such as limits.seconds=30")
+        *path, last = name.split(".")
+        part = values
+        for key in path:
+            part = part.setdefault(key, {})
+        part[last] = yaml.safe_load(value)
+    return values
+
+
+def _until_ended() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()

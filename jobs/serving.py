@@ -1,0 +1,119 @@
+"""The endpoint on a Ray cluster, through Ray Serve's own REST interface. A cluster has one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jobs import cluster
+from serve.settings import Settings
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import ClusterError
+
+NAME = "tinymusician"
+_POLL_SECONDS = 0.5
+_PATIENCE = 20.0
+"""Seconds for a cluster to say anything of an application that it was given."""
+
+
+class State(NamedTuple):
+    """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT if there is no endpoint."""
+
+    status: str
+    message: str
+
+
+class Endpoint:
+    """The endpoint of one cluster."""
+
+    def __init__(self, address: str | None, start: bool = True) -> None:
+        """At the address of Ray's dashboard; a local Ray is started if none was named and `start` is true.
+
+        Raises:
+            ClusterError: no cluster answers.
+        """
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        _, self.where = cluster.connect(address, start)
+        self._client = ServeSubmissionClient(self.where)
+
+    def deploy(self, settings: Settings, store: Store) -> None:
+        """Begin to serve, or replace what is served without dropping a request.
+
+        Raises:
+            ClusterError: the cluster refuses, or serves at another address already.
+        """
+        http = {"host": settings.host, "port": settings.port}
+        before = self._details().get("http_options") or {}
+        others = [one for name, one in self._applications().items() if name != NAME]
+        if before and self._applications() and {key: before.get(key) for key in http} != http:
+            raise ClusterError(
+                f"cluster {self.where}: serves at {before.get('host')}:{before.get('port')} already, and "
+                f"{settings.host}:{settings.port} was asked for; end that with `tmctl serve --stop` first"
+            )
+        mine = {
+            "name": NAME,
+            "route_prefix": "/",
+            "import_path": "serve.app:build",
+            "runtime_env": cluster.runtime_environment(store, self.where),
+            "args": settings.model_dump(mode="json", exclude_defaults=True),
+        }
+        apart = [one["deployed_app_config"] for one in others if one.get("deployed_app_config")]
+        self._ask(self._client.deploy_applications, {"http_options": http, "applications": [*apart, mine]})
+
+    def state(self) -> State:
+        """How it is."""
+        found = self._applications().get(NAME)
+        if found is None:
+            return State("ABSENT", "")
+        told = [found["message"]]
+        told += [f"{name}: {one['message']}" for name, one in found["deployments"].items()]
+        return State(found["status"], next((line for line in told if line.strip(" :")), ""))
+
+    def wait(self, told: Callable[[State], None] = lambda state: None) -> State:
+        """Wait until every engine has warmed up; `told` hears of changes.
+
+        Raises:
+            ClusterError: it cannot be served; the message says why.
+        """
+        before, began = None, time.monotonic()
+        while True:
+            state = self.state()
+            if state != before:
+                told(state)
+            if state.status == "RUNNING":
+                return state
+            if state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                raise ClusterError(f"cluster {self.where}: {_last_line(state.message)}")
+            if state.status == "ABSENT" and time.monotonic() - began > _PATIENCE:
+                raise ClusterError(f"cluster {self.where}: never began to serve")
+            before = state
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Serve no more; what others serve on this cluster goes on."""
+        others = [one for name, one in self._applications().items() if name != NAME]
+        apart = [one["deployed_app_config"] for one in others if one.get("deployed_app_config")]
+        if apart:
+            self._ask(self._client.deploy_applications, {"applications": apart})
+        else:
+            self._ask(self._client.delete_applications)
+
+    def _applications(self) -> dict[str, Any]:
+        return dict(self._details()["applications"])
+
+    def _details(self) -> dict[str, Any]:
+        return dict(self._ask(self._client.get_serve_details))
+
+    def _ask(self, what: Callable[..., Any], *words: Any) -> Any:
+        try:
+            return what(*words)
+        except Exception as error:  # Ray's client raises RuntimeError and requests' own kinds
+            raise ClusterError(f"cluster {self.where}: {_last_line(str(error))}") from error
+
+
+def _last_line(message: str) -> str:
+    """What a traceback ends with."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "refused, and did not say why"

@@ -1,0 +1,45 @@
+"""How many requests there may be at once. Who finds no place is told at once when to come again, and waits nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+_MEMORY = 0.8
+"""How much of the mean duration stays with every new one."""
+_LONGEST_WAIT = 60
+
+
+class Full(Exception):
+    """No place is free; `wait` is in how many whole seconds one should be."""
+
+    def __init__(self, places: int, wait: int) -> None:
+        super().__init__(f"all {places} places are taken")
+        self.wait = wait
+
+
+class Places:
+    """A number of places."""
+
+    def __init__(self, places: int) -> None:
+        self._places, self._mean = places, 1.0
+        self.taken = 0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Take a place for as long as the block lasts.
+
+        Raises:
+            Full: there is none.
+        """
+        if self.taken >= self._places:
+            raise Full(self._places, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
+        self.taken += 1
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            self._mean = _MEMORY * self._mean + (1 - _MEMORY) * (time.monotonic() - began)

@@ -1,0 +1,93 @@
+"""The Ray Serve application: one front, and engines that come and go with the load."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve.front import Front
+from serve.messages import Heading, Model
+from serve.musician import Musician
+from serve.performance import Lost
+from serve.settings import Settings, read_settings
+from serve.web import application
+from tinymusician.runtime.player import Wish
+
+_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_UNBOUNDED = 10_000
+"""Requests that Serve itself lets through to the front, which has its own bound and its own answer."""
+
+
+class ServedEngines:
+    """The engines of this application; Serve chooses the least busy one."""
+
+    def __init__(self, musicians: DeploymentHandle) -> None:
+        self._play = musicians.options(method_name="play", stream=True)
+        self._about = musicians.options(method_name="about")
+
+    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        parts = self._play.remote(wish, request)
+        try:
+            async for part in parts:
+                yield part
+        except _LOST as error:
+            raise Lost(type(error).__name__) from error
+        finally:
+            parts.cancel()
+
+    async def about(self) -> Model:
+        try:
+            model: Model = await self._about.remote()
+        except _LOST as error:
+            raise Lost(type(error).__name__) from error
+        return model
+
+
+@serve.ingress()
+class FrontDeployment:
+    """The front in Ray Serve. There is one, so that places and rates are counted in one place."""
+
+    def __init__(self, musicians: DeploymentHandle, settings: Settings) -> None:
+        self._front, self._limits = Front(ServedEngines(musicians), settings), settings.limits
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return application(self._front, self._limits)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application out of plain settings; what `import_path` of a Serve config names.
+
+    Raises:
+        RequestError: a setting is not allowed.
+    """
+    settings = read_settings(args)
+    scaling = {
+        "min_replicas": settings.replicas,
+        "max_replicas": settings.most_replicas,
+        "target_ongoing_requests": settings.rows / 2,
+        "upscale_delay_s": 5,
+        "downscale_delay_s": 120,
+    }
+    musicians = serve.deployment(
+        Musician,
+        name="musician",
+        ray_actor_options={"num_cpus": settings.threads or 1},
+        autoscaling_config=scaling,
+        max_ongoing_requests=settings.rows,
+        graceful_shutdown_timeout_s=settings.limits.patience,
+    ).bind(settings)
+    front = serve.deployment(
+        FrontDeployment,
+        name="front",
+        ray_actor_options={"num_cpus": 0},
+        num_replicas=1,
+        max_ongoing_requests=_UNBOUNDED,
+        graceful_shutdown_timeout_s=settings.limits.patience,
+    )
+    return front.bind(musicians, settings)

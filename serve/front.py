@@ -1,0 +1,168 @@
+"""The front: who asks is let in by key and place, and gets the audio, whole or while it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from serve.access import ApiKey, Gate, Often, Unknown
+from serve.admission import Full, Places
+from serve.formats import MEDIA_TYPES, Samples, encoder, wave_size
+from serve.log import say
+from serve.messages import LARGEST_SEED, Generation, Heading, Models
+from serve.performance import Engines, Lost, Performance
+from serve.refusal import Refusal, refused
+from serve.settings import Settings
+from serve.watch import FrontMetrics
+from tinymusician.errors import RequestError
+
+_READY_SECONDS = 5.0
+
+
+class Front:
+    """Answers requests, with engines behind it."""
+
+    def __init__(self, engines: Engines, settings: Settings) -> None:
+        """A front for these engines.
+
+        Raises:
+            KeyFileError: the settings' file of keys is none.
+        """
+        self._engines, self._limits = engines, settings.limits
+        self._gate, self._places, self.metrics = Gate(settings.keys), Places(settings.limits.places), FrontMetrics()
+
+    def known(self, authorization: str | None) -> ApiKey | None:
+        """The key that a request shows.
+
+        Raises:
+            Refusal: it shows none that counts, and one is needed.
+        """
+        try:
+            return self._gate.known(authorization)
+        except Unknown as error:
+            raise Refusal(401, "unauthorized", str(error)) from None
+
+    async def models(self) -> Models:
+        """What is played here.
+
+        Raises:
+            Refusal: no engine is ready.
+        """
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                return Models(data=(await self._engines.about(),))
+        except (TimeoutError, Lost):
+            raise Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS) from None
+
+    async def generate(self, asked: Generation, key: ApiKey | None) -> Response:
+        """The audio.
+
+        Raises:
+            Refusal: it cannot be had, or not now.
+        """
+        began = time.monotonic()
+        seed = secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed
+        performance = self._begun(asked, seed, key)
+        try:
+            heading = await performance.fetch()
+            first = await performance.fetch()
+            assert isinstance(heading, Heading)
+            assert isinstance(first, bytes)
+            self.metrics.first_audio.observe(time.monotonic() - began)
+            headers = {"X-Seed": str(seed), "X-Bundle": heading.digest}
+            if heading.version is not None:
+                headers["X-Bundle-Version"] = str(heading.version)
+            if asked.stream:
+                return self._stream(asked, performance, heading, first, headers)
+            parts = [first, *await performance.rest()]
+            took, lasts = time.monotonic() - began, heading.samples / heading.rate
+            headers["X-Real-Time-Factor"] = f"{took / lasts:.3f}"
+            content = await asyncio.to_thread(_encoded, asked, heading, parts)
+            return Response(content, headers=headers, media_type=MEDIA_TYPES[asked.format])
+        except BaseException:
+            performance.stop()
+            raise
+
+    def _begun(self, asked: Generation, seed: int, key: ApiKey | None) -> Performance:
+        """The piece on its way; key and place are held as long as it is played."""
+        began = time.monotonic()
+        held = contextlib.ExitStack()
+        try:
+            wish = asked.wish(seed, self._limits.seconds, self._limits.prompt)
+            held.enter_context(self._gate.entered(key))
+            held.enter_context(self._places.entered())
+        except RequestError as error:
+            raise refused(error) from None
+        except (Often, Full) as error:
+            held.close()
+            raise Refusal(
+                429, "busy" if isinstance(error, Full) else "rate_limited", str(error), wait=error.wait
+            ) from None
+
+        def ended(whole: bool) -> None:
+            held.close()
+            took = time.monotonic() - began
+            self.metrics.places.set(self._places.taken)
+            if performance.attempts > 1:
+                self.metrics.retries.inc(performance.attempts - 1)
+            if whole:
+                self.metrics.whole.observe(took)
+            say(
+                "played",
+                whole=whole,
+                seconds=round(took, 3),
+                attempts=performance.attempts,
+                key=key.id if key else None,
+            )
+
+        self.metrics.places.set(self._places.taken)
+        performance = Performance(self._engines, wish, self._limits.patience, not asked.stream, ended)
+        return performance
+
+    def _stream(
+        self, asked: Generation, performance: Performance, heading: Heading, first: bytes, headers: dict[str, str]
+    ) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            file = encoder(asked.format, heading.rate, heading.samples)
+            yield file.feed(_samples(first))
+            while isinstance(part := await performance.fetch(), bytes):
+                yield file.feed(_samples(part))
+            yield file.end()
+
+        if asked.format == "wav":
+            headers = {**headers, "Content-Length": str(wave_size(heading.samples))}
+        return Stream(body(), headers, MEDIA_TYPES[asked.format], performance, 2 * self._limits.patience)
+
+
+class Stream(StreamingResponse):
+    """A body that is sent while it is made. However it ends, nothing is played for it any more."""
+
+    def __init__(
+        self, body: AsyncIterator[bytes], headers: dict[str, str], media: str, performance: Performance, longest: float
+    ) -> None:
+        """After `longest` seconds a client that still reads is cut off."""
+        super().__init__(body, headers=headers, media_type=media)
+        self._performance, self._longest = performance, longest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._longest):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._performance.stop()
+
+
+def _samples(part: bytes) -> Samples:
+    return np.frombuffer(part, np.float32)
+
+
+def _encoded(asked: Generation, heading: Heading, parts: list[bytes]) -> bytes:
+    file = encoder(asked.format, heading.rate, heading.samples)
+    return b"".join([*(file.feed(_samples(part)) for part in parts), file.end()])

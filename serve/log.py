@@ -1,0 +1,22 @@
+"""Logs: one JSON object a line, with the request that it belongs to."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""The request that is being answered here."""
+
+
+def say(event: str, **facts: Any) -> None:
+    """Write one line to standard error, which Ray keeps by process; facts that are None are left out."""
+    told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+    if request_id.get():
+        told["request_id"] = request_id.get()
+    told |= {name: value for name, value in facts.items() if value is not None}
+    sys.stderr.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+    sys.stderr.flush()

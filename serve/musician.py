@@ -1,0 +1,190 @@
+"""An engine behind the endpoint: plays the bundle in a room, and takes a new one when the alias moves.
+
+A new bundle is opened and played once beside the old one. Only then do new pieces begin in its room; those that play
+go on in theirs. One that cannot be opened or played is refused, and not looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator
+
+import numpy as np
+
+from serve.log import request_id, say
+from serve.messages import Heading, Model
+from serve.room import Heard, Room, Seat
+from serve.settings import Settings
+from serve.shelf import Found, open_shelf
+from serve.watch import EngineMetrics
+from tinymusician.errors import BundleError, EngineError, StoreError, TinyMusicianError
+from tinymusician.runtime.player import Player, Wish, open_player
+
+
+class Playing:
+    """A bundle that is played, and its room."""
+
+    def __init__(self, found: Found, player: Player, room: Room) -> None:
+        self.found, self.player, self.room = found, player, room
+        self.digest = found.digest
+
+
+class Ear:
+    """What a room's thread plays for somebody who waits on an event loop."""
+
+    def __init__(self) -> None:
+        self._loop, self._heard = asyncio.get_running_loop(), asyncio.Queue[Heard]()
+
+    def __call__(self, heard: Heard) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and so has whoever waited
+            self._loop.call_soon_threadsafe(self._heard.put_nowait, heard)
+
+    async def next(self) -> Heard:
+        """What comes next."""
+        return await self._heard.get()
+
+
+class Musician:
+    """One engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the bundle and play it once: whoever sees this one ready can be played to at once.
+
+        Raises:
+            TinyMusicianError: there is no bundle that can be played.
+        """
+        self._settings, self._metrics = settings, EngineMetrics()
+        self._shelf = open_shelf(settings)
+        self._refused: set[str] = set()
+        self._playing = self._first()
+        if settings.follows:
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        """A heading, then the samples (float32) as they come. Closing the iterator frees the rows.
+
+        Raises:
+            RequestError: the wish cannot be played.
+            EngineError: playing failed.
+        """
+        request_id.set(request)
+        ear = Ear()
+        playing, seat, frames = await self._seated(wish, ear)
+        try:
+            yield self._heading(playing, frames)
+            while (heard := await ear.next()) is not None:
+                if isinstance(heard, EngineError):
+                    raise heard
+                self._measure()
+                yield heard.tobytes()
+        finally:
+            seat.leave()
+
+    async def _seated(self, wish: Wish, ear: Ear) -> tuple[Playing, Seat, int]:
+        """A seat in the room of the day, and how many frames it is for."""
+        while True:
+            playing = self._playing
+            request = await asyncio.to_thread(playing.player.request, wish)
+            try:
+                return playing, playing.room.join(request, ear), request.frames
+            except EngineError:
+                if playing is self._playing:  # else a new bundle came meanwhile
+                    raise
+
+    async def about(self) -> Model:
+        """What plays here."""
+        playing, limits = self._playing, self._settings.limits
+        manifest, version = playing.player.manifest, playing.found.version
+        own = manifest.sampling
+        return Model(
+            id=version.release.reference if version else manifest.name,
+            digest=playing.digest,
+            version=version.release.version if version else None,
+            artifact=version.release.artifact if version else None,
+            licence=manifest.licence,
+            bytes=manifest.size,
+            sampling_rate=manifest.architecture.sampling_rate,
+            codebooks=manifest.architecture.codebooks,
+            seconds=min(own.seconds, limits.seconds),
+            most_seconds=limits.seconds,
+            guidance=own.guidance,
+            temperature=own.temperature,
+            one_pass=own.one_pass,
+        )
+
+    async def check_health(self) -> None:
+        """Ray Serve asks now and then; an engine that raises is replaced."""
+        self._measure()
+        if not self._playing.room.alive:
+            raise EngineError("the engine's thread has ended")
+
+    def _heading(self, playing: Playing, frames: int) -> Heading:
+        shape, version = playing.player.codec.shape, playing.found.version
+        number = version.release.version if version else None
+        return Heading(rate=shape.sampling_rate, samples=frames * shape.hop, digest=playing.digest, version=number)
+
+    def _first(self) -> Playing:
+        trouble: TinyMusicianError | None = None
+        for found in self._shelf.bundles():
+            try:
+                return self._opened(found)
+            except (BundleError, EngineError) as error:
+                trouble = trouble or error
+                self._refuse(found, error)
+        assert trouble is not None  # a shelf without bundles raises
+        raise trouble
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(self._settings.follow)
+            try:
+                found = self._shelf.newer()
+            except StoreError as error:
+                self._metrics.store_errors.inc()
+                say("store_error", error=str(error))
+                continue
+            if found is None or found.mark in {self._playing.found.mark, *self._refused}:
+                continue
+            try:
+                self._switch(self._opened(found))
+            except (BundleError, EngineError, MemoryError, OSError) as error:
+                self._refuse(found, error)
+
+    def _opened(self, found: Found) -> Playing:
+        """A bundle that was loaded, and has played."""
+        began = time.monotonic()
+        player = open_player(found.folder, self._settings.threads)
+        player.engine.most_rows = self._settings.rows
+        for guidance in (1.0,) if player.manifest.sampling.one_pass else (1.0, 3.0):
+            samples = player.play(Wish("warming up", seconds=player.shortest, guidance=guidance))
+            if not np.isfinite(samples).all():
+                raise BundleError(f"bundle {found.folder}: its codec gives numbers that are not finite")
+        self._metrics.version.set(found.version.release.version if found.version else 0)
+        say("bundle_opened", folder=str(found.folder), seconds=round(time.monotonic() - began, 2))
+        return Playing(found, player, Room(player, self._over))
+
+    def _switch(self, fresh: Playing) -> None:
+        before, self._playing = self._playing, fresh
+        before.room.close()
+        self._metrics.switches.inc(tags={"outcome": "taken"})
+        say("bundle_switched", digest=fresh.digest, before=before.digest)
+
+    def _refuse(self, found: Found, error: Exception) -> None:
+        self._refused.add(found.mark)
+        self._metrics.switches.inc(tags={"outcome": "refused"})
+        say("bundle_refused", folder=str(found.folder), error=str(error))
+
+    def _over(self, seat: Seat) -> None:
+        self._measure()
+        took = time.monotonic() - seat.began
+        if seat.whole:
+            self._metrics.factor.observe(took / seat.seconds)
+            self._metrics.audio.inc(seat.seconds)
+
+    def _measure(self) -> None:
+        engine = self._playing.player.engine
+        self._metrics.rows.set(engine.rows)
+        self._metrics.waiting.set(engine.waiting)

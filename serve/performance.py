@@ -1,0 +1,117 @@
+"""A piece that is played for somebody, in a task of its own: what was played waits here until it is fetched.
+
+An engine that is lost before anything was fetched of its audio is nobody's loss: the piece begins again elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from serve.log import request_id, say
+from serve.messages import Heading, Model
+from serve.refusal import Refusal, refused
+from tinymusician.errors import TinyMusicianError
+from tinymusician.runtime.player import Wish
+
+ATTEMPTS = 3
+
+
+class Lost(Exception):
+    """The engine that played has died; another may play the same."""
+
+
+class Engines(Protocol):
+    """Those who play. Whoever is lost on the way raises `Lost`."""
+
+    def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        """A heading, then samples (float32) as they come; cancelling the task that waits frees the rows."""
+
+    async def about(self) -> Model:
+        """What they play."""
+
+
+class Performance:
+    """One piece. `fetch` gives its heading, then its samples, then None."""
+
+    def __init__(
+        self, engines: Engines, wish: Wish, patience: float, whole: bool, ended: Callable[[bool], None]
+    ) -> None:
+        """Begin to play. `ended` is called once, when it plays no more, and hears whether that was too early.
+
+        With `whole` nothing is fetched until all is there, so a lost engine can be replaced until the end.
+        """
+        self._engines, self._wish, self._whole = engines, wish, whole
+        self._patience, self._ended = patience, ended
+        self._parts: asyncio.Queue[Heading | bytes | Refusal | None] = asyncio.Queue()
+        self.attempts, self._given = 0, False
+        self._task = asyncio.create_task(self._play())
+
+    async def fetch(self) -> Heading | bytes | None:
+        """What comes next.
+
+        Raises:
+            Refusal: nothing more will.
+        """
+        part = await self._parts.get()
+        if isinstance(part, Refusal):
+            raise part
+        return part
+
+    async def rest(self) -> list[bytes]:
+        """All samples that are still to come."""
+        parts = []
+        while isinstance(part := await self.fetch(), bytes):
+            parts.append(part)
+        return parts
+
+    def stop(self) -> None:
+        """Play no more: whoever wanted it has gone, or has it."""
+        self._task.cancel()
+
+    async def _play(self) -> None:
+        whole = False
+        try:
+            async with asyncio.timeout(self._patience):
+                whole = await self._somewhere()
+        except TimeoutError:
+            self._parts.put_nowait(Refusal(504, "too_slow", f"not done within {self._patience:g} seconds", wait=5))
+        except TinyMusicianError as error:
+            self._parts.put_nowait(refused(error))
+        except Exception as error:
+            say("unforeseen", error=f"{type(error).__name__}: {error}")
+            self._parts.put_nowait(Refusal(500, "failed", "something went wrong here; the log says what"))
+        finally:
+            self._ended(whole)
+
+    async def _somewhere(self) -> bool:
+        """Play it with one engine, or with another; returns whether it came to its end."""
+        for self.attempts in range(1, ATTEMPTS + 1):
+            try:
+                await self._once()
+            except Lost as error:
+                say("engine_lost", attempt=self.attempts, error=str(error))
+                if self._given:
+                    break
+            else:
+                self._parts.put_nowait(None)
+                return True
+        self._parts.put_nowait(Refusal(503, "failed", "the engine that played was lost", wait=5))
+        return False
+
+    async def _once(self) -> None:
+        held: list[Heading | bytes] = []
+        async with aclosing(self._engines.play(self._wish, request_id.get())) as parts:
+            async for part in parts:
+                held.append(part)
+                if not self._whole and isinstance(part, bytes):
+                    self._give(held)
+        self._give(held)
+
+    def _give(self, held: list[Heading | bytes]) -> None:
+        for part in held:
+            self._parts.put_nowait(part)
+        held.clear()
+        self._given = True

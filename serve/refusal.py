@@ -1,0 +1,35 @@
+"""An answer that is no success: which, why, and when to come again."""
+
+from __future__ import annotations
+
+import math
+
+from serve.messages import Code, Failure, Problem
+from tinymusician.errors import RequestError, TinyMusicianError
+
+
+class Refusal(Exception):
+    """An HTTP status with its reason; `wait` is in how many seconds it may go otherwise."""
+
+    def __init__(self, status: int, code: Code, message: str, field: str | None = None, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.field, self.wait = status, code, message, field, wait
+
+    def failure(self, request_id: str) -> Failure:
+        """The answer's body."""
+        return Failure(error=Problem(code=self.code, message=self.message, field=self.field, request_id=request_id))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The answer's headers."""
+        headers = {"Retry-After": str(max(1, math.ceil(self.wait)))} if self.wait else {}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def refused(error: TinyMusicianError) -> Refusal:
+    """What an error of ours is to a client: its own fault, or ours."""
+    message = " ".join(str(error).split())
+    if isinstance(error, RequestError):
+        field = message.partition(":")[0].partition(" ")[0]
+        return Refusal(422, "invalid", message, field)
+    return Refusal(503, "failed", message, wait=5)

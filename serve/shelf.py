@@ -1,0 +1,106 @@
+"""Where the bundle to play comes from: a place that stays, or a release that is followed as its alias moves.
+
+Engines of one machine share a folder, so that a release is brought to it once. The one before stays there: if the
+newest cannot be played, a new engine plays that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from platformdirs import user_cache_path
+
+from serve.settings import Settings
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.installation import Version
+from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.sources import open_source
+from tinymusician.errors import StoreError
+from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.location import located
+
+
+@dataclass(frozen=True)
+class Found:
+    """A bundle's folder; `version` is its release's where it is one. `mark` tells one from another."""
+
+    folder: Path
+    mark: str
+    version: Version | None = None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of its manifest, which names every file by its own: the same here and on every device."""
+        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+
+
+class Shelf(Protocol):
+    """Where bundles come from."""
+
+    def bundles(self) -> Iterator[Found]:
+        """What can be played, the best first.
+
+        Raises:
+            StoreError: nothing can be had.
+        """
+
+    def newer(self) -> Found | None:
+        """What there is now, if that is something that can move.
+
+        Raises:
+            StoreError: it cannot be had now; what is there stays.
+        """
+
+
+def open_shelf(settings: Settings) -> Shelf:
+    """The shelf that the settings mean."""
+    if not settings.follows:
+        return Fixed(settings.model)
+    urls = settings.sources or (open_store().url,)
+    folder = user_cache_path("tinymusician") / "serve" / settings.model
+    return Followed(Client(settings.model, folder, [open_source(url) for url in urls], settings.root_key))
+
+
+class Fixed:
+    """A folder, or an artifact of the store."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def bundles(self) -> Iterator[Found]:
+        folder = located(self._model)
+        yield Found(folder, str(folder))
+
+    def newer(self) -> Found | None:
+        return None
+
+
+class Followed:
+    """A release's newest version."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def bundles(self) -> Iterator[Found]:
+        trouble: StoreError | None = None
+        try:
+            self._client.pull()
+        except StoreError as error:  # what is installed can be played without any store
+            trouble = error
+        installation = self._client.installation
+        record = installation.record()
+        versions = [one for one in (record.current, record.previous) if one] if record else []
+        whole = [version for version in versions if installation.is_whole(version)]
+        if not whole:
+            raise trouble or StoreError(f"{installation.folder}: no version is whole; pull again")
+        yield from (self._found(version) for version in whole)
+
+    def newer(self) -> Found | None:
+        return self._found(self._client.pull())
+
+    def _found(self, version: Version) -> Found:
+        return Found(self._client.installation.folder / version.folder, version.digest, version)

@@ -1,0 +1,47 @@
+"""Every request has an id, which its answer bears and every line of the logs about it; those for audio are counted."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.log import request_id, say
+from serve.watch import FrontMetrics
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+AUDIO = "/v1/audio/"
+_LEFT = "499"
+"""What nginx logs for a client that left before it had an answer."""
+
+
+class Told:
+    """An ASGI middleware. A client may choose the id, in `X-Request-Id`."""
+
+    def __init__(self, app: ASGIApp, metrics: FrontMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("X-Request-Id", "")
+        request_id.set(given if _ID.fullmatch(given) else uuid.uuid4().hex)
+        began, status = time.monotonic(), _LEFT
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id.get()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, marked)
+        finally:
+            if scope["path"].startswith(AUDIO):
+                self._metrics.requests.inc(tags={"status": status})
+                say("answered", status=status, path=scope["path"], seconds=round(time.monotonic() - began, 3))

@@ -1,0 +1,137 @@
+"""The endpoint's addresses, as a FastAPI application; its OpenAPI document is `GET /openapi.json`.
+
+Annotations are evaluated here: FastAPI reads those of functions within a function.
+"""
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+
+from serve.access import ApiKey
+from serve.body import BodyLimit
+from serve.formats import MEDIA_TYPES
+from serve.front import Front
+from serve.log import request_id, say
+from serve.messages import Code, Failure, Generation, Models
+from serve.refusal import Refusal, refused
+from serve.settings import Limits
+from serve.told import Told
+from tinymusician.errors import TinyMusicianError
+
+_CODES: dict[int, Code] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_WHY = {
+    400: "The body is no JSON.",
+    401: "No API key, or none that counts.",
+    413: "The body is too large.",
+    422: "A value is not allowed; `field` says which.",
+    429: "Too many requests, of this key or of all; `Retry-After` says when to come again.",
+    500: "A fault of the endpoint.",
+    503: "No engine is ready, or playing failed.",
+    504: "It took too long.",
+}
+_EXAMPLES = {
+    "short": {"summary": "A prompt is enough", "value": {"prompt": "a fast fiddle reel", "seconds": 2}},
+    "stream": {
+        "summary": "FLAC, sent while it is made; the same seed gives the same music",
+        "value": {"prompt": "a slow waltz for flute", "seconds": 2, "seed": 7, "format": "flac", "stream": True},
+    },
+    "steered": {
+        "summary": "Closer to the prompt, and away from another",
+        "value": {"prompt": "a happy march", "seconds": 2, "guidance": 4, "negative_prompt": "a sad waltz"},
+    },
+}
+
+
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Failure, "description": _WHY[status]} for status in statuses}
+
+
+_AUDIO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The audio. `X-Seed` plays it again; `X-Bundle` is the digest of the bundle that played it.",
+        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
+    }
+}
+
+
+def application(front: Front, limits: Limits) -> FastAPI:
+    """The application."""
+    app = FastAPI(
+        title="TinyMusician",
+        version=version("tinymusician"),
+        description="Text to music from one small, signed bundle: the same that phones and browsers play.",
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    bearer = HTTPBearer(auto_error=False, description="`tmctl access create NAME` makes a key.")
+
+    def known(
+        request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    ) -> ApiKey | None:
+        return front.known(request.headers.get("Authorization"))
+
+    Key = Annotated[ApiKey | None, Depends(known)]
+
+    @app.post(
+        "/v1/audio/generations",
+        response_class=Response,
+        responses=_AUDIO | _failures(400, 401, 413, 422, 429, 500, 503, 504),
+        summary="Play a prompt",
+    )
+    async def generate(asked: Annotated[Generation, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
+        return await front.generate(asked, key)
+
+    @app.get("/v1/models", dependencies=[Depends(known)], responses=_failures(401, 503), summary="Which bundle plays")
+    async def models() -> Models:
+        return await front.models()
+
+    @app.get("/live", summary="Whether the endpoint answers at all")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/ready", responses=_failures(503), summary="Whether an engine has warmed up")
+    async def ready() -> dict[str, str]:
+        await front.models()
+        return {"status": "ready"}
+
+    _answer_failures(app)
+    app.add_middleware(BodyLimit, most=limits.body)
+    app.add_middleware(Told, metrics=front.metrics)
+    return app
+
+
+def _answer_failures(app: FastAPI) -> None:
+    """Every failure looks alike."""
+
+    @app.exception_handler(Refusal)
+    async def refusal(_request: Request, error: Refusal) -> Response:
+        failure = error.failure(request_id.get())
+        return JSONResponse(failure.model_dump(), error.status, headers=error.headers)
+
+    @app.exception_handler(TinyMusicianError)
+    async def ours(request: Request, error: TinyMusicianError) -> Response:
+        return await refusal(request, refused(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "invalid")
+        return await refusal(request, Refusal(error.status_code, code, str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        say("unforeseen", error=f"{type(error).__name__}: {error}")
+        return await refusal(request, Refusal(500, "failed", "something went wrong here; the log says what"))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"] if part != "body")
+        if problem["type"] == "json_invalid":
+            return await refusal(request, Refusal(400, "malformed", "the body is no JSON"))
+        message = f"{where or 'body'}: {problem['msg']}"
+        return await refusal(request, Refusal(422, "invalid", message, where or None))

@@ -1,0 +1,80 @@
+"""The endpoint in this process: the real front, application and musician on a real port, without Ray between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+import uvicorn
+
+from serve.front import Front
+from serve.messages import Heading, Model
+from serve.musician import Musician
+from serve.performance import Lost
+from serve.settings import read_settings
+from serve.web import application
+from tests.ray_cluster import wait_for
+from tests.s3_server import free_port
+from tinymusician.runtime.player import Wish
+
+
+class Engines:
+    """One musician, who can be lost for a while: `lose` more performances break off after `after` parts."""
+
+    def __init__(self, musician: Musician) -> None:
+        self.musician, self.lose, self.after, self.begun = musician, 0, 0, 0
+
+    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        self.begun += 1
+        lost, given = self.lose > 0, 0
+        self.lose -= lost
+        async with contextlib.aclosing(self.musician.play(wish, request)) as parts:
+            async for part in parts:
+                if lost and given == self.after:
+                    raise Lost("as the test wants it")
+                given += 1
+                yield part
+
+    async def about(self) -> Model:
+        return await self.musician.about()
+
+
+@dataclass
+class Endpoint:
+    url: str
+    engines: Engines
+    musician: Musician
+
+    def generate(self, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
+        """The whole answer."""
+        return requests.post(self.address, json=body, headers=headers, timeout=60)
+
+    def opened(self, **body: Any) -> requests.Response:
+        """An answer whose body has not been read."""
+        return requests.post(self.address, json={"stream": True, **body}, stream=True, timeout=60)
+
+    @property
+    def address(self) -> str:
+        return f"{self.url}/v1/audio/generations"
+
+
+@contextlib.contextmanager
+def endpoint(**values: Any) -> Iterator[Endpoint]:
+    settings = read_settings(values)
+    musician = Musician(settings)
+    engines = Engines(musician)
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(application(Front(engines, settings), settings.limits), port=port, log_level="error")
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    wait_for(lambda: server.started, 30)
+    yield Endpoint(f"http://127.0.0.1:{port}", engines, musician)
+    server.should_exit = True
+    thread.join()

@@ -1,0 +1,132 @@
+"""API keys: what is kept of them, who is let in, how often."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from serve.access import ApiKey, Gate, Often, Unknown, edited, new_key, read_keys
+from tinymusician.errors import KeyFileError
+
+
+class Moment:
+    def __init__(self) -> None:
+        self.seconds, self.now = 0.0, datetime.now(UTC)
+
+    def gate(self, path: Path | None) -> Gate:
+        return Gate(path, lambda: self.seconds, lambda: self.now)
+
+
+def made(path: Path, name: str = "shop", per_minute: int = 60, at_once: int = 2, days: int | None = None) -> str:
+    text, key = new_key(name, per_minute, at_once, days)
+    with edited(path, missing=True) as keys:
+        keys.append(key)
+    return text
+
+
+def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text = made(path)
+    assert text.rpartition("_")[2] not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_only_the_very_key_opens(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text, gate = made(path), Moment()
+    found = gate.gate(path).known(f"Bearer {text}")
+    assert isinstance(found, ApiKey)
+    assert found.name == "shop"
+    swapped = text[:-1] + ("A" if text[-1] != "A" else "B")
+    for shown in (None, "", "Bearer", text, f"Basic {text}", f"Bearer {swapped}", "Bearer tm_00000000_x", "Bearer ü"):
+        with pytest.raises(Unknown):
+            gate.gate(path).known(shown)
+
+
+def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> None:
+    path, moment = tmp_path / "keys.json", Moment()
+    short, long = made(path, days=1), made(path)
+    gate = moment.gate(path)
+    assert gate.known(f"Bearer {short}") is not None
+    moment.now += timedelta(days=2)
+    with pytest.raises(Unknown, match="expired"):
+        gate.known(f"Bearer {short}")
+    with edited(path) as keys:
+        keys[:] = [key for key in keys if key.expires < moment.now]
+    with pytest.raises(Unknown, match="not known"):
+        gate.known(f"Bearer {long}")
+
+
+def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text = made(path)
+    whole, gate = path.read_text(), Moment().gate(path)
+    path.write_text(whole[:50])
+    with pytest.raises(Unknown, match="cannot be read"):
+        gate.known(f"Bearer {text}")
+    path.write_text(whole)
+    assert gate.known(f"Bearer {text}") is not None
+    path.write_text("[]")
+    with pytest.raises(KeyFileError, match=r"keys\.json"):
+        Gate(path)
+    with pytest.raises(KeyFileError, match="no such file"):
+        read_keys(tmp_path / "missing")
+
+
+def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) -> None:
+    path, moment = tmp_path / "keys.json", Moment()
+    text = made(path, per_minute=30, at_once=5)
+    gate = moment.gate(path)
+    key = gate.known(f"Bearer {text}")
+    for _ in range(30):
+        with gate.entered(key):
+            pass
+    with pytest.raises(Often) as often, gate.entered(key):
+        pass
+    assert often.value.wait == pytest.approx(2.0)
+    moment.seconds += 2.0
+    with gate.entered(key):
+        pass
+    with pytest.raises(Often), gate.entered(key):
+        pass
+
+
+def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text = made(path, at_once=1)
+    gate = Moment().gate(path)
+    key = gate.known(f"Bearer {text}")
+    with pytest.raises(Often), gate.entered(key), gate.entered(key):
+        pass
+    with gate.entered(key):
+        pass
+
+
+def test_without_a_file_everybody_is_let_in() -> None:
+    gate = Gate(None)
+    assert gate.known(None) is None
+    with gate.entered(None):
+        pass
+
+
+def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    threads = [threading.Thread(target=made, args=(path, f"n{number}")) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(key.name for key in read_keys(path).keys) == sorted(f"n{number}" for number in range(12))
+
+
+def test_what_goes_wrong_while_keys_are_edited_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    made(path)
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), edited(path) as keys:
+        keys[:] = [1 / 0 for _ in keys]  # type: ignore[misc]
+    assert path.read_bytes() == before

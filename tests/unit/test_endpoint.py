@@ -1,0 +1,250 @@
+"""The endpoint over HTTP, with the engine behind it, and no Ray between them."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+import requests
+import soundfile
+
+from serve.access import edited, new_key
+from tests.bundles import write_bundle
+from tests.endpoint import Endpoint, endpoint
+from tests.ray_cluster import wait_for
+from tinymusician.errors import BundleError, RequestError
+from tinymusician.runtime.player import Wish, open_player
+
+RATE = 800
+MARCH = "a happy march"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import MusicgenForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("bundle")
+    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
+    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(bundle: Path) -> Iterator[Endpoint]:
+    with endpoint(model=str(bundle), threads=1) as found:
+        yield found
+
+
+def samples(content: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(content)) as file:
+        assert file.getframerate() == RATE
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_endpoint_plays_what_the_engine_plays(here: Endpoint, bundle: Path, stream: bool) -> None:
+    answer = here.generate(prompt=MARCH, seconds=2, seed=5, stream=stream)
+    expected = open_player(bundle, 1).play(Wish(MARCH, seconds=2, seed=5))
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "audio/wav"
+    assert answer.headers["X-Seed"] == "5"
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    assert np.abs(samples(answer.content) / 32767 - np.clip(expected, -1, 1)).max() < 1e-3
+
+
+def test_a_seed_that_was_drawn_plays_the_same_again(here: Endpoint) -> None:
+    first = here.generate(prompt=MARCH)
+    again = here.generate(prompt=MARCH, seed=int(first.headers["X-Seed"]))
+    assert first.content == again.content
+    assert first.headers["X-Request-Id"] != again.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(("kind", "media"), [("flac", "audio/flac"), ("opus", "audio/ogg")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_formats_hold_the_same_music(here: Endpoint, kind: str, media: str, stream: bool) -> None:
+    answer = here.generate(prompt=MARCH, seconds=2, seed=5, format=kind, stream=stream)
+    read, rate = soundfile.read(io.BytesIO(answer.content), dtype="float32")
+    assert answer.headers["Content-Type"] == media
+    assert abs(len(read) / rate - 2) < 0.05
+    if kind == "flac":
+        own = samples(here.generate(prompt=MARCH, seconds=2, seed=5).content) / 32767
+        assert np.abs(read - own).max() < 2e-4
+
+
+def test_a_stream_begins_before_it_is_made_and_who_leaves_frees_the_rows(here: Endpoint) -> None:
+    with here.opened(prompt=MARCH, seconds=60) as answer:
+        next(answer.iter_content(100))
+        assert here.musician._playing.room.seats == 1
+    wait_for(lambda: here.musician._playing.room.seats == 0 and here.musician._playing.player.engine.rows == 0, 10)
+
+
+def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
+    address = urlparse(here.url)
+    body = json.dumps({"prompt": MARCH, "seconds": 60, "stream": True}).encode()
+    with socket.create_connection((address.hostname, address.port)) as slow:
+        head = f"POST /v1/audio/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        assert slow.recv(12) == b"HTTP/1.1 200"
+        assert here.generate(prompt=MARCH, seconds=1).status_code == 200
+        wait_for(lambda: here.musician._playing.room.seats == 0, 60)  # played, though nobody has read it
+
+
+def test_what_plays_is_told_with_digest_and_licence(here: Endpoint, bundle: Path) -> None:
+    import hashlib
+
+    (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+    assert model["digest"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert (model["licence"], model["sampling_rate"], model["version"]) == ("none", RATE, None)
+    assert requests.get(f"{here.url}/live", timeout=10).json() == {"status": "live"}
+    assert requests.get(f"{here.url}/ready", timeout=10).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"prompt": ""}, 422, "prompt"),
+        ({"prompt": "x" * 1001}, 422, "prompt"),
+        ({}, 422, "prompt"),
+        ({"prompt": MARCH, "seconds": 61}, 422, "seconds"),
+        ({"prompt": MARCH, "seconds": 0}, 422, "seconds"),
+        ({"prompt": MARCH, "seconds": "ten"}, 422, "seconds"),
+        ({"prompt": MARCH, "seed": -1}, 422, "seed"),
+        ({"prompt": MARCH, "seed": 2**60}, 422, "seed"),
+        ({"prompt": MARCH, "temperature": 0.001}, 422, "temperature"),
+        ({"prompt": MARCH, "top_p": 0}, 422, "top_p"),
+        ({"prompt": MARCH, "guidance": 1, "negative_prompt": "noise"}, 422, "negative"),
+        ({"prompt": MARCH, "format": "mp3"}, 422, "format"),
+        ({"prompt": MARCH, "volume": 11}, 422, "volume"),
+        ([], 422, None),
+    ],
+)
+def test_what_is_not_allowed_is_named(here: Endpoint, body: Any, status: int, field: str | None) -> None:
+    answer = requests.post(here.address, json=body, timeout=10)
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert error["field"] == field
+    assert error["request_id"] == answer.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"{", 400),
+        (b'{"prompt": "\xff"}', 400),
+        (b'{"prompt": "\\ud800"}', 422),
+        (b'{"prompt": "a", "seconds": NaN}', 422),
+        (b'{"prompt": "a", "seconds": 1e999}', 422),
+        ('{"prompt": "ein fröhlicher Marsch"}'.encode("latin-1"), 400),
+        (b"[" * 20_000, 400),
+        (b" " * 70_000, 413),
+    ],
+)
+def test_bodies_that_are_none(here: Endpoint, data: bytes, status: int) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(here.address, data=data, headers=headers, timeout=10)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_say_how_long_it_is(here: Endpoint) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1000
+
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(here.address, data=pieces(), headers=headers, timeout=10)
+    assert answer.status_code == 413
+
+
+def test_a_lost_engine_is_nobodys_loss(here: Endpoint) -> None:
+    own = here.generate(prompt=MARCH, seconds=3, seed=1)
+    here.engines.lose, here.engines.after, before = 2, 3, here.engines.begun
+    answer = here.generate(prompt=MARCH, seconds=3, seed=1)
+    assert (answer.status_code, here.engines.begun - before) == (200, 3)
+    assert answer.content == own.content
+    here.engines.lose, here.engines.after = 2, 1
+    assert here.generate(prompt=MARCH, seconds=3, seed=1, stream=True).content == own.content
+
+
+def test_an_engine_that_stays_lost_is_said(here: Endpoint) -> None:
+    here.engines.lose, here.engines.after = 3, 0
+    answer = here.generate(prompt=MARCH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "failed")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_stream_that_has_begun_is_broken_off_not_mended(here: Endpoint) -> None:
+    here.engines.lose, here.engines.after = 1, 3
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        _ = here.generate(prompt=MARCH, seconds=5, stream=True).content
+
+
+def test_the_document_is_whole_and_its_examples_run(here: Endpoint) -> None:
+    document = requests.get(f"{here.url}/openapi.json", timeout=10).json()
+    operation = document["paths"]["/v1/audio/generations"]["post"]
+    assert set(operation["responses"]) == {"200", "400", "401", "413", "422", "429", "500", "503", "504"}
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    assert len(examples) == 3
+    for example in examples.values():
+        assert here.generate(**example["value"]).status_code == 200
+
+
+def test_no_more_than_there_are_places(bundle: Path) -> None:
+    with endpoint(model=str(bundle), threads=1, limits={"places": 2}) as here:
+        held = [here.opened(prompt=MARCH, seconds=60) for _ in range(2)]
+        began = time.monotonic()
+        answer = here.generate(prompt=MARCH)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert time.monotonic() - began < 5
+        for one in held:
+            one.close()
+        wait_for(lambda: here.generate(prompt=MARCH).status_code == 200, 10)
+
+
+def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
+    with endpoint(model=str(bundle), threads=1, limits={"patience": 0.05}) as here:
+        answer = here.generate(prompt=MARCH, seconds=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
+        wait_for(lambda: here.musician._playing.room.seats == 0, 10)
+
+
+def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text, key = new_key("shop", 2, 1, None)
+    with edited(path, missing=True) as keys:
+        keys.append(key)
+    with endpoint(model=str(bundle), threads=1, keys=str(path)) as here:
+        assert requests.get(f"{here.url}/live", timeout=10).status_code == 200
+        shut = here.generate(prompt=MARCH)
+        assert (shut.status_code, shut.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert requests.get(f"{here.url}/v1/models", timeout=10).status_code == 401
+        headers = {"Authorization": f"Bearer {text}"}
+        assert [here.generate(prompt=MARCH, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+        with edited(path) as keys:
+            keys.clear()
+        assert here.generate(prompt=MARCH, headers=headers).status_code == 401
+
+
+def test_others_are_not_let_in_without_keys(bundle: Path) -> None:
+    with pytest.raises(RequestError, match="API keys"), endpoint(model=str(bundle), host="0.0.0.0"):
+        pass
+
+
+def test_a_bundle_that_cannot_be_opened_is_refused(bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    (broken / "decoder.onnx").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match=r"decoder\.onnx"), endpoint(model=str(broken)):
+        pass
