@@ -1,0 +1,157 @@
+"""An endpoint that follows an alias: new bundles without a dropped request, bad ones refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import requests
+
+from serve.musician import Musician
+from serve.settings import read_settings
+from tests.bundles import write_bundle
+from tests.endpoint import Endpoint, endpoint
+from tests.ray_cluster import wait_for
+from tests.world import World
+from tinymusician.artifacts.manifest import publish
+from tinymusician.errors import StoreError
+from tinymusician.runtime.bundle import BundleManifest, describe_files, read_manifest
+
+MARCH = "a happy march"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import MusicgenForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("bundle")
+    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
+    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Publisher:
+    """Releases variants of a bundle as band@stable."""
+
+    def __init__(self, world: World, bundle: Path) -> None:
+        self.world, self.bundle, self.made = world, bundle, 0
+
+    def release(self, damage: str = "", **sampling: Any) -> str:
+        """The manifest's digest of the new release; `damage` makes one that opens, but cannot play."""
+        self.made += 1
+        folder = self.world.folder / f"bundle-{self.made}"
+        shutil.copytree(self.bundle, folder)
+        if damage:
+            getattr(self, damage)(folder)
+        manifest = read_manifest(folder)
+        roles = [(file.path, file.role, file.dtype) for file in manifest.files]
+        fresh = {"files": describe_files(folder, roles), "sampling": manifest.sampling.model_copy(update=sampling)}
+        altered = BundleManifest.model_validate({**manifest.model_dump(), **_plain(fresh)})
+        (folder / "manifest.json").write_text(altered.model_dump_json())
+        facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
+        made = publish(self.world.store, folder, name="band", kind="bundle", **facts)
+        self.world.registry.release(made, "stable", {})
+        import hashlib
+
+        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+    @staticmethod
+    def no_graph(folder: Path) -> None:
+        (folder / "decoder.onnx").write_bytes(b"no graph at all")
+
+    @staticmethod
+    def no_numbers(folder: Path) -> None:
+        """Weights of the decoder that are not numbers: it loads, and plays nothing."""
+        graph = onnx.load(folder / "decoder.onnx")
+        for weight in graph.graph.initializer:
+            if weight.data_type == onnx.TensorProto.FLOAT:
+                values = onnx.numpy_helper.to_array(weight)
+                weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), weight.name))
+        onnx.save(graph, folder / "decoder.onnx")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {"files": [file.model_dump() for file in values["files"]], "sampling": values["sampling"].model_dump()}
+
+
+@pytest.fixture
+def publisher(world: World, bundle: Path) -> Publisher:
+    return Publisher(world, bundle)
+
+
+def settings(world: World) -> dict[str, Any]:
+    store = (world.folder / "store").absolute().as_uri()
+    return {"model": "band@stable", "sources": [store], "root_key": world.pinned, "follow": 0.2, "threads": 1}
+
+
+@pytest.fixture
+def first(publisher: Publisher) -> str:
+    return publisher.release()
+
+
+@pytest.fixture
+def here(first: str, world: World) -> Iterator[Endpoint]:
+    with endpoint(**settings(world)) as found:
+        yield found
+
+
+def playing(here: Endpoint) -> tuple[str, int]:
+    (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+    assert model["id"] == "band@stable"
+    return model["digest"], model["version"]
+
+
+def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, publisher: Publisher, first: str) -> None:
+    assert playing(here) == (first, 1)
+    alone = here.generate(prompt=MARCH, seconds=30, seed=3).content
+    with here.opened(prompt=MARCH, seconds=30, seed=3) as answer:
+        parts = answer.iter_content(200)
+        heard = next(parts)
+        second = publisher.release(temperature=0.5)
+        wait_for(lambda: playing(here) == (second, 2), 30)
+        assert answer.headers["X-Bundle"] == first
+        assert heard + b"".join(parts) == alone
+    after = here.generate(prompt=MARCH)
+    assert (after.headers["X-Bundle"], after.headers["X-Bundle-Version"]) == (second, "2")
+
+
+@pytest.mark.parametrize("damage", ["no_graph", "no_numbers"])
+def test_a_bad_bundle_is_refused_and_the_old_one_stays(
+    here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publisher.release(damage)
+    told = ""
+
+    def refused() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return "bundle_refused" in told
+
+    wait_for(refused, 30)
+    assert playing(here) == (first, 1)
+    assert here.generate(prompt=MARCH).status_code == 200
+    another = Musician(read_settings(settings(world)))  # an engine that begins now falls back on the one before
+    assert another._playing.digest == first
+    third = publisher.release(temperature=0.7)
+    wait_for(lambda: playing(here) == (third, 3), 30)
+
+
+def test_what_was_pulled_is_played_though_the_store_is_gone(here: Endpoint, world: World, first: str) -> None:
+    shutil.rmtree(world.folder / "store")
+    assert here.generate(prompt=MARCH).status_code == 200
+    assert Musician(read_settings(settings(world)))._playing.digest == first
+
+
+def test_without_a_store_and_without_a_bundle_there_is_an_error(world: World) -> None:
+    with pytest.raises(StoreError), endpoint(**settings(world)):
+        pass
