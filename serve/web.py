@@ -4,12 +4,14 @@ Annotations are evaluated here: FastAPI reads those of functions within a functi
 """
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from serve.access import ApiKey
@@ -24,6 +26,7 @@ from serve.told import Told
 from tinymusician.errors import TinyMusicianError
 
 _CODES: dict[int, Code] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_PAGE = Path(__file__).parent / "page"
 _WHY = {
     400: "The body is no JSON.",
     401: "No API key, or none that counts.",
@@ -99,6 +102,7 @@ def application(front: Front, limits: Limits) -> FastAPI:
         await front.models()
         return {"status": "ready"}
 
+    app.mount("/", StaticFiles(directory=_PAGE, html=True))
     _answer_failures(app)
     app.add_middleware(BodyLimit, most=limits.body)
     app.add_middleware(Told, metrics=front.metrics)

@@ -1,0 +1,60 @@
+// The endpoint as a player: a heading, then samples as they arrive.
+
+import { WaveReader } from './sound.js';
+
+export class Refused extends Error {
+  constructor({ message, code = 'failed', field = null, wait = 0 }) {
+    super(message);
+    Object.assign(this, { code, field, wait });
+  }
+}
+
+export async function model(key) {
+  return (await (await asked('v1/models', { headers: headers(key) })).json()).data[0];
+}
+
+// Yields {rate, total, seed, digest, version}, then Float32Arrays.
+export async function* perform(wanted, key, signal) {
+  const body = JSON.stringify({ ...wanted, format: 'wav', stream: true });
+  const answer = await asked('v1/audio/generations', {
+    method: 'POST', body, signal, headers: { ...headers(key), 'Content-Type': 'application/json' },
+  });
+  const reader = answer.body.getReader(), wave = new WaveReader();
+  let told = false;
+  for (;;) {
+    let piece;
+    try {
+      piece = await reader.read();
+    } catch (error) {
+      if (signal.aborted) throw error;
+      throw new Refused({ message: 'The connection broke off; what arrived can be heard.', code: 'broken' });
+    }
+    if (piece.done) return;
+    const samples = wave.feed(piece.value);
+    if (wave.rate && !told) {
+      told = true;
+      yield {
+        rate: wave.rate, total: wave.total, seed: Number(answer.headers.get('X-Seed')),
+        digest: answer.headers.get('X-Bundle'), version: answer.headers.get('X-Bundle-Version'),
+      };
+    }
+    if (samples.length) yield samples;
+  }
+}
+
+async function asked(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refused({ message: 'The server does not answer. Is there a connection?', code: 'offline' });
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => null);
+  throw new Refused({
+    message: `The server answered with ${answer.status}.`, ...said?.error, wait: Number(answer.headers.get('Retry-After') ?? 0),
+  });
+}
+
+const headers = (key) => (key ? { Authorization: `Bearer ${key}` } : {});

@@ -1,0 +1,191 @@
+"""The page in a real browser, with the band behind it: from a prompt to sound, by hand and by keyboard."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from serve.access import edited, new_key
+from tests.browser import chromium
+from tests.bundles import write_bundle
+from tests.endpoint import Endpoint, endpoint
+
+pytestmark = pytest.mark.slow
+CONTRASTS = (Path(__file__).parents[1] / "contrasts.js").read_text()
+BAND = Path(__file__).parents[2] / "tinymusician/models/weights/band-small"
+HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSource; " + (
+    "AudioContext.prototype.createBufferSource = function () { const node = create.call(this), start = node.start; "
+    "node.start = function (...at) { window.heard += node.buffer.getChannelData(0).reduce((s, x) => s + x * x, 0); "
+    "return start.apply(node, at) }; return node }"
+)
+"""Adds up the energy of everything that the page lets sound."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import MusicgenForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("band")
+    write_bundle(MusicgenForConditionalGeneration.from_pretrained(BAND), BAND / "tokenizer.json", folder, seconds=4.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(bundle: Path) -> Iterator[Endpoint]:
+    with endpoint(model=str(bundle), limits={"seconds": 30, "places": 2}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser, here: Endpoint) -> Iterator[Page]:
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.add_init_script(HEARD)
+    page.goto(here.url)
+    yield page
+    page.close()
+    assert not faults
+
+
+def test_from_words_to_sound(page: Page, here: Endpoint) -> None:
+    expect(page.locator("#bundle")).to_contain_text("test")
+    page.get_by_role("button", name="a slow waltz for flute").click()
+    page.get_by_label("Length").fill("3")
+    page.get_by_label("Seed").fill("11")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.get_by_role("heading", name="a slow waltz for flute")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download WAV").click()
+    played = here.generate(prompt="a slow waltz for flute in G major", seconds=3, seed=11, guidance=3, temperature=1)
+    with (
+        wave.open(io.BytesIO(Path(download.value.path()).read_bytes())) as file,
+        wave.open(io.BytesIO(played.content)) as own,
+    ):
+        ours, theirs = (np.frombuffer(one.readframes(10**6), "<i2") for one in (file, own))
+        assert file.getframerate() == own.getframerate() == 16_000
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+    energy = float(np.square(theirs / 32767).sum())
+    assert page.evaluate("window.heard") == pytest.approx(energy, rel=1e-3)
+    assert drawn(page, "spectrogram") > 100
+    assert drawn(page, "wave") >= 3
+    facts = page.locator("#facts").inner_text()
+    assert "11" in facts
+    assert played.headers["X-Bundle"][:12] in facts
+
+
+def drawn(page: Page, canvas: str) -> int:
+    """How many colours a canvas shows."""
+    return page.evaluate(
+        "id => { const c = document.getElementById(id), { data } = c.getContext('2d').getImageData(0, 0, c.width, "
+        "c.height); return new Set(new Uint32Array(data.buffer)).size }",
+        canvas,
+    )
+
+
+def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.type("a lively jig")
+    page.get_by_label("Length").fill("30")
+    page.get_by_label("What shall be played?").press("Enter")
+    expect(page.locator("#status")).to_contain_text("Playing while it is made")
+    stop = page.get_by_role("button", name="Stop")
+    stop.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
+    expect(page.get_by_role("link", name="Download WAV")).to_be_visible()
+    assert page.evaluate("document.getElementById('seek').max") == "30"
+    assert here.musician._playing.room.seats == 0 or page.wait_for_timeout(2000) is None
+    assert here.musician._playing.room.seats == 0
+
+
+def test_what_was_heard_is_there_again_after_a_reload(page: Page) -> None:
+    for seed in ("1", "2"):
+        page.get_by_label("What shall be played?").fill(f"a march number {seed}")
+        page.get_by_label("Length").fill("1")
+        page.get_by_label("Seed").fill(seed)
+        page.get_by_role("button", name="Play", exact=True).click()
+        expect(page.locator("#history li")).to_have_count(int(seed))
+    page.reload()
+    expect(page.locator("#history li .what")).to_contain_text(["a march number 2", "a march number 1"])
+    page.get_by_role("button", name="Play a march number 1").click()
+    expect(page.get_by_role("heading", name="a march number 1")).to_be_visible()
+    page.wait_for_function("window.heard > 0")
+    page.get_by_role("button", name="Use a march number 1").click()
+    assert page.get_by_label("Seed").input_value() == "1"
+    page.get_by_role("button", name="Forget a march number 1").click()
+    expect(page.locator("#history li")).to_have_count(1)
+
+
+def test_what_is_wrong_is_said_where_it_is(page: Page) -> None:
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#prompt-wrong")).to_contain_text("Some words are needed")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.get_by_label("What shall be played?").fill("a march")
+    page.get_by_label("Seed").fill("eleven")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#seed-wrong")).to_contain_text("whole number")
+    expect(page.locator("#prompt-wrong")).to_be_hidden()
+
+
+def test_a_server_that_is_full_is_asked_again(page: Page, here: Endpoint) -> None:
+    held = [here.opened(prompt="a march", seconds=30) for _ in range(2)]
+    page.get_by_label("What shall be played?").fill("a reel")
+    page.get_by_label("Length").fill("1")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Asking again in")
+    for one in held:
+        one.close()
+    expect(page.get_by_role("heading", name="a reel")).to_be_visible(timeout=60_000)
+
+
+def test_a_server_that_is_gone_is_said(page: Page, browser: Browser) -> None:
+    page.get_by_label("What shall be played?").fill("a reel")
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("does not answer")
+    page.context.set_offline(False)
+
+
+def test_a_key_is_asked_for_once(browser: Browser, bundle: Path, tmp_path: Path) -> None:
+    text, key = new_key("page", 60, 4, None)
+    with edited(tmp_path / "keys.json", missing=True) as keys:
+        keys.append(key)
+    with endpoint(model=str(bundle), keys=str(tmp_path / "keys.json")) as shut:
+        page = browser.new_page()
+        page.goto(shut.url)
+        expect(page.locator("#bundle")).to_contain_text("An API key is needed")
+        page.get_by_label("API key").fill(text)
+        page.get_by_label("API key").press("Tab")
+        expect(page.locator("#bundle")).to_contain_text("test")
+        page.reload()
+        expect(page.locator("#bundle")).to_contain_text("test")
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_it_fits_and_can_be_read(browser: Browser, here: Endpoint, scheme: str, width: int) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page.goto(here.url)
+    page.get_by_label("What shall be played?").fill("a reel")
+    page.get_by_label("Length").fill("1")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for text, ratio in page.evaluate(CONTRASTS):
+        assert ratio >= 4.5, (text, ratio)
+    page.close()
