@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test test-quick test-environments demo paper bench clean
+.PHONY: help install page check format test test-quick test-environments demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -19,6 +19,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,evaluate,serve,s3,band,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tinysoundfont
+	touch $@
+
+PAGE := serve/page
+VENDOR := $(PAGE)/vendor
+page: $(VENDOR)/.made  ## Fetch what the page needs to play on the device itself (npm)
+
+$(VENDOR)/.made: $(PAGE)/package.json
+	npm install --prefix $(PAGE) --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error
+	mkdir -p $(VENDOR)
+	cp $(PAGE)/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.mjs \
+	  $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(PAGE)/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs $(VENDOR)
+	rm -rf $(PAGE)/node_modules
 	touch $@
 
 check: $(STAMP)  ## Formatting, lint, types, who may import whom

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.front import Front
 from serve.messages import Heading, Model
@@ -29,17 +30,13 @@ class ServedEngines:
 
     def __init__(self, musicians: DeploymentHandle) -> None:
         self._play = musicians.options(method_name="play", stream=True)
+        self._file = musicians.options(method_name="file", stream=True)
         self._about = musicians.options(method_name="about")
 
     async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
-        parts = self._play.remote(wish, request)
-        try:
+        async with aclosing(_passed_on(self._play.remote(wish, request))) as parts:
             async for part in parts:
                 yield part
-        except _LOST as error:
-            raise Lost(type(error).__name__) from error
-        finally:
-            parts.cancel()
 
     async def about(self) -> Model:
         try:
@@ -47,6 +44,22 @@ class ServedEngines:
         except _LOST as error:
             raise Lost(type(error).__name__) from error
         return model
+
+    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        async with aclosing(_passed_on(self._file.remote(digest, path))) as parts:
+            async for part in parts:
+                yield part
+
+
+async def _passed_on(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:
+    """What an engine gives; whoever closes this makes it stop."""
+    try:
+        async for part in parts:
+            yield part
+    except _LOST as error:
+        raise Lost(type(error).__name__) from error
+    finally:
+        parts.cancel()
 
 
 @serve.ingress()

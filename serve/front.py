@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
+from typing import cast
 
 import numpy as np
 from starlette.responses import Response, StreamingResponse
@@ -24,6 +25,7 @@ from serve.watch import FrontMetrics
 from tinymusician.errors import RequestError
 
 _READY_SECONDS = 5.0
+_BINARY = "application/octet-stream"
 
 
 class Front:
@@ -60,6 +62,21 @@ class Front:
                 return Models(data=(await self._engines.about(),))
         except (TimeoutError, Lost):
             raise Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS) from None
+
+    async def file(self, digest: str, path: str) -> Response:
+        """A file of the bundle that plays; under its digest it never changes.
+
+        Raises:
+            Refusal: another bundle plays by now, or no engine is ready.
+            NotFound: the same, said by the engine.
+        """
+        parts = self._engines.file(digest, path)
+        try:
+            size = await anext(parts)
+        except Lost:
+            raise Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS) from None
+        headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
+        return StreamingResponse(cast(AsyncIterator[bytes], parts), headers=headers, media_type=_BINARY)
 
     async def generate(self, asked: Generation, key: ApiKey | None) -> Response:
         """The audio.

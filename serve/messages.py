@@ -103,6 +103,7 @@ class Model(BaseModel):
     artifact: str | None
     licence: str
     bytes: int
+    minimum_memory: int = Field(description="Bytes of memory that playing it takes.")
     sampling_rate: int
     codebooks: int
     seconds: float = Field(description="The length that is played if none is asked for.")

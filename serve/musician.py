@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -20,8 +21,12 @@ from serve.room import Heard, Room, Seat
 from serve.settings import Settings
 from serve.shelf import Found, open_shelf
 from serve.watch import EngineMetrics
-from tinymusician.errors import BundleError, EngineError, StoreError, TinyMusicianError
+from tinymusician.errors import BundleError, EngineError, NotFound, StoreError, TinyMusicianError
+from tinymusician.runtime.bundle import MANIFEST
 from tinymusician.runtime.player import Player, Wish, open_player
+
+_PIECE = 1 << 20
+"""Bytes of a file that travel at once."""
 
 
 class Playing:
@@ -106,6 +111,7 @@ class Musician:
             artifact=version.release.artifact if version else None,
             licence=manifest.licence,
             bytes=manifest.size,
+            minimum_memory=manifest.minimum_memory,
             sampling_rate=manifest.architecture.sampling_rate,
             codebooks=manifest.architecture.codebooks,
             seconds=min(own.seconds, limits.seconds),
@@ -114,6 +120,21 @@ class Musician:
             temperature=own.temperature,
             one_pass=own.one_pass,
         )
+
+    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        """A file of the bundle with this digest: its size, then its bytes. Devices check them by the manifest.
+
+        Raises:
+            NotFound: another bundle plays here by now, or it has no such file.
+        """
+        playing = self._playing
+        known = {MANIFEST, *(file.path for file in playing.player.manifest.files)}
+        if digest != playing.digest or path not in known:
+            raise NotFound(f"bundle {digest[:12]}: {path!r} is not played here")
+        with (playing.found.folder / path).open("rb") as file:
+            yield os.fstat(file.fileno()).st_size
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                yield piece
 
     async def check_health(self) -> None:
         """Ray Serve asks now and then; an engine that raises is replaced."""

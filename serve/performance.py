@@ -32,6 +32,9 @@ class Engines(Protocol):
     async def about(self) -> Model:
         """What they play."""
 
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        """The size of a file of the bundle with this digest, then its bytes."""
+
 
 class Performance:
     """One piece. `fetch` gives its heading, then its samples, then None."""

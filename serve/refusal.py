@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from serve.messages import Code, Failure, Problem
-from tinymusician.errors import RequestError, TinyMusicianError
+from tinymusician.errors import NotFound, RequestError, TinyMusicianError
 
 
 class Refusal(Exception):
@@ -32,4 +32,6 @@ def refused(error: TinyMusicianError) -> Refusal:
     if isinstance(error, RequestError):
         field = message.partition(":")[0].partition(" ")[0]
         return Refusal(422, "invalid", message, field)
+    if isinstance(error, NotFound):
+        return Refusal(404, "not_found", message)
     return Refusal(503, "failed", message, wait=5)

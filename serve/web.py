@@ -30,6 +30,7 @@ _PAGE = Path(__file__).parent / "page"
 _WHY = {
     400: "The body is no JSON.",
     401: "No API key, or none that counts.",
+    404: "Nothing lies there, or another bundle plays by now.",
     413: "The body is too large.",
     422: "A value is not allowed; `field` says which.",
     429: "Too many requests, of this key or of all; `Retry-After` says when to come again.",
@@ -58,6 +59,12 @@ _AUDIO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The audio. `X-Seed` plays it again; `X-Bundle` is the digest of the bundle that played it.",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
+    }
+}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Its bytes, to be checked against the SHA-256 in `manifest.json`, whose own is the digest.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
@@ -92,6 +99,16 @@ def application(front: Front, limits: Limits) -> FastAPI:
     @app.get("/v1/models", dependencies=[Depends(known)], responses=_failures(401, 503), summary="Which bundle plays")
     async def models() -> Models:
         return await front.models()
+
+    @app.get(
+        "/v1/bundles/{digest}/{path:path}",
+        dependencies=[Depends(known)],
+        response_class=Response,
+        responses=_FILE | _failures(401, 404, 503),
+        summary="A file of the bundle that plays",
+    )
+    async def file(digest: str, path: str) -> Response:
+        return await front.file(digest, path)
 
     @app.get("/live", summary="Whether the endpoint answers at all")
     async def live() -> dict[str, str]:

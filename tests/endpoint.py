@@ -43,6 +43,9 @@ class Engines:
     async def about(self) -> Model:
         return await self.musician.about()
 
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        return self.musician.file(digest, path)
+
 
 @dataclass
 class Endpoint:

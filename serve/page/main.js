@@ -1,5 +1,6 @@
 // The page: from words to sound, and what was heard before.
 
+import { Device, Unable, hindrance } from './device/device.js';
 import { Picture } from './draw.js';
 import * as past from './history.js';
 import { Refused, model, perform } from './server.js';
@@ -12,17 +13,21 @@ const EXAMPLES = [
 const LARGEST_SEED = 2 ** 53 - 1;
 const at = (id) => document.getElementById(id);
 const picture = new Picture(at('wave'), at('spectrogram'));
-let bundle, sound, running, played;
+const device = new Device();
+let bundle, sound, running, played, online = false;
 
 // ---- what plays here
 
 async function ask() {
   try {
     bundle = await model(key());
+    online = true;
+    localStorage.setItem('bundle', JSON.stringify(bundle));
   } catch (error) {
+    bundle = onDevice() && JSON.parse(localStorage.getItem('bundle'));
     if (error.code === 'unauthorized') at('key-part').hidden = false;
     at('bundle').textContent = error.code === 'unauthorized' ? 'An API key is needed here.' : error.message;
-    return;
+    if (!bundle) return;
   }
   const version = bundle.version === null ? '' : `, version ${bundle.version}`;
   const told = document.createElement('span');
@@ -38,6 +43,7 @@ async function ask() {
   at('guidance').disabled = bundle.one_pass;
   at('guidance-note').textContent = bundle.one_pass ? 'this model has it in its weights' : 'how closely to follow the words';
   tell();
+  if (onDevice()) await settle();
 }
 
 const key = () => at('key').value.trim() || sessionStorage.getItem('key') || '';
@@ -47,6 +53,47 @@ function tell() {
   at('guidance-told').textContent = Number(at('guidance').value).toFixed(1);
   at('temperature-told').textContent = Number(at('temperature').value).toFixed(2);
 }
+
+// ---- on this device
+
+const onDevice = () => localStorage.getItem('device') === 'yes';
+
+// Make the device ready to play, or say why it cannot; the server plays then.
+async function settle() {
+  const why = await hindrance(bundle);
+  if (why) return give(why);
+  at('device').checked = true;
+  at('device-load').hidden = false;
+  const began = performance.now();
+  try {
+    await navigator.serviceWorker?.register('offline.js');
+    await device.open(bundle, key(), (done, size) => {
+      at('device-load').value = done / size;
+      at('device-note').textContent = `loading: ${(done / 1e6).toFixed(1)} of ${(size / 1e6).toFixed(1)} MB`;
+    });
+    localStorage.setItem('device', 'yes');
+    at('device-note').textContent = `ready in ${((performance.now() - began) / 1000).toFixed(1)} s; plays without the server, also offline`;
+  } catch (error) {
+    give(error.message);
+  } finally {
+    at('device-load').hidden = true;
+  }
+}
+
+function give(why) {
+  device.close();
+  localStorage.removeItem('device');
+  at('device').checked = false;
+  at('device-note').textContent = `This device cannot play it: ${why}. The server plays instead.`;
+}
+
+at('device').addEventListener('change', () => {
+  if (at('device').checked && bundle) return settle();
+  at('device').checked = false;
+  device.close();
+  localStorage.removeItem('device');
+  at('device-note').textContent = 'loads the bundle once; then it plays here, also without a network';
+});
 
 // ---- from words to sound
 
@@ -91,11 +138,12 @@ async function play(event) {
 async function attempt(values) {
   const began = performance.now();
   say('Waiting for the first sound …');
+  const here = device.ready, { signal } = running;
   let piece;
   try {
-    for await (const part of perform(values, key(), running.signal)) {
+    for await (const part of here ? device.perform(values, signal, online) : perform(values, key(), signal)) {
       if (!piece) {
-        piece = { ...values, ...part, where: 'server', at: Date.now() };
+        piece = { ...values, ...part, where: here ? 'device' : 'server', at: Date.now() };
         open(piece);
         await sound.play();
         continue;
@@ -105,9 +153,10 @@ async function attempt(values) {
       say(`Playing while it is made: ${(sound.have / sound.rate).toFixed(1)} of ${sound.seconds.toFixed(1)} s`);
       facts(piece);
     }
-    finish(piece);
+    await finish(piece);
     say('');
   } catch (error) {
+    if (error instanceof Unable) return give(error.message), online;
     if (piece) finish(piece);
     if (running.signal.aborted) return say(''), false;
     return failed(error);

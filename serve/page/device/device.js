@@ -1,0 +1,100 @@
+// This device as a player: whether it can be one, and the same heading and samples as the server gives.
+
+// The smallest module with a SIMD instruction (i8x16.splat, i8x16.popcnt).
+const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
+const SETTLED = 60; // frames after which the pace is known
+
+export class Unable extends Error {}
+
+// Why this device cannot play a bundle; undefined if it may.
+export async function hindrance(model) {
+  if (!globalThis.WebAssembly?.validate(SIMD)) return 'this browser has no WebAssembly SIMD';
+  if (!globalThis.caches || !globalThis.crypto?.subtle) return 'the page needs HTTPS to keep and check a bundle';
+  if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'this server was set up without it';
+  const needed = 3 * Math.max(model.minimum_memory, model.bytes), has = (navigator.deviceMemory ?? 8) * 2 ** 30;
+  if (has < needed) return `it needs ${(needed / 2 ** 30).toFixed(1)} GiB of memory`;
+  const { quota = Infinity, usage = 0 } = (await navigator.storage?.estimate?.()) ?? {};
+  if (quota - usage < 1.2 * model.bytes) return 'there is no room left in the browser’s storage';
+  return undefined;
+}
+
+export class Device {
+  constructor() { this.worker = undefined; }
+
+  // Load a bundle, from the browser's storage if it is there. `told` hears bytes done and in all.
+  async open(model, key, told) {
+    this.close();
+    this.worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
+    this.worker.postMessage({ kind: 'open', digest: model.digest, key });
+    for await (const said of this.#said('opened')) if (said.kind === 'loading') told(said.done, said.size);
+    this.digest = model.digest;
+    this.version = model.version;
+  }
+
+  get ready() { return Boolean(this.worker && this.digest); }
+
+  // Yields {rate, total, seed, digest, version}, then Float32Arrays. Where the device turns out to be slower than the
+  // music, `Unable` is thrown, unless there is no `other` to play it.
+  async *perform(wish, signal, other) {
+    const seed = wish.seed ?? Math.floor(Math.random() * 2 ** 53);
+    this.worker.postMessage({ kind: 'play', wish: { ...wish, seed } });
+    const stop = () => this.worker?.postMessage({ kind: 'stop' });
+    signal.addEventListener('abort', stop);
+    let ended = false;
+    try {
+      for await (const said of this.#said('ended', 'stopped')) {
+        if (said.kind === 'heading') yield { rate: said.rate, total: said.total, seed, digest: this.digest, version: this.version };
+        if (said.kind === 'samples') yield said.samples;
+        if (said.kind === 'pace' && said.ready === SETTLED && other) {
+          const factor = (said.seconds * said.frames) / said.ready / wish.seconds;
+          if (factor > 1) throw new Unable(`it is too slow (real-time factor ${factor.toFixed(1)})`);
+        }
+      }
+      ended = true;
+      signal.throwIfAborted();
+    } finally {
+      signal.removeEventListener('abort', stop);
+      if (!ended) await this.#hush();
+    }
+  }
+
+  close() {
+    this.worker?.terminate();
+    this.worker = this.digest = undefined;
+  }
+
+  // Stop, and wait until the worker has.
+  async #hush() {
+    if (!this.worker) return;
+    this.worker.postMessage({ kind: 'stop' });
+    try {
+      for await (const _ of this.#said('ended', 'stopped'));
+    } catch {
+      this.close();
+    }
+  }
+
+  // What the worker says, up to one of `last`.
+  async *#said(...last) {
+    const heard = [];
+    let wake;
+    const put = (one) => { heard.push(one); wake?.(); };
+    const told = ({ data }) => put(data);
+    const failed = (event) => put({ kind: 'failed', message: event.message || 'its memory is too small, or a file is missing' });
+    this.worker.addEventListener('message', told);
+    this.worker.addEventListener('error', failed);
+    const worker = this.worker;
+    try {
+      for (;;) {
+        while (!heard.length) await new Promise((resolve) => { wake = resolve; });
+        const one = heard.shift();
+        if (one.kind === 'failed') throw new Unable(one.message);
+        yield one;
+        if (last.includes(one.kind)) return;
+      }
+    } finally {
+      worker.removeEventListener('message', told);
+      worker.removeEventListener('error', failed);
+    }
+  }
+}

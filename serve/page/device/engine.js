@@ -1,0 +1,224 @@
+// The engine in JavaScript: one bundle, one piece at a time. It plays what tinymusician/runtime plays, step by step:
+// the same delay pattern, guidance, windows and codec context, so that greedy codes are equal. Its random numbers are
+// its own.
+
+const LENGTH_STEP = 128, TEXT_STEP = 16; // how buffers grow (runtime/decoder.py)
+const OVERLAP = 0.4; // the share of a window that the next one hears again (runtime/track.py)
+const FIRST_CHUNK = 0.5, CHUNK = 1.0; // seconds (runtime/player.py)
+
+const rounded = (count, step) => Math.ceil(count / step) * step;
+const inputs = (session) => Object.fromEntries(session.inputMetadata.map((value) => [value.name, value]));
+
+export class Engine {
+  // `ort` is onnxruntime-web, `Tokenizer` that of @huggingface/tokenizers, `files` the bundle's bytes by role.
+  static async open(ort, Tokenizer, manifest, files) {
+    const engine = new Engine();
+    engine.ort = ort;
+    engine.manifest = manifest;
+    engine.shape = manifest.architecture;
+    const words = JSON.parse(new TextDecoder().decode(files.tokenizer));
+    engine.tokenizer = new Tokenizer(words, { unk_token: words.model.unk_token });
+    engine.sessions = {};
+    for (const role of ['decoder', 'text_encoder', 'cross', 'codec_decoder']) {
+      engine.sessions[role] = await ort.InferenceSession.create(files[role], { executionProviders: ['wasm'], logSeverityLevel: 3 });
+      delete files[role];
+    }
+    engine.layers = engine.sessions.decoder.inputNames.filter((name) => name.startsWith('past_key.')).length;
+    return engine;
+  }
+
+  get frameRate() { return this.shape.sampling_rate / this.shape.hop; }
+
+  // Yields {ready, frames} after every step, and {samples} as audio is settled.
+  async *play(wish) {
+    const frames = Math.round(wish.seconds * this.frameRate), window = this.shape.window;
+    const text = await this.#text(wish.prompt);
+    const without = wish.guidance === 1 ? null : wish.negative_prompt ? await this.#text(wish.negative_prompt) : await this.#nothing();
+    const texts = without ? [text, without] : [text];
+    const codes = Array.from({ length: this.shape.codebooks }, () => new Int32Array(frames));
+    const audio = new AudioStream(this);
+    let done = 0, due = FIRST_CHUNK * this.frameRate;
+    for (let number = 0; done < frames; number++) {
+      const heard = frames <= window ? done : Math.min(done, Math.trunc(OVERLAP * window));
+      const length = Math.min(window, heard + frames - done), first = done - heard;
+      const given = codes.map((book) => book.slice(first, done));
+      for await (const { ready, column } of this.#window(texts, wish, given, length, number)) {
+        if (ready > heard) column.forEach((code, book) => { codes[book][first + ready - 1] = code; });
+        const reached = first + Math.max(ready, heard);
+        yield { ready: reached, frames };
+        if (reached >= due && reached < frames) {
+          due = reached + CHUNK * this.frameRate;
+          yield { samples: await audio.feed(codes, reached, false) };
+        }
+      }
+      done = first + length;
+    }
+    yield { samples: await audio.feed(codes, frames, true) };
+  }
+
+  // The greedy or drawn codes of one window; `given` are those of its first frames.
+  async *#window(texts, wish, given, frames, number) {
+    const { codebooks: books, vocabulary } = this.shape, steps = frames + books - 1, known = given[0].length;
+    const decoder = new Decoder(this, texts, steps), random = numbers(wish.seed, number);
+    const delayed = Array.from({ length: books }, () => new Int32Array(steps).fill(vocabulary));
+    given.forEach((book, k) => book.forEach((code, t) => { delayed[k][k + t] = code; }));
+    for (let step = 0; step < steps; step++) {
+      const logits = await decoder.step(delayed.map((book) => (step ? book[step - 1] : vocabulary)));
+      for (let k = 0; k < books; k++) {
+        const uniform = random(), frame = step - k;
+        if (frame < known || frame >= frames) continue;
+        const scores = guided(logits, texts.length, books, vocabulary, k, wish.guidance);
+        delayed[k][step] = draw(scores, uniform, wish);
+      }
+      const ready = step - books + 2;
+      if (ready > 0) yield { ready, column: delayed.map((book, k) => book[ready - 1 + k]) };
+      else yield { ready: 0, column: [] };
+    }
+  }
+
+  async #text(prompt) {
+    const ids = this.tokenizer.encode(prompt).ids;
+    if (ids.length > this.shape.text_tokens) throw new Error(`The prompt has ${ids.length} tokens; at most ${this.shape.text_tokens} can be played.`);
+    const dims = [1, ids.length], mask = new Int32Array(ids.length).fill(1);
+    const feeds = { ids: this.#tensor('int64', BigInt64Array.from(ids, BigInt), dims), mask: this.#tensor('int32', mask, dims) };
+    const states = Object.values(await this.sessions.text_encoder.run(feeds))[0];
+    return this.#attended(states, mask);
+  }
+
+  // The null condition of classifier-free guidance: zero states under a zero mask.
+  async #nothing() {
+    const width = inputs(this.sessions.cross).text_states.shape[2];
+    return this.#attended(this.#tensor('float32', new Float32Array(width), [1, 1, width]), new Int32Array(1));
+  }
+
+  async #attended(states, mask) {
+    const feeds = { text_states: states, text_mask: this.#tensor('int32', mask, [1, mask.length]) };
+    const found = await this.sessions.cross.run(feeds);
+    return { mask, arrays: Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value.data])), length: mask.length };
+  }
+
+  #tensor(type, data, dims) { return new this.ort.Tensor(type, data, dims); }
+}
+
+// A row for each text, all at the same position.
+class Decoder {
+  constructor(engine, texts, steps) {
+    this.engine = engine;
+    this.rows = texts.length;
+    this.position = 0;
+    const { ort, sessions } = engine, known = inputs(sessions.decoder);
+    const [, heads, , size] = known['past_key.0'].shape, type = known['past_key.0'].type;
+    const width = rounded(Math.max(...texts.map((text) => text.length)), TEXT_STEP);
+    const mask = new Int32Array(this.rows * width);
+    texts.forEach((text, row) => mask.set(text.mask, row * width));
+    this.feeds = { text_mask: new ort.Tensor('int32', mask, [this.rows, width]) };
+    const cache = [this.rows, heads, rounded(steps, LENGTH_STEP), size], count = cache.reduce((a, b) => a * b);
+    for (let layer = 0; layer < engine.layers; layer++) {
+      for (const kind of ['key', 'value']) {
+        const past = type === 'int8' ? new Int8Array(count) : new Float32Array(count);
+        this.feeds[`past_${kind}.${layer}`] = new ort.Tensor(type, past, cache);
+        const cross = new Float32Array(this.rows * heads * width * size);
+        texts.forEach((text, row) => {
+          for (let head = 0; head < heads; head++) {
+            const from = head * text.length * size;
+            cross.set(text.arrays[`cross_${kind}.${layer}`].subarray(from, from + text.length * size), (row * heads + head) * width * size);
+          }
+        });
+        this.feeds[`cross_${kind}.${layer}`] = new ort.Tensor('float32', cross, [this.rows, heads, width, size]);
+      }
+    }
+  }
+
+  // Logits [rows · K · V] after every row has read `column` [K].
+  async step(column) {
+    const { ort, sessions, layers } = this.engine;
+    const codes = BigInt64Array.from(Array.from({ length: this.rows }, () => column).flat(), BigInt);
+    this.feeds.codes = new ort.Tensor('int64', codes, [this.rows, column.length]);
+    this.feeds.positions = new ort.Tensor('int32', new Int32Array(this.rows).fill(this.position), [this.rows]);
+    const found = await sessions.decoder.run(this.feeds);
+    for (let layer = 0; layer < layers; layer++) {
+      for (const kind of ['key', 'value']) this.feeds[`past_${kind}.${layer}`] = found[`kept_${kind}.${layer}`];
+    }
+    this.position += 1;
+    return found.logits.data;
+  }
+}
+
+// Codes to samples as they are settled; joined, the pieces are the wave made at once (runtime/codec.py).
+class AudioStream {
+  constructor(engine) {
+    this.engine = engine;
+    const [, layers, width] = inputs(engine.sessions.codec_decoder).state.shape;
+    this.state = new engine.ort.Tensor('float32', new Float32Array(layers * width), [1, layers, width]);
+    this.kept = new engine.ort.Tensor('float32', new Float32Array(0), [1, width, 0]);
+    this.remembered = this.keptFrom = this.given = 0;
+  }
+
+  async feed(codes, available, last) {
+    const { ort, shape, sessions } = this.engine, { context_before: before, context_after: after, hop } = shape;
+    const through = last ? available : available - before, ready = last ? through : through - after;
+    if (ready <= this.given) return new Float32Array(0);
+    const start = Math.max(0, this.remembered - before), length = available - start;
+    const values = BigInt64Array.from(codes.flatMap((book) => Array.from(book.subarray(start, available))), BigInt);
+    const found = await sessions.codec_decoder.run({
+      codes: new ort.Tensor('int64', values, [1, codes.length, length]),
+      cut: new ort.Tensor('int64', BigInt64Array.from([this.remembered - start, available - through], BigInt), [2]),
+      state: this.state, kept: this.kept,
+    });
+    const samples = found.audio.data.slice((this.given - this.keptFrom) * hop, (ready - this.keptFrom) * hop);
+    const keepFrom = Math.max(0, ready - after), [, width, columns] = found.latent.dims, skip = keepFrom - this.keptFrom;
+    const kept = new Float32Array(width * (columns - skip));
+    for (let row = 0; row < width; row++) kept.set(found.latent.data.subarray(row * columns + skip, (row + 1) * columns), row * (columns - skip));
+    this.kept = new ort.Tensor('float32', kept, [1, width, columns - skip]);
+    this.state = found.state_after;
+    this.remembered = through; this.keptFrom = keepFrom; this.given = ready;
+    return samples;
+  }
+}
+
+// z_u + s · (z_c - z_u) in float32, as the engine computes it (runtime/sampling.py).
+function guided(logits, rows, books, vocabulary, book, scale) {
+  const own = logits.subarray(book * vocabulary, (book + 1) * vocabulary);
+  if (rows === 1) return own;
+  const bare = logits.subarray((books + book) * vocabulary, (books + book + 1) * vocabulary), narrow = Math.fround(scale);
+  return own.map((value, i) => bare[i] + Math.fround(narrow * Math.fround(value - bare[i])));
+}
+
+// One code by the inverse of its distribution at `uniform`: temperature, then top-k, then top-p.
+function draw(logits, uniform, { temperature, top_k, top_p }) {
+  if (!logits.every(Number.isFinite)) throw new Error('The decoder gave numbers that are not finite: this browser cannot play the bundle.');
+  if (temperature === 0) return logits.reduce((best, value, i) => (value > logits[best] ? i : best), 0);
+  let scores = Float64Array.from(logits, (value) => value / temperature);
+  if (top_k > 0 && top_k < scores.length) {
+    const least = scores.slice().sort()[scores.length - top_k];
+    scores = scores.map((value) => (value < least ? -Infinity : value));
+  }
+  let shares = softmax(scores);
+  if (top_p < 1) {
+    const order = Array.from(shares.keys()).sort((a, b) => shares[a] - shares[b]);
+    let sum = 0;
+    for (const i of order.slice(0, -1)) if ((sum += shares[i]) <= 1 - top_p) scores[i] = -Infinity; else break;
+    shares = softmax(scores);
+  }
+  const total = shares.reduce((a, b) => a + b);
+  let sum = 0;
+  for (let i = 0; i < shares.length; i++) if ((sum += shares[i]) > uniform * total) return i;
+  return shares.length - 1;
+}
+
+function softmax(scores) {
+  const most = Math.max(...scores), risen = scores.map((value) => Math.exp(value - most)), sum = risen.reduce((a, b) => a + b);
+  return risen.map((value) => value / sum);
+}
+
+// Uniform numbers in [0, 1) of a seed and a window (sfc32, Chris Doty-Humphrey, seeded word by word and run warm).
+function numbers(seed, window) {
+  let a = seed >>> 0, b = Math.floor(seed / 2 ** 32) >>> 0, c = window >>> 0, d = 1;
+  const next = () => {
+    const t = (a + b + d) | 0;
+    d = (d + 1) | 0; a = b ^ (b >>> 9); b = (c + (c << 3)) | 0; c = ((c << 21) | (c >>> 11)) + t | 0;
+    return (t >>> 0) / 2 ** 32;
+  };
+  for (let i = 0; i < 16; i++) next();
+  return next;
+}

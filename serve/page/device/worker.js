@@ -1,0 +1,51 @@
+// The engine in a thread of its own, so that the page stays quick. One piece at a time.
+
+import * as ort from '../vendor/ort.wasm.min.mjs';
+import { Tokenizer } from '../vendor/tokenizers.min.mjs';
+import { open } from './bundle.js';
+import { Engine } from './engine.js';
+
+ort.env.wasm.wasmPaths = new URL('../vendor/', import.meta.url).href;
+ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+
+const QUIET = { prompt: 'warming up', guidance: 1, temperature: 0, seed: 0, top_k: 0, top_p: 1 };
+let engine, stopped, playing = false;
+const works = {
+  async open({ digest, key }) {
+    engine = undefined;
+    const { manifest, files } = await open(digest, key, (done, size) => postMessage({ kind: 'loading', done, size }));
+    engine = await Engine.open(ort, Tokenizer, manifest, files);
+    for await (const _ of engine.play({ ...QUIET, seconds: 0.3 })); // the first time is slow
+    postMessage({ kind: 'opened', threads: ort.env.wasm.numThreads });
+  },
+
+  async play({ wish }) {
+    stopped = false;
+    playing = true;
+    const { shape, frameRate } = engine, own = engine.manifest.sampling;
+    const whole = { top_k: own.top_k, top_p: own.top_p, guidance: own.one_pass ? 1 : own.guidance, ...wish };
+    const frames = Math.round(wish.seconds * frameRate), began = performance.now();
+    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: frames * shape.hop });
+    let paused = performance.now();
+    for await (const { samples, ready } of engine.play(whole)) {
+      if (samples) postMessage({ kind: 'samples', samples }, [samples.buffer]);
+      else if (ready % 10 === 0) postMessage({ kind: 'pace', ready, frames, seconds: (performance.now() - began) / 1000 });
+      if (performance.now() - paused > 50) { // let a `stop` in
+        await new Promise((resolve) => setTimeout(resolve));
+        paused = performance.now();
+      }
+      if (stopped) break;
+    }
+    playing = false;
+    postMessage({ kind: stopped ? 'stopped' : 'ended' });
+  },
+
+  async stop() {
+    stopped = true;
+    if (!playing) postMessage({ kind: 'stopped' });
+  },
+};
+onmessage = ({ data }) => works[data.kind](data).catch((error) => {
+  playing = false;
+  postMessage({ kind: 'failed', message: error.message });
+});

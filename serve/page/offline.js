@@ -1,0 +1,33 @@
+// A service worker: the page itself, for when there is no network. The network comes first, so that a new page is seen
+// at once; what was last seen is the rest. Requests for audio and models are none of its business.
+
+const CACHE = 'tinymusician-page';
+const FILES = [
+  './', 'style.css', 'icon.svg', 'main.js', 'server.js', 'sound.js', 'draw.js', 'history.js', 'device/device.js', 'device/worker.js',
+  'device/bundle.js', 'device/engine.js', 'vendor/ort.wasm.min.mjs', 'vendor/ort-wasm-simd-threaded.mjs',
+  'vendor/ort-wasm-simd-threaded.wasm', 'vendor/tokenizers.min.mjs',
+];
+
+addEventListener('install', (event) => event.waitUntil((async () => {
+  await (await caches.open(CACHE)).addAll(FILES);
+  await skipWaiting();
+})()));
+
+addEventListener('activate', (event) => event.waitUntil(clients.claim()));
+
+addEventListener('fetch', (event) => {
+  const url = new URL(event.request.url);
+  if (event.request.method !== 'GET' || url.origin !== location.origin || /^\/(v1|live|ready)/.test(url.pathname)) return;
+  event.respondWith((async () => {
+    const cache = await caches.open(CACHE);
+    try {
+      const answer = await fetch(event.request);
+      if (answer.ok) await cache.put(event.request, answer.clone());
+      return answer;
+    } catch (error) {
+      const kept = await cache.match(event.request, { ignoreSearch: true });
+      if (kept) return kept;
+      throw error;
+    }
+  })());
+});

@@ -1,0 +1,192 @@
+"""The page playing on the device itself, in a real browser with the band: the engine's codes, offline, and honest."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.browser import chromium
+from tests.bundles import write_bundle
+from tests.endpoint import Endpoint, endpoint
+from tinymusician.runtime.player import Wish, open_player
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+BAND = ROOT / "tinymusician/models/weights/band-small"
+PROMPT = "a slow waltz for flute"
+NO_SIMD = "const whole = WebAssembly.validate; WebAssembly.validate = (bytes) => bytes.length > 40 && whole(bytes)"
+SLOW = "const later = performance.now.bind(performance); performance.now = () => 100 * later()"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import MusicgenForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("band")
+    write_bundle(MusicgenForConditionalGeneration.from_pretrained(BAND), BAND / "tokenizer.json", folder, seconds=4.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(bundle: Path) -> Iterator[Endpoint]:
+    subprocess.run(["make", "-s", "page"], cwd=ROOT, check=True)
+    with endpoint(model=str(bundle)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, here: Endpoint) -> Page:
+    page = context.new_page()
+    page.goto(here.url)
+    expect(page.locator("#bundle")).to_contain_text("test")
+    return page
+
+
+SETTLED = re.compile("ready in|cannot play")
+
+
+def switch_on(page: Page) -> None:
+    page.get_by_label("Play on this device").check()
+    ready(page)
+
+
+def ready(page: Page) -> None:
+    expect(page.locator("#device-note")).to_have_text(SETTLED, timeout=60_000)
+    expect(page.locator("#device-note")).to_contain_text("ready in")
+
+
+def play(page: Page, seconds: int, temperature: float = 0.0) -> np.ndarray:
+    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Length").fill(str(seconds))
+    page.get_by_label("Temperature").fill(str(temperature))
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=90_000)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download WAV").click()
+    with wave.open(io.BytesIO(Path(download.value.path()).read_bytes())) as file:
+        return np.frombuffer(file.readframes(10**7), "<i2") / 32767
+
+
+@pytest.mark.parametrize("seconds", [3, 8])
+def test_the_browser_plays_what_the_engine_plays(page: Page, bundle: Path, seconds: int) -> None:
+    """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
+    switch_on(page)
+    heard = play(page, seconds)
+    expected = open_player(bundle).play(Wish(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
+    assert "this device" in page.locator("#facts").inner_text()
+    assert len(heard) == len(expected)
+    assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
+
+
+def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:
+    switch_on(page)
+    page.get_by_label("Seed").fill("5")
+    first, again = play(page, 2, 1.0), play(page, 2, 1.0)
+    page.get_by_label("Seed").fill("6")
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, play(page, 2, 1.0))
+
+
+def test_after_the_first_load_no_server_is_needed(browser: Browser, here: Endpoint, bundle: Path) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with endpoint(model=str(bundle)) as other:
+        page.goto(other.url)
+        expect(page.locator("#bundle")).to_contain_text("test")
+        switch_on(page)
+        page.wait_for_function("navigator.serviceWorker.controller !== null")
+    page.reload()
+    ready(page)
+    expect(page.locator("#bundle")).to_contain_text("test")
+    assert np.abs(play(page, 2)).max() > 0.01
+    assert "this device" in page.locator("#facts").inner_text()
+    context.close()
+
+
+def test_a_file_that_was_altered_is_not_used(page: Page) -> None:
+    page.route("**/decoder.onnx", lambda route: route.fulfill(status=200, body=b"\0" * 12_608_487))
+    page.get_by_label("Play on this device").check()
+    expect(page.locator("#device-note")).to_contain_text("decoder.onnx is not what its digest says", timeout=60_000)
+    assert not page.get_by_label("Play on this device").is_checked()
+    assert np.abs(play(page, 1)).max() > 0.01
+    assert "the server" in page.locator("#facts").inner_text()
+
+
+def test_what_lies_damaged_in_the_browser_is_brought_again(page: Page) -> None:
+    switch_on(page)
+    page.evaluate(
+        "async () => { const cache = await caches.open('tinymusician-bundles'); for (const one of await cache.keys())"
+        " if (one.url.endsWith('cross.onnx')) await cache.put(one, new Response('rubbish')) }"
+    )
+    with page.expect_response("**/cross.onnx"):
+        page.reload()
+    ready(page)
+
+
+def test_a_browser_without_simd_says_so_and_the_server_plays(page: Page, here: Endpoint) -> None:
+    page.add_init_script(NO_SIMD)
+    page.reload()
+    expect(page.locator("#bundle")).to_contain_text("test")
+    page.get_by_label("Play on this device").click()
+    expect(page.locator("#device-note")).to_contain_text("no WebAssembly SIMD. The server plays instead")
+    assert len(play(page, 1)) == 16_000
+
+
+def test_a_device_with_too_little_memory_says_so(page: Page) -> None:
+    page.add_init_script("Object.defineProperty(Navigator.prototype, 'deviceMemory', { get: () => 0.03125 })")
+    page.reload()
+    expect(page.locator("#bundle")).to_contain_text("test")
+    page.get_by_label("Play on this device").click()
+    expect(page.locator("#device-note")).to_contain_text("GiB of memory. The server plays instead")
+
+
+def test_a_device_that_is_too_slow_hands_over(page: Page) -> None:
+    def slowed(route: object) -> None:
+        answer = route.fetch()  # type: ignore[attr-defined]
+        route.fulfill(response=answer, body=f"{SLOW};\n{answer.text()}")  # type: ignore[attr-defined]
+
+    page.route("**/device/worker.js", slowed)
+    switch_on(page)
+    heard = play(page, 4)
+    expect(page.locator("#device-note")).to_contain_text("too slow")
+    assert "the server" in page.locator("#facts").inner_text()
+    assert len(heard) == 64_000
+
+
+def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
+    switch_on(page)
+    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Length").fill("60")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
+    assert len(play(page, 1)) == 16_000
+
+
+def test_a_switched_off_device_leaves_playing_to_the_server(page: Page) -> None:
+    switch_on(page)
+    page.get_by_label("Play on this device").uncheck()
+    play(page, 1)
+    assert "the server" in page.locator("#facts").inner_text()
