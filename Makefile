@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install page check format test test-quick test-environments demo paper bench clean
+.PHONY: help install page tools check format test test-quick test-environments demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,10 @@ $(VENDOR)/.made: $(PAGE)/package.json
 	  $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(PAGE)/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs $(VENDOR)
 	rm -rf $(PAGE)/node_modules
 	touch $@
+
+tools:  ## Install Debian's Chromium and promtool, with which the page and the alerts are tested (as root)
+	apt-get update -q
+	apt-get install -y -q --no-install-recommends chromium prometheus
 
 check: $(STAMP)  ## Formatting, lint, types, who may import whom
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 
 NAME = "tinymusician"
+_ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")
 _POLL_SECONDS = 0.5
 _PATIENCE = 20.0
 """Seconds for a cluster to say anything of an application that it was given."""
@@ -37,30 +39,33 @@ class Endpoint:
 
         _, self.where = cluster.connect(address, start)
         self._client = ServeSubmissionClient(self.where)
+        self._before: dict[str, Any] | None = None
 
     def deploy(self, settings: Settings, store: Store) -> None:
-        """Begin to serve, or replace what is served without dropping a request.
+        """Begin to serve, or replace what is served without dropping a request. `wait` says whether it went well.
 
         Raises:
             ClusterError: the cluster refuses, or serves at another address already.
         """
         http = {"host": settings.host, "port": settings.port}
-        before = self._details().get("http_options") or {}
-        others = [one for name, one in self._applications().items() if name != NAME]
-        if before and self._applications() and {key: before.get(key) for key in http} != http:
+        details = self._details()
+        before = details.get("http_options") or {}
+        if details["applications"] and {key: before.get(key) for key in http} != http:
             raise ClusterError(
                 f"cluster {self.where}: serves at {before.get('host')}:{before.get('port')} already, and "
                 f"{settings.host}:{settings.port} was asked for; end that with `tmctl serve --stop` first"
             )
-        mine = {
-            "name": NAME,
-            "route_prefix": "/",
-            "import_path": "serve.app:build",
-            "runtime_env": cluster.runtime_environment(store, self.where),
-            "args": settings.model_dump(mode="json", exclude_defaults=True),
-        }
-        apart = [one["deployed_app_config"] for one in others if one.get("deployed_app_config")]
-        self._ask(self._client.deploy_applications, {"http_options": http, "applications": [*apart, mine]})
+        self._before = details["applications"].get(NAME, {}).get("deployed_app_config")
+        self._put(
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": "serve.app:build",
+                "runtime_env": cluster.runtime_environment(store, self.where),
+                "args": settings.model_dump(mode="json", exclude_defaults=True),
+            },
+            http,
+        )
 
     def state(self) -> State:
         """How it is."""
@@ -71,32 +76,36 @@ class Endpoint:
         told += [f"{name}: {one['message']}" for name, one in found["deployments"].items()]
         return State(found["status"], next((line for line in told if line.strip(" :")), ""))
 
-    def wait(self, told: Callable[[State], None] = lambda state: None) -> State:
+    def wait(self, told: Callable[[State], None] = lambda state: None) -> None:
         """Wait until every engine has warmed up; `told` hears of changes.
+
+        If one cannot, what was served before comes back.
 
         Raises:
             ClusterError: it cannot be served; the message says why.
         """
-        before, began = None, time.monotonic()
-        while True:
-            state = self.state()
-            if state != before:
+        seen, began = None, time.monotonic()
+        while (state := self.state()).status != "RUNNING":
+            if state != seen:
                 told(state)
-            if state.status == "RUNNING":
-                return state
-            if state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                raise ClusterError(f"cluster {self.where}: {_last_line(state.message)}")
-            if state.status == "ABSENT" and time.monotonic() - began > _PATIENCE:
-                raise ClusterError(f"cluster {self.where}: never began to serve")
-            before = state
+            absent = state.status == "ABSENT" and time.monotonic() - began > _PATIENCE
+            if absent or state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                self._put(self._before)
+                raise ClusterError(f"cluster {self.where}: {_reason(state.message)}")
+            seen = state
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
         """Serve no more; what others serve on this cluster goes on."""
-        others = [one for name, one in self._applications().items() if name != NAME]
-        apart = [one["deployed_app_config"] for one in others if one.get("deployed_app_config")]
-        if apart:
-            self._ask(self._client.deploy_applications, {"applications": apart})
+        self._put(None)
+
+    def _put(self, mine: dict[str, Any] | None, http: dict[str, Any] | None = None) -> None:
+        """Make `mine` the endpoint; Ray Serve is told of all its applications at once."""
+        others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
+        wanted = [one for one in (*others, mine) if one]
+        if wanted:
+            config: dict[str, Any] = {"applications": wanted} | ({"http_options": http} if http else {})
+            self._ask(self._client.deploy_applications, config)
         else:
             self._ask(self._client.delete_applications)
 
@@ -110,10 +119,11 @@ class Endpoint:
         try:
             return what(*words)
         except Exception as error:  # Ray's client raises RuntimeError and requests' own kinds
-            raise ClusterError(f"cluster {self.where}: {_last_line(str(error))}") from error
+            raise ClusterError(f"cluster {self.where}: {_reason(str(error))}") from error
 
 
-def _last_line(message: str) -> str:
-    """What a traceback ends with."""
+def _reason(message: str) -> str:
+    """Why a replica did not start: its error, out of a message that has the traceback of it."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "refused, and did not say why"
+    errors = [line for line in lines if _ERROR.match(line)]
+    return _ERROR.sub("", errors[-1]) if errors else lines[-1] if lines else "refused, and did not say why"

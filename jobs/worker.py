@@ -166,11 +166,12 @@ class Stage:
 
 def train(context: Context, stage: Stage) -> None:
     """Run a stage's loop from its latest checkpoint in the store, if there is one, to its end."""
+    from jobs.gauges import Gauges
     from jobs.tensorboard import TensorBoard
     from tinymusician.training.checkpoint import Checkpoints
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
     from tinymusician.training.loop import Loop, Worker
-    from tinymusician.training.metrics import MetricsLog
+    from tinymusician.training.metrics import MetricsLog, Watcher
 
     store, plan = context.run.store, stage.plan
     checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"), plan.judge)
@@ -181,8 +182,10 @@ def train(context: Context, stage: Stage) -> None:
     state = start.state if start is not None else None
     engine = DeepSpeedEngine(stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state)
     resume_at = start.step if start is not None else -1
-    board = TensorBoard(context.run, stage.name, resume_at) if context.rank == 0 else None
-    metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, board)
+    watchers: list[Watcher] = []
+    if context.rank == 0:
+        watchers = [TensorBoard(context.run, stage.name, resume_at), Gauges(context.run_id, stage.name)]
+    metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, watchers)
     worker = Worker(context.rank, context.world)
     Loop(stage.task, engine, plan, metrics, checkpoints, worker, start, _beat(context, stage.name, plan.steps)).run()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tinymusician.artifacts.store import Store
@@ -27,24 +28,24 @@ class Watcher(Protocol):
 class MetricsLog:
     """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and goes on from there."""
 
-    def __init__(self, store: Store, key: str, resume_at: int, watcher: Watcher | None = None) -> None:
-        self._store, self._key, self._watcher = store, key, watcher
+    def __init__(self, store: Store, key: str, resume_at: int, watchers: Sequence[Watcher] = ()) -> None:
+        self._store, self._key, self._watchers = store, key, watchers
         self._flushed = time.monotonic()
         self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
 
     def add(self, row: Row) -> None:
         """Append a row; it is durable after `flush`, which happens by itself every few seconds."""
         self._rows.append({name: _finite(value) for name, value in row.items()})
-        if self._watcher is not None:
-            self._watcher.add(self._rows[-1])
+        for watcher in self._watchers:
+            watcher.add(self._rows[-1])
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write all rows to the store."""
         self._store.put(self._key, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-        if self._watcher is not None:
-            self._watcher.flush()
+        for watcher in self._watchers:
+            watcher.flush()
         self._flushed = time.monotonic()
 
 

@@ -1,0 +1,269 @@
+"""The endpoint on a real Ray Serve: commands, engines that are killed, floods, clients that leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import wave
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from tests.bundles import write_bundle
+from tests.ray_cluster import BIN, Ray, wait_for
+from tests.s3_server import free_port
+from tinymusician.runtime.player import Wish, open_player
+
+pytestmark = pytest.mark.slow
+LOG = logging.getLogger(__name__)
+MARCH = "a happy march"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import MusicgenForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("bundle")
+    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
+    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    return folder
+
+
+class Served:
+    """A Ray of its own, and what is served on it."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.port = free_port()
+        self.ray = Ray(folder, {"XDG_CACHE_HOME": str(cache), "TMCTL_STORE": (cache / "store").as_uri()})
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def serve(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "tmctl"), "serve", *words, "--port", str(self.port), "--detach"]
+        return subprocess.run(
+            command, env=self.ray.environment, capture_output=True, text=True, timeout=180, check=False
+        )
+
+    def generate(self, **body: Any) -> requests.Response:
+        return requests.post(f"{self.url}/v1/audio/generations", json={"prompt": MARCH, **body}, timeout=120)
+
+    def engines(self) -> list[int]:
+        return self.ray.processes("ServeReplica", "musician")
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over this Ray's processes; what nobody has measured yet is nan."""
+        places = json.loads((self.ray.folder / "prom_metrics_service_discovery.json").read_text())
+        text = "".join(requests.get(f"http://{one}/metrics", timeout=10).text for one in places[0]["targets"])
+        found = re.findall(rf"^ray_{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found)) if found else float("nan")
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
+        served = Served(Path(folder), tmp_path_factory.mktemp("cache"))
+        served.ray.start()
+        yield served
+        served.ray.kill()
+
+
+@pytest.fixture
+def here(served: Served, bundle: Path) -> Served:
+    """Two engines of one thread, and few places."""
+    ended = served.serve(
+        str(bundle), "--threads", "1", "--replicas", "2", "--set", "limits.places=12", "--set", "limits.patience=60"
+    )
+    assert ended.returncode == 0, ended.stderr
+    return served
+
+
+def samples(content: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(content)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
+
+
+def test_what_is_served_is_what_the_engine_plays(here: Served, bundle: Path) -> None:
+    assert requests.get(f"{here.url}/ready", timeout=10).status_code == 200
+    expected = open_player(bundle, 1).play(Wish(MARCH, seconds=2, seed=5))
+    for stream in (False, True):
+        answer = here.generate(seconds=2, seed=5, stream=stream)
+        assert np.abs(samples(answer.content) - np.clip(expected, -1, 1)).max() < 1e-3
+    assert "<title>TinyMusician" in requests.get(here.url, timeout=10).text
+    file = requests.get(f"{here.url}/v1/bundles/{answer.headers['X-Bundle']}/tokenizer.json", timeout=10)
+    assert file.content == (bundle / "tokenizer.json").read_bytes()
+    assert requests.get(f"{here.url}/v1/bundles/{'0' * 64}/tokenizer.json", timeout=10).status_code == 404
+
+
+def test_metrics_are_where_prometheus_looks(here: Served) -> None:
+    before = here.metric("tinymusician_requests_total")
+    here.generate()
+    wait_for(lambda: here.metric("tinymusician_requests_total") > (0 if np.isnan(before) else before), 60)
+    wait_for(lambda: here.metric("tinymusician_real_time_factor_count") > 0, 60)
+    wait_for(lambda: here.metric("tinymusician_first_audio_seconds_count") > 0, 60)
+
+
+def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
+    """Every whole request that was accepted is answered, and soon everything is as quick as before."""
+    own = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
+    before = _p95(here)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(here.generate, seconds=8, seed=number % 4) for number in range(24)]
+        wait_for(lambda: sum(one.done() for one in answers) >= 4)
+        os.kill(here.engines()[0], signal.SIGKILL)
+        found = [one.result() for one in answers]
+    assert [one.status_code for one in found] == [200] * 24
+    for number, one in enumerate(found):
+        assert np.abs(samples(one.content) - samples(own[number % 4])).max() < 1e-3
+    wait_for(lambda: len(here.engines()) == 2, 60)
+    wait_for(lambda: _p95(here) < 2 * before + 0.2, 60)
+
+
+def _p95(here: Served) -> float:
+    def once(number: int) -> float:
+        began = time.monotonic()
+        assert here.generate(seconds=1, seed=number).status_code == 200
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(4) as pool:
+        return float(np.percentile(list(pool.map(once, range(20))), 95))
+
+
+def test_ten_times_too_much(here: Served) -> None:
+    """Who is admitted waits no longer than all places take; everybody else hears at once when to come again."""
+    begin = threading.Barrier(120)
+
+    def once(number: int) -> tuple[int, float, str]:
+        begin.wait()
+        began = time.monotonic()
+        answer = here.generate(seconds=6, seed=number)
+        return answer.status_code, time.monotonic() - began, answer.headers.get("Retry-After", "")
+
+    with ThreadPoolExecutor(120) as pool:
+        found = list(pool.map(once, range(120)))
+    admitted = [took for status, took, _ in found if status == 200]
+    refused = [(took, wait) for status, took, wait in found if status == 429]
+    LOG.info("admitted %d, p95 %.2f s; refused %d", len(admitted), np.percentile(admitted, 95), len(refused))
+    assert len(admitted) >= 12
+    assert len(admitted) + len(refused) == 120
+    assert max(admitted) < 30
+    assert all(int(wait) >= 1 for _, wait in refused)
+    assert np.median([took for took, _ in refused]) < 5
+
+
+def test_a_thousand_requests_with_clients_that_leave(here: Served) -> None:
+    """Memory, places and rows are back where they were."""
+    chance = random.Random(0)
+    for number in range(40):
+        here.generate(seconds=1, seed=number)
+    before = _memory(here)
+
+    def once(number: int) -> None:
+        body = {"prompt": MARCH, "seconds": chance.choice((0.5, 1, 4)), "stream": True, "seed": number}
+        url = f"{here.url}/v1/audio/generations"
+        try:
+            with requests.post(url, json=body, stream=True, timeout=chance.choice((0.05, 0.5, 60))) as answer:
+                for _ in answer.iter_content(400):
+                    if chance.random() < 0.3:
+                        return
+        except requests.exceptions.RequestException:
+            return
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(once, range(1000)))
+    after = _memory(here)
+    LOG.info("memory %.0f MB before, %.0f MB after", before / 1e6, after / 1e6)
+    assert after < 1.15 * before
+    wait_for(lambda: here.metric("tinymusician_places_taken") == 0, 60)
+    wait_for(lambda: here.generate(seconds=0.5).status_code == 200, 60)
+    wait_for(lambda: here.metric("tinymusician_batch_rows") == 0, 60)
+
+
+def _memory(here: Served) -> int:
+    import psutil
+
+    return sum(psutil.Process(pid).memory_info().rss for pid in here.ray.processes("ServeReplica"))
+
+
+def test_another_bundle_takes_its_place_without_a_dropped_request(here: Served, bundle: Path, tmp_path: Path) -> None:
+    """`tmctl serve` again, under load."""
+    import shutil
+
+    shutil.copytree(bundle, tmp_path / "other")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["name"] = "other"
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    statuses: list[int] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            statuses.append(here.generate(seconds=1).status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    done = here.serve(str(tmp_path / "other"), "--threads", "1", "--replicas", "2")
+    ended.set()
+    thread.join()
+    assert done.returncode == 0, done.stderr
+    assert set(statuses) == {200}
+    (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+    assert model["id"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing"], "nothing"),
+        (["x@stable", "--root-key", "0" * 64], "x"),
+        ([".", "--host", "0.0.0.0"], "API keys"),
+        ([".", "--set", "limits.seconds=0"], "limits.seconds"),
+        ([".", "--set", "loudness=11"], "loudness"),
+        ([".", "--keys", "missing.json"], "missing.json"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line_and_what_was_stays(
+    here: Served, words: list[str], said: str
+) -> None:
+    ended = here.serve(*words)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert here.generate().status_code == 200
+
+
+def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path) -> None:
+    stop = [str(BIN / "tmctl"), "serve", "--stop"]
+    subprocess.run(stop, env=served.ray.environment, check=True, capture_output=True)
+    _gone(served)
+    command = [str(BIN / "tmctl"), "serve", str(bundle), "--port", str(served.port), "--threads", "1"]
+    process = subprocess.Popen(command, env=served.ray.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert served.url in process.stdout.readline()
+    assert served.generate().status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    _gone(served)
+
+
+def _gone(served: Served) -> None:
+    def refused() -> bool:
+        try:
+            return requests.get(f"{served.url}/live", timeout=5).status_code != 200
+        except requests.exceptions.ConnectionError:
+            return True
+
+    wait_for(refused, 60)

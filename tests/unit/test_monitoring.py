@@ -1,0 +1,72 @@
+"""Alerts and dashboard: that they ask for metrics which exist, that alerts fire, and that each has its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.gauges import WATCHED
+from serve.watch import EngineMetrics, FrontMetrics
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "infra/monitoring"
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> list[str]:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]] + [rule["expr"] for rule in rules()]
+
+
+def test_every_metric_that_is_asked_for_is_measured() -> None:
+    measured = {metric.info["name"] for kind in (FrontMetrics(), EngineMetrics()) for metric in vars(kind).values()}
+    measured |= {f"tinymusician_training_{name.replace('/', '_')}" for name in WATCHED}
+    asked = {name for query in queries() for name in re.findall(r"ray_(tinymusician_\w+)", query)}
+    assert {re.sub(r"_(total|bucket)$", "", name) for name in asked} == measured - {"tinymusician_request_seconds"} - {
+        "tinymusician_training_gradient_norm"
+    }
+
+
+def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+    pages = {path.name: path.read_text() for path in (ROOT / "docs/runbooks").glob("*.md")}
+    for rule in rules():
+        page = pages[Path(rule["annotations"]["runbook"]).name]
+        assert rule["alert"] in page.splitlines()[0]
+        assert "## What to do" in page
+    assert set(pages) == {Path(rule["annotations"]["runbook"]).name for rule in rules()}
+
+
+def test_panels_do_not_overlap() -> None:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    taken = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(taken) == len(set(taken))
+    assert max(x for x, _ in taken) < 24
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here: `apt-get install prometheus`")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "config", str(MONITORING / "prometheus.yml")],
+        ["test", "rules", str(ROOT / "tests/alerts.yml")],
+    ],
+)
+def test_prometheus_agrees(words: list[str]) -> None:
+    ended = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
