@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install page tools check format test test-quick test-environments demo paper bench clean
+.PHONY: help install page tools secrets images check format test test-quick test-environments test-compose demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -33,6 +33,24 @@ $(VENDOR)/.made: $(PAGE)/package.json
 	rm -rf $(PAGE)/node_modules
 	touch $@
 
+SECRETS := infra/secrets
+RANDOM := od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
+secrets: $(SECRETS)/store-credentials $(SECRETS)/ray-token $(SECRETS)/grafana-password  ## Passwords of your own for docker-compose
+
+# The folder is its owner's alone; within it files are readable, for the users that containers run as.
+$(SECRETS)/store-credentials:
+	@install -d -m 700 $(SECRETS)
+	@printf '[default]\naws_access_key_id = tinymusician:publisher\naws_secret_access_key = %s\n' "$$($(RANDOM))" > $@ && chmod 444 $@
+
+$(SECRETS)/ray-token $(SECRETS)/grafana-password:
+	@install -d -m 700 $(SECRETS)
+	@$(RANDOM) > $@ && chmod 444 $@
+
+images: page  ## Build the images of infra/docker/Dockerfile
+	for target in cluster endpoint store; do \
+	  docker build $(BUILD) -f infra/docker/Dockerfile --target $$target -t tinymusician-$$target . || exit 1; \
+	done
+
 tools:  ## Install Debian's Chromium and promtool, with which the page and the alerts are tested (as root)
 	apt-get update -q
 	apt-get install -y -q --no-install-recommends chromium prometheus
@@ -51,10 +69,13 @@ test: $(STAMP)  ## All tests
 	$(BIN)/python -m pytest
 
 test-quick: $(STAMP)  ## The tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not environments'
+	$(BIN)/python -m pytest -m 'not slow and not environments and not containers'
 
 test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
 	$(BIN)/python -m pytest -m environments tests/environments
+
+test-compose: $(STAMP) page  ## The whole system in containers, for real (Docker engine, or root to start one)
+	$(BIN)/python -m pytest -m containers tests/containers
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -18,6 +18,7 @@ from serve.musician import Musician
 from serve.performance import Lost
 from serve.settings import Settings, read_settings
 from serve.web import application
+from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.player import Wish
 
 _LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
@@ -52,10 +53,12 @@ class ServedEngines:
 
 
 async def _passed_on(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:
-    """What an engine gives; whoever closes this makes it stop."""
+    """What an engine gives, and its errors as they were raised there; whoever closes this makes it stop."""
     try:
         async for part in parts:
             yield part
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
     except _LOST as error:
         raise Lost(type(error).__name__) from error
     finally:

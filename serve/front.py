@@ -92,7 +92,8 @@ class Front:
             first = await performance.fetch()
             assert isinstance(heading, Heading)
             assert isinstance(first, bytes)
-            self.metrics.first_audio.observe(time.monotonic() - began)
+            if asked.stream:
+                self.metrics.first_audio.observe(time.monotonic() - began)
             headers = {"X-Seed": str(seed), "X-Bundle": heading.digest}
             if heading.version is not None:
                 headers["X-Bundle-Version"] = str(heading.version)

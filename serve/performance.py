@@ -42,15 +42,15 @@ class Performance:
     def __init__(
         self, engines: Engines, wish: Wish, patience: float, whole: bool, ended: Callable[[bool], None]
     ) -> None:
-        """Begin to play. `ended` is called once, when it plays no more, and hears whether that was too early.
+        """Begin to play. `ended` is called once, when it plays no more, and hears whether all was played.
 
         With `whole` nothing is fetched until all is there, so a lost engine can be replaced until the end.
         """
-        self._engines, self._wish, self._whole = engines, wish, whole
-        self._patience, self._ended = patience, ended
+        self._engines, self._wish, self._whole, self._patience = engines, wish, whole, patience
         self._parts: asyncio.Queue[Heading | bytes | Refusal | None] = asyncio.Queue()
-        self.attempts, self._given = 0, False
+        self.attempts, self._given, self._complete = 0, False, False
         self._task = asyncio.create_task(self._play())
+        self._task.add_done_callback(lambda _: ended(self._complete))  # one that is cancelled at once runs no `finally`
 
     async def fetch(self) -> Heading | bytes | None:
         """What comes next.
@@ -75,10 +75,9 @@ class Performance:
         self._task.cancel()
 
     async def _play(self) -> None:
-        whole = False
         try:
             async with asyncio.timeout(self._patience):
-                whole = await self._somewhere()
+                self._complete = await self._somewhere()
         except TimeoutError:
             self._parts.put_nowait(Refusal(504, "too_slow", f"not done within {self._patience:g} seconds", wait=5))
         except TinyMusicianError as error:
@@ -86,8 +85,6 @@ class Performance:
         except Exception as error:
             say("unforeseen", error=f"{type(error).__name__}: {error}")
             self._parts.put_nowait(Refusal(500, "failed", "something went wrong here; the log says what"))
-        finally:
-            self._ended(whole)
 
     async def _somewhere(self) -> bool:
         """Play it with one engine, or with another; returns whether it came to its end."""

@@ -1,0 +1,134 @@
+"""The whole system in containers: a pipeline on two workers and S3, its release served, pulled and played."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.containers.engine import BASE, Engine, NoEngine, engine
+from tests.s3_server import free_port
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).parents[2]
+SKIPPED = shutil.ignore_patterns(
+    ".venv", ".git", "__pycache__", ".*_cache", "demo", "paper", ".environments", "results"
+)
+SMALL = {
+    "training.steps": "6",
+    "training.validate_every": "3",
+    "training.checkpoint_every": "3",
+    "sequences.samples": "1",
+    "sequences.seconds": "2",
+}
+
+
+class System:
+    """The services of docker-compose.yml, in a copy of the checkout."""
+
+    def __init__(self, docker: Engine, folder: Path) -> None:
+        self.docker, self.folder, self.port = docker, folder, free_port()
+        docker.environment |= {"COMPOSE_PROJECT_NAME": "tmtest", "TM_PORT": f"127.0.0.1:{self.port}"}
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def compose(self, *words: str, **more: Any) -> str:
+        return self.docker.compose(*words, folder=self.folder, **more)
+
+    def tmctl(self, *words: str, service: str = "head") -> str:
+        return self.compose("exec", "-T", service, "tmctl", *words)
+
+    def health(self, service: str) -> list[str]:
+        ids = self.compose("ps", "-q", service).split()
+        form = "{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}"
+        return [self.docker.docker("inspect", "-f", form, one).strip() for one in ids]
+
+    def wait(self, service: str, count: int = 1, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while self.health(service) != ["healthy"] * count:
+            assert time.monotonic() < deadline, self.compose("logs", "--tail", "40", service)
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    try:
+        with engine() as docker:
+            docker.make_base()
+            folder = tmp_path_factory.mktemp("compose") / "checkout"
+            shutil.copytree(ROOT, folder, ignore=SKIPPED)
+            subprocess.run(["make", "-s", "secrets"], cwd=folder, check=True)
+            for target in ("store", "endpoint", "cluster"):
+                words = ["build", "--network", "host", "--build-arg", f"BASE={BASE}"]
+                words += ["-f", "infra/docker/Dockerfile", "--target", target, "-t", f"tinymusician-{target}"]
+                docker.docker(*words, str(folder))
+            system = System(docker, folder)
+            system.compose("up", "-d", "--no-build", "--scale", "worker=2", "store", "setup", "head", "worker")
+            try:
+                yield system
+            finally:
+                system.compose("down", "-v", "--remove-orphans", check=False)
+    except NoEngine as error:
+        pytest.skip(str(error))
+
+
+def test_from_a_pipeline_to_music(system: System) -> None:
+    system.wait("store")
+    system.wait("head")
+    system.wait("worker", 2)
+    settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    told = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
+    assert json.loads(told)["state"] == "SUCCEEDED"
+    root = json.loads(system.tmctl("keys", "show", "--json"))["root"][0]
+
+    system.docker.environment["TM_ROOT_KEY"] = root
+    key = json.loads(system.compose("run", "--rm", "access", "create", "test", "--json"))["key"]
+    system.compose("up", "-d", "--no-build", "endpoint")
+    system.wait("endpoint")
+    shut = requests.get(f"{system.url}/v1/models", timeout=10)
+    assert shut.status_code == 401
+    headers = {"Authorization": f"Bearer {key}"}
+    (model,) = requests.get(f"{system.url}/v1/models", headers=headers, timeout=10).json()["data"]
+    assert (model["id"], model["version"]) == ("band-bundle@stable", 1)
+    body = {"prompt": "a slow waltz for flute", "seconds": 2}
+    answer = requests.post(f"{system.url}/v1/audio/generations", json=body, headers=headers, timeout=120)
+    with wave.open(io.BytesIO(answer.content)) as file:
+        assert file.getnframes() == 2 * file.getframerate()
+
+    system.tmctl("pull", "band-bundle@stable", "--to", "/tmp/phone", "--root-key", root)
+    system.tmctl("generate", "a slow waltz", "--model", "/tmp/phone", "--seconds", "2", "-o", "/tmp/out.wav")
+
+
+def test_nobody_is_root_and_nothing_can_be_written(system: System) -> None:
+    for service in ("store", "head", "worker", "endpoint"):
+        if not system.compose("ps", "-q", service).strip():
+            continue
+        assert system.compose("exec", "-T", service, "id", "-u").strip() == "10001"
+        assert "Read-only" in system.compose("exec", "-T", service, "sh", "-c", "touch /x 2>&1 || true")
+
+
+def test_the_endpoint_has_no_torch(system: System) -> None:
+    words = ["run", "--rm", "--entrypoint", "python", "tinymusician-endpoint", "-c"]
+    found = system.docker.docker(
+        *words, "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('ray') is not None)"
+    )
+    assert found.split() == ["None", "True"]
+
+
+def test_only_two_ports_are_open_and_only_here(system: System) -> None:
+    listed = system.docker.docker("ps", "--filter", "label=com.docker.compose.project=tmtest", "--format", "{{.Ports}}")
+    open_ = {part.strip() for line in listed.splitlines() for part in line.split(",") if "->" in part}
+    assert all(part.startswith("127.0.0.1:") for part in open_)
+    assert {part.rpartition("->")[2] for part in open_} <= {"8265/tcp", "8000/tcp"}
+
+
+def test_without_the_token_the_cluster_does_nothing(system: System) -> None:
+    assert requests.get("http://127.0.0.1:8265/api/jobs/", timeout=10).status_code in {401, 403}
