@@ -38,6 +38,7 @@ class Endpoint:
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
         _, self.where = cluster.connect(address, start)
+        self.is_here = cluster.is_here(self.where)
         self._client = ServeSubmissionClient(self.where)
         self._before: dict[str, Any] | None = None
 
@@ -72,9 +73,8 @@ class Endpoint:
         found = self._applications().get(NAME)
         if found is None:
             return State("ABSENT", "")
-        told = [found["message"]]
-        told += [f"{name}: {one['message']}" for name, one in found["deployments"].items()]
-        return State(found["status"], next((line for line in told if line.strip(" :")), ""))
+        told = [*(one["message"] for one in found["deployments"].values()), found["message"]]
+        return State(found["status"], next((message for message in told if message.strip()), ""))
 
     def wait(self, told: Callable[[State], None] = lambda state: None) -> None:
         """Wait until every engine has warmed up; `told` hears of changes.

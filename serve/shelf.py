@@ -20,7 +20,7 @@ from tinymusician.artifacts.installation import Version
 from tinymusician.artifacts.pull import Client
 from tinymusician.artifacts.sources import open_source
 from tinymusician.errors import StoreError
-from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.bundle import MANIFEST, open_bundle
 from tinymusician.runtime.location import located
 
 
@@ -40,6 +40,13 @@ class Found:
 
 class Shelf(Protocol):
     """Where bundles come from."""
+
+    def check(self) -> None:
+        """See whether there is something to play, before anything is started for it.
+
+        Raises:
+            StoreError, BundleError: there is nothing.
+        """
 
     def bundles(self) -> Iterator[Found]:
         """What can be played, the best first.
@@ -71,6 +78,9 @@ class Fixed:
     def __init__(self, model: str) -> None:
         self._model = model
 
+    def check(self) -> None:
+        open_bundle(located(self._model))
+
     def bundles(self) -> Iterator[Found]:
         folder = located(self._model)
         yield Found(folder, str(folder))
@@ -84,6 +94,9 @@ class Followed:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def check(self) -> None:
+        self._client.check()
 
     def bundles(self) -> Iterator[Found]:
         trouble: StoreError | None = None

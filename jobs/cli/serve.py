@@ -62,6 +62,7 @@ def serve(
     from jobs.serving import Endpoint, State
     from serve.access import read_keys
     from serve.settings import read_settings
+    from serve.shelf import open_shelf
     from tinymusician.artifacts.address import open_store
 
     if stop:
@@ -74,9 +75,11 @@ def serve(
     values |= {"model": _where(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"keys": keys.absolute() if keys else None, "most_replicas": max(replicas, most_replicas)}
     settings = read_settings(_overridden(values, overrides or []))
-    if settings.keys is not None and cluster is None:
-        read_keys(settings.keys)
     endpoint = Endpoint(cluster)
+    if endpoint.is_here:  # what an engine would meet, said before one is started
+        if settings.keys is not None:
+            read_keys(settings.keys)
+        open_shelf(settings).check()
     endpoint.deploy(settings, open_store())
 
     def told(state: State) -> None:
