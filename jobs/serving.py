@@ -35,9 +35,9 @@ class Endpoint:
         Raises:
             ClusterError: no cluster answers.
         """
-        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
         _, self.where = cluster.connect(address, start)
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # Ray reads its token when it is imported
+
         self.is_here = cluster.is_here(self.where)
         self._client = ServeSubmissionClient(self.where)
         self._before: dict[str, Any] | None = None

@@ -34,8 +34,8 @@ class ServedEngines:
         self._file = musicians.options(method_name="file", stream=True)
         self._about = musicians.options(method_name="about")
 
-    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
-        async with aclosing(_passed_on(self._play.remote(wish, request))) as parts:
+    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        async with aclosing(_passed_on(self._play.remote(wish, whole, request))) as parts:
             async for part in parts:
                 yield part
 

@@ -68,8 +68,8 @@ class Musician:
         if settings.follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
-    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
-        """A heading, then the samples (float32) as they come. Closing the iterator frees the rows.
+    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        """A heading, then the samples (float32) as they come, or all at once. Closing the iterator frees the rows.
 
         Raises:
             RequestError: the wish cannot be played.
@@ -77,7 +77,7 @@ class Musician:
         """
         request_id.set(request)
         ear = Ear()
-        playing, seat, frames = await self._seated(wish, ear)
+        playing, seat, frames = await self._seated(wish, ear, whole)
         try:
             yield self._heading(playing, frames)
             while (heard := await ear.next()) is not None:
@@ -88,13 +88,13 @@ class Musician:
         finally:
             seat.leave()
 
-    async def _seated(self, wish: Wish, ear: Ear) -> tuple[Playing, Seat, int]:
+    async def _seated(self, wish: Wish, ear: Ear, whole: bool) -> tuple[Playing, Seat, int]:
         """A seat in the room of the day, and how many frames it is for."""
         while True:
             playing = self._playing
             request = await asyncio.to_thread(playing.player.request, wish)
             try:
-                return playing, playing.room.join(request, ear), request.frames
+                return playing, playing.room.join(request, ear, whole), request.frames
             except EngineError:
                 if playing is self._playing:  # else a new bundle came meanwhile
                     raise
@@ -201,9 +201,8 @@ class Musician:
     def _over(self, seat: Seat) -> None:
         self._measure()
         took = time.monotonic() - seat.began
-        if seat.whole:
-            self._metrics.factor.observe(took / seat.seconds)
-            self._metrics.audio.inc(seat.seconds)
+        self._metrics.factor.observe(took / seat.seconds)
+        self._metrics.audio.inc(seat.seconds)
 
     def _measure(self) -> None:
         engine = self._playing.player.engine

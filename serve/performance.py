@@ -26,8 +26,8 @@ class Lost(Exception):
 class Engines(Protocol):
     """Those who play. Whoever is lost on the way raises `Lost`."""
 
-    def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
-        """A heading, then samples (float32) as they come; cancelling the task that waits frees the rows."""
+    def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+        """A heading, then samples (float32) as they come or all at once; whoever closes it frees the rows."""
 
     async def about(self) -> Model:
         """What they play."""
@@ -103,7 +103,7 @@ class Performance:
 
     async def _once(self) -> None:
         held: list[Heading | bytes] = []
-        async with aclosing(self._engines.play(self._wish, request_id.get())) as parts:
+        async with aclosing(self._engines.play(self._wish, self._whole, request_id.get())) as parts:
             async for part in parts:
                 held.append(part)
                 if not self._whole and isinstance(part, bytes):

@@ -5,82 +5,86 @@ What was played waits with the listener, never in the engine: somebody who reads
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import EngineError
 from tinymusician.runtime.codec import AudioStream
-from tinymusician.runtime.engine import Request
+from tinymusician.runtime.engine import Codes, Request
 from tinymusician.runtime.failure import as_engine_error
 from tinymusician.runtime.player import CHUNK, FIRST_CHUNK, Player
 
+_CODECS = 2
+"""Pieces whose codec works at once."""
 Samples = npt.NDArray[np.float32]
 Heard = Samples | EngineError | None
 """Samples that came next; None when all have come, or what went wrong: after either nothing comes."""
 
 
 class Seat:
-    """One piece in the room. `hear` is called by the room's thread, and must not wait."""
+    """One piece in the room. Its codec works in the room's pool, piece by piece in order, while the engine steps on."""
 
-    def __init__(self, player: Player, request: Request, hear: Callable[[Heard], None]) -> None:
+    def __init__(
+        self, player: Player, request: Request, hear: Callable[[Heard], None], whole: bool, room: Room
+    ) -> None:
+        """With `whole` its samples come together at the end, which takes the codec less time."""
         self._track, self._audio, self._hear = player.track(request), AudioStream(player.codec), hear
-        self._rate = player.codec.shape.frame_rate
-        self._due, self._left = FIRST_CHUNK * self._rate, False
+        self._rate, self._room = player.codec.shape.frame_rate, room
+        self._due = math.inf if whole else FIRST_CHUNK * self._rate
+        self._decoding: Future[None] | None = None
+        self.over, self.whole = False, False
         self.began = time.monotonic()
         self.seconds = request.frames / self._rate
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more comes."""
-        return self._left
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of it was played."""
-        return self._left and self._track.error is None and self._track.frames_ready == self._track.frames
 
     def leave(self) -> None:
         """Give up; the rows are free at once. May be called from any thread, and again."""
         self._track.cancel()
 
     def attend(self) -> None:
-        """After a step of the engine: pass on what is ready."""
+        """After a step of the engine: have sounded what is ready. `over` is when the engine has no more of it."""
+        self._track.advance()
+        if self._track.finished:
+            self.over = True
+            if self._track.error is not None:
+                self._hear(self._track.error)
+            elif self._track.frames_ready == self._track.frames:
+                self._sound(last=True)
+        elif self._track.frames_ready >= self._due:
+            self._due = self._track.frames_ready + CHUNK * self._rate
+            self._sound(last=False)
+
+    def _sound(self, last: bool) -> None:
+        self._decoding = self._room.pool.submit(self._sounded, self._track.codes, last, self._decoding)
+
+    def _sounded(self, codes: Codes, last: bool, before: Future[None] | None) -> None:
+        """The samples that `codes` settle, after those that went `before`."""
+        if before is not None:
+            before.result()  # it began before this one: the pool takes its work in order
         try:
-            self._track.advance()
-            if self._track.finished:
-                self._finish()
-            elif self._track.frames_ready >= self._due:
-                self._due = self._track.frames_ready + CHUNK * self._rate
-                self._hear(self._audio.feed(self._track.codes, last=False))
+            self._hear(self._audio.feed(codes, last))
         except Exception as error:  # this piece is lost, the others play on
             self._track.cancel()
-            self._end(as_engine_error("a piece", error))
-
-    def _finish(self) -> None:
-        if self._track.error is not None:
-            self._end(self._track.error)
-        elif self._track.frames_ready == self._track.frames:
-            self._hear(self._audio.feed(self._track.codes, last=True))
-            self._end(None)
-        else:
-            self._left = True  # whoever left hears nothing
-
-    def _end(self, heard: EngineError | None) -> None:
-        self._left = True
-        self._hear(heard)
+            self._hear(as_engine_error("a piece", error))
+            return
+        if last:
+            self.whole = True
+            self._room.done(self)
+            self._hear(None)
 
 
 class Room:
     """Plays until it is closed and the last piece is over."""
 
     def __init__(self, player: Player, done: Callable[[Seat], None] = lambda seat: None) -> None:
-        """`done` hears of every piece that is over, on the room's thread."""
-        self.player = player
-        self._done = done
+        """`done` hears of every piece that was played to its end, on a thread of the room's."""
+        self.player, self.done = player, done
+        self.pool = ThreadPoolExecutor(_CODECS, "codec")
         self._seats: list[Seat] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -98,8 +102,8 @@ class Room:
         """Whether somebody plays here still."""
         return self._thread.is_alive()
 
-    def join(self, request: Request, hear: Callable[[Heard], None]) -> Seat:
-        """Let a piece begin.
+    def join(self, request: Request, hear: Callable[[Heard], None], whole: bool = False) -> Seat:
+        """Let a piece begin; its samples come as they are settled, or all at once if it is wanted `whole`.
 
         Raises:
             EngineError: the room was closed.
@@ -108,7 +112,7 @@ class Room:
         with self._changed:
             if self._closed:
                 raise EngineError("the room is closed")
-            seat = Seat(self.player, request, hear)
+            seat = Seat(self.player, request, hear, whole, self)
             self._seats.append(seat)
             self._changed.notify()
         return seat
@@ -124,10 +128,9 @@ class Room:
             self.player.engine.step()
             for seat in seats:
                 seat.attend()
-                if seat.over:
-                    self._done(seat)
             with self._changed:
                 self._seats = [seat for seat in self._seats if not seat.over]
+        self.pool.shutdown(wait=False)
 
     def _present(self) -> list[Seat]:
         """Those who are here; waits until there is somebody, or the room is closed and empty."""

@@ -29,11 +29,11 @@ class Engines:
     def __init__(self, musician: Musician) -> None:
         self.musician, self.lose, self.after, self.begun = musician, 0, 0, 0
 
-    async def play(self, wish: Wish, request: str) -> AsyncGenerator[Heading | bytes, None]:
+    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
         self.begun += 1
         lost, given = self.lose > 0, 0
         self.lose -= lost
-        async with contextlib.aclosing(self.musician.play(wish, request)) as parts:
+        async with contextlib.aclosing(self.musician.play(wish, whole, request)) as parts:
             async for part in parts:
                 if lost and given == self.after:
                     raise Lost("as the test wants it")

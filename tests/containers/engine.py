@@ -70,8 +70,8 @@ def _docker() -> str:
 
 
 def _mirror() -> list[str]:
-    """Where this machine gets its packages from, if that is not Debian's own address."""
-    for path in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
+    """Where this machine gets Debian's packages from, if it says so."""
+    for path in (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list")):
         for line in path.read_text().splitlines() if path.is_file() else ():
             words = line.split()
             if words[:1] in (["URIs:"], ["deb"]):

@@ -116,7 +116,7 @@ class Decoder:
         capacity = len(self._mask)
         if rows <= capacity and steps <= self._length and text <= self._text:
             return
-        capacity = max(rows, capacity)
+        capacity = capacity if rows <= capacity else 1 << (rows - 1).bit_length()  # few moves as rows come one by one
         length = max(self._length, _rounded(steps, _LENGTH_STEP))
         width = max(self._text, _rounded(text, _TEXT_STEP))
         used = len(self._rows)

@@ -17,7 +17,7 @@ from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import CrossStates, Decoder, Row
 from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.sampling import Sampling, draw, guide, numbers_of
+from tinymusician.runtime.sampling import Logits, Sampling, draw, guide, numbers_of
 
 Codes = npt.NDArray[np.int64]
 
@@ -96,17 +96,17 @@ class Generation:
             return np.full(self._books, self._pad, np.int64)
         return self._delayed[:, self.steps_done - 1]
 
-    def take(self, logits: npt.NDArray[np.float32]) -> None:
-        """Draw the codes of this step from `logits` [passes, K, V], where they are not given or outside the pattern."""
+    def scores(self, logits: Logits) -> Logits:
+        """What the codes [K] of this step are drawn from, [K, V], out of the logits [passes, K, V] of its rows."""
+        return guide(logits[0], logits[1], self.request.guidance) if len(logits) == 2 else logits[0]
+
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """The random numbers [K] of this step."""
+        return self._random.random(self._books)
+
+    def take(self, drawn: Codes) -> None:
+        """Keep the codes [K] of this step, where they are not given or outside the pattern."""
         step, books = self.steps_done, np.arange(self._books)
-        if len(logits) == 2:
-            logits = guide(logits[0], logits[1], self.request.guidance)[None]
-        if not np.isfinite(logits).all():
-            self.error = EngineError(
-                f"the decoder gave no finite numbers at step {step}: the bundle is not usable here"
-            )
-            return
-        drawn = draw(logits[0], self._random.random(self._books), self.request.sampling)
         frame = step - books
         open_ = (frame >= self._given) & (frame < self.request.frames)
         self._delayed[open_, step] = drawn[open_]
@@ -189,8 +189,21 @@ class Engine:
             for row in generation.rows:
                 columns[row.index] = generation.column()
         logits = self._decoder.step(np.stack(columns))
+        alike: dict[Sampling, list[Generation]] = {}
         for generation in self._playing:
-            generation.take(logits[[row.index for row in generation.rows]])
+            alike.setdefault(generation.request.sampling, []).append(generation)
+        for sampling, generations in alike.items():
+            scores = np.stack([one.scores(logits[[row.index for row in one.rows]]) for one in generations])
+            drawn = draw(scores, np.stack([one.numbers() for one in generations]), sampling)
+            finite = np.atleast_1d(np.isfinite(scores).all((1, 2)))
+            for generation, codes, usable in zip(generations, drawn, finite, strict=True):
+                if usable:
+                    generation.take(codes)
+                else:
+                    generation.error = EngineError(
+                        f"the decoder gave no finite numbers at step {generation.steps_done}: the bundle is not usable "
+                        f"here"
+                    )
 
     def _fail(self, error: Exception) -> None:
         for generation in self._playing:
