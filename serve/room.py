@@ -38,7 +38,7 @@ class Seat:
         self._rate, self._room = player.codec.shape.frame_rate, room
         self._due = math.inf if whole else FIRST_CHUNK * self._rate
         self._decoding: Future[None] | None = None
-        self.over, self.whole = False, False
+        self.over = False
         self.began = time.monotonic()
         self.seconds = request.frames / self._rate
 
@@ -48,7 +48,10 @@ class Seat:
 
     def attend(self) -> None:
         """After a step of the engine: have sounded what is ready. `over` is when the engine has no more of it."""
-        self._track.advance()
+        try:
+            self._track.advance()
+        except Exception as error:  # this piece is lost, the others play on
+            self._lose(error)
         if self._track.finished:
             self.over = True
             if self._track.error is not None:
@@ -58,6 +61,10 @@ class Seat:
         elif self._track.frames_ready >= self._due:
             self._due = self._track.frames_ready + CHUNK * self._rate
             self._sound(last=False)
+
+    def _lose(self, error: Exception) -> None:
+        self._track.cancel()
+        self._hear(as_engine_error("a piece", error))
 
     def _sound(self, last: bool) -> None:
         self._decoding = self._room.pool.submit(self._sounded, self._track.codes, last, self._decoding)
@@ -69,11 +76,9 @@ class Seat:
         try:
             self._hear(self._audio.feed(codes, last))
         except Exception as error:  # this piece is lost, the others play on
-            self._track.cancel()
-            self._hear(as_engine_error("a piece", error))
+            self._lose(error)
             return
         if last:
-            self.whole = True
             self._room.done(self)
             self._hear(None)
 
