@@ -160,7 +160,11 @@ def git_state() -> dict[str, str]:
     """Commit and cleanliness of the checkout this code runs from, if it is one."""
 
     def git(*words: str) -> str:
-        ended = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        command = ["git", *words]
+        try:
+            ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # an image has no git
+            return ""
         return ended.stdout.strip() if ended.returncode == 0 else ""
 
     commit = git("rev-parse", "HEAD")

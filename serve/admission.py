@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 
 _MEMORY = 0.8
@@ -37,9 +36,11 @@ class Places:
         if self.taken >= self._places:
             raise Full(self._places, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
         self.taken += 1
-        began = time.monotonic()
         try:
             yield
         finally:
             self.taken -= 1
-            self._mean = _MEMORY * self._mean + (1 - _MEMORY) * (time.monotonic() - began)
+
+    def took(self, seconds: float) -> None:
+        """Hear how long somebody had a place, so that others can be told when one may be free."""
+        self._mean = _MEMORY * self._mean + (1 - _MEMORY) * seconds

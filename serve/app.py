@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -21,7 +21,7 @@ from serve.web import application
 from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.player import Wish
 
-_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_LOST = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 _UNBOUNDED = 10_000
 """Requests that Serve itself lets through to the front, which has its own bound and its own answer."""
 
@@ -73,7 +73,7 @@ class FrontDeployment:
         self._front, self._limits = Front(ServedEngines(musicians), settings), settings.limits
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return application(self._front, self._limits)
+        return application(self._front, self._limits, marked=True)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import numpy as np
@@ -17,14 +17,15 @@ from serve.access import ApiKey, Gate, Often, Unknown
 from serve.admission import Full, Places
 from serve.formats import MEDIA_TYPES, Samples, encoder, wave_size
 from serve.log import say
-from serve.messages import LARGEST_SEED, Generation, Heading, Models
+from serve.messages import LARGEST_SEED, Generation, Heading, Model, Models
 from serve.performance import Engines, Lost, Performance
-from serve.refusal import Refusal, refused
+from serve.refusal import Refusal
 from serve.settings import Settings
 from serve.watch import FrontMetrics
-from tinymusician.errors import RequestError
 
-_READY_SECONDS = 5.0
+DOWNLOADS = 8
+"""Files of the bundle that are sent at once."""
+_READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
 _BINARY = "application/octet-stream"
 
 
@@ -39,6 +40,8 @@ class Front:
         """
         self._engines, self._limits = engines, settings.limits
         self._gate, self._places, self.metrics = Gate(settings.keys), Places(settings.limits.places), FrontMetrics()
+        self._downloads = Places(DOWNLOADS)
+        self._model: tuple[float, Model] | None = None
 
     def known(self, authorization: str | None) -> ApiKey | None:
         """The key that a request shows.
@@ -59,24 +62,46 @@ class Front:
         """
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                return Models(data=(await self._engines.about(),))
-        except (TimeoutError, Lost):
-            raise Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS) from None
+                model = await self._engines.about()
+        except TimeoutError:  # engines that are busy let this wait its turn like any request
+            if self._model is None or time.monotonic() - self._model[0] > _STALE_SECONDS:
+                raise _not_ready() from None
+            return Models(data=(self._model[1],))
+        except Lost:
+            raise _not_ready() from None
+        self._model = time.monotonic(), model
+        return Models(data=(model,))
 
-    async def file(self, digest: str, path: str) -> Response:
+    async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
         """A file of the bundle that plays; under its digest it never changes.
 
         Raises:
             Refusal: another bundle plays by now, or no engine is ready.
             NotFound: the same, said by the engine.
         """
+        held = self._entered(self._downloads, key)
         parts = self._engines.file(digest, path)
         try:
-            size = await anext(parts)
-        except Lost:
-            raise Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS) from None
+            async with asyncio.timeout(_READY_SECONDS):
+                size = await anext(parts)
+        except BaseException as error:
+            held.close()
+            raise _not_ready() from None if isinstance(error, Lost | TimeoutError) else error
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
-        return StreamingResponse(cast(AsyncIterator[bytes], parts), headers=headers, media_type=_BINARY)
+        body = cast(AsyncIterator[bytes], parts)
+        return Stream(body, headers, _BINARY, held.close, self._limits.patience)
+
+    def _entered(self, places: Places, key: ApiKey | None) -> contextlib.ExitStack:
+        """A place and one of the key's requests, until they are closed."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(places.entered())
+                held.enter_context(self._gate.entered(key))
+            except Often as error:
+                raise Refusal(429, "rate_limited", str(error), wait=error.wait) from None
+            except Full as error:
+                raise Refusal(429, "busy", str(error), wait=error.wait) from None
+            return held.pop_all()
 
     async def generate(self, asked: Generation, key: ApiKey | None) -> Response:
         """The audio.
@@ -111,25 +136,16 @@ class Front:
     def _begun(self, asked: Generation, seed: int, key: ApiKey | None) -> Performance:
         """The piece on its way; key and place are held as long as it is played."""
         began = time.monotonic()
-        held = contextlib.ExitStack()
-        try:
-            wish = asked.wish(seed, self._limits.seconds, self._limits.prompt)
-            held.enter_context(self._gate.entered(key))
-            held.enter_context(self._places.entered())
-        except RequestError as error:
-            raise refused(error) from None
-        except (Often, Full) as error:
-            held.close()
-            raise Refusal(
-                429, "busy" if isinstance(error, Full) else "rate_limited", str(error), wait=error.wait
-            ) from None
+        wish = asked.wish(seed, self._limits.seconds, self._limits.prompt)
+        held = self._entered(self._places, key)
 
         def ended(whole: bool) -> None:
             held.close()
+            self._places.took(time.monotonic() - began)
             took = time.monotonic() - began
             self.metrics.places.set(self._places.taken)
-            if performance.attempts > 1:
-                self.metrics.retries.inc(performance.attempts - 1)
+            if performance.losses:
+                self.metrics.losses.inc(performance.losses)
             if whole:
                 self.metrics.whole.observe(took)
             say(
@@ -156,25 +172,29 @@ class Front:
 
         if asked.format == "wav":
             headers = {**headers, "Content-Length": str(wave_size(heading.samples))}
-        return Stream(body(), headers, MEDIA_TYPES[asked.format], performance, 2 * self._limits.patience)
+        return Stream(body(), headers, MEDIA_TYPES[asked.format], performance.stop, 2 * self._limits.patience)
 
 
 class Stream(StreamingResponse):
-    """A body that is sent while it is made. However it ends, nothing is played for it any more."""
+    """A body that is sent while it is made."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], headers: dict[str, str], media: str, performance: Performance, longest: float
+        self, body: AsyncIterator[bytes], headers: dict[str, str], media: str, over: Callable[[], None], longest: float
     ) -> None:
-        """After `longest` seconds a client that still reads is cut off."""
+        """However it ends, `over` is called; after `longest` seconds it is broken off."""
         super().__init__(body, headers=headers, media_type=media)
-        self._performance, self._longest = performance, longest
+        self._over, self._longest = over, longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._longest):
                 await super().__call__(scope, receive, send)
         finally:
-            self._performance.stop()
+            self._over()
+
+
+def _not_ready() -> Refusal:
+    return Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS)
 
 
 def _samples(part: bytes) -> Samples:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from serve.room import Heard, Room, Seat
 from serve.settings import Settings
 from serve.shelf import Found, open_shelf
 from serve.watch import EngineMetrics
-from tinymusician.errors import BundleError, EngineError, NotFound, StoreError, TinyMusicianError
+from tinymusician.errors import BundleError, EngineError, NotFound
 from tinymusician.runtime.bundle import MANIFEST
 from tinymusician.runtime.player import Player, Wish, open_player
 
@@ -92,6 +93,8 @@ class Musician:
         """A seat in the room of the day, and how many frames it is for."""
         while True:
             playing = self._playing
+            if wish.seconds is None:
+                wish = replace(wish, seconds=self._seconds(playing))
             request = await asyncio.to_thread(playing.player.request, wish)
             try:
                 return playing, playing.room.join(request, ear, whole), request.frames
@@ -114,7 +117,7 @@ class Musician:
             minimum_memory=manifest.minimum_memory,
             sampling_rate=manifest.architecture.sampling_rate,
             codebooks=manifest.architecture.codebooks,
-            seconds=min(own.seconds, limits.seconds),
+            seconds=self._seconds(playing),
             most_seconds=limits.seconds,
             guidance=own.guidance,
             temperature=own.temperature,
@@ -142,17 +145,21 @@ class Musician:
         if not self._playing.room.alive:
             raise EngineError("the engine's thread has ended")
 
+    def _seconds(self, playing: Playing) -> float:
+        """The length of a piece for which none is asked."""
+        return min(playing.player.manifest.sampling.seconds, self._settings.limits.seconds)
+
     def _heading(self, playing: Playing, frames: int) -> Heading:
         shape, version = playing.player.codec.shape, playing.found.version
         number = version.release.version if version else None
         return Heading(rate=shape.sampling_rate, samples=frames * shape.hop, digest=playing.digest, version=number)
 
     def _first(self) -> Playing:
-        trouble: TinyMusicianError | None = None
+        trouble: Exception | None = None
         for found in self._shelf.bundles():
             try:
                 return self._opened(found)
-            except (BundleError, EngineError) as error:
+            except Exception as error:  # whatever is wrong with a bundle, the one before may be good
                 trouble = trouble or error
                 self._refuse(found, error)
         assert trouble is not None  # a shelf without bundles raises
@@ -162,16 +169,22 @@ class Musician:
         while True:
             time.sleep(self._settings.follow)
             try:
-                found = self._shelf.newer()
-            except StoreError as error:
+                found = self._shelf.newer(self._refused)
+            except Exception as error:  # whatever it is, the next look may go better
                 self._metrics.store_errors.inc()
                 say("store_error", error=str(error))
                 continue
-            if found is None or found.mark in {self._playing.found.mark, *self._refused}:
-                continue
-            try:
-                self._switch(self._opened(found))
-            except (BundleError, EngineError, MemoryError, OSError) as error:
+            if found is not None and found.mark != self._playing.found.mark:
+                self._take(found)
+
+    def _take(self, found: Found) -> None:
+        """Play a bundle from now on, unless there is something wrong with it."""
+        try:
+            self._switch(self._opened(found))
+        except Exception as error:
+            if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
+                say("bundle_waits", folder=str(found.folder), error=str(error))  # that may pass: tried again
+            else:
                 self._refuse(found, error)
 
     def _opened(self, found: Found) -> Playing:
@@ -195,6 +208,7 @@ class Musician:
 
     def _refuse(self, found: Found, error: Exception) -> None:
         self._refused.add(found.mark)
+        self._shelf.refuse(found)
         self._metrics.switches.inc(tags={"outcome": "refused"})
         say("bundle_refused", folder=str(found.folder), error=str(error))
 

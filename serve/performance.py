@@ -48,9 +48,9 @@ class Performance:
         """
         self._engines, self._wish, self._whole, self._patience = engines, wish, whole, patience
         self._parts: asyncio.Queue[Heading | bytes | Refusal | None] = asyncio.Queue()
-        self.attempts, self._given, self._complete = 0, False, False
+        self.attempts, self.losses, self._given, self._complete = 0, 0, False, False
         self._task = asyncio.create_task(self._play())
-        self._task.add_done_callback(lambda _: ended(self._complete))  # one that is cancelled at once runs no `finally`
+        self._task.add_done_callback(lambda _: self._end(ended))  # one that is cancelled at once runs no `finally`
 
     async def fetch(self) -> Heading | bytes | None:
         """What comes next.
@@ -74,6 +74,11 @@ class Performance:
         """Play no more: whoever wanted it has gone, or has it."""
         self._task.cancel()
 
+    def _end(self, ended: Callable[[bool], None]) -> None:
+        if not self._complete:  # whoever still waits is told, also if somebody else cancelled the task
+            self._parts.put_nowait(Refusal(503, "failed", "playing was broken off", wait=5))
+        ended(self._complete)
+
     async def _play(self) -> None:
         try:
             async with asyncio.timeout(self._patience):
@@ -92,6 +97,7 @@ class Performance:
             try:
                 await self._once()
             except Lost as error:
+                self.losses += 1
                 say("engine_lost", attempt=self.attempts, error=str(error))
                 if self._given:
                     break

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from starlette.responses import JSONResponse, Response
+
+from serve.log import request_id, say
 from serve.messages import Code, Failure, Problem
 from tinymusician.errors import NotFound, RequestError, TinyMusicianError
 
@@ -24,6 +27,16 @@ class Refusal(Exception):
         """The answer's headers."""
         headers = {"Retry-After": str(max(1, math.ceil(self.wait)))} if self.wait else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def answer(error: Exception) -> Response:
+    """The answer for whatever went wrong."""
+    if isinstance(error, TinyMusicianError):
+        error = refused(error)
+    if not isinstance(error, Refusal):
+        say("unforeseen", error=f"{type(error).__name__}: {error}")
+        error = Refusal(500, "failed", "something went wrong here; the log says what")
+    return JSONResponse(error.failure(request_id.get()).model_dump(), error.status, headers=error.headers)
 
 
 def refused(error: TinyMusicianError) -> Refusal:

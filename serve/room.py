@@ -51,7 +51,7 @@ class Seat:
         try:
             self._track.advance()
         except Exception as error:  # this piece is lost, the others play on
-            self._lose(error)
+            self.lose(error)
         if self._track.finished:
             self.over = True
             if self._track.error is not None:
@@ -62,7 +62,8 @@ class Seat:
             self._due = self._track.frames_ready + CHUNK * self._rate
             self._sound(last=False)
 
-    def _lose(self, error: Exception) -> None:
+    def lose(self, error: Exception) -> None:
+        """End this piece for what went wrong with it."""
         self._track.cancel()
         self._hear(as_engine_error("a piece", error))
 
@@ -76,11 +77,11 @@ class Seat:
         try:
             self._hear(self._audio.feed(codes, last))
         except Exception as error:  # this piece is lost, the others play on
-            self._lose(error)
+            self.lose(error)
             return
         if last:
-            self._room.done(self)
             self._hear(None)
+            self._room.done(self)
 
 
 class Room:
@@ -130,7 +131,11 @@ class Room:
 
     def _play(self) -> None:
         while seats := self._present():
-            self.player.engine.step()
+            try:
+                self.player.engine.step()
+            except Exception as error:  # it catches what ONNX Runtime may do; a fault of its own must not end the room
+                for seat in seats:
+                    seat.lose(error)
             for seat in seats:
                 seat.attend()
             with self._changed:

@@ -7,7 +7,7 @@ newest cannot be played, a new engine plays that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,12 +55,15 @@ class Shelf(Protocol):
             StoreError: nothing can be had.
         """
 
-    def newer(self) -> Found | None:
-        """What there is now, if that is something that can move.
+    def newer(self, refused: Collection[str]) -> Found | None:
+        """What there is now, if that can move and is none of those that were `refused`, by their marks.
 
         Raises:
             StoreError: it cannot be had now; what is there stays.
         """
+
+    def refuse(self, found: Found) -> None:
+        """Take note that a bundle is not to be played, so that the one before it is kept."""
 
 
 def open_shelf(settings: Settings) -> Shelf:
@@ -85,8 +88,11 @@ class Fixed:
         folder = located(self._model)
         yield Found(folder, str(folder))
 
-    def newer(self) -> Found | None:
+    def newer(self, refused: Collection[str]) -> Found | None:
         return None
+
+    def refuse(self, found: Found) -> None:
+        """There is no other."""
 
 
 class Followed:
@@ -96,7 +102,8 @@ class Followed:
         self._client = client
 
     def check(self) -> None:
-        self._client.check()
+        if self._client.installation.usable() is None:  # what is installed is played without any store
+            self._client.check()
 
     def bundles(self) -> Iterator[Found]:
         trouble: StoreError | None = None
@@ -112,8 +119,14 @@ class Followed:
             raise trouble or StoreError(f"{installation.folder}: no version is whole; pull again")
         yield from (self._found(version) for version in whole)
 
-    def newer(self) -> Found | None:
-        return self._found(self._client.pull())
+    def newer(self, refused: Collection[str]) -> Found | None:
+        offer = self._client.check()
+        if offer.version.digest in refused:
+            return None
+        return self._found(self._client.pull() if offer.is_new else offer.version)
+
+    def refuse(self, found: Found) -> None:
+        self._client.installation.step_back(found.mark)
 
     def _found(self, version: Version) -> Found:
         return Found(self._client.installation.folder / version.folder, version.digest, version)

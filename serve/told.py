@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.log import request_id, say
+from serve.refusal import Refusal, answer
 from serve.watch import FrontMetrics
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -30,8 +31,10 @@ _LEFT = "499"
 class Told:
     """An ASGI middleware. A client may choose the id, in `X-Request-Id`."""
 
-    def __init__(self, app: ASGIApp, metrics: FrontMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: FrontMetrics, marked: bool) -> None:
+        """With `marked` the server before this one sets the answer's `X-Request-Id` (Ray Serve does)."""
         self._app, self._metrics = app, metrics
+        self._marked = marked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,16 +43,23 @@ class Told:
         given = Headers(scope=scope).get("X-Request-Id", "")
         request_id.set(given if _ID.fullmatch(given) else uuid.uuid4().hex)
         began, status = time.monotonic(), _LEFT
+        own = {} if self._marked else {"X-Request-Id": request_id.get()}
 
         async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                MutableHeaders(scope=message).update({"X-Request-Id": request_id.get(), **_GUARDS})
+                MutableHeaders(scope=message).update({**own, **_GUARDS})
             await send(message)
 
         try:
+            if given and not _ID.fullmatch(given):
+                raise Refusal(400, "malformed", "X-Request-Id: up to 64 letters, digits, dots, dashes are allowed")
             await self._app(scope, receive, marked)
+        except Exception as error:
+            if status != _LEFT:  # the answer has begun: it is broken off
+                raise
+            await answer(error)(scope, receive, marked)
         finally:
             if scope["path"].startswith(AUDIO):
                 self._metrics.requests.inc(tags={"status": status})

@@ -23,7 +23,7 @@ class FrontMetrics:
         )
         self.whole = Histogram("tinymusician_request_seconds", "From the request to the end of its audio.", _SECONDS)
         self.places = Gauge("tinymusician_places_taken", "Requests that play or wait.")
-        self.retries = Counter("tinymusician_retries", "Requests that began again because an engine was lost.")
+        self.losses = Counter("tinymusician_engine_losses", "Engines that were lost while they played for somebody.")
 
 
 class EngineMetrics:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -18,9 +17,8 @@ from serve.access import ApiKey
 from serve.body import BodyLimit
 from serve.formats import MEDIA_TYPES
 from serve.front import Front
-from serve.log import request_id, say
 from serve.messages import Code, Failure, Generation, Models
-from serve.refusal import Refusal, refused
+from serve.refusal import Refusal, answer
 from serve.settings import Limits
 from serve.told import Told
 from tinymusician.errors import TinyMusicianError
@@ -69,8 +67,8 @@ _FILE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def application(front: Front, limits: Limits) -> FastAPI:
-    """The application."""
+def application(front: Front, limits: Limits, marked: bool = False) -> FastAPI:
+    """The application; `marked` says that the server before it gives answers their request's id."""
     app = FastAPI(
         title="TinyMusician",
         version=version("tinymusician"),
@@ -102,18 +100,19 @@ def application(front: Front, limits: Limits) -> FastAPI:
 
     @app.get(
         "/v1/bundles/{digest}/{path:path}",
-        dependencies=[Depends(known)],
         response_class=Response,
-        responses=_FILE | _failures(401, 404, 503),
+        responses=_FILE | _failures(401, 404, 429, 503),
         summary="A file of the bundle that plays",
     )
-    async def file(digest: str, path: str) -> Response:
-        return await front.file(digest, path)
+    async def file(digest: str, path: str, key: Key) -> Response:
+        return await front.file(digest, path, key)
 
+    @app.head("/live", include_in_schema=False)
     @app.get("/live", summary="Whether the endpoint answers at all")
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses=_failures(503), summary="Whether an engine has warmed up")
     async def ready() -> dict[str, str]:
         await front.models()
@@ -122,7 +121,7 @@ def application(front: Front, limits: Limits) -> FastAPI:
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
     _answer_failures(app)
     app.add_middleware(BodyLimit, most=limits.body)
-    app.add_middleware(Told, metrics=front.metrics)
+    app.add_middleware(Told, metrics=front.metrics, marked=marked)
     return app
 
 
@@ -130,29 +129,20 @@ def _answer_failures(app: FastAPI) -> None:
     """Every failure looks alike."""
 
     @app.exception_handler(Refusal)
-    async def refusal(_request: Request, error: Refusal) -> Response:
-        failure = error.failure(request_id.get())
-        return JSONResponse(failure.model_dump(), error.status, headers=error.headers)
-
     @app.exception_handler(TinyMusicianError)
-    async def ours(request: Request, error: TinyMusicianError) -> Response:
-        return await refusal(request, refused(error))
+    async def ours(_request: Request, error: Exception) -> Response:
+        return answer(error)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
+    async def http(_request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "invalid")
-        return await refusal(request, Refusal(error.status_code, code, str(error.detail)))
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        say("unforeseen", error=f"{type(error).__name__}: {error}")
-        return await refusal(request, Refusal(500, "failed", "something went wrong here; the log says what"))
+        return answer(Refusal(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part != "body")
         if problem["type"] == "json_invalid":
-            return await refusal(request, Refusal(400, "malformed", "the body is no JSON"))
+            return answer(Refusal(400, "malformed", "the body is no JSON"))
         message = f"{where or 'body'}: {problem['msg']}"
-        return await refusal(request, Refusal(422, "invalid", message, where or None))
+        return answer(Refusal(422, "invalid", message, where or None))

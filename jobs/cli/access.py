@@ -35,6 +35,8 @@ def create(
     """
     from serve.access import default_file, edited, new_key
 
+    if not 1 <= len(name) <= 64:
+        raise KeyFileError(f"NAME {name!r}: 1 to 64 characters are needed")
     path = file or default_file()
     text, key = new_key(name, per_minute, at_once, days)
     with edited(path, missing=True) as keys:

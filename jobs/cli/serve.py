@@ -7,12 +7,18 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.cli.output import emit
-from tinymusician.errors import RequestError
+from tinymusician.errors import ClusterError, RequestError
+
+if TYPE_CHECKING:
+    from jobs.serving import Endpoint
+
+
+_LOOK_SECONDS = 5.0
 
 
 def serve(
@@ -95,7 +101,7 @@ def serve(
         return
     print("Ctrl-C ends it; `--detach` would leave it running.", file=sys.stderr)
     try:
-        _until_ended()
+        _until_ended(endpoint)
     finally:
         endpoint.stop()
 
@@ -116,12 +122,21 @@ def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         part = values
         for key in path:
             part = part.setdefault(key, {})
+            if not isinstance(part, dict):
+                raise RequestError(f"--set {override!r}: {key} holds no other settings (docs/serving.md lists them)")
         part[last] = yaml.safe_load(value)
     return values
 
 
-def _until_ended() -> None:
+def _until_ended(endpoint: Endpoint) -> None:
+    """Wait for Ctrl-C, or until the cluster serves no more.
+
+    Raises:
+        ClusterError: the cluster is gone, or somebody ended what it served.
+    """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    while not ended.wait(_LOOK_SECONDS):
+        if endpoint.state().status == "ABSENT":
+            raise ClusterError(f"cluster {endpoint.where}: serves no more")

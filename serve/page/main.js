@@ -66,7 +66,7 @@ async function settle() {
   at('device-load').hidden = false;
   const began = performance.now();
   try {
-    await navigator.serviceWorker?.register('offline.js');
+    await navigator.serviceWorker?.register('offline.js').catch(() => {}); // without it the device plays, but not offline
     await device.open(bundle, key(), (done, size) => {
       at('device-load').value = done / size;
       at('device-note').textContent = `loading: ${(done / 1e6).toFixed(1)} of ${(size / 1e6).toFixed(1)} MB`;
@@ -250,8 +250,11 @@ function show() {
 
 // ---- what was heard before
 
+const addresses = []; // of the sounds in the list, given back when it is made anew
+
 async function remember() {
   const pieces = await past.all().catch(() => []);
+  addresses.splice(0).forEach((address) => URL.revokeObjectURL(address));
   at('past').hidden = pieces.length === 0;
   at('history').replaceChildren(...pieces.map(line));
 }
@@ -263,6 +266,7 @@ function line(piece) {
   const details = `${new Date(piece.at).toLocaleString()} · ${piece.lasts.toFixed(1)} s · seed ${piece.seed} · ${piece.where === 'device' ? 'this device' : 'server'}`;
   what.append(Object.assign(document.createElement('small'), { textContent: details }));
   const link = Object.assign(document.createElement('a'), { textContent: 'Download', download: filename(piece), href: URL.createObjectURL(piece.wave) });
+  addresses.push(link.href);
   link.setAttribute('aria-label', `Download ${piece.prompt}`);
   item.append(what, button('Play', piece, again), button('Use', piece, use), link, button('Forget', piece, () => past.forget(piece.id).then(remember)));
   return item;

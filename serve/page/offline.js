@@ -22,7 +22,7 @@ addEventListener('fetch', (event) => {
     const cache = await caches.open(CACHE);
     try {
       const answer = await fetch(event.request);
-      if (answer.ok) await cache.put(event.request, answer.clone());
+      if (answer.ok) event.waitUntil(cache.put(event.request, answer.clone()).catch(() => {})); // no room: it goes on without
       return answer;
     } catch (error) {
       const kept = await cache.match(event.request, { ignoreSearch: true });

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BASE = "python:3.11-slim-bookworm"
+PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -58,9 +59,7 @@ class Engine:
             command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), *_mirror()]
             self._run(command, True, 900)
             _finish(root)
-            packed = (
-                f"tar -C {root} -c . | {_docker()} import --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' - {BASE}"
-            )
+            packed = f"tar -C {root} -c . | {_docker()} import --change 'ENV PATH={PATH}' - {BASE}"
             self._run(["sh", "-c", packed], True, 900)
 
 

@@ -25,6 +25,7 @@ SKIPPED = shutil.ignore_patterns(
 )
 SMALL = {
     "training.steps": "6",
+    "training.warmup": "1",
     "training.validate_every": "3",
     "training.checkpoint_every": "3",
     "sequences.samples": "1",
@@ -36,8 +37,9 @@ class System:
     """The services of docker-compose.yml, in a copy of the checkout."""
 
     def __init__(self, docker: Engine, folder: Path) -> None:
-        self.docker, self.folder, self.port = docker, folder, free_port()
+        self.docker, self.folder, self.port, self.dashboard = docker, folder, free_port(), free_port()
         docker.environment |= {"COMPOSE_PROJECT_NAME": "tmtest", "TM_PORT": f"127.0.0.1:{self.port}"}
+        docker.environment["TM_DASHBOARD"] = f"127.0.0.1:{self.dashboard}"
         self.url = f"http://127.0.0.1:{self.port}"
 
     def compose(self, *words: str, **more: Any) -> str:
@@ -131,4 +133,4 @@ def test_only_two_ports_are_open_and_only_here(system: System) -> None:
 
 
 def test_without_the_token_the_cluster_does_nothing(system: System) -> None:
-    assert requests.get("http://127.0.0.1:8265/api/jobs/", timeout=10).status_code in {401, 403}
+    assert requests.get(f"http://127.0.0.1:{system.dashboard}/api/jobs/", timeout=10).status_code in {401, 403}

@@ -185,6 +185,18 @@ def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
     assert len(play(page, 1)) == 16_000
 
 
+def test_switched_off_while_it_plays_it_hands_over(page: Page) -> None:
+    switch_on(page)
+    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Length").fill("30")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+    page.get_by_label("Play on this device").uncheck()
+    expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
+    assert "the server" in page.locator("#facts").inner_text()
+
+
 def test_a_switched_off_device_leaves_playing_to_the_server(page: Page) -> None:
     switch_on(page)
     page.get_by_label("Play on this device").uncheck()

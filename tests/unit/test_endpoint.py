@@ -121,7 +121,7 @@ def test_what_plays_is_told_with_digest_and_licence(here: Endpoint, bundle: Path
         ({"prompt": MARCH, "seed": 2**60}, 422, "seed"),
         ({"prompt": MARCH, "temperature": 0.001}, 422, "temperature"),
         ({"prompt": MARCH, "top_p": 0}, 422, "top_p"),
-        ({"prompt": MARCH, "guidance": 1, "negative_prompt": "noise"}, 422, "negative"),
+        ({"prompt": MARCH, "guidance": 1, "negative_prompt": "noise"}, 422, "negative_prompt"),
         ({"prompt": MARCH, "format": "mp3"}, 422, "format"),
         ({"prompt": MARCH, "volume": 11}, 422, "volume"),
         ([], 422, None),
@@ -196,6 +196,37 @@ def test_the_document_is_whole_and_its_examples_run(here: Endpoint) -> None:
     assert len(examples) == 3
     for example in examples.values():
         assert here.generate(**example["value"]).status_code == 200
+
+
+def test_the_bundles_own_length_is_bounded_too(bundle: Path) -> None:
+    with endpoint(model=str(bundle), threads=1, limits={"seconds": 0.5}) as here:
+        assert len(samples(here.generate(prompt=MARCH).content)) == RATE // 2
+        (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+        assert (model["seconds"], model["most_seconds"]) == (0.5, 0.5)
+
+
+def test_a_request_may_bring_its_id(here: Endpoint) -> None:
+    given = here.generate(prompt=MARCH, headers={"X-Request-Id": "order-66"})
+    assert given.headers["X-Request-Id"] == "order-66"
+    refused = here.generate(prompt=MARCH, headers={"X-Request-Id": "a b"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "malformed")
+
+
+def test_a_fault_of_our_own_is_an_answer_and_is_counted(
+    here: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve.front.encoder", None)
+    answer = here.generate(prompt=MARCH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
+    assert "Content-Security-Policy" in answer.headers
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["status"] for line in lines if line["event"] == "answered"] == ["500"]
+    assert any("NoneType" in line["error"] for line in lines if line["event"] == "unforeseen")
+
+
+def test_what_looks_after_it_may_ask_by_head(here: Endpoint) -> None:
+    assert requests.head(f"{here.url}/live", timeout=10).status_code == 200
+    assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
 
 
 def test_no_more_than_there_are_places(bundle: Path) -> None:

@@ -222,7 +222,7 @@ def test_going_on_from_a_clip(player: Player, model: Any) -> None:
         (Wish("x", seconds=1, seed=-1), "seed -1"),
         (Wish("x", seconds=1, guidance=float("inf")), "guidance inf"),
         (Wish("x", seconds=1, temperature=1e-309), "temperature 1e-309"),
-        (Wish("x", seconds=1, negative_prompt=" "), "negative prompt: is empty"),
+        (Wish("x", seconds=1, negative_prompt=" "), "negative_prompt: is empty"),
         (Wish("x", seconds=1, guidance=1, negative_prompt="y"), "guidance 1 has none"),
         (Wish("x", seconds=1, clip=np.zeros(10, np.float32)), "clip: lasts"),
         (Wish("x", seconds=0), "seconds 0: allowed are"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,19 @@ def here(first: str, world: World) -> Iterator[Endpoint]:
         yield found
 
 
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, int], bool]:
+    """Whether the logs have told of something so many times by now."""
+    heard = ""
+
+    def found(event: str, times: int) -> bool:
+        nonlocal heard
+        heard += capsys.readouterr().err
+        return heard.count(event) >= times
+
+    return found
+
+
 def playing(here: Endpoint) -> tuple[str, int]:
     (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
     assert model["id"] == "band@stable"
@@ -127,21 +140,36 @@ def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, pub
 
 @pytest.mark.parametrize("damage", ["no_graph", "no_numbers"])
 def test_a_bad_bundle_is_refused_and_the_old_one_stays(
-    here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, capsys: pytest.CaptureFixture[str]
+    here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, told: Callable[[str, int], bool]
 ) -> None:
     publisher.release(damage)
-    told = ""
-
-    def refused() -> bool:
-        nonlocal told
-        told += capsys.readouterr().err
-        return "bundle_refused" in told
-
-    wait_for(refused, 30)
+    wait_for(lambda: told("bundle_refused", 1), 30)
     assert playing(here) == (first, 1)
     assert here.generate(prompt=MARCH).status_code == 200
     another = Musician(read_settings(settings(world)))  # an engine that begins now falls back on the one before
     assert another._playing.digest == first
+    third = publisher.release(temperature=0.7)
+    wait_for(lambda: playing(here) == (third, 3), 30)
+
+
+def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
+    here: Endpoint, publisher: Publisher, world: World, first: str, told: Callable[[str, int], bool]
+) -> None:
+    for number, damage in enumerate(("no_graph", "no_numbers"), 1):
+        publisher.release(damage)
+        wait_for(lambda: told("bundle_refused", number), 30)  # noqa: B023 — called at once
+    assert playing(here) == (first, 1)
+    tokenizer = requests.get(f"{here.url}/v1/bundles/{first}/tokenizer.json", timeout=10)
+    assert tokenizer.status_code == 200
+    assert Musician(read_settings(settings(world)))._playing.digest == first
+
+
+def test_a_bundle_whose_own_defaults_cannot_be_played_is_refused(
+    here: Endpoint, publisher: Publisher, first: str, told: Callable[[str, int], bool]
+) -> None:
+    publisher.release(temperature=0.005)
+    wait_for(lambda: told("bundle_refused", 1), 30)
+    assert playing(here) == (first, 1)
     third = publisher.release(temperature=0.7)
     wait_for(lambda: playing(here) == (third, 3), 30)
 

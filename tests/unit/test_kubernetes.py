@@ -113,7 +113,7 @@ def test_secrets_are_named_not_written() -> None:
         if "secret" in volume
     }
     page = (ROOT.parents[1] / "docs/kubernetes.md").read_text()
-    assert named == {"store", "ray-token", "signing-keys", "api-keys"}
+    assert named == {"store", "signing-keys", "api-keys"}
     assert all(f"secret generic {name}" in page for name in named)
     (settings,) = of("ConfigMap")
     assert not {"AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"} & set(settings["data"])

@@ -129,6 +129,13 @@ class Installation:
         os.replace(draft, place)
         _flushed(place.parent)
 
+    def step_back(self, digest: str) -> None:
+        """Go back to the version before this one, if this one is in use: it is whole, and yet no good."""
+        with self.locked():
+            record = self.record()
+            if record and record.current and record.current.digest == digest and record.previous:
+                self.write(record.model_copy(update={"current": record.previous, "previous": None}))
+
     def tidy(self, record: Record) -> None:
         """Remove versions, blobs and partial files that neither the current nor the previous version needs."""
         kept = [version for version in (record.current, record.previous) if version is not None]

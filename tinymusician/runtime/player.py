@@ -110,9 +110,9 @@ class Player:
         _check(guidance, sampling, wish.seed)
         two = guidance != 1
         if wish.negative_prompt is not None and not wish.negative_prompt.strip():
-            raise RequestError("negative prompt: is empty; leave it out, or give some words")
+            raise RequestError("negative_prompt: is empty; leave it out, or give some words")
         if wish.negative_prompt and not two:
-            raise RequestError("negative prompt: works through guidance, and guidance 1 has none")
+            raise RequestError("negative_prompt: works through guidance, and guidance 1 has none")
         without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
         prefix = None if wish.clip is None else self._encoded(wish.clip, seconds)
         return Request(self.text(wish.prompt), without, round(seconds * rate), wish.seed, guidance, sampling, prefix)

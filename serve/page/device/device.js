@@ -58,7 +58,9 @@ export class Device {
     }
   }
 
+  // Whoever still waits for the worker hears that nothing more comes.
   close() {
+    this.worker?.dispatchEvent(new ErrorEvent('error', { message: 'it was switched off' }));
     this.worker?.terminate();
     this.worker = this.digest = undefined;
   }
