@@ -84,9 +84,12 @@ class Front:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 size = await anext(parts)
-        except BaseException as error:
+        except (Lost, TimeoutError):
             held.close()
-            raise _not_ready() from None if isinstance(error, Lost | TimeoutError) else error
+            raise _not_ready() from None
+        except BaseException:
+            held.close()
+            raise
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
         body = cast(AsyncIterator[bytes], parts)
         return Stream(body, headers, _BINARY, held.close, self._limits.patience)

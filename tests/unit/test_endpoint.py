@@ -224,6 +224,15 @@ def test_a_fault_of_our_own_is_an_answer_and_is_counted(
     assert any("NoneType" in line["error"] for line in lines if line["event"] == "unforeseen")
 
 
+def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> None:
+    (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+    own = f"{here.url}/v1/bundles/{model['digest']}"
+    for path in ("manifest.json", "decoder.onnx", "tokenizer.json"):
+        assert requests.get(f"{own}/{path}", timeout=10).content == (bundle / path).read_bytes()
+    for address in (f"{own}/../secret", f"{own}/%2e%2e/x", f"{here.url}/v1/bundles/{'0' * 64}/manifest.json"):
+        assert requests.get(address, timeout=10).status_code == 404
+
+
 def test_what_looks_after_it_may_ask_by_head(here: Endpoint) -> None:
     assert requests.head(f"{here.url}/live", timeout=10).status_code == 200
     assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
