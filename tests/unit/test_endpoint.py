@@ -219,9 +219,15 @@ def test_a_fault_of_our_own_is_an_answer_and_is_counted(
     answer = here.generate(prompt=MARCH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
     assert "Content-Security-Policy" in answer.headers
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["status"] for line in lines if line["event"] == "answered"] == ["500"]
-    assert any("NoneType" in line["error"] for line in lines if line["event"] == "unforeseen")
+    told: list[dict[str, Any]] = []
+
+    def about_it() -> list[dict[str, Any]]:
+        told.extend(json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
+        return [line for line in told if line.get("request_id") == answer.headers["X-Request-Id"]]
+
+    wait_for(lambda: any(line["event"] == "answered" for line in about_it()), 10)
+    assert [line["status"] for line in about_it() if line["event"] == "answered"] == ["500"]
+    assert any("NoneType" in line["error"] for line in about_it() if line["event"] == "unforeseen")
 
 
 def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> None:
