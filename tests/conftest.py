@@ -25,6 +25,19 @@ def tiny_musicgen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle of that MusicGen, which plays a second if it is not asked for more."""
+    from transformers import MusicgenForConditionalGeneration
+
+    from tests.bundles import write_bundle
+
+    folder = tmp_path_factory.mktemp("bundle")
+    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
+    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server; the AWS_* variables point to it."""
     from tests.s3_server import s3_server

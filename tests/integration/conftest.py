@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.browser import chromium
 from tests.ray_cluster import Ray, settings
 from tests.s3_server import S3Server
 from tests.tiny import CLIPS, write_clips, write_tiny_musicgen
@@ -24,6 +26,24 @@ def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]
         ray.start()
         yield ray
         ray.kill()
+
+
+@pytest.fixture(scope="session")
+def band(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged student as a float32 bundle."""
+    from tests.bundles import write_bundle
+    from tinymusician.models.musicgen import load_musicgen
+
+    folder = tmp_path_factory.mktemp("band")
+    weights = Path(__file__).parents[2] / "tinymusician/models/weights/band-small"
+    write_bundle(load_musicgen("band-small"), weights / "tokenizer.json", folder, seconds=4.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -13,38 +13,20 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser import chromium
-from tests.bundles import write_bundle
 from tests.endpoint import Endpoint, endpoint
 from tinymusician.runtime.player import Wish, open_player
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-BAND = ROOT / "tinymusician/models/weights/band-small"
 PROMPT = "a slow waltz for flute"
 NO_SIMD = "const whole = WebAssembly.validate; WebAssembly.validate = (bytes) => bytes.length > 40 && whole(bytes)"
 SLOW = "const later = performance.now.bind(performance); performance.now = () => 100 * later()"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import MusicgenForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("band")
-    write_bundle(MusicgenForConditionalGeneration.from_pretrained(BAND), BAND / "tokenizer.json", folder, seconds=4.0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def here(bundle: Path) -> Iterator[Endpoint]:
+def here(band: Path) -> Iterator[Endpoint]:
     subprocess.run(["make", "-s", "page"], cwd=ROOT, check=True)
-    with endpoint(model=str(bundle)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
+    with endpoint(model=str(band)) as found:
         yield found
 
 
@@ -88,12 +70,20 @@ def play(page: Page, seconds: int, temperature: float = 0.0) -> np.ndarray:
         return np.frombuffer(file.readframes(10**7), "<i2") / 32767
 
 
+def begin(page: Page, seconds: int) -> None:
+    """Play something that is not over soon."""
+    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Length").fill(str(seconds))
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+
+
 @pytest.mark.parametrize("seconds", [3, 8])
-def test_the_browser_plays_what_the_engine_plays(page: Page, bundle: Path, seconds: int) -> None:
+def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds: int) -> None:
     """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
     switch_on(page)
     heard = play(page, seconds)
-    expected = open_player(bundle).play(Wish(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
+    expected = open_player(band).play(Wish(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
     assert "this device" in page.locator("#facts").inner_text()
     assert len(heard) == len(expected)
     assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
@@ -108,10 +98,10 @@ def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:
     assert not np.array_equal(first, play(page, 2, 1.0))
 
 
-def test_after_the_first_load_no_server_is_needed(browser: Browser, here: Endpoint, bundle: Path) -> None:
+def test_after_the_first_load_no_server_is_needed(browser: Browser, here: Endpoint, band: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
-    with endpoint(model=str(bundle)) as other:
+    with endpoint(model=str(band)) as other:
         page.goto(other.url)
         expect(page.locator("#bundle")).to_contain_text("test")
         switch_on(page)
@@ -176,10 +166,7 @@ def test_a_device_that_is_too_slow_hands_over(page: Page) -> None:
 
 def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
     switch_on(page)
-    page.get_by_label("What shall be played?").fill(PROMPT)
-    page.get_by_label("Length").fill("60")
-    page.get_by_role("button", name="Play", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+    begin(page, 60)
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
     assert len(play(page, 1)) == 16_000
@@ -187,10 +174,7 @@ def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
 
 def test_switched_off_while_it_plays_it_hands_over(page: Page) -> None:
     switch_on(page)
-    page.get_by_label("What shall be played?").fill(PROMPT)
-    page.get_by_label("Length").fill("30")
-    page.get_by_role("button", name="Play", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+    begin(page, 30)
     page.get_by_label("Play on this device").uncheck()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()

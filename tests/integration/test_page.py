@@ -12,13 +12,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serve.access import edited, new_key
-from tests.browser import chromium
-from tests.bundles import write_bundle
 from tests.endpoint import Endpoint, endpoint
 
 pytestmark = pytest.mark.slow
 CONTRASTS = (Path(__file__).parents[1] / "contrasts.js").read_text()
-BAND = Path(__file__).parents[2] / "tinymusician/models/weights/band-small"
 HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSource; " + (
     "AudioContext.prototype.createBufferSource = function () { const node = create.call(this), start = node.start; "
     "node.start = function (...at) { window.heard += node.buffer.getChannelData(0).reduce((s, x) => s + x * x, 0); "
@@ -28,23 +25,8 @@ HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSou
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import MusicgenForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("band")
-    write_bundle(MusicgenForConditionalGeneration.from_pretrained(BAND), BAND / "tokenizer.json", folder, seconds=4.0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def here(bundle: Path) -> Iterator[Endpoint]:
-    with endpoint(model=str(bundle), limits={"seconds": 30, "places": 2}) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
+def here(band: Path) -> Iterator[Endpoint]:
+    with endpoint(model=str(band), limits={"seconds": 30, "places": 2}) as found:
         yield found
 
 
@@ -160,11 +142,11 @@ def test_a_server_that_is_gone_is_said(page: Page, browser: Browser) -> None:
     page.context.set_offline(False)
 
 
-def test_a_key_is_asked_for_once(browser: Browser, bundle: Path, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_once(browser: Browser, band: Path, tmp_path: Path) -> None:
     text, key = new_key("page", 60, 4, None)
     with edited(tmp_path / "keys.json", missing=True) as keys:
         keys.append(key)
-    with endpoint(model=str(bundle), keys=str(tmp_path / "keys.json")) as shut:
+    with endpoint(model=str(band), keys=str(tmp_path / "keys.json")) as shut:
         page = browser.new_page()
         page.goto(shut.url)
         expect(page.locator("#bundle")).to_contain_text("An API key is needed")

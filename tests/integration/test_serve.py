@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import requests
 
-from tests.bundles import write_bundle
 from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.player import Wish, open_player
@@ -31,16 +30,6 @@ from tinymusician.runtime.player import Wish, open_player
 pytestmark = pytest.mark.slow
 LOG = logging.getLogger(__name__)
 MARCH = "a happy march"
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import MusicgenForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("bundle")
-    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
-    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
-    return folder
 
 
 class Served:

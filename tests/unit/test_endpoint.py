@@ -18,7 +18,6 @@ import requests
 import soundfile
 
 from serve.access import edited, new_key
-from tests.bundles import write_bundle
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
 from tinymusician.errors import BundleError, RequestError
@@ -26,16 +25,6 @@ from tinymusician.runtime.player import Wish, open_player
 
 RATE = 800
 MARCH = "a happy march"
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import MusicgenForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("bundle")
-    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
-    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
-    return folder
 
 
 @pytest.fixture(scope="module")

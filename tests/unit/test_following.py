@@ -14,7 +14,6 @@ import requests
 
 from serve.musician import Musician
 from serve.settings import read_settings
-from tests.bundles import write_bundle
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
 from tests.world import World
@@ -23,16 +22,6 @@ from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import BundleManifest, describe_files, read_manifest
 
 MARCH = "a happy march"
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import MusicgenForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("bundle")
-    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
-    write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
-    return folder
 
 
 @pytest.fixture(autouse=True)

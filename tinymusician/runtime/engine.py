@@ -195,7 +195,7 @@ class Engine:
         for sampling, generations in alike.items():
             scores = np.stack([one.scores(logits[[row.index for row in one.rows]]) for one in generations])
             drawn = draw(scores, np.stack([one.numbers() for one in generations]), sampling)
-            finite = np.atleast_1d(np.isfinite(scores).all((1, 2)))
+            finite = [bool(np.isfinite(one).all()) for one in scores]
             for generation, codes, usable in zip(generations, drawn, finite, strict=True):
                 if usable:
                     generation.take(codes)
