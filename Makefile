@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install page tools secrets images check format test test-quick test-environments test-compose demo paper bench clean
+.PHONY: help install page tools secrets images check format test test-quick test-environments test-machines test-compose demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -69,10 +69,13 @@ test: $(STAMP)  ## All tests
 	$(BIN)/python -m pytest
 
 test-quick: $(STAMP)  ## The tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not environments and not containers'
+	$(BIN)/python -m pytest -m 'not slow and not environments and not machines and not containers'
 
 test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
 	$(BIN)/python -m pytest -m environments tests/environments
+
+test-machines: $(STAMP)  ## Ray on machines of their own that are lost, cut off and joined (Linux, as root)
+	$(BIN)/python -m pytest -m machines tests/integration/test_machines.py
 
 test-compose: $(STAMP) page  ## The whole system in containers, for real (Docker engine, or root to start one)
 	$(BIN)/python -m pytest -m containers tests/containers

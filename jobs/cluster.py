@@ -125,6 +125,12 @@ def runtime_environment(store: Store, where: str) -> dict[str, Any]:
     return environment
 
 
+def uploaded(client: Any, environment: dict[str, Any]) -> dict[str, Any]:
+    """The same environment with its code in the cluster's own storage: Serve, unlike Jobs, does not see to it."""
+    client._upload_py_modules_if_needed(environment)
+    return environment
+
+
 def worker_environment() -> dict[str, str]:
     """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port.
 

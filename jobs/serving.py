@@ -14,6 +14,7 @@ from tinymusician.errors import ClusterError
 
 NAME = "tinymusician"
 _ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")
+_ADDRESS = re.compile("For further information visit")
 _POLL_SECONDS = 0.5
 _PATIENCE = 20.0
 """Seconds for a cluster to say anything of an application that it was given."""
@@ -35,7 +36,7 @@ class Endpoint:
         Raises:
             ClusterError: no cluster answers.
         """
-        _, self.where = cluster.connect(address, start)
+        self._jobs, self.where = cluster.connect(address, start)
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # Ray reads its token when it is imported
 
         self.is_here = cluster.is_here(self.where)
@@ -62,7 +63,7 @@ class Endpoint:
                 "name": NAME,
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
-                "runtime_env": cluster.runtime_environment(store, self.where),
+                "runtime_env": cluster.uploaded(self._jobs, cluster.runtime_environment(store, self.where)),
                 "args": settings.model_dump(mode="json", exclude_defaults=True),
             },
             http,
@@ -124,6 +125,6 @@ class Endpoint:
 
 def _reason(message: str) -> str:
     """Why a replica did not start: its error, out of a message that has the traceback of it."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip() and not _ADDRESS.match(line.strip())]
     errors = [line for line in lines if _ERROR.match(line)]
     return _ERROR.sub("", errors[-1]) if errors else lines[-1] if lines else "refused, and did not say why"

@@ -105,7 +105,8 @@ def join_cluster(workers: int) -> tuple[bool, int]:
     if not ray.is_initialized():
         # Ray Train's helpers look for their cluster by themselves, and take another one's where two run on a machine.
         address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
-        ray.init(address="auto", runtime_env={"env_vars": address}, log_to_driver=True, logging_level="WARNING")
+        environment = {"env_vars": address, "worker_process_setup_hook": "jobs.interface.choose"}
+        ray.init(address="auto", runtime_env=environment, log_to_driver=True, logging_level="WARNING")
     gpu = bool(ray.cluster_resources().get("GPU", 0) >= workers)
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return gpu, 1 if gpu else cpus_a_worker(nodes, workers)

@@ -22,6 +22,12 @@ from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.player import Wish
 
 _LOST = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's name for its head's node: the front lives where Serve's own proxy and controller live, and dies with nobody
+else."""
+_LOOK_SECONDS, _SILENCE_SECONDS = 5.0, 15.0
+"""How often Serve asks an engine whether it lives, and how long it waits for the answer: who plays on a machine that
+goes dark waits so long until another engine begins anew."""
 _UNBOUNDED = 10_000
 """Requests that Serve itself lets through to the front, which has its own bound and its own answer."""
 
@@ -97,11 +103,13 @@ def build(args: dict[str, Any]) -> serve.Application:
         autoscaling_config=scaling,
         max_ongoing_requests=settings.rows,
         graceful_shutdown_timeout_s=settings.limits.patience,
+        health_check_period_s=_LOOK_SECONDS,
+        health_check_timeout_s=_SILENCE_SECONDS,
     ).bind(settings)
     front = serve.deployment(
         FrontDeployment,
         name="front",
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": _HEAD},
         num_replicas=1,
         max_ongoing_requests=_UNBOUNDED,
         graceful_shutdown_timeout_s=settings.limits.patience,

@@ -31,10 +31,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server(root: Path) -> Iterator[S3Server]:
-    """Run proxy, account, container and object servers until the block ends."""
+def s3_server(root: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Run proxy, account, container and object servers until the block ends; the proxy answers on `host`."""
     ports = {name: free_port() for name in ("proxy", "account", "container", "object")}
-    configure(root, ports)
+    configure(root, ports, host)
     binaries = Path(sys.executable).parent
     with contextlib.ExitStack() as stack:
         for name in ports:
@@ -43,7 +43,7 @@ def s3_server(root: Path) -> Iterator[S3Server]:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
-        endpoint = f"http://127.0.0.1:{ports['proxy']}"
+        endpoint = f"http://{host}:{ports['proxy']}"
         wait_until_healthy(f"{endpoint}/healthcheck", root)
         yield S3Server(endpoint, "test:tester", "testing-secret")
 
@@ -59,20 +59,21 @@ def wait_until_healthy(url: str, root: Path) -> None:
     raise RuntimeError(f"the S3 server did not start:\n{logs}")
 
 
-def configure(root: Path, ports: dict[str, int]) -> None:
+def configure(root: Path, ports: dict[str, int], host: str) -> None:
     """One ring of one device for each server, and the S3 API before the proxy."""
     (root / "srv" / "d1").mkdir(parents=True)
     (root / "swift.conf").write_text(
         "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = one\ndefault = yes\n"
     )
     common = (
-        f"bind_ip = 127.0.0.1\nuser = {getpass.getuser()}\nswift_dir = {root}\ndevices = {root / 'srv'}\n"
+        f"user = {getpass.getuser()}\nswift_dir = {root}\ndevices = {root / 'srv'}\n"
         f"mount_check = false\nworkers = 0\nlog_level = WARNING\n"
     )
     builder = str(Path(sys.executable).with_name("swift-ring-builder"))
     for name in ("account", "container", "object"):
         (root / f"{name}-server.conf").write_text(
-            f"[DEFAULT]\nbind_port = {ports[name]}\n{common}[pipeline:main]\npipeline = {name}-server\n"
+            f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {ports[name]}\n{common}"
+            f"[pipeline:main]\npipeline = {name}-server\n"
             f"[app:{name}-server]\nuse = egg:swift#{name}\n"
             f"[{name}-replicator]\n[{name}-updater]\n[{name}-auditor]\n"
         )
@@ -81,7 +82,7 @@ def configure(root: Path, ports: dict[str, int]) -> None:
             subprocess.run([builder, ring, *words], check=True, stdout=subprocess.DEVNULL)
     filters = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in FILTERS)
     (root / "proxy-server.conf").write_text(
-        f"[DEFAULT]\nbind_port = {ports['proxy']}\n{common}[pipeline:main]\n"
+        f"[DEFAULT]\nbind_ip = {host}\nbind_port = {ports['proxy']}\n{common}[pipeline:main]\n"
         "pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth slo dlo copy proxy-server\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\naccount_autocreate = true\n"
         "[filter:s3api]\nuse = egg:swift#s3api\nlocation = us-east-1\ns3_acl = false\n"

@@ -9,7 +9,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+from typer.main import get_command
 
+from jobs.cli.main import app
 from serve.settings import read_settings
 
 ROOT = Path(__file__).parents[2] / "infra/kubernetes"
@@ -81,6 +83,20 @@ def test_what_is_served_is_what_the_endpoint_and_ray_understand() -> None:
     cores = int(engines["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert cores >= settings.threads
     assert engines["maxReplicas"] >= settings.most_replicas
+
+
+def test_the_run_is_a_command_and_its_cluster_is_there() -> None:
+    (job,) = yaml.safe_load_all((ROOT / "run/pipeline.yaml").read_text())
+    (cluster,) = of("RayCluster")
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    tmctl, *words = job["spec"]["entrypoint"].split()
+    command = get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    asked = command.make_context("tmctl", words).params
+    assert (tmctl, command.name) == ("tmctl", "pipeline")
+    groups = [*cluster["spec"]["workerGroupSpecs"], gpu_group()]
+    assert asked["workers"] <= max(group["maxReplicas"] for group in groups)
 
 
 def test_no_pod_is_left_without_a_way_in_and_out_and_none_can_reach_all() -> None:

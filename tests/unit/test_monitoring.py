@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from jobs.gauges import WATCHED
 from serve.watch import EngineMetrics, FrontMetrics
@@ -45,6 +48,22 @@ def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
         assert rule["alert"] in page.splitlines()[0]
         assert "## What to do" in page
     assert set(pages) == {Path(rule["annotations"]["runbook"]).name for rule in rules()}
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    """What its own schema reads and writes again is what stands there, except for what it adds."""
+    register_default_plugins()
+    written = json.loads((MONITORING / "dashboard.json").read_text())
+    read = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
+
+    def kept(one: Any, other: Any) -> bool:
+        if isinstance(one, dict):
+            return all(key in other and kept(one[key], other[key]) for key in one)
+        if isinstance(one, list):
+            return len(one) == len(other) and all(map(kept, one, other))
+        return bool(one == other)
+
+    assert kept(written, read)
 
 
 def test_panels_do_not_overlap() -> None:

@@ -1,0 +1,288 @@
+"""Ray on machines of their own: one is lost in the middle of each kind of work, one is cut off, one joins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import requests
+
+from serve.access import KeyFile, new_key, write_keys
+from tests.machines import ROOT, Machine, Network, NoMachines, network
+from tests.ray_cluster import BIN, settings, wait_for
+from tests.s3_server import S3Server, s3_server
+from tests.tiny import CLIPS
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.s3 import S3Store
+from tinymusician.training.metrics import read_metrics
+
+pytestmark = [pytest.mark.machines, pytest.mark.timeout(1200)]
+LOG = logging.getLogger(__name__)
+NODE = str(ROOT / "infra/docker/ray-node")
+SMALL = "--object-store-memory=100000000"
+LONG = ("training.steps=60", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
+METRICS = {8090, 44217, 44227}
+"""Ray's nodes, and on the head its autoscaler and its dashboard, show their figures to whoever asks."""
+
+
+class Cluster:
+    """A head without CPUs and workers of one CPU, each on a machine of its own; the store is on this machine."""
+
+    def __init__(self, net: Network, s3: S3Server, kept: list[Path]) -> None:
+        self._net, self._kept, self.token = net, kept, secrets.token_hex(24)
+        self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+        self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        self.head = self.machine()
+        self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
+        self.address = f"http://{self.head.address}:8265"
+        self.workers = [self.join(), self.join()]
+        wait_for(lambda: self.alive() == {one.address for one in (self.head, *self.workers)}, 120)
+
+    def machine(self) -> Machine:
+        """A machine on the network that knows the token."""
+        return self._net.machine(self._kept, self._ours)
+
+    def stranger(self) -> Machine:
+        """A machine on the network that does not."""
+        return self._net.machine([], {})
+
+    def join(self) -> Machine:
+        """A worker more."""
+        made = self.machine()
+        words = ("worker", f"{self.head.address}:6379", "--num-cpus=1", f"--node-ip-address={made.address}", SMALL)
+        made.serve(NODE, *words)
+        return made
+
+    def lose(self, index: int) -> Machine:
+        """A worker goes dark, and another takes its place; returns the new one."""
+        self.workers[index].power_off()
+        self.workers[index] = self.join()
+        return self.workers[index]
+
+    def alive(self) -> set[str]:
+        """The addresses of the nodes that Ray takes for alive."""
+        try:
+            answer = requests.get(f"{self.address}/api/v0/nodes", headers=self.shown, timeout=5)
+            nodes = answer.json()["data"]["result"]["result"] if answer.ok else []
+        except requests.RequestException:
+            return set()
+        return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The header that shows the token."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def tmctl(self, store: S3Store, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run tmctl on this machine, which is not one of the cluster's."""
+        environment = {**os.environ, **self._ours, "TMCTL_STORE": store.url, "TMCTL_CLUSTER": self.address}
+        command = [str(BIN / "tmctl"), *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+    def told(self, store: S3Store, *words: str) -> Any:
+        """What tmctl answers in JSON."""
+        ended = self.tmctl(store, *words, "--json")
+        assert ended.returncode == 0, ended.stderr + ended.stdout
+        return json.loads(ended.stdout)
+
+    def begun(self, store: S3Store, name: str, *words: str) -> RunFolder:
+        """Submit a run of two workers, and do not wait for it."""
+        self.told(store, "submit", *words, "--workers", "2", "--name", name, "--no-wait")
+        return RunFolder(store, name)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A file of API keys, and the key in it."""
+    text, kept = new_key("test", per_minute=10_000, at_once=100, days=None)
+    file = tmp_path_factory.mktemp("keys") / "api-keys.json"
+    write_keys(file, KeyFile(keys=(kept,)))
+    return file, text
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    recipe: Path, asked: list[str], keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    reference = next(word for word in asked if "reference.audio" in word)
+    kept = [recipe.parent, Path(reference.partition("=")[2]), keys[0].parent]
+    try:
+        with (
+            network() as net,
+            s3_server(tmp_path_factory.mktemp("swift"), net.address) as s3,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            cluster = Cluster(net, s3, kept)
+            for name, value in cluster.s3.items():
+                patch.setenv(name, value)
+            yield cluster
+    except NoMachines as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def store(cluster: Cluster) -> S3Store:
+    return new_store()
+
+
+def new_store() -> S3Store:
+    bucket = f"b{secrets.token_hex(8)}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return S3Store(bucket, "store")
+
+
+def succeeded(run: RunFolder) -> None:
+    wait_for(lambda: run.status().state in {"SUCCEEDED", "FAILED", "STOPPED"}, 600)
+    assert run.status().state == "SUCCEEDED", run.log()
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(run.store, run.key("metrics.jsonl")) if "loss" in row}
+
+
+def shards(store: S3Store) -> dict[str, bytes]:
+    """The notes of all shards, which name their content by its digest."""
+    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
+
+
+@pytest.fixture(scope="module")
+def calm(cluster: Cluster, recipe: Path) -> RunFolder:
+    """A distillation that nothing happens to."""
+    run = cluster.begun(new_store(), "calm", "distill", str(recipe), *settings(LONG))
+    succeeded(run)
+    return run
+
+
+def at_step(run: RunFolder, step: int) -> Callable[[], bool]:
+    return lambda: run.store.exists(run.key(f"checkpoints/distill/step-{step:08}.json"))
+
+
+def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+    """The run goes on from its last checkpoint, on a machine that was not there when it began, to the same losses."""
+    run = cluster.begun(store, "d", "distill", str(recipe), *settings(LONG))
+    wait_for(at_step(run, 10))
+    joined = cluster.lose(0)
+    began = time.monotonic()
+    succeeded(run)
+    LOG.info("lost machine: the run ended after %.0f s", time.monotonic() - began)
+    assert "distill: from step" in run.log()
+    assert losses(run) == pytest.approx(losses(calm), abs=1e-5)
+    assert joined.address in cluster.alive()
+
+
+def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+    run = cluster.begun(store, "n", "distill", str(recipe), *settings(LONG))
+    wait_for(at_step(run, 10))
+    cluster.workers[1].cut()
+    time.sleep(30)
+    cluster.workers[1].mend()
+    succeeded(run)
+    assert losses(run) == pytest.approx(losses(calm), abs=1e-5)
+
+
+def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3Store) -> None:
+    """No shard is missing, none differs from those that were made in peace."""
+    few = settings(("sequences.shard_prompts=8",))
+    run = cluster.begun(store, "p", "precompute", str(recipe), *few)
+    wait_for(lambda: len(shards(store)) >= 3)
+    cluster.lose(0)
+    succeeded(run)
+    peace = new_store()
+    succeeded(cluster.begun(peace, "p", "precompute", str(recipe), *few))
+    assert shards(store) == shards(peace)
+
+
+def test_a_machine_lost_in_evaluate(cluster: Cluster, asked: list[str], store: S3Store) -> None:
+    models = ["--model", "untrained", "--model", "teacher"]
+    run = cluster.begun(store, "e", "evaluate", *asked, *models)
+    wait_for(lambda: any(True for _ in store.list("shards/clips/")))
+    cluster.lose(0)
+    succeeded(run)
+    lines = [line for line in run.log().splitlines() if "played " in line]
+    assert len(lines) == len(set(lines)), "what was played is not played again"
+    assert len(list(store.list("shards/clips/"))) == 2 * CLIPS
+    found = json.loads(store.get(run.key("report.json")))["models"]
+    assert (found["teacher"]["clips"], found["untrained"]["clips"]) == (CLIPS, CLIPS)
+
+
+@pytest.fixture
+def served(cluster: Cluster, bundle: Path, keys: tuple[Path, str]) -> Iterator[str]:
+    """The endpoint with an engine on each worker; its address."""
+    store, (file, _) = new_store(), keys
+    publish(store, bundle, name="tiny-bundle", kind="bundle", recipe={}, lineage={}, metrics={}, licence="none")
+    words = ["serve", "tiny-bundle", "--host", "0.0.0.0", "--keys", str(file), "--threads", "1", "--replicas", "2"]
+    ended = cluster.tmctl(store, *words, "--detach")
+    assert ended.returncode == 0, ended.stderr
+    yield f"http://{cluster.head.address}:8000"
+    assert cluster.tmctl(store, "serve", "--stop").returncode == 0
+
+
+def test_a_machine_lost_in_serving(cluster: Cluster, served: str, keys: tuple[Path, str]) -> None:
+    """Whoever asked is answered with the same samples, and the machine that joins plays too."""
+
+    def ask(number: int) -> tuple[float, requests.Response]:
+        began = time.monotonic()
+        body: dict[str, Any] = {"prompt": "a happy march", "seconds": 2, "seed": number % 4}
+        header = {"Authorization": f"Bearer {keys[1]}"}
+        answer = requests.post(f"{served}/v1/audio/generations", json=body, headers=header, timeout=150)
+        return time.monotonic() - began, answer
+
+    def asked(count: int) -> tuple[float, float]:
+        """95 % of them, and the last, took no longer."""
+        with ThreadPoolExecutor(4) as clients:
+            found = list(clients.map(ask, range(count)))
+        assert [answer.status_code for _, answer in found] == [200] * count
+        assert len({(number % 4, answer.content) for number, (_, answer) in enumerate(found)}) == 4
+        seconds = [one for one, _ in found]
+        return float(np.quantile(seconds, 0.95)), max(seconds)
+
+    before, _ = asked(40)
+    with ThreadPoolExecutor(1) as beside:
+        load = beside.submit(asked, 40)
+        time.sleep(before)
+        joined = cluster.lose(1)
+        during, longest = load.result()
+    wait_for(lambda: "musician" in joined.run("pgrep", "-af", "ServeReplica").stdout, 180)
+    wait_for(lambda: asked(8)[0] < 2 * before + 0.2, 60)
+    LOG.info("95 %% of the requests: %.2f s, %.2f when a machine was lost, longest %.2f", before, during, longest)
+
+
+def listening(machine: Machine) -> dict[int, str]:
+    """The TCP ports on which others reach a machine, and whose they are."""
+    found = {}
+    for line in machine.run("ss", "-Hltnp").stdout.splitlines():
+        place, owner = line.split()[3], line.partition('(("')[2].partition('"')[0]
+        host, _, port = place.rpartition(":")
+        if not host.startswith("127.") and host != "[::1]":
+            found[int(port)] = owner
+    return found
+
+
+def test_without_the_token_others_reach_nothing_but_figures(cluster: Cluster) -> None:
+    """At every port that is open on head and worker, a machine without the token hears that it may not."""
+    stranger = cluster.stranger()
+    for machine in (cluster.head, cluster.workers[0]):
+        ports = listening(machine)
+        assert METRICS & set(ports)
+        for port, owner in ports.items():
+            ended = stranger.run(sys.executable, "-m", "tests.knock", machine.address, str(port))
+            found = json.loads(ended.stdout)
+            if port in METRICS:
+                continue
+            answers = set(found.values())
+            assert answers & {"401", "UNAUTHENTICATED"}, (owner, port, found)
+            assert not answers & {"200", "OK"}, (owner, port, found)
