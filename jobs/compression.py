@@ -109,8 +109,7 @@ class Compression:
         def make(_: int) -> dict[str, Any]:
             return {"codes": self._played(texts, frames, guidance)}
 
-        make_missing(shards, make, self.context.rank, self.context.world, lambda index: None)
-        self.context.meet()
+        make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
         return Sequences(texts, codes, null=not self.one_pass)
 
@@ -140,18 +139,19 @@ class Compression:
             uniform_int8=False,
         )
 
-    def measured(self, measurer: Measurer, found: list[Trial]) -> list[Outcome]:
-        """The outcome of every trial; this worker measures its share of those that the store lacks."""
-        kept = [self._kept(measurer.sequences, trial.plan) for trial in found]
-        done = sum(not shard.missing() for shard in kept)
-        for index in range(self.context.rank, len(found), self.context.world):
-            if kept[index].missing():
-                kept[index].write(0, _as_arrays(self._outcome(measurer, found[index])))
-                done += self.context.world
+    def measure(self, measurer: Measurer, found: list[Trial], first: int = 0, every: int = 1) -> None:
+        """See to it that the store has the outcome of each of these trials: of all, or of a share of them."""
+        for index in range(first, len(found), every):
+            kept = self._kept(measurer.sequences, found[index].plan)
+            if kept.missing():
+                kept.write(0, _as_arrays(self._outcome(measurer, found[index])))
                 print(f"measured {found[index].name} ({index + 1} of {len(found)})", flush=True)
-                if self.context.rank == 0:
-                    self.context.run.tell("sensitivity", min(done, len(found)), len(found))
-        self.context.meet()
+                self.context.run.tell("sensitivity", index + 1, len(found))
+
+    def measured(self, measurer: Measurer, found: list[Trial]) -> list[Outcome]:
+        """The outcome of every trial."""
+        self.measure(measurer, found)
+        kept = [self._kept(measurer.sequences, trial.plan) for trial in found]
         return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in kept]
 
     def _outcome(self, measurer: Measurer, trial: Trial) -> Outcome:

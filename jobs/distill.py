@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from jobs.pair import load_pair
+from jobs.pool import alone
 from jobs.student import JUDGE, finish
 from jobs.teacher import cached, online, sequences
 from jobs.worker import Context, Stage, fit, train
@@ -81,4 +82,4 @@ def run(run_id: str) -> None:
     record = RunFolder(store, run_id).record()
     restarts = record.recipe["training"]["restarts"]
     fit(work, store.url, run_id, record.workers, restarts)
-    fit(finish, store.url, run_id, 1, restarts)
+    alone(finish, store.url, run_id, restarts)

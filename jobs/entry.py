@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder, now
+from tinymusician.artifacts.runs import STOPPED, RunFolder, now
 from tinymusician.errors import NotFound, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
@@ -117,7 +117,7 @@ def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:
         result = json.loads(run.store.get(run.key("result.json")))
         return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
     if stopped:
-        return {"state": "STOPPED", "message": "stopped; continue it with --resume"}
+        return {"state": "STOPPED", "message": STOPPED}
     if code < 0:
         message = f"its driver was killed by signal {-code}; continue it with --resume"
         return {"state": "FAILED", "message": message}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from jobs.worker import Context, join_cluster
+from jobs.worker import Context, Work, join_cluster
 from tinymusician.artifacts.runs import RunFolder
 
 Bench = Callable[[Context], Any]
@@ -62,6 +63,21 @@ def stages(pool: Pool, run: RunFolder) -> Callable[..., None]:
         pool.do(units, lambda done: run.tell(stage, done, len(units)), at_once)
 
     return do
+
+
+def alone(work: Work, store_url: str, run_id: str, restarts: int) -> None:
+    """Do what one worker does for all: on an actor of its own, which is begun anew if it dies."""
+    Pool(partial(_Alone, work), store_url, run_id, 1, restarts).do([None])
+
+
+class _Alone:
+    """A bench for one piece of work."""
+
+    def __init__(self, work: Work, context: Context) -> None:
+        self._work, self._context = work, context
+
+    def do(self, _: None) -> None:
+        self._work(self._context)
 
 
 class _Hand:

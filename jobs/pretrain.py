@@ -6,12 +6,14 @@ is done is not done again, so `--resume` goes on inside the stage that was inter
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.pool import alone
 from jobs.student import BAND_LICENCE
 from jobs.worker import Context, Stage, Work, fit, train
 from tinymusician.artifacts.address import open_store
@@ -253,13 +255,10 @@ def _best_weights(context: Context, stage: str) -> dict[str, Any]:
     return weights
 
 
-def run(run_id: str) -> None:
-    """The driver: the stages in order; each goes on from its own checkpoint, so a finished one ends at once."""
+def work(context: Context) -> None:
+    """What each worker does: stage after stage, each from its own checkpoint; one that is finished ends at once."""
     from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
 
-    store = open_store()
-    record = RunFolder(store, run_id).record()
-    restarts = record.recipe["training"]["restarts"]
     stages: dict[str, tuple[Work, ...]] = {
         "codec": (codec_work, tokens_work),
         "band-large": (partial(language_model_work, name="band-large", layers=TEACHER_LAYERS),),
@@ -267,7 +266,17 @@ def run(run_id: str) -> None:
         "band-clap": (clap_work,),
         "band-tagger": (tagger_work,),
     }
-    for part in [part for part in stages if part in record.recipe["pretrain"]["parts"]]:
-        for work in stages[part]:
-            fit(work, store.url, run_id, record.workers, restarts)
-    fit(finish, store.url, run_id, 1, restarts)
+    for part in [part for part in stages if part in _part(context).parts]:
+        for stage in stages[part]:
+            stage(context)
+            gc.collect()  # the next one needs the memory
+            context.meet()
+
+
+def run(run_id: str) -> None:
+    """The driver: the stages on the asked number of workers, the artifact on one."""
+    store = open_store()
+    record = RunFolder(store, run_id).record()
+    restarts = record.recipe["training"]["restarts"]
+    fit(work, store.url, run_id, record.workers, restarts)
+    alone(finish, store.url, run_id, restarts)

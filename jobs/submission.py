@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import cluster
-from tinymusician.artifacts.runs import ENDED, SILENCE, RunFolder, RunRecord, check_run_name, now, presumed
+from tinymusician.artifacts.runs import ENDED, SILENCE, STOPPED, RunFolder, RunRecord, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -126,7 +126,11 @@ def settle(run: RunFolder) -> None:
             message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
             run.update(state="FAILED", ended=now(), message=message)
         return
-    if str(job.status) in ENDED and run.status().state not in ENDED:
+    if str(job.status) not in ENDED or run.status().state in ENDED:
+        return
+    if str(job.status) == "STOPPED":  # its supervisor took longer to say so than Ray waits
+        run.update(state="STOPPED", ended=now(), message=STOPPED)
+    else:
         said = " ".join((job.message or "").split())[-300:]
         run.update(state="FAILED", ended=now(), message=f"Ray reports the job as {job.status}: {said}")
 

@@ -10,7 +10,7 @@ import typer
 
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import ENDED, RunFolder, list_runs, now, summary
+from tinymusician.artifacts.runs import ENDED, STOPPED, RunFolder, list_runs, now, summary
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -91,5 +91,5 @@ def stop(run: RunName) -> None:
             break
         time.sleep(0.5)
     else:
-        folder.update(state="STOPPED", ended=now(), message="stopped; continue it with --resume")
+        folder.update(state="STOPPED", ended=now(), message=STOPPED)
     print(f"run {run}: {folder.status().state}")

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import requests
 
 from tests.containers.engine import BASE, Engine, NoEngine, engine
-from tests.s3_server import free_port
+from tests.s3_server import free_port, s3_server
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,10 @@ SMALL = {
     "training.checkpoint_every": "3",
     "sequences.samples": "1",
     "sequences.seconds": "2",
+    "evaluate.clips": "24",
+    "evaluate.seconds": "2",
+    "evaluate.agreement_clips": "4",
+    "evaluate.cost_runs": "1",
 }
 
 
@@ -90,6 +95,7 @@ def test_from_a_pipeline_to_music(system: System) -> None:
     told = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
     assert json.loads(told)["state"] == "SUCCEEDED"
     root = json.loads(system.tmctl("keys", "show", "--json"))["root"][0]
+    system.tmctl("artifacts", "promote", "band-bundle@candidate", "--override", "six steps make no musician")
 
     system.docker.environment["TM_ROOT_KEY"] = root
     key = json.loads(system.compose("run", "--rm", "access", "create", "test", "--json"))["key"]
@@ -100,7 +106,7 @@ def test_from_a_pipeline_to_music(system: System) -> None:
     headers = {"Authorization": f"Bearer {key}"}
     (model,) = requests.get(f"{system.url}/v1/models", headers=headers, timeout=10).json()["data"]
     assert (model["id"], model["version"]) == ("band-bundle@stable", 1)
-    body = {"prompt": "a slow waltz for flute", "seconds": 2}
+    body: dict[str, Any] = {"prompt": "a slow waltz for flute", "seconds": 2}
     answer = requests.post(f"{system.url}/v1/audio/generations", json=body, headers=headers, timeout=120)
     with wave.open(io.BytesIO(answer.content)) as file:
         assert file.getnframes() == 2 * file.getframerate()
@@ -134,3 +140,25 @@ def test_only_two_ports_are_open_and_only_here(system: System) -> None:
 
 def test_without_the_token_the_cluster_does_nothing(system: System) -> None:
     assert requests.get(f"http://127.0.0.1:{system.dashboard}/api/jobs/", timeout=10).status_code in {401, 403}
+
+
+def test_the_store_can_be_another_s3(system: System, tmp_path: Path) -> None:
+    """One on this machine, at the end of the containers' network, with credentials of its own."""
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    gateway = system.docker.docker("network", "inspect", "-f", form, "tmtest_inside").strip()
+    with s3_server(tmp_path, gateway) as s3:
+        bucket = {"endpoint_url": s3.endpoint, "region_name": "us-east-1"}
+        keys = {"aws_access_key_id": s3.access_key, "aws_secret_access_key": s3.secret_key}
+        client = boto3.client("s3", **bucket, **keys)
+        client.create_bucket(Bucket="elsewhere")
+        credentials = tmp_path / "credentials"
+        credentials.write_text("[default]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))
+        credentials.chmod(0o644)
+        other = {"TMCTL_STORE": "s3://elsewhere/store", "AWS_ENDPOINT_URL": s3.endpoint}
+        before = dict(system.docker.environment)
+        system.docker.environment |= {**other, "TM_S3_CREDENTIALS": str(credentials)}
+        try:
+            system.compose("run", "--rm", "--no-deps", "-e", "TMCTL_KEYS=/tmp/keys", "setup", "tmctl", "keys", "create")
+        finally:
+            system.docker.environment = before
+        assert client.list_objects_v2(Bucket="elsewhere")["KeyCount"] > 0

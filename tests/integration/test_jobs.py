@@ -183,14 +183,14 @@ def kill(pids: list[int]) -> None:
 def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
     start_and_wait(ray, recipe, store, "w")
     kill(ray.processes("ray::RayTrainWorker")[:1])
-    wait_for(lambda: told(ray, store, "status", "w")["state"] == "SUCCEEDED")
+    wait_for(lambda: RunFolder(store, "w").status().state == "SUCCEEDED")
     check_same(store, "w", undisturbed)
 
 
 def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: dict[int, float]) -> None:
     start_and_wait(ray, recipe, store, "d")
     kill(ray.processes("jobs.entry --child"))
-    wait_for(lambda: told(ray, store, "status", "d")["state"] == "FAILED")
+    wait_for(lambda: RunFolder(store, "d").status().state == "FAILED")
     assert "killed by signal 9; continue it with --resume" in told(ray, store, "status", "d")["message"]
     assert told(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"
     check_same(store, "d", undisturbed)

@@ -34,6 +34,9 @@ LOG = logging.getLogger(__name__)
 NODE = str(ROOT / "infra/docker/ray-node")
 SMALL = "--object-store-memory=100000000"
 LONG = ("training.steps=60", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
+CHECKS = {"period_ms": "1000", "timeout_ms": "3000", "failure_threshold": "5"}
+QUICK = {f"RAY_health_check_{name}": value for name, value in CHECKS.items()}
+"""Who is silent for a quarter of a minute is lost; by itself Ray waits for a minute."""
 METRICS = {8090, 44217, 44227}
 """Ray's nodes, and on the head its autoscaler and its dashboard, show their figures to whoever asks."""
 
@@ -46,7 +49,7 @@ class Cluster:
         self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        self.head = self.machine()
+        self.head = self._net.machine(kept, {**self._ours, **QUICK})
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"
         self.workers = [self.join(), self.join()]
@@ -185,6 +188,7 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
 
 
 def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+    """Ray takes the machine for lost; when it is back it joins again, and the run goes on."""
     run = cluster.begun(store, "n", "distill", str(recipe), *settings(LONG))
     wait_for(at_step(run, 10))
     cluster.workers[1].cut()

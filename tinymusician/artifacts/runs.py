@@ -25,6 +25,7 @@ from tinymusician.errors import Corrupt, NotFound, RunError
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
+STOPPED = "stopped; continue it with --resume"
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
 SILENCE = timedelta(seconds=60)
 """A run that is said to be running and has not stirred for this long is presumed dead."""
