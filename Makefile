@@ -65,11 +65,13 @@ format: $(STAMP)  ## Put the code into the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP)  ## All tests
-	$(BIN)/python -m pytest
+ELSEWHERE := not environments and not machines and not containers
+test: $(STAMP)  ## All tests but those that need an environment, machines or containers of their own
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(ELSEWHERE) and not alone'
+	$(BIN)/python -m pytest -m alone
 
 test-quick: $(STAMP)  ## The tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not environments and not machines and not containers'
+	$(BIN)/python -m pytest -m '$(ELSEWHERE) and not slow'
 
 test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
 	$(BIN)/python -m pytest -m environments tests/environments

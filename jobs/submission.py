@@ -86,7 +86,7 @@ def as_before(run: RunFolder, kind: str, workers: int | None, address: str | Non
         raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
     if run.status().state == "SUCCEEDED":
         raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
-    if _is_alive(record):
+    if is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
     if workers not in (None, record.workers):
         raise RunError(f"--workers {workers}: run {run.id!r} has {record.workers}, and goes on with as many")
@@ -135,7 +135,7 @@ def settle(run: RunFolder) -> None:
         run.update(state="FAILED", ended=now(), message=f"Ray reports the job as {job.status}: {said}")
 
 
-def _is_alive(record: RunRecord) -> bool:
+def is_alive(record: RunRecord) -> bool:
     """Whether the cluster still knows this run's job as running; a cluster that is gone runs nothing."""
     try:
         client, _ = cluster.connect(record.cluster, start=False)

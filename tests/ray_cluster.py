@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import Store
+from tinymusician.training.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 
@@ -86,3 +87,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
+
+
+def losses(store: Store, run: str) -> dict[int, float]:
+    """The loss at every step that a run wrote down."""
+    return {row["step"]: row["loss"] for row in read_metrics(store, f"runs/{run}/metrics.jsonl") if "loss" in row}

@@ -82,14 +82,15 @@ def logs(
 
 def stop(run: RunName) -> None:
     """Stop a run's job. It keeps its checkpoints; `tmctl submit … --resume RUN` continues it."""
+    from jobs.submission import is_alive
     from jobs.submission import stop as stop_job
 
     folder = RunFolder(open_store(), run)
     stop_job(folder)
-    for _ in range(20):
-        if folder.status().state in ENDED:
+    for _ in range(40):  # its supervisor says so first, the cluster once all its processes are gone
+        if folder.status().state in ENDED and not is_alive(folder.record()):
             break
         time.sleep(0.5)
-    else:
+    if folder.status().state not in ENDED:
         folder.update(state="STOPPED", ended=now(), message=STOPPED)
     print(f"run {run}: {folder.status().state}")

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests.endpoint import Endpoint, endpoint
 from tinymusician.runtime.player import Wish, open_player
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 PROMPT = "a slow waltz for flute"
 NO_SIMD = "const whole = WebAssembly.validate; WebAssembly.validate = (bytes) => bytes.length > 40 && whole(bytes)"

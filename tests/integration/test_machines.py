@@ -21,13 +21,12 @@ import requests
 
 from serve.access import KeyFile, new_key, write_keys
 from tests.machines import ROOT, Machine, Network, NoMachines, network
-from tests.ray_cluster import BIN, settings, wait_for
+from tests.ray_cluster import BIN, losses, settings, wait_for
 from tests.s3_server import S3Server, s3_server
 from tests.tiny import CLIPS
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.s3 import S3Store
-from tinymusician.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.machines, pytest.mark.timeout(1200)]
 LOG = logging.getLogger(__name__)
@@ -153,10 +152,6 @@ def succeeded(run: RunFolder) -> None:
     assert run.status().state == "SUCCEEDED", run.log()
 
 
-def losses(run: RunFolder) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in read_metrics(run.store, run.key("metrics.jsonl")) if "loss" in row}
-
-
 def shards(store: S3Store) -> dict[str, bytes]:
     """The notes of all shards, which name their content by its digest."""
     return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
@@ -183,7 +178,7 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
     succeeded(run)
     LOG.info("lost machine: the run ended after %.0f s", time.monotonic() - began)
     assert "distill: from step" in run.log()
-    assert losses(run) == pytest.approx(losses(calm), abs=1e-5)
+    assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
     assert joined.address in cluster.alive()
 
 
@@ -195,7 +190,7 @@ def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, st
     time.sleep(30)
     cluster.workers[1].mend()
     succeeded(run)
-    assert losses(run) == pytest.approx(losses(calm), abs=1e-5)
+    assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
 
 
 def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3Store) -> None:

@@ -27,7 +27,7 @@ from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.player import Wish, open_player
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 LOG = logging.getLogger(__name__)
 MARCH = "a happy march"
 
