@@ -51,9 +51,9 @@ images: page  ## Build the images of infra/docker/Dockerfile
 	  docker build $(BUILD) -f infra/docker/Dockerfile --target $$target -t tinymusician-$$target . || exit 1; \
 	done
 
-tools:  ## Install Debian's Chromium and promtool, with which the page and the alerts are tested (as root)
+tools:  ## Install Debian's Chromium, promtool and container engine, with which tests are made (as root)
 	apt-get update -q
-	apt-get install -y -q --no-install-recommends chromium prometheus
+	apt-get install -y -q --no-install-recommends chromium prometheus docker.io docker-compose debootstrap iptables iproute2
 
 check: $(STAMP)  ## Formatting, lint, types, who may import whom
 	$(BIN)/ruff format --check .
@@ -77,10 +77,10 @@ test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in envi
 	$(BIN)/python -m pytest -m environments tests/environments
 
 test-machines: $(STAMP)  ## Ray on machines of their own that are lost, cut off and joined (Linux, as root)
-	$(BIN)/python -m pytest -m machines tests/integration/test_machines.py
+	$(BIN)/python -m pytest -rs -m machines tests/integration/test_machines.py
 
 test-compose: $(STAMP) page  ## The whole system in containers, for real (Docker engine, or root to start one)
-	$(BIN)/python -m pytest -m containers tests/containers
+	$(BIN)/python -m pytest -rs -m containers tests/containers
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper

@@ -139,14 +139,13 @@ class Compression:
             uniform_int8=False,
         )
 
-    def measure(self, measurer: Measurer, found: list[Trial], first: int = 0, every: int = 1) -> None:
-        """See to it that the store has the outcome of each of these trials: of all, or of a share of them."""
-        for index in range(first, len(found), every):
-            kept = self._kept(measurer.sequences, found[index].plan)
+    def measure(self, measurer: Measurer, found: list[Trial]) -> None:
+        """See to it that the store has the outcome of each of these trials."""
+        for trial in found:
+            kept = self._kept(measurer.sequences, trial.plan)
             if kept.missing():
-                kept.write(0, _as_arrays(self._outcome(measurer, found[index])))
-                print(f"measured {found[index].name} ({index + 1} of {len(found)})", flush=True)
-                self.context.run.tell("sensitivity", index + 1, len(found))
+                kept.write(0, _as_arrays(self._outcome(measurer, trial)))
+                print(f"measured {trial.name}", flush=True)
 
     def measured(self, measurer: Measurer, found: list[Trial]) -> list[Outcome]:
         """The outcome of every trial."""

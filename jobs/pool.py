@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.worker import Context, Work, join_cluster
 from tinymusician.artifacts.runs import RunFolder
+from tinymusician.errors import StoreError, TinyMusicianError
 
 Bench = Callable[[Context], Any]
 """Makes the object, once an actor, whose `do(unit)` does the work."""
@@ -37,9 +38,11 @@ class Pool:
     def do(self, units: Sequence[Any], told: Callable[[int], None] = lambda done: None, at_once: int = 0) -> None:
         """Do all units, at most `at_once` at the same time if given; `told` hears how many are done.
 
-        The first error ends it; units that are being done go on to their end.
+        The first error ends it, as it was raised there; units that are being done go on to their end. A unit whose
+        store did not answer is tried again, like one whose actor died.
         """
         import ray
+        from ray.exceptions import RayTaskError
 
         waiting, free = deque(units), deque(self._hands[: at_once or len(self._hands)])
         busy: dict[Any, Any] = {}
@@ -47,12 +50,20 @@ class Pool:
         while waiting or busy:
             while waiting and free:
                 hand = free.popleft()
-                busy[hand.do.remote(waiting.popleft())] = hand
+                again = hand.do.options(retry_exceptions=[StoreError])
+                busy[again.remote(waiting.popleft())] = hand
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
             free.append(busy.pop(ready))
-            ray.get(ready)
+            try:
+                ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
             done += 1
             told(done)
+
+    def keep(self, count: int) -> None:
+        """Let all actors but so many go, and with them what of the cluster they held."""
+        self._hands = self._hands[:count]
 
 
 def stages(pool: Pool, run: RunFolder) -> Callable[..., None]:

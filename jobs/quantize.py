@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jobs.pool import Pool
+from jobs.pool import Pool, stages
 from jobs.worker import Context
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
+
+_SHARES = 4
+"""Shares of the trials a worker, so that none waits long for the slowest."""
 
 if TYPE_CHECKING:
     from tinymusician.quantize.adaptive import Measurer
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the work; `share` is whose part of the trials is measured."""
+    """A piece of the work: the trials from the `first` on, `every` so many, or what is made of them all."""
 
-    task: Literal["play", "measure", "publish"]
-    share: int = 0
+    task: Literal["measure", "publish"]
+    first: int = 0
+    every: int = 1
 
 
 class Bench:
@@ -34,7 +38,6 @@ class Bench:
     def __init__(self, context: Context) -> None:
         from jobs.compression import Compression
 
-        context.run.tell("export", 0, 1)
         self._compression = Compression(context)
 
     @cached_property
@@ -49,10 +52,10 @@ class Bench:
     def do(self, unit: Unit) -> None:
         """Do one unit, or what of it is not done yet."""
         compression, measurer = self._compression, self._measurer
-        if unit.task == "measure":
-            compression.measure(measurer, compression.trials(measurer), unit.share, compression.context.world)
         if unit.task == "publish":
             self._publish(measurer)
+        else:
+            compression.measure(measurer, compression.trials(measurer)[unit.first :: unit.every])
 
     def _publish(self, measurer: Measurer) -> None:
         from jobs.bundling import publish_bundle
@@ -64,10 +67,13 @@ class Bench:
 
 
 def run(run_id: str) -> None:
-    """The driver."""
+    """The driver: the measuring on the asked number of workers, the rest on one."""
     store = open_store()
-    record = RunFolder(store, run_id).record()
+    folder = RunFolder(store, run_id)
+    record = folder.record()
     pool = Pool(Bench, store.url, run_id, record.workers, record.recipe["training"]["restarts"])
-    pool.do([Unit("play")])
-    pool.do([Unit("measure", share) for share in range(record.workers)])
-    pool.do([Unit("publish")])
+    do, shares = stages(pool, folder), _SHARES * record.workers
+    do("first trials", [Unit("measure", 0, shares)])  # by one, which plays the sequences for all
+    do("sensitivity", [Unit("measure", first, shares) for first in range(1, shares)])
+    pool.keep(1)
+    do("bundle", [Unit("publish")])

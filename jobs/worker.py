@@ -1,4 +1,4 @@
-"""Running work on Ray Train's workers: what a worker knows, and how a training stage runs on it."""
+"""What a worker of a job knows, what of the cluster it can have, and how a training stage runs on Ray Train."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusician
 from tinymusician.recipe import Recipe, parse_recipe
 
 _BEAT_SECONDS = 2.0
+_LOOK_SECONDS, _PATIENCE = 5.0, 600.0
 _LONGEST_WAIT = 24 * 3600
 
 
@@ -97,23 +98,39 @@ def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) ->
 def join_cluster(workers: int) -> tuple[bool, int]:
     """Join the cluster that this job runs on: whether each of `workers` can have a GPU, and how many CPUs.
 
+    What an autoscaler may add counts as well; where a node was lost, another one is waited for.
+
     Raises:
         ClusterError: there are fewer CPUs than workers.
     """
     import ray
+    from ray._private.state import state  # what Ray's own libraries ask; there is no public way
 
     if not ray.is_initialized():
         # Ray Train's helpers look for their cluster by themselves, and take another one's where two run on a machine.
         address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
         environment = {"env_vars": address, "worker_process_setup_hook": "jobs.interface.choose"}
         ray.init(address="auto", runtime_env=environment, log_to_driver=True, logging_level="WARNING")
-    gpu = bool(ray.cluster_resources().get("GPU", 0) >= workers)
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return gpu, 1 if gpu else cpus_a_worker(nodes, workers)
+    most = state.get_max_resources_from_cluster_config() or {}
+    if max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)) >= workers:
+        return True, 1
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        nodes = ray.nodes()
+        try:
+            here = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+            return False, cpus_a_worker(here, workers, int(most.get("CPU", 0)))
+        except ClusterError:
+            if all(node["Alive"] for node in nodes) or time.monotonic() > deadline:
+                raise
+        print("a node was lost: waiting for another one", flush=True)
+        time.sleep(_LOOK_SECONDS)
 
 
-def cpus_a_worker(nodes: list[int], workers: int) -> int:
+def cpus_a_worker(nodes: list[int], workers: int, most: int = 0) -> int:
     """The most CPUs that every one of `workers` can have, each on one of the cluster's `nodes` of so many CPUs.
+
+    Where an autoscaler may bring the cluster to `most` CPUs, it is asked for one a worker if these do not suffice.
 
     Raises:
         ClusterError: there are fewer CPUs than workers.
@@ -121,6 +138,8 @@ def cpus_a_worker(nodes: list[int], workers: int) -> int:
     for cpus in range(max(nodes, default=0), 0, -1):
         if sum(node // cpus for node in nodes) >= workers:
             return cpus
+    if most >= workers:
+        return 1
     raise ClusterError(f"--workers {workers}: the cluster has {sum(nodes)} CPUs; at most as many workers are allowed")
 
 

@@ -25,9 +25,9 @@ _LOST = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnav
 _HEAD = {"node:__internal_head__": 0.001}
 """Ray's name for its head's node: the front lives where Serve's own proxy and controller live, and dies with nobody
 else."""
-_LOOK_SECONDS, _SILENCE_SECONDS = 5.0, 15.0
-"""How often Serve asks an engine whether it lives, and how long it waits for the answer: who plays on a machine that
-goes dark waits so long until another engine begins anew."""
+_LOOK_SECONDS = 5.0
+"""How often Serve asks an engine whether it lives, and how long it waits: three answers that do not come in time, and
+what it played on a machine that went dark begins anew elsewhere."""
 _UNBOUNDED = 10_000
 """Requests that Serve itself lets through to the front, which has its own bound and its own answer."""
 
@@ -104,7 +104,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.rows,
         graceful_shutdown_timeout_s=settings.limits.patience,
         health_check_period_s=_LOOK_SECONDS,
-        health_check_timeout_s=_SILENCE_SECONDS,
+        health_check_timeout_s=_LOOK_SECONDS,
     ).bind(settings)
     front = serve.deployment(
         FrontDeployment,

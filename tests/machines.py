@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -45,6 +44,8 @@ class Machine:
         self.name, self.address = f"{network.name}n{number}", f"{network.prefix}.{number}"
         self.environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
         self.environment |= {"HOME": "/tmp/home", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
+        self._life: subprocess.Popen[bytes] | None = None
+        network.machines.append(self)
         _ip(f"netns add {self.name}")
         _ip(f"link add {self.name} type veth peer name eth0 netns {self.name}")
         _ip(f"link set {self.name} master {network.name} up")
@@ -53,8 +54,8 @@ class Machine:
         _ip(f"-n {self.name} route add default via {network.address}")
         namespaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         birth = ["sh", "-c", _BIRTH, "sh", self.name, *map(str, [ROOT, *kept])]
-        self._life = subprocess.Popen(["ip", "netns", "exec", self.name, *namespaces, *birth], start_new_session=True)
-        children = Path(f"/proc/{self._life.pid}/task/{self._life.pid}/children")
+        life = subprocess.Popen(["ip", "netns", "exec", self.name, *namespaces, *birth], start_new_session=True)
+        self._life, children = life, Path(f"/proc/{life.pid}/task/{life.pid}/children")
         _wait(lambda: bool(children.read_text().split()))
         self._first = int(children.read_text().split()[0])
         _wait(lambda: Path(f"/proc/{self._first}/root/tmp/home/born").exists())
@@ -73,10 +74,6 @@ class Machine:
         """Run a command to its end."""
         return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
 
-    def log(self) -> str:
-        """What its service said."""
-        return Path(f"/proc/{self._first}/root/tmp/log").read_text()
-
     def cut(self) -> None:
         """Pull the network's plug: nobody is told, packets just do not come."""
         _ip(f"link set {self.name} down")
@@ -91,9 +88,9 @@ class Machine:
         self._die()
 
     def _die(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._first, signal.SIGKILL)  # with a namespace's first process all others go
-        self._life.wait(30)
+        if self._life is not None:
+            self._life.kill()  # and with it the namespace's first process, and with that all others
+            self._life.wait(30)
 
     def remove(self) -> None:
         """Leave nothing of it."""
@@ -112,9 +109,7 @@ class Network:
 
     def machine(self, kept: list[Path], environment: dict[str, str]) -> Machine:
         """One machine more, which has the checkout, the folders `kept` and nothing else of this machine's /tmp."""
-        made = Machine(self, len(self.machines) + 1, kept, environment)
-        self.machines.append(made)
-        return made
+        return Machine(self, len(self.machines) + 1, kept, environment)
 
 
 @contextlib.contextmanager
@@ -129,6 +124,8 @@ def network() -> Iterator[Network]:
         raise NoMachines(f"machines of their own need root and {', '.join(missing or TOOLS)}")
     made = Network()
     try:
+        _ip(f"netns add {made.name}")
+        _ip(f"netns del {made.name}")
         _ip(f"link add {made.name} type bridge")
     except RuntimeError as error:
         raise NoMachines(str(error)) from error

@@ -10,7 +10,7 @@ import typer
 
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import ENDED, STOPPED, RunFolder, list_runs, now, summary
+from tinymusician.artifacts.runs import ENDED, RunFolder, list_runs, summary
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -82,15 +82,14 @@ def logs(
 
 def stop(run: RunName) -> None:
     """Stop a run's job. It keeps its checkpoints; `tmctl submit … --resume RUN` continues it."""
-    from jobs.submission import is_alive
+    from jobs.submission import is_alive, settle
     from jobs.submission import stop as stop_job
 
     folder = RunFolder(open_store(), run)
     stop_job(folder)
-    for _ in range(40):  # its supervisor says so first, the cluster once all its processes are gone
-        if folder.status().state in ENDED and not is_alive(folder.record()):
+    for _ in range(40):
+        if not is_alive(folder.record()):
             break
         time.sleep(0.5)
-    if folder.status().state not in ENDED:
-        folder.update(state="STOPPED", ended=now(), message=STOPPED)
+    settle(folder)  # a supervisor that Ray did not wait for has not said so
     print(f"run {run}: {folder.status().state}")

@@ -30,7 +30,7 @@ Overrides = Annotated[
 Cluster = Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, show_default="1", help="Ray Train workers, each with a GPU if the cluster has them."),
+    typer.Option(min=1, show_default="1", help="Workers, each with a GPU if the cluster has them."),
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job until it ends.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")]

@@ -30,11 +30,15 @@ SMALL = {
     "training.validate_every": "3",
     "training.checkpoint_every": "3",
     "sequences.samples": "1",
-    "sequences.seconds": "2",
+    "sequences.seconds": "1",
+    "quantize.plan": "paper",
+    "quantize.sequences": "2",
+    "quantize.seconds": "1",
+    "quantize.parity_sequences": "1",
     "evaluate.clips": "24",
-    "evaluate.seconds": "2",
-    "evaluate.agreement_clips": "4",
-    "evaluate.cost_runs": "1",
+    "evaluate.seconds": "1",
+    "evaluate.agreement_clips": "0",
+    "evaluate.cost_runs": "0",
 }
 
 

@@ -171,7 +171,7 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
         "tagger_batch=4",
     )
     values = tuple(f"pretrain.{value}" for value in short)
-    run = told(ray, store, "submit", "pretrain", "band", *settings(values), "--name", "p")
+    run = told(ray, store, "submit", "pretrain", "band", *settings(values), *TWO, "--name", "p")
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap", "band-tagger"}
     assert run["metrics"]["codec"]["si_sdr/4"] > 0

@@ -12,7 +12,9 @@ from ray.serve.schema import ServeDeploySchema
 from typer.main import get_command
 
 from jobs.cli.main import app
+from jobs.preflight import check
 from serve.settings import read_settings
+from tinymusician.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2] / "infra/kubernetes"
 VERSION = "1.33"
@@ -95,6 +97,7 @@ def test_the_run_is_a_command_and_its_cluster_is_there() -> None:
         command = command.commands[words.pop(0)]
     asked = command.make_context("tmctl", words).params
     assert (tmctl, command.name) == ("tmctl", "pipeline")
+    check("pipeline", load_recipe(asked["recipe"]), here=False)
     groups = [*cluster["spec"]["workerGroupSpecs"], gpu_group()]
     assert asked["workers"] <= max(group["maxReplicas"] for group in groups)
 

@@ -33,6 +33,13 @@ def test_every_worker_finds_room_on_one_node(nodes: list[int], workers: int, cpu
     assert cpus_a_worker(nodes, workers) == cpus
 
 
+def test_what_an_autoscaler_may_bring_counts() -> None:
+    assert cpus_a_worker([0, 4], 8, most=36) == 1
+    assert cpus_a_worker([0, 4], 2, most=36) == 2, "what is here is taken as it is"
+    with pytest.raises(ClusterError, match="--workers 37: the cluster has 4 CPUs"):
+        cpus_a_worker([0, 4], 37, most=36)
+
+
 def test_more_workers_than_cpus() -> None:
     with pytest.raises(ClusterError, match="--workers 4: the cluster has 3 CPUs"):
         cpus_a_worker([2, 1], 4)

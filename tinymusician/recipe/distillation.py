@@ -140,7 +140,7 @@ class Training(Part):
     log_every: Count = 10
     validate_every: Count = 100
     checkpoint_every: Count = 100
-    restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often Ray Train restarts workers that died")
+    restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often a job's workers are restarted that died")
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> Self:
