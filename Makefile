@@ -68,7 +68,7 @@ format: $(STAMP)  ## Put the code into the house's format
 ELSEWHERE := not environments and not machines and not containers
 test: $(STAMP)  ## All tests but those that need an environment, machines or containers of their own
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(ELSEWHERE) and not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -rs -m alone
 
 test-quick: $(STAMP)  ## The tests that take seconds
 	$(BIN)/python -m pytest -m '$(ELSEWHERE) and not slow'
@@ -79,7 +79,7 @@ test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in envi
 test-machines: $(STAMP)  ## Ray on machines of their own that are lost, cut off and joined (Linux, as root)
 	$(BIN)/python -m pytest -rs -m machines tests/integration/test_machines.py
 
-test-compose: $(STAMP) page  ## The whole system in containers, for real (Docker engine, or root to start one)
+test-compose: $(STAMP)  ## The whole system in containers, for real (Docker engine, or root to start one)
 	$(BIN)/python -m pytest -rs -m containers tests/containers
 
 clean:  ## Remove what the targets made
