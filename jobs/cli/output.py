@@ -16,8 +16,8 @@ _PLAIN_SECONDS = 15.0
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print `value` as one JSON document, or `text`."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+    """Print `value` as one JSON document, or `text`, at once even into a pipe."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text, flush=True)
 
 
 def warn(message: str) -> None:

@@ -242,7 +242,8 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
     subprocess.run(stop, env=served.ray.environment, check=True, capture_output=True)
     _gone(served)
     command = [str(BIN / "tmctl"), "serve", str(bundle), "--port", str(served.port), "--threads", "1"]
-    process = subprocess.Popen(command, env=served.ray.environment, stdout=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in served.ray.environment.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, env=buffered, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert served.url in process.stdout.readline()
     assert served.generate().status_code == 200
