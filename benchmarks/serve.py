@@ -66,7 +66,8 @@ def main() -> None:
             first = first_audio(url, chosen.seconds)
             figures["first_audio_p95_s"] = float(np.percentile(first, 95))
             figures["first_audio_median_s"] = float(np.median(first))
-    report("serve", figures, {"model": str(chosen.model or "band-small, float32"), "seconds": chosen.seconds})
+    model = chosen.model.name if chosen.model else "band-small, float32"
+    report("serve", figures, {"model": model, "seconds": chosen.seconds})
 
 
 def exported(folder: Path) -> Path:
