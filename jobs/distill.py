@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from jobs.driver import drive
 from jobs.pair import load_pair
-from jobs.pool import alone
 from jobs.student import JUDGE, finish
 from jobs.teacher import cached, online, sequences
-from jobs.worker import Context, Stage, fit, train
-from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
+from jobs.worker import Context, Stage, train
 from tinymusician.data.scores import SPLITS
 from tinymusician.recipe import FixedBiKL, Objective, StageMixed, SteppedBiKL
 
@@ -78,8 +76,4 @@ def mixture_at(objective: Objective, steps: int, step: int) -> Any:
 
 def run(run_id: str) -> None:
     """The driver: training on the asked number of workers, then the report on one."""
-    store = open_store()
-    record = RunFolder(store, run_id).record()
-    restarts = record.recipe["training"]["restarts"]
-    fit(work, store.url, run_id, record.workers, restarts)
-    alone(finish, store.url, run_id, restarts)
+    drive(run_id, work, finish)

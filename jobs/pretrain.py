@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.pool import alone
+from jobs.driver import drive
 from jobs.student import BAND_LICENCE
-from jobs.worker import Context, Stage, Work, fit, train
-from tinymusician.artifacts.address import open_store
+from jobs.worker import Context, Stage, Work, train
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.runs import RunFolder
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
 from tinymusician.recipe import Pretraining
@@ -275,8 +273,4 @@ def work(context: Context) -> None:
 
 def run(run_id: str) -> None:
     """The driver: the stages on the asked number of workers, the artifact on one."""
-    store = open_store()
-    record = RunFolder(store, run_id).record()
-    restarts = record.recipe["training"]["restarts"]
-    fit(work, store.url, run_id, record.workers, restarts)
-    alone(finish, store.url, run_id, restarts)
+    drive(run_id, work, finish)

@@ -16,11 +16,11 @@ from jobs.worker import Context
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
 
-_SHARES = 4
-"""Shares of the trials a worker, so that none waits long for the slowest."""
-
 if TYPE_CHECKING:
     from tinymusician.quantize.adaptive import Measurer
+
+_SHARES = 4
+"""Shares of the trials a worker, so that none waits long for the slowest."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from tinymusician.errors import ClusterError
 
 NAME = "tinymusician"
 _ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")
-_ADDRESS = re.compile("For further information visit")
+_ADDRESS = "For further information visit"
+"""What pydantic adds to an error of its own."""
 _POLL_SECONDS = 0.5
 _PATIENCE = 20.0
 """Seconds for a cluster to say anything of an application that it was given."""
@@ -125,6 +126,6 @@ class Endpoint:
 
 def _reason(message: str) -> str:
     """Why a replica did not start: its error, out of a message that has the traceback of it."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip() and not _ADDRESS.match(line.strip())]
+    lines = [line for line in map(str.strip, message.splitlines()) if line and not line.startswith(_ADDRESS)]
     errors = [line for line in lines if _ERROR.match(line)]
     return _ERROR.sub("", errors[-1]) if errors else lines[-1] if lines else "refused, and did not say why"

@@ -86,9 +86,8 @@ def as_before(run: RunFolder, kind: str, workers: int | None, address: str | Non
         raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
     if run.status().state == "SUCCEEDED":
         raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
-    if run.status().state not in ENDED and is_alive(
-        record
-    ):  # once it has ended, the cluster may take a while to see it
+    # Once it has ended, the cluster may take a while to see it.
+    if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
     if workers not in (None, record.workers):
         raise RunError(f"--workers {workers}: run {run.id!r} has {record.workers}, and goes on with as many")
