@@ -68,7 +68,7 @@ class Ray:
 def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**ray.environment, "TMCTL_STORE": store.url}
     return subprocess.run(
-        [str(BIN / "tmctl"), *words], env=environment, capture_output=True, text=True, timeout=400, check=False
+        [str(BIN / "tmctl"), *words], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 

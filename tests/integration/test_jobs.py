@@ -157,7 +157,7 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
     (corpus / "tunes-by-family.json").write_text(json.dumps(tunes))
     short: tuple[str, ...] = (
         "train_clips=60",
-        "held_out_clips=48",
+        "held_out_clips=12",
         "codec_steps=2",
         "codec_batch=2",
         "teacher_steps=2",
