@@ -8,10 +8,12 @@ from typing import Any
 from jobs.driver import drive
 from jobs.pair import load_pair
 from jobs.student import JUDGE, finish
-from jobs.teacher import cached, online, sequences
-from jobs.worker import Context, Stage, train
-from tinymusician.data.scores import SPLITS
-from tinymusician.recipe import FixedBiKL, Objective, StageMixed, SteppedBiKL
+from jobs.teacher import make_sequences, sequences, signals
+from jobs.teacher_actors import Teachers
+from jobs.worker import NOBODY, Company, Context, Stage, train
+from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.recipe import ActorSignals, FixedBiKL, Objective, StageMixed, SteppedBiKL, parse_recipe
 
 
 def work(context: Context) -> None:
@@ -26,24 +28,23 @@ def work(context: Context) -> None:
     training = recipe.training
     torch.manual_seed(training.seed)
     pair = load_pair(recipe)
-    from_shards = recipe.signals.source == "cached"
-    if not from_shards:
-        pair.teacher.to(context.device)
-    train_tokens, held_out, _ = (sequences(context, pair, split, make=not from_shards) for split in SPLITS)
-    source = cached if from_shards else online
+    if recipe.signals.source == "online":
+        make_sequences(context, pair)
+        context.meet()
+    train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
     soft = recipe.temperature
     task = DistillTask(
         student=pair.student.to(context.device),
-        train=source(context, pair, train_tokens),
+        train=signals(context, pair, "train", train_tokens),
         train_rows=len(train_tokens.codes),
-        held_out=source(context, pair, held_out),
+        held_out=signals(context, pair, "validation", held_out),
         held_out_rows=len(held_out.codes),
         mixture_at=partial(mixture_at, recipe.objective, training.steps),
         softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
         batch_size=training.batch_size,
         seed=training.seed,
     )
-    codes = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
+    codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = Plan(
         steps=training.steps,
         peak_rate=training.learning_rate,
@@ -52,8 +53,9 @@ def work(context: Context) -> None:
         validate_every=training.validate_every,
         checkpoint_every=training.checkpoint_every,
         judge=JUDGE,
-        codes_a_step=codes,
+        codes_a_part=codes_a_part,
         seed=training.seed,
+        parts=training.parts or 0,
     )
     settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
     train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))
@@ -75,5 +77,7 @@ def mixture_at(objective: Objective, steps: int, step: int) -> Any:
 
 
 def run(run_id: str) -> None:
-    """The driver: training on the asked number of workers, then the report on one."""
-    drive(run_id, work, finish)
+    """The driver: training on the asked number of workers, beside the teacher's actors, then the report on one."""
+    folder = RunFolder(open_store(), run_id)
+    asked = parse_recipe(folder.record().recipe, run_id).signals
+    drive(folder, work, finish, Company(asked.actors, Teachers) if isinstance(asked, ActorSignals) else NOBODY)

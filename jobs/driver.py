@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from jobs.pool import alone
-from jobs.worker import Work, fit
-from tinymusician.artifacts.address import open_store
+from jobs.worker import NOBODY, Company, Work, fit
 from tinymusician.artifacts.runs import RunFolder
 
 
-def drive(run_id: str, work: Work, finish: Work) -> None:
+def drive(run: RunFolder, work: Work, finish: Work, company: Company = NOBODY) -> None:
     """Do both on the cluster that this process was started by."""
-    store = open_store()
-    record = RunFolder(store, run_id).record()
-    restarts = record.recipe["training"]["restarts"]
-    fit(work, store.url, run_id, record.workers, restarts)
-    alone(finish, store.url, run_id, restarts)
+    fit(work, run, company)
+    alone(finish, run.store.url, run.id, run.record().recipe["training"]["restarts"])

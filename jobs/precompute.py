@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 from jobs.pair import Pair, load_pair
-from jobs.teacher import online, sequences, signal_shards
+from jobs.teacher import make_sequences, sequences, signal_maker, signal_shards
 from jobs.worker import Context, fit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
@@ -18,7 +17,8 @@ from tinymusician.data.tokens import TokenSet
 def work(context: Context) -> None:
     """What each worker does: its share of the shards that are missing."""
     pair = load_pair(context.recipe)
-    pair.teacher.to(context.device)
+    make_sequences(context, pair)
+    context.meet()
     tokens = {split: sequences(context, pair, split) for split in SPLITS}
     judged: tuple[Split, ...] = ("train", "validation")
     made = {split: signals(context, pair, split, tokens[split]) for split in judged}
@@ -34,21 +34,16 @@ def work(context: Context) -> None:
 
 def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> ShardSet:
     """This worker's share of the teacher's signals on one split's sequences."""
-    from tinymusician.distill.cached import signal_shard
-
-    shards, teacher = signal_shards(context, pair, tokens), online(context, pair, tokens)
-    rows, batch = len(tokens.codes), context.recipe.training.batch_size
+    shards = signal_shards(context, pair, tokens)
 
     def told(index: int) -> None:
         print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
 
-    make_missing(shards, partial(signal_shard, teacher, rows=rows, batch_size=batch), context.rank, context.world, told)
+    make_missing(shards, signal_maker(context, pair, tokens), context.rank, context.world, told)
     return shards
 
 
 def run(run_id: str) -> None:
     """The driver."""
-    store = open_store()
-    record = RunFolder(store, run_id).record()
-    fit(work, store.url, run_id, record.workers, record.recipe["training"]["restarts"])
+    fit(work, RunFolder(open_store(), run_id))

@@ -10,7 +10,7 @@ from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.shape import RELEASE, DecoderShape, is_packaged, shape_of
-from tinymusician.recipe import CutStudent, Recipe
+from tinymusician.recipe import CachedSignals, CutStudent, Recipe
 
 PRETRAINING_READS = (
     "pretrain.",
@@ -181,6 +181,8 @@ def check_shapes(recipe: Recipe) -> None:
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
     check_length(recipe, teacher)
+    if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:
+        raise RecipeError(f"signals.top = {recipe.signals.top}: allowed are 1 to {teacher.vocabulary} codes")
     student = student_shape(recipe, teacher)
     if student and (student.codebooks, student.vocabulary) != (teacher.codebooks, teacher.vocabulary):
         raise ModelError(

@@ -16,7 +16,9 @@ from typing import Any
 from jobs.driver import drive
 from jobs.student import BAND_LICENCE
 from jobs.worker import Context, Stage, Work, train
+from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.runs import RunFolder
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
 from tinymusician.recipe import Pretraining
@@ -69,6 +71,7 @@ def _plan(context: Context, steps: int, rate: float, stage: str) -> Any:
         max(1, every // 2),
         JUDGES[stage],
         seed=training.seed,
+        parts=training.parts or 0,
     )
 
 
@@ -273,4 +276,4 @@ def work(context: Context) -> None:
 
 def run(run_id: str) -> None:
     """The driver: the stages on the asked number of workers, the artifact on one."""
-    drive(run_id, work, finish)
+    drive(RunFolder(open_store(), run_id), work, finish)

@@ -19,6 +19,7 @@ from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
 Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
+_TRAINING: tuple[Kind, ...] = ("pretrain", "distill", "pipeline")
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
 
 
@@ -31,11 +32,10 @@ def submit(
     name: str | None,
     resume: str | None,
 ) -> RunFolder:
-    """Record a run and start its job; `resume` continues an earlier run with its own recipe, workers and cluster.
+    """Record a run and start its job; `resume` continues an earlier run on its own cluster unless another is named.
 
     Raises:
-        RunError: the name is taken, or the run to resume does not exist, runs still, is of another kind or had another
-            number of workers.
+        RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
     run = RunFolder(store, check_run_name(resume or name or new_name(recipe.name, kind)))
@@ -45,7 +45,9 @@ def submit(
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
     submission = f"{run.id}-{secrets.token_hex(3)}"
-    content = recipe.model_dump(mode="json") if not resume else run.record().recipe
+    content = recipe.model_dump(mode="json")
+    if kind in _TRAINING:
+        content["training"]["parts"] = content["training"]["parts"] or workers or 1
     run.write_record(
         RunRecord(
             id=run.id,
@@ -75,11 +77,10 @@ def submit(
 
 
 def as_before(run: RunFolder, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
-    """The workers and the cluster's address with which a run goes on: its own, unless another cluster is named.
+    """The workers and the cluster's address with which a run goes on: its own, unless others are asked for.
 
     Raises:
-        RunError: it is of another kind, finished or still running, or another number of workers was asked for: the
-            batch is per worker, so its losses would not be those of the same run.
+        RunError: it is of another kind, finished or still running.
     """
     record = run.record()
     if record.kind != kind:
@@ -89,10 +90,8 @@ def as_before(run: RunFolder, kind: str, workers: int | None, address: str | Non
     # Once it has ended, the cluster may take a while to see it.
     if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
-    if workers not in (None, record.workers):
-        raise RunError(f"--workers {workers}: run {run.id!r} has {record.workers}, and goes on with as many")
     elsewhere = None if record.cluster == cluster.LOCAL else record.cluster
-    return record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
+    return workers or record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
 
 
 def stop(run: RunFolder) -> None:

@@ -59,7 +59,7 @@ def run(run_id: str) -> None:
     folder = RunFolder(store, run_id)
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
-    fit(precompute.work, store.url, run_id, record.workers, recipe.training.restarts)
+    fit(precompute.work, folder)
     do = stages(Pool(TrialBench, store.url, run_id, record.workers, recipe.training.restarts), folder)
     voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)

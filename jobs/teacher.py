@@ -1,55 +1,104 @@
-"""What a recipe asks its teacher for: sequences, and signals on them, online or from shards in the store."""
+"""What a recipe asks its teacher for: sequences, and signals on them, from wherever the recipe says."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobs.pair import Pair
 from jobs.worker import Context
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.scores import Split
+from tinymusician.data.scores import SPLITS, Split
 from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet
 from tinymusician.errors import RunError
+from tinymusician.recipe import ActorSignals, CachedSignals
+
+Make = Callable[[int], dict[str, Any]]
 
 
-def sequences(context: Context, pair: Pair, split: Split, make: bool = True) -> TokenSet:
-    """The sequences of one split: teacher samples, made where the store has none yet, mixed with clips for training.
+def make_sequences(context: Context, pair: Pair) -> None:
+    """This worker's share of the teacher's samples that the store does not have."""
+    for split in SPLITS:
+        if split == "train" and context.recipe.sequences.clip_share == 1:
+            continue
+        make, shards = samples(context, pair, split)
+
+        def told(index: int, split: Split = split, count: int = shards.count) -> None:
+            print(f"{split} samples: shard {index + 1} of {count}", flush=True)
+            context.run.tell(f"{split} samples", index + 1, count)
+
+        make_missing(shards, make, context.rank, context.world, told)
+
+
+def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
+    """The sequences of one split: teacher samples, mixed with clips for training.
 
     Raises:
-        RunError: samples are missing, and `make` is false.
+        RunError: samples are missing.
     """
-    from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
+    from tinymusician.distill.sequences import mix, read_clips, read_samples
+
+    part = context.recipe.sequences
+    from_clips = split == "train" and part.clips is not None
+    if from_clips:
+        frames = round(part.seconds * pair.teacher.config.audio_encoder.frame_rate)
+        clips = read_clips(pair.teacher.audio_encoder, pair.tokenizer, Path(str(part.clips)), frames)
+        if part.clip_share == 1:
+            return clips
+    make, shards = samples(context, pair, split)
+    check_complete(shards)
+    tokens = read_samples(shards, context.cache, make)
+    return mix(tokens, clips, part.clip_share) if from_clips else tokens
+
+
+def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]:
+    """What makes a shard of the teacher's samples for one split, and the shards."""
+    from tinymusician.distill.sequences import TeacherSamples
 
     recipe = context.recipe
-    part, asked, seed = recipe.sequences, recipe.teacher, recipe.training.seed
-    frames = round(part.seconds * pair.teacher.config.audio_encoder.frame_rate)
+    part, asked = recipe.sequences, recipe.teacher
     texts = texts_of(load_prompts(part.prompts), split)
-    if split == "train" and part.clips is not None and part.clip_share == 1:
-        return read_clips(pair.teacher.audio_encoder, pair.tokenizer, Path(part.clips), frames)
-    samples = part.samples if split == "train" else 1
-    sampling = {"samples": samples, "frames": frames, "guidance": asked.guidance, "top_k": asked.top_k}
-    sampling |= {"temperature": asked.temperature, "seed": seed, "shard_prompts": part.shard_prompts}
-    sampling |= {"at_once": part.samples_at_once}
+    sampling = {
+        "samples": part.samples if split == "train" else 1,
+        "frames": round(part.seconds * pair.teacher.config.audio_encoder.frame_rate),
+        "guidance": asked.guidance,
+        "top_k": asked.top_k,
+        "temperature": asked.temperature,
+        "seed": recipe.training.seed,
+        "shard_prompts": part.shard_prompts,
+        "at_once": part.samples_at_once,
+    }
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
     facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
-    shards = ShardSet(context.run.store, "samples", facts, source.shards)
-    if not make:
-        check_complete(shards)
 
-    def told(index: int) -> None:
-        print(f"{split} samples: shard {index + 1} of {shards.count}", flush=True)
-        context.run.tell(f"{split} samples", index + 1, shards.count)
+    def make(index: int) -> dict[str, Any]:
+        pair.teacher.to(context.device)  # not before: who only reads needs no room for it
+        return source.make(index)
 
-    make_missing(shards, source.make, context.rank, context.world, told)
-    context.meet()
-    tokens = read_samples(shards, context.cache)
-    if split != "train" or part.clips is None:
-        return tokens
-    clips = read_clips(pair.teacher.audio_encoder, pair.tokenizer, Path(part.clips), frames)
-    return mix(tokens, clips, part.clip_share)
+    return make, ShardSet(context.run.store, "samples", facts, source.shards)
+
+
+def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Any:
+    """The recipe's source of signals on one split's sequences.
+
+    Raises:
+        RunError: the source is `cached`, and shards are missing.
+    """
+    from tinymusician.distill.signals import Prefetched
+
+    asked = context.recipe.signals
+    if isinstance(asked, CachedSignals):
+        return cached(context, pair, tokens)
+    if isinstance(asked, ActorSignals):
+        from jobs.teacher_actors import Asking
+
+        pad = pair.teacher.config.decoder.vocab_size
+        actors = Asking(context, split, tokens, context.recipe.teacher.target, pad, asked.actors)
+        return Prefetched(actors.ask, asked.ahead)
+    return online(context, pair, tokens)
 
 
 def online(context: Context, pair: Pair, tokens: TokenSet) -> Any:
@@ -65,14 +114,31 @@ def online(context: Context, pair: Pair, tokens: TokenSet) -> Any:
 
 def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:
     """The shards of the teacher's logits on `tokens`, known by teacher, target and the sequences themselves."""
-    from tinymusician.distill.cached import SHARD_ROWS, shard_count
+    from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
     content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
     asked = context.recipe.teacher
     facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
-    facts |= {"device": context.device, "precision": context.precision()}
+    facts |= {"device": context.device, "precision": context.precision(), "format": FORMAT, "top": kept(context)}
     facts |= {"target": asked.target} | ({"guidance": asked.guidance} if asked.target == "guided" else {})
     return ShardSet(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
+
+
+def signal_maker(context: Context, pair: Pair, tokens: TokenSet) -> Make:
+    """What makes a shard of the teacher's logits on `tokens`."""
+    from tinymusician.distill.cached import signal_shard
+
+    def make(index: int) -> dict[str, Any]:
+        batch = context.recipe.training.batch_size
+        return signal_shard(online(context, pair, tokens), index, len(tokens.codes), batch, kept(context))
+
+    return make
+
+
+def kept(context: Context) -> int | None:
+    """How many codes of a position shards keep; None for all."""
+    asked = context.recipe.signals
+    return asked.top if isinstance(asked, CachedSignals) else None
 
 
 def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
@@ -82,11 +148,14 @@ def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         RunError: some are not there yet.
     """
     from tinymusician.distill.cached import CachedTeacher
+    from tinymusician.distill.signals import Prefetched
 
     shards = signal_shards(context, pair, tokens)
     check_complete(shards)
-    pad = pair.teacher.config.decoder.vocab_size
-    return CachedTeacher(shards, tokens, context.recipe.teacher.target, pad, context.cache, context.device)
+    vocabulary = pair.teacher.config.decoder.vocab_size
+    make, target = signal_maker(context, pair, tokens), context.recipe.teacher.target
+    reader = CachedTeacher(shards, tokens, target, vocabulary, context.cache, context.device, make)
+    return Prefetched(reader.ask, ahead=2)
 
 
 def check_complete(shards: ShardSet) -> None:

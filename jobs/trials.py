@@ -145,7 +145,7 @@ class Trials(Evaluation):
         return load_pair(self.recipe)
 
     def _tokens(self, split: Split) -> TokenSet:
-        return sequences(self._alone, self._pair, split, make=False)
+        return sequences(self._alone, self._pair, split)
 
     def _held(self, split: Split) -> list[Signals]:
         """The signals of a held-out split, in memory."""
@@ -219,6 +219,7 @@ class Trials(Evaluation):
             training.checkpoint_every,
             JUDGE,
             seed=training.seed,
+            parts=training.parts or 0,
         )
         log = run.key(f"trials/{trial.voice.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)

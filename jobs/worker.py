@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from platformdirs import user_cache_path
 
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder, RunRecord
-from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, Diverged, RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import Recipe, parse_recipe
 
 _BEAT_SECONDS = 2.0
@@ -78,27 +80,55 @@ class Context:
 Work = Callable[[Context], None]
 
 
-def fit(work: Work, store_url: str, run_id: str, workers: int, restarts: int) -> None:
-    """Run `work` on `workers` Ray Train workers, each with a GPU if the cluster has any, restarted when they die."""
+class Company(NamedTuple):
+    """Actors beside the workers, `number` of them, each with what a worker has of the cluster.
+
+    `start` takes the run, whether they have GPUs, and how many CPUs; they are there while its context lasts.
+    """
+
+    number: int
+    start: Callable[[RunFolder, bool, int], contextlib.AbstractContextManager[Any]]
+
+
+NOBODY = Company(0, lambda run, gpu, cpus: contextlib.nullcontext())
+
+
+def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
+    """Run `work` on the run's Ray Train workers, each with a GPU if the cluster has any, restarted when they die.
+
+    Where the recipe allows fewer, Ray goes on with those that are left, and adds others when machines come back.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu, cpus = join_cluster(workers)
-    with tempfile.TemporaryDirectory() as folder:
+    record = run.record()
+    training, workers = parse_recipe(record.recipe, run.id).training, record.workers
+    least = min(training.least_workers or workers, workers)
+    gpu, cpus = join_cluster(workers + company.number, least + company.number)
+    with tempfile.TemporaryDirectory() as folder, company.start(run, gpu, cpus):
         trainer = TorchTrainer(
             _on_worker,
-            train_loop_config={"work": work, "store_url": store_url, "run_id": run_id, "gpu": gpu},
+            train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "gpu": gpu},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_LONGEST_WAIT),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
-            run_config=RunConfig(name=run_id, storage_path=folder, failure_config=FailureConfig(max_failures=restarts)),
+            scaling_config=ScalingConfig(
+                num_workers=workers if least == workers else (least, workers),
+                use_gpu=gpu,
+                resources_per_worker={"CPU": cpus},
+            ),
+            run_config=RunConfig(
+                name=run.id,
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=training.restarts + training.skips),
+            ),
         )
         trainer.fit()
 
 
-def join_cluster(workers: int) -> tuple[bool, int]:
+def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
     """Join the cluster that this job runs on: whether each of `workers` can have a GPU, and how many CPUs.
 
-    What an autoscaler may add counts as well; where a node was lost, another one is waited for.
+    What an autoscaler may add counts as well; where a node was lost, another one is waited for, unless `least` workers
+    find room on those that are left.
 
     Raises:
         ClusterError: there are fewer CPUs than workers.
@@ -112,14 +142,14 @@ def join_cluster(workers: int) -> tuple[bool, int]:
         environment = {"env_vars": address, "worker_process_setup_hook": "jobs.interface.choose"}
         ray.init(address="auto", runtime_env=environment, log_to_driver=True, logging_level="WARNING")
     most = state.get_max_resources_from_cluster_config() or {}
-    if max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)) >= workers:
+    if max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)) >= (least or workers):
         return True, 1
     deadline = time.monotonic() + _PATIENCE
     while True:
         nodes = ray.nodes()
         try:
             here = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-            return False, cpus_a_worker(here, workers, int(most.get("CPU", 0)))
+            return False, cpus_a_worker(here, workers, int(most.get("CPU", 0)), least)
         except ClusterError:
             if all(node["Alive"] for node in nodes) or time.monotonic() > deadline:
                 raise
@@ -127,10 +157,11 @@ def join_cluster(workers: int) -> tuple[bool, int]:
         time.sleep(_LOOK_SECONDS)
 
 
-def cpus_a_worker(nodes: list[int], workers: int, most: int = 0) -> int:
+def cpus_a_worker(nodes: list[int], workers: int, most: int = 0, least: int | None = None) -> int:
     """The most CPUs that every one of `workers` can have, each on one of the cluster's `nodes` of so many CPUs.
 
-    Where an autoscaler may bring the cluster to `most` CPUs, it is asked for one a worker if these do not suffice.
+    Where an autoscaler may bring the cluster to `most` CPUs, it is asked for one a worker if these do not suffice; so
+    it is if they suffice for `least` workers.
 
     Raises:
         ClusterError: there are fewer CPUs than workers.
@@ -138,7 +169,7 @@ def cpus_a_worker(nodes: list[int], workers: int, most: int = 0) -> int:
     for cpus in range(max(nodes, default=0), 0, -1):
         if sum(node // cpus for node in nodes) >= workers:
             return cpus
-    if most >= workers:
+    if most >= workers or (least is not None and sum(nodes) >= least):
         return 1
     raise ClusterError(f"--workers {workers}: the cluster has {sum(nodes)} CPUs; at most as many workers are allowed")
 
@@ -193,21 +224,61 @@ def train(context: Context, stage: Stage) -> None:
     from tinymusician.training.loop import Loop, Worker
     from tinymusician.training.metrics import MetricsLog, Watcher
 
-    store, plan = context.run.store, stage.plan
+    store, left_out = context.run.store, _LeftOut(context, stage.name)
+    plan = replace(stage.plan, left_out=left_out.steps())
     checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"), plan.judge)
     start = checkpoints.latest()
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {plan.steps} steps", flush=True)
     state = start.state if start is not None else None
-    engine = DeepSpeedEngine(stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state)
+    worker = Worker(context.rank, context.world)
+    turns = worker.turns(plan.parts or context.world)
+    engine = DeepSpeedEngine(
+        stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state, turns
+    )
     resume_at = start.step if start is not None else -1
     watchers: list[Watcher] = []
     if context.rank == 0:
         watchers = [TensorBoard(context.run, stage.name, resume_at), Gauges(context.run_id, stage.name)]
     metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, watchers)
-    worker = Worker(context.rank, context.world)
-    Loop(stage.task, engine, plan, metrics, checkpoints, worker, start, _beat(context, stage.name, plan.steps)).run()
+    beat = _beat(context, stage.name, plan.steps)
+    try:
+        Loop(stage.task, engine, plan, metrics, checkpoints, worker, start, beat).run()
+    except Diverged as error:
+        left_out.add(error)
+        raise
+
+
+class _LeftOut:
+    """The steps of a stage that update nothing, because their loss or gradient was no number. Kept in the store."""
+
+    def __init__(self, context: Context, stage: str) -> None:
+        self._context, self._key = context, context.run.key(f"left-out-{stage}.json")
+
+    def steps(self) -> frozenset[int]:
+        store = self._context.run.store
+        return frozenset(json.loads(store.get(self._key)) if store.exists(self._key) else [])
+
+    def add(self, error: Diverged) -> None:
+        """Leave one more out, if the recipe allows it, and begin anew from the last checkpoint; every worker is here.
+
+        Raises:
+            Again: Ray Train restarts the workers.
+        """
+        steps = self.steps()
+        self._context.meet()
+        if len(steps) >= self._context.recipe.training.skips:
+            return
+        if self._context.rank == 0:
+            print(f"{error}; step {error.step + 1} is left out", flush=True)
+            self._context.run.store.put(self._key, json.dumps(sorted({*steps, error.step})).encode())
+        self._context.meet()
+        raise Again(str(error)) from error
+
+
+class Again(Exception):
+    """What was tried must be begun anew, which Ray Train does: it is no refusal."""
 
 
 def metrics_name(stage: str) -> str:

@@ -73,7 +73,9 @@ class KeyFileError(TinyMusicianError):
 
 
 class Diverged(TinyMusicianError):
-    """The loss is no longer a finite number."""
+    """The loss or its gradient is no longer a finite number, at the update that `step` counts from 0."""
+
+    step: int = -1
 
 
 class RunError(TinyMusicianError):

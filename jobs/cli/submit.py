@@ -60,7 +60,7 @@ def start(
     loaded = load_recipe(recipe, tuple(overrides or ()))
     store = open_store()
     if resume:
-        loaded = resumed_recipe(store, resume, loaded, bool(overrides))
+        loaded = resumed_recipe(store, resume, loaded, tuple(overrides or ()))
     check_overrides(kind, overrides or [], loaded)
     address = cluster or os.environ.get(CLUSTER_VARIABLE)
     here = address is None or is_here(address)
@@ -238,19 +238,34 @@ def pipeline(
     return [f"pipeline.{name}={step}" for name, step in (("first", first), ("last", last)) if step]
 
 
-def resumed_recipe(store: Store, run: str, given: Recipe, changed: bool) -> Recipe:
-    """The recipe a run was started with, which is the one it goes on with.
+HOW_NOT_WHAT = (
+    "training.zero",
+    "training.least_workers",
+    "training.restarts",
+    "training.skips",
+    "signals.source",
+)
+"""What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
+
+
+def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe a run was started with, which is the one it goes on with, but for how it is done.
 
     Raises:
         RunError: the run does not exist, or the command line asks for something else.
     """
     from tinymusician.artifacts.runs import RunFolder
     from tinymusician.errors import RunError
-    from tinymusician.recipe import parse_recipe
+    from tinymusician.recipe import overridden, parse_recipe
 
-    own = parse_recipe(RunFolder(store, run).record().recipe, run)
-    if changed:
-        raise RunError(f"--set: run {run!r} goes on with the recipe it was started with; start a new run to change it")
+    content = RunFolder(store, run).record().recipe
+    for override in overrides:
+        if override.partition("=")[0] not in HOW_NOT_WHAT:
+            raise RunError(
+                f"--set {override}: run {run!r} goes on with its own recipe, of which only {', '.join(HOW_NOT_WHAT)} "
+                "may change; start a new run for anything else"
+            )
+    own = parse_recipe(overridden(content, overrides), run)
     if own.name != given.name:
         raise RunError(f"run {run!r}: is of recipe {own.name}, not {given.name}")
     return own

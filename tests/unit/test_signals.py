@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import wave
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from tests.tiny import CAPTIONS
 from tinymusician.artifacts.blobs import blob_key
@@ -16,9 +18,9 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
-from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
+from tinymusician.distill.cached import CachedTeacher, packed, shard_count, signal_shard, unpacked
 from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
-from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.signals import OnlineTeacher, Prefetched
 from tinymusician.errors import Corrupt, DataError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.runtime.sampling import guide
@@ -74,14 +76,85 @@ def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenSet, tmp_
     online = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
     shards = ShardSet(LocalStore(tmp_path / "store"), "signals", {"x": 1}, shard_count(37))
     assert shards.missing() == [0, 1]
+    make = partial(signal_shard, online, rows=37, batch_size=5)
     for index in shards.missing():
-        shards.write(index, signal_shard(online, index, 37, 5))
+        shards.write(index, make(index))
     assert shards.missing() == []
     rows = np.array([36, 2, 31, 32])
-    cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu")(rows)
+    cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu", make).ask(rows)()
     wanted = online(rows)
     assert all(torch.equal(a, b) for a, b in zip(cached.sequences, wanted.sequences, strict=True))
-    torch.testing.assert_close(cached.logits.float(), wanted.logits, rtol=1e-3, atol=1e-3)  # float16
+    found, true = (logits.float().log_softmax(-1) for logits in (cached.logits, wanted.logits))
+    torch.testing.assert_close(found, true, rtol=1e-3, atol=1e-3)  # float16
+
+
+def test_the_likeliest_and_the_mass_of_the_rest() -> None:
+    """Against NumPy in float64: the kept codes' probabilities are theirs, the others share what is left evenly."""
+    logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(3))
+    true = softmax(logits.double().numpy(), -1)
+    for top in (1, 6, 15):
+        kept = {name: torch.from_numpy(array) for name, array in packed(logits, top).items()}
+        found = softmax(unpacked(kept, 16).double().numpy(), -1)
+        order = np.argsort(-true, -1)
+        wanted = np.zeros_like(true)
+        np.put_along_axis(wanted, order[..., :top], np.take_along_axis(true, order[..., :top], -1), -1)
+        rest = (1 - wanted.sum(-1, keepdims=True)) / (16 - top)
+        np.put_along_axis(wanted, order[..., top:], np.broadcast_to(rest, order[..., top:].shape), -1)
+        np.testing.assert_allclose(found, wanted, rtol=4e-3)
+
+
+def test_all_codes_as_the_likeliest_are_all_codes() -> None:
+    logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(4))
+    whole, top = (
+        unpacked({name: torch.from_numpy(array) for name, array in packed(logits, count).items()}, 16)
+        for count in (None, 16)
+    )
+    assert torch.equal(whole.float(), top)
+
+
+def test_a_damaged_signal_shard_is_made_anew(
+    teacher: Any, tokens: TokenSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    shards = ShardSet(store, "signals", {}, shard_count(37))
+    make = partial(signal_shard, OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32), rows=37, batch_size=5)
+    made: list[int] = []
+    for index in (0, 1):
+        shards.write(index, make(index))
+    digest = shards.fetch(1, tmp_path / "cache").stem
+    store.put(blob_key(digest), b"?" + store.get(blob_key(digest))[1:])
+
+    def anew(index: int) -> dict[str, Any]:
+        made.append(index)
+        return make(index)
+
+    fresh = ShardSet(store, "signals", {}, shard_count(37))
+    source = CachedTeacher(fresh, tokens, "guided", 16, tmp_path / "other", "cpu", anew)
+    rows = np.array([33, 2])
+    torch.testing.assert_close(
+        source.ask(rows)().logits.float().softmax(-1),
+        OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32)(rows).logits.softmax(-1),
+        rtol=1e-2,
+        atol=1e-3,
+    )
+    assert made == [1]
+    assert "shard-00001.json was dropped: it is made anew" in caplog.text
+
+
+def test_answers_are_begun_ahead_and_no_more_than_asked() -> None:
+    begun: list[int] = []
+
+    def ask(rows: np.ndarray) -> Any:
+        begun.append(int(rows[0]))
+        return lambda: rows
+
+    source = Prefetched(ask, 2)
+    batches = [np.array([step]) for step in range(10)]
+    assert source(batches[0], batches[1:])[0] == 0
+    assert begun == [0, 1, 2]
+    assert source(batches[1], batches[2:])[0] == 1
+    assert begun == [0, 1, 2, 3]
+    assert source(batches[7], [])[0] == 7, "what was not announced is answered too"
 
 
 def sampler(teacher: Any, folder: Path, samples: int = 2) -> TeacherSamples:
@@ -95,7 +168,7 @@ def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Pa
         shards = ShardSet(LocalStore(tmp_path / name), "samples", {}, source.shards)
         for rank in reversed(range(world)):
             make_missing(shards, source.make, rank, world, lambda index: None)
-        sets.append(read_samples(shards, tmp_path / f"{name}-cache"))
+        sets.append(read_samples(shards, tmp_path / f"{name}-cache", source.make))
     assert np.array_equal(sets[0].codes, sets[1].codes)
     assert sets[0].codes.shape == (8, 4, FRAMES)
     assert sets[0].codes.max() < 16

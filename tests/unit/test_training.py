@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,8 +20,9 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import Corrupt, Diverged
 from tinymusician.training.checkpoint import Checkpoints
 from tinymusician.training.engine import AdamSettings, TorchEngine
-from tinymusician.training.loop import Loop, Plan
+from tinymusician.training.loop import Loop, Plan, Worker
 from tinymusician.training.metrics import MetricsLog, read_metrics
+from tinymusician.training.rate import learning_rate
 
 SETTINGS = AdamSettings(weight_decay=0.1, clip=0.5)
 ROWS = 6
@@ -42,14 +46,19 @@ class Net(nn.Module):
 class Regression:
     """Fit a fixed linear map."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, dropout: float = 0.0, broken: tuple[int, ...] = ()) -> None:
+        """The first row of `broken` steps is no number."""
         torch.manual_seed(0)
-        self.module = Net(dropout).eval()
+        self.module, self.broken = Net(dropout).eval(), broken
 
-    def batch(self, step: int, rank: int, world: int) -> Tensor:
-        """Every worker's rows together are the same global batch, whatever their number."""
+    def rows(self, step: int, part: int, parts: int) -> np.ndarray[Any, Any]:
+        return step * ROWS + np.arange(part * ROWS // parts, (part + 1) * ROWS // parts)
+
+    def batch(self, step: int, part: int, parts: int) -> Tensor:
+        """All parts together are the same batch, whatever their number."""
         rows = torch.randn(ROWS, 7, generator=torch.Generator().manual_seed(step))
-        return rows[rank * ROWS // world : (rank + 1) * ROWS // world]
+        rows[0, 0] *= math.nan if step in self.broken else 1
+        return rows[part * ROWS // parts : (part + 1) * ROWS // parts]
 
     def loss(self, model: Any, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch @ torch.linspace(-1, 1, 21).view(7, 3)
@@ -59,8 +68,8 @@ class Regression:
         return {"error": self.loss(model, self.batch(10_000, 0, 1), 0)[0].item()}
 
 
-def plan(log_every: int = 1) -> Plan:
-    return Plan(12, 0.05, 3, log_every, 4, 2, "error")
+def plan(log_every: int = 1, parts: int = 0) -> Plan:
+    return Plan(12, 0.05, 3, log_every, 4, 2, "error", parts=parts)
 
 
 def run(store: LocalStore, log_every: int = 1, dropout: float = 0.0) -> list[dict[str, Any]]:
@@ -166,7 +175,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         task.module.first.weight.fill_(float("inf"))
     store = LocalStore(tmp_path)
-    with pytest.raises(Diverged, match="loss is nan at step 1: lower the learning rate"):
+    with pytest.raises(Diverged, match=r"loss is nan at step 1, on rows 0, 1, .*step 0; lower the learning rate"):
         Loop(
             task,
             TorchEngine(task.module, SETTINGS),
@@ -174,6 +183,55 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
             MetricsLog(store, "m", -1),
             Checkpoints(store, "c", "error"),
         ).run()
+
+
+def test_the_rows_that_made_no_number_are_named(tmp_path: Path) -> None:
+    """Of three parts only the first has the broken row; what was kept before it is said, and is what is there."""
+    store, task = LocalStore(tmp_path), Regression(broken=(7,))
+    checkpoints = Checkpoints(store, "c", "error")
+    loop = Loop(task, TorchEngine(task.module, SETTINGS), plan(parts=3), MetricsLog(store, "m", -1), checkpoints)
+    with pytest.raises(Diverged, match=r"loss is nan at step 8, on rows 42, 43; the last good checkpoint is of step 6"):
+        loop.run()
+    assert checkpoints.steps()[-1] == 6
+
+
+def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
+    """Leaving out a broken step is training on the others, at their own rates."""
+    store, task = LocalStore(tmp_path), Regression(broken=(4,))
+    engine = TorchEngine(task.module, SETTINGS)
+    left_out = replace(plan(), left_out=frozenset({4}))
+    Loop(task, engine, left_out, MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")).run()
+    other = Regression()
+    plain = TorchEngine(other.module, SETTINGS)
+    for step in (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11):
+        plain.step(other.loss(plain, other.batch(step, 0, 1), step)[0], learning_rate(step, 0.05, 3, 12))
+    for name, value in plain.state().weights.items():
+        torch.testing.assert_close(engine.state().weights[name], value)
+    assert sorted(losses(read_metrics(store, "m"))) == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
+    """Any number of equal parts gives the losses and weights of one; so it does not matter who does how many."""
+    found = []
+    for count in (1, parts):
+        store, task = LocalStore(tmp_path / str(count)), Regression()
+        engine = TorchEngine(task.module, SETTINGS)
+        Loop(task, engine, plan(parts=count), MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")).run()
+        found.append((losses(read_metrics(store, "m")), engine.state().weights))
+    (wanted, weights), (mine, others) = found
+    assert mine == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_every_part_counts_once(world: int) -> None:
+    """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
+    shares = [Worker(rank, world).shares(4) for rank in range(world)]
+    assert len({len(own) for own in shares}) == 1, "their gradients meet at every part"
+    total = [sum(weight for own in shares for part, weight in own if part == which) for which in range(4)]
+    assert total == pytest.approx([world / 4] * 4)
 
 
 def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str, out: str) -> None:

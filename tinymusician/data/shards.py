@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,6 +75,15 @@ class ShardSet:
                 ) from error
         self._paths[index] = path
         return path
+
+    def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays]) -> Path:
+        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew."""
+        try:
+            return self.fetch(index, cache)
+        except Corrupt as error:
+            logging.getLogger(__name__).warning("%s", str(error).replace("run the job again to make it", "it is made"))
+            self.write(index, make(index))
+            return self.fetch(index, cache)
 
     def forget(self, index: int) -> None:
         """Drop a shard's note and blob."""

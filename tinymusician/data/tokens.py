@@ -24,10 +24,9 @@ def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[
     return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 
-def rows_of_step(step: int, rank: int, world: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The rows of `count` that worker `rank` reads at `step`: every epoch is a fresh permutation, dealt in order."""
-    size = batch_size * world
-    first = step * size + rank * batch_size
+def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The rows of `count` in one of the `parts` of a step: every epoch is a fresh permutation, dealt in order."""
+    first = (step * parts + part) * batch_size
     places = np.arange(first, first + batch_size)
     epochs = places // count
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in np.unique(epochs)}

@@ -1,19 +1,29 @@
-"""Cached teacher signals: the teacher's logits on rows of a sequence set, in float16, read back row by row."""
+"""Cached teacher signals: the teacher's logits on rows of a sequence set, in shards, read back row by row.
+
+A shard holds logits less their largest, in float16: near 0, where the probability is, that is finest. Or it holds the
+`top` likeliest codes of every position and the mass of all others, which is spread evenly over them when it is read.
+At a temperature other than 1 the others' mass is that of equally likely codes.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from tinymusician.data.shards import ShardSet
 from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.signals import Rows, Signals, SignalSource, Target, sequences_of
 
 SHARD_ROWS = 32
+FORMAT = "less their largest, float16"
 
 
 def shard_count(rows: int) -> int:
@@ -21,34 +31,81 @@ def shard_count(rows: int) -> int:
     return -(-rows // SHARD_ROWS)
 
 
-def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int) -> dict[str, Any]:
-    """The logits of one shard's rows, float16 [N, passes, K, S, V]; a pass a row, or two for the conditional target."""
+def signal_shard(
+    source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None
+) -> dict[str, Any]:
+    """One shard's signals [N, passes, K, S, …]; a pass a row, or two for the conditional target. See `packed`."""
     own = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
     parts = []
     for start in range(0, len(own), batch_size):
         piece = own[start : start + batch_size]
         logits = source(piece).logits.cpu()
         passes = len(logits) // len(piece)
-        parts.append(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1).half().numpy())
-    return {"logits": np.concatenate(parts)}
+        parts.append(packed(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1), top))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def packed(logits: Tensor, top: int | None) -> dict[str, Any]:
+    """Logits [..., V] as a shard keeps them.
+
+    Whole: `logits` [..., V]. Or the `top` likeliest: their `codes` [..., top], their `values` [..., top], and the
+    logarithm of the `rest` [...], the sum over all others of exp(value).
+    """
+    centred = logits.float() - logits.float().amax(-1, keepdim=True)
+    if top is None:
+        return {"logits": _half(centred)}
+    values, order = centred.sort(-1, descending=True)
+    rest = values[..., top:].logsumexp(-1)
+    codes = order[..., :top].numpy().astype(np.uint16)
+    return {"codes": codes, "values": _half(values[..., :top]), "rest": _half(rest)}
+
+
+def _half(values: Tensor) -> Any:
+    """In float16, with what it cannot hold as its least number."""
+    return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
+
+
+def unpacked(kept: dict[str, Tensor], vocabulary: int) -> Tensor:
+    """Logits [..., V], up to a constant, from what a shard keeps of them."""
+    if "logits" in kept:
+        return kept["logits"]
+    values = kept["values"].float()
+    others = vocabulary - values.shape[-1]
+    each = kept["rest"].float()[..., None] - math.log(max(others, 1))
+    logits = each.expand(*values.shape[:-1], vocabulary).clone()
+    return logits.scatter_(-1, kept["codes"].long(), values)
 
 
 class CachedTeacher:
-    """A signal source that reads shards, fetching each into a local folder when it is first needed."""
+    """Shards as answers to a `Prefetched` source: read by a thread, fetched into a local folder when first needed."""
 
-    def __init__(self, shards: ShardSet, tokens: TokenSet, target: Target, pad: int, cache: Path, device: str) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        tokens: TokenSet,
+        target: Target,
+        vocabulary: int,
+        cache: Path,
+        device: str,
+        make: Callable[[int], dict[str, Any]],
+    ) -> None:
+        """`make` makes a shard anew that is found damaged."""
         self._shards, self._tokens, self._target = shards, tokens, target
-        self._pad, self._cache, self._device = pad, cache, device
+        self._vocabulary, self._cache, self._device, self._make = vocabulary, cache, device, make
+        self._reader = ThreadPoolExecutor(1)
 
-    def __call__(self, rows: Rows) -> Signals:
-        sequences = sequences_of(self._tokens, rows, self._target, self._pad)
+    def ask(self, rows: Rows) -> Callable[[], Signals]:
+        """Begin to read the signals of these rows."""
+        return self._reader.submit(self._read, rows).result
+
+    def _read(self, rows: Rows) -> Signals:
+        sequences = sequences_of(self._tokens, rows, self._target, self._vocabulary)
         logits = torch.stack([self._row(int(row)) for row in rows], dim=1).flatten(0, 1)
         moved = type(sequences)(*(part.to(self._device) for part in sequences))
         return Signals(moved, logits.to(self._device))
 
-    def _row(self, row: int) -> torch.Tensor:
+    def _row(self, row: int) -> Tensor:
         """One row's logits [passes, K, S, V]; only its bytes are read from the shard's file."""
         index, place = divmod(row, SHARD_ROWS)
-        with safe_open(self._shards.fetch(index, self._cache), framework="pt") as file:
-            logits: torch.Tensor = file.get_slice("logits")[place]
-        return logits
+        with safe_open(self._shards.fetch_or_make(index, self._cache, self._make), framework="pt") as file:
+            return unpacked({name: file.get_slice(name)[place] for name in file.keys()}, self._vocabulary)  # noqa: SIM118

@@ -5,6 +5,7 @@ The objective sees signals only, never a model, so it makes no difference where 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -44,8 +45,30 @@ class Signals(NamedTuple):
 class SignalSource(Protocol):
     """Anything that can answer for rows of a sequence set."""
 
-    def __call__(self, rows: Rows) -> Signals:
-        """The signals of these rows; two rows each, with and without text, if the target is `conditional`."""
+    @property
+    def ahead(self) -> int:
+        """How many batches ahead it can make use of knowing what it will be asked for."""
+
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+        """The signals of these rows; two rows each, with and without text, if the target is `conditional`.
+
+        `then` are the batches that will be asked for next.
+        """
+
+
+class Prefetched:
+    """Answers that take time are begun when they are announced: at most `ahead` of them, and the one that is due."""
+
+    def __init__(self, ask: Callable[[Rows], Callable[[], Signals]], ahead: int) -> None:
+        """`ask` begins an answer and returns what waits for it."""
+        self._ask, self.ahead = ask, ahead
+        self._begun: dict[bytes, Callable[[], Signals]] = {}
+
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+        for one in (rows, *then[: self.ahead]):
+            if one.tobytes() not in self._begun:
+                self._begun[one.tobytes()] = self._ask(one)
+        return self._begun.pop(rows.tobytes())()
 
 
 def sequences_of(tokens: TokenSet, rows: Rows, target: Target, pad: int) -> Sequences:
@@ -70,6 +93,8 @@ def condition(model: Any, sequences: Sequences) -> TextCondition:
 class OnlineTeacher:
     """A frozen teacher in this process, outside any engine of the student's."""
 
+    ahead = 0
+
     def __init__(self, model: Any, tokens: TokenSet, target: Target, guidance: float, dtype: torch.dtype) -> None:
         """`dtype` is the precision its matrix products run in; its logits come in that precision too."""
         self._model, self._decoder = model, ConditionedDecoder(model).eval()
@@ -77,7 +102,7 @@ class OnlineTeacher:
         self._pad = int(model.config.decoder.vocab_size)
 
     @torch.no_grad()
-    def __call__(self, rows: Rows) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
         sequences = self._moved(sequences_of(self._tokens, rows, "conditional", self._pad))
         logits = self._logits(sequences)
         if self._target == "conditional":

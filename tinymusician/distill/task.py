@@ -53,9 +53,14 @@ class ObjectiveTask:
         self.mixture_at, self.softening = mixture_at, softening
         self.batch_size, self.seed = batch_size, seed
 
-    def batch(self, step: int, rank: int, world: int) -> Signals:
-        """The signals of this worker's rows at `step`; epochs are permutations, workers take disjoint rows."""
-        return self.train(rows_of_step(step, rank, world, self.batch_size, self.train_rows, self.seed))
+    def rows(self, step: int, part: int, parts: int) -> Rows:
+        """Epochs are permutations; the parts of a step are disjoint."""
+        return rows_of_step(step, part, parts, self.batch_size, self.train_rows, self.seed)
+
+    def batch(self, step: int, part: int, parts: int) -> Signals:
+        """The signals of a part's rows; its source hears what the same part of the following steps will ask."""
+        rows, *then = (self.rows(step + later, part, parts) for later in range(self.train.ahead + 1))
+        return self.train(rows, then)
 
     def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
@@ -95,8 +100,9 @@ def held_out_closeness(
 ) -> dict[str, float]:
     """The means of `closeness` over all `rows` of a signal source."""
     totals: dict[str, float] = {}
-    for part in _parts(rows, batch_size):
-        signals = source(part)
+    parts = _parts(rows, batch_size)
+    for place, part in enumerate(parts):
+        signals = source(part, parts[place + 1 : place + 1 + source.ahead])
         figures = closeness(signals.logits, student_logits(signals), signals.sequences.mask)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(part) / rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,10 +118,13 @@ class ClapTask:
         self.tokenizer, self.train, self.held_out = tokenizer, train, held_out
         self.batch_size, self.seed = batch_size, seed
 
-    def batch(self, step: int, rank: int, world: int) -> ClipsAndCaptions:
-        """Random clips: a function of the step, the worker and the seed."""
-        rng = np.random.default_rng((self.seed, step, rank, world))
-        return self._read(self.train, rng.integers(0, len(self.train.clips), self.batch_size))
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Random clips."""
+        return np.random.default_rng((self.seed, step, part, parts)).integers(0, len(self.train.clips), self.batch_size)
+
+    def batch(self, step: int, part: int, parts: int) -> ClipsAndCaptions:
+        """A part's clips and captions."""
+        return self._read(self.train, self.rows(step, part, parts))
 
     def loss(self, model: Model, batch: ClipsAndCaptions, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of both directions, in nats."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -67,16 +68,23 @@ class CodecTask:
         chosen = torch.randperm(len(latents), generator=generator)[:40_000]
         self.module.quantizer.start(latents[chosen], generator)
 
-    def batch(self, step: int, rank: int, world: int) -> AudioBatch:
-        """Batch `step` of worker `rank` of `world`: a function of these and the seed alone."""
-        rng = np.random.default_rng((self.seed, step, rank, world))
-        rows = rng.integers(0, len(self.train.clips), self.batch_size)
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Random clips."""
+        return self._draw(step, part, parts)[0]
+
+    def batch(self, step: int, part: int, parts: int) -> AudioBatch:
+        """A second of each of a part's clips."""
+        rows, rng = self._draw(step, part, parts)
         offsets = rng.integers(0, self.train.samples.shape[1] - self.samples, self.batch_size)
         pieces = [self.train.samples[row, at : at + self.samples] for row, at in zip(rows, offsets, strict=True)]
         depth = np.where(rng.random(self.batch_size) < 0.35, rng.integers(1, 5, self.batch_size), 4)
         audio = torch.from_numpy(np.stack(pieces).astype(np.float32) / 32767)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return AudioBatch(audio, torch.from_numpy(depth), generator)
+
+    def _draw(self, step: int, part: int, parts: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
+        rng = np.random.default_rng((self.seed, step, part, parts))
+        return rng.integers(0, len(self.train.clips), self.batch_size), rng
 
     def loss(self, model: Model, batch: AudioBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Spectral distance + waveform L1 + distortion in dB + commitment."""

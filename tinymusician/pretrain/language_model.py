@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,12 +53,15 @@ class LanguageModelTask:
         self.batch_size, self.seed, self.held_out_rows = batch_size, seed, held_out_rows
         self.pad = int(model.config.decoder.vocab_size)
 
-    def batch(self, step: int, rank: int, world: int) -> CaptionedCodes:
-        """Rows of epoch after epoch, each in an order of its own; workers take disjoint rows of one global batch."""
-        rows = rows_of_step(step, rank, world, self.batch_size, len(self.train.codes), self.seed)
-        rng = np.random.default_rng((self.seed, step, rank, world))
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Rows of epoch after epoch, each in an order of its own; the parts of a step are disjoint."""
+        return rows_of_step(step, part, parts, self.batch_size, len(self.train.codes), self.seed)
+
+    def batch(self, step: int, part: int, parts: int) -> CaptionedCodes:
+        """A part's rows, some without their text."""
+        rng = np.random.default_rng((self.seed, step, part, parts))
         drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
-        return captioned(self.train, rows, self.pad, drop)
+        return captioned(self.train, self.rows(step, part, parts), self.pad, drop)
 
     def loss(self, model: Model, batch: CaptionedCodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of the codebooks' cross-entropies, in nats a code."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,12 +42,20 @@ class TaggerTask:
         self.module, self.train, self.held_out = tagger, train, held_out
         self.batch_size, self.seed = batch_size, seed
 
-    def batch(self, step: int, rank: int, world: int) -> LabelledClips:
-        """Random clips at random levels: a function of the step, the worker and the seed."""
-        rng = np.random.default_rng((self.seed, step, rank, world))
-        clips = _read(self.train, rng.integers(0, len(self.train.clips), self.batch_size))
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Random clips."""
+        return self._draw(step, part, parts)[0]
+
+    def batch(self, step: int, part: int, parts: int) -> LabelledClips:
+        """A part's clips at random levels."""
+        rows, rng = self._draw(step, part, parts)
+        clips = _read(self.train, rows)
         gains = torch.from_numpy(rng.uniform(0.5, 1.5, (self.batch_size, 1)).astype(np.float32))
         return LabelledClips(clips.waves * gains, clips.labels)
+
+    def _draw(self, step: int, part: int, parts: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
+        rng = np.random.default_rng((self.seed, step, part, parts))
+        return rng.integers(0, len(self.train.clips), self.batch_size), rng
 
     def loss(self, model: Model, batch: LabelledClips, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the questions, in nats."""

@@ -6,6 +6,8 @@ Packaged recipes are named without a path (`band`); anything with a `/` or endin
 
 from tinymusician.recipe.compression import Gate, Precision, Quantize
 from tinymusician.recipe.distillation import (
+    ActorSignals,
+    CachedSignals,
     CutStudent,
     FixedBiKL,
     Objective,
@@ -17,9 +19,11 @@ from tinymusician.recipe.distillation import (
 from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
 from tinymusician.recipe.pretraining import Pretraining
 from tinymusician.recipe.release import Publish, ReleaseGates, Step
-from tinymusician.recipe.whole import Recipe, load_recipe, parse_recipe, recipe_names
+from tinymusician.recipe.whole import Recipe, load_recipe, overridden, parse_recipe, recipe_names
 
 __all__ = [
+    "ActorSignals",
+    "CachedSignals",
     "CutStudent",
     "Degeneration",
     "Evaluate",
@@ -40,6 +44,7 @@ __all__ = [
     "SteppedBiKL",
     "Teacher",
     "load_recipe",
+    "overridden",
     "parse_recipe",
     "recipe_names",
 ]

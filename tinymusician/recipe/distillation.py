@@ -64,12 +64,30 @@ class Sequences(Part):
         return self
 
 
-class Signals(Part):
-    """Where the teacher's logits come from during training."""
+class OnlineSignals(Part):
+    """The teacher runs in each worker."""
 
-    source: Literal["online", "cached"] = Field(
-        "online", description="online: the teacher runs in each worker; cached: shards that `submit precompute` made"
+    source: Literal["online"] = "online"
+
+
+class ActorSignals(Part):
+    """The teacher runs on Ray actors of its own, ahead of the workers that train."""
+
+    source: Literal["actors"] = "actors"
+    actors: Count = Field(1, description="actors with a teacher each, beside the workers")
+    ahead: Count = Field(2, description="batches that each worker has them prepare ahead, and no more")
+
+
+class CachedSignals(Part):
+    """The teacher's logits are read from shards that `submit precompute` made with the same recipe."""
+
+    source: Literal["cached"] = "cached"
+    top: Count | None = Field(
+        None, description="keep so many likeliest codes and the mass of the rest; if not given, all codes"
     )
+
+
+Signals = Annotated[OnlineSignals | ActorSignals | CachedSignals, Field(discriminator="source")]
 
 
 class Temperature(Part):
@@ -124,10 +142,19 @@ Objective = Annotated[PlainObjective | FixedBiKL | SteppedBiKL | StageMixed, Fie
 
 
 class Training(Part):
-    """Steps, sizes and rates. The batch is per worker; the learning rate warms up, then follows half a cosine."""
+    """Steps, sizes and rates. The learning rate warms up, then follows half a cosine.
+
+    A step's batch consists of `parts` of `batch_size` sequences, which are dealt to however many workers there are.
+    """
 
     steps: Count = 1000
-    batch_size: Count = 8
+    batch_size: Count = Field(8, description="sequences a worker holds at once")
+    parts: Count | None = Field(
+        None, description="parts of a step's batch; if not given, as many as the run was submitted with workers"
+    )
+    least_workers: Count | None = Field(
+        None, description="go on with so few workers while machines are lost; if not given, wait for all"
+    )
     learning_rate: Positive = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -141,6 +168,9 @@ class Training(Part):
     validate_every: Count = 100
     checkpoint_every: Count = 100
     restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often a job's workers are restarted that died")
+    skips: Annotated[int, Field(ge=0)] = Field(
+        0, description="how many steps are left out whose loss or gradient is no number; 0: stop at the first"
+    )
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> Self:

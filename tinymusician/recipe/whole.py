@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -14,6 +15,7 @@ from tinymusician.recipe.compression import Quantize
 from tinymusician.recipe.distillation import (
     CutStudent,
     Objective,
+    OnlineSignals,
     ReadyStudent,
     Sequences,
     Signals,
@@ -36,7 +38,7 @@ class Recipe(Part):
     teacher: Teacher
     student: Annotated[CutStudent | ReadyStudent, Field(discriminator="kind")]
     sequences: Sequences = Sequences()
-    signals: Signals = Signals()
+    signals: Signals = OnlineSignals()
     temperature: Temperature = Temperature()
     objective: Objective = StageMixed()
     training: Training = Training()
@@ -51,6 +53,7 @@ class Recipe(Part):
 _KIND_KEYS = {
     "objective": "name",
     "student": "kind",
+    "signals": "source",
     "evaluate.reference": "kind",
     "evaluate.embedding": "kind",
 }
@@ -68,10 +71,15 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         RecipeError: no such recipe, not YAML, or a key or value that is not allowed.
     """
-    content = _read(name)
+    return parse_recipe(overridden(_read(name), overrides), name)
+
+
+def overridden(content: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe's content after `part.key=value` overrides."""
+    content = deepcopy(content)
     for override in overrides:
         _override(content, override)
-    return parse_recipe(content, name)
+    return content
 
 
 def parse_recipe(content: Any, name: str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from tinymusician.training.engine import MOMENTS, AdamSettings, EngineState, Pre
 
 
 class DeepSpeedEngine:
-    """AdamW under DeepSpeed. Gradients are averaged over the workers; each worker brings its own batch.
+    """AdamW under DeepSpeed. Gradients are averaged over the workers; each brings the same number of parts to a step.
 
     In bfloat16 the weights that compute are bfloat16 beside float32 masters; at stage 0, which keeps no masters, they
     stay float32 and products run under autocast.
@@ -28,7 +29,9 @@ class DeepSpeedEngine:
         zero: Literal[0, 1, 2, 3],
         precision: Precision = "float32",
         state: EngineState | None = None,
+        turns: int = 1,
     ) -> None:
+        """`turns` parts of a step are this worker's: `add` is called for all but the last of them."""
         deepspeed = _deepspeed()
         load_weights(module, state)
         self._module, self._zero = module, zero
@@ -36,6 +39,7 @@ class DeepSpeedEngine:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         config = {
             "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": turns,
             "gradient_clipping": settings.clip,
             "bf16": {"enabled": precision == "bfloat16" and not self._autocast},
             "zero_optimization": {"stage": zero},
@@ -59,10 +63,14 @@ class DeepSpeedEngine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             yield
 
+    def add(self, loss: Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.step()  # counts the part; the update comes with the last one
+
     def step(self, loss: Tensor, rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        self._engine.backward(loss)
+        self._engine.backward(loss, scale_wrt_gas=False)
         gradients = [parameter.grad for _, parameter in self._named() if parameter.grad is not None]
         seen = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         self._engine.step()
@@ -70,7 +78,8 @@ class DeepSpeedEngine:
         known = (
             self._engine.get_global_grad_norm()
         )  # None where no optimizer of DeepSpeed's own clips: stage 0, float32
-        return float(seen if known is None else known)
+        norm = float(seen if known is None else known)
+        return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
 
     def state(self) -> EngineState:
         weights: dict[str, Tensor] = {}

@@ -50,8 +50,14 @@ class Engine(Protocol):
     def computing(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the loss of a step is computed."""
 
+    def add(self, loss: Tensor) -> None:
+        """Back-propagate one part of a step's loss, to which more are to come; gradients add up."""
+
     def step(self, loss: Tensor, rate: float) -> float:
-        """Back-propagate, clip, update with learning rate `rate`; returns the gradient's norm before clipping."""
+        """Back-propagate the last part, clip, update with learning rate `rate`.
+
+        Returns the gradient's norm before clipping, NaN or infinite if that of any worker is.
+        """
 
     def state(self) -> EngineState:
         """The whole state on the CPU; every worker must call it, and the first one's answer is complete."""
@@ -101,13 +107,16 @@ class TorchEngine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             yield
 
+    def add(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def step(self, loss: Tensor, rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.add(loss)
         norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self._clip)
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         self._updates += 1
         return float(norm)
 

@@ -24,8 +24,9 @@ from tinymusician.training.task import Task, to_device
 class Plan:
     """How long and how often.
 
-    `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_step` is what one
-    worker's step takes in, for the throughput that is reported. `seed` is for what a module draws itself (dropout).
+    `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_part` is what a part
+    of a step takes in, for the throughput that is reported. `seed` is for what a module draws itself (dropout). A step
+    has `parts` equal parts (0: one a worker). Steps that are `left_out` update nothing.
     """
 
     steps: int
@@ -35,8 +36,10 @@ class Plan:
     validate_every: int
     checkpoint_every: int
     judge: str
-    codes_a_step: int = 0
+    codes_a_part: int = 0
     seed: int = 0
+    parts: int = 0
+    left_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,18 @@ class Worker:
 
     rank: int = 0
     world: int = 1
+
+    def turns(self, parts: int) -> int:
+        """How many of a step's parts each worker takes; the same for all, for their gradients meet at each."""
+        return -(-parts // self.world)
+
+    def shares(self, parts: int) -> list[tuple[int, float]]:
+        """This worker's parts of a step, each with its weight in a mean over the workers.
+
+        Every `world`-th part is its own. Where that makes fewer than others have, one is repeated with weight 0.
+        """
+        own = [(part, self.world / parts) for part in range(self.rank, parts, self.world)]
+        return own + [(self.rank % parts, 0.0)] * (self.turns(parts) - len(own))
 
 
 class Loop:
@@ -65,6 +80,7 @@ class Loop:
         self.task, self.engine, self.plan, self.worker, self.beat = task, engine, plan, worker, beat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
+        self.parts = plan.parts or worker.world
 
     def run(self) -> None:
         """Train to the plan's end. The first validation is of the untrained module, at step 0."""
@@ -73,10 +89,13 @@ class Loop:
         self.task.module.train()
         window = Window()
         while self.done < self.plan.steps:
-            self._step(window)
+            if self.done in self.plan.left_out:
+                self.done += 1
+            else:
+                self._step(window)
             judged = self._is_time(self.plan.validate_every)
             kept = judged or self._is_time(self.plan.checkpoint_every)
-            if kept or self._is_time(self.plan.log_every):
+            if window.steps and (kept or self._is_time(self.plan.log_every)):
                 self._report(window)
                 window = Window()
             figures = self._validate() if judged else {}
@@ -87,24 +106,56 @@ class Loop:
         return self.done == self.plan.steps or self.done % every == 0
 
     def _step(self, window: Window) -> None:
-        torch.manual_seed(seed_of_step(self.plan.seed, self.done, self.worker.rank))
-        batch = to_device(self.task.batch(self.done, self.worker.rank, self.worker.world), self.engine.device)
         rate = learning_rate(self.done, self.plan.peak_rate, self.plan.warmup, self.plan.steps)
+        *earlier, (last, weight) = self.worker.shares(self.parts)
+        losses = []
+        for part, share in earlier:
+            losses.append(self._part(part, share, window))
+            self.engine.add(losses[-1])
+        losses.append(self._part(last, weight, window))
+        norm = self.engine.step(losses[-1], rate)
+        if not math.isfinite(norm):
+            self._diverged([loss.item() for loss in losses], norm)
+        self.done += 1
+        window.close(norm, rate)
+        self.beat(self.done)
+
+    def _part(self, part: int, share: float, window: Window) -> Tensor:
+        """The loss of one part of the step, weighted by its share."""
+        torch.manual_seed(seed_of_step(self.plan.seed, self.done, part))
+        batch = to_device(self.task.batch(self.done, part, self.parts), self.engine.device)
         with self.engine.computing():
             loss, scalars = self.task.loss(self.engine, batch, self.done)
-        norm = self.engine.step(loss, rate)
-        self.done += 1
-        window.add({"loss": loss.detach(), **scalars}, norm, rate)
-        self.beat(self.done)
+        window.add({"loss": loss.detach(), **scalars}, share)
+        return loss * share
+
+    def _diverged(self, losses: list[float], norm: float) -> None:
+        """Say which rows made a loss or a gradient that is no number; every worker is here.
+
+        Raises:
+            Diverged: always.
+        """
+        own = self.worker.shares(self.parts)
+        found = {part: loss for (part, _), loss in zip(own, losses, strict=True) if not math.isfinite(loss)}
+        every: list[dict[int, float]] = [found] * self.worker.world
+        if self.worker.world > 1:
+            dist.all_gather_object(every, found)
+        bad = {part: loss for each in every for part, loss in each.items()}
+        what = f"loss is {next(iter(bad.values()))}" if bad else f"gradient norm is {norm}"
+        rows = [self.task.rows(self.done, part, self.parts) for part in sorted(bad) or range(self.parts)]
+        steps = self.checkpoints.steps()
+        kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        error = Diverged(
+            f"{what} at step {self.done + 1}, on rows {', '.join(str(row) for row in np.concatenate(rows))}; {kept}; "
+            "lower the learning rate, or leave such steps out with training.skips"
+        )
+        error.step = self.done
+        raise error
 
     def _report(self, window: Window) -> None:
         row = window.means(self.worker.world)
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(row[name]):
-                shown = name.replace("_", " ")
-                raise Diverged(f"{shown} is {row[name]} at step {self.done}: lower the learning rate")
-        if self.plan.codes_a_step:
-            row["codes_a_second"] = self.plan.codes_a_step * self.worker.world / row["seconds_a_step"]
+        if self.plan.codes_a_part:
+            row["codes_a_second"] = self.plan.codes_a_part * self.parts / row["seconds_a_step"]
         if self.worker.rank == 0:
             self.metrics.add({"step": self.done, **row})
 
@@ -138,27 +189,31 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._norm, self._rate, self._steps, self._began = 0.0, 0.0, 0, time.monotonic()
+        self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
 
-    def add(self, scalars: dict[str, Tensor], norm: float, rate: float) -> None:
-        """Take in one step."""
+    def add(self, scalars: dict[str, Tensor], share: float) -> None:
+        """Take in one part of a step, with its weight in the mean over the workers."""
         device = scalars["loss"].device
         for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + value.detach().float().to(device)
-        self._norm, self._rate, self._steps = self._norm + norm, rate, self._steps + 1
+            own = share * value.detach().float().to(device)
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + own
+
+    def close(self, norm: float, rate: float) -> None:
+        """A step is done."""
+        self._norm, self._rate, self.steps = self._norm + norm, rate, self.steps + 1
 
     def means(self, world: int) -> dict[str, float]:
         """Means over steps and workers, with the gradient norm, the last learning rate and the time a step took."""
         names = sorted(self._sums)
-        values = torch.stack([self._sums[name] for name in names]) / self._steps
+        values = torch.stack([self._sums[name] for name in names]) / self.steps
         if world > 1:
             dist.all_reduce(values)
             values = values / world
         row = dict(zip(names, values.tolist(), strict=True))
-        seconds = (time.monotonic() - self._began) / self._steps
+        seconds = (time.monotonic() - self._began) / self.steps
         return {
             **row,
-            "gradient_norm": self._norm / self._steps,
+            "gradient_norm": self._norm / self.steps,
             "learning_rate": self._rate,
             "seconds_a_step": seconds,
         }

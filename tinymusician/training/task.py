@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +15,20 @@ Model = Callable[..., Any]
 
 
 class Task(Protocol):
-    """Everything about a batch follows from the step, the worker and the seed, so a resumed run repeats itself."""
+    """Everything about a batch follows from the step, its part and the seed, so a resumed run repeats itself.
+
+    A step consists of equal parts, which are dealt to however many workers there are.
+    """
 
     @property
     def module(self) -> nn.Module:
         """The module whose parameters train; its other tensors are saved with it."""
 
-    def batch(self, step: int, rank: int, world: int) -> Any:
-        """The batch that worker `rank` of `world` takes at `step`, counted from 0."""
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Which rows of its data part `part` of the `parts` of `step` is made of, all counted from 0."""
+
+    def batch(self, step: int, part: int, parts: int) -> Any:
+        """The batch of part `part` of the `parts` of `step`."""
 
     def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and scalars to report."""

@@ -1,0 +1,130 @@
+"""Teachers on Ray actors of their own: they sample the sequences, then answer ahead of the workers that train.
+
+Ray starts an actor again that dies, and asks it again what it had not answered. A worker asks for no more than its
+recipe's `ahead` batches, so what is kept for it in Ray's object store is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+from jobs.pair import load_pair
+from jobs.teacher import make_sequences, online, sequences
+from jobs.worker import Context
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.data.scores import Split
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.signals import Rows, Signals, Target, sequences_of
+from tinymusician.errors import ClusterError
+from tinymusician.recipe import ActorSignals, parse_recipe
+
+
+class Teachers:
+    """The actors of a run, which end with this context."""
+
+    def __init__(self, run: RunFolder, gpu: bool, cpus: int) -> None:
+        """Each has a GPU, or so many CPUs."""
+        import ray
+
+        recipe = parse_recipe(run.record().recipe, run.id)
+        assert isinstance(recipe.signals, ActorSignals)
+        count, restarts = recipe.signals.actors, recipe.training.restarts
+        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(_Teacher)
+        self._actors = [
+            kind.options(name=_name(run.id, rank)).remote(
+                Context(run.store.url, run.id, rank, count, "cuda" if gpu else "cpu")
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> Teachers:
+        """Have the sequences sampled that the store does not have."""
+        import ray
+
+        _answered(lambda: ray.get([actor.sample.remote() for actor in self._actors]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class Asking:
+    """What a worker knows of the actors: their names, and the sequences it asks about."""
+
+    def __init__(self, context: Context, split: Split, tokens: TokenSet, target: Target, pad: int, actors: int) -> None:
+        import ray
+
+        own = range(context.rank, context.rank + actors)
+        self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in own])
+        self._split, self._tokens, self._target, self._pad = split, tokens, target, pad
+        self._device = context.device
+
+    def ask(self, rows: Rows) -> Callable[[], Signals]:
+        """Have the next actor begin with these rows."""
+        import ray
+
+        logits = next(self._next).logits.remote(self._split, rows)
+        sequences = sequences_of(self._tokens, rows, self._target, self._pad)
+
+        def wait() -> Signals:
+            import torch
+
+            values = torch.from_numpy(_answered(lambda: ray.get(logits)).copy())  # Ray's own memory is read-only
+            values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
+            return Signals(type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device))
+
+        return wait
+
+
+class _Teacher:
+    """What an actor is: the recipe's teacher, frozen."""
+
+    def __init__(self, context: Context) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, context.threads))
+        self._context, self._pair = context, load_pair(context.recipe)
+
+    def sample(self) -> None:
+        """This actor's share of the sequences that are missing."""
+        make_sequences(self._context, self._pair)
+
+    def logits(self, split: Split, rows: Rows) -> Any:
+        """The logits on these rows, [R, K, S, V]; bfloat16 as the 16-bit numbers that NumPy knows."""
+        import torch
+
+        logits = self._source(split)(rows).logits.cpu()
+        return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
+
+    @cache  # noqa: B019 - an actor lives as long as what it keeps
+    def _source(self, split: Split) -> Any:
+        alone = replace(self._context, rank=0, world=1)
+        return online(alone, self._pair, sequences(alone, self._pair, split))
+
+
+def _answered(get: Callable[[], Any]) -> Any:
+    """What actors answered.
+
+    Raises:
+        ClusterError: one died more often than it is restarted.
+        TinyMusicianError: what one of them raised.
+    """
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        return get()
+    except RayActorError as error:
+        raise ClusterError(f"a teacher's actor died more often than training.restarts: {error}") from error
+    except RayTaskError as error:
+        raise error.cause from error
+
+
+def _name(run: str, rank: int) -> str:
+    return f"{run}-teacher-{rank}"
