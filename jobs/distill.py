@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from jobs.driver import drive
-from jobs.pair import load_pair
+from jobs.pair import held_together, load_pair
+from jobs.signals import signals
 from jobs.student import JUDGE, finish
-from jobs.teacher import make_sequences, sequences, signals
+from jobs.teacher import make_sequences, sequences
 from jobs.teacher_actors import Teachers
 from jobs.worker import NOBODY, Company, Context, Stage, train
 from tinymusician.artifacts.address import open_store
@@ -29,6 +30,7 @@ def work(context: Context) -> None:
     torch.manual_seed(training.seed)
     pair = load_pair(recipe)
     if recipe.signals.source == "online":
+        pair = held_together(context, pair)
         make_sequences(context, pair)
         context.meet()
     train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")

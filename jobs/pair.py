@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tinymusician.errors import ModelError
+from jobs.worker import Context
+from tinymusician.errors import ClusterError, ModelError
 from tinymusician.recipe import CutStudent, Recipe
 
 
+class Team(NamedTuple):
+    """Team `number` of so many `teams`; one of its workers `leads`. `group` is its torch process group."""
+
+    number: int
+    teams: int
+    leads: bool
+    group: Any
+
+
 class Pair(NamedTuple):
-    """Teacher and student with the tokenizer they share, and the digest of the teacher's weights."""
+    """Teacher and student with the tokenizer they share, and the digest of the teacher's weights.
+
+    `team` are the workers that hold this teacher together; None if each has one of its own.
+    """
 
     teacher: Any
     student: Any
     tokenizer: Any
     teacher_digest: str
+    team: Team | None = None
 
 
 def load_pair(recipe: Recipe) -> Pair:
@@ -31,6 +45,29 @@ def load_pair(recipe: Recipe) -> Pair:
     check_pair(teacher, student)
     check_length(recipe, teacher)
     return Pair(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
+
+
+def held_together(context: Context, pair: Pair) -> Pair:
+    """The pair with its teacher split over as many workers as the recipe says; all workers must call it.
+
+    Raises:
+        ClusterError: the workers cannot be divided into such teams.
+        ModelError: the teacher cannot be divided so.
+    """
+    pieces = context.recipe.teacher.split
+    if pieces == 1:
+        return pair
+    if context.world % pieces:
+        raise ClusterError(f"--workers {context.world}: teacher.split = {pieces} needs a multiple of it")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from tinymusician.models.split import split_decoder
+
+    teams = context.world // pieces
+    mesh = init_device_mesh(context.device, (teams, pieces), mesh_dim_names=("team", "piece"))["piece"]
+    split_decoder(pair.teacher, mesh)
+    team = Team(context.rank // pieces, teams, context.rank % pieces == 0, mesh.get_group())
+    return pair._replace(team=team)
 
 
 def new_student(recipe: Recipe, teacher: Any) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 
-from jobs.pair import Pair, load_pair
-from jobs.teacher import make_sequences, sequences, signal_maker, signal_shards
+from jobs.pair import Pair, held_together, load_pair
+from jobs.teacher import make_by_teams, make_sequences, sequences, signal_maker, signal_shards
 from jobs.worker import Context, fit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.data.scores import SPLITS, Split
-from tinymusician.data.shards import ShardSet, make_missing
+from tinymusician.data.shards import ShardSet
 from tinymusician.data.tokens import TokenSet
 
 
 def work(context: Context) -> None:
     """What each worker does: its share of the shards that are missing."""
-    pair = load_pair(context.recipe)
+    pair = held_together(context, load_pair(context.recipe))
     make_sequences(context, pair)
     context.meet()
     tokens = {split: sequences(context, pair, split) for split in SPLITS}
@@ -40,7 +40,7 @@ def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Sha
         print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
 
-    make_missing(shards, signal_maker(context, pair, tokens), context.rank, context.world, told)
+    make_by_teams(context, pair, shards, signal_maker(context, pair, tokens), told)
     return shards
 
 

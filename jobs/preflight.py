@@ -9,7 +9,7 @@ from jobs.cost import frames, student_shape
 from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.shape import RELEASE, DecoderShape, is_packaged, shape_of
+from tinymusician.models.shape import RELEASE, DecoderShape, check_split, is_packaged, shape_of
 from tinymusician.recipe import CachedSignals, CutStudent, Recipe
 
 PRETRAINING_READS = (
@@ -181,6 +181,7 @@ def check_shapes(recipe: Recipe) -> None:
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
     check_length(recipe, teacher)
+    check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
     if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:
         raise RecipeError(f"signals.top = {recipe.signals.top}: allowed are 1 to {teacher.vocabulary} codes")
     student = student_shape(recipe, teacher)

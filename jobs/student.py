@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
 
     recipe, asked = context.recipe, context.recipe.teacher
     test = sequences(context, pair, "test")
+    if asked.split > 1:  # no device here holds the teacher, but memory does
+        context = replace(context, device="cpu")
     source = online(context, pair, test)
     decoder = ConditionedDecoder(student.to(context.device))
 

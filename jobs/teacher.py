@@ -14,7 +14,7 @@ from tinymusician.data.scores import SPLITS, Split
 from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet
 from tinymusician.errors import RunError
-from tinymusician.recipe import ActorSignals, CachedSignals
+from tinymusician.recipe import CachedSignals
 
 Make = Callable[[int], dict[str, Any]]
 
@@ -30,7 +30,13 @@ def make_sequences(context: Context, pair: Pair) -> None:
             print(f"{split} samples: shard {index + 1} of {count}", flush=True)
             context.run.tell(f"{split} samples", index + 1, count)
 
-        make_missing(shards, make, context.rank, context.world, told)
+        make_by_teams(context, pair, shards, make, told)
+
+
+def make_by_teams(context: Context, pair: Pair, shards: ShardSet, make: Make, told: Callable[[int], None]) -> None:
+    """Make what is missing: each worker, or each team that holds a teacher together, its share."""
+    number, teams, leads, _ = pair.team or (context.rank, context.world, True, None)
+    make_missing(shards, make, number, teams, told, leads)
 
 
 def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
@@ -50,7 +56,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
             return clips
     make, shards = samples(context, pair, split)
     check_complete(shards)
-    tokens = read_samples(shards, context.cache, make)
+    tokens = read_samples(shards, context.cache, None if pair.team else make)
     return mix(tokens, clips, part.clip_share) if from_clips else tokens
 
 
@@ -81,35 +87,16 @@ def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]
     return make, ShardSet(context.run.store, "samples", facts, source.shards)
 
 
-def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Any:
-    """The recipe's source of signals on one split's sequences.
-
-    Raises:
-        RunError: the source is `cached`, and shards are missing.
-    """
-    from tinymusician.distill.signals import Prefetched
-
-    asked = context.recipe.signals
-    if isinstance(asked, CachedSignals):
-        return cached(context, pair, tokens)
-    if isinstance(asked, ActorSignals):
-        from jobs.teacher_actors import Asking
-
-        pad = pair.teacher.config.decoder.vocab_size
-        actors = Asking(context, split, tokens, context.recipe.teacher.target, pad, asked.actors)
-        return Prefetched(actors.ask, asked.ahead)
-    return online(context, pair, tokens)
-
-
 def online(context: Context, pair: Pair, tokens: TokenSet) -> Any:
     """The teacher in this worker as a source of signals."""
     import torch
 
-    from tinymusician.distill.signals import OnlineTeacher
+    from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
 
     asked = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
-    return OnlineTeacher(pair.teacher.to(context.device), tokens, asked.target, asked.guidance, dtype)
+    teacher = OnlineTeacher(pair.teacher.to(context.device), tokens, asked.target, asked.guidance, dtype)
+    return SharedTeacher(teacher, pair.team.group) if pair.team else teacher
 
 
 def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.pair import load_pair
 from jobs.teacher import make_sequences, online, sequences
@@ -18,9 +18,11 @@ from jobs.worker import Context
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.data.scores import Split
 from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.signals import Rows, Signals, Target, sequences_of
 from tinymusician.errors import ClusterError
 from tinymusician.recipe import ActorSignals, parse_recipe
+
+if TYPE_CHECKING:
+    from tinymusician.distill.signals import Rows, Signals, Target
 
 
 class Teachers:
@@ -69,6 +71,8 @@ class Asking:
     def ask(self, rows: Rows) -> Callable[[], Signals]:
         """Have the next actor begin with these rows."""
         import ray
+
+        from tinymusician.distill.signals import Signals, sequences_of
 
         logits = next(self._next).logits.remote(self._split, rows)
         sequences = sequences_of(self._tokens, rows, self._target, self._pad)

@@ -76,11 +76,13 @@ class ShardSet:
         self._paths[index] = path
         return path
 
-    def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays]) -> Path:
-        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew."""
+    def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays] | None) -> Path:
+        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew if it can be."""
         try:
             return self.fetch(index, cache)
         except Corrupt as error:
+            if make is None:
+                raise
             logging.getLogger(__name__).warning("%s", str(error).replace("run the job again to make it", "it is made"))
             self.write(index, make(index))
             return self.fetch(index, cache)
@@ -103,13 +105,23 @@ class ShardSet:
 
 
 def make_missing(
-    shards: ShardSet, make: Callable[[int], Arrays], rank: int, world: int, told: Callable[[int], None]
+    shards: ShardSet,
+    make: Callable[[int], Arrays],
+    rank: int,
+    world: int,
+    told: Callable[[int], None],
+    leads: bool = True,
 ) -> None:
-    """Make this worker's share of the shards that are missing; `told` hears of each one done."""
+    """Make this worker's share of the shards that are missing; `told` hears of each one done.
+
+    Where several make a shard together, all have the same rank, and the one that `leads` stores it.
+    """
     for index in shards.missing():
         if index % world == rank:
-            shards.write(index, make(index))
-            told(index)
+            arrays = make(index)
+            if leads:
+                shards.write(index, arrays)
+                told(index)
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -71,7 +71,7 @@ class TeacherSamples:
         return codes.numpy().astype(np.int16)
 
 
-def read_samples(shards: ShardSet, cache: Path, make: Callable[[int], dict[str, Any]]) -> TokenSet:
+def read_samples(shards: ShardSet, cache: Path, make: Callable[[int], dict[str, Any]] | None) -> TokenSet:
     """All samples of a complete set of shards, in order; `make` makes one anew that is found damaged."""
     parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
     return TokenSet(*(np.concatenate([part[name] for part in parts]) for name in ("codes", "text_ids", "text_mask")))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tinymusician.codebooks import delay, inputs_for, valid
@@ -120,3 +121,23 @@ class OnlineTeacher:
     def _moved(self, sequences: Sequences) -> Sequences:
         device = next(self._decoder.parameters()).device
         return Sequences(*(part.to(device) for part in sequences))
+
+
+class SharedTeacher:
+    """A teacher that is split over the workers of `group`: each has its own rows, and all take part in all of them."""
+
+    ahead = 0
+
+    def __init__(self, teacher: SignalSource, group: dist.ProcessGroup) -> None:
+        self._teacher, self._group = teacher, group
+
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+        """Every worker of the group must call it."""
+        asked: list[Rows] = [rows] * self._group.size()
+        dist.all_gather_object(asked, rows, self._group)
+        mine = None
+        for place, each in enumerate(asked):
+            signals = self._teacher(each)
+            mine = signals if place == self._group.rank() else mine
+        assert mine is not None, "a worker is one of its group"
+        return mine

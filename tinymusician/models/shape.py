@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 class DecoderShape:
     """A decoder's `layers`, `width`, `feed_forward` width, `codebooks` of `vocabulary` codes, and text width `text`.
 
-    `positions` bound the steps of a sequence; `frame_rate` is its codec's, in frames a second.
+    `positions` bound the steps of a sequence; `frame_rate` is its codec's, in frames a second; `heads` are attention's.
     """
 
     layers: int
@@ -30,6 +30,7 @@ class DecoderShape:
     text: int = 768
     positions: int = 2048
     frame_rate: float = 50.0
+    heads: int = 16
 
     @property
     def parameters(self) -> int:
@@ -47,9 +48,9 @@ class DecoderShape:
 RELEASE = ("state_dict.bin", "compression_state_dict.bin")
 """The files of an audiocraft release: language model and codec."""
 RELEASED = {
-    "facebook/musicgen-small": DecoderShape(24, 1024, 4096),
-    "facebook/musicgen-medium": DecoderShape(48, 1536, 6144),
-    "facebook/musicgen-large": DecoderShape(48, 2048, 8192),
+    "facebook/musicgen-small": DecoderShape(24, 1024, 4096, heads=16),
+    "facebook/musicgen-medium": DecoderShape(48, 1536, 6144, heads=24),
+    "facebook/musicgen-large": DecoderShape(48, 2048, 8192, heads=32),
 }
 
 
@@ -87,7 +88,21 @@ def shape_of(name: str) -> DecoderShape | None:
             vocabulary=decoder["vocab_size"],
             text=text["d_model"],
             positions=decoder["max_position_embeddings"],
+            heads=decoder["num_attention_heads"],
             frame_rate=codec["sampling_rate"] / math.prod(codec["upsampling_ratios"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name!r}: config.json is missing or not a MusicGen's ({error!r})") from error
+
+
+def check_split(heads: int, feed_forward: int, pieces: int) -> None:
+    """Whether a decoder of so many attention heads and this feed-forward width splits into equal `pieces`.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if heads % pieces or feed_forward % pieces:
+        raise ModelError(
+            f"teacher.split = {pieces}: must divide the teacher's {heads} attention heads and its feed-forward "
+            f"width {feed_forward}"
+        )

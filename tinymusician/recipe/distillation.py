@@ -24,6 +24,7 @@ class Teacher(Part):
     guidance: Positive = Field(3.0, description="classifier-free guidance scale s of samples and of the guided target")
     top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
     temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
+    split: Count = Field(1, description="workers that hold one teacher together, if it is too big for one device")
 
 
 class CutStudent(Part):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.errors import RecipeError
 from tinymusician.recipe.compression import Quantize
@@ -48,6 +48,12 @@ class Recipe(Part):
     publish: Publish = Publish()
     pipeline: Pipeline = Pipeline()
     pretrain: Pretraining | None = None
+
+    @model_validator(mode="after")
+    def _split_among_workers(self) -> Self:
+        if self.teacher.split > 1 and self.signals.source == "actors":
+            raise ValueError("teacher.split: only workers hold a teacher together; allowed sources are online, cached")
+        return self
 
 
 _KIND_KEYS = {

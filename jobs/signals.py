@@ -1,0 +1,31 @@
+"""Where the teacher's logits come from during training: one of three sources, as the recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.pair import Pair
+from jobs.teacher import cached, online
+from jobs.teacher_actors import Asking
+from jobs.worker import Context
+from tinymusician.data.scores import Split
+from tinymusician.data.tokens import TokenSet
+from tinymusician.recipe import ActorSignals, CachedSignals
+
+
+def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Any:
+    """The recipe's source of signals on one split's sequences.
+
+    Raises:
+        RunError: the source is `cached`, and shards are missing.
+    """
+    asked = context.recipe.signals
+    if isinstance(asked, CachedSignals):
+        return cached(context, pair, tokens)
+    if isinstance(asked, ActorSignals):
+        from tinymusician.distill.signals import Prefetched
+
+        pad = pair.teacher.config.decoder.vocab_size
+        actors = Asking(context, split, tokens, context.recipe.teacher.target, pad, asked.actors)
+        return Prefetched(actors.ask, asked.ahead)
+    return online(context, pair, tokens)

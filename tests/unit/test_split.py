@@ -1,0 +1,86 @@
+"""A teacher held by two processes together: what it says and samples is what the whole one does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.s3_server import free_port
+from tests.tiny import CAPTIONS
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
+from tinymusician.errors import ModelError
+from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import sample_codes
+from tinymusician.models.shape import check_split
+
+ROWS = np.array([[3, 0], [1, 5]])
+"""What each of the two asks about."""
+
+
+def token_set(model: str, vocabulary: int) -> TokenSet:
+    codes = np.random.default_rng(0).integers(0, vocabulary, (8, 4, 12)).astype(np.int16)
+    return TokenSet(codes, *tokenize_captions(load_tokenizer(model), CAPTIONS * 2))
+
+
+def answers(model: str, rank: int | None) -> dict[str, Any]:
+    """Guided logits on rows, and samples, of the teacher split over two, or of the whole one."""
+    teacher = load_musicgen(model)
+    tokens = token_set(model, teacher.config.decoder.vocab_size)
+    source: Any = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32)
+    if rank is not None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from tinymusician.models.split import split_decoder
+
+        mesh = init_device_mesh("cpu", (2,))
+        split_decoder(teacher, mesh)
+        source = SharedTeacher(source, mesh.get_group())
+    asked = ROWS if rank is None else ROWS[rank : rank + 1]
+    ids, mask = torch.from_numpy(tokens.text_ids[:4]), torch.from_numpy(tokens.text_mask[:4])
+    with torch.no_grad():
+        text = encode_text(teacher, ids, mask)
+        codes = sample_codes(teacher, text, 6, torch.Generator().manual_seed(5), 3.0, 16, 1.0)
+    slice_ = sum(p.numel() for p in (getattr(p, "to_local", lambda p=p: p)() for p in teacher.decoder.parameters()))
+    return {"logits": [source(rows).logits for rows in asked], "codes": codes, "parameters": slice_}
+
+
+def one_of_two(rank: int, port: int, model: str, out: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    torch.save(answers(model, rank), f"{out}-{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "band-large"])
+def test_two_halves_are_the_whole(tiny_musicgen: Path, tmp_path: Path, name: str) -> None:
+    model = str(tiny_musicgen) if name == "tiny" else name
+    port, context = free_port(), multiprocessing.get_context("spawn")
+    halves = [context.Process(target=one_of_two, args=(rank, port, model, str(tmp_path / "half"))) for rank in range(2)]
+    for half in halves:
+        half.start()
+    whole = answers(model, None)
+    for half in halves:
+        half.join()
+    assert [half.exitcode for half in halves] == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"half-{rank}.pt")
+        probabilities = [logits.softmax(-1) for logits in (found["logits"][0], whole["logits"][rank])]
+        torch.testing.assert_close(*probabilities, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found["codes"], whole["codes"])
+        assert found["parameters"] < 0.75 * whole["parameters"]
+
+
+def test_what_does_not_divide() -> None:
+    check_split(32, 8192, 4)
+    with pytest.raises(ModelError, match=r"teacher\.split = 3: must divide the teacher's 32 attention heads"):
+        check_split(32, 8192, 3)
