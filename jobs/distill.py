@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from jobs.driver import drive
-from jobs.pair import held_together, load_pair
+from jobs.pair import Pair, held_together, load_pair
 from jobs.signals import signals
 from jobs.student import JUDGE, finish
 from jobs.teacher import make_sequences, sequences
@@ -14,7 +14,9 @@ from jobs.teacher_actors import Teachers
 from jobs.worker import NOBODY, Company, Context, Stage, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
-from tinymusician.recipe import ActorSignals, FixedBiKL, Objective, StageMixed, SteppedBiKL, parse_recipe
+from tinymusician.data.shards import ShardSet
+from tinymusician.data.tokens import TokenSet
+from tinymusician.recipe import ActorSignals, FixedBiKL, Objective, OnPolicy, StageMixed, SteppedBiKL, parse_recipe
 
 
 def work(context: Context) -> None:
@@ -37,14 +39,15 @@ def work(context: Context) -> None:
     soft = recipe.temperature
     task = DistillTask(
         student=pair.student.to(context.device),
-        train=signals(context, pair, "train", train_tokens),
+        train=signals(context, pair, train_tokens),
         train_rows=len(train_tokens.codes),
-        held_out=signals(context, pair, "validation", held_out),
+        held_out=signals(context, pair, held_out),
         held_out_rows=len(held_out.codes),
         mixture_at=partial(mixture_at, recipe.objective, training.steps),
         softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
         batch_size=training.batch_size,
         seed=training.seed,
+        own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = Plan(
@@ -61,6 +64,35 @@ def work(context: Context) -> None:
     )
     settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
     train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))
+
+
+def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:
+    """The student's own samples, as the recipe schedules them."""
+    from tinymusician.distill.on_policy import OwnSamples
+
+    recipe, asked = context.recipe, context.recipe.teacher
+    own, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
+    facts = {"run": context.run_id}
+    return OwnSamples(
+        pair.student,
+        tokens,
+        judge=partial(signals, context, pair),
+        share_at=partial(own_share, own, steps),
+        refresh=own.refresh,
+        steps=steps,
+        guidance=1.0 if asked.target == "guided" else asked.guidance,
+        top_k=asked.top_k,
+        temperature=asked.temperature,
+        seed=recipe.training.seed,
+        kept=ShardSet(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
+    )
+
+
+def own_share(own: OnPolicy, steps: int, step: int) -> float:
+    """The on-policy share at a training step of `steps`."""
+    from tinymusician.distill.schedules import stage
+
+    return own.share * (1 - stage(step, round(own.begin * steps), round(own.ramp * steps)))
 
 
 def mixture_at(objective: Objective, steps: int, step: int) -> Any:

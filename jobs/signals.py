@@ -8,13 +8,12 @@ from jobs.pair import Pair
 from jobs.teacher import cached, online
 from jobs.teacher_actors import Asking
 from jobs.worker import Context
-from tinymusician.data.scores import Split
 from tinymusician.data.tokens import TokenSet
 from tinymusician.recipe import ActorSignals, CachedSignals
 
 
-def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Any:
-    """The recipe's source of signals on one split's sequences.
+def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
+    """The recipe's source of signals on these sequences.
 
     Raises:
         RunError: the source is `cached`, and shards are missing.
@@ -26,6 +25,6 @@ def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Any
         from tinymusician.distill.signals import Prefetched
 
         pad = pair.teacher.config.decoder.vocab_size
-        actors = Asking(context, split, tokens, context.recipe.teacher.target, pad, asked.actors)
+        actors = Asking(context, tokens, context.recipe.teacher.target, pad, asked.actors)
         return Prefetched(actors.ask, asked.ahead)
     return online(context, pair, tokens)

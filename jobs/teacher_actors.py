@@ -7,16 +7,13 @@ recipe's `ahead` batches, so what is kept for it in Ray's object store is bounde
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from jobs.pair import load_pair
-from jobs.teacher import make_sequences, online, sequences
+from jobs.teacher import make_sequences, online
 from jobs.worker import Context
 from tinymusician.artifacts.runs import RunFolder
-from tinymusician.data.scores import Split
 from tinymusician.data.tokens import TokenSet
 from tinymusician.errors import ClusterError
 from tinymusician.recipe import ActorSignals, parse_recipe
@@ -60,13 +57,12 @@ class Teachers:
 class Asking:
     """What a worker knows of the actors: their names, and the sequences it asks about."""
 
-    def __init__(self, context: Context, split: Split, tokens: TokenSet, target: Target, pad: int, actors: int) -> None:
+    def __init__(self, context: Context, tokens: TokenSet, target: Target, pad: int, actors: int) -> None:
         import ray
 
         own = range(context.rank, context.rank + actors)
         self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in own])
-        self._split, self._tokens, self._target, self._pad = split, tokens, target, pad
-        self._device = context.device
+        self._tokens, self._target, self._pad, self._device = tokens, target, pad, context.device
 
     def ask(self, rows: Rows) -> Callable[[], Signals]:
         """Have the next actor begin with these rows."""
@@ -74,7 +70,7 @@ class Asking:
 
         from tinymusician.distill.signals import Signals, sequences_of
 
-        logits = next(self._next).logits.remote(self._split, rows)
+        logits = next(self._next).logits.remote(self._tokens.taken(rows))
         sequences = sequences_of(self._tokens, rows, self._target, self._pad)
 
         def wait() -> Signals:
@@ -100,17 +96,13 @@ class _Teacher:
         """This actor's share of the sequences that are missing."""
         make_sequences(self._context, self._pair)
 
-    def logits(self, split: Split, rows: Rows) -> Any:
-        """The logits on these rows, [R, K, S, V]; bfloat16 as the 16-bit numbers that NumPy knows."""
+    def logits(self, tokens: TokenSet) -> Any:
+        """The logits on these sequences, [R, K, S, V]; bfloat16 as the 16-bit numbers that NumPy knows."""
+        import numpy as np
         import torch
 
-        logits = self._source(split)(rows).logits.cpu()
+        logits = online(self._context, self._pair, tokens)(np.arange(len(tokens.codes))).logits.cpu()
         return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
-
-    @cache  # noqa: B019 - an actor lives as long as what it keeps
-    def _source(self, split: Split) -> Any:
-        alone = replace(self._context, rank=0, world=1)
-        return online(alone, self._pair, sequences(alone, self._pair, split))
 
 
 def _answered(get: Callable[[], Any]) -> Any:

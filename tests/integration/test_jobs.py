@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, losses, settings, tmctl, told
+from tests.ray_cluster import Ray, settings, tmctl, told
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
@@ -103,28 +103,6 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     assert {"onnx/text_encoder.onnx", "onnx/decoder_model_merged.onnx", "onnx/encodec_decode.onnx"} <= files
     refused = tmctl(ray, s3_store, *quantize, *few, *other)
     assert "quantize.block_size=16: only plan adaptive reads it" in refused.stderr
-
-
-def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
-    """Shards are made once, by whoever comes first; training from them gives the online losses up to float16."""
-    guided = [str(recipe), "--set", "teacher.target=guided"]
-    from_shards = [*guided, "--set", "signals.source=cached"]
-    missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
-    assert missing.returncode == 1
-    assert "shards are missing; run `tmctl submit precompute`" in missing.stdout
-    assert "Traceback" not in missing.stdout + missing.stderr
-    made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
-    assert made["state"] == "SUCCEEDED"
-    assert made["metrics"]["shards"] == 5 + 1, "those to train on, and those to judge by"
-    cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
-    assert cached["state"] == "SUCCEEDED"
-    told(ray, store, "submit", "distill", *guided, "--name", "online")
-    one, other = losses(store, "cached"), losses(store, "online")
-    assert one.keys() == other.keys()
-    assert all(one[step] == pytest.approx(other[step], rel=0.01, abs=1e-4) for step in one)
-    assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
-    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert settings["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
 
 
 def test_a_tunnel_is_told_from_this_machine(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,10 @@ class TokenSet:
     text_ids: npt.NDArray[np.int64]
     text_mask: npt.NDArray[np.int64]
 
+    def taken(self, rows: npt.NDArray[np.int64]) -> TokenSet:
+        """The set of these rows alone, in this order."""
+        return TokenSet(self.codes[rows], self.text_ids[rows], self.text_mask[rows])
+
 
 def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Token ids and mask [N, L], padded to the longest caption."""

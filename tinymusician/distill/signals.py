@@ -43,6 +43,12 @@ class Signals(NamedTuple):
     logits: Tensor
 
 
+def joined(one: Signals, other: Signals) -> Signals:
+    """The rows of both."""
+    both = (torch.cat(pair) for pair in zip(one.sequences, other.sequences, strict=True))
+    return Signals(Sequences(*both), torch.cat([one.logits, other.logits]))
+
+
 class SignalSource(Protocol):
     """Anything that can answer for rows of a sequence set."""
 

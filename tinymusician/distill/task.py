@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
 from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
+from tinymusician.distill.on_policy import OwnSamples
 from tinymusician.distill.schedules import temperature
-from tinymusician.distill.signals import Rows, Signals, SignalSource, condition
+from tinymusician.distill.signals import Rows, Signals, SignalSource, condition, joined
 from tinymusician.models.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.training.task import Model
@@ -47,8 +48,11 @@ class ObjectiveTask:
         softening: Softening,
         batch_size: int,
         seed: int,
+        own: OwnSamples | None = None,
     ) -> None:
+        """`own` are the student's samples, which take the places of some rows."""
         self.student, self.module = student, ConditionedDecoder(student)
+        self.own = own
         self.train, self.train_rows = train, train_rows
         self.mixture_at, self.softening = mixture_at, softening
         self.batch_size, self.seed = batch_size, seed
@@ -59,8 +63,17 @@ class ObjectiveTask:
 
     def batch(self, step: int, part: int, parts: int) -> Signals:
         """The signals of a part's rows; its source hears what the same part of the following steps will ask."""
-        rows, *then = (self.rows(step + later, part, parts) for later in range(self.train.ahead + 1))
-        return self.train(rows, then)
+        (rows, own), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
+        if self.own is None or not len(own):
+            return self.train(rows, [later for later, _ in then])
+        played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
+        return joined(self.train(rows, [later for later, _ in then]), played) if len(rows) else played
+
+    def _dealt(self, step: int, part: int, parts: int) -> tuple[Rows, Rows]:
+        """A part's rows: those whose sequences are given, and those whose captions the student plays itself."""
+        rows = self.rows(step, part, parts)
+        own = self.own.count(step, len(rows)) if self.own else 0
+        return rows[: len(rows) - own], rows[len(rows) - own :]
 
     def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
@@ -72,6 +85,9 @@ class ObjectiveTask:
         scalars |= closeness(batch.logits, logits.detach(), mask)
         scalars["alpha"] = torch.tensor(_stage(mixture))
         scalars["temperature"] = tau.mean()
+        if self.own:
+            scalars["own_share"] = torch.tensor(self.own.count(step, self.batch_size) / self.batch_size)
+            scalars["sampling_seconds"], self.own.seconds = torch.tensor(self.own.seconds), 0.0
         return mean_over_valid(values, mask), scalars
 
     def student_logits(self, model: Model, signals: Signals) -> Tensor:

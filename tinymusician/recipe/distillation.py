@@ -91,6 +91,15 @@ class CachedSignals(Part):
 Signals = Annotated[OnlineSignals | ActorSignals | CachedSignals, Field(discriminator="source")]
 
 
+class OnPolicy(Part):
+    """The student's own samples, judged by the teacher, among a step's sequences (GKD, arXiv 2306.13649)."""
+
+    share: Share = Field(0.0, description="share of a step's sequences that the student plays itself")
+    begin: Share = Field(0.0, description="share of the run before the first of them")
+    ramp: Share = Field(0.0, description="share of the run over which they become so many")
+    refresh: Count = Field(10, description="steps for which it plays together; no sample is older")
+
+
 class Temperature(Part):
     """Softening of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
 

@@ -16,6 +16,7 @@ from tinymusician.recipe.distillation import (
     CutStudent,
     Objective,
     OnlineSignals,
+    OnPolicy,
     ReadyStudent,
     Sequences,
     Signals,
@@ -40,6 +41,7 @@ class Recipe(Part):
     sequences: Sequences = Sequences()
     signals: Signals = OnlineSignals()
     temperature: Temperature = Temperature()
+    on_policy: OnPolicy = OnPolicy()
     objective: Objective = StageMixed()
     training: Training = Training()
     quantize: Quantize = Quantize()
@@ -53,6 +55,19 @@ class Recipe(Part):
     def _split_among_workers(self) -> Self:
         if self.teacher.split > 1 and self.signals.source == "actors":
             raise ValueError("teacher.split: only workers hold a teacher together; allowed sources are online, cached")
+        return self
+
+    @model_validator(mode="after")
+    def _own_samples_can_be_judged(self) -> Self:
+        share, batch = self.on_policy.share, self.training.batch_size
+        if share == 0:
+            return self
+        if self.signals.source == "cached":
+            raise ValueError("on_policy.share: shards know no new sequences; allowed sources are online, actors")
+        if self.training.zero == 3:
+            raise ValueError("on_policy.share: needs whole weights in each worker; allowed are training.zero 0 to 2")
+        if round(share * batch) == 0:
+            raise ValueError(f"on_policy.share = {share:g}: is less than one of training.batch_size = {batch}")
         return self
 
 

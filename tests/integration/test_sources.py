@@ -1,0 +1,113 @@
+"""Where the teacher's signals come from makes no difference to a run, nor do how many share its work, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.ray_cluster import Ray, losses, settings, tmctl, told, wait_for
+from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.store import LocalStore, Store
+
+pytestmark = pytest.mark.slow
+
+LONG = ("training.steps=60", "training.checkpoint_every=10", "training.validate_every=30")
+ACTORS = ("signals.source=actors",)
+
+
+def same_losses(store: Store, one: str, other: str) -> None:
+    """At every step, within 1e-5."""
+    found, wanted = losses(store, one), losses(store, other)
+    assert sorted(found) == sorted(wanted)
+    assert max(abs(found[step] - wanted[step]) for step in wanted) <= 1e-5
+
+
+def distill(ray: Ray, store: Store, recipe: Path, name: str, *values: str, workers: int = 1) -> None:
+    ended = told(
+        ray, store, "submit", "distill", str(recipe), *settings(values), "--workers", str(workers), "--name", name
+    )
+    assert ended["state"] == "SUCCEEDED"
+
+
+def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
+    """Shards are made once, by whoever comes first; training from them gives the online losses."""
+    guided = [str(recipe), "--set", "teacher.target=guided"]
+    from_shards = [*guided, "--set", "signals.source=cached"]
+    missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
+    assert missing.returncode == 1
+    assert "shards are missing; run `tmctl submit precompute`" in missing.stdout
+    assert "Traceback" not in missing.stdout + missing.stderr
+    made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
+    assert made["state"] == "SUCCEEDED"
+    assert made["metrics"]["shards"] == 5 + 1, "those to train on, and those to judge by"
+    cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
+    assert cached["state"] == "SUCCEEDED"
+    told(ray, store, "submit", "distill", *guided, "--name", "online")
+    same_losses(store, "cached", "online")
+    assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
+
+
+def test_a_teacher_on_an_actor_that_is_killed(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """It samples, and answers ahead of the worker; Ray starts it again, and the run does not notice."""
+    distill(ray, store, recipe, "online", *LONG)
+    for entry in list(store.list("shards/")):
+        store.delete(entry.key)
+    told(ray, store, "submit", "distill", str(recipe), *settings((*LONG, *ACTORS)), "--name", "actors", "--no-wait")
+    wait_for(lambda: any("step-00000010.json" in entry.key for entry in store.list("runs/actors/checkpoints/")))
+    (teacher,) = ray.processes("ray::_Teacher")
+    os.kill(teacher, signal.SIGKILL)
+    wait_for(lambda: RunFolder(store, "actors").status().state == "SUCCEEDED")
+    same_losses(store, "actors", "online")
+    assert RunFolder(store, "actors").log().count("distill: from") == 1, "the worker was not restarted"
+    wait_for(lambda: not ray.processes("ray::_Teacher"))
+
+
+def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    distill(ray, store, recipe, "whole", workers=2)
+    for entry in list(store.list("shards/")):
+        store.delete(entry.key)
+    distill(ray, store, recipe, "split", "teacher.split=2", workers=2)
+    same_losses(store, "split", "whole")
+    three = (*settings(("teacher.split=3",)), "--workers", "2")
+    assert (
+        "must divide the teacher's 4 attention heads"
+        in tmctl(ray, store, "submit", "distill", str(recipe), *three).stderr
+    )
+    alone = tmctl(ray, store, "submit", "distill", str(recipe), *settings(("teacher.split=2",)))
+    assert "--workers 1: teacher.split = 2 needs a multiple of it" in alone.stdout + alone.stderr
+
+
+def test_a_run_goes_on_with_other_workers_and_another_zero_stage(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """Its steps have as many parts as it began with workers, whoever does them."""
+    distill(ray, store, recipe, "calm", *LONG, workers=2)
+    began = (*settings((*LONG, "training.zero=1")), "--workers", "2", "--name", "r", "--no-wait")
+    told(ray, store, "submit", "distill", str(recipe), *began)
+    wait_for(lambda: any("step-00000010.json" in entry.key for entry in store.list("runs/r/checkpoints/")))
+    tmctl(ray, store, "stop", "r")
+    resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero=3")
+    assert told(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
+    record = RunFolder(store, "r").record()
+    assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero"]) == (1, 2, 3)
+    same_losses(store, "r", "calm")
+    refused = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "calm", "--set", "training.seed=1")
+    assert "goes on with its own recipe, of which only training.zero" in refused.stderr
+
+
+def test_steps_that_are_no_number_are_left_out_as_often_as_allowed(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """A rate that no weight survives: one step is left out, the next one ends the run, with all there is to know."""
+    wild = ("training.learning_rate=1e37", "training.warmup=0", "training.skips=1", "training.restarts=0")
+    ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(wild), "--name", "wild")
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stdout.splitlines() if line]
+    assert "on rows" in line
+    assert "the last good checkpoint is of step 0" in line
+    log = RunFolder(store, "wild").log()
+    assert log.count("is left out") == 1
+    assert log.count("distill: from") == 2
+    assert len(json.loads(store.get("runs/wild/left-out-distill.json"))) == 1

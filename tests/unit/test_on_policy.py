@@ -1,0 +1,138 @@
+"""The student's own samples among the sequences: whose they are, how many, how old, and that a resumed run has them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.distill import mixture_at, own_share
+from tests.tiny import CAPTIONS
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.data.shards import ShardSet
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.on_policy import OwnSamples
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.task import DistillTask, Softening
+from tinymusician.errors import RecipeError
+from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import sample_codes
+from tinymusician.models.student import cut_student
+from tinymusician.recipe import OnPolicy, PlainObjective, load_recipe
+from tinymusician.training.engine import AdamSettings, TorchEngine
+
+STEPS, ROWS = 8, 4
+
+
+def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tuple[DistillTask, Any, TokenSet]:
+    """A task, its teacher's source, and the given sequences."""
+    teacher = load_musicgen(str(folder))
+    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
+    tokens = TokenSet(codes, *tokenize_captions(load_tokenizer(str(folder)), CAPTIONS * 2))
+
+    def judge(other: TokenSet) -> OnlineTeacher:
+        return OnlineTeacher(teacher, other, "guided", 3.0, torch.float32)
+
+    student = cut_student(teacher, [0, 3])
+    shards = ShardSet(store, "on-policy", {"run": "r"}, STEPS)
+    samples = OwnSamples(
+        student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, top_k, 1.0, 0, shards
+    )
+    task = DistillTask(
+        student=student,
+        train=judge(tokens),
+        train_rows=8,
+        held_out=judge(tokens),
+        held_out_rows=8,
+        mixture_at=partial(mixture_at, PlainObjective(name="forward"), STEPS),
+        softening=Softening(1.0, 1.0, "sequence", STEPS),
+        batch_size=ROWS,
+        seed=0,
+        own=samples,
+    )
+    return task, judge, tokens
+
+
+def trained(task: DistillTask, first: int = 0) -> list[float]:
+    engine, losses = TorchEngine(task.module, AdamSettings()), []
+    for step in range(first, STEPS):
+        loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
+        engine.step(loss, 1e-3)
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:
+    """The first rows are those of the set; the last are what the student plays for their captions, as judged."""
+    task, judge, tokens = build(tiny_musicgen, LocalStore(tmp_path), OnPolicy(share=0.5, refresh=2), top_k=1)
+    rows = task.rows(0, 0, 1)
+    batch = task.batch(0, 0, 1)
+    given = judge(tokens)(rows[:2])
+    assert torch.equal(batch.sequences.inputs[:2], given.sequences.inputs)
+    torch.testing.assert_close(batch.logits[:2], given.logits)
+    ids, mask = torch.from_numpy(tokens.text_ids[rows[2:]]), torch.from_numpy(tokens.text_mask[rows[2:]])
+    with torch.no_grad():
+        likeliest = sample_codes(task.student, encode_text(task.student, ids, mask), 12, None, 1.0, 1, 1.0)
+    played = TokenSet(likeliest.numpy().astype(np.int16), ids.numpy(), mask.numpy())
+    wanted = judge(played)(np.arange(2))
+    assert torch.equal(batch.sequences.inputs[2:], wanted.sequences.inputs)
+    torch.testing.assert_close(batch.logits[2:], wanted.logits)
+
+
+def test_the_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> None:
+    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path), OnPolicy(share=0.75, begin=0.25, ramp=0.375, refresh=3))
+    assert task.own is not None
+    assert [task.own.count(step, ROWS) for step in range(STEPS)] == [0, 0, 1, 2, 2, 3, 3, 3]
+    engine = TorchEngine(task.module, AdamSettings())
+    shares = [task.loss(engine, task.batch(step, 0, 1), step)[1]["own_share"].item() for step in range(STEPS)]
+    assert shares == [0, 0, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75]
+
+
+def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path) -> None:
+    """A student that was changed is heard at the next refresh, and not before."""
+    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "a"), OnPolicy(share=1.0, refresh=4))
+    before = [task.batch(step, 0, 1).sequences.inputs for step in range(2)]
+    with torch.no_grad():  # from now on it plays nothing but code 5
+        norm = task.student.decoder.model.decoder.layer_norm
+        norm.weight.zero_()
+        norm.bias.fill_(1)
+        for head in task.student.decoder.lm_heads:
+            head.weight.zero_()
+            head.weight[5] = 10
+    late = [task.batch(step, 0, 1).sequences for step in (2, 4)]
+    other, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "b"), OnPolicy(share=1.0, refresh=4))
+    assert torch.equal(late[0].inputs, [other.batch(step, 0, 1).sequences.inputs for step in range(3)][2])
+    assert not torch.equal(before[0], before[1])
+    assert late[1].inputs[:, :, 1:][late[1].mask[:, :, :-1]].unique().tolist() == [5]
+
+
+def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Path) -> None:
+    """Also in the middle of a refresh, when the student that played them is no more."""
+    store, own = LocalStore(tmp_path), OnPolicy(share=0.5, refresh=4)
+    task, _, _ = build(tiny_musicgen, store, own)
+    heard = [task.batch(step, 0, 1).sequences.inputs for step in range(4)]
+    resumed, _, _ = build(tiny_musicgen, store, own)
+    with torch.no_grad():
+        resumed.student.decoder.lm_heads[0].weight.mul_(3)
+    assert torch.equal(resumed.batch(3, 0, 1).sequences.inputs, heard[3])
+    fresh, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "other"), own)
+    whole = trained(build(tiny_musicgen, LocalStore(tmp_path / "third"), own)[0])
+    assert trained(fresh) == whole
+    assert np.isfinite(whole).all()
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("on_policy.share=0.5", "signals.source=cached"), "shards know no new sequences"),
+        (("on_policy.share=0.5", "training.zero=3"), "allowed are training.zero 0 to 2"),
+        (("on_policy.share=0.01",), r"on_policy\.share = 0\.01: is less than one of training\.batch_size = 8"),
+    ],
+)
+def test_what_cannot_be(sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("band", sets)

@@ -1,0 +1,92 @@
+"""The student's own samples among the sequences it is compared on: it learns where its own playing leads it.
+
+Source: GKD (arXiv 2306.13649, algorithm 1), with its on-policy share a function of the step. The student plays for
+`refresh` steps together, which costs little more than playing for one; so its samples are at most so many steps old.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinymusician.data.shards import ShardSet
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.signals import Rows, Signals, SignalSource
+from tinymusician.models.musicgen import TextCondition, encode_text
+from tinymusician.models.sampling import sample_codes
+
+
+class OwnSamples:
+    """What the student plays for the captions of a token set, judged by the teacher.
+
+    Every sample is kept in `kept`, shard by shard, so that a run that is resumed goes on with the very same ones.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        tokens: TokenSet,
+        judge: Callable[[TokenSet], SignalSource],
+        share_at: Callable[[int], float],
+        refresh: int,
+        steps: int,
+        guidance: float,
+        top_k: int,
+        temperature: float,
+        seed: int,
+        kept: ShardSet,
+    ) -> None:
+        """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends."""
+        self._student, self._tokens, self._judge, self._share_at = student, tokens, judge, share_at
+        self._refresh, self._steps, self._kept, self._seed = refresh, steps, kept, seed
+        self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
+        self._judged: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
+        self.seconds = 0.0
+
+    def count(self, step: int, rows: int) -> int:
+        """How many of so many rows are the student's own at a step."""
+        return round(self._share_at(step) * rows)
+
+    def __call__(self, step: int, part: int, parts: int, rows_at: Callable[[int], Rows]) -> Signals:
+        """The signals at `step`; `rows_at` tells whose captions are played at a step, by this part."""
+        first = step - step % self._refresh
+        if (first, part) not in self._judged:
+            self._judged = {known: value for known, value in self._judged.items() if known[0] == first}
+            self._judged[first, part] = self._played(first, part, parts, rows_at)
+        source, places = self._judged[first, part]
+        return source(places[step])
+
+    def _played(
+        self, first: int, part: int, parts: int, rows_at: Callable[[int], Rows]
+    ) -> tuple[SignalSource, dict[int, Rows]]:
+        """The source of signals on a part's samples from step `first` on, and each step's places among them."""
+        began = time.monotonic()
+        rows = {step: rows_at(step) for step in range(first, min(first + self._refresh, self._steps))}
+        ends = np.cumsum([len(own) for own in rows.values()])
+        places = {step: np.arange(end - len(own), end) for (step, own), end in zip(rows.items(), ends, strict=True)}
+        asked = self._tokens.taken(np.concatenate(list(rows.values())))
+        index = first // self._refresh * parts + part
+        if index in self._kept.missing():
+            self._kept.write(index, {"codes": self._play(asked, first, part)})
+        tokens = TokenSet(self._kept.read(index)["codes"], asked.text_ids, asked.text_mask)
+        self.seconds += time.monotonic() - began
+        return self._judge(tokens), places
+
+    @torch.no_grad()
+    def _play(self, asked: TokenSet, first: int, part: int) -> Any:
+        decoder, trained = self._student.decoder, self._student.decoder.training
+        weight = next(decoder.parameters())
+        ids, mask = (torch.from_numpy(array).to(weight.device) for array in (asked.text_ids, asked.text_mask))
+        seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
+        generator = torch.Generator(weight.device).manual_seed(int(seed))
+        self._student.eval()
+        text = encode_text(self._student, ids, mask)
+        text = TextCondition(text.states.to(weight.dtype), text.mask)
+        frames = asked.codes.shape[2]
+        codes = sample_codes(self._student, text, frames, generator, self._guidance, self._top_k, self._temperature)
+        self._student.train(trained)
+        return codes.cpu().numpy().astype(np.int16)
