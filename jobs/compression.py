@@ -22,6 +22,7 @@ from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
+from tinymusician.errors import ModelError
 from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
@@ -58,6 +59,7 @@ class Compression:
     """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
 
     def __init__(self, context: Context) -> None:
+        from tinymusician.models.guidance import is_told, plays_in_one_pass
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
         from tinymusician.models.student import check_codec, weights_digest
 
@@ -68,7 +70,9 @@ class Compression:
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
         check_codec(self.model, f"model {self.asked.model}")
         self.digest = weights_digest(self.model)
-        self.one_pass = self.model.generation_config.guidance_scale == 1
+        if is_told(self.model):
+            raise ModelError(f"model {self.asked.model}: is told its guidance, which bundles have no input for")
+        self.one_pass = plays_in_one_pass(self.model)
         self.exported = self._export()
 
     @cached_property

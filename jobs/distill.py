@@ -23,7 +23,7 @@ def work(context: Context) -> None:
     """What each worker does: sample what is missing, then train the student."""
     import torch
 
-    from tinymusician.distill.task import DistillTask, Softening
+    from tinymusician.distill.task import DistillTask, Scales, Softening
     from tinymusician.training.engine import AdamSettings
     from tinymusician.training.loop import Plan
 
@@ -48,6 +48,7 @@ def work(context: Context) -> None:
         batch_size=training.batch_size,
         seed=training.seed,
         own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
+        scales=Scales(*ranged) if (ranged := recipe.teacher.guidance_range) else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = Plan(
@@ -80,7 +81,8 @@ def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         share_at=partial(own_share, own, steps),
         refresh=own.refresh,
         steps=steps,
-        guidance=1.0 if asked.target == "guided" else asked.guidance,
+        guidance=asked.guidance,
+        one_pass=asked.target == "guided",
         top_k=asked.top_k,
         temperature=asked.temperature,
         seed=recipe.training.seed,

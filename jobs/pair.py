@@ -72,11 +72,13 @@ def held_together(context: Context, pair: Pair) -> Pair:
 
 def new_student(recipe: Recipe, teacher: Any) -> Any:
     """The student before any training: cut out of the teacher, or loaded."""
+    from tinymusician.models.guidance import told_its_guidance
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.student import cut_student
 
-    chosen = recipe.student
-    return cut_student(teacher, chosen.layers) if isinstance(chosen, CutStudent) else load_musicgen(chosen.model)
+    chosen, ranged = recipe.student, recipe.teacher.guidance_range
+    student = cut_student(teacher, chosen.layers) if isinstance(chosen, CutStudent) else load_musicgen(chosen.model)
+    return told_its_guidance(student, *ranged) if ranged else student
 
 
 def untrained(recipe: Recipe) -> tuple[Any, Any]:

@@ -25,6 +25,6 @@ def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         from tinymusician.distill.signals import Prefetched
 
         pad = pair.teacher.config.decoder.vocab_size
-        actors = Asking(context, tokens, context.recipe.teacher.target, pad, asked.actors)
+        actors = Asking(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
         return Prefetched(actors.ask, asked.ahead)
     return online(context, pair, tokens)

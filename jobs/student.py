@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,9 @@ def finish(context: Context) -> None:
     pair = load_pair(recipe)
     student = new_student(recipe, pair.teacher)
     ConditionedDecoder(student).load_state_dict(best.state.weights)
-    # A guided target was learned with its guidance in it, for one pass.
-    student.generation_config.guidance_scale = 1.0 if recipe.teacher.target == "guided" else recipe.teacher.guidance
+    # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
+    one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
+    student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance
     rows = read_metrics(store, context.run.key(metrics_name("distill")))
     figures = held_out_figures(rows, best.step)
     context.run.tell("report", 1, 3)
@@ -83,36 +85,55 @@ def held_out_figures(rows: list[dict[str, Any]], best_step: int) -> dict[str, An
 
 
 def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[str, float]:
-    """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely."""
+    """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
+
+    `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
+    """
     import torch
 
-    from tinymusician.distill.report import sample_figures
+    from tinymusician.distill.report import played_logits, sample_figures
     from tinymusician.distill.signals import Signals, condition
-    from tinymusician.distill.task import held_out_closeness
+    from tinymusician.distill.task import AtScale, held_out_closeness
     from tinymusician.models.musicgen import ConditionedDecoder
 
     recipe, asked = context.recipe, context.recipe.teacher
     test = sequences(context, pair, "test")
     if asked.split > 1:  # no device here holds the teacher, but memory does
         context = replace(context, device="cpu")
-    source = online(context, pair, test)
-    decoder = ConditionedDecoder(student.to(context.device))
+    decoder = ConditionedDecoder(student.to(context.device)).eval()
+    rows, batch = len(test.codes), recipe.training.batch_size
 
-    def logits(signals: Signals) -> Any:
+    def plain(signals: Signals) -> Any:
         text = condition(student, signals.sequences)
-        return decoder(signals.sequences.inputs, text.states, text.mask)
+        return decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
 
     with torch.no_grad():
-        closeness = held_out_closeness(source, len(test.codes), recipe.training.batch_size, logits)
-    figures = {"kl_test": closeness["kl"]}
+        asked_of = {} if asked.guidance_range else held_out_closeness(online(context, pair, test), rows, batch, plain)
+        both = online(context, pair, test, "conditional")
+        played = {
+            scale: held_out_closeness(
+                AtScale(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
+            )
+            for scale in {asked.guidance, *scales_between(asked.guidance_range)}
+        }
+    figures = {"kl_test": (asked_of or played[asked.guidance])["kl"]}
+    figures |= {"kl_played": played[asked.guidance]["kl"]}
+    figures |= {f"kl_played@{scale:g}": found["kl"] for scale, found in sorted(played.items()) if len(played) > 1}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
-        guidance = asked.guidance if model is not student else student.generation_config.guidance_scale
         found = sample_figures(
-            pair.teacher, model, test, guidance, asked.top_k, asked.temperature, recipe.training.seed
+            pair.teacher, model, test, asked.guidance, asked.top_k, asked.temperature, recipe.training.seed
         )
         figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
     return figures
+
+
+def scales_between(range_: tuple[float, float] | None) -> list[float]:
+    """The ends of a range of guidance scales and the whole numbers between them."""
+    if range_ is None:
+        return []
+    low, high = range_
+    return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
 
 
 def lineage(context: Context, pair: Pair) -> dict[str, Any]:

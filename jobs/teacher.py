@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.pair import Pair
 from jobs.worker import Context
@@ -15,6 +15,9 @@ from tinymusician.data.shards import ShardSet, make_missing
 from tinymusician.data.tokens import TokenSet
 from tinymusician.errors import RunError
 from tinymusician.recipe import CachedSignals
+
+if TYPE_CHECKING:
+    from tinymusician.distill.signals import Target
 
 Make = Callable[[int], dict[str, Any]]
 
@@ -87,15 +90,15 @@ def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]
     return make, ShardSet(context.run.store, "samples", facts, source.shards)
 
 
-def online(context: Context, pair: Pair, tokens: TokenSet) -> Any:
-    """The teacher in this worker as a source of signals."""
+def online(context: Context, pair: Pair, tokens: TokenSet, passes: Target | None = None) -> Any:
+    """The teacher in this worker as a source of signals; `passes` are the recipe's unless given."""
     import torch
 
     from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
 
     asked = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
-    teacher = OnlineTeacher(pair.teacher.to(context.device), tokens, asked.target, asked.guidance, dtype)
+    teacher = OnlineTeacher(pair.teacher.to(context.device), tokens, passes or asked.passes, asked.guidance, dtype)
     return SharedTeacher(teacher, pair.team.group) if pair.team else teacher
 
 
@@ -107,7 +110,7 @@ def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:
     asked = context.recipe.teacher
     facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
     facts |= {"device": context.device, "precision": context.precision(), "format": FORMAT, "top": kept(context)}
-    facts |= {"target": asked.target} | ({"guidance": asked.guidance} if asked.target == "guided" else {})
+    facts |= {"target": asked.passes} | ({"guidance": asked.guidance} if asked.passes == "guided" else {})
     return ShardSet(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
 
@@ -140,7 +143,7 @@ def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
     shards = signal_shards(context, pair, tokens)
     check_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
-    make, target = signal_maker(context, pair, tokens), context.recipe.teacher.target
+    make, target = signal_maker(context, pair, tokens), context.recipe.teacher.passes
     reader = CachedTeacher(shards, tokens, target, vocabulary, context.cache, context.device, make)
     return Prefetched(reader.ask, ahead=2)
 

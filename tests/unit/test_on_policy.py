@@ -40,7 +40,7 @@ def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tu
     student = cut_student(teacher, [0, 3])
     shards = ShardSet(store, "on-policy", {"run": "r"}, STEPS)
     samples = OwnSamples(
-        student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, top_k, 1.0, 0, shards
+        student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, True, top_k, 1.0, 0, shards
     )
     task = DistillTask(
         student=student,

@@ -16,7 +16,7 @@ import torch
 from tinymusician.data.shards import ShardSet
 from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.signals import Rows, Signals, SignalSource
-from tinymusician.models.musicgen import TextCondition, encode_text
+from tinymusician.models.musicgen import TextCondition, told_condition
 from tinymusician.models.sampling import sample_codes
 
 
@@ -35,15 +35,19 @@ class OwnSamples:
         refresh: int,
         steps: int,
         guidance: float,
+        one_pass: bool,
         top_k: int,
         temperature: float,
         seed: int,
         kept: ShardSet,
     ) -> None:
-        """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends."""
+        """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends.
+
+        The student plays as it will be played: at `guidance` in two passes, or in one that has guidance within it.
+        """
         self._student, self._tokens, self._judge, self._share_at = student, tokens, judge, share_at
         self._refresh, self._steps, self._kept, self._seed = refresh, steps, kept, seed
-        self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
+        self._guidance, self._one_pass, self._top_k, self._temperature = guidance, one_pass, top_k, temperature
         self._judged: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
         self.seconds = 0.0
 
@@ -84,9 +88,9 @@ class OwnSamples:
         seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
         generator = torch.Generator(weight.device).manual_seed(int(seed))
         self._student.eval()
-        text = encode_text(self._student, ids, mask)
+        text = told_condition(self._student, ids, mask, self._guidance)
         text = TextCondition(text.states.to(weight.dtype), text.mask)
-        frames = asked.codes.shape[2]
-        codes = sample_codes(self._student, text, frames, generator, self._guidance, self._top_k, self._temperature)
+        frames, passes = asked.codes.shape[2], 1.0 if self._one_pass else self._guidance
+        codes = sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature)
         self._student.train(trained)
         return codes.cpu().numpy().astype(np.int16)

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.signals import Sequences, condition
+from tinymusician.models.guidance import passes_of, plays_in_one_pass
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
-from tinymusician.models.musicgen import encode_text
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
 from tinymusician.models.sampling import sample_codes
 from tinymusician.plots import png, pyplot
+from tinymusician.runtime.sampling import guide
 
 
 class SampleFigures(NamedTuple):
@@ -34,10 +38,27 @@ def sample_figures(
     ids, mask = (torch.from_numpy(part).to(device) for part in (prompts.text_ids, prompts.text_mask))
     frames = prompts.codes.shape[2]
     generator = torch.Generator(device).manual_seed(seed)
-    text = encode_text(student, ids, mask)
-    codes = sample_codes(student, text, frames, generator, guidance, top_k, temperature).numpy()
+    text = told_condition(student, ids, mask, guidance)
+    passes = passes_of(student, guidance)
+    codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
     logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
     return SampleFigures(cross_entropies(logits, codes).mean().item(), float(varieties(codes).mean()))
+
+
+@torch.no_grad()
+def played_logits(student: Any, decoder: ConditionedDecoder, sequences: Sequences) -> Tensor:
+    """The logits [R, K, S, V] that a student is played from along sequences, at their guidance scales.
+
+    One that has its guidance within it needs one pass; another's two are combined.
+    """
+    text = condition(student, sequences)
+    if plays_in_one_pass(student):
+        logits: Tensor = decoder(sequences.inputs, text.states, text.mask, sequences.scale)
+        return logits
+    null = text.without_text()
+    with_text, without = (decoder(sequences.inputs, each.states, each.mask) for each in (text, null))
+    guided: Tensor = guide(with_text.float(), without.float(), sequences.scale[:, None, None, None])
+    return guided
 
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:

@@ -26,7 +26,8 @@ Target = Literal["conditional", "guided"]
 class Sequences(NamedTuple):
     """Delayed decoder `inputs` [R, K, S], their `mask` [R, K, S], text `ids` and `text_mask` [R, L].
 
-    `with_text` [R] is false for rows that run under the null condition.
+    `with_text` [R] is false for rows that run under the null condition. `scale` [R] is for a student that is told its
+    guidance.
     """
 
     inputs: Tensor
@@ -34,6 +35,7 @@ class Sequences(NamedTuple):
     ids: Tensor
     text_mask: Tensor
     with_text: Tensor
+    scale: Tensor
 
 
 class Signals(NamedTuple):
@@ -85,10 +87,20 @@ def sequences_of(tokens: TokenSet, rows: Rows, target: Target, pad: int) -> Sequ
     mask = torch.from_numpy(valid(codes.shape[1], codes.shape[2])).expand(len(rows), -1, -1)
     ids, text_mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
     with_text = torch.ones(len(rows), dtype=torch.bool)
+    one = Sequences(inputs, mask, ids, text_mask, with_text, torch.ones(len(rows)))
     if target == "guided":
-        return Sequences(inputs, mask, ids, text_mask, with_text)
-    inputs, mask, ids, text_mask = (torch.cat([part, part]) for part in (inputs, mask, ids, text_mask))
-    return Sequences(inputs, mask, ids, text_mask, torch.cat([with_text, ~with_text]))
+        return one
+    both = Sequences(*(torch.cat([part, part]) for part in one))
+    return both._replace(with_text=torch.cat([with_text, ~with_text]))
+
+
+def guided_at(signals: Signals, scale_R: Tensor) -> Signals:
+    """One pass out of two, 2R rows: the distribution that each row has at its guidance scale."""
+    with_text, without = signals.logits.float().chunk(2)
+    scale = scale_R.to(with_text.device)
+    logits = guide(with_text, without, scale[:, None, None, None])
+    rows = Sequences(*(part[: len(scale)] for part in signals.sequences))
+    return Signals(rows._replace(scale=scale), logits)
 
 
 def condition(model: Any, sequences: Sequences) -> TextCondition:
@@ -114,9 +126,7 @@ class OnlineTeacher:
         logits = self._logits(sequences)
         if self._target == "conditional":
             return Signals(sequences, logits)
-        with_text, without = logits.chunk(2)
-        guided = guide(with_text.float(), without.float(), self._guidance)
-        return Signals(Sequences(*(part[: len(rows)] for part in sequences)), guided)
+        return guided_at(Signals(sequences, logits), torch.full((len(rows),), self._guidance))
 
     def _logits(self, sequences: Sequences) -> Tensor:
         text = condition(self._model, sequences)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,38 @@ from tinymusician.data.tokens import rows_of_step
 from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
 from tinymusician.distill.on_policy import OwnSamples
 from tinymusician.distill.schedules import temperature
-from tinymusician.distill.signals import Rows, Signals, SignalSource, condition, joined
+from tinymusician.distill.signals import Rows, Signals, SignalSource, condition, guided_at, joined
 from tinymusician.models.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.training.task import Model
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The guidance scales that a student is told: drawn evenly from `low` to `high`, judged at a few between them."""
+
+    low: float
+    high: float
+
+    @property
+    def judged(self) -> list[float]:
+        """Both ends and the middle."""
+        return [self.low, (self.low + self.high) / 2, self.high]
+
+    def drawn(self, seed: int, step: int, part: int, rows: int) -> Tensor:
+        """The scales of a part's rows, [R]."""
+        rng = np.random.default_rng((seed, step, part))
+        return torch.from_numpy(rng.uniform(self.low, self.high, rows).astype(np.float32))
+
+
+class AtScale:
+    """A source of both passes as one of their guided distribution at `scale`."""
+
+    def __init__(self, source: SignalSource, scale: float) -> None:
+        self._source, self._scale, self.ahead = source, scale, source.ahead
+
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+        return guided_at(self._source(rows, then), torch.full((len(rows),), self._scale))
 
 
 @dataclass(frozen=True)
@@ -49,10 +78,14 @@ class ObjectiveTask:
         batch_size: int,
         seed: int,
         own: OwnSamples | None = None,
+        scales: Scales | None = None,
     ) -> None:
-        """`own` are the student's samples, which take the places of some rows."""
+        """`own` are the student's samples, which take the places of some rows.
+
+        With `scales` the student is told its guidance, and the source gives both passes.
+        """
         self.student, self.module = student, ConditionedDecoder(student)
-        self.own = own
+        self.own, self.scales = own, scales
         self.train, self.train_rows = train, train_rows
         self.mixture_at, self.softening = mixture_at, softening
         self.batch_size, self.seed = batch_size, seed
@@ -64,10 +97,19 @@ class ObjectiveTask:
     def batch(self, step: int, part: int, parts: int) -> Signals:
         """The signals of a part's rows; its source hears what the same part of the following steps will ask."""
         (rows, own), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
-        if self.own is None or not len(own):
-            return self.train(rows, [later for later, _ in then])
-        played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
-        return joined(self.train(rows, [later for later, _ in then]), played) if len(rows) else played
+        heard = []
+        if len(rows):
+            heard.append(self._guided(self.train(rows, [later for later, _ in then]), step, part))
+        if self.own is not None and len(own):
+            played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
+            heard.append(self._guided(played, step, parts + part))
+        return reduce(joined, heard)
+
+    def _guided(self, signals: Signals, step: int, draw: int) -> Signals:
+        """Signals at scales of their own, if the student is told them."""
+        if self.scales is None:
+            return signals
+        return guided_at(signals, self.scales.drawn(self.seed, step, draw, len(signals.logits) // 2))
 
     def _dealt(self, step: int, part: int, parts: int) -> tuple[Rows, Rows]:
         """A part's rows: those whose sequences are given, and those whose captions the student plays itself."""
@@ -93,7 +135,7 @@ class ObjectiveTask:
     def student_logits(self, model: Model, signals: Signals) -> Tensor:
         """What the student, as `model` trains it, says of these sequences, [R, K, S, V]."""
         text = condition(self.student, signals.sequences)
-        logits: Tensor = model(signals.sequences.inputs, text.states, text.mask)
+        logits: Tensor = model(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
         return logits
 
 
@@ -105,10 +147,22 @@ class DistillTask(ObjectiveTask):
         self.held_out, self.held_out_rows = held_out, held_out_rows
 
     def validate(self, model: Model) -> dict[str, float]:
-        """Forward KL to the teacher (`kl`, nats a code), agreement and entropy on held-out prompts, by codebook too."""
-        return held_out_closeness(
-            self.held_out, self.held_out_rows, self.batch_size, lambda s: self.student_logits(model, s)
-        )
+        """Forward KL to the teacher (`kl`, nats a code), agreement and entropy on held-out prompts, by codebook too.
+
+        A student that is told its guidance is judged at several scales: `kl@SCALE` of each, and the means.
+        """
+
+        def closeness_to(source: SignalSource) -> dict[str, float]:
+            return held_out_closeness(
+                source, self.held_out_rows, self.batch_size, lambda s: self.student_logits(model, s)
+            )
+
+        if self.scales is None:
+            return closeness_to(self.held_out)
+        found = {scale: closeness_to(AtScale(self.held_out, scale)) for scale in self.scales.judged}
+        names = next(iter(found.values()))
+        means = {name: sum(figures[name] for figures in found.values()) / len(found) for name in names}
+        return means | {f"kl@{scale:g}": figures["kl"] for scale, figures in found.items()}
 
 
 def held_out_closeness(

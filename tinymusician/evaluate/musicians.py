@@ -18,8 +18,9 @@ import torch
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.models.audiocraft import is_release
+from tinymusician.models.guidance import passes_of, plays_in_one_pass
 from tinymusician.models.likelihood import forced_logits
-from tinymusician.models.musicgen import TextCondition, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import TextCondition, load_musicgen, load_tokenizer, told_condition
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
 from tinymusician.models.student import weights_digest
@@ -72,7 +73,7 @@ class TorchMusician:
         codec = model.config.audio_encoder
         self.rate, self.frame_rate = int(codec.sampling_rate), float(codec.frame_rate)
         self.digest = weights_digest(model)
-        self.one_pass = model.generation_config.guidance_scale == 1
+        self.one_pass = plays_in_one_pass(model)
         parts = {"text encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}
         self.sizes = {
             name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
@@ -82,10 +83,10 @@ class TorchMusician:
         """A clip for every prompt, with random numbers of its own seed."""
         codes = sample_codes(
             self.model,
-            self._condition(prompts),
+            self._condition(prompts, settings.guidance),
             round(settings.seconds * self.frame_rate),
             None,
-            1.0 if self.one_pass else settings.guidance,
+            passes_of(self.model, settings.guidance),
             settings.top_k,
             settings.temperature,
             seeds,
@@ -96,7 +97,7 @@ class TorchMusician:
     @torch.no_grad()
     def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
-        told = self._condition(prompts)
+        told = self._condition(prompts, self.model.generation_config.guidance_scale)
         logits, _ = forced_logits(self.model, told, codes_NKT)
         if self.one_pass:
             return logits.float().cpu()
@@ -111,9 +112,9 @@ class TorchMusician:
         return np.asarray(codec.decode(codes, [None]).audio_values[0, 0, : len(wave)].float().cpu().numpy())
 
     @torch.no_grad()
-    def _condition(self, prompts: Sequence[str]) -> TextCondition:
+    def _condition(self, prompts: Sequence[str], guidance: float) -> TextCondition:
         text = self._tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self._device)
-        return encode_text(self.model, text["input_ids"], text["attention_mask"])
+        return told_condition(self.model, text["input_ids"], text["attention_mask"], guidance)
 
 
 class BundleMusician:

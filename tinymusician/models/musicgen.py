@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
+from tinymusician.models.guidance import ToldMusicgen, is_told
 
 
 class TextCondition(NamedTuple):
@@ -41,11 +42,17 @@ class ConditionedDecoder(nn.Module):
         super().__init__()
         self.decoder = model.decoder
         self.project = getattr(model, "enc_to_dec_proj", None)
+        self.guidance_embedding = getattr(model, "guidance_embedding", None)
 
-    def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-        """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`."""
+    def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None = None) -> Tensor:
+        """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`.
+
+        `scale_B` is for a student that is told its guidance; the states do not know of it yet.
+        """
         batch, books, steps = inputs_BKS.shape
         states = states_BLE.to(self.decoder.lm_heads[0].weight.dtype)
+        if self.guidance_embedding is not None and scale_B is not None:
+            states = states + self.guidance_embedding(scale_B)[:, None]
         states = self.project(states) if self.project is not None else states
         states = states * mask_BL[..., None].to(states.dtype)
         output = self.decoder(
@@ -63,6 +70,15 @@ def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
     return TextCondition(states, mask_BL)
 
 
+def told_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float) -> TextCondition:
+    """The text condition under which a model plays; one that is told its guidance hears of the scale."""
+    text = encode_text(model, ids_BL, mask_BL)
+    if not is_told(model):
+        return text
+    scales = torch.full((len(ids_BL),), guidance, device=ids_BL.device)
+    return TextCondition(text.states + model.guidance_embedding(scales)[:, None].to(text.states.dtype), text.mask)
+
+
 def load_musicgen(name: str) -> Any:
     """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
 
@@ -71,9 +87,9 @@ def load_musicgen(name: str) -> Any:
     """
     folder = model_location(name)
     try:
-        model = MusicgenForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=torch.float32
-        )
+        ranged = getattr(AutoConfig.from_pretrained(folder), "guidance_range", None)
+        kind = ToldMusicgen if ranged else MusicgenForConditionalGeneration
+        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
         raise ModelError(_cannot_load(name, error)) from error
     if model.config.decoder.audio_channels != 1:

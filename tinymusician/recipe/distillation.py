@@ -22,9 +22,31 @@ class Teacher(Part):
         "guided: imitate the guided distribution in one pass",
     )
     guidance: Positive = Field(3.0, description="classifier-free guidance scale s of samples and of the guided target")
+    guidance_range: tuple[Positive, Positive] | None = Field(
+        None, description="guided: the student is told its scale, drawn from this range, and plays at any of it"
+    )
     top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
     temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
     split: Count = Field(1, description="workers that hold one teacher together, if it is too big for one device")
+
+    @property
+    def passes(self) -> Literal["conditional", "guided"]:
+        """What is asked of the teacher: both passes also where the student's scales are drawn later."""
+        return self.target if self.guidance_range is None else "conditional"
+
+    @model_validator(mode="after")
+    def _range_around_the_scale(self) -> Self:
+        if self.guidance_range is None:
+            return self
+        low, high = self.guidance_range
+        if self.target != "guided":
+            raise ValueError(f"guidance_range {low:g} to {high:g}: only target guided tells the student its scale")
+        if not (low < high and low <= self.guidance <= high):
+            raise ValueError(
+                f"guidance_range {low:g} to {high:g}: must rise, and hold guidance {self.guidance:g}, the scale that "
+                "is played at by default"
+            )
+        return self
 
 
 class CutStudent(Part):

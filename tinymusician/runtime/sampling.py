@@ -25,8 +25,11 @@ class Sampling:
     top_p: float = 1.0
 
 
-def guide(conditional: Array, unconditional: Array, scale: float) -> Array:
-    """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form)."""
+def guide(conditional: Array, unconditional: Array, scale: Any) -> Array:
+    """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form).
+
+    `scale` is a number, or one for each row.
+    """
     guided: Array = unconditional + scale * (conditional - unconditional)
     return guided
 

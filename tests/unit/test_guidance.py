@@ -1,0 +1,151 @@
+"""Students that are told their guidance scale: what they are asked for, what they learn, how they are kept."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.distill import mixture_at
+from jobs.student import scales_between
+from tests.tiny import CAPTIONS
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.report import played_logits
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.task import AtScale, DistillTask, Scales, Softening
+from tinymusician.errors import RecipeError
+from tinymusician.evaluate.musicians import TorchMusician
+from tinymusician.models.guidance import is_told, passes_of, plays_in_one_pass, told_its_guidance
+from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer, told_condition
+from tinymusician.models.saving import save_musicgen
+from tinymusician.models.student import cut_student
+from tinymusician.recipe import PlainObjective, load_recipe
+from tinymusician.training.engine import AdamSettings, TorchEngine
+
+ROWS = np.arange(8)
+
+
+@pytest.fixture
+def tokens(tiny_musicgen: Path) -> TokenSet:
+    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
+    return TokenSet(codes, *tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 2))
+
+
+def both_passes(folder: Path, tokens: TokenSet) -> OnlineTeacher:
+    return OnlineTeacher(load_musicgen(str(folder)), tokens, "conditional", 3.0, torch.float32)
+
+
+def task(folder: Path, tokens: TokenSet, student: Any, scales: Scales) -> DistillTask:
+    source = both_passes(folder, tokens)
+    return DistillTask(
+        student=student,
+        train=source,
+        train_rows=8,
+        held_out=source,
+        held_out_rows=8,
+        mixture_at=partial(mixture_at, PlainObjective(name="forward"), 1),
+        softening=Softening(1.0, 1.0, "sequence", 1),
+        batch_size=8,
+        seed=0,
+        scales=scales,
+    )
+
+
+def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """The teacher's logits are s·with + (1 - s)·without, of the two passes; every step draws other scales."""
+    scales = Scales(1.0, 5.0)
+    of_student = task(tiny_musicgen, tokens, told_its_guidance(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
+    batch = of_student.batch(3, 0, 1)
+    told = batch.sequences.scale
+    assert told.shape == (8,)
+    assert 1 <= told.min() < told.max() <= 5
+    with_text, without = both_passes(tiny_musicgen, tokens)(of_student.rows(3, 0, 1)).logits.chunk(2)
+    s = told[:, None, None, None]
+    torch.testing.assert_close(batch.logits, s * with_text + (1 - s) * without, rtol=1e-4, atol=1e-4)
+    assert torch.equal(told, of_student.batch(3, 0, 1).sequences.scale)
+    assert not torch.equal(told, of_student.batch(4, 0, 1).sequences.scale)
+
+
+def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """Its first logits are its teacher's with text, whatever it is told."""
+    teacher = load_musicgen(str(tiny_musicgen))
+    student = told_its_guidance(cut_student(teacher, range(4)), 1.0, 5.0)
+    signals = both_passes(tiny_musicgen, tokens)(ROWS)
+    found = played_logits(student, ConditionedDecoder(student), AtScale(lambda_source(signals), 4.0)(ROWS).sequences)
+    torch.testing.assert_close(found, signals.logits[:8])
+
+
+def lambda_source(signals: Any) -> Any:
+    class Same:
+        ahead = 0
+
+        def __call__(self, rows: Any, then: Any = ()) -> Any:
+            return signals
+
+    return Same()
+
+
+def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """Told its scale, a student is nearer to its teacher at that scale than when it is told the wrong one."""
+    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
+    student.generation_config.guidance_scale = 3.0
+    learning = task(tiny_musicgen, tokens, student, Scales(1.0, 5.0))
+    engine = TorchEngine(learning.module, AdamSettings())
+    before = learning.validate(engine)
+    assert {"kl@1", "kl@3", "kl@5"} <= set(before)
+    assert before["kl"] == pytest.approx((before["kl@1"] + before["kl@3"] + before["kl@5"]) / 3)
+    for step in range(150):
+        loss, _ = learning.loss(engine, learning.batch(step, 0, 1), step)
+        engine.step(loss, 3e-3)
+    after = learning.validate(engine)
+    assert after["kl@5"] < 0.3 * before["kl@5"]
+    source = both_passes(tiny_musicgen, tokens)
+
+    def distance(asked: float, told: float) -> float:
+        signals = AtScale(source, asked)(ROWS)
+        sequences = signals.sequences._replace(scale=torch.full((8,), told))
+        logits = played_logits(student, learning.module, sequences)
+        log_p, log_q = (each[signals.sequences.mask].log_softmax(-1) for each in (signals.logits, logits))
+        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+    assert distance(1, 1) < distance(1, 5)
+    assert distance(5, 5) < distance(5, 1)
+
+
+def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_path: Path) -> None:
+    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
+    with torch.no_grad():
+        student.guidance_embedding.last.weight.normal_()
+    tokenizer = load_tokenizer(str(tiny_musicgen))
+    save_musicgen(tmp_path, student, tokenizer)
+    loaded = load_musicgen(str(tmp_path))
+    assert is_told(loaded)
+    assert (plays_in_one_pass(loaded), passes_of(loaded, 4.0)) == (True, 1.0)
+    ids, mask = (torch.from_numpy(each) for each in tokenize_captions(tokenizer, CAPTIONS))
+    with torch.no_grad():
+        states = [told_condition(model, ids, mask, scale).states for model in (student, loaded) for scale in (2.0, 4.0)]
+    assert torch.equal(states[0], states[2])
+    assert torch.equal(states[1], states[3])
+    assert not torch.equal(states[0], states[1])
+    musician = TorchMusician(loaded, tokenizer)
+    codes = np.random.default_rng(1).integers(0, 16, (4, 4, 6))
+    assert len(musician.forced(CAPTIONS, codes)) == 4, "one pass"
+    plain = load_musicgen(str(tiny_musicgen))
+    assert not is_told(plain)
+    assert passes_of(plain, 4.0) == 4.0
+
+
+def test_ranges() -> None:
+    assert scales_between(None) == []
+    assert scales_between((1.0, 5.0)) == [1, 2, 3, 4, 5]
+    assert scales_between((1.5, 3.25)) == [1.5, 2, 3, 3.25]
+    ranged = "teacher.guidance_range=[1, 5]"
+    assert load_recipe("band", (ranged, "teacher.target=guided")).teacher.passes == "conditional"
+    with pytest.raises(RecipeError, match="only target guided tells the student its scale"):
+        load_recipe("band", (ranged,))
+    with pytest.raises(RecipeError, match="must rise, and hold guidance 2"):
+        load_recipe("band", ("teacher.guidance_range=[3, 5]", "teacher.target=guided"))

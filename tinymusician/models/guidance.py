@@ -1,0 +1,72 @@
+"""A student that is told its guidance scale: in one pass it plays what its teacher needs two for, at a range of scales.
+
+The scale is a condition like the text: an embedding of it is added to every text state. Source: guided distillation of
+diffusion models with the scale as an input (arXiv 2210.03142, section 3.1).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MusicgenForConditionalGeneration
+
+_WAVES = 8
+
+
+class GuidanceEmbedding(nn.Module):
+    """A scale's embedding [B, E], at first 0: sines and cosines of its place in the range, and two layers."""
+
+    def __init__(self, low: float, high: float, width: int) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.first, self.last = nn.Linear(2 * _WAVES, width), nn.Linear(width, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, scale_B: Tensor) -> Tensor:
+        """The embeddings of scales within the range."""
+        place = (scale_B.float() - self.low) / (self.high - self.low)
+        angles = place[:, None] * math.pi * torch.arange(1, _WAVES + 1, device=place.device)
+        waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.first.weight.dtype)
+        embedding: Tensor = self.last(nn.functional.silu(self.first(waves)))
+        return embedding
+
+
+class ToldMusicgen(MusicgenForConditionalGeneration):  # type: ignore[misc]
+    """transformers' MusicGen with the embedding of `config.guidance_range`, saved and loaded with it."""
+
+    def __init__(self, config: Any, **parts: Any) -> None:
+        super().__init__(config, **parts)
+        low, high = config.guidance_range
+        self.guidance_embedding = GuidanceEmbedding(low, high, config.text_encoder.d_model)
+
+
+def told_its_guidance(student: Any, low: float, high: float) -> ToldMusicgen:
+    """The same student, told its scale from `low` to `high`; until it has learned to listen it plays as before."""
+    config = copy.deepcopy(student.config)
+    config.guidance_range = [low, high]
+    told: ToldMusicgen = ToldMusicgen(config)
+    nn.init.zeros_(told.guidance_embedding.last.weight)  # transformers initialises new modules in its own way
+    told.load_state_dict(student.state_dict(), strict=False)
+    told.generation_config = copy.deepcopy(student.generation_config)
+    told.eval()
+    return told
+
+
+def is_told(model: Any) -> bool:
+    """Whether a model is told its guidance scale."""
+    return getattr(model, "guidance_embedding", None) is not None
+
+
+def plays_in_one_pass(model: Any) -> bool:
+    """Whether guidance is in a model's weights, for one scale or for those that it is told."""
+    return is_told(model) or model.generation_config.guidance_scale == 1
+
+
+def passes_of(model: Any, guidance: float) -> float:
+    """The scale by which a sampler must combine two passes of a model; 1 asks for one."""
+    return 1.0 if plays_in_one_pass(model) else guidance
