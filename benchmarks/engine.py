@@ -37,7 +37,7 @@ import numpy as np
 
 from benchmarks.report import report
 from benchmarks.rivals import GUIDANCE, PROMPT, THREADS, TOP_K, clocked, with_openvino, with_optimum, with_transformers
-from benchmarks.shapes import write_musicgen_small
+from benchmarks.shapes import write_musicgen
 from tinymusician.quantize.export import GRAPHS_VERSION
 
 PLAN = Path(__file__).parent / "plans" / "musicgen-small-random.yaml"
@@ -79,7 +79,7 @@ def prepare(folder: Path) -> dict[str, Path]:
     from tinymusician.quantize.optimum import export_optimum
     from tinymusician.quantize.precision import load_plan
 
-    model_folder = write_musicgen_small(folder / "model")
+    model_folder = write_musicgen(folder / "model")
     plans = {name: load_plan(name) for name in ("paper", "server")} | {"adaptive": load_plan(str(PLAN))}
     half_plan = plans["adaptive"].model_copy(
         update={"groups": {g: p for g, p in plans["adaptive"].groups.items() if _within(g, 12)}}

@@ -1,16 +1,32 @@
-"""MusicGen-Small's exact shape with random weights: speed and memory do not depend on what the weights say."""
+"""MusicGen's exact shapes with random weights: speed and memory do not depend on what the weights say.
+
+    python benchmarks/shapes.py {small,medium,large} FOLDER [--dtype float16]
+
+writes a checkpoint in the hub's own layout, with a small tokenizer of its own, for whatever takes a model's folder:
+
+    tmctl submit distill tinymusician --set teacher.model=FOLDER --set training.steps=10 …
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Size = Literal["small", "medium", "large"]
+DECODERS: dict[Size, tuple[int, int, int, int]] = {
+    "small": (24, 1024, 4096, 16),
+    "medium": (48, 1536, 6144, 24),
+    "large": (48, 2048, 8192, 32),
+}
+"""Layers, width, feed-forward width and heads of each."""
 
 CAPTIONS = ["a slow fiddle reel", "a fast flute jig", "a sad waltz for piano", "a happy march"]
 FRAMES = 1500
 
 
-def musicgen_small(seed: int = 0) -> Any:
-    """facebook/musicgen-small as transformers builds it: T5-base, 24 decoder layers of width 1024, EnCodec at 32 kHz.
+def musicgen(size: Size = "small", seed: int = 0) -> Any:
+    """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
     Heads are made larger than their start, so that the likeliest code is clear.
     """
@@ -49,12 +65,13 @@ def musicgen_small(seed: int = 0) -> Any:
         hidden_size=128,
         use_conv_shortcut=False,
     )
+    layers, width, feed_forward, attention_heads = DECODERS[size]
     decoder = MusicgenDecoderConfig(
         vocab_size=2048,
-        hidden_size=1024,
-        ffn_dim=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
+        hidden_size=width,
+        ffn_dim=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=attention_heads,
         num_codebooks=4,
         max_position_embeddings=2048,
         pad_token_id=2048,
@@ -72,11 +89,28 @@ def musicgen_small(seed: int = 0) -> Any:
     return model.eval()
 
 
-def write_musicgen_small(folder: Path) -> Path:
+def write_musicgen(folder: Path, size: Size = "small", dtype: Literal["float32", "float16"] = "float32") -> Path:
     """The model as a folder that `from_pretrained` reads, with a small tokenizer of its own."""
+    import torch
+
     from tinymusician.models.band import train_tokenizer
     from tinymusician.models.saving import save_musicgen
 
     if not (folder / "tokenizer.json").exists():
-        save_musicgen(folder, musicgen_small(), train_tokenizer(CAPTIONS))
+        save_musicgen(folder, musicgen(size).to(getattr(torch, dtype)), train_tokenizer(CAPTIONS))
     return folder
+
+
+def main() -> None:
+    """Write one."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("size", choices=DECODERS)
+    options.add_argument("folder", type=Path)
+    options.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the file; float32")
+    chosen = options.parse_args()
+    write_musicgen(chosen.folder, chosen.size, chosen.dtype)
+    print(f"{chosen.folder}: MusicGen-{chosen.size.capitalize()}'s shape, random weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.shapes import CAPTIONS, musicgen_small
+from benchmarks.shapes import CAPTIONS, musicgen
 from tests.bundles import write_bundle
 from tinymusician.models.band import train_tokenizer
 from tinymusician.runtime.player import Wish, open_player
@@ -20,7 +20,7 @@ FRAMES = 24
 
 
 def test_greedy_codes_are_those_of_transformers(tmp_path: Path) -> None:
-    model, tokenizer = musicgen_small(), train_tokenizer(CAPTIONS)
+    model, tokenizer = musicgen(), train_tokenizer(CAPTIONS)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_bundle(model, tmp_path / "tokenizer.json", tmp_path / "bundle")
     player = open_player(tmp_path / "bundle")
