@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tinymusician.models.shape import DecoderShape, shape_of
-from tinymusician.recipe import CutStudent, Pretraining, Recipe
+from tinymusician.recipe import FromLayers, NarrowStudent, Pretraining, Recipe
 
 _GIB = 2**30
 _ADAM_BYTES = 16
@@ -75,9 +76,16 @@ def frames(recipe: Recipe, shape: DecoderShape) -> int:
 
 def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
     """The student's shape, from the teacher's for a cut one."""
-    if isinstance(recipe.student, CutStudent):
-        return teacher.with_layers(len(recipe.student.layers)) if teacher else None
+    if isinstance(recipe.student, FromLayers):
+        return _from_layers(recipe.student, teacher) if teacher else None
     return shape_of(recipe.student.model)
+
+
+def _from_layers(student: FromLayers, teacher: DecoderShape) -> DecoderShape:
+    shape = teacher.with_layers(len(student.layers))
+    if isinstance(student, NarrowStudent):
+        shape = replace(shape, width=student.width, heads=student.heads, feed_forward=student.feed_forward)
+    return shape
 
 
 def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:

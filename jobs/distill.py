@@ -23,7 +23,7 @@ def work(context: Context) -> None:
     """What each worker does: sample what is missing, then train the student."""
     import torch
 
-    from tinymusician.distill.task import DistillTask, Scales, Softening
+    from tinymusician.distill.task import DistillTask, Hidden, Scales, Softening
     from tinymusician.training.engine import AdamSettings
     from tinymusician.training.loop import Plan
 
@@ -36,7 +36,7 @@ def work(context: Context) -> None:
         make_sequences(context, pair)
         context.meet()
     train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
-    soft = recipe.temperature
+    soft, asked, width = recipe.temperature, recipe.hidden, pair.teacher.config.decoder.hidden_size
     task = DistillTask(
         student=pair.student.to(context.device),
         train=signals(context, pair, train_tokens),
@@ -48,6 +48,7 @@ def work(context: Context) -> None:
         batch_size=training.batch_size,
         seed=training.seed,
         own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
+        hidden=Hidden(asked.kind, asked.weight, width) if asked.weight else None,
         scales=Scales(*ranged) if (ranged := recipe.teacher.guidance_range) else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jobs.worker import Context
 from tinymusician.errors import ClusterError, ModelError
-from tinymusician.recipe import CutStudent, Recipe
+from tinymusician.recipe import CutStudent, FromLayers, NarrowStudent, Recipe
 
 
 class Team(NamedTuple):
@@ -71,13 +71,19 @@ def held_together(context: Context, pair: Pair) -> Pair:
 
 
 def new_student(recipe: Recipe, teacher: Any) -> Any:
-    """The student before any training: cut out of the teacher, or loaded."""
+    """The student before any training: cut out of the teacher, as wide or narrower, or loaded."""
     from tinymusician.models.guidance import told_its_guidance
     from tinymusician.models.musicgen import load_musicgen
+    from tinymusician.models.narrow import narrow_student
     from tinymusician.models.student import cut_student
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
-    student = cut_student(teacher, chosen.layers) if isinstance(chosen, CutStudent) else load_musicgen(chosen.model)
+    if isinstance(chosen, NarrowStudent):
+        student = narrow_student(teacher, chosen.layers, chosen.width, chosen.heads, chosen.feed_forward)
+    elif isinstance(chosen, CutStudent):
+        student = cut_student(teacher, chosen.layers)
+    else:
+        student = load_musicgen(chosen.model)
     return told_its_guidance(student, *ranged) if ranged else student
 
 
@@ -85,7 +91,7 @@ def untrained(recipe: Recipe) -> tuple[Any, Any]:
     """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 
-    if isinstance(recipe.student, CutStudent):
+    if isinstance(recipe.student, FromLayers):
         return load_pair(recipe)[1:3]
     return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
 

@@ -27,12 +27,23 @@ from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFound, RunError
 from tinymusician.models.musicgen import model_location
-from tinymusician.recipe import Recipe, Step, parse_recipe
+from tinymusician.recipe import CachedSignals, Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
 READS: dict[Step, tuple[str, ...]] = {
-    "precompute": ("teacher", "sequences", "training.seed", "training.precision"),
-    "distill": ("name", "teacher", "student", "sequences", "temperature", "objective", "training"),
+    "precompute": ("teacher", "sequences", "signals", "training.seed", "training.precision"),
+    "distill": (
+        "name",
+        "teacher",
+        "student",
+        "sequences",
+        "signals",
+        "hidden",
+        "on_policy",
+        "temperature",
+        "objective",
+        "training",
+    ),
     "quantize": ("name", "sequences", "quantize"),
     "evaluate": ("teacher", "evaluate"),
     "publish": ("publish",),
@@ -68,6 +79,8 @@ class Pipeline:
             known = self._known(step, inputs)
             if step == "precompute" and place >= first and not self._known("distill", self._inputs("distill")):
                 known = None  # shards may have gone since; those that are there are not made again
+            if step == "precompute" and self._recipe.asks_the_teacher:
+                known = {"run": None, "artifact": None, "metrics": {}}  # shards would not be read
             if known is not None:
                 self._tell(step, "SKIPPED", known)
             elif place < first:
@@ -124,7 +137,8 @@ class Pipeline:
         """The recipe as a step's own job reads it: on what the steps before made."""
         recipe = self._recipe
         if step in ("precompute", "distill"):
-            return recipe.model_copy(update={"signals": recipe.signals.model_copy(update={"source": "cached"})})
+            as_it_is = recipe.asks_the_teacher or isinstance(recipe.signals, CachedSignals)
+            return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignals()})
         if step == "quantize":
             model = {"model": self._found["distill"]["artifact"]}
             return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=model)})

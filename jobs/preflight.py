@@ -9,8 +9,8 @@ from jobs.cost import frames, student_shape
 from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.shape import RELEASE, DecoderShape, check_split, is_packaged, shape_of
-from tinymusician.recipe import CachedSignals, CutStudent, Recipe
+from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
+from tinymusician.recipe import CachedSignals, FromLayers, NarrowStudent, Recipe
 
 PRETRAINING_READS = (
     "pretrain.",
@@ -79,6 +79,11 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
         return
     if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
+    if kind == "sweep" and (recipe.asks_the_teacher or recipe.teacher.guidance_range):
+        raise RecipeError(
+            "sweep: its trainings learn from shards; on_policy.share, hidden.weight and teacher.guidance_range "
+            "have no place in it"
+        )
     if kind == "pipeline":
         check_quantize(recipe, here)
         check_release(recipe, here)
@@ -172,7 +177,7 @@ def check_shapes(recipe: Recipe) -> None:
     teacher = shape_of(recipe.teacher.model)
     if teacher is None:
         return
-    if isinstance(recipe.student, CutStudent):
+    if isinstance(recipe.student, FromLayers):
         layers = recipe.student.layers
         if len(layers) > teacher.layers:
             raise RecipeError(
@@ -180,6 +185,8 @@ def check_shapes(recipe: Recipe) -> None:
             )
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
+    if isinstance(own := recipe.student, NarrowStudent):
+        check_narrow(own.width, own.heads, own.feed_forward, teacher.width, teacher.heads, teacher.feed_forward)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
     if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:

@@ -9,7 +9,7 @@ from jobs.teacher import cached, online
 from jobs.teacher_actors import Asking
 from jobs.worker import Context
 from tinymusician.data.tokens import TokenSet
-from tinymusician.recipe import ActorSignals, CachedSignals
+from tinymusician.recipe import ActorSignals, CachedSignals, FromLayers, Recipe
 
 
 def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
@@ -27,4 +27,16 @@ def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         pad = pair.teacher.config.decoder.vocab_size
         actors = Asking(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
         return Prefetched(actors.ask, asked.ahead)
-    return online(context, pair, tokens)
+    return online(context, pair, tokens, layers=followed(context.recipe, pair))
+
+
+def followed(recipe: Recipe, pair: Pair) -> tuple[int, ...]:
+    """The teacher layers that the student's follow, if it has a loss on hidden states."""
+    if not recipe.hidden.weight:
+        return ()
+    if isinstance(recipe.student, FromLayers):
+        return recipe.student.layers
+    from tinymusician.distill.hidden import followed_layers
+
+    depths = (model.config.decoder.num_hidden_layers for model in (pair.student, pair.teacher))
+    return tuple(followed_layers(*depths))

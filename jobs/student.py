@@ -17,7 +17,7 @@ from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
 from tinymusician.models.shape import is_packaged
-from tinymusician.recipe import CutStudent, Recipe
+from tinymusician.recipe import FromLayers, Recipe
 
 JUDGE = "kl"
 """The held-out figure that picks the best checkpoint."""
@@ -27,6 +27,7 @@ BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's m
 
 def finish(context: Context) -> None:
     """The best checkpoint becomes an artifact with its figures."""
+    from tinymusician.distill.hidden import PROJECTIONS
     from tinymusician.distill.report import plot_metrics
     from tinymusician.models.musicgen import ConditionedDecoder
     from tinymusician.models.saving import save_musicgen
@@ -40,7 +41,8 @@ def finish(context: Context) -> None:
     context.run.tell("report", 0, 3)
     pair = load_pair(recipe)
     student = new_student(recipe, pair.teacher)
-    ConditionedDecoder(student).load_state_dict(best.state.weights)
+    own = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
+    ConditionedDecoder(student).load_state_dict(own)
     # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
     student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance
@@ -145,7 +147,7 @@ def lineage(context: Context, pair: Pair) -> dict[str, Any]:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
-        **({} if isinstance(recipe.student, CutStudent) else _start(recipe, weights_digest(pair.student))),
+        **({} if isinstance(recipe.student, FromLayers) else _start(recipe, weights_digest(pair.student))),
         "prompts": recipe.sequences.prompts,
         "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +90,22 @@ def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]
     return make, ShardSet(context.run.store, "samples", facts, source.shards)
 
 
-def online(context: Context, pair: Pair, tokens: TokenSet, passes: Target | None = None) -> Any:
-    """The teacher in this worker as a source of signals; `passes` are the recipe's unless given."""
+def online(
+    context: Context, pair: Pair, tokens: TokenSet, passes: Target | None = None, layers: Sequence[int] = ()
+) -> Any:
+    """The teacher in this worker as a source of signals, and of the states after `layers`.
+
+    `passes` are the recipe's unless given.
+    """
     import torch
 
     from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
 
     asked = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
-    teacher = OnlineTeacher(pair.teacher.to(context.device), tokens, passes or asked.passes, asked.guidance, dtype)
+    teacher = OnlineTeacher(
+        pair.teacher.to(context.device), tokens, passes or asked.passes, asked.guidance, dtype, layers
+    )
     return SharedTeacher(teacher, pair.team.group) if pair.team else teacher
 
 

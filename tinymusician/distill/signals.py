@@ -39,16 +39,20 @@ class Sequences(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Sequences and the teacher's logits [R, K, S, V] on them."""
+    """Sequences and the teacher's logits [R, K, S, V] on them; where they are asked for, its states [N, R, S, D]."""
 
     sequences: Sequences
     logits: Tensor
+    states: Tensor | None = None
 
 
 def joined(one: Signals, other: Signals) -> Signals:
     """The rows of both."""
     both = (torch.cat(pair) for pair in zip(one.sequences, other.sequences, strict=True))
-    return Signals(Sequences(*both), torch.cat([one.logits, other.logits]))
+    states = None
+    if one.states is not None and other.states is not None:
+        states = torch.cat([one.states, other.states], 1)
+    return Signals(Sequences(*both), torch.cat([one.logits, other.logits]), states)
 
 
 class SignalSource(Protocol):
@@ -100,7 +104,8 @@ def guided_at(signals: Signals, scale_R: Tensor) -> Signals:
     scale = scale_R.to(with_text.device)
     logits = guide(with_text, without, scale[:, None, None, None])
     rows = Sequences(*(part[: len(scale)] for part in signals.sequences))
-    return Signals(rows._replace(scale=scale), logits)
+    states = None if signals.states is None else signals.states[:, : len(scale)]
+    return Signals(rows._replace(scale=scale), logits, states)
 
 
 def condition(model: Any, sequences: Sequences) -> TextCondition:
@@ -114,8 +119,20 @@ class OnlineTeacher:
 
     ahead = 0
 
-    def __init__(self, model: Any, tokens: TokenSet, target: Target, guidance: float, dtype: torch.dtype) -> None:
-        """`dtype` is the precision its matrix products run in; its logits come in that precision too."""
+    def __init__(
+        self,
+        model: Any,
+        tokens: TokenSet,
+        target: Target,
+        guidance: float,
+        dtype: torch.dtype,
+        layers: Sequence[int] = (),
+    ) -> None:
+        """`dtype` is the precision its matrix products run in; its logits come in that precision too.
+
+        The states after `layers` are given as well.
+        """
+        self._layers = layers
         self._model, self._decoder = model, ConditionedDecoder(model).eval()
         self._tokens, self._target, self._guidance, self._dtype = tokens, target, guidance, dtype
         self._pad = int(model.config.decoder.vocab_size)
@@ -123,16 +140,18 @@ class OnlineTeacher:
     @torch.no_grad()
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
         sequences = self._moved(sequences_of(self._tokens, rows, "conditional", self._pad))
-        logits = self._logits(sequences)
+        signals = self._answer(sequences)
         if self._target == "conditional":
-            return Signals(sequences, logits)
-        return guided_at(Signals(sequences, logits), torch.full((len(rows),), self._guidance))
+            return signals
+        return guided_at(signals, torch.full((len(rows),), self._guidance))
 
-    def _logits(self, sequences: Sequences) -> Tensor:
+    def _answer(self, sequences: Sequences) -> Signals:
         text = condition(self._model, sequences)
         with torch.autocast(text.states.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits: Tensor = self._decoder(sequences.inputs, text.states, text.mask)
-        return logits
+            if not self._layers:
+                return Signals(sequences, self._decoder(sequences.inputs, text.states, text.mask))
+            logits, states = self._decoder.with_states(sequences.inputs, text.states, text.mask)
+        return Signals(sequences, logits, torch.stack([states[layer] for layer in self._layers]))
 
     def _moved(self, sequences: Sequences) -> Sequences:
         device = next(self._decoder.parameters()).device

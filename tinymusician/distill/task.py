@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
+from tinymusician.distill.hidden import FollowingDecoder, HiddenLoss, hidden_loss
 from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
 from tinymusician.distill.on_policy import OwnSamples
 from tinymusician.distill.schedules import temperature
@@ -50,6 +51,15 @@ class AtScale:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """The loss on hidden states: its kind, its weight beside the objective, and the teacher's width."""
+
+    kind: HiddenLoss
+    weight: float
+    width: int
+
+
+@dataclass(frozen=True)
 class Softening:
     """τ from `initial` to `final`, along the `steps` of training or along the sequence."""
 
@@ -79,12 +89,15 @@ class ObjectiveTask:
         seed: int,
         own: OwnSamples | None = None,
         scales: Scales | None = None,
+        hidden: Hidden | None = None,
     ) -> None:
         """`own` are the student's samples, which take the places of some rows.
 
-        With `scales` the student is told its guidance, and the source gives both passes.
+        With `scales` the student is told its guidance, and the source gives both passes. With `hidden` its layers
+        follow those of the teacher whose states the source gives.
         """
-        self.student, self.module = student, ConditionedDecoder(student)
+        self.student, self.hidden = student, hidden
+        self.module = FollowingDecoder(student, hidden.width) if hidden else ConditionedDecoder(student)
         self.own, self.scales = own, scales
         self.train, self.train_rows = train, train_rows
         self.mixture_at, self.softening = mixture_at, softening
@@ -119,7 +132,7 @@ class ObjectiveTask:
 
     def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
-        logits, mask = self.student_logits(model, batch), batch.sequences.mask
+        (logits, states), mask = self._answer(model, batch), batch.sequences.mask
         mixture = self.mixture_at(step)
         tau = self.softening.at(step, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, mixture, tau)
@@ -130,13 +143,22 @@ class ObjectiveTask:
         if self.own:
             scalars["own_share"] = torch.tensor(self.own.count(step, self.batch_size) / self.batch_size)
             scalars["sampling_seconds"], self.own.seconds = torch.tensor(self.own.seconds), 0.0
-        return mean_over_valid(values, mask), scalars
+        loss = mean_over_valid(values, mask)
+        if self.hidden:
+            assert batch.states is not None, "the source was asked for states"
+            scalars["hidden"] = hidden_loss(self.hidden.kind, states, batch.states, mask)
+            loss = loss + self.hidden.weight * scalars["hidden"]
+        return loss, scalars
 
     def student_logits(self, model: Model, signals: Signals) -> Tensor:
         """What the student, as `model` trains it, says of these sequences, [R, K, S, V]."""
+        return self._answer(model, signals)[0]
+
+    def _answer(self, model: Model, signals: Signals) -> tuple[Tensor, Any]:
+        """The logits, and the layers' states projected to the teacher's width if they are to follow it."""
         text = condition(self.student, signals.sequences)
-        logits: Tensor = model(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
-        return logits
+        answer = model(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
+        return answer if self.hidden else (answer, None)
 
 
 class DistillTask(ObjectiveTask):

@@ -6,8 +6,9 @@ K codebook, S step of the delayed sequence, V vocabulary, L text token, E text w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,17 @@ class ConditionedDecoder(nn.Module):
 
         `scale_B` is for a student that is told its guidance; the states do not know of it yet.
         """
+        return self._run(inputs_BKS, states_BLE, mask_BL, scale_B, hidden=False)[0]
+
+    def with_states(
+        self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The logits, and what each layer gives on, [B, S, D]; the last one's is after the last norm."""
+        return self._run(inputs_BKS, states_BLE, mask_BL, scale_B, hidden=True)
+
+    def _run(
+        self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None, hidden: bool
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         batch, books, steps = inputs_BKS.shape
         states = states_BLE.to(self.decoder.lm_heads[0].weight.dtype)
         if self.guidance_embedding is not None and scale_B is not None:
@@ -60,8 +72,9 @@ class ConditionedDecoder(nn.Module):
             encoder_hidden_states=states,
             encoder_attention_mask=mask_BL,
             use_cache=False,
+            output_hidden_states=hidden,
         )
-        return cast(Tensor, output.logits).view(batch, books, steps, -1)
+        return output.logits.view(batch, books, steps, -1), output.hidden_states[1:] if hidden else ()
 
 
 def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:

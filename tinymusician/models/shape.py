@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, RecipeError
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -106,3 +106,22 @@ def check_split(heads: int, feed_forward: int, pieces: int) -> None:
             f"teacher.split = {pieces}: must divide the teacher's {heads} attention heads and its feed-forward "
             f"width {feed_forward}"
         )
+
+
+def check_narrow(
+    width: int, heads: int, feed_forward: int, teacher_width: int, teacher_heads: int, teacher_feed_forward: int
+) -> None:
+    """Whether such a student can be cut out of such a teacher.
+
+    Raises:
+        RecipeError: it is wider somewhere, or its heads are of another width.
+    """
+    a_head = teacher_width // teacher_heads
+    if width != heads * a_head:
+        raise RecipeError(
+            f"student.width = {width}: must be student.heads times the width of the teacher's heads, {heads} x {a_head}"
+        )
+    if width > teacher_width or width % 2:
+        raise RecipeError(f"student.width = {width}: even numbers up to the teacher's {teacher_width} are allowed")
+    if feed_forward > teacher_feed_forward:
+        raise RecipeError(f"student.feed_forward = {feed_forward}: at most the teacher's {teacher_feed_forward}")

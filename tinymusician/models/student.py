@@ -22,7 +22,21 @@ def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
     Raises:
         RecipeError: a layer that the teacher does not have, or more layers than it has.
     """
-    depth = teacher.config.decoder.num_hidden_layers
+    check_layers(layers, teacher.config.decoder.num_hidden_layers)
+    config = copy.deepcopy(teacher.config)
+    config.decoder.num_hidden_layers = len(layers)
+    student = MusicgenForConditionalGeneration(config)
+    student.load_state_dict(_renumbered(teacher.state_dict(), layers))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """A student's layers must be its teacher's, which has so many.
+
+    Raises:
+        RecipeError: one that the teacher does not have, or more than it has.
+    """
     if len(layers) > depth:
         raise RecipeError(
             f"student.layers: {len(layers)} layers; the teacher has {depth}, so at most {depth} are allowed"
@@ -30,12 +44,6 @@ def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
     for layer in layers:
         if not 0 <= layer < depth:
             raise RecipeError(f"student.layers: layer {layer}; the teacher's are 0 to {depth - 1}")
-    config = copy.deepcopy(teacher.config)
-    config.decoder.num_hidden_layers = len(layers)
-    student = MusicgenForConditionalGeneration(config)
-    student.load_state_dict(_renumbered(teacher.state_dict(), layers))
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
 
 
 def check_pair(teacher: Any, student: Any) -> None:

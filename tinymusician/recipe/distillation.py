@@ -49,13 +49,27 @@ class Teacher(Part):
         return self
 
 
-class CutStudent(Part):
-    """A student of the teacher's width whose decoder layers are copied from chosen teacher layers."""
+class FromLayers(Part):
+    """A student whose decoder layers come from chosen teacher layers."""
 
-    kind: Literal["cut"] = "cut"
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="teacher layers, counted from 0, that become the student's, in this order"
     )
+
+
+class CutStudent(FromLayers):
+    """A student of the teacher's width."""
+
+    kind: Literal["cut"] = "cut"
+
+
+class NarrowStudent(FromLayers):
+    """A student of a smaller width, cut out of the teacher's matrices."""
+
+    kind: Literal["narrow"] = "narrow"
+    width: Count = Field(description="channels of the residual stream: heads times the width of the teacher's heads")
+    heads: Count = Field(description="attention heads, the teacher's largest")
+    feed_forward: Count = Field(description="width of the feed-forward blocks")
 
 
 class ReadyStudent(Part):
@@ -111,6 +125,13 @@ class CachedSignals(Part):
 
 
 Signals = Annotated[OnlineSignals | ActorSignals | CachedSignals, Field(discriminator="source")]
+
+
+class Hidden(Part):
+    """A loss on hidden states: each student layer follows a teacher layer, through a projection that is learned."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(0.0, description="beside the objective; 0 is none")
+    kind: Literal["mse", "cosine"] = Field("cosine", description="mse: TinyBERT's; cosine: DistilBERT's and PKD's")
 
 
 class OnPolicy(Part):

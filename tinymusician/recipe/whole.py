@@ -14,6 +14,8 @@ from tinymusician.errors import RecipeError
 from tinymusician.recipe.compression import Quantize
 from tinymusician.recipe.distillation import (
     CutStudent,
+    Hidden,
+    NarrowStudent,
     Objective,
     OnlineSignals,
     OnPolicy,
@@ -37,10 +39,11 @@ class Recipe(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the name of the artifact")
     description: str
     teacher: Teacher
-    student: Annotated[CutStudent | ReadyStudent, Field(discriminator="kind")]
+    student: Annotated[CutStudent | NarrowStudent | ReadyStudent, Field(discriminator="kind")]
     sequences: Sequences = Sequences()
     signals: Signals = OnlineSignals()
     temperature: Temperature = Temperature()
+    hidden: Hidden = Hidden()
     on_policy: OnPolicy = OnPolicy()
     objective: Objective = StageMixed()
     training: Training = Training()
@@ -51,10 +54,21 @@ class Recipe(Part):
     pipeline: Pipeline = Pipeline()
     pretrain: Pretraining | None = None
 
+    @property
+    def asks_the_teacher(self) -> bool:
+        """Whether training needs more of the teacher than shards can hold."""
+        return bool(self.on_policy.share or self.hidden.weight)
+
     @model_validator(mode="after")
     def _split_among_workers(self) -> Self:
         if self.teacher.split > 1 and self.signals.source == "actors":
             raise ValueError("teacher.split: only workers hold a teacher together; allowed sources are online, cached")
+        return self
+
+    @model_validator(mode="after")
+    def _states_come_from_the_teacher_itself(self) -> Self:
+        if self.hidden.weight and self.signals.source != "online":
+            raise ValueError(f"hidden.weight = {self.hidden.weight:g}: only source online gives the teacher's states")
         return self
 
     @model_validator(mode="after")

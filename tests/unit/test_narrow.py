@@ -1,0 +1,152 @@
+"""Narrower students: what of their teacher they keep, and how their layers follow it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.distill import mixture_at
+from jobs.preflight import check_shapes
+from tests.tiny import CAPTIONS
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.hidden import FollowingDecoder, followed_layers, hidden_loss
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.task import DistillTask, Hidden, Softening
+from tinymusician.errors import RecipeError
+from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer
+from tinymusician.models.narrow import channels, narrow_student
+from tinymusician.models.student import cut_student
+from tinymusician.recipe import PlainObjective, load_recipe
+from tinymusician.training.engine import AdamSettings, TorchEngine
+
+
+@pytest.fixture
+def tokens(tiny_musicgen: Path) -> TokenSet:
+    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
+    return TokenSet(codes, *tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 2))
+
+
+def logits(model: Any, tokens: TokenSet) -> torch.Tensor:
+    return OnlineTeacher(model, tokens, "conditional", 3.0, torch.float32)(np.arange(8)).logits
+
+
+def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """Keeping everything loses nothing, and fewer layers are those that are cut."""
+    teacher = load_musicgen(str(tiny_musicgen))
+    same = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 48)
+    torch.testing.assert_close(logits(same, tokens), logits(teacher, tokens))
+    torch.testing.assert_close(
+        logits(narrow_student(teacher, [0, 2], 32, 4, 48), tokens), logits(cut_student(teacher, [0, 2]), tokens)
+    )
+
+
+def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """Heads and neurons that give nothing on are those that go, and nothing changes."""
+    teacher = load_musicgen(str(tiny_musicgen))
+    silent_neurons = [1, 2, 5, 7, 11, 13, 17, 40]
+    with torch.no_grad():
+        for layer in teacher.decoder.model.decoder.layers:
+            layer.fc2.weight[:, silent_neurons] = 0
+    student = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 40)
+    assert student.config.decoder.ffn_dim == 40
+    torch.testing.assert_close(logits(student, tokens), logits(teacher, tokens))
+
+
+def test_channels_keep_their_frequencies() -> None:
+    """A channel's place in its half is its frequency: the student's own positions are near those it was cut from."""
+    assert channels(4, 8).tolist() == [0, 3, 4, 7]
+    kept = channels(160, 256)
+    assert len(kept.unique()) == 160
+    halves = kept[:80], kept[80:] - 128
+    assert torch.equal(*halves)
+    own, cut = torch.arange(80) / 79, halves[0] / 127
+    assert (own - cut).abs().max() < 0.5 / 127 + 1e-6
+
+
+def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    teacher = load_musicgen(str(tiny_musicgen))
+    student = narrow_student(teacher, [0, 3], 16, 2, 24)
+    assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (16, 16)
+    source = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32, layers=[0, 3])
+    task = DistillTask(
+        student=student,
+        train=source,
+        train_rows=8,
+        held_out=source,
+        held_out_rows=8,
+        mixture_at=partial(mixture_at, PlainObjective(name="forward"), 1),
+        softening=Softening(1.0, 1.0, "sequence", 1),
+        batch_size=8,
+        seed=0,
+        hidden=Hidden("cosine", 0.5, 32),
+    )
+    engine = TorchEngine(task.module, AdamSettings())
+    before, hidden = task.validate(engine), []
+    for step in range(60):
+        loss, scalars = task.loss(engine, task.batch(step, 0, 1), step)
+        engine.step(loss, 3e-3)
+        hidden.append(scalars["hidden"].item())
+    assert task.validate(engine)["kl"] < 0.5 * before["kl"]
+    assert hidden[-1] < 0.5 * hidden[0]
+    student.save_pretrained(tmp_path)
+    assert load_musicgen(str(tmp_path)).config.decoder.hidden_size == 16
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_hidden_losses_agree_with_float64(kind: Any) -> None:
+    rng = np.random.default_rng(2)
+    student, teacher = rng.normal(size=(2, 3, 5, 8)), rng.normal(size=(2, 3, 5, 8)) * 4
+    mask = rng.random((3, 4, 5)) < 0.4
+    carries = mask.any(1)
+    found = hidden_loss(kind, *(torch.from_numpy(each) for each in (student, teacher)), torch.from_numpy(mask))
+    s, t = student[:, carries], teacher[:, carries]
+    if kind == "cosine":
+        wanted = (1 - (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)).mean()
+    else:
+        wanted = (((s - t) ** 2).mean((1, 2)) / (t**2).mean((1, 2))).mean()
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, tokens: TokenSet) -> None:
+    """Its logits are the decoder's; the states before projection are what transformers' layers give."""
+    student = cut_student(load_musicgen(str(tiny_musicgen)), [0, 3])
+    torch.manual_seed(0)
+    following, seen = FollowingDecoder(student, 32).eval(), []
+    inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (2, 4, 9)))
+    text = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.int64)
+    student.decoder.model.decoder.layers[0].register_forward_hook(lambda m, i, output: seen.append(output[0]))
+    with torch.no_grad():
+        found, states = following(inputs, *text)
+        torch.testing.assert_close(found, ConditionedDecoder(student)(inputs, *text))
+        torch.testing.assert_close(states[0], following.projections[0](seen[0]))
+    assert states.shape == (2, 2, 12 - 3, 32)
+
+
+def test_who_follows_whom() -> None:
+    assert followed_layers(2, 8) == [3, 7]
+    assert followed_layers(24, 48) == list(range(1, 48, 2))
+    assert followed_layers(3, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("width=96", "heads=4", "feed_forward=512"), r"student\.width = 96: must be student\.heads times .* 4 x 32"),
+        (("width=288", "heads=9", "feed_forward=512"), r"student\.width = 288: even numbers up to the teacher's 256"),
+        (("width=128", "heads=4", "feed_forward=2048"), r"student\.feed_forward = 2048: at most the teacher's 1024"),
+    ],
+)
+def test_shapes_that_cannot_be_cut(sets: tuple[str, ...], message: str) -> None:
+    words = ("student.kind=narrow", "student.layers=[1, 7]", *(f"student.{value}" for value in sets))
+    with pytest.raises(RecipeError, match=message):
+        check_shapes(load_recipe("band", words))
+
+
+def test_states_need_the_teacher() -> None:
+    with pytest.raises(RecipeError, match="only source online gives the teacher's states"):
+        load_recipe("band", ("hidden.weight=1", "signals.source=cached"))

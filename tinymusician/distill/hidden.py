@@ -1,0 +1,56 @@
+"""Losses on hidden states: each student layer follows a teacher layer, through a projection that is learned with it.
+
+mse      |P·h - H|² / |H|²    TinyBERT (arXiv 1909.10351, eq. 8), over the teacher's mean square
+cosine   1 - cos(P·h, H)      DistilBERT (arXiv 1910.01108); PKD's normalised distance (arXiv 1908.09355) is twice it
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinymusician.models.musicgen import ConditionedDecoder
+
+HiddenLoss = Literal["mse", "cosine"]
+
+
+class FollowingDecoder(ConditionedDecoder):
+    """A student's decoder with one projection a layer to its teacher's width D', which is no part of the student.
+
+    Called like `ConditionedDecoder`, it gives the logits, and the projected states of its layers [N, R, S, D'].
+    """
+
+    def __init__(self, student: Any, teacher_width: int) -> None:
+        super().__init__(student)
+        config = student.config.decoder
+        maps = [nn.Linear(config.hidden_size, teacher_width, bias=False) for _ in range(config.num_hidden_layers)]
+        for each in maps:
+            nn.init.orthogonal_(each.weight)
+        self.projections = nn.ModuleList(maps)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Logits and projected states."""
+        logits, states = self.with_states(*inputs)
+        return logits, torch.stack([one(state) for one, state in zip(self.projections, states, strict=True)])
+
+
+PROJECTIONS = "projections."
+"""How the names of weights begin that a checkpoint has beside the student's."""
+
+
+def followed_layers(student_layers: int, teacher_layers: int) -> list[int]:
+    """Which teacher layer each layer of a student of its own follows: evenly, the last one the last."""
+    return [round((layer + 1) * teacher_layers / student_layers) - 1 for layer in range(student_layers)]
+
+
+def hidden_loss(kind: HiddenLoss, student_NRSD: Tensor, teacher_NRSD: Tensor, mask_RKS: Tensor) -> Tensor:
+    """The mean over layers and over the steps that carry a code."""
+    student, teacher = student_NRSD.float(), teacher_NRSD.float()
+    carries = mask_RKS.any(1)
+    if kind == "cosine":
+        values = 1 - nn.functional.cosine_similarity(student, teacher, dim=-1)
+        return values[:, carries].mean()
+    size = teacher[:, carries].square().mean((1, 2))
+    return ((student - teacher)[:, carries].square().mean((1, 2)) / size).mean()

@@ -1,0 +1,106 @@
+"""A student narrower than its teacher, cut out of the teacher's matrices by a stated rule.
+
+Which of the teacher's parts a student keeps:
+
+    channels   of the residual stream, evenly from both halves of them: positions are cosines in the first half and
+               sines in the second, by frequency, so the student's own positions are nearly those it was cut from
+    heads      of each attention, those with the largest output matrices (Frobenius norm), in their order
+    neurons    of each feed-forward block, those with the largest |in|·|out|, in their order
+
+What reads fewer channels is scaled by √(teacher's width / student's), so that sums keep their size. Norms of weights as
+a measure of what to keep: arXiv 1608.08710; whole heads and neurons: arXiv 2407.14679, section 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MusicgenForConditionalGeneration
+
+from tinymusician.models.shape import check_narrow
+from tinymusician.models.student import check_layers
+
+_BODY = "decoder.model.decoder."
+
+
+def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Any:
+    """A MusicGen whose decoder has the teacher's `layers` in a smaller width; text encoder and codec are the teacher's.
+
+    Raises:
+        RecipeError: a layer that the teacher does not have, or a shape that cannot be cut out of it.
+    """
+    config = teacher.config.decoder
+    check_layers(layers, config.num_hidden_layers)
+    check_narrow(width, heads, feed_forward, config.hidden_size, config.num_attention_heads, config.ffn_dim)
+    shape = copy.deepcopy(teacher.config)
+    shape.decoder.num_hidden_layers = len(layers)
+    shape.decoder.hidden_size, shape.decoder.num_attention_heads, shape.decoder.ffn_dim = width, heads, feed_forward
+    student = MusicgenForConditionalGeneration(shape)
+    weights = teacher.state_dict()
+    kept = {name: value for name, value in weights.items() if not name.startswith(("decoder.", "enc_to_dec_proj."))}
+    kept |= _outside_layers(weights, config, width, shape.text_encoder.hidden_size)
+    for new, old in enumerate(layers):
+        cut = _layer(weights, f"{_BODY}layers.{old}.", config, width, heads, feed_forward)
+        kept |= {f"{_BODY}layers.{new}.{name}": value for name, value in cut.items()}
+    student.load_state_dict({name: value.clone() for name, value in kept.items()})
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def channels(count: int, width: int) -> Tensor:
+    """Which `count` of `width` channels are kept: as many of each half, evenly, first and last included."""
+    half = torch.linspace(0, width // 2 - 1, count // 2).round().long()
+    return torch.cat([half, half + width // 2])
+
+
+def _outside_layers(weights: dict[str, Tensor], config: Any, width: int, text_width: int) -> dict[str, Tensor]:
+    """Embeddings, last norm, heads, and the projection of the text states."""
+    own, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
+    kept = {}
+    for book in range(config.num_codebooks):
+        embedding, head = f"{_BODY}embed_tokens.{book}.weight", f"decoder.lm_heads.{book}.weight"
+        kept[embedding] = weights[embedding][:, own]
+        kept[head] = weights[head][:, own] * gain
+    for name in ("weight", "bias"):
+        kept[f"{_BODY}layer_norm.{name}"] = weights[f"{_BODY}layer_norm.{name}"][own]
+    if text_width != width:
+        # A teacher as wide as its text states has no projection: it is the identity.
+        matrix = weights.get("enc_to_dec_proj.weight", torch.eye(config.hidden_size))
+        kept["enc_to_dec_proj.weight"] = matrix[own]
+        kept["enc_to_dec_proj.bias"] = weights.get("enc_to_dec_proj.bias", torch.zeros(config.hidden_size))[own]
+    return kept
+
+
+def _layer(
+    weights: dict[str, Tensor], prefix: str, config: Any, width: int, heads: int, feed_forward: int
+) -> dict[str, Tensor]:
+    """One layer's weights, by their names within it."""
+    whole = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    own, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
+    kept = {name: value[own] for name, value in whole.items() if "layer_norm" in name}
+    for attention in ("self_attn", "encoder_attn"):
+        out = whole[f"{attention}.out_proj.weight"]
+        by_head = out.view(len(out), config.num_attention_heads, -1).square().sum((0, 2))
+        rows = _wide(_largest(by_head, heads), config.hidden_size // config.num_attention_heads)
+        for part in "qkv":
+            name = f"{attention}.{part}_proj.weight"
+            kept[name] = whole[name][rows][:, own] * gain
+        kept[f"{attention}.out_proj.weight"] = out[own][:, rows]
+    first, second = whole["fc1.weight"], whole["fc2.weight"]
+    neurons = _largest(first.norm(dim=1) * second.norm(dim=0), feed_forward)
+    kept["fc1.weight"], kept["fc2.weight"] = first[neurons][:, own] * gain, second[own][:, neurons]
+    return kept
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """The places of the `count` largest, in order."""
+    return values.topk(count).indices.sort().values
+
+
+def _wide(heads: Tensor, width: int) -> Tensor:
+    """The rows of whole heads."""
+    return (heads[:, None] * width + torch.arange(width)).flatten()
