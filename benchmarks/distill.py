@@ -3,30 +3,44 @@
     python benchmarks/distill.py [--steps 12] [--rounds 3]
 
 overhead_vs_bare    seconds a step under Ray Train and DeepSpeed, over the bare loop's, less one
-workers2_speedup    codes a second of two workers with one thread each, over one worker with one thread
+workers2_speedup    codes a second of two workers, each pinned to a core, over one worker on one core
+cached_over_online  seconds a step with the teacher's logits from shards, over those with the teacher in the worker
+actors_speedup      codes a second with the teacher on an actor, over those with the teacher in the worker: a core each
+teacher_share       the teacher's share of a step with the teacher in the worker; at 0.5 overlap can give 2 at most
 loss_peak_logits    peak memory of objective and gradient beyond its inputs, in units of one logits tensor
+
+Every process computes with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
+from jobs.worker import Context
+from tinymusician.artifacts.store import LocalStore
 
-BATCH, FRAMES, ROWS = 4, 100, 16
+BATCH, FRAMES, ROWS = 4, 250, 16
 
 
-def build_task(model_name: str) -> Any:
-    """The band's distillation task on random codes: what a step does, without sampling."""
+def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = None) -> Any:
+    """The band's distillation task on random codes: what a step does, without sampling.
+
+    `source_of` takes teacher and tokens; by itself the teacher is in this process. A student of two layers, forward and
+    back, with its objective costs about as much as its teacher's eight forward.
+    """
     import numpy as np
     import torch
 
@@ -47,6 +61,7 @@ def build_task(model_name: str) -> Any:
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
     soft = Softening(1.0, 1.0, "sequence", 1)
     student = cut_student(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
+    source = source_of(teacher, tokens) if source_of else source
     return DistillTask(
         student=student,
         train=source,
@@ -73,13 +88,13 @@ def timed_steps(task: Any, engine: Any, steps: int, rank: int, world: int) -> tu
     return seconds[2:], losses
 
 
-def bare(model_name: str, steps: int, threads: int) -> tuple[list[float], list[float]]:
+def bare(model_name: str, steps: int) -> tuple[list[float], list[float]]:
     """A plain PyTorch loop."""
     import torch
 
     from tinymusician.training.engine import AdamSettings, TorchEngine
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     task = build_task(model_name)
     return timed_steps(task, TorchEngine(task.module, AdamSettings()), steps, 0, 1)
 
@@ -96,16 +111,59 @@ def on_ray(config: dict[str, Any]) -> None:
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
     from tinymusician.training.engine import AdamSettings
 
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(1)
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
-    task = build_task(config["model"])
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    context = Context(config["store"], "bench", rank, world, "cpu")
+    task = build_task(config["model"], partial(SOURCES[config["source"]], context))
     result = timed_steps(task, DeepSpeedEngine(task.module, AdamSettings(), BATCH, 0), config["steps"], rank, world)
     if rank == 0:
         Path(config["out"]).write_text(json.dumps(result))
 
 
-def ray_steps(model_name: str, steps: int, workers: int, threads: int) -> tuple[list[float], list[float]]:
+def from_worker(_: Context, teacher: Any, tokens: Any) -> Any:
+    """The teacher in the worker."""
+    import torch
+
+    from tinymusician.distill.signals import OnlineTeacher
+
+    return OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
+
+
+def from_actor(context: Context, teacher: Any, tokens: Any) -> Any:
+    """The teacher on an actor, on another core."""
+    from jobs.teacher_actors import Asking
+    from tinymusician.distill.signals import Prefetched
+
+    return Prefetched(Asking(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
+
+
+def from_shards(context: Context, teacher: Any, tokens: Any) -> Any:
+    """The teacher's logits in a local store, made here first."""
+    from tinymusician.data.shards import ShardSet
+    from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
+    from tinymusician.distill.signals import Prefetched
+
+    shards = ShardSet(context.run.store, "signals", {}, shard_count(ROWS))
+    make = partial(signal_shard, from_worker(context, teacher, tokens), rows=ROWS, batch_size=BATCH)
+    for index in shards.missing():
+        shards.write(index, make(index))
+    folder = Path(context.store_url.removeprefix("file://")) / "cache"
+    reader = CachedTeacher(shards, tokens, "conditional", teacher.config.decoder.vocab_size, folder, "cpu", make)
+    return Prefetched(reader.ask, 2)
+
+
+SOURCES: dict[str, Callable[[Context, Any, Any], Any]] = {
+    "online": from_worker,
+    "actors": from_actor,
+    "cached": from_shards,
+}
+
+
+def ray_steps(
+    model_name: str, steps: int, workers: int, store: str, source: str = "online"
+) -> tuple[list[float], list[float]]:
     """Run `on_ray` on a Ray of this benchmark's own."""
     import json
 
@@ -116,13 +174,46 @@ def ray_steps(model_name: str, steps: int, workers: int, threads: int) -> tuple[
         out = str(Path(folder) / "result.json")
         TorchTrainer(
             on_ray,
-            train_loop_config={"model": model_name, "steps": steps, "threads": threads, "out": out},
+            train_loop_config={"model": model_name, "steps": steps, "out": out, "store": store, "source": source},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name="bench", storage_path=folder),
         ).fit()
         seconds, losses = json.loads(Path(out).read_text())
     return seconds, losses
+
+
+def teachers(store: LocalStore, model_name: str) -> Any:
+    """A teacher's actor of one core, without sequences to sample."""
+    from jobs.teacher_actors import Teachers
+    from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+    from tinymusician.recipe import load_recipe
+
+    recipe = load_recipe("band", (f"teacher.model={model_name}", "signals.source=actors"))
+    run = RunFolder(store, "bench")
+    content = recipe.model_dump(mode="json")
+    facts: dict[str, Any] = {"created": now(), "versions": {}, "git": {}, "seeds": {}, "cluster": "", "submission": ""}
+    run.write_record(RunRecord(id="bench", kind="distill", recipe=content, workers=1, **facts))
+    return contextlib.closing(Teachers(run, False, 1))
+
+
+def teacher_share(model_name: str) -> float:
+    """How much of a bare step is the teacher's."""
+    import torch
+
+    from tinymusician.training.engine import AdamSettings, TorchEngine
+
+    torch.set_num_threads(1)
+    task = build_task(model_name)
+    engine = TorchEngine(task.module, AdamSettings())
+    own, whole = [], []
+    for step in range(6):
+        began = time.perf_counter()
+        batch = task.batch(step, 0, 1)
+        own.append(time.perf_counter() - began)
+        engine.step(task.loss(engine, batch, step)[0], 1e-3)
+        whole.append(time.perf_counter() - began)
+    return statistics.median(own[2:]) / statistics.median(whole[2:])
 
 
 def loss_peak() -> float:
@@ -175,22 +266,29 @@ def main() -> None:
         logging_level="ERROR",
         runtime_env={"env_vars": {"RAY_TRAIN_V2_ENABLED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}},
     )
-    plain: list[float] = []
-    railed: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "online", "cached", "actors", "two")}
     gap = 0.0
-    for _ in range(chosen.rounds):
-        seconds, losses = bare(chosen.model, chosen.steps, 1)
-        plain += seconds
-        seconds, same = ray_steps(chosen.model, chosen.steps, 1, 1)
-        railed += seconds
-        gap = max(gap, *(abs(a - b) for a, b in zip(losses, same, strict=True)))
-    both, _ = ray_steps(chosen.model, chosen.steps, 2, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(Path(folder))
+        for _ in range(chosen.rounds):
+            seconds, losses = bare(chosen.model, chosen.steps)
+            times["bare"] += seconds
+            for source in SOURCES:
+                with teachers(store, chosen.model) if source == "actors" else contextlib.nullcontext():
+                    seconds, same = ray_steps(chosen.model, chosen.steps, 1, store.url, source)
+                times[source] += seconds
+                gap = max(gap, *(abs(a - b) for a, b in zip(losses, same, strict=True)))
+            times["two"] += ray_steps(chosen.model, chosen.steps, 2, store.url)[0]
+    step = {name: statistics.median(seconds) for name, seconds in times.items()}
     figures = {
-        "overhead_vs_bare": statistics.median(railed) / statistics.median(plain) - 1,
-        "workers2_speedup": 2 * statistics.median(railed) / statistics.median(both),
+        "overhead_vs_bare": step["online"] / step["bare"] - 1,
+        "workers2_speedup": 2 * step["online"] / step["two"],
+        "cached_over_online": step["cached"] / step["online"],
+        "actors_speedup": step["online"] / step["actors"],
+        "teacher_share": teacher_share(chosen.model),
         "loss_peak_logits": loss_peak(),
         "largest_loss_gap": gap,
-        "bare_seconds_a_step": statistics.median(plain),
+        "bare_seconds_a_step": step["bare"],
     }
     report(
         "distill",

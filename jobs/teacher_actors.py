@@ -48,6 +48,10 @@ class Teachers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the actors."""
         import ray
 
         for actor in self._actors:

@@ -157,7 +157,7 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
 
 def test_shapes_count_as_transformers_does(tiny_musicgen: Path) -> None:
     model, shape = load_musicgen(str(tiny_musicgen)), shape_of(str(tiny_musicgen))
-    assert shape == DecoderShape(4, 32, 48, 4, 16, 16, positions=256, frame_rate=50.0)
+    assert shape == DecoderShape(4, 32, 48, 4, 16, 16, positions=256, frame_rate=50.0, heads=4)
     assert shape.parameters == sum(p.numel() for p in model.decoder.parameters())
 
 
