@@ -1,0 +1,78 @@
+"""What shards of the likeliest codes cost: how far the teacher's distribution is from what is read back, and bytes.
+
+    python benchmarks/shards.py [--clips 32] [--seconds 5]
+
+For every n: `kl_N`, forward KL in nats a code from the whole distribution (float32) to the one that is read back, along
+band-large's own samples for validation captions, with and without text; `kl_tau2_N`, the same at temperature 2;
+`kl_played_N`, between what is left of both at the band's own top-k 64 and temperature 0.7 (for N above it); `rest_N`, the mass that is
+spread; and `bytes_N`, bytes a position. `all` keeps every code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import report
+from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.distill.cached import packed, unpacked
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.models.divergences import forward_kl
+from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import sample_codes
+
+KEPT = (1, 4, 16, 32, 64, 128, 256, None)
+TOP_K, TEMPERATURE = 64, 0.7
+
+
+def played(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities that codes are drawn from: the TOP_K largest of softmax(z / TEMPERATURE)."""
+    least = logits.topk(TOP_K, dim=-1).values[..., -1:]
+    return (logits / TEMPERATURE).masked_fill(logits < least, -torch.inf).log_softmax(-1)
+
+
+def main() -> None:
+    """Measure every n on the same positions."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--clips", type=int, default=32)
+    options.add_argument("--seconds", type=float, default=5.0)
+    chosen = options.parse_args()
+    teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
+    texts = texts_of(load_prompts("band"), "validation")[: chosen.clips]
+    ids, mask = tokenize_captions(tokenizer, texts)
+    with torch.no_grad():
+        text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
+        frames = round(chosen.seconds * 50)
+        codes = sample_codes(teacher, text, frames, torch.Generator().manual_seed(0), 2.0, TOP_K, TEMPERATURE)
+    tokens = TokenSet(codes.numpy().astype(np.int16), ids, mask)
+    source = OnlineTeacher(teacher, tokens, "conditional", 2.0, torch.float32)
+    totals: dict[str, list[Any]] = {}
+    for row in range(len(texts)):
+        signals = source(np.array([row]))
+        whole = signals.logits[signals.sequences.mask].float()
+        for count in KEPT:
+            kept = packed(whole, count)
+            read = unpacked({name: torch.from_numpy(array) for name, array in kept.items()}, whole.shape[-1]).float()
+            name = "all" if count is None else str(count)
+            log_p, log_q = whole.log_softmax(-1), read.log_softmax(-1)
+            found = {
+                f"kl_{name}": forward_kl(log_p, log_q),
+                f"kl_tau2_{name}": forward_kl((whole / 2).log_softmax(-1), (read / 2).log_softmax(-1)),
+                f"bytes_{name}": torch.tensor(float(sum(array.nbytes for array in kept.values())) / len(whole)),
+            }
+            if count is None or count > TOP_K:
+                found[f"kl_played_{name}"] = forward_kl(played(whole), played(read))
+            if count is not None:
+                found[f"rest_{name}"] = 1 - log_p.exp().topk(count, dim=-1).values.sum(-1)
+            for key, value in found.items():
+                totals.setdefault(key, []).append(value.double().mean().item())
+    figures = {key: float(np.mean(values)) for key, values in totals.items()}
+    report("shards", figures, {"clips": len(texts), "seconds": chosen.seconds})
+
+
+if __name__ == "__main__":
+    main()
