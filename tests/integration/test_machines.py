@@ -182,6 +182,19 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
     assert joined.address in cluster.alive()
 
 
+def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+    """Nobody takes the lost machine's place: the other worker does both parts of every step, to the same losses."""
+    run = cluster.begun(store, "e", "distill", str(recipe), *settings((*LONG, "training.least_workers=1")))
+    wait_for(at_step(run, 10))
+    cluster.workers[0].power_off()
+    began = time.monotonic()
+    succeeded(run)
+    LOG.info("one worker is left: the run ended after %.0f s", time.monotonic() - began)
+    assert len(cluster.alive()) == 2, "the head and a worker"
+    cluster.workers[0] = cluster.join()
+    assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
+
+
 def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
     """Ray takes the machine for lost; when it is back it joins again, and the run goes on."""
     run = cluster.begun(store, "n", "distill", str(recipe), *settings(LONG))
