@@ -91,10 +91,10 @@ def _from_layers(student: FromLayers, teacher: DecoderShape) -> DecoderShape:
 def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
     """Bytes a worker needs at most, roughly: for sampling from the teacher, or for training.
 
-    Sampling keeps keys and values of every layer in float32, twice with guidance. In training AdamW in float32 takes
-    16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the moments over the workers, 2 also the
-    gradients, 3 also the weights. A layer keeps about 34 bytes of activations a step and channel (arXiv 2205.05198,
-    eq. 2, without the attention matrix, which is never stored whole).
+    Sampling keeps keys and values of every layer in float32, twice with guidance. A split teacher is divided among its
+    workers. In training AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the
+    moments over the workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a
+    step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole).
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
@@ -104,7 +104,9 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     steps = training.batch_size * passes * length
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
     activations = _ACTIVATION_BYTES * steps * student.width * student.layers
-    at_hand = 4 * teacher.parameters if recipe.signals.source == "online" else 0
+    at_hand = 4 * teacher.parameters / recipe.teacher.split
     caches = 2 * recipe.sequences.samples_at_once * length * 2 * 4 * teacher.width * teacher.layers
-    sampling = 4 * teacher.parameters + caches if recipe.signals.source == "online" else 0
+    sampling = at_hand + caches / recipe.teacher.split
+    if recipe.signals.source != "online":
+        at_hand = sampling = 0
     return max(own + at_hand + logits + activations, sampling)

@@ -150,8 +150,9 @@ def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
     shards = signal_shards(context, pair, tokens)
     check_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
-    make, target = signal_maker(context, pair, tokens), context.recipe.teacher.passes
-    reader = CachedTeacher(shards, tokens, target, vocabulary, context.cache, context.device, make)
+    asked = context.recipe.teacher
+    make = signal_maker(context, pair, tokens) if asked.split == 1 else None
+    reader = CachedTeacher(shards, tokens, asked.passes, vocabulary, context.cache, context.device, make)
     return Prefetched(reader.ask, ahead=2)
 
 

@@ -118,6 +118,10 @@ def distill() -> list[str]:
     - `tmctl submit distill band --set objective.skew=0.2 --set training.steps=100 --workers 2`
 
     - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
+
+    - `tmctl submit distill tinymusician --workers 8 --set signals.source=actors --set training.least_workers=4`
+
+    - `tmctl submit distill band --set teacher.target=guided --set 'teacher.guidance_range=[1, 5]'`
     """
     return []
 

@@ -87,9 +87,9 @@ class CachedTeacher:
         vocabulary: int,
         cache: Path,
         device: str,
-        make: Callable[[int], dict[str, Any]],
+        make: Callable[[int], dict[str, Any]] | None,
     ) -> None:
-        """`make` makes a shard anew that is found damaged."""
+        """`make` makes a shard anew that is found damaged; without it that is an error."""
         self._shards, self._tokens, self._target = shards, tokens, target
         self._vocabulary, self._cache, self._device, self._make = vocabulary, cache, device, make
         self._reader = ThreadPoolExecutor(1)
