@@ -26,7 +26,7 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
     }
     if teacher and student:
         codes_a_row = frames(recipe, teacher) * teacher.codebooks
-        figures["codes_seen"] = training.steps * training.batch_size * workers * codes_a_row
+        figures["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_a_row
         figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
         figures["memory_a_worker_gib"] = round(memory(recipe, teacher, student, workers) / _GIB, 2)
         figures["memory_counts"] = (

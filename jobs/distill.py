@@ -88,6 +88,7 @@ def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         temperature=asked.temperature,
         seed=recipe.training.seed,
         kept=ShardSet(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
+        at_once=recipe.sequences.samples_at_once,
     )
 
 

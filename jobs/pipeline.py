@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs.releasing import evaluated, publish
+from jobs.submission import HOW_NOT_WHAT
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
@@ -148,6 +149,8 @@ class Pipeline:
     def _inputs(self, step: Step) -> dict[str, Any]:
         """Everything that a step depends on."""
         recipe = self._recipe.model_dump(mode="json")
+        for part, _, field in (name.partition(".") for name in HOW_NOT_WHAT):
+            del recipe[part][field]
         parts = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
         inputs: dict[str, Any] = {"step": step, "recipe": parts}
         for model in {"teacher", "student"} & set(READS[step]):

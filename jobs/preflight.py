@@ -18,6 +18,9 @@ PRETRAINING_READS = (
     "training.seed",
     "training.log_every",
     "training.restarts",
+    "training.parts",
+    "training.skips",
+    "training.least_workers",
 )
 ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
@@ -79,11 +82,14 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
         return
     if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
-    if kind == "sweep" and (recipe.asks_the_teacher or recipe.teacher.guidance_range):
+    ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
+    if kind == "sweep" and (recipe.asks_the_teacher or ranged or split):
         raise RecipeError(
-            "sweep: its trainings learn from shards; on_policy.share, hidden.weight and teacher.guidance_range "
-            "have no place in it"
+            "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, "
+            "teacher.guidance_range and teacher.split have no place in it"
         )
+    if kind == "pipeline" and ranged and recipe.pipeline.last not in ("precompute", "distill"):
+        raise RecipeError("teacher.guidance_range: bundles have no input for the scale; end with --until distill")
     if kind == "pipeline":
         check_quantize(recipe, here)
         check_release(recipe, here)
@@ -186,7 +192,8 @@ def check_shapes(recipe: Recipe) -> None:
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
     if isinstance(own := recipe.student, NarrowStudent):
-        check_narrow(own.width, own.heads, own.feed_forward, teacher.width, teacher.heads, teacher.feed_forward)
+        shape = teacher.width, teacher.heads, teacher.feed_forward
+        check_narrow(own.width, own.heads, own.feed_forward, *shape, teacher.text)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
     if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:

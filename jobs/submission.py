@@ -47,7 +47,9 @@ def submit(
     submission = f"{run.id}-{secrets.token_hex(3)}"
     content = recipe.model_dump(mode="json")
     if kind in _TRAINING:
-        content["training"]["parts"] = content["training"]["parts"] or workers or 1
+        began = run.record().workers if resume else workers or 1
+        content["training"]["parts"] = content["training"]["parts"] or began
+    check_teams(content["teacher"]["split"], workers or 1, kind)
     run.write_record(
         RunRecord(
             id=run.id,
@@ -74,6 +76,20 @@ def submit(
         run.update(state="FAILED", ended=now(), message=f"the cluster refused the job: {error}")
         raise ClusterError(f"cluster {where}: refused the job ({error})") from error
     return run
+
+
+def check_teams(split: int, workers: int, kind: Kind) -> None:
+    """Where workers hold a teacher together, their number must be a multiple of it.
+
+    Raises:
+        RunError: it is not.
+    """
+    if kind in ("precompute", "distill", "pipeline") and workers % split:
+        raise RunError(f"--workers {workers}: teacher.split = {split} needs a multiple of it")
+
+
+HOW_NOT_WHAT = ("training.zero", "training.least_workers", "training.restarts", "training.skips", "signals.source")
+"""What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
 
 
 def as_before(run: RunFolder, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:

@@ -38,8 +38,15 @@ def make_sequences(context: Context, pair: Pair) -> None:
 
 def make_by_teams(context: Context, pair: Pair, shards: ShardSet, make: Make, told: Callable[[int], None]) -> None:
     """Make what is missing: each worker, or each team that holds a teacher together, its share."""
-    number, teams, leads, _ = pair.team or (context.rank, context.world, True, None)
-    make_missing(shards, make, number, teams, told, leads)
+    if pair.team is None:
+        make_missing(shards, make, context.rank, context.world, told)
+        return
+    import torch.distributed as dist
+
+    number, teams, leads, group = pair.team
+    missing = [shards.missing()]
+    dist.broadcast_object_list(missing, src=dist.get_global_rank(group, 0), group=group)
+    make_missing(shards, make, number, teams, told, leads, missing[0])
 
 
 def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
@@ -164,6 +171,6 @@ def check_complete(shards: ShardSet) -> None:
     """
     if missing := shards.missing():
         raise RunError(
-            f"signals.source = 'cached': {len(missing)} of {shards.count} shards are missing; run "
-            f"`tmctl submit precompute` with the same recipe first, or set signals.source=online"
+            f"{len(missing)} of {shards.count} of the teacher's shards are missing; run `tmctl submit precompute` with "
+            f"the same recipe first, or set signals.source=online"
         )

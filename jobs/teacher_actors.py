@@ -7,10 +7,11 @@ recipe's `ahead` batches, so what is kept for it in Ray's object store is bounde
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from jobs.pair import load_pair
+from jobs.pair import Pair, load_pair
 from jobs.teacher import make_sequences, online
 from jobs.worker import Context
 from tinymusician.artifacts.runs import RunFolder
@@ -94,7 +95,12 @@ class _Teacher:
         import torch
 
         torch.set_num_threads(max(1, context.threads))
-        self._context, self._pair = context, load_pair(context.recipe)
+        self._context = context
+
+    @cached_property
+    def _pair(self) -> Pair:
+        """Loaded when it is first needed, so that a model that cannot be had is an answer and no death."""
+        return load_pair(self._context.recipe)
 
     def sample(self) -> None:
         """This actor's share of the sequences that are missing."""
@@ -121,7 +127,7 @@ def _answered(get: Callable[[], Any]) -> Any:
     try:
         return get()
     except RayActorError as error:
-        raise ClusterError(f"a teacher's actor died more often than training.restarts: {error}") from error
+        raise ClusterError("a teacher's actor died more often than training.restarts; the log tells of what") from error
     except RayTaskError as error:
         raise error.cause from error
 

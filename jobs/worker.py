@@ -105,6 +105,11 @@ def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
     least = min(training.least_workers or workers, workers)
     gpu, cpus = join_cluster(workers + company.number, least + company.number)
+    if company.number and not gpu and (gpus := gpus_here()):
+        raise ClusterError(
+            f"--workers {workers}: {company.number} actors beside them need a GPU each as well, and the cluster has "
+            f"{gpus}; ask for fewer workers"
+        )
     with tempfile.TemporaryDirectory() as folder, company.start(run, gpu, cpus):
         trainer = TorchTrainer(
             _on_worker,
@@ -155,6 +160,13 @@ def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
                 raise
         print("a node was lost: waiting for another one", flush=True)
         time.sleep(_LOOK_SECONDS)
+
+
+def gpus_here() -> int:
+    """The GPUs of the cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus_a_worker(nodes: list[int], workers: int, most: int = 0, least: int | None = None) -> int:

@@ -119,7 +119,7 @@ def distill() -> list[str]:
 
     - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
 
-    - `tmctl submit distill tinymusician --workers 8 --set signals.source=actors --set training.least_workers=4`
+    - `tmctl submit distill tinymusician --workers 8 --set signals.source=actors --set signals.actors=4`
 
     - `tmctl submit distill band --set teacher.target=guided --set 'teacher.guidance_range=[1, 5]'`
     """
@@ -242,27 +242,20 @@ def pipeline(
     return [f"pipeline.{name}={step}" for name, step in (("first", first), ("last", last)) if step]
 
 
-HOW_NOT_WHAT = (
-    "training.zero",
-    "training.least_workers",
-    "training.restarts",
-    "training.skips",
-    "signals.source",
-)
-"""What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
-
-
 def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, ...]) -> Recipe:
     """The recipe a run was started with, which is the one it goes on with, but for how it is done.
 
     Raises:
         RunError: the run does not exist, or the command line asks for something else.
     """
+    from jobs.submission import HOW_NOT_WHAT
     from tinymusician.artifacts.runs import RunFolder
     from tinymusician.errors import RunError
     from tinymusician.recipe import overridden, parse_recipe
 
     content = RunFolder(store, run).record().recipe
+    if content["signals"].get("top") and any(override.startswith("signals.source=") for override in overrides):
+        raise RunError(f"run {run!r}: learns from the likeliest codes alone (signals.top), which no other source gives")
     for override in overrides:
         if override.partition("=")[0] not in HOW_NOT_WHAT:
             raise RunError(

@@ -39,7 +39,7 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     from_shards = [*guided, "--set", "signals.source=cached"]
     missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
     assert missing.returncode == 1
-    assert "shards are missing; run `tmctl submit precompute`" in missing.stdout
+    assert "of the teacher's shards are missing; run `tmctl submit precompute`" in missing.stdout
     assert "Traceback" not in missing.stdout + missing.stderr
     made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
     assert made["state"] == "SUCCEEDED"

@@ -46,7 +46,7 @@ def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenSet) -
 
 
 def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenSet) -> None:
-    """Heads and neurons that give nothing on are those that go, and nothing changes."""
+    """Neurons that give nothing on are those that go, and nothing changes."""
     teacher = load_musicgen(str(tiny_musicgen))
     silent_neurons = [1, 2, 5, 7, 11, 13, 17, 40]
     with torch.no_grad():
@@ -55,6 +55,24 @@ def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenSet) -> 
     student = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 40)
     assert student.config.decoder.ffn_dim == 40
     torch.testing.assert_close(logits(student, tokens), logits(teacher, tokens))
+
+
+def test_the_largest_heads_stay(tiny_musicgen: Path) -> None:
+    """Of each attention those whose output matrix is largest, in their order."""
+    teacher = load_musicgen(str(tiny_musicgen))
+    attention = teacher.decoder.model.decoder.layers[1].self_attn
+    with torch.no_grad():
+        attention.out_proj.weight[:, 8:16] *= 1e-3  # the second of four heads
+    student = narrow_student(teacher, [1], 24, 3, 48)
+    own, kept = channels(24, 32), torch.cat([torch.arange(8), torch.arange(16, 32)])
+    found = student.decoder.model.decoder.layers[0].self_attn
+    torch.testing.assert_close(found.out_proj.weight, attention.out_proj.weight[own][:, kept])
+    torch.testing.assert_close(found.v_proj.weight, attention.v_proj.weight[kept][:, own] * (32 / 24) ** 0.5)
+
+
+def test_a_width_that_would_lose_the_projection_of_the_text(tiny_musicgen: Path) -> None:
+    with pytest.raises(RecipeError, match=r"student\.width = 16: is that of the text states"):
+        narrow_student(load_musicgen(str(tiny_musicgen)), [0], 16, 2, 24)
 
 
 def test_channels_keep_their_frequencies() -> None:
@@ -70,8 +88,8 @@ def test_channels_keep_their_frequencies() -> None:
 
 def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenSet, tmp_path: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
-    student = narrow_student(teacher, [0, 3], 16, 2, 24)
-    assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (16, 16)
+    student = narrow_student(teacher, [0, 3], 24, 3, 24)
+    assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (24, 24)
     source = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32, layers=[0, 3])
     task = DistillTask(
         student=student,
@@ -94,7 +112,7 @@ def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens:
     assert task.validate(engine)["kl"] < 0.5 * before["kl"]
     assert hidden[-1] < 0.5 * hidden[0]
     student.save_pretrained(tmp_path)
-    assert load_musicgen(str(tmp_path)).config.decoder.hidden_size == 16
+    assert load_musicgen(str(tmp_path)).config.decoder.hidden_size == 24
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])

@@ -80,7 +80,7 @@ class ShardSet:
         """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew if it can be."""
         try:
             return self.fetch(index, cache)
-        except Corrupt as error:
+        except (Corrupt, NotFound) as error:  # not found: another worker has just dropped it
             if make is None:
                 raise
             logging.getLogger(__name__).warning("%s", str(error).replace("run the job again to make it", "it is made"))
@@ -88,8 +88,11 @@ class ShardSet:
             return self.fetch(index, cache)
 
     def forget(self, index: int) -> None:
-        """Drop a shard's note and blob."""
-        digest = json.loads(self.store.get(self._key(index)))["sha256"]
+        """Drop a shard's note and blob, unless somebody else just did."""
+        try:
+            digest = json.loads(self.store.get(self._key(index)))["sha256"]
+        except NotFound:
+            return
         self.store.delete(self._key(index))
         self.store.delete(f"blobs/sha256/{digest}")
 
@@ -111,12 +114,14 @@ def make_missing(
     world: int,
     told: Callable[[int], None],
     leads: bool = True,
+    missing: Sequence[int] | None = None,
 ) -> None:
     """Make this worker's share of the shards that are missing; `told` hears of each one done.
 
-    Where several make a shard together, all have the same rank, and the one that `leads` stores it.
+    Where several make a shard together, all have the same rank and the same `missing` shards in mind, and the one that
+    `leads` stores it.
     """
-    for index in shards.missing():
+    for index in shards.missing() if missing is None else missing:
         if index % world == rank:
             arrays = make(index)
             if leads:

@@ -96,13 +96,19 @@ class CachedTeacher:
 
     def ask(self, rows: Rows) -> Callable[[], Signals]:
         """Begin to read the signals of these rows."""
-        return self._reader.submit(self._read, rows).result
+        reading = self._reader.submit(self._read, rows)
+
+        def wait() -> Signals:
+            sequences, logits, _ = reading.result()  # a thread does not know which GPU is this worker's
+            moved = type(sequences)(*(part.to(self._device) for part in sequences))
+            return Signals(moved, logits.to(self._device))
+
+        return wait
 
     def _read(self, rows: Rows) -> Signals:
         sequences = sequences_of(self._tokens, rows, self._target, self._vocabulary)
         logits = torch.stack([self._row(int(row)) for row in rows], dim=1).flatten(0, 1)
-        moved = type(sequences)(*(part.to(self._device) for part in sequences))
-        return Signals(moved, logits.to(self._device))
+        return Signals(sequences, logits)
 
     def _row(self, row: int) -> Tensor:
         """One row's logits [passes, K, S, V]; only its bytes are read from the shard's file."""

@@ -40,13 +40,16 @@ class OwnSamples:
         temperature: float,
         seed: int,
         kept: ShardSet,
+        at_once: int = 32,
     ) -> None:
         """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends.
 
-        The student plays as it will be played: at `guidance` in two passes, or in one that has guidance within it.
+        At most `at_once` are played side by side. The student plays as it will be played: at `guidance` in two passes,
+        or in one that has guidance within it.
         """
         self._student, self._tokens, self._judge, self._share_at = student, tokens, judge, share_at
         self._refresh, self._steps, self._kept, self._seed = refresh, steps, kept, seed
+        self._at_once = at_once
         self._guidance, self._one_pass, self._top_k, self._temperature = guidance, one_pass, top_k, temperature
         self._judged: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
         self.seconds = 0.0
@@ -82,15 +85,18 @@ class OwnSamples:
 
     @torch.no_grad()
     def _play(self, asked: TokenSet, first: int, part: int) -> Any:
-        decoder, trained = self._student.decoder, self._student.decoder.training
+        decoder = self._student.decoder
         weight = next(decoder.parameters())
         ids, mask = (torch.from_numpy(array).to(weight.device) for array in (asked.text_ids, asked.text_mask))
         seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
         generator = torch.Generator(weight.device).manual_seed(int(seed))
-        self._student.eval()
-        text = told_condition(self._student, ids, mask, self._guidance)
-        text = TextCondition(text.states.to(weight.dtype), text.mask)
+        trained = decoder.training
         frames, passes = asked.codes.shape[2], 1.0 if self._one_pass else self._guidance
-        codes = sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature)
-        self._student.train(trained)
-        return codes.cpu().numpy().astype(np.int16)
+        decoder.eval()
+        codes = []
+        for own_ids, own_mask in zip(*(torch.split(each, self._at_once) for each in (ids, mask)), strict=True):
+            text = told_condition(self._student, own_ids, own_mask, self._guidance)
+            text = TextCondition(text.states.to(weight.dtype), text.mask)
+            codes.append(sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature))
+        decoder.train(trained)
+        return torch.cat(codes).cpu().numpy().astype(np.int16)

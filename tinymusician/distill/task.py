@@ -112,7 +112,8 @@ class ObjectiveTask:
         (rows, own), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
         heard = []
         if len(rows):
-            heard.append(self._guided(self.train(rows, [later for later, _ in then]), step, part))
+            announced = [later for later, _ in then if len(later)]
+            heard.append(self._guided(self.train(rows, announced), step, part))
         if self.own is not None and len(own):
             played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
             heard.append(self._guided(played, step, parts + part))

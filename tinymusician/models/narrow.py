@@ -35,7 +35,11 @@ def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, 
     """
     config = teacher.config.decoder
     check_layers(layers, config.num_hidden_layers)
-    check_narrow(width, heads, feed_forward, config.hidden_size, config.num_attention_heads, config.ffn_dim)
+    own, text = (
+        (config.hidden_size, config.num_attention_heads, config.ffn_dim),
+        teacher.config.text_encoder.hidden_size,
+    )
+    check_narrow(width, heads, feed_forward, *own, text)
     shape = copy.deepcopy(teacher.config)
     shape.decoder.num_hidden_layers = len(layers)
     shape.decoder.hidden_size, shape.decoder.num_attention_heads, shape.decoder.ffn_dim = width, heads, feed_forward

@@ -109,12 +109,19 @@ def check_split(heads: int, feed_forward: int, pieces: int) -> None:
 
 
 def check_narrow(
-    width: int, heads: int, feed_forward: int, teacher_width: int, teacher_heads: int, teacher_feed_forward: int
+    width: int,
+    heads: int,
+    feed_forward: int,
+    teacher_width: int,
+    teacher_heads: int,
+    teacher_feed_forward: int,
+    text: int,
 ) -> None:
     """Whether such a student can be cut out of such a teacher.
 
     Raises:
-        RecipeError: it is wider somewhere, or its heads are of another width.
+        RecipeError: it is wider somewhere, its heads are of another width, or it is as wide as the `text` states, which
+            its teacher projects and it could not.
     """
     a_head = teacher_width // teacher_heads
     if width != heads * a_head:
@@ -123,5 +130,10 @@ def check_narrow(
         )
     if width > teacher_width or width % 2:
         raise RecipeError(f"student.width = {width}: even numbers up to the teacher's {teacher_width} are allowed")
+    if width == text != teacher_width:
+        raise RecipeError(
+            f"student.width = {width}: is that of the text states, which this teacher projects and such a student "
+            "could not; any other is allowed"
+        )
     if feed_forward > teacher_feed_forward:
         raise RecipeError(f"student.feed_forward = {feed_forward}: at most the teacher's {teacher_feed_forward}")

@@ -63,6 +63,11 @@ class Recipe(Part):
     def _split_among_workers(self) -> Self:
         if self.teacher.split > 1 and self.signals.source == "actors":
             raise ValueError("teacher.split: only workers hold a teacher together; allowed sources are online, cached")
+        if self.training.least_workers and (self.teacher.split > 1 or self.signals.source == "actors"):
+            raise ValueError(
+                "training.least_workers: Ray counts neither actors nor teams of workers when it goes on with fewer; "
+                "allowed are teacher.split 1 and sources online, cached"
+            )
         return self
 
     @model_validator(mode="after")
