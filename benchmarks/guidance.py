@@ -14,21 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.band import played_by_the_band
 from benchmarks.report import report
 from jobs.model import brought
 from tinymusician.artifacts.address import open_store
-from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher, Signals
 from tinymusician.distill.task import AtScale, held_out_closeness
 from tinymusician.models.guidance import plays_in_one_pass
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
-from tinymusician.models.sampling import sample_codes
+from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 
 
 def heard(student: Any, decoder: ConditionedDecoder, signals: Signals) -> Tensor:
@@ -43,13 +40,7 @@ def main() -> None:
     options.add_argument("--scales", nargs="+", type=float, default=[1, 2, 3, 4, 5])
     options.add_argument("--clips", type=int, default=32)
     chosen = options.parse_args()
-    teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
-    texts = texts_of(load_prompts("band"), "test")[: chosen.clips]
-    ids, mask = tokenize_captions(tokenizer, texts)
-    with torch.no_grad():
-        text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
-        codes = sample_codes(teacher, text, 250, torch.Generator().manual_seed(1), 2.0, 64, 0.7)
-    tokens = TokenSet(codes.numpy().astype(np.int16), ids, mask)
+    teacher, tokens = played_by_the_band("test", chosen.clips, frames=250, seed=1)
     source = OnlineTeacher(teacher, tokens, "conditional", 1.0, torch.float32)
     figures: dict[str, float] = {}
     for name, _, reference in (one.partition("=") for one in chosen.students):
@@ -58,9 +49,9 @@ def main() -> None:
         decoder = ConditionedDecoder(student).eval()
         figures[f"{name}_passes"] = 1 if plays_in_one_pass(student) else 2
         for scale in chosen.scales:
-            found = held_out_closeness(AtScale(source, scale), len(texts), 8, partial(heard, student, decoder))
+            found = held_out_closeness(AtScale(source, scale), len(tokens.codes), 8, partial(heard, student, decoder))
             figures[f"{name}@{scale:g}"] = found["kl"]
-    report("guidance", figures, {"clips": len(texts), "scales": chosen.scales})
+    report("guidance", figures, {"clips": len(tokens.codes), "scales": chosen.scales})
 
 
 if __name__ == "__main__":

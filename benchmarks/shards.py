@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.band import GUIDANCE, TEMPERATURE, TOP_K, played_by_the_band
 from benchmarks.report import report
-from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.distill.cached import packed, unpacked
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.models.divergences import forward_kl
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
-from tinymusician.models.sampling import sample_codes
 
 KEPT = (1, 4, 16, 32, 64, 128, 256, None)
-TOP_K, TEMPERATURE = 64, 0.7
 
 
 def played(logits: torch.Tensor) -> torch.Tensor:
@@ -41,17 +37,10 @@ def main() -> None:
     options.add_argument("--clips", type=int, default=32)
     options.add_argument("--seconds", type=float, default=5.0)
     chosen = options.parse_args()
-    teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
-    texts = texts_of(load_prompts("band"), "validation")[: chosen.clips]
-    ids, mask = tokenize_captions(tokenizer, texts)
-    with torch.no_grad():
-        text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
-        frames = round(chosen.seconds * 50)
-        codes = sample_codes(teacher, text, frames, torch.Generator().manual_seed(0), 2.0, TOP_K, TEMPERATURE)
-    tokens = TokenSet(codes.numpy().astype(np.int16), ids, mask)
-    source = OnlineTeacher(teacher, tokens, "conditional", 2.0, torch.float32)
+    teacher, tokens = played_by_the_band("validation", chosen.clips, round(chosen.seconds * 50), seed=0)
+    source = OnlineTeacher(teacher, tokens, "conditional", GUIDANCE, torch.float32)
     totals: dict[str, list[Any]] = {}
-    for row in range(len(texts)):
+    for row in range(len(tokens.codes)):
         signals = source(np.array([row]))
         whole = signals.logits[signals.sequences.mask].float()
         for count in KEPT:
@@ -71,7 +60,7 @@ def main() -> None:
             for key, value in found.items():
                 totals.setdefault(key, []).append(value.double().mean().item())
     figures = {key: float(np.mean(values)) for key, values in totals.items()}
-    report("shards", figures, {"clips": len(texts), "seconds": chosen.seconds})
+    report("shards", figures, {"clips": len(tokens.codes), "seconds": chosen.seconds})
 
 
 if __name__ == "__main__":

@@ -107,11 +107,23 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
 
 def test_a_tunnel_is_told_from_this_machine(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a tunnel a cluster answers on loopback too, but its head names an address of another machine."""
+    from ray.util.state.common import NodeState
+
     from jobs.cluster import is_here
 
     assert is_here(ray.address)
     assert not is_here("http://head:8265")
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "198.51.100.7")
+    elsewhere = NodeState(
+        node_id="1",
+        node_ip="198.51.100.7",
+        is_head_node=True,
+        state="ALIVE",
+        state_message=None,
+        node_name="h",
+        resources_total={},
+        labels={},
+    )
+    monkeypatch.setattr("ray.util.state.list_nodes", lambda address: [elsewhere])
     assert not is_here(ray.address)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from scipy.special import log_softmax, rel_entr
 
 from jobs.distill import mixture_at
+from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
 from tinymusician.data.tokens import TokenSet, tokenize_captions
@@ -35,22 +35,8 @@ OBJECTIVES: list[Objective] = [
 
 def build(folder: Path, target: Any, objective: Objective, steps: int) -> DistillTask:
     teacher = load_musicgen(str(folder))
-    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
-    tokens = TokenSet(codes, *tokenize_captions(load_tokenizer(str(folder)), CAPTIONS * 2))
-    source = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
-    soft = Softening(2.0, 1.0, "sequence", steps)
-    student = cut_student(teacher, [0, 3])
-    return DistillTask(
-        student=student,
-        train=source,
-        train_rows=8,
-        held_out=source,
-        held_out_rows=8,
-        mixture_at=partial(mixture_at, objective, steps),
-        softening=soft,
-        batch_size=8,
-        seed=0,
-    )
+    source = OnlineTeacher(teacher, tiny_tokens(folder), target, 3.0, torch.float32)
+    return task_of(cut_student(teacher, [0, 3]), source, objective, steps, temperature=2.0)
 
 
 @pytest.mark.parametrize("target", ["conditional", "guided"])

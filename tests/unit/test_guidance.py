@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill import mixture_at
 from jobs.student import scales_between
+from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import AtScale, DistillTask, Scales, Softening
+from tinymusician.distill.task import AtScale, DistillTask, Scales
 from tinymusician.errors import RecipeError
 from tinymusician.evaluate.musicians import TorchMusician
 from tinymusician.models.guidance import is_told, passes_of, plays_in_one_pass, told_its_guidance
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer, told_condition
 from tinymusician.models.saving import save_musicgen
 from tinymusician.models.student import cut_student
-from tinymusician.recipe import PlainObjective, load_recipe
+from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamSettings, TorchEngine
 
 ROWS = np.arange(8)
@@ -31,8 +30,7 @@ ROWS = np.arange(8)
 
 @pytest.fixture
 def tokens(tiny_musicgen: Path) -> TokenSet:
-    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
-    return TokenSet(codes, *tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 2))
+    return tiny_tokens(tiny_musicgen)
 
 
 def both_passes(folder: Path, tokens: TokenSet) -> OnlineTeacher:
@@ -40,19 +38,7 @@ def both_passes(folder: Path, tokens: TokenSet) -> OnlineTeacher:
 
 
 def task(folder: Path, tokens: TokenSet, student: Any, scales: Scales) -> DistillTask:
-    source = both_passes(folder, tokens)
-    return DistillTask(
-        student=student,
-        train=source,
-        train_rows=8,
-        held_out=source,
-        held_out_rows=8,
-        mixture_at=partial(mixture_at, PlainObjective(name="forward"), 1),
-        softening=Softening(1.0, 1.0, "sequence", 1),
-        batch_size=8,
-        seed=0,
-        scales=scales,
-    )
+    return task_of(student, both_passes(folder, tokens), scales=scales)
 
 
 def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenSet) -> None:

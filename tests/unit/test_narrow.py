@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill import mixture_at
 from jobs.preflight import check_shapes
-from tests.tiny import CAPTIONS
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tests.distilling import task_of, tiny_tokens
+from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.hidden import FollowingDecoder, followed_layers, hidden_loss
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, Hidden, Softening
+from tinymusician.distill.task import Hidden
 from tinymusician.errors import RecipeError
-from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 from tinymusician.models.narrow import channels, narrow_student
 from tinymusician.models.student import cut_student
-from tinymusician.recipe import PlainObjective, load_recipe
+from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamSettings, TorchEngine
 
 
 @pytest.fixture
 def tokens(tiny_musicgen: Path) -> TokenSet:
-    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
-    return TokenSet(codes, *tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 2))
+    return tiny_tokens(tiny_musicgen)
 
 
 def logits(model: Any, tokens: TokenSet) -> torch.Tensor:
@@ -91,18 +88,7 @@ def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens:
     student = narrow_student(teacher, [0, 3], 24, 3, 24)
     assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (24, 24)
     source = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32, layers=[0, 3])
-    task = DistillTask(
-        student=student,
-        train=source,
-        train_rows=8,
-        held_out=source,
-        held_out_rows=8,
-        mixture_at=partial(mixture_at, PlainObjective(name="forward"), 1),
-        softening=Softening(1.0, 1.0, "sequence", 1),
-        batch_size=8,
-        seed=0,
-        hidden=Hidden("cosine", 0.5, 32),
-    )
+    task = task_of(student, source, hidden=Hidden("cosine", 0.5, 32))
     engine = TorchEngine(task.module, AdamSettings())
     before, hidden = task.validate(engine), []
     for step in range(60):

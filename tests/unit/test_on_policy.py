@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill import mixture_at, own_share
-from tests.tiny import CAPTIONS
+from jobs.distill import own_share
+from tests.distilling import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.on_policy import OwnSamples
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, Softening
+from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import encode_text, load_musicgen
 from tinymusician.models.sampling import sample_codes
 from tinymusician.models.student import cut_student
-from tinymusician.recipe import OnPolicy, PlainObjective, load_recipe
+from tinymusician.recipe import OnPolicy, load_recipe
 from tinymusician.training.engine import AdamSettings, TorchEngine
 
 STEPS, ROWS = 8, 4
@@ -31,8 +31,7 @@ STEPS, ROWS = 8, 4
 def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tuple[DistillTask, Any, TokenSet]:
     """A task, its teacher's source, and the given sequences."""
     teacher = load_musicgen(str(folder))
-    codes = np.random.default_rng(0).integers(0, 16, (8, 4, 12)).astype(np.int16)
-    tokens = TokenSet(codes, *tokenize_captions(load_tokenizer(str(folder)), CAPTIONS * 2))
+    tokens = tiny_tokens(folder)
 
     def judge(other: TokenSet) -> OnlineTeacher:
         return OnlineTeacher(teacher, other, "guided", 3.0, torch.float32)
@@ -42,19 +41,7 @@ def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tu
     samples = OwnSamples(
         student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, True, top_k, 1.0, 0, shards
     )
-    task = DistillTask(
-        student=student,
-        train=judge(tokens),
-        train_rows=8,
-        held_out=judge(tokens),
-        held_out_rows=8,
-        mixture_at=partial(mixture_at, PlainObjective(name="forward"), STEPS),
-        softening=Softening(1.0, 1.0, "sequence", STEPS),
-        batch_size=ROWS,
-        seed=0,
-        own=samples,
-    )
-    return task, judge, tokens
+    return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, own=samples), judge, tokens
 
 
 def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from scipy.special import softmax
 
+from tests.distilling import tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.shards import ShardSet, make_missing
-from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
+from tinymusician.data.tokens import TokenSet, rows_of_step
 from tinymusician.distill.cached import CachedTeacher, packed, shard_count, signal_shard, unpacked
 from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
 from tinymusician.distill.signals import OnlineTeacher, Prefetched
@@ -35,9 +36,7 @@ def teacher(tiny_musicgen: Path) -> Any:
 
 @pytest.fixture
 def tokens(tiny_musicgen: Path) -> TokenSet:
-    codes = np.random.default_rng(0).integers(0, 16, (37, 4, FRAMES)).astype(np.int16)
-    tokenizer = load_tokenizer(str(tiny_musicgen))
-    return TokenSet(codes, *tokenize_captions(tokenizer, [CAPTIONS[i % 4] for i in range(37)]))
+    return tiny_tokens(tiny_musicgen, 37, FRAMES)
 
 
 def plain_logits(model: Any, tokens: TokenSet, rows: np.ndarray, null: bool) -> torch.Tensor:
