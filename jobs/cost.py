@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinymusician.models.shape import DecoderShape, shape_of
+from tinymusician.models.size import CodecShape, TextShape, parts_of
 from tinymusician.recipe import FromLayers, NarrowStudent, Pretraining, Recipe
 
 _GIB = 2**30
@@ -24,6 +25,7 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
         "steps": training.steps,
         "workers": workers,
     }
+    figures |= _parts(recipe, teacher, student)
     if teacher and student:
         codes_a_row = frames(recipe, teacher) * teacher.codebooks
         figures["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_a_row
@@ -34,6 +36,33 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
             "activations; not the text encoder"
         )
     return figures
+
+
+def _parts(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape | None) -> dict[str, int]:
+    """Parameters of all that a device plays with, of a recipe that makes more smaller than the language model."""
+    shapes = parts_of(recipe.teacher.model)
+    if not recipe.has_small_parts or shapes is None or teacher is None or student is None:
+        return {}
+    figures = _counted("teacher", teacher, *shapes)
+    text, codec = shapes
+    if (own := recipe.text_encoder) is not None:
+        layers, feed_forward = len(own.layers), own.feed_forward
+        text = replace(text, layers=layers, width=own.width, heads=own.heads, feed_forward=feed_forward)
+    if (wanted := recipe.codec) is not None:
+        codec = replace(codec, filters=wanted.filters, residual_layers=wanted.residual_layers)
+    return figures | _counted("student", student, text, codec)
+
+
+def _counted(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape) -> dict[str, int]:
+    projection = 0 if text.width == decoder.width else (text.width + 1) * decoder.width
+    counts = {
+        "text_encoder": text.parameters,
+        "decoder": decoder.parameters,
+        "projection": projection,
+        "codec_decoder": codec.decoder_parameters,
+    }
+    figures = {f"{who}_{part}_parameters": count for part, count in counts.items()}
+    return {**figures, f"{who}_parameters": sum(counts.values())}
 
 
 def pretraining_cost(recipe: Recipe) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 from jobs.driver import drive
-from jobs.pair import Pair, held_together, load_pair
+from jobs.pair import Pair, held_together, load_pair, new_student
+from jobs.parts import train_jointly, train_parts
 from jobs.signals import signals
-from jobs.student import JUDGE, finish
+from jobs.student import JUDGE, finish, load_distilled
 from jobs.teacher import make_sequences, sequences
 from jobs.teacher_actors import Teachers
-from jobs.worker import NOBODY, Company, Context, Stage, train
+from jobs.worker import NOBODY, Company, Context, Stage, plan_of, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.data.shards import ShardSet
@@ -20,12 +21,11 @@ from tinymusician.recipe import ActorSignals, FixedBiKL, Objective, OnPolicy, St
 
 
 def work(context: Context) -> None:
-    """What each worker does: sample what is missing, then train the student."""
+    """What each worker does: sample what is missing, then train the student, part by part."""
     import torch
 
-    from tinymusician.distill.task import DistillTask, Hidden, Scales, Softening
+    from tinymusician.distill.task import DistillTask, Hidden, Softening
     from tinymusician.training.engine import AdamSettings
-    from tinymusician.training.loop import Plan
 
     recipe = context.recipe
     training = recipe.training
@@ -36,36 +36,49 @@ def work(context: Context) -> None:
         make_sequences(context, pair)
         context.meet()
     train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
-    soft, asked, width = recipe.temperature, recipe.hidden, pair.teacher.config.decoder.hidden_size
+    if recipe.has_small_parts:
+        parts = train_parts(context, pair.teacher, train_tokens, held_out)
+        pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
+    asked, steps = recipe.hidden, training.steps
+    width = pair.teacher.config.decoder.hidden_size
+    soft = Softening(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
     task = DistillTask(
-        student=pair.student.to(context.device),
-        train=signals(context, pair, train_tokens),
-        train_rows=len(train_tokens.codes),
-        held_out=signals(context, pair, held_out),
-        held_out_rows=len(held_out.codes),
-        mixture_at=partial(mixture_at, recipe.objective, training.steps),
-        softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
-        batch_size=training.batch_size,
-        seed=training.seed,
+        **objective(context, pair, train_tokens, held_out),
+        mixture_at=partial(mixture_at, recipe.objective, steps),
+        softening=soft,
         own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
         hidden=Hidden(asked.kind, asked.weight, width) if asked.weight else None,
-        scales=Scales(*ranged) if (ranged := recipe.teacher.guidance_range) else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
-    plan = Plan(
-        steps=training.steps,
-        peak_rate=training.learning_rate,
-        warmup=training.warmup,
-        log_every=training.log_every,
-        validate_every=training.validate_every,
-        checkpoint_every=training.checkpoint_every,
-        judge=JUDGE,
-        codes_a_part=codes_a_part,
-        seed=training.seed,
-        parts=training.parts or 0,
-    )
+    plan = plan_of(training, steps, training.learning_rate, JUDGE, codes_a_part)
     settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
     train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))
+    if recipe.joint.steps:
+        context.meet()
+        load_distilled(context, pair.student)
+        last = DistillTask(
+            **objective(context, pair, train_tokens, held_out),
+            mixture_at=lambda step: mixture_at(recipe.objective, steps, steps),
+            softening=Softening(recipe.temperature.final, recipe.temperature.final, "sequence", steps),
+        )
+        train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)
+
+
+def objective(context: Context, pair: Pair, train_tokens: TokenSet, held_out: TokenSet) -> dict[str, Any]:
+    """Of a student's task, what does not change between its language model's training and the joint tuning."""
+    from tinymusician.distill.task import Scales
+
+    training, ranged = context.recipe.training, context.recipe.teacher.guidance_range
+    return {
+        "student": pair.student.to(context.device),
+        "train": signals(context, pair, train_tokens),
+        "train_rows": len(train_tokens.codes),
+        "held_out": signals(context, pair, held_out),
+        "held_out_rows": len(held_out.codes),
+        "batch_size": training.batch_size,
+        "seed": training.seed,
+        "scales": Scales(*ranged) if ranged else None,
+    }
 
 
 def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jobs.parts import Parts, untrained_parts
 from jobs.worker import Context
 from tinymusician.errors import ClusterError, ModelError
 from tinymusician.recipe import CutStudent, FromLayers, NarrowStudent, Recipe
@@ -70,11 +71,16 @@ def held_together(context: Context, pair: Pair) -> Pair:
     return pair._replace(team=team)
 
 
-def new_student(recipe: Recipe, teacher: Any) -> Any:
-    """The student before any training: cut out of the teacher, as wide or narrower, or loaded."""
+def new_student(recipe: Recipe, teacher: Any, parts: Parts | None = None) -> Any:
+    """The student before its language model is trained: cut out of the teacher, as wide or narrower, or loaded.
+
+    Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
+    """
     from tinymusician.models.guidance import told_its_guidance
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.narrow import narrow_student
+    from tinymusician.models.narrow_codec import with_codec
+    from tinymusician.models.narrow_text import with_text
     from tinymusician.models.student import cut_student
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
@@ -84,6 +90,9 @@ def new_student(recipe: Recipe, teacher: Any) -> Any:
         student = cut_student(teacher, chosen.layers)
     else:
         student = load_musicgen(chosen.model)
+    parts = parts or untrained_parts(recipe, teacher)
+    student = student if parts.text is None else with_text(student, parts.text)
+    student = student if parts.codec is None else with_codec(student, parts.codec.codec)
     return told_its_guidance(student, *ranged) if ranged else student
 
 

@@ -10,6 +10,7 @@ from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
+from tinymusician.models.size import check_codec_size, check_text, check_text_width, parts_of
 from tinymusician.recipe import CachedSignals, FromLayers, NarrowStudent, Recipe
 
 PRETRAINING_READS = (
@@ -83,10 +84,10 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
     if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
-    if kind == "sweep" and (recipe.asks_the_teacher or ranged or split):
+    if kind == "sweep" and (recipe.asks_the_teacher or recipe.has_small_parts or ranged or split):
         raise RecipeError(
-            "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, "
-            "teacher.guidance_range and teacher.split have no place in it"
+            "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
+            "codec, teacher.guidance_range and teacher.split have no place in it"
         )
     if kind == "pipeline" and ranged and recipe.pipeline.last not in ("precompute", "distill"):
         raise RecipeError("teacher.guidance_range: bundles have no input for the scale; end with --until distill")
@@ -194,6 +195,7 @@ def check_shapes(recipe: Recipe) -> None:
     if isinstance(own := recipe.student, NarrowStudent):
         shape = teacher.width, teacher.heads, teacher.feed_forward
         check_narrow(own.width, own.heads, own.feed_forward, *shape, teacher.text)
+    check_parts(recipe)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
     if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:
@@ -203,6 +205,27 @@ def check_shapes(recipe: Recipe) -> None:
         raise ModelError(
             f"student: {student.codebooks} codebooks of {student.vocabulary}; "
             f"the teacher's {teacher.codebooks} of {teacher.vocabulary} are needed"
+        )
+
+
+def check_parts(recipe: Recipe) -> None:
+    """A smaller text encoder and a smaller codec must fit into the teacher's, where their shapes are known.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    shapes = parts_of(recipe.teacher.model)
+    if shapes is None:
+        return
+    if (own := recipe.text_encoder) is not None:
+        wanted = own.layers, own.width, own.heads, own.feed_forward
+        check_text(*wanted, shapes[0].layers, shapes[0].width, shapes[0].heads, shapes[0].feed_forward)
+        student = student_shape(recipe, shape_of(recipe.teacher.model))
+        if student is not None:
+            check_text_width(own.width, student.width)
+    if recipe.codec is not None:
+        check_codec_size(
+            recipe.codec.filters, recipe.codec.residual_layers, shapes[1].filters, shapes[1].residual_layers
         )
 
 

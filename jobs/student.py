@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.pair import Pair, load_pair, new_student
+from jobs.parts import JUDGES, checkpoints, finished_parts, judged, stage_metrics, trained_parts
 from jobs.teacher import online, sequences
-from jobs.worker import Context, metrics_name
+from jobs.worker import Context
 from tinymusician.artifacts.manifest import publish
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
@@ -19,7 +20,7 @@ from tinymusician.errors import RunError
 from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import FromLayers, Recipe
 
-JUDGE = "kl"
+JUDGE = JUDGES["distill"]
 """The held-out figure that picks the best checkpoint."""
 
 BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
@@ -27,27 +28,22 @@ BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's m
 
 def finish(context: Context) -> None:
     """The best checkpoint becomes an artifact with its figures."""
-    from tinymusician.distill.hidden import PROJECTIONS
     from tinymusician.distill.report import plot_metrics
-    from tinymusician.models.musicgen import ConditionedDecoder
     from tinymusician.models.saving import save_musicgen
-    from tinymusician.training.checkpoint import Checkpoints
-    from tinymusician.training.metrics import read_metrics
 
     recipe, store = context.recipe, context.run.store
-    best = Checkpoints(store, context.run.key("checkpoints/distill"), JUDGE).best()
-    if best is None:
-        raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
     context.run.tell("report", 0, 3)
     pair = load_pair(recipe)
-    student = new_student(recipe, pair.teacher)
-    own = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
-    ConditionedDecoder(student).load_state_dict(own)
+    student = new_student(recipe, pair.teacher, trained_parts(context, pair.teacher))
+    best_step = load_distilled(context, student)
     # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
     student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance
-    rows = read_metrics(store, context.run.key(metrics_name("distill")))
-    figures = held_out_figures(rows, best.step)
+    (first, final), rows = judged(context, "distill"), stage_metrics(context, "distill")
+    last = judged(context, "joint")[1] if recipe.joint.steps else final
+    figures = {"best_step": best_step, **held_out_figures(first, last)}
+    if recipe.has_small_parts:
+        figures |= finished_parts(context, pair.teacher, student)
     context.run.tell("report", 1, 3)
     figures |= figures_on_test_prompts(context, pair, student)
     context.run.tell("report", 2, 3)
@@ -70,13 +66,27 @@ def finish(context: Context) -> None:
     context.run.tell("report", 3, 3)
 
 
-def held_out_figures(rows: list[dict[str, Any]], best_step: int) -> dict[str, Any]:
-    """The figures on the validation prompts before training and at the best step, from the run's metrics."""
-    held_out = [row for row in rows if "held_out/kl" in row]
-    first, final = held_out[0], next(row for row in held_out if row["step"] == best_step)
+def load_distilled(context: Context, student: Any) -> int:
+    """Give a student the language model of the best checkpoint, and say of which step that is.
+
+    Raises:
+        RunError: there is none.
+    """
+    from tinymusician.distill.hidden import PROJECTIONS
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    best = checkpoints(context, "distill").best()
+    if best is None:
+        raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
+    own = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
+    ConditionedDecoder(student).load_state_dict(own)
+    return int(best.step)
+
+
+def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+    """The figures on the validation prompts before training and at the best checkpoint."""
     books = sum(name.startswith("held_out/kl/") for name in final)
     return {
-        "best_step": best_step,
         "kl_initial": first["held_out/kl"],
         "kl_final": final["held_out/kl"],
         "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(books)],

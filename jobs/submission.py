@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import cluster
+from tinymusician.artifacts.address import PATIENCE_VARIABLE
 from tinymusician.artifacts.runs import ENDED, SILENCE, STOPPED, RunFolder, RunRecord, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
 Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
+PATIENCE = "600"
+"""Seconds for which a job waits for a store that does not answer."""
 _TRAINING: tuple[Kind, ...] = ("pretrain", "distill", "pipeline")
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
 
@@ -44,6 +47,8 @@ def submit(
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
+    environment = cluster.runtime_environment(store, where)
+    environment["env_vars"][PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, PATIENCE)
     submission = f"{run.id}-{secrets.token_hex(3)}"
     content = recipe.model_dump(mode="json")
     if kind in _TRAINING:
@@ -69,7 +74,7 @@ def submit(
         client.submit_job(
             entrypoint=f"{_python(where)} -P -m jobs.entry {shlex.quote(run.id)} {shlex.quote(submission)}",
             submission_id=submission,
-            runtime_env=cluster.runtime_environment(store, where),
+            runtime_env=environment,
             metadata={"run": run.id, "kind": kind},
         )
     except Exception as error:

@@ -19,7 +19,7 @@ from jobs.evaluation import Evaluation
 from jobs.pair import Pair, load_pair, new_student
 from jobs.student import JUDGE
 from jobs.teacher import cached, online, sequences, signal_shards
-from jobs.worker import Context
+from jobs.worker import Context, plan_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint
 from tinymusician.data.tokens import TokenSet
@@ -34,7 +34,7 @@ from tinymusician.models.student import weights_digest
 from tinymusician.recipe import Grid, Recipe, parse_recipe
 from tinymusician.training.checkpoint import Checkpoints
 from tinymusician.training.engine import AdamSettings, TorchEngine
-from tinymusician.training.loop import Loop, Plan
+from tinymusician.training.loop import Loop
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.task import Model
 
@@ -210,17 +210,7 @@ class Trials(Evaluation):
         state = start.state if start is not None else None
         settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
-        plan = Plan(
-            training.steps,
-            training.learning_rate,
-            training.warmup,
-            training.log_every,
-            training.validate_every,
-            training.checkpoint_every,
-            JUDGE,
-            seed=training.seed,
-            parts=training.parts or 0,
-        )
+        plan = plan_of(training, training.steps, training.learning_rate, JUDGE)
         log = run.key(f"trials/{trial.voice.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
         how = f"trained {trial.grid}, {trial.value}, seed {trial.seed}"

@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunFolder, RunRecord
 from tinymusician.errors import ClusterError, Diverged, RunError, StoreError, TinyMusicianError
-from tinymusician.recipe import Recipe, parse_recipe
+from tinymusician.recipe import Recipe, Training, parse_recipe
 
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS, _PATIENCE = 5.0, 600.0
@@ -225,6 +225,24 @@ class Stage:
     batch_size: int
     zero: Literal[0, 1, 2, 3]
     precision: Literal["float32", "bfloat16"]
+
+
+def plan_of(training: Training, steps: int, rate: float, judge: str, codes_a_part: int = 0) -> Any:
+    """A stage's plan with the recipe's rhythm; see `training.loop.Plan`."""
+    from tinymusician.training.loop import Plan
+
+    return Plan(
+        steps=steps,
+        peak_rate=rate,
+        warmup=min(training.warmup, steps - 1),
+        log_every=training.log_every,
+        validate_every=training.validate_every,
+        checkpoint_every=training.checkpoint_every,
+        judge=judge,
+        codes_a_part=codes_a_part,
+        seed=training.seed,
+        parts=training.parts or 0,
+    )
 
 
 def train(context: Context, stage: Stage) -> None:

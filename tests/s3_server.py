@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +17,12 @@ FILTERS = ("catch_errors", "gatekeeper", "healthcheck", "listing_formats", "bulk
 
 
 class S3Server(NamedTuple):
-    """Where the server answers, and a key that it accepts."""
+    """Where the server answers, a key that it accepts, and a block in which nobody answers there."""
 
     endpoint: str
     access_key: str
     secret_key: str
+    gone: Callable[[], contextlib.AbstractContextManager[None]]
 
 
 def free_port() -> int:
@@ -36,16 +37,29 @@ def s3_server(root: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     ports = {name: free_port() for name in ("proxy", "account", "container", "object")}
     configure(root, ports, host)
     binaries = Path(sys.executable).parent
+    endpoint = f"http://{host}:{ports['proxy']}"
     with contextlib.ExitStack() as stack:
-        for name in ports:
-            log = stack.enter_context((root / f"{name}.log").open("wb"))
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            log = stack.enter_context((root / f"{name}.log").open("ab"))
             command = [str(binaries / f"swift-{name}-server"), str(root / f"{name}-server.conf"), "-v"]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
-        endpoint = f"http://{host}:{ports['proxy']}"
+            return process
+
+        running = {name: start(name) for name in ports}
+
+        @contextlib.contextmanager
+        def gone() -> Iterator[None]:
+            running["proxy"].kill()
+            running["proxy"].wait()
+            yield
+            running["proxy"] = start("proxy")
+            wait_until_healthy(f"{endpoint}/healthcheck", root)
+
         wait_until_healthy(f"{endpoint}/healthcheck", root)
-        yield S3Server(endpoint, "test:tester", "testing-secret")
+        yield S3Server(endpoint, "test:tester", "testing-secret", gone)
 
 
 def wait_until_healthy(url: str, root: Path) -> None:

@@ -8,15 +8,18 @@ from urllib.parse import unquote, urlparse
 
 from platformdirs import user_data_path
 
+from tinymusician.artifacts.patient import PatientStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import StoreError
 
-STORE_VARIABLE = "TMCTL_STORE"
+STORE_VARIABLE, PATIENCE_VARIABLE = "TMCTL_STORE", "TMCTL_STORE_PATIENCE"
 
 
 def open_store(url: str | None = None) -> Store:
     """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
+
+    Where TMCTL_STORE_PATIENCE says so many seconds, as within jobs, a server that does not answer is waited for.
 
     Raises:
         StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
@@ -29,5 +32,6 @@ def open_store(url: str | None = None) -> Store:
             raise StoreError(f"{STORE_VARIABLE} {address!r}: {root} is a file; a folder is needed")
         return LocalStore(root)
     if parts.scheme == "s3" and parts.netloc:
-        return S3Store(parts.netloc, parts.path.strip("/"))
+        store, patience = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(PATIENCE_VARIABLE)
+        return PatientStore(store, float(patience)) if patience else store
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")

@@ -52,5 +52,10 @@ def hidden_loss(kind: HiddenLoss, student_NRSD: Tensor, teacher_NRSD: Tensor, ma
     if kind == "cosine":
         values = 1 - nn.functional.cosine_similarity(student, teacher, dim=-1)
         return values[:, carries].mean()
-    size = teacher[:, carries].square().mean((1, 2))
-    return ((student - teacher)[:, carries].square().mean((1, 2)) / size).mean()
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([relative_error(one[carries], other[carries]) for one, other in pairs]).mean()
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean square of what is wrong over that of what is wanted."""
+    return (found - wanted).square().mean() / wanted.square().mean()

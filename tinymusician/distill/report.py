@@ -90,3 +90,26 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("training step")
     path.write_bytes(png(figure))
+
+
+def plot_parts(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """A PNG with a row a stage: its losses as shares of their first, their weights, and held-out losses likewise."""
+    figure, axes = pyplot().subplots(len(rows), 3, figsize=(13, 3.4 * len(rows)), layout="constrained", squeeze=False)
+    for line, (stage, found) in zip(axes, rows.items(), strict=True):
+        weights = sorted({name for row in found for name in row if name.startswith("weight/")})
+        losses = [name.removeprefix("weight/") for name in weights]
+        held_out = [name for name in (f"held_out/{loss}" for loss in losses) if any(name in row for row in found)]
+        panels = (("losses, share of the first", losses), ("their weights", weights), ("held out, share", held_out))
+        for axis, (title, names) in zip(line, panels, strict=True):
+            for name in names:
+                points = [(row["step"], row[name]) for row in found if row.get(name) is not None]
+                steps, values = zip(*points, strict=True)
+                first = 1.0 if name in weights else values[0]
+                axis.plot(steps, [value / first for value in values], label=name.rpartition("/")[2], marker=".")
+            axis.set_title(f"{stage}: {title}")
+            axis.set_xlabel("training step")
+            axis.set_yscale("linear" if names is weights else "log")
+            axis.grid(alpha=0.3, which="both")
+            if names:
+                axis.legend(fontsize="small")
+    path.write_bytes(png(figure))

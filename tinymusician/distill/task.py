@@ -133,23 +133,27 @@ class ObjectiveTask:
 
     def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
-        (logits, states), mask = self._answer(model, batch), batch.sequences.mask
-        mixture = self.mixture_at(step)
+        logits, states = self._answer(model, batch)
+        loss, scalars = self.objective(logits, batch, step)
+        if self.own:
+            scalars["own_share"] = torch.tensor(self.own.count(step, self.batch_size) / self.batch_size)
+            scalars["sampling_seconds"], self.own.seconds = torch.tensor(self.own.seconds), 0.0
+        if self.hidden:
+            assert batch.states is not None, "the source was asked for states"
+            scalars["hidden"] = hidden_loss(self.hidden.kind, states, batch.states, batch.sequences.mask)
+            loss = loss + self.hidden.weight * scalars["hidden"]
+        return loss, scalars
+
+    def objective(self, logits: Tensor, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective alone, of logits that are already there."""
+        mask, mixture = batch.sequences.mask, self.mixture_at(step)
         tau = self.softening.at(step, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, mixture, tau)
         scalars = {f"loss/{k + 1}": value for k, value in enumerate(mean_per_codebook(values.detach(), mask))}
         scalars |= closeness(batch.logits, logits.detach(), mask)
         scalars["alpha"] = torch.tensor(_stage(mixture))
         scalars["temperature"] = tau.mean()
-        if self.own:
-            scalars["own_share"] = torch.tensor(self.own.count(step, self.batch_size) / self.batch_size)
-            scalars["sampling_seconds"], self.own.seconds = torch.tensor(self.own.seconds), 0.0
-        loss = mean_over_valid(values, mask)
-        if self.hidden:
-            assert batch.states is not None, "the source was asked for states"
-            scalars["hidden"] = hidden_loss(self.hidden.kind, states, batch.states, mask)
-            loss = loss + self.hidden.weight * scalars["hidden"]
-        return loss, scalars
+        return mean_over_valid(values, mask), scalars
 
     def student_logits(self, model: Model, signals: Signals) -> Tensor:
         """What the student, as `model` trains it, says of these sequences, [R, K, S, V]."""

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MusicgenForConditionalGeneration
 
 from tinymusician.models.shape import check_narrow
-from tinymusician.models.student import check_layers
+from tinymusician.models.student import built, check_layers
 
 _BODY = "decoder.model.decoder."
 
@@ -43,16 +42,13 @@ def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, 
     shape = copy.deepcopy(teacher.config)
     shape.decoder.num_hidden_layers = len(layers)
     shape.decoder.hidden_size, shape.decoder.num_attention_heads, shape.decoder.ffn_dim = width, heads, feed_forward
-    student = MusicgenForConditionalGeneration(shape)
     weights = teacher.state_dict()
     kept = {name: value for name, value in weights.items() if not name.startswith(("decoder.", "enc_to_dec_proj."))}
     kept |= _outside_layers(weights, config, width, shape.text_encoder.hidden_size)
     for new, old in enumerate(layers):
         cut = _layer(weights, f"{_BODY}layers.{old}.", config, width, heads, feed_forward)
         kept |= {f"{_BODY}layers.{new}.{name}": value for name, value in cut.items()}
-    student.load_state_dict({name: value.clone() for name, value in kept.items()})
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
+    return built(shape, kept, teacher)
 
 
 def channels(count: int, width: int) -> Tensor:
@@ -89,22 +85,22 @@ def _layer(
     for attention in ("self_attn", "encoder_attn"):
         out = whole[f"{attention}.out_proj.weight"]
         by_head = out.view(len(out), config.num_attention_heads, -1).square().sum((0, 2))
-        rows = _wide(_largest(by_head, heads), config.hidden_size // config.num_attention_heads)
+        rows = wide(largest(by_head, heads), config.hidden_size // config.num_attention_heads)
         for part in "qkv":
             name = f"{attention}.{part}_proj.weight"
             kept[name] = whole[name][rows][:, own] * gain
         kept[f"{attention}.out_proj.weight"] = out[own][:, rows]
     first, second = whole["fc1.weight"], whole["fc2.weight"]
-    neurons = _largest(first.norm(dim=1) * second.norm(dim=0), feed_forward)
+    neurons = largest(first.norm(dim=1) * second.norm(dim=0), feed_forward)
     kept["fc1.weight"], kept["fc2.weight"] = first[neurons][:, own] * gain, second[own][:, neurons]
     return kept
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
+def largest(values: Tensor, count: int) -> Tensor:
     """The places of the `count` largest, in order."""
     return values.topk(count).indices.sort().values
 
 
-def _wide(heads: Tensor, width: int) -> Tensor:
+def wide(heads: Tensor, width: int) -> Tensor:
     """The rows of whole heads."""
     return (heads[:, None] * width + torch.arange(width)).flatten()

@@ -44,17 +44,19 @@ def log_mel(audio_BN: Tensor, sample_rate: int, window: int, bands: int, hop: in
 def spectral_distance(made_BN: Tensor, true_BN: Tensor, sample_rate: int) -> Tensor:
     """Mean over resolutions of log-mel L1, half log-magnitude L1 and half spectral convergence.
 
-    Source: the multi-resolution STFT loss of Parallel WaveGAN (arXiv 1910.11480), with mel bands as in EnCodec.
+    Source: the multi-resolution STFT loss of Parallel WaveGAN (arXiv 1910.11480), with mel bands as in EnCodec. Waves
+    that are shorter than half a window are not compared by it.
     """
+    fitting = [(window, bands) for window, bands in RESOLUTIONS if window // 2 < made_BN.shape[-1]]
     total = made_BN.new_zeros(())
-    for window, bands in RESOLUTIONS:
+    for window, bands in fitting:
         made, true = magnitude(made_BN, window, window // 4), magnitude(true_BN, window, window // 4)
         filters = mel_filters(sample_rate, window, bands).to(made.device)
         mel = (torch.log(filters @ made + 1e-3) - torch.log(filters @ true + 1e-3)).abs().mean()
         fine = (torch.log(made + 1e-2) - torch.log(true + 1e-2)).abs().mean()
         converge = (made - true).flatten(1).norm(dim=1) / (true.flatten(1).norm(dim=1) + 1e-3)
         total = total + mel + 0.5 * fine + 0.5 * converge.mean()
-    return total / len(RESOLUTIONS)
+    return total / len(fitting)
 
 
 def si_sdr(made_BN: Tensor, true_BN: Tensor) -> Tensor:

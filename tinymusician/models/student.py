@@ -25,10 +25,15 @@ def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
     check_layers(layers, teacher.config.decoder.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
     config.decoder.num_hidden_layers = len(layers)
-    student = MusicgenForConditionalGeneration(config)
-    student.load_state_dict(_renumbered(teacher.state_dict(), layers))
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
+    return built(config, _renumbered(teacher.state_dict(), layers), teacher)
+
+
+def built(config: Any, weights: dict[str, Any], like: Any) -> Any:
+    """A MusicGen of this configuration with a copy of these weights, that plays like another one by default."""
+    model = MusicgenForConditionalGeneration(config)
+    model.load_state_dict(weights)
+    model.generation_config = copy.deepcopy(like.generation_config)
+    return model.eval()
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:

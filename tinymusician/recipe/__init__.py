@@ -18,8 +18,10 @@ from tinymusician.recipe.distillation import (
     StageMixed,
     SteppedBiKL,
     Teacher,
+    Training,
 )
 from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
+from tinymusician.recipe.parts import Codec, TextEncoder
 from tinymusician.recipe.pretraining import Pretraining
 from tinymusician.recipe.release import Publish, ReleaseGates, Step
 from tinymusician.recipe.whole import Recipe, load_recipe, overridden, parse_recipe, recipe_names
@@ -27,6 +29,7 @@ from tinymusician.recipe.whole import Recipe, load_recipe, overridden, parse_rec
 __all__ = [
     "ActorSignals",
     "CachedSignals",
+    "Codec",
     "CutStudent",
     "Degeneration",
     "Evaluate",
@@ -49,6 +52,8 @@ __all__ = [
     "Step",
     "SteppedBiKL",
     "Teacher",
+    "TextEncoder",
+    "Training",
     "load_recipe",
     "overridden",
     "parse_recipe",

@@ -29,6 +29,7 @@ from tinymusician.recipe.distillation import (
 )
 from tinymusician.recipe.evaluation import Evaluate, Sweep
 from tinymusician.recipe.part import Part
+from tinymusician.recipe.parts import Codec, Joint, TextEncoder
 from tinymusician.recipe.pretraining import Pretraining
 from tinymusician.recipe.release import Pipeline, Publish
 
@@ -40,6 +41,9 @@ class Recipe(Part):
     description: str
     teacher: Teacher
     student: Annotated[CutStudent | NarrowStudent | ReadyStudent, Field(discriminator="kind")]
+    text_encoder: TextEncoder | None = Field(None, description="a smaller text encoder; if not given, the teacher's")
+    codec: Codec | None = Field(None, description="a smaller codec; if not given, the teacher's")
+    joint: Joint = Joint()
     sequences: Sequences = Sequences()
     signals: Signals = OnlineSignals()
     temperature: Temperature = Temperature()
@@ -74,6 +78,25 @@ class Recipe(Part):
     def _states_come_from_the_teacher_itself(self) -> Self:
         if self.hidden.weight and self.signals.source != "online":
             raise ValueError(f"hidden.weight = {self.hidden.weight:g}: only source online gives the teacher's states")
+        return self
+
+    @property
+    def has_small_parts(self) -> bool:
+        """Whether more than the language model is made smaller."""
+        return self.text_encoder is not None or self.codec is not None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.has_small_parts and isinstance(self.student, ReadyStudent):
+            raise ValueError(
+                "student.kind: a ready student has parts of its own; with text_encoder or codec, cut, narrow"
+            )
+        if self.text_encoder and self.teacher.split > 1:
+            raise ValueError("text_encoder: learns through the teacher's decoder, which must be whole: teacher.split 1")
+        if self.joint.steps and not (self.text_encoder and self.codec):
+            raise ValueError(f"joint.steps = {self.joint.steps}: tunes text_encoder and codec; both are needed")
+        if self.joint.steps and self.training.zero == 3:
+            raise ValueError("joint.steps: needs whole weights in each worker; allowed are training.zero 0 to 2")
         return self
 
     @model_validator(mode="after")

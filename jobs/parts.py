@@ -1,0 +1,226 @@
+"""What is made smaller beside the language model: text encoder and codec, each a stage of its own; then all at once.
+
+text-encoder → codec → distill (the language model, which hears through the one and never the other) → joint. Each has
+checkpoints and metrics of its own, and goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.worker import Context, Stage, metrics_name, plan_of, train
+from tinymusician.data.tokens import TokenSet
+from tinymusician.recipe import Recipe
+
+JUDGES = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
+"""The stages, and the held-out figure that picks the best checkpoint of each."""
+
+
+_FITTED = 64
+"""Sequences by which a linear map to the teacher's states begins."""
+
+
+class Parts(NamedTuple):
+    """A text encoder with its map, and a codec with its projections; None for the teacher's own."""
+
+    text: Any
+    codec: Any
+
+
+def untrained_parts(recipe: Recipe, teacher: Any) -> Parts:
+    """Cut out of the teacher's.
+
+    Raises:
+        RecipeError: they do not fit into the teacher's.
+    """
+    from tinymusician.distill.sound import FollowingCodec
+    from tinymusician.models.narrow_codec import narrow_codec
+    from tinymusician.models.narrow_text import narrow_text
+
+    text = codec = None
+    if (asked := recipe.text_encoder) is not None:
+        text = narrow_text(teacher.text_encoder, asked.layers, asked.width, asked.heads, asked.feed_forward)
+    if (wanted := recipe.codec) is not None:
+        codec = FollowingCodec(
+            narrow_codec(teacher.audio_encoder, wanted.filters, wanted.residual_layers), teacher.audio_encoder
+        )
+    return Parts(text, codec)
+
+
+def trained_parts(context: Context, teacher: Any) -> Parts:
+    """As the best checkpoints of their stages have them."""
+    parts = untrained_parts(context.recipe, teacher)
+    for stage, part in (("text-encoder", parts.text), ("codec", parts.codec)):
+        if part is not None:
+            part.load_state_dict(best_part(context, stage))
+    return parts
+
+
+def best_part(context: Context, stage: str) -> dict[str, Any]:
+    """The weights of a part at its best checkpoint."""
+    from tinymusician.distill.part import PART
+
+    best = checkpoints(context, stage).best()
+    assert best is not None, "every stage validates at its end"
+    weights = best.state.weights
+    return {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
+
+
+def checkpoints(context: Context, stage: str) -> Any:
+    """Those of a stage."""
+    from tinymusician.training.checkpoint import Checkpoints
+
+    return Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+
+
+def train_parts(context: Context, teacher: Any, tokens: TokenSet, held_out: TokenSet) -> Parts:
+    """Train what the recipe makes smaller beside the language model, one after the other."""
+    parts = untrained_parts(context.recipe, teacher)
+    if parts.text is not None:
+        _train_text(context, teacher, parts.text, tokens, held_out)
+    if parts.codec is not None:
+        _train_codec(context, teacher, parts.codec, tokens, held_out)
+    return trained_parts(context, teacher)
+
+
+def _train_text(context: Context, teacher: Any, text: Any, tokens: TokenSet, held_out: TokenSet) -> None:
+    import torch
+
+    from tinymusician.distill.text import TextTask, fit_text
+
+    asked, training = context.recipe.text_encoder, context.recipe.training
+    assert asked is not None
+    method, seed = context.recipe.joint.balance, training.seed
+    fit_text(text, teacher, *(torch.from_numpy(part[:_FITTED]) for part in (tokens.text_ids, tokens.text_mask)))
+    task = TextTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
+    _train(context, "text-encoder", task, asked.steps, asked.learning_rate, context.precision())
+
+
+def _train_codec(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> None:
+    import numpy as np
+
+    from tinymusician.distill.sound import pieces
+
+    asked = context.recipe.codec
+    assert asked is not None
+    rows, frames = np.arange(min(len(tokens.codes), _FITTED)), sound_frames(context, teacher)
+    codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(context.recipe.training.seed)))
+    task = sound_task(context, teacher, codec, tokens, held_out)
+    _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
+
+
+def sound_task(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> Any:
+    """The codec's task, in float32 everywhere: its losses are spectra and logarithms."""
+    from tinymusician.distill.sound import SoundTask
+
+    recipe = context.recipe
+    assert recipe.codec is not None
+    frames = sound_frames(context, teacher)
+    method, batch, seed = recipe.joint.balance, recipe.codec.batch_size, recipe.training.seed
+    return SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
+
+
+def sound_frames(context: Context, teacher: Any) -> int:
+    """How many frames a piece of sound has."""
+    assert context.recipe.codec is not None
+    return max(1, round(context.recipe.codec.seconds * float(teacher.config.audio_encoder.frame_rate)))
+
+
+def train_jointly(
+    context: Context, teacher: Any, parts: Parts, objective: Any, tokens: TokenSet, held_out: TokenSet
+) -> None:
+    """Tune all three; `objective` is the language model's task, on a student that is trained part by part."""
+    from tinymusician.distill.joint import JointTask
+
+    joint, student = context.recipe.joint, objective.student
+    parts.text.encoder, parts.codec.codec = student.text_encoder, student.audio_encoder
+    sound = sound_task(context, teacher, parts.codec, tokens, held_out)
+    task = JointTask(objective, parts.text, sound, teacher.text_encoder, joint.balance, context.device)
+    _train(context, "joint", task, joint.steps, joint.learning_rate, "float32")
+
+
+def _train(context: Context, name: str, task: Any, steps: int, rate: float, precision: Any) -> None:
+    from tinymusician.training.engine import AdamSettings
+
+    training = context.recipe.training
+    plan = plan_of(training, steps, rate, JUDGES[name])
+    settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
+    train(context, Stage(name, task, plan, settings, task.batch_size, 0, precision))
+    context.meet()
+
+
+def finished_parts(context: Context, teacher: Any, student: Any) -> dict[str, Any]:
+    """Give a distilled student what the joint tuning made of it, if there was any, and say what became of every part.
+
+    `text_…` and `codec_…` are held-out figures of those stages, `joint_…` those of the whole; `parameters_…` count what
+    a device plays with, so of the codec only its decoder.
+    """
+    from tinymusician.distill.report import plot_parts
+
+    stages = [stage for stage in SHOWN if checkpoints(context, stage).steps()]
+    rows = {stage: stage_metrics(context, stage) for stage in stages}
+    figures: dict[str, Any] = {}
+    for stage in stages:
+        for when, row in zip(("initial", "final"), judged(context, stage), strict=True):
+            what = stage.removesuffix("-encoder")
+            figures |= {f"{what}_{name}_{when}": row[f"held_out/{name}"] for name in SHOWN[stage]}
+    if "joint" in stages:
+        load_whole(student, best_part(context, "joint"))
+    for who, model in (("teacher_", teacher), ("", student)):
+        figures |= {f"{who}parameters_{name}": count for name, count in parameters(model).items()}
+    with tempfile.TemporaryDirectory() as name:
+        picture = Path(name) / "parts.png"
+        plot_parts(rows, picture)
+        context.run.store.upload(picture, context.run.key("parts.png"))
+    return figures
+
+
+def stage_metrics(context: Context, stage: str) -> list[dict[str, Any]]:
+    """What a stage wrote down."""
+    from tinymusician.training.metrics import read_metrics
+
+    return read_metrics(context.run.store, context.run.key(metrics_name(stage)))
+
+
+def judged(context: Context, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows with a stage's held-out figures before training, and at its best checkpoint."""
+    best = checkpoints(context, stage).best_step()
+    rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{JUDGES[stage]}" in row}
+    return rows[0], rows[best]
+
+
+SHOWN = {
+    "text-encoder": ("kl", "states"),
+    "codec": ("spectral", "log_mel", "si_sdr", "same_codes"),
+    "joint": ("kl", "spectral", "si_sdr"),
+}
+"""Of each stage's held-out figures, those that are told."""
+
+
+def load_whole(student: Any, weights: dict[str, Any]) -> None:
+    """Put the weights of the joint tuning into a student; the maps that only training needs are left."""
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    places = {
+        "decoder.": ConditionedDecoder(student),
+        "text.encoder.": student.text_encoder,
+        "codec.codec.": student.audio_encoder,
+    }
+    for prefix, place in places.items():
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        place.load_state_dict(own)
+
+
+def parameters(model: Any) -> dict[str, int]:
+    """Of each part that a device plays with, and of all."""
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    parts = {
+        "text_encoder": model.text_encoder,
+        "language_model": ConditionedDecoder(model),
+        "codec_decoder": model.audio_encoder.decoder,
+    }
+    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    return {**counts, "whole": sum(counts.values())}

@@ -1,0 +1,283 @@
+"""Text encoder and codec made smaller: what they keep of their teachers, what they learn, how they join a student."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import EncodecModel, T5EncoderModel
+
+from benchmarks.shapes import musicgen
+from jobs.cost import cost
+from jobs.parts import load_whole, parameters
+from tests.distilling import task_of, tiny_tokens
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.balance import Method, balance
+from tinymusician.distill.joint import JointTask
+from tinymusician.distill.maps import fit
+from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.sound import FollowingCodec, SoundTask, expected_latents, latents_of, played, sound_closeness
+from tinymusician.distill.text import TextTask, fit_text, state_error
+from tinymusician.errors import RecipeError
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
+from tinymusician.models.narrow import narrow_student
+from tinymusician.models.narrow_codec import narrow_codec, with_codec
+from tinymusician.models.narrow_text import MappedText, narrow_text, with_text
+from tinymusician.models.sampling import decode_audio
+from tinymusician.models.size import CodecShape, TextShape, parts_of
+from tinymusician.models.student import cut_student
+from tinymusician.recipe import load_recipe
+from tinymusician.training.engine import AdamSettings, TorchEngine
+
+FRAMES = 80
+"""At the tiny codec's 16 samples a frame: enough for the shortest windows of the spectral distance."""
+
+
+@pytest.fixture
+def teacher(tiny_musicgen: Path) -> Any:
+    """Its codes sound apart: transformers begins with empty codebooks."""
+    model = load_musicgen(str(tiny_musicgen))
+    torch.manual_seed(0)
+    for layer in model.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_()
+    return model
+
+
+@pytest.fixture
+def tokens(tiny_musicgen: Path) -> TokenSet:
+    return tiny_tokens(tiny_musicgen, frames=FRAMES)
+
+
+def text_of(tokens: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(tokens.text_ids), torch.from_numpy(tokens.text_mask)
+
+
+def trained(task: Any, steps: int, rate: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Held-out figures before and after."""
+    engine = TorchEngine(task.module, AdamSettings())
+    before = task.validate(engine)
+    for step in range(steps):
+        loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
+        engine.step(loss, rate)
+    task.module.eval()
+    return before, task.validate(engine)
+
+
+class TestText:
+    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenSet) -> None:
+        text = narrow_text(teacher.text_encoder, [0], 16, 2, 32)
+        torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
+
+    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenSet) -> None:
+        """A head and neurons that give nothing on are those that go."""
+        attention, feed_forward = teacher.text_encoder.encoder.block[0].layer
+        with torch.no_grad():
+            attention.SelfAttention.o.weight[:, :8] = 0
+            feed_forward.DenseReluDense.wo.weight[:, ::4] = 0
+        text = narrow_text(teacher.text_encoder, [0], 16, 1, 24)
+        assert text.encoder.config.num_heads == 1
+        torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
+
+    def test_a_student_hears_through_it(self, teacher: Any, tokens: TokenSet, tmp_path: Path) -> None:
+        """Map and projection are one: transformers' own model gives what the teacher gives for mapped states."""
+        text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+        with torch.no_grad():
+            text.to_teacher.bias.normal_()
+        ids, mask = text_of(tokens)
+        inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (8, 4, 9)))
+        with torch.no_grad():
+            wanted = ConditionedDecoder(teacher)(inputs, text(ids, mask), mask)
+            with_text(teacher, text).save_pretrained(tmp_path)
+            student = load_musicgen(str(tmp_path))
+            found = student(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs.flatten(0, 1)).logits
+        torch.testing.assert_close(found.view(wanted.shape), wanted, rtol=1e-4, atol=1e-5)
+
+    def test_one_as_wide_as_the_decoder(self, teacher: Any) -> None:
+        student = narrow_student(teacher, [0], 8, 1, 16)
+        with pytest.raises(RecipeError, match=r"text_encoder\.width = 8: is that of the student's decoder"):
+            with_text(student, narrow_text(teacher.text_encoder, [0], 8, 2, 16))
+
+    def test_it_learns(self, teacher: Any, tokens: TokenSet) -> None:
+        torch.manual_seed(0)
+        text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+        cut = state_error(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states, text_of(tokens)[1])
+        fit_text(text, teacher, *text_of(tokens))
+        before, after = trained(TextTask(text, teacher, tokens, tokens, "uncertainty", 8, 0, "cpu"), 60, 3e-3)
+        assert before["states"] < cut.item()
+        assert after["states"] < 0.7 * before["states"]
+        assert after["kl"] < 0.5 * before["kl"]
+
+    def test_states_agree_with_float64(self) -> None:
+        rng = np.random.default_rng(0)
+        found, wanted, mask = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4)), np.array([[1, 1, 0], [1, 0, 0]])
+        error = state_error(*(torch.from_numpy(each) for each in (found, wanted, mask)))
+        difference, size = ((found - wanted) ** 2)[mask > 0].sum(), (wanted**2)[mask > 0].sum()
+        assert error.item() == pytest.approx(difference / size, rel=1e-5)
+
+
+class TestCodec:
+    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenSet) -> None:
+        codec = narrow_codec(teacher.audio_encoder, 4, 1)
+        found = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
+        assert found["spectral"] < 1e-4
+        assert found["same_codes"] == 1
+
+    @torch.no_grad()
+    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenSet) -> None:
+        """Every other channel of every layer but the last says nothing: those are the ones that go."""
+        old = teacher.audio_encoder
+        for half in (old.encoder, old.decoder):
+            modules = list(half.modules())
+            *inner, _ = [module for module in modules if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d))]
+            for conv in inner:
+                weight = conv.weight.clone()
+                (weight if isinstance(conv, nn.Conv1d) else weight.transpose(0, 1))[1::2] *= 1e-12
+                conv.weight = weight
+                conv.bias[1::2] = 0
+            for weight in (
+                weight for module in modules if isinstance(module, nn.LSTM) for weight in module.parameters()
+            ):
+                weight[1::2] = 0
+        new, latent = narrow_codec(old, 2, 1), latents_of(old, torch.from_numpy(tokens.codes.astype(np.int64)))
+        wave = played(old, latent).wave
+        torch.testing.assert_close(played(new, latent).wave, wave)
+        torch.testing.assert_close(new.encoder(wave[:, None]), old.encoder(wave[:, None]))
+
+    def test_fewer_residual_blocks(self, teacher: Any) -> None:
+        """Without them the rest is as it was."""
+        config = copy.deepcopy(teacher.config.audio_encoder)
+        config.num_residual_layers = 2
+        deep = EncodecModel(config).eval()
+        same = narrow_codec(narrow_codec(deep, 4, 1), 4, 0)
+        latent = torch.randn(2, 8, 20)
+        torch.testing.assert_close(played(same, latent).wave, played(narrow_codec(deep, 4, 0), latent).wave)
+        for layer in (layer for layer in deep.decoder.layers if hasattr(layer, "block")):
+            layer.forward = lambda values: values
+        torch.testing.assert_close(played(same, latent).wave, played(deep, latent).wave)
+
+    def test_a_student_plays_through_it(self, teacher: Any, tmp_path: Path) -> None:
+        codec = narrow_codec(teacher.audio_encoder, 2, 1)
+        with_codec(teacher, codec).save_pretrained(tmp_path)
+        student, codes = load_musicgen(str(tmp_path)), torch.randint(0, 16, (2, 4, 20))
+        wanted = codec.decode(codes[None], [None]).audio_values[:, 0]
+        torch.testing.assert_close(torch.stack(list(decode_audio(student, codes))), wanted)
+
+    def test_it_learns(self, teacher: Any, tokens: TokenSet) -> None:
+        torch.manual_seed(0)
+        codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+        codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
+        before, after = trained(
+            SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "rates", 8, 0, "cpu"), 60, 3e-3
+        )
+        assert after["spectral"] < 0.8 * before["spectral"]
+        assert after["si_sdr"] > before["si_sdr"] + 1
+
+    def test_one_that_is_larger(self, teacher: Any) -> None:
+        with pytest.raises(RecipeError, match=r"codec\.filters = 8: at most the teacher's 4"):
+            narrow_codec(teacher.audio_encoder, 8, 1)
+
+    def test_certain_codes_are_expected(self, teacher: Any) -> None:
+        codes = torch.randint(0, 16, (2, 4, 5))
+        logits = 100.0 * nn.functional.one_hot(codes, 16)
+        found = expected_latents(teacher.audio_encoder, logits)
+        torch.testing.assert_close(found, latents_of(teacher.audio_encoder, codes))
+
+
+def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenSet) -> None:
+    """All losses fall, what is heard reaches the text encoder, and the student that is kept is what was judged."""
+    torch.manual_seed(0)
+    text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+    fit_text(text, teacher, *text_of(tokens))
+    codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+    student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
+    kept = copy.deepcopy(student)
+    text, codec.codec = MappedText(student.text_encoder, text.to_teacher), student.audio_encoder
+    source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
+    sound = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
+    task = JointTask(task_of(student, source), text, sound, teacher.text_encoder, "uncertainty", "cpu")
+    batch = task.batch(0, 0, 1)
+    answer, _ = task.module(*task.asked(batch))
+    heard = task.losses(answer, batch)["heard"]
+    (gradient,) = torch.autograd.grad(heard, student.text_encoder.shared.weight)
+    assert gradient.abs().max() > 0
+    before, after = trained(task, 40, 3e-3)
+    assert before["whole"] == 1
+    assert after["kl"] < 0.5 * before["kl"]
+    assert after["spectral"] < before["spectral"]
+    assert after["whole"] == pytest.approx(
+        (after["kl"] / before["kl"] + after["spectral"] / before["spectral"]) / 2, rel=1e-5
+    )
+    load_whole(kept, {name.removeprefix("part."): value for name, value in task.module.state_dict().items()})
+    assert all(torch.equal(kept.state_dict()[name], value) for name, value in student.state_dict().items())
+
+
+class TestBalance:
+    def total(self, method: Method, log_variances: torch.Tensor | None = None) -> Any:
+        losses = {"one": torch.tensor(3.0), "other": torch.tensor(0.02)}
+        return balance(method, losses, {"one": 2.0, "other": 0.1}, log_variances)
+
+    def test_uncertainty_is_least_where_variances_are_the_losses(self) -> None:
+        """Σ ½·r/σ² + ½·log σ² is least at σ² = r, where it is Σ ½ + ½·log r."""
+        shares = np.array([1.5, 0.2])
+        best = torch.tensor(np.log(shares), requires_grad=True)
+        value, weights = self.total("uncertainty", best)
+        assert value.item() == pytest.approx((0.5 + 0.5 * np.log(shares)).sum())
+        assert torch.autograd.grad(value, best)[0].abs().max() < 1e-6
+        assert weights["other"].item() == pytest.approx(0.5 / 0.2)
+
+    def test_rates_weigh_what_fell_least(self) -> None:
+        shares = np.array([1.5, 0.2])
+        wanted = 2 * np.exp(shares / 2) / np.exp(shares / 2).sum()
+        value, weights = self.total("rates")
+        assert [weight.item() for weight in weights.values()] == pytest.approx(wanted.tolist())
+        assert value.item() == pytest.approx((wanted * shares).sum())
+
+    def test_equal(self) -> None:
+        assert self.total("equal")[0].item() == pytest.approx(1.7)
+
+
+def test_a_map_begins_with_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    states, wanted = rng.normal(size=(400, 5)) * 3 + 1, rng.normal(size=(400, 3))
+    wanted += states @ rng.normal(size=(5, 3)) + 2
+    map_ = nn.Linear(5, 3)
+    fit(map_, torch.from_numpy(states), torch.from_numpy(wanted))
+    solution, *_ = np.linalg.lstsq(np.c_[states, np.ones(400)], wanted, rcond=None)
+    np.testing.assert_allclose(map_.weight.detach(), solution[:-1].T, atol=2e-2)
+    np.testing.assert_allclose(map_.bias.detach(), solution[-1], atol=5e-2)
+
+
+class TestBudget:
+    def test_shapes_are_counted_as_transformers_does(self) -> None:
+        with torch.device("meta"):
+            small = musicgen("small")
+        text, codec = TextShape(), CodecShape()
+        assert text.parameters == sum(
+            weight.numel() for weight in T5EncoderModel(small.config.text_encoder).parameters()
+        )
+        assert codec.decoder_parameters == parameters(small)["codec_decoder"]
+        found = parts_of("band-large")
+        assert found is not None
+        band = parameters(load_musicgen("band-large"))
+        assert (found[0].parameters, found[1].decoder_parameters) == (band["text_encoder"], band["codec_decoder"])
+
+    def test_tinyttm_keeps_its_budget(self) -> None:
+        """89.2 M within 2 %, from 557.6 M: what `--dry-run` says of the packaged recipe, a part a line."""
+        figures = cost(load_recipe("tinyttm"), 1)
+        assert figures["teacher_parameters"] == pytest.approx(557.6e6, rel=0.01)
+        parts = ("text_encoder", "decoder", "projection", "codec_decoder")
+        assert sum(figures[f"student_{part}_parameters"] for part in parts) == figures["student_parameters"]
+        assert figures["student_parameters"] == pytest.approx(89.2e6, rel=0.02)
+
+    @pytest.mark.slow
+    def test_the_student_that_is_built_has_so_many(self) -> None:
+        from jobs.pair import new_student
+
+        recipe = load_recipe("tinyttm")
+        student = new_student(recipe, musicgen("small"))
+        assert parameters(student)["whole"] == cost(recipe, 1)["student_parameters"]

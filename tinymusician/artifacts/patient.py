@@ -1,0 +1,66 @@
+"""A store that is waited for: what a job of many hours wants of one that is gone for a minute."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tinymusician.artifacts.store import DAY, Entry, Store
+from tinymusician.errors import Busy, Denied
+
+_FIRST, _LONGEST = 1.0, 15.0
+
+Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
+
+
+class PatientStore:
+    """Another store, asked again for so many `seconds` while it does not answer; a refusal is an answer."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    def put(self, key: str, data: bytes) -> None:
+        self._asked(lambda: self._store.put(key, data))
+
+    def get(self, key: str) -> bytes:
+        return self._asked(lambda: self._store.get(key))
+
+    def upload(self, path: Path, key: str) -> None:
+        self._asked(lambda: self._store.upload(path, key))
+
+    def download(self, key: str, path: Path) -> None:
+        self._asked(lambda: self._store.download(key, path))
+
+    def exists(self, key: str) -> bool:
+        return self._asked(lambda: self._store.exists(key))
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        yield from self._asked(lambda: [*self._store.list(prefix)])
+
+    def delete(self, key: str) -> None:
+        self._asked(lambda: self._store.delete(key))
+
+    def sweep(self, age: float = DAY) -> None:
+        self._asked(lambda: self._store.sweep(age))
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+        deadline, wait = time.monotonic() + self._seconds, _FIRST
+        while True:
+            try:
+                return ask()
+            except Denied:
+                raise
+            except Busy as error:
+                if time.monotonic() + wait > deadline:
+                    raise
+                _log.warning("%s; asking again in %g s", error, wait)
+                time.sleep(wait)
+                wait = min(2 * wait, _LONGEST)

@@ -1,0 +1,57 @@
+"""Several losses as one: how much each of them weighs, by a rule that follows them while they fall.
+
+Every loss L is counted in shares of what it was before training, r = L / L₀, so that units do not matter. Then
+
+    uncertainty   Σ ½·exp(-s)·r + ½·s, with s = log σ² of each loss, learned with the module (arXiv 1705.07115, eq. 7 in
+                  the logarithmic form of its section 3.2)
+    rates         Σ w·r, with w = n·softmax(r / T): what has fallen least weighs most. The softmax of dynamic weight
+                  averaging (arXiv 1803.10704, eq. 7, T = 2) over GradNorm's training rates r (arXiv 1711.02257,
+                  section 3), which need no memory of steps before
+    equal         Σ r
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Method = Literal["uncertainty", "rates", "equal"]
+
+_SOFTNESS = 2.0
+_HASTE = 10.0
+"""Log variances move so much faster than weights do at the same learning rate: they have far to go."""
+
+
+class Balanced(nn.Module):
+    """A module, and what is learned of its `count` losses; called like the module, it gives both."""
+
+    def __init__(self, part: nn.Module, method: Method, count: int) -> None:
+        super().__init__()
+        self.part = part
+        self.hurried = nn.Parameter(torch.zeros(count)) if method == "uncertainty" else None
+
+    def forward(self, *inputs: Any) -> tuple[Any, Tensor | None]:
+        """What the module gives, and the log variances [n] of its losses if they are learned."""
+        return self.part(*inputs), None if self.hurried is None else _HASTE * self.hurried
+
+
+def balance(
+    method: Method, losses: Mapping[str, Tensor], before: Mapping[str, float], log_variances: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses as one, and the weight of each by name.
+
+    `before` are their values before training; `log_variances` [n] are what `Balanced` gave.
+    """
+    shares = torch.stack([losses[name].float() / before[name] for name in losses])
+    if method == "uncertainty":
+        assert log_variances is not None, "the module was made for this method"
+        weights = 0.5 * torch.exp(-log_variances)
+        total = (weights * shares + 0.5 * log_variances).sum()
+    else:
+        seen = shares.detach()
+        weights = len(seen) * torch.softmax(seen / _SOFTNESS, 0) if method == "rates" else torch.ones_like(seen)
+        total = (weights * shares).sum()
+    return total, dict(zip(losses, weights.detach(), strict=True))

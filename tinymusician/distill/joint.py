@@ -1,0 +1,116 @@
+"""The whole student at once: text encoder, language model and codec are tuned together, with all their losses.
+
+Beside the objective and the losses of the parts (distill/text.py, distill/sound.py) there is one that reaches through
+all three: `heard`, the spectral distance between the sound of the student's expected latents, E_q[latent], and that of
+the teacher's, E_p[latent], each by its own decoder. Drawn codes let no gradient through; their expectation does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tinymusician.distill.balance import Method
+from tinymusician.distill.part import PartTask
+from tinymusician.distill.signals import Sequences, Signals
+from tinymusician.distill.sound import FollowingCodec, Sound, SoundTask, expected_latents, played
+from tinymusician.distill.task import DistillTask
+from tinymusician.distill.text import state_error
+from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
+from tinymusician.models.narrow_text import MappedText
+from tinymusician.models.spectral import spectral_distance
+from tinymusician.training.task import Model
+
+
+class Together(NamedTuple):
+    """Signals for the language model, `codes` [B, K, T] for the codec, and the frame where what is heard begins."""
+
+    signals: Signals
+    codes: Tensor
+    place: int
+
+
+class Answer(NamedTuple):
+    """The language model's `logits`, the mapped text `states`, the codec's `sound`, and what is `heard` [R, N]."""
+
+    logits: Tensor
+    states: Tensor
+    sound: tuple[Sound, Tensor]
+    heard: Tensor
+
+
+class WholeStudent(nn.Module):
+    """Language model, text encoder and codec as one module; the text encoder's own map serves its loss alone."""
+
+    def __init__(self, decoder: ConditionedDecoder, text: MappedText, codec: FollowingCodec, frames: int) -> None:
+        """So many `frames` of what the language model would play are heard."""
+        super().__init__()
+        self.decoder, self.text, self.codec, self._frames = decoder, text, codec, frames
+
+    def forward(self, sequences: Sequences, place: int, latent_BDT: Tensor, wave_BN: Tensor) -> Answer:
+        """Sequences for the language model; latents and their sound for the codec."""
+        ids, mask = sequences.ids, sequences.text_mask
+        states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        text = TextCondition(states, mask).dropped(~sequences.with_text)
+        logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
+        heard = sound_of(self.codec.codec, logits, sequences, place, self._frames)
+        return Answer(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), heard)
+
+
+def sound_of(codec: Any, logits_RKSV: Tensor, sequences: Sequences, place: int, frames: int) -> Tensor:
+    """The sound of the latents that are expected for so many frames from `place` on, [R, N]."""
+    rows, books, _, codes = logits_RKSV.shape
+    side_by_side = logits_RKSV[sequences.mask].view(rows, books, -1, codes)
+    return played(codec, expected_latents(codec, side_by_side[:, :, place : place + frames])).wave
+
+
+class JointTask(PartTask):
+    """All losses, balanced; judged by the mean of KL and spectral distance, each as a share of what it was before."""
+
+    def __init__(
+        self, objective: DistillTask, text: MappedText, sound: SoundTask, heard: Any, method: Method, device: str
+    ) -> None:
+        """`text` and the codec of `sound` are the objective's student's own; `heard` is the teacher's text encoder."""
+        self.objective, self.sound, self._heard = objective, sound, heard.to(device).eval().requires_grad_(False)
+        whole = WholeStudent(objective.module, text, sound.codec, sound.frames)
+        super().__init__(whole, method, objective.train_rows, objective.batch_size, objective.seed, device)
+        self._at_first = self._figures()
+
+    def batch(self, step: int, part: int, parts: int) -> Together:
+        """The objective's batch, and the codec's."""
+        signals = self.objective.batch(step, part, parts)
+        longest = int(signals.sequences.mask[0, 0].sum()) - self.sound.frames
+        place = np.random.default_rng((self.seed, step, part)).integers(0, max(longest, 0) + 1)
+        return Together(signals, self.sound.batch(step, part, parts), int(place))
+
+    def asked(self, batch: Together) -> tuple[Any, ...]:
+        """Sequences, where to listen, and the codec's question."""
+        return batch.signals.sequences, batch.place, *self.sound.asked(batch.codes)
+
+    def losses(self, answer: Answer, batch: Together) -> dict[str, Tensor]:
+        """The objective, the states, the codec's, and what is heard of all three."""
+        signals, sequences = batch.signals, batch.signals.sequences
+        with torch.no_grad():
+            states = self._heard(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
+            wanted = sound_of(self.sound.teacher, signals.logits, sequences, batch.place, self.sound.frames)
+        kl, _ = self.objective.objective(answer.logits, signals, 0)
+        return {
+            "kl": kl,
+            "states": state_error(answer.states, states, sequences.text_mask),
+            **self.sound.losses(answer.sound, batch.codes),
+            "heard": spectral_distance(answer.heard, wanted, self.sound.teacher.config.sampling_rate),
+        }
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """The objective's figures and the codec's, and `whole`."""
+        figures = self._figures()
+        shares = [figures[name] / self._at_first[name] for name in ("kl", "spectral")]
+        return {**figures, "whole": sum(shares) / len(shares)}
+
+    @torch.no_grad()
+    def _figures(self) -> dict[str, float]:
+        self.part.eval()
+        return self.objective.validate(self.objective.module) | self.sound.validate(self.sound.module)

@@ -1,0 +1,65 @@
+"""Training one part of a student on several losses, balanced: what text encoder and codec have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinymusician.data.tokens import rows_of_step
+from tinymusician.distill.balance import Balanced, Method, balance
+from tinymusician.distill.signals import Rows
+from tinymusician.training.task import Model, to_device
+
+PART = "part."
+"""How the names of a part's weights begin in a checkpoint, beside what is learned of its losses."""
+
+
+class PartTask(ABC):
+    """Its heirs say what a batch is, what the part is asked, and which losses its answer has."""
+
+    def __init__(self, part: nn.Module, method: Method, rows: int, batch_size: int, seed: int, device: str) -> None:
+        """`rows` are those of the sequences that it learns on; the part is not trained yet, and goes to `device`."""
+        self.part, self.method, self.count = part.to(device), method, rows
+        self.batch_size, self.seed = batch_size, seed
+        self.before = self._before(device)
+        self.module = Balanced(part, method, len(self.before)).to(device)
+
+    def rows(self, step: int, part: int, parts: int) -> Rows:
+        """Epochs are permutations; the parts of a step are disjoint."""
+        return rows_of_step(step, part, parts, self.batch_size, self.count, self.seed)
+
+    @abstractmethod
+    def batch(self, step: int, part: int, parts: int) -> Any:
+        """The batch of part `part` of the `parts` of `step`."""
+
+    @abstractmethod
+    def asked(self, batch: Any) -> tuple[Any, ...]:
+        """What the part is called with."""
+
+    @abstractmethod
+    def losses(self, answer: Any, batch: Any) -> dict[str, Tensor]:
+        """The losses of what it answered, by name."""
+
+    @abstractmethod
+    def validate(self, model: Model) -> dict[str, float]:
+        """Held-out figures."""
+
+    def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The balanced losses; each of them and its weight beside it."""
+        answer, log_variances = model(*self.asked(batch))
+        losses = self.losses(answer, batch)
+        total, weights = balance(self.method, losses, self.before, log_variances)
+        return total, {
+            **{name: value.detach() for name, value in losses.items()},
+            **{f"weight/{name}": value for name, value in weights.items()},
+        }
+
+    @torch.no_grad()
+    def _before(self, device: str) -> dict[str, float]:
+        """What the losses are before training, on the first batch: the same wherever and whenever a run goes on."""
+        batch = to_device(self.batch(0, 0, 1), torch.device(device))
+        self.part.eval()
+        return {name: value.item() for name, value in self.losses(self.part(*self.asked(batch)), batch).items()}

@@ -1,0 +1,168 @@
+"""A smaller codec learns to sound like its teacher, on the sound of codes that the teacher's language model wrote.
+
+With the teacher's decoder D, its encoder E, and x = D(codes):
+
+    spectral    multi-resolution spectral distance of the student's sound to x (models/spectral.py)
+    waveform    mean |difference| over mean |x|
+    features    relative error of what the decoder's stages give on, each through a linear map that is learned with it
+    latents     relative error of the student's encoder on x against E(x), which the same quantizer reads
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.balance import Method
+from tinymusician.distill.hidden import relative_error
+from tinymusician.distill.maps import fit
+from tinymusician.distill.part import PartTask
+from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
+from tinymusician.training.task import Model
+
+_JUDGED = 48
+
+
+class Sound(NamedTuple):
+    """What a decoder makes of latents: `wave` [B, N], and what its stages give on, each [B, C, n]."""
+
+    wave: Tensor
+    features: tuple[Tensor, ...]
+
+
+def played(codec: Any, latent_BDT: Tensor) -> Sound:
+    """Run an EnCodec's decoder on dequantized latents; its stages end with the LSTM and with every upsampling."""
+    features, values = [], latent_BDT
+    for layer in codec.decoder.layers:
+        values = layer(values)
+        if type(layer).__name__ in {"EncodecLSTM", "EncodecConvTranspose1d"}:
+            features.append(values)
+    return Sound(values[:, 0], tuple(features))
+
+
+def latents_of(codec: Any, codes_BKT: Tensor) -> Tensor:
+    """What an EnCodec's decoder reads for codes, [B, D, T]."""
+    latent: Tensor = codec.quantizer.decode(codes_BKT.transpose(0, 1))
+    return latent
+
+
+def expected_latents(codec: Any, logits_BKTV: Tensor) -> Tensor:
+    """The mean of the latents over a distribution of codes, [B, D, T]: it can be differentiated, drawn codes cannot."""
+    shares = logits_BKTV.float().softmax(-1)
+    books = [layer.codebook.embed for layer in codec.quantizer.layers[: logits_BKTV.shape[1]]]
+    return torch.stack([shares[:, k] @ book for k, book in enumerate(books)]).sum(0).transpose(1, 2)
+
+
+class FollowingCodec(nn.Module):
+    """A student's codec with one linear map a stage to its teacher's channels, which are no part of the student."""
+
+    def __init__(self, codec: Any, teacher: Any) -> None:
+        super().__init__()
+        self.codec = codec
+        latent = torch.zeros(1, codec.config.hidden_size, 1)
+        with torch.no_grad():
+            widths = [[stage.shape[1] for stage in played(one, latent).features] for one in (codec, teacher)]
+        self.projections = nn.ModuleList(nn.Conv1d(own, wide, 1) for own, wide in zip(*widths, strict=True))
+
+    @torch.no_grad()
+    def fit(self, teacher: Any, codes_BKT: Tensor) -> None:
+        """Let the maps begin where they are best for these codes."""
+        latent = latents_of(teacher, codes_BKT)
+        pairs = zip(played(self.codec, latent).features, played(teacher, latent).features, strict=True)
+        for one, (own, wanted) in zip(self.projections, pairs, strict=True):
+            assert isinstance(one, nn.Conv1d)
+            fit(one, own.transpose(1, 2).flatten(0, 1), wanted.transpose(1, 2).flatten(0, 1))
+
+    def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[Sound, Tensor]:
+        """The sound of latents with its features as wide as the teacher's, and the encoder's latents of a wave."""
+        sound = played(self.codec, latent_BDT)
+        features = (one(stage) for one, stage in zip(self.projections, sound.features, strict=True))
+        return Sound(sound.wave, tuple(features)), self.codec.encoder(wave_BN[:, None])
+
+
+def pieces(tokens: TokenSet, rows: Any, frames: int, rng: np.random.Generator) -> Tensor:
+    """From each of these rows, codes of so many frames from anywhere, [B, K, frames]."""
+    longest = tokens.codes.shape[2]
+    places = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
+    cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, places, strict=True)]
+    return torch.from_numpy(np.stack(cut).astype(np.int64))
+
+
+class SoundTask(PartTask):
+    """Trains a codec; its quantizer and the teacher stay as they are."""
+
+    def __init__(
+        self,
+        codec: FollowingCodec,
+        teacher: Any,
+        tokens: TokenSet,
+        held_out: TokenSet,
+        frames: int,
+        method: Method,
+        batch_size: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        """`teacher` is a codec; pieces have so many `frames`."""
+        self.codec = codec
+        self.teacher, self.tokens, self.frames = teacher.to(device).eval().requires_grad_(False), tokens, frames
+        rows = np.arange(min(len(held_out.codes), _JUDGED))
+        self._judged = pieces(held_out, rows, frames, np.random.default_rng(seed)).to(device)
+        super().__init__(codec, method, len(tokens.codes), batch_size, seed, device)
+
+    def batch(self, step: int, part: int, parts: int) -> Tensor:
+        """Codes [B, K, T]."""
+        return pieces(self.tokens, self.rows(step, part, parts), self.frames, np.random.default_rng((step, part)))
+
+    @torch.no_grad()
+    def asked(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents of codes, and the teacher's sound of them."""
+        latent = latents_of(self.teacher, batch)
+        return latent, played(self.teacher, latent).wave
+
+    def losses(self, answer: tuple[Sound, Tensor], batch: Tensor) -> dict[str, Tensor]:
+        """All four."""
+        return sound_losses(self.teacher, answer, batch)
+
+    @torch.no_grad()
+    def validate(self, model: Model) -> dict[str, float]:
+        """The closeness of held-out pieces, by the codec as it stands."""
+        return sound_closeness(self.codec.codec, self.teacher, self._judged)
+
+
+def sound_losses(teacher: Any, answer: tuple[Sound, Tensor], codes_BKT: Tensor) -> dict[str, Tensor]:
+    """What a codec's answer to a teacher's codes is off by, by name."""
+    with torch.no_grad():
+        wanted = played(teacher, latents_of(teacher, codes_BKT))
+        encoded = teacher.encoder(wanted.wave[:, None])
+    (wave, features), latents = answer
+    errors = [relative_error(one, other) for one, other in zip(features, wanted.features, strict=True)]
+    return {
+        "spectral": spectral_distance(wave, wanted.wave, teacher.config.sampling_rate),
+        "waveform": (wave - wanted.wave).abs().mean() / wanted.wave.abs().mean(),
+        "features": torch.stack(errors).mean(),
+        "latents": relative_error(latents, encoded),
+    }
+
+
+@torch.no_grad()
+def sound_closeness(codec: Any, teacher: Any, codes_BKT: Tensor) -> dict[str, float]:
+    """How near a codec's sound of codes is to its teacher's.
+
+    `spectral` distance, `log_mel` L1 (natural logarithm), `si_sdr` in dB, and `same_codes`: the share of codes that the
+    codec's own encoder finds in the teacher's sound where the teacher's does.
+    """
+    latent, rate = latents_of(teacher, codes_BKT), teacher.config.sampling_rate
+    wanted, made = played(teacher, latent).wave, played(codec, latent).wave
+    mels = [log_mel(wave, rate, 1024, 64, 256) for wave in (made, wanted)]
+    codes = [one.encode(wanted[:, None]).audio_codes for one in (codec, teacher)]
+    return {
+        "spectral": spectral_distance(made, wanted, rate).item(),
+        "log_mel": (mels[0] - mels[1]).abs().mean().item(),
+        "si_sdr": si_sdr(made, wanted).mean().item(),
+        "same_codes": (codes[0] == codes[1]).float().mean().item(),
+    }

@@ -1,0 +1,90 @@
+"""A smaller text encoder learns to be heard like its teacher: by its states, and by what the decoder makes of them.
+
+states   |P·h - H|² / |H|² over the text's tokens, with P the map to the teacher's width (as in distill/hidden.py)
+kl       forward KL of the teacher's own distribution over codes to the one it has when it hears P·h: what an error in
+         the states costs where cross-attention reads them (nats a code)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.balance import Method
+from tinymusician.distill.hidden import relative_error
+from tinymusician.distill.maps import fit
+from tinymusician.distill.objective import in_pieces
+from tinymusician.distill.part import PartTask
+from tinymusician.distill.signals import Rows, Sequences, sequences_of
+from tinymusician.models.divergences import forward_kl, mean_over_valid
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.models.narrow_text import MappedText
+from tinymusician.training.task import Model, to_device
+
+
+def state_error(states_BLE: Tensor, wanted_BLE: Tensor, mask_BL: Tensor) -> Tensor:
+    """The relative error of the states of those tokens that are text."""
+    text = mask_BL.bool()
+    return relative_error(states_BLE[text].float(), wanted_BLE[text].float())
+
+
+@torch.no_grad()
+def fit_text(text: MappedText, teacher: Any, ids_BL: Tensor, mask_BL: Tensor) -> None:
+    """Let a text encoder's map begin where it is best for these texts."""
+    words = mask_BL.bool()
+    own = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    fit(text.to_teacher, own[words], encode_text(teacher, ids_BL, mask_BL).states[words])
+
+
+class TextTask(PartTask):
+    """Trains a text encoder with its map; the teacher stays as it is."""
+
+    def __init__(
+        self,
+        text: MappedText,
+        teacher: Any,
+        tokens: TokenSet,
+        held_out: TokenSet,
+        method: Method,
+        batch_size: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.teacher, self.tokens, self.held_out = teacher.to(device).requires_grad_(False), tokens, held_out
+        self._decoder = ConditionedDecoder(teacher).eval()
+        super().__init__(text, method, len(tokens.codes), batch_size, seed, device)
+
+    def batch(self, step: int, part: int, parts: int) -> Sequences:
+        """Sequences with their text."""
+        return self._sequences(self.tokens, self.rows(step, part, parts))
+
+    def asked(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """The text."""
+        return batch.ids, batch.text_mask
+
+    def losses(self, answer: Tensor, batch: Sequences) -> dict[str, Tensor]:
+        """The error of the states, and the KL through the teacher's decoder."""
+        with torch.no_grad():
+            wanted = encode_text(self.teacher, batch.ids, batch.text_mask).states
+            teacher = self._decoder(batch.inputs, wanted, batch.text_mask)
+        heard = self._decoder(batch.inputs, answer.to(wanted.dtype), batch.text_mask)
+        kl = mean_over_valid(in_pieces(forward_kl, teacher, heard, batch.mask), batch.mask)
+        return {"states": state_error(answer, wanted, batch.text_mask), "kl": kl}
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """The means of both losses over the held-out sequences."""
+        totals: dict[str, float] = {}
+        rows, device = len(self.held_out.codes), next(self._decoder.parameters()).device
+        for place in range(0, rows, self.batch_size):
+            batch = self._sequences(self.held_out, torch.arange(place, min(place + self.batch_size, rows)).numpy())
+            batch = to_device(batch, device)
+            answer, _ = model(*self.asked(batch))
+            for name, value in self.losses(answer, batch).items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids) / rows
+        return totals
+
+    def _sequences(self, tokens: TokenSet, rows: Rows) -> Sequences:
+        return sequences_of(tokens, rows, "guided", int(self.teacher.config.decoder.vocab_size))

@@ -1,0 +1,99 @@
+"""A codec with fewer filters and residual blocks, cut out of an EnCodec that keeps its quantizer.
+
+The codes keep their meaning, so a language model speaks to either. The decoder is what a device plays with; the encoder
+is cut alike, since a MusicGen's codec has one configuration for both. Every convolution keeps the output channels whose
+kernels are largest (Frobenius norm, arXiv 1608.08710), of those inputs that the layer before has kept; a residual block
+writes to the channels that it reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EncodecModel
+
+from tinymusician.errors import ModelError
+from tinymusician.models.narrow import largest
+from tinymusician.models.size import check_codec_size
+from tinymusician.models.student import built
+
+
+@torch.no_grad()
+def narrow_codec(teacher: Any, filters: int, residual_layers: int) -> Any:
+    """An EnCodec with so many filters and residual blocks a stage, in float32 and evaluation mode.
+
+    Raises:
+        RecipeError: the teacher has fewer.
+        ModelError: it normalises by groups.
+    """
+    check_codec_size(filters, residual_layers, teacher.config.num_filters, teacher.config.num_residual_layers)
+    if teacher.config.norm_type != "weight_norm":
+        raise ModelError(f"codec: the teacher's norm_type is {teacher.config.norm_type!r}; weight_norm is supported")
+    shape = copy.deepcopy(teacher.config)
+    shape.num_filters, shape.num_residual_layers = filters, residual_layers
+    student = EncodecModel(shape)
+    student.quantizer.load_state_dict(teacher.quantizer.state_dict())
+    for part in ("encoder", "decoder"):
+        _cut(getattr(teacher, part).layers, getattr(student, part).layers, residual_layers)
+    return student.eval()
+
+
+def with_codec(model: Any, codec: Any) -> Any:
+    """A MusicGen that plays through another codec."""
+    shape = copy.deepcopy(model.config)
+    shape.audio_encoder = copy.deepcopy(codec.config)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("audio_encoder.")}
+    weights |= {f"audio_encoder.{name}": value for name, value in codec.state_dict().items()}
+    return built(shape, weights, model)
+
+
+def _cut(old: Any, new: Any, residual_layers: int) -> None:
+    """Fill the new layers from the old ones that have a place among them."""
+    kept, blocks, places = None, 0, iter(new)
+    for layer in old:
+        kind = type(layer).__name__
+        blocks = blocks + 1 if kind == "EncodecResnetBlock" else 0
+        if blocks > residual_layers:
+            continue
+        place = next(places)
+        if kind == "EncodecResnetBlock":
+            _cut_block(layer, place, kept)
+        elif kind == "EncodecLSTM":
+            _cut_lstm(layer.lstm, place.lstm, kept)
+        elif kind != "ELU":
+            kept = _cut_convolution(layer.conv, place.conv, kept)
+
+
+def _cut_convolution(old: Any, new: Any, kept: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Fill a convolution that reads the channels `kept` (None: all); returns the output channels it keeps."""
+    transposed = isinstance(old, nn.ConvTranspose1d)
+    weight = old.weight.transpose(0, 1) if transposed else old.weight  # [out, in, kernel]
+    weight = weight if kept is None else weight[:, kept]
+    if out is None:
+        out = largest(weight.flatten(1).norm(dim=1), new.out_channels)
+    new.weight = (weight[out].transpose(0, 1) if transposed else weight[out]).clone()
+    new.bias.copy_(old.bias[out])
+    return out
+
+
+def _cut_block(old: Any, new: Any, kept: Tensor | None) -> None:
+    channels = kept
+    for layer, place in zip(old.block, new.block, strict=True):
+        if layer is old.block[-1]:
+            _cut_convolution(layer.conv, place.conv, channels, kept)
+        elif hasattr(layer, "conv"):
+            channels = _cut_convolution(layer.conv, place.conv, channels)
+    if hasattr(old.shortcut, "conv"):
+        _cut_convolution(old.shortcut.conv, new.shortcut.conv, kept, kept)
+
+
+def _cut_lstm(old: Any, new: Any, kept: Tensor | None) -> None:
+    """Its four gates keep the channels that it reads, for it adds its output to its input."""
+    assert kept is not None, "a convolution comes first"
+    gates = torch.cat([kept + gate * old.hidden_size for gate in range(4)])
+    for name, value in old.named_parameters():
+        cut = value[gates][:, kept] if name.startswith("weight") else value[gates]
+        getattr(new, name).copy_(cut)
