@@ -123,7 +123,8 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     Sampling keeps keys and values of every layer in float32, twice with guidance. A split teacher is divided among its
     workers. In training AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the
     moments over the workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a
-    step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole).
+    step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole); recomputed,
+    only its input of 4, and one layer at a time the rest.
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
@@ -132,7 +133,8 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     length = frames(recipe, teacher) + student.codebooks
     steps = training.batch_size * passes * length
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
-    activations = _ACTIVATION_BYTES * steps * student.width * student.layers
+    layer, whole = _ACTIVATION_BYTES * steps * student.width, 4 * steps * student.width * student.layers
+    activations = whole + layer if training.recompute else layer * student.layers
     at_hand = 4 * teacher.parameters / recipe.teacher.split
     caches = 2 * recipe.sequences.samples_at_once * length * 2 * 4 * teacher.width * teacher.layers
     sampling = at_hand + caches / recipe.teacher.split

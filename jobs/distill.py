@@ -39,6 +39,8 @@ def work(context: Context) -> None:
     if recipe.has_small_parts:
         parts = train_parts(context, pair.teacher, train_tokens, held_out)
         pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
+    if training.recompute:
+        pair.student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     asked, steps = recipe.hidden, training.steps
     width = pair.teacher.config.decoder.hidden_size
     soft = Softening(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)

@@ -93,7 +93,14 @@ def check_teams(split: int, workers: int, kind: Kind) -> None:
         raise RunError(f"--workers {workers}: teacher.split = {split} needs a multiple of it")
 
 
-HOW_NOT_WHAT = ("training.zero", "training.least_workers", "training.restarts", "training.skips", "signals.source")
+HOW_NOT_WHAT = (
+    "training.zero",
+    "training.recompute",
+    "training.least_workers",
+    "training.restarts",
+    "training.skips",
+    "signals.source",
+)
 """What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
 
 

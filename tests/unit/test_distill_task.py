@@ -55,6 +55,33 @@ def test_every_objective_brings_the_student_nearer(tiny_musicgen: Path, target: 
     assert scalars["temperature"].item() == pytest.approx(1.5)
 
 
+def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
+    """Not the losses, nor what is learned of them; what layers keep for the backward pass becomes less."""
+
+    def trained(recompute: bool) -> tuple[list[float], int]:
+        task, kept = build(tiny_musicgen, "conditional", OBJECTIVES[0], 5), 0
+        if recompute:
+            task.student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        engine, losses = TorchEngine(task.module, AdamSettings()), []
+        task.module.train()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        for step in range(5):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
+            losses.append(loss.item())
+            engine.step(loss, 3e-3)
+        return losses, kept
+
+    (plain, all_of_it), (again, some) = trained(False), trained(True)
+    assert again == pytest.approx(plain, rel=1e-6)
+    assert some < 0.5 * all_of_it
+
+
 def test_stages_follow_the_recipe() -> None:
     staged = StageMixed(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
     assert tuple(mixture_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)

@@ -216,6 +216,9 @@ class Training(Part):
         "auto", description="auto: bfloat16 on a GPU that has it, float32 otherwise"
     )
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    recompute: bool = Field(
+        False, description="keep no activations within the student's layers and compute them again: less memory, slower"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     validate_every: Count = 100

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,6 +158,7 @@ class Loop:
         row = window.means(self.worker.world)
         if self.plan.codes_a_part:
             row["codes_a_second"] = self.plan.codes_a_part * self.parts / row["seconds_a_step"]
+        row["memory_gib"] = most_memory(self.engine.device) / 2**30
         if self.worker.rank == 0:
             self.metrics.add({"step": self.done, **row})
 
@@ -182,6 +185,14 @@ class Loop:
 def seed_of_step(seed: int, step: int, rank: int) -> int:
     """What a worker's random numbers at a step follow from, so that a resumed run draws the same ones."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
+def most_memory(device: torch.device) -> int:
+    """The most bytes that this process has had so far: of its GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 class Window:
