@@ -84,10 +84,11 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
     if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
-    if kind == "sweep" and (recipe.asks_the_teacher or recipe.has_small_parts or ranged or split):
+    from_actors = recipe.signals.source == "actors"
+    if kind == "sweep" and (recipe.asks_the_teacher or recipe.has_small_parts or ranged or split or from_actors):
         raise RecipeError(
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
-            "codec, teacher.guidance_range and teacher.split have no place in it"
+            "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"
         )
     if kind == "pipeline" and ranged and recipe.pipeline.last not in ("precompute", "distill"):
         raise RecipeError("teacher.guidance_range: bundles have no input for the scale; end with --until distill")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from tinymusician.errors import ModelError
 from tinymusician.models.narrow import largest, wide
 from tinymusician.models.size import check_text, check_text_width
 from tinymusician.models.student import built
@@ -43,9 +44,14 @@ def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, fee
     """A T5 encoder of the teacher's `layers`; its map begins by putting every kept channel back in its place.
 
     Raises:
-        RecipeError: it is not smaller than the teacher's, a T5 encoder, everywhere.
+        RecipeError: it is larger than the teacher's somewhere.
+        ModelError: the teacher's has gated feed-forward blocks.
     """
     own = teacher.config
+    if own.is_gated_act:
+        raise ModelError(
+            f"text_encoder: the teacher's feed_forward_proj is {own.feed_forward_proj!r}; relu is supported"
+        )
     check_text(layers, width, heads, feed_forward, own.num_layers, own.d_model, own.num_heads, own.d_ff)
     shape = copy.deepcopy(own)
     shape.num_layers, shape.d_model, shape.num_heads, shape.d_ff = len(layers), width, heads, feed_forward
