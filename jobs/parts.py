@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 from jobs.worker import Context, Stage, metrics_name, plan_of, train
 from tinymusician.data.tokens import TokenSet
+from tinymusician.errors import RecipeError
 from tinymusician.recipe import Recipe
 
 JUDGES = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
 """The stages, and the held-out figure that picks the best checkpoint of each."""
 
 
+SHORTEST = 512
+"""Half the window of the spectra that pieces of sound are judged by, in samples."""
 _FITTED = 64
 """Sequences by which a linear map to the teacher's states begins."""
 
@@ -123,9 +126,20 @@ def sound_task(context: Context, teacher: Any, codec: Any, tokens: TokenSet, hel
 
 
 def sound_frames(context: Context, teacher: Any) -> int:
-    """How many frames a piece of sound has."""
-    assert context.recipe.codec is not None
-    return max(1, round(context.recipe.codec.seconds * float(teacher.config.audio_encoder.frame_rate)))
+    """How many frames a piece of sound has: no more than the sequences.
+
+    Raises:
+        RecipeError: it is too short for a spectrum.
+    """
+    recipe, codec = context.recipe, teacher.config.audio_encoder
+    assert recipe.codec is not None
+    seconds = min(recipe.codec.seconds, recipe.sequences.seconds)
+    if seconds * codec.sampling_rate <= SHORTEST:
+        raise RecipeError(
+            f"codec.seconds = {seconds:g}: more than {SHORTEST} samples at {codec.sampling_rate} Hz are needed for a "
+            f"spectrum, {SHORTEST / codec.sampling_rate:.3f} s; sequences.seconds bounds them too"
+        )
+    return round(seconds * float(codec.frame_rate))
 
 
 def train_jointly(
