@@ -33,7 +33,7 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
         figures["memory_a_worker_gib"] = round(memory(recipe, teacher, student, workers) / _GIB, 2)
         figures["memory_counts"] = (
             "the most that sampling or training takes: weights, caches, gradients, AdamW moments, teacher, logits, "
-            "activations; not the text encoder"
+            "activations; not the text encoder, nor what trains it and the codec"
         )
     return figures
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.driver import drive
 from jobs.pair import Pair, held_together, load_pair, new_student
-from jobs.parts import train_jointly, train_parts
+from jobs.parts import Parts, train_jointly, train_parts
 from jobs.signals import signals
 from jobs.student import JUDGE, finish, load_distilled
 from jobs.teacher import make_sequences, sequences
@@ -39,8 +39,6 @@ def work(context: Context) -> None:
     if recipe.has_small_parts:
         parts = train_parts(context, pair.teacher, train_tokens, held_out)
         pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
-    if training.recompute:
-        pair.student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     asked, steps = recipe.hidden, training.steps
     width = pair.teacher.config.decoder.hidden_size
     soft = Softening(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
@@ -56,26 +54,42 @@ def work(context: Context) -> None:
     settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
     train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))
     if recipe.joint.steps:
+        del task  # with its engine's moments
         context.meet()
-        load_distilled(context, pair.student)
-        last = DistillTask(
-            **objective(context, pair, train_tokens, held_out),
-            mixture_at=lambda step: mixture_at(recipe.objective, steps, steps),
-            softening=Softening(recipe.temperature.final, recipe.temperature.final, "sequence", steps),
-        )
-        train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)
+        tune(context, pair, parts, train_tokens, held_out)
 
 
-def objective(context: Context, pair: Pair, train_tokens: TokenSet, held_out: TokenSet) -> dict[str, Any]:
-    """Of a student's task, what does not change between its language model's training and the joint tuning."""
+def tune(context: Context, pair: Pair, parts: Parts, train_tokens: TokenSet, held_out: TokenSet) -> None:
+    """The joint stage, on a student of its own: an engine leaves marks on the weights that it trained."""
+    from tinymusician.distill.task import DistillTask, Softening
+
+    recipe, soft = context.recipe, context.recipe.temperature
+    student = new_student(recipe, pair.teacher.to("cpu"), parts)
+    load_distilled(context, student)
+    pair, steps = pair._replace(student=student), recipe.training.steps
+    last = DistillTask(
+        **objective(context, pair, train_tokens, held_out, followed=False),
+        mixture_at=lambda step: mixture_at(recipe.objective, steps, steps),
+        softening=Softening(soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps),
+    )
+    train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)
+
+
+def objective(
+    context: Context, pair: Pair, train_tokens: TokenSet, held_out: TokenSet, followed: bool = True
+) -> dict[str, Any]:
+    """Of a student's task, what does not change between its language model's training and the joint tuning.
+
+    In the one its layers may be `followed`, in the other not.
+    """
     from tinymusician.distill.task import Scales
 
     training, ranged = context.recipe.training, context.recipe.teacher.guidance_range
     return {
         "student": pair.student.to(context.device),
-        "train": signals(context, pair, train_tokens),
+        "train": signals(context, pair, train_tokens, followed),
         "train_rows": len(train_tokens.codes),
-        "held_out": signals(context, pair, held_out),
+        "held_out": signals(context, pair, held_out, followed),
         "held_out_rows": len(held_out.codes),
         "batch_size": training.batch_size,
         "seed": training.seed,

@@ -93,7 +93,10 @@ def new_student(recipe: Recipe, teacher: Any, parts: Parts | None = None) -> Any
     parts = parts or untrained_parts(recipe, teacher)
     student = student if parts.text is None else with_text(student, parts.text)
     student = student if parts.codec is None else with_codec(student, parts.codec.codec)
-    return told_its_guidance(student, *ranged) if ranged else student
+    student = told_its_guidance(student, *ranged) if ranged else student
+    if recipe.training.recompute:
+        student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
 
 
 def untrained(recipe: Recipe) -> tuple[Any, Any]:

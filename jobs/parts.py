@@ -6,23 +6,22 @@ checkpoints and metrics of its own, and goes on where it was interrupted.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.worker import Context, Stage, metrics_name, plan_of, train
 from tinymusician.data.tokens import TokenSet
-from tinymusician.errors import RecipeError
+from tinymusician.models.size import check_piece
 from tinymusician.recipe import Recipe
 
 JUDGES = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
 """The stages, and the held-out figure that picks the best checkpoint of each."""
 
 
-SHORTEST = 512
-"""Half the window of the spectra that pieces of sound are judged by, in samples."""
-_FITTED = 64
-"""Sequences by which a linear map to the teacher's states begins."""
+_TEXTS, _PIECES = 256, 16
+"""Texts and pieces of sound by which the linear maps to the teacher's states begin."""
 
 
 class Parts(NamedTuple):
@@ -80,15 +79,19 @@ def checkpoints(context: Context, stage: str) -> Any:
 
 def train_parts(context: Context, teacher: Any, tokens: TokenSet, held_out: TokenSet) -> Parts:
     """Train what the recipe makes smaller beside the language model, one after the other."""
+    teacher.to("cpu")  # where sampling may not have left it; parts are cut and fitted here
     parts = untrained_parts(context.recipe, teacher)
     if parts.text is not None:
         _train_text(context, teacher, parts.text, tokens, held_out)
+        teacher.to("cpu")
     if parts.codec is not None:
         _train_codec(context, teacher, parts.codec, tokens, held_out)
+        teacher.to("cpu")
     return trained_parts(context, teacher)
 
 
 def _train_text(context: Context, teacher: Any, text: Any, tokens: TokenSet, held_out: TokenSet) -> None:
+    import numpy as np
     import torch
 
     from tinymusician.distill.text import TextTask, fit_text
@@ -96,7 +99,8 @@ def _train_text(context: Context, teacher: Any, text: Any, tokens: TokenSet, hel
     asked, training = context.recipe.text_encoder, context.recipe.training
     assert asked is not None
     method, seed = context.recipe.joint.balance, training.seed
-    fit_text(text, teacher, *(torch.from_numpy(part[:_FITTED]) for part in (tokens.text_ids, tokens.text_mask)))
+    texts = np.unique(tokens.text_ids, axis=0, return_index=True)[1][:_TEXTS]
+    fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
     task = TextTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
     _train(context, "text-encoder", task, asked.steps, asked.learning_rate, context.precision())
 
@@ -108,7 +112,7 @@ def _train_codec(context: Context, teacher: Any, codec: Any, tokens: TokenSet, h
 
     asked = context.recipe.codec
     assert asked is not None
-    rows, frames = np.arange(min(len(tokens.codes), _FITTED)), sound_frames(context, teacher)
+    rows, frames = np.arange(min(len(tokens.codes), _PIECES)), sound_frames(context, teacher)
     codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(context.recipe.training.seed)))
     task = sound_task(context, teacher, codec, tokens, held_out)
     _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
@@ -134,12 +138,7 @@ def sound_frames(context: Context, teacher: Any) -> int:
     recipe, codec = context.recipe, teacher.config.audio_encoder
     assert recipe.codec is not None
     seconds = min(recipe.codec.seconds, recipe.sequences.seconds)
-    if seconds * codec.sampling_rate <= SHORTEST:
-        raise RecipeError(
-            f"codec.seconds = {seconds:g}: more than {SHORTEST} samples at {codec.sampling_rate} Hz are needed for a "
-            f"spectrum, {SHORTEST / codec.sampling_rate:.3f} s; sequences.seconds bounds them too"
-        )
-    return round(seconds * float(codec.frame_rate))
+    return check_piece(seconds, float(codec.frame_rate), math.prod(codec.upsampling_ratios))
 
 
 def train_jointly(

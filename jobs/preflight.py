@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
-from tinymusician.models.size import check_codec_size, check_text, check_text_width, parts_of
+from tinymusician.models.size import check_codec_size, check_piece, check_text, check_text_width, parts_of
 from tinymusician.recipe import CachedSignals, FromLayers, NarrowStudent, Recipe
 
 PRETRAINING_READS = (
@@ -224,7 +225,12 @@ def check_parts(recipe: Recipe) -> None:
         student = student_shape(recipe, shape_of(recipe.teacher.model))
         if student is not None:
             check_text_width(own.width, student.width)
-    if recipe.codec is not None:
+    teacher = shape_of(recipe.teacher.model)
+    if recipe.codec is not None and teacher is not None:
+        seconds, filters = min(recipe.codec.seconds, recipe.sequences.seconds), recipe.codec.filters
+        check_piece(seconds, teacher.frame_rate, math.prod(shapes[1].ratios))
+        if recipe.codec.residual_layers and filters < shapes[1].compress:
+            raise RecipeError(f"codec.filters = {filters}: at least {shapes[1].compress} where residual blocks are")
         check_codec_size(
             recipe.codec.filters, recipe.codec.residual_layers, shapes[1].filters, shapes[1].residual_layers
         )

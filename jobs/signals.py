@@ -12,8 +12,8 @@ from tinymusician.data.tokens import TokenSet
 from tinymusician.recipe import ActorSignals, CachedSignals, FromLayers, Recipe
 
 
-def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
-    """The recipe's source of signals on these sequences.
+def signals(context: Context, pair: Pair, tokens: TokenSet, states: bool = True) -> Any:
+    """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
 
     Raises:
         RunError: the source is `cached`, and shards are missing.
@@ -27,7 +27,7 @@ def signals(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         pad = pair.teacher.config.decoder.vocab_size
         actors = Asking(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
         return Prefetched(actors.ask, asked.ahead)
-    return online(context, pair, tokens, layers=followed(context.recipe, pair))
+    return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
 
 
 def followed(recipe: Recipe, pair: Pair) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ def smaller(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(recipe.read_text())
     content["teacher"]["model"] = str(folder / "teacher")
     content["sequences"]["seconds"] = 0.8  # the shortest windows of the sound's figures
+    content["training"]["zero"] = 1
     content |= {
         "text_encoder": {"layers": [0], "width": 8, "heads": 1, "feed_forward": 16, "steps": 30},
         "codec": {"filters": 2, "residual_layers": 0, "steps": 40, "learning_rate": 0.003},
@@ -50,22 +51,27 @@ def rows_of(store: LocalStore, run: str, stage: str) -> list[dict[str, float]]:
 
 
 def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Path) -> None:
-    """A worker is killed while the codec learns: the run goes on there, and every stage's losses are the calm run's."""
+    """Killed while the codec learns, and while all are tuned: it goes on there, and every loss is the calm run's."""
     calm = told(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "calm")
     figures = calm["metrics"]
     for name in ("text_kl", "text_states", "codec_spectral", "joint_kl", "joint_spectral", "kl"):
         assert figures[f"{name}_final"] < figures[f"{name}_initial"], name
-    assert figures["kl_final"] == figures["joint_kl_final"] == pytest.approx(sum(figures["kl_per_codebook"]) / 4)
+    assert (
+        figures["kl_final"] == figures["joint_kl_final"] == pytest.approx(sum(figures["kl_per_codebook"]) / 4, rel=1e-3)
+    )
     assert figures["parameters_text_encoder"] < 0.5 * figures["teacher_parameters_text_encoder"]
     assert store.get("runs/calm/parts.png").startswith(b"\x89PNG")
 
     told(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "killed", "--no-wait")
     wait_for(lambda: any("step-00000012.json" in entry.key for entry in store.list("runs/killed/checkpoints/codec/")))
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
+    wait_for(lambda: any("step-00000006.json" in entry.key for entry in store.list("runs/killed/checkpoints/joint/")))
+    os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
     wait_for(lambda: RunFolder(store, "killed").status().state == "SUCCEEDED")
     log = RunFolder(store, "killed").log()
     assert log.count("text-encoder: from the beginning") == 1
-    assert log.count("codec: from") == 2
+    assert log.count("codec: from step") >= 1
+    assert log.count("joint: from") == 2
     for stage in STAGES:
         wanted, found = rows_of(store, "calm", stage), rows_of(store, "killed", stage)
         assert [row["step"] for row in found] == [row["step"] for row in wanted]

@@ -177,6 +177,14 @@ class TestCodec:
         assert after["spectral"] < 0.8 * before["spectral"]
         assert after["si_sdr"] > before["si_sdr"] + 1
 
+    def test_what_is_as_good_as_its_teacher_is_not_weighed_higher(self, teacher: Any, tokens: TokenSet) -> None:
+        codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
+        codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
+        task = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "uncertainty", 8, 0, "cpu")
+        assert task.before["latents"] == task.before["waveform"] == 1e-4
+        _, after = trained(task, 3, 1e-4)
+        assert after["spectral"] < 0.1
+
     def test_one_that_is_larger(self, teacher: Any) -> None:
         with pytest.raises(RecipeError, match=r"codec\.filters = 8: at most the teacher's 4"):
             narrow_codec(teacher.audio_encoder, 8, 1)
@@ -201,8 +209,9 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenSet) -> None:
     sound = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
     task = JointTask(task_of(student, source), text, sound, teacher.text_encoder, "uncertainty", "cpu")
     batch = task.batch(0, 0, 1)
-    answer, _ = task.module(*task.asked(batch))
-    heard = task.losses(answer, batch)["heard"]
+    wanted = task.wanted(batch)
+    answer, _ = task.module(*task.asked(batch, wanted))
+    heard = task.losses(answer, batch, wanted)["heard"]
     (gradient,) = torch.autograd.grad(heard, student.text_encoder.shared.weight)
     assert gradient.abs().max() > 0
     before, after = trained(task, 40, 3e-3)

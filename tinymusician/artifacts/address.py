@@ -33,5 +33,12 @@ def open_store(url: str | None = None) -> Store:
         return LocalStore(root)
     if parts.scheme == "s3" and parts.netloc:
         store, patience = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(PATIENCE_VARIABLE)
-        return PatientStore(store, float(patience)) if patience else store
+        return PatientStore(store, _seconds(patience)) if patience else store
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise StoreError(f"{PATIENCE_VARIABLE} {text!r}: a number of seconds is needed") from None

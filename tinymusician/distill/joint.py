@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tinymusician.distill.balance import Method
 from tinymusician.distill.part import PartTask
 from tinymusician.distill.signals import Sequences, Signals
-from tinymusician.distill.sound import FollowingCodec, Sound, SoundTask, expected_latents, played
+from tinymusician.distill.sound import FollowingCodec, Sound, SoundTask, Wanted, expected_latents, played
 from tinymusician.distill.task import DistillTask
 from tinymusician.distill.text import state_error
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
@@ -42,6 +42,14 @@ class Answer(NamedTuple):
     heard: Tensor
 
 
+class Everything(NamedTuple):
+    """What the teacher says: text `states` [R, L, E], the codec's answer, and what is `heard` [R, N]."""
+
+    states: Tensor
+    sound: Wanted
+    heard: Tensor
+
+
 class WholeStudent(nn.Module):
     """Language model, text encoder and codec as one module; the text encoder's own map serves its loss alone."""
 
@@ -56,15 +64,14 @@ class WholeStudent(nn.Module):
         states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         text = TextCondition(states, mask).dropped(~sequences.with_text)
         logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
-        heard = sound_of(self.codec.codec, logits, sequences, place, self._frames)
+        heard = sound_of(self.codec.codec, logits, place, self._frames)
         return Answer(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), heard)
 
 
-def sound_of(codec: Any, logits_RKSV: Tensor, sequences: Sequences, place: int, frames: int) -> Tensor:
+def sound_of(codec: Any, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
     """The sound of the latents that are expected for so many frames from `place` on, [R, N]."""
-    rows, books, _, codes = logits_RKSV.shape
-    side_by_side = logits_RKSV[sequences.mask].view(rows, books, -1, codes)
-    return played(codec, expected_latents(codec, side_by_side[:, :, place : place + frames])).wave
+    window = [logits_RKSV[:, book, book + place : book + place + frames] for book in range(logits_RKSV.shape[1])]
+    return played(codec, expected_latents(codec, torch.stack(window, 1))).wave
 
 
 class JointTask(PartTask):
@@ -86,22 +93,30 @@ class JointTask(PartTask):
         place = np.random.default_rng((self.seed, step, part)).integers(0, max(longest, 0) + 1)
         return Together(signals, self.sound.batch(step, part, parts), int(place))
 
-    def asked(self, batch: Together) -> tuple[Any, ...]:
-        """Sequences, where to listen, and the codec's question."""
-        return batch.signals.sequences, batch.place, *self.sound.asked(batch.codes)
+    def first_batch(self) -> Together:
+        """The first rows; nothing after them is announced to their source."""
+        rows = np.arange(min(self.batch_size, self.count))
+        return Together(self.objective.guided(self.objective.train(rows), 0, 0), self.sound.first_batch(), 0)
 
-    def losses(self, answer: Answer, batch: Together) -> dict[str, Tensor]:
+    def wanted(self, batch: Together) -> Everything:
+        """The teacher's states of the text, its sound of the codes, and that of what it expects."""
+        sequences = batch.signals.sequences
+        states = self._heard(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
+        heard = sound_of(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
+        return Everything(states, self.sound.wanted(batch.codes), heard)
+
+    def asked(self, batch: Together, wanted: Everything) -> tuple[Any, ...]:
+        """Sequences, where to listen, and the codec's question."""
+        return batch.signals.sequences, batch.place, *self.sound.asked(batch.codes, wanted.sound)
+
+    def losses(self, answer: Answer, batch: Together, wanted: Everything) -> dict[str, Tensor]:
         """The objective, the states, the codec's, and what is heard of all three."""
-        signals, sequences = batch.signals, batch.signals.sequences
-        with torch.no_grad():
-            states = self._heard(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
-            wanted = sound_of(self.sound.teacher, signals.logits, sequences, batch.place, self.sound.frames)
-        kl, _ = self.objective.objective(answer.logits, signals, 0)
+        kl, _ = self.objective.objective(answer.logits, batch.signals, 0)
         return {
             "kl": kl,
-            "states": state_error(answer.states, states, sequences.text_mask),
-            **self.sound.losses(answer.sound, batch.codes),
-            "heard": spectral_distance(answer.heard, wanted, self.sound.teacher.config.sampling_rate),
+            "states": state_error(answer.states, wanted.states, batch.signals.sequences.text_mask),
+            **self.sound.losses(answer.sound, batch.codes, wanted.sound),
+            "heard": spectral_distance(answer.heard, wanted.heard, self.sound.teacher.config.sampling_rate),
         }
 
     def validate(self, model: Model) -> dict[str, float]:

@@ -17,6 +17,10 @@ PART = "part."
 """How the names of a part's weights begin in a checkpoint, beside what is learned of its losses."""
 
 
+_LEAST = 1e-4
+"""What begins nearer to its teacher than this, in shares or nats, is not weighed any higher for it."""
+
+
 class PartTask(ABC):
     """Its heirs say what a batch is, what the part is asked, and which losses its answer has."""
 
@@ -36,12 +40,20 @@ class PartTask(ABC):
         """The batch of part `part` of the `parts` of `step`."""
 
     @abstractmethod
-    def asked(self, batch: Any) -> tuple[Any, ...]:
+    def wanted(self, batch: Any) -> Any:
+        """What the teacher says of it; no gradient is taken."""
+
+    @abstractmethod
+    def asked(self, batch: Any, wanted: Any) -> tuple[Any, ...]:
         """What the part is called with."""
 
     @abstractmethod
-    def losses(self, answer: Any, batch: Any) -> dict[str, Tensor]:
+    def losses(self, answer: Any, batch: Any, wanted: Any) -> dict[str, Tensor]:
         """The losses of what it answered, by name."""
+
+    def first_batch(self) -> Any:
+        """The batch on which losses are measured before training."""
+        return self.batch(0, 0, 1)
 
     @abstractmethod
     def validate(self, model: Model) -> dict[str, float]:
@@ -49,8 +61,10 @@ class PartTask(ABC):
 
     def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The balanced losses; each of them and its weight beside it."""
-        answer, log_variances = model(*self.asked(batch))
-        losses = self.losses(answer, batch)
+        with torch.no_grad():
+            wanted = self.wanted(batch)
+        answer, log_variances = model(*self.asked(batch, wanted))
+        losses = self.losses(answer, batch, wanted)
         total, weights = balance(self.method, losses, self.before, log_variances)
         return total, {
             **{name: value.detach() for name, value in losses.items()},
@@ -60,6 +74,8 @@ class PartTask(ABC):
     @torch.no_grad()
     def _before(self, device: str) -> dict[str, float]:
         """What the losses are before training, on the first batch: the same wherever and whenever a run goes on."""
-        batch = to_device(self.batch(0, 0, 1), torch.device(device))
+        batch = to_device(self.first_batch(), torch.device(device))
         self.part.eval()
-        return {name: value.item() for name, value in self.losses(self.part(*self.asked(batch)), batch).items()}
+        wanted = self.wanted(batch)
+        losses = self.losses(self.part(*self.asked(batch, wanted)), batch, wanted)
+        return {name: max(value.item(), _LEAST) for name, value in losses.items()}

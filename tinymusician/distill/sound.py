@@ -24,7 +24,7 @@ from tinymusician.distill.part import PartTask
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
-_JUDGED = 48
+_JUDGED, _PLACES = 48, 8192
 
 
 class Sound(NamedTuple):
@@ -75,7 +75,9 @@ class FollowingCodec(nn.Module):
         pairs = zip(played(self.codec, latent).features, played(teacher, latent).features, strict=True)
         for one, (own, wanted) in zip(self.projections, pairs, strict=True):
             assert isinstance(one, nn.Conv1d)
-            fit(one, own.transpose(1, 2).flatten(0, 1), wanted.transpose(1, 2).flatten(0, 1))
+            some = [stage.transpose(1, 2).flatten(0, 1) for stage in (own, wanted)]
+            every = -(-len(some[0]) // _PLACES)
+            fit(one, some[0][::every], some[1][::every])
 
     def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[Sound, Tensor]:
         """The sound of latents with its features as wide as the teacher's, and the encoder's latents of a wave."""
@@ -90,6 +92,14 @@ def pieces(tokens: TokenSet, rows: Any, frames: int, rng: np.random.Generator) -
     places = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
     cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, places, strict=True)]
     return torch.from_numpy(np.stack(cut).astype(np.int64))
+
+
+class Wanted(NamedTuple):
+    """Of codes: their `latent` [B, D, T], the teacher's `sound` of it, and what its encoder makes of that."""
+
+    latent: Tensor
+    sound: Sound
+    encoded: Tensor
 
 
 class SoundTask(PartTask):
@@ -116,37 +126,39 @@ class SoundTask(PartTask):
 
     def batch(self, step: int, part: int, parts: int) -> Tensor:
         """Codes [B, K, T]."""
-        return pieces(self.tokens, self.rows(step, part, parts), self.frames, np.random.default_rng((step, part)))
+        rng = np.random.default_rng((self.seed, step, part))
+        return pieces(self.tokens, self.rows(step, part, parts), self.frames, rng)
 
-    @torch.no_grad()
-    def asked(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents of codes, and the teacher's sound of them."""
+    def wanted(self, batch: Tensor) -> Wanted:
+        """The teacher's sound of codes, and its encoder's latents of it."""
         latent = latents_of(self.teacher, batch)
-        return latent, played(self.teacher, latent).wave
+        sound = played(self.teacher, latent)
+        return Wanted(latent, sound, self.teacher.encoder(sound.wave[:, None]))
 
-    def losses(self, answer: tuple[Sound, Tensor], batch: Tensor) -> dict[str, Tensor]:
+    def asked(self, batch: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        """The latents, and the wave."""
+        return wanted.latent, wanted.sound.wave
+
+    def losses(self, answer: tuple[Sound, Tensor], batch: Tensor, wanted: Wanted) -> dict[str, Tensor]:
         """All four."""
-        return sound_losses(self.teacher, answer, batch)
+        (wave, features), latents = answer
+        true = wanted.sound.wave
+        errors = [relative_error(one, other) for one, other in zip(features, wanted.sound.features, strict=True)]
+        return {
+            "spectral": spectral_distance(wave, true, self.teacher.config.sampling_rate),
+            "waveform": (wave - true).abs().mean() / true.abs().mean(),
+            "features": torch.stack(errors).mean(),
+            "latents": relative_error(latents, wanted.encoded),
+        }
 
     @torch.no_grad()
     def validate(self, model: Model) -> dict[str, float]:
         """The closeness of held-out pieces, by the codec as it stands."""
-        return sound_closeness(self.codec.codec, self.teacher, self._judged)
-
-
-def sound_losses(teacher: Any, answer: tuple[Sound, Tensor], codes_BKT: Tensor) -> dict[str, Tensor]:
-    """What a codec's answer to a teacher's codes is off by, by name."""
-    with torch.no_grad():
-        wanted = played(teacher, latents_of(teacher, codes_BKT))
-        encoded = teacher.encoder(wanted.wave[:, None])
-    (wave, features), latents = answer
-    errors = [relative_error(one, other) for one, other in zip(features, wanted.features, strict=True)]
-    return {
-        "spectral": spectral_distance(wave, wanted.wave, teacher.config.sampling_rate),
-        "waveform": (wave - wanted.wave).abs().mean() / wanted.wave.abs().mean(),
-        "features": torch.stack(errors).mean(),
-        "latents": relative_error(latents, encoded),
-    }
+        totals: dict[str, float] = {}
+        for codes in torch.split(self._judged, self.batch_size):
+            for name, value in sound_closeness(self.codec.codec, self.teacher, codes).items():
+                totals[name] = totals.get(name, 0.0) + value * len(codes) / len(self._judged)
+        return totals
 
 
 @torch.no_grad()

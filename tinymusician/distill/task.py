@@ -113,13 +113,13 @@ class ObjectiveTask:
         heard = []
         if len(rows):
             announced = [later for later, _ in then if len(later)]
-            heard.append(self._guided(self.train(rows, announced), step, part))
+            heard.append(self.guided(self.train(rows, announced), step, part))
         if self.own is not None and len(own):
             played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
-            heard.append(self._guided(played, step, parts + part))
+            heard.append(self.guided(played, step, parts + part))
         return reduce(joined, heard)
 
-    def _guided(self, signals: Signals, step: int, draw: int) -> Signals:
+    def guided(self, signals: Signals, step: int, draw: int) -> Signals:
         """Signals at scales of their own, if the student is told them."""
         if self.scales is None:
             return signals

@@ -61,18 +61,21 @@ class TextTask(PartTask):
         """Sequences with their text."""
         return self._sequences(self.tokens, self.rows(step, part, parts))
 
-    def asked(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+    def wanted(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """The teacher's states, and its logits when it hears them."""
+        states = encode_text(self.teacher, batch.ids, batch.text_mask).states
+        return states, self._decoder(batch.inputs, states, batch.text_mask)
+
+    def asked(self, batch: Sequences, wanted: Any) -> tuple[Tensor, Tensor]:
         """The text."""
         return batch.ids, batch.text_mask
 
-    def losses(self, answer: Tensor, batch: Sequences) -> dict[str, Tensor]:
+    def losses(self, answer: Tensor, batch: Sequences, wanted: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The error of the states, and the KL through the teacher's decoder."""
-        with torch.no_grad():
-            wanted = encode_text(self.teacher, batch.ids, batch.text_mask).states
-            teacher = self._decoder(batch.inputs, wanted, batch.text_mask)
-        heard = self._decoder(batch.inputs, answer.to(wanted.dtype), batch.text_mask)
-        kl = mean_over_valid(in_pieces(forward_kl, teacher, heard, batch.mask), batch.mask)
-        return {"states": state_error(answer, wanted, batch.text_mask), "kl": kl}
+        states, logits = wanted
+        heard = self._decoder(batch.inputs, answer.to(states.dtype), batch.text_mask)
+        kl = mean_over_valid(in_pieces(forward_kl, logits, heard, batch.mask), batch.mask)
+        return {"states": state_error(answer, states, batch.text_mask), "kl": kl}
 
     def validate(self, model: Model) -> dict[str, float]:
         """The means of both losses over the held-out sequences."""
@@ -81,8 +84,9 @@ class TextTask(PartTask):
         for place in range(0, rows, self.batch_size):
             batch = self._sequences(self.held_out, torch.arange(place, min(place + self.batch_size, rows)).numpy())
             batch = to_device(batch, device)
-            answer, _ = model(*self.asked(batch))
-            for name, value in self.losses(answer, batch).items():
+            wanted = self.wanted(batch)
+            answer, _ = model(*self.asked(batch, wanted))
+            for name, value in self.losses(answer, batch, wanted).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids) / rows
         return totals
 

@@ -103,4 +103,4 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 def wide(heads: Tensor, width: int) -> Tensor:
     """The rows of whole heads."""
-    return (heads[:, None] * width + torch.arange(width)).flatten()
+    return (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()

@@ -100,6 +100,8 @@ def check_text(
     for name, (wanted, most) in sizes.items():
         if wanted > most:
             raise RecipeError(f"text_encoder.{name} = {wanted}: at most the teacher's {most}")
+    if len(layers) > teacher_layers:
+        raise RecipeError(f"text_encoder.layers: {len(layers)} layers; the teacher has {teacher_layers}")
     for layer in layers:
         if layer >= teacher_layers:
             raise RecipeError(f"text_encoder.layers: layer {layer}; the teacher's are 0 to {teacher_layers - 1}")
@@ -116,6 +118,25 @@ def check_text_width(width: int, decoder: int) -> None:
             f"text_encoder.width = {width}: is that of the student's decoder, which then has no projection of the text "
             "states; any other is allowed"
         )
+
+
+SHORTEST = 512
+"""Half the window of the spectra that pieces of sound are judged by, in samples."""
+
+
+def check_piece(seconds: float, frame_rate: float, samples_a_frame: int) -> int:
+    """The frames of a piece of sound so long.
+
+    Raises:
+        RecipeError: it is too short for a spectrum.
+    """
+    frames = round(seconds * frame_rate)
+    if frames * samples_a_frame <= SHORTEST:
+        least = (SHORTEST // samples_a_frame + 1) / frame_rate
+        raise RecipeError(
+            f"codec.seconds = {seconds:g}: at least {least:g} s are needed for a spectrum, and of sequences.seconds too"
+        )
+    return frames
 
 
 def check_codec_size(filters: int, residual_layers: int, teacher_filters: int, teacher_residual_layers: int) -> None:

@@ -48,6 +48,8 @@ def spectral_distance(made_BN: Tensor, true_BN: Tensor, sample_rate: int) -> Ten
     that are shorter than half a window are not compared by it.
     """
     fitting = [(window, bands) for window, bands in RESOLUTIONS if window // 2 < made_BN.shape[-1]]
+    if not fitting:
+        raise ValueError(f"waves of {made_BN.shape[-1]} samples: too short for any spectrum")
     total = made_BN.new_zeros(())
     for window, bands in fitting:
         made, true = magnitude(made_BN, window, window // 4), magnitude(true_BN, window, window // 4)

@@ -32,13 +32,15 @@ class Codec(Part):
     steps: Steps = 500
     learning_rate: Positive = 3e-4
     batch_size: Count = Field(8, description="pieces a part of a step")
-    seconds: Positive = Field(1.0, description="length of a piece of sound")
+    seconds: Positive = Field(1.0, le=30.0, description="length of a piece of sound")
 
 
 class Joint(Part):
     """What is tuned together at last: language model, text encoder and codec, with all their losses at once."""
 
-    steps: Annotated[int, Field(ge=0)] = Field(0, description="training steps; 0 leaves it out")
+    steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="training steps; 0 leaves it out; hidden and on_policy have no part in it"
+    )
     learning_rate: Positive = 1e-4
     balance: Literal["uncertainty", "rates", "equal"] = Field(
         "uncertainty", description="how several losses are weighed against each other, in every part's training"

@@ -91,8 +91,8 @@ class Recipe(Part):
             raise ValueError(
                 "student.kind: a ready student has parts of its own; with text_encoder or codec, cut, narrow"
             )
-        if self.text_encoder and self.teacher.split > 1:
-            raise ValueError("text_encoder: learns through the teacher's decoder, which must be whole: teacher.split 1")
+        if self.has_small_parts and self.teacher.split > 1:
+            raise ValueError("teacher.split: text_encoder and codec are cut out of a whole teacher; allowed is 1")
         if self.joint.steps and not (self.text_encoder and self.codec):
             raise ValueError(f"joint.steps = {self.joint.steps}: tunes text_encoder and codec; both are needed")
         if self.joint.steps and self.training.zero == 3:
