@@ -44,7 +44,14 @@ training:
 """
 
 
-def rows_of(case: str, recipe: Path, workers: int, store: str) -> list[dict[str, Any]]:
+def prompts() -> list[dict[str, str]]:
+    """As few captions as a distillation needs."""
+    splits = ("train", "train", "train", "train", "validation", "test")
+    facts = {"tempo": "slow", "time": "4/4", "genre": "reel", "instrumentation": "fiddle", "emotion": "calm"}
+    return [{"text": f"a slow fiddle reel, number {n}", "split": split, **facts} for n, split in enumerate(splits)]
+
+
+def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -> list[dict[str, Any]]:
     """Run a case, and read what it wrote down of its steps."""
     words = case.split(",")
     values = [
@@ -52,7 +59,7 @@ def rows_of(case: str, recipe: Path, workers: int, store: str) -> list[dict[str,
         f"training.recompute={str('recompute' in words).lower()}",
     ]
     values += [f"training.precision={'bfloat16' if 'bfloat16' in words else 'float32'}"]
-    name = case.replace(",", "-")
+    name = name or case.replace(",", "-")
     command = [str(Path(sys.executable).with_name("tmctl")), "submit", "distill", str(recipe), "--name", name]
     command += ["--workers", str(workers), *(word for value in values for word in ("--set", value))]
     subprocess.run(command, check=True, env={**os.environ, "TMCTL_STORE": store}, stdout=sys.stderr)
@@ -105,14 +112,16 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows = [{"text": f"a slow fiddle reel number {n}", "split": split} for n, split in enumerate(("train",) * 4)]
-        rows += [{"text": f"a fast flute jig for {split}", "split": split} for split in ("validation", "test")]
-        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts()))
         asked = {"folder": chosen.folder.absolute(), "layers": chosen.layers, "seconds": chosen.seconds}
         asked |= {"prompts": folder / "prompts.jsonl", "steps": chosen.steps, "batch": chosen.batch}
         (folder / "shapes.yaml").write_text(RECIPE.format(**asked))
+        store = (folder / "store").as_uri()
+        rows_of(
+            "zero0", folder / "shapes.yaml", chosen.workers, store, "samples"
+        )  # the teacher plays what all learn from
         for case in chosen.cases:
-            found = rows_of(case, folder / "shapes.yaml", chosen.workers, (folder / "store").as_uri())
+            found = rows_of(case, folder / "shapes.yaml", chosen.workers, store)
             seconds = statistics.median(row["seconds_a_step"] for row in found[1:])
             speed = product_speed(
                 "bfloat16" if "bfloat16" in case else "float32", (os.cpu_count() or 1) // chosen.workers

@@ -88,9 +88,10 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
         while run.status().state != "SUCCEEDED":
             if kills < KILLS:
                 time.sleep(rng.uniform(0, 20))
-                victim = rng.choice(list(VICTIMS))
-                if run.status().state == "RUNNING" and (found := own.processes(*VICTIMS[victim])):
-                    os.kill(rng.choice(found), signal.SIGKILL)
+                alive = {name: found for name, words in VICTIMS.items() if (found := own.processes(*words))}
+                if run.status().state == "RUNNING" and alive:
+                    victim = rng.choice(sorted(alive))
+                    os.kill(rng.choice(alive[victim]), signal.SIGKILL)
                     kills += 1
                     log.info("kill %d of %s: %s, at %s", kills, kind, victim, run.progress())
             gone_on(own, store, recipe, kind, kind)
