@@ -117,9 +117,8 @@ def main() -> None:
         asked |= {"prompts": folder / "prompts.jsonl", "steps": chosen.steps, "batch": chosen.batch}
         (folder / "shapes.yaml").write_text(RECIPE.format(**asked))
         store = (folder / "store").as_uri()
-        rows_of(
-            "zero0", folder / "shapes.yaml", chosen.workers, store, "samples"
-        )  # the teacher plays what all learn from
+        # The teacher plays what all cases learn from.
+        rows_of("zero0", folder / "shapes.yaml", chosen.workers, store, "samples")
         for case in chosen.cases:
             found = rows_of(case, folder / "shapes.yaml", chosen.workers, store)
             seconds = statistics.median(row["seconds_a_step"] for row in found[1:])

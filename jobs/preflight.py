@@ -216,24 +216,21 @@ def check_parts(recipe: Recipe) -> None:
     Raises:
         RecipeError: they do not.
     """
-    shapes = parts_of(recipe.teacher.model)
-    if shapes is None:
+    shapes, teacher = parts_of(recipe.teacher.model), shape_of(recipe.teacher.model)
+    if shapes is None or teacher is None:
         return
     if (own := recipe.text_encoder) is not None:
         wanted = own.layers, own.width, own.heads, own.feed_forward
         check_text(*wanted, shapes[0].layers, shapes[0].width, shapes[0].heads, shapes[0].feed_forward)
-        student = student_shape(recipe, shape_of(recipe.teacher.model))
+        student = student_shape(recipe, teacher)
         if student is not None:
             check_text_width(own.width, student.width)
-    teacher = shape_of(recipe.teacher.model)
-    if recipe.codec is not None and teacher is not None:
+    if recipe.codec is not None:
         seconds, filters = min(recipe.codec.seconds, recipe.sequences.seconds), recipe.codec.filters
         check_piece(seconds, teacher.frame_rate, math.prod(shapes[1].ratios))
         if recipe.codec.residual_layers and filters < shapes[1].compress:
             raise RecipeError(f"codec.filters = {filters}: at least {shapes[1].compress} where residual blocks are")
-        check_codec_size(
-            recipe.codec.filters, recipe.codec.residual_layers, shapes[1].filters, shapes[1].residual_layers
-        )
+        check_codec_size(filters, recipe.codec.residual_layers, shapes[1].filters, shapes[1].residual_layers)
 
 
 def check_length(recipe: Recipe, teacher: DecoderShape) -> None:

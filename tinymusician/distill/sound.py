@@ -25,6 +25,7 @@ from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
 _JUDGED, _PLACES = 48, 8192
+"""Held-out pieces that are judged, and places at most by which a map begins."""
 
 
 class Sound(NamedTuple):
