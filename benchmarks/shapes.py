@@ -28,7 +28,8 @@ FRAMES = 1500
 def musicgen(size: Size = "small", seed: int = 0) -> Any:
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
-    Heads are made larger than their start, so that the likeliest code is clear.
+    Heads are made larger than their start, so that the likeliest code is clear; codes sound apart, where transformers
+    begins with empty codebooks.
     """
     import torch
     from transformers import (
@@ -84,6 +85,8 @@ def musicgen(size: Size = "small", seed: int = 0) -> Any:
     with torch.no_grad():
         for head in model.decoder.lm_heads:
             head.weight.mul_(20)
+        for codes in model.audio_encoder.quantizer.layers:
+            codes.codebook.embed.normal_()
     tokens = {"pad_token_id": 2048, "bos_token_id": 2048, "decoder_start_token_id": 2048}
     model.generation_config = GenerationConfig(**tokens, do_sample=True, guidance_scale=3.0, max_length=FRAMES)
     return model.eval()

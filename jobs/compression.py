@@ -22,12 +22,12 @@ from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
-from tinymusician.errors import ModelError
+from tinymusician.errors import RecipeError
 from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, Plan, packaged_plan
-from tinymusician.recipe import Precision
+from tinymusician.recipe import Precision, Quantize
 from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
 from tinymusician.runtime.player import Player
 from tinymusician.runtime.rollout import Sequences
@@ -70,9 +70,11 @@ class Compression:
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
         check_codec(self.model, f"model {self.asked.model}")
         self.digest = weights_digest(self.model)
-        if is_told(self.model):
-            raise ModelError(f"model {self.asked.model}: is told its guidance, which bundles have no input for")
         self.one_pass = plays_in_one_pass(self.model)
+        self.guidance_range: tuple[float, float] | None = None
+        if is_told(self.model):
+            self.guidance_range = tuple(self.model.config.guidance_range)
+            check_told(self.asked, self.recipe.teacher.guidance, self.guidance_range)
         self.exported = self._export()
 
     @cached_property
@@ -87,11 +89,12 @@ class Compression:
         """What a request that says nothing gets: the recipe's way of asking the teacher."""
         teacher = self.recipe.teacher
         return SamplingDefaults(
-            guidance=1.0 if self.one_pass else teacher.guidance,
+            guidance=1.0 if self.one_pass and not self.guidance_range else teacher.guidance,
             temperature=teacher.temperature,
             top_k=teacher.top_k,
             seconds=self.recipe.sequences.seconds,
             one_pass=self.one_pass,
+            guidance_range=self.guidance_range,
         )
 
     def player(self) -> Player:
@@ -104,18 +107,19 @@ class Compression:
         asked = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
         frames = min(shape.window, asked)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
+        scales = None if self.guidance_range is None else tuple(np.linspace(*self.guidance_range, len(texts)).tolist())
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
-        facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": guidance}
+        facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
         facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
         shards = ShardSet(self.context.run.store, "rollouts", facts, 1)
 
         def make(_: int) -> dict[str, Any]:
-            return {"codes": self._played(texts, frames, guidance)}
+            return {"codes": self._played(texts, frames, guidance, scales)}
 
         make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
-        return Sequences(texts, codes, null=not self.one_pass)
+        return Sequences(texts, codes, not self.one_pass, scales)
 
     def trials(self, measurer: Measurer) -> list[Trial]:
         """Everything to be measured: the plans the report compares, and for `adaptive` every group alone."""
@@ -198,20 +202,18 @@ class Compression:
                     shutil.rmtree(Path(scratch) / "graphs")
         return folder
 
-    def _played(self, texts: list[str], frames: int, guidance: float) -> Any:
-        """Codes [N, K, T], sampled side by side by the engine from the float32 graphs."""
+    def _played(self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None) -> Any:
+        """Codes [N, K, T], sampled side by side by the engine from the float32 graphs, maybe told `scales`."""
         from tinymusician.runtime.engine import Request
         from tinymusician.runtime.sampling import Sampling
 
         player, top_k = self.player(), self.recipe.teacher.top_k
         without = None if guidance == 1 else player.text.nothing()
+        sampling, first = Sampling(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
+        attended = [player.text(text, scales[row] if scales else None) for row, text in enumerate(texts)]
         generations = [
-            player.engine.start(
-                Request(
-                    player.text(text), without, frames, seed, guidance, Sampling(self.recipe.teacher.temperature, top_k)
-                )
-            )
-            for seed, text in enumerate(texts, self.recipe.training.seed)
+            player.engine.start(Request(text, without, frames, seed, guidance, sampling))
+            for seed, text in enumerate(attended, first)
         ]
         while not all(generation.finished for generation in generations):
             player.engine.step()
@@ -219,6 +221,19 @@ class Compression:
             if generation.error is not None:
                 raise generation.error
         return np.stack([generation.codes for generation in generations])
+
+
+def check_told(asked: Quantize, guidance: float, range_: tuple[float, float]) -> None:
+    """A student that is told its guidance becomes a bundle of the fused flavour, which is asked for scales it knows.
+
+    Raises:
+        RecipeError: another flavour, or a default guidance outside its range.
+    """
+    if asked.flavour != "fused":
+        raise RecipeError(f"quantize.flavour {asked.flavour}: has no input for the guidance that a student is told")
+    low, high = range_
+    if not low <= guidance <= high:
+        raise RecipeError(f"teacher.guidance {guidance:g}: {asked.model} was distilled for {low:g} to {high:g}")
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -225,10 +225,10 @@ class Evaluation:
             codes = np.stack([clip["codes"] for clip in self.played("teacher", clips)]).astype(np.int64)
             own = np.stack([clip["codes"] for clip in self.played(voice, clips)]).astype(np.int64)
             prompts = self.prompts(clips)
-            found = self.musician(voice).forced(prompts, codes)
+            found = self.musician(voice).forced(prompts, codes, guidance)
             teacher = self.musician("teacher")
-            arrays = agreement(teacher.forced(prompts, codes), found, guidance).arrays()
-            surprise = cross_entropies(teacher.forced(prompts, own)[: len(clips)], own)
+            arrays = agreement(teacher.forced(prompts, codes, guidance), found, guidance).arrays()
+            surprise = cross_entropies(teacher.forced(prompts, own, guidance)[: len(clips)], own)
             arrays |= {"surprise": surprise.numpy(), "variety": varieties(own)}
             kept.write(0, arrays)
         return kept.read(0)

@@ -91,8 +91,6 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
             "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"
         )
-    if kind == "pipeline" and ranged and recipe.pipeline.last not in ("precompute", "distill"):
-        raise RecipeError("teacher.guidance_range: bundles have no input for the scale; end with --until distill")
     if kind == "pipeline":
         check_quantize(recipe, here)
         check_release(recipe, here)

@@ -110,7 +110,10 @@ class Model(BaseModel):
     most_seconds: float = Field(description="The longest that is played.")
     guidance: float
     temperature: float
-    one_pass: bool = Field(description="Whether guidance is in the weights and cannot be chosen.")
+    one_pass: bool = Field(description="Whether guidance is in the weights, for a single scale or for a range of them.")
+    guidance_range: tuple[float, float] | None = Field(
+        description="Where guidance is in the weights, and can still be chosen: from the first number to the second."
+    )
 
 
 class Models(BaseModel):

@@ -122,6 +122,7 @@ class Musician:
             guidance=own.guidance,
             temperature=own.temperature,
             one_pass=own.one_pass,
+            guidance_range=own.guidance_range,
         )
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
@@ -192,7 +193,8 @@ class Musician:
         began = time.monotonic()
         player = open_player(found.folder, self._settings.threads)
         player.engine.most_rows = self._settings.rows
-        for guidance in (1.0,) if player.manifest.sampling.one_pass else (1.0, 3.0):
+        own = player.manifest.sampling
+        for guidance in own.guidance_range or ((1.0,) if own.one_pass else (1.0, 3.0)):
             samples = player.play(Wish("warming up", seconds=player.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
                 raise BundleError(f"bundle {found.folder}: its codec gives numbers that are not finite")

@@ -22,7 +22,10 @@ def write_tiny_musicgen(folder: Path, seed: int = 0, layers: int = 4, text_width
 
 
 def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
-    """The model: 50 frames a second at 800 Hz, width 32, text states of another width, so that they are projected."""
+    """The model: 50 frames a second at 800 Hz, width 32, text states of another width, so that they are projected.
+
+    Its codes sound apart: transformers begins with empty codebooks.
+    """
     import torch
     from transformers import (
         EncodecConfig,
@@ -78,6 +81,8 @@ def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
     with torch.no_grad():
         for head in model.decoder.lm_heads:
             head.weight.mul_(20)
+        for codes in model.audio_encoder.quantizer.layers:
+            codes.codebook.embed.normal_()
         for layer in model.decoder.model.decoder.layers:
             for attention in (layer.self_attn, layer.encoder_attn):
                 attention.out_proj.weight.mul_(10)

@@ -10,6 +10,7 @@ const EXAMPLES = [
   'a fast fiddle reel in D major', 'a slow waltz for flute in G major', 'a sad piano piece in A minor',
   'a happy march for brass', 'a lively jig for accordion',
 ];
+const ANY_GUIDANCE = [1, 10]; // what the slider offers where the bundle says nothing of it
 const LARGEST_SEED = 2 ** 53 - 1;
 const at = (id) => document.getElementById(id);
 const picture = new Picture(at('wave'), at('spectrogram'));
@@ -38,10 +39,11 @@ async function ask() {
   at('bundle').replaceChildren(told, digest);
   at('seconds').max = Math.floor(bundle.most_seconds);
   if (!at('seconds').touched) at('seconds').value = Math.round(bundle.seconds);
-  if (!at('guidance').touched) at('guidance').value = bundle.one_pass ? 1 : bundle.guidance;
+  const [least, most] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
+  Object.assign(at('guidance'), { min: least, max: most, disabled: fixed });
+  if (!at('guidance').touched) at('guidance').value = fixed ? 1 : bundle.guidance;
   if (!at('temperature').touched) at('temperature').value = bundle.temperature;
-  at('guidance').disabled = bundle.one_pass;
-  at('guidance-note').textContent = bundle.one_pass ? 'this model has it in its weights' : 'how closely to follow the words';
+  at('guidance-note').textContent = fixed ? 'this model has it in its weights' : 'how closely to follow the words';
   tell();
   if (onDevice()) await settle();
 }

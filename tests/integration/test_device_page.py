@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.endpoint import Endpoint, endpoint
+from tests.told import told_student, write_told_bundle
+from tinymusician.models.musicgen import model_location
 from tinymusician.runtime.player import Wish, open_player
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -89,6 +91,29 @@ def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds
     assert "this device" in page.locator("#facts").inner_text()
     assert len(heard) == len(expected)
     assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
+
+
+def test_a_student_that_is_told_its_guidance_plays_at_any_it_knows(
+    context: BrowserContext, here: Endpoint, tmp_path: Path
+) -> None:
+    """`here` sees to it that the page's own files are there."""
+    tokenizer = Path(model_location("band-small")) / "tokenizer.json"
+    write_told_bundle(told_student("band-small", 2.0), tokenizer, tmp_path, seconds=4.0)
+    with endpoint(model=str(tmp_path)) as told:
+        page = context.new_page()
+        page.goto(told.url)
+        slider = page.get_by_label("Guidance")
+        expect(slider).to_have_value("3")
+        assert [slider.get_attribute(end) for end in ("min", "max")] == ["1", "5"]
+        switch_on(page)
+        player, heard = open_player(tmp_path), []
+        for scale in (1.5, 4.0):
+            slider.fill(str(scale))
+            heard.append(play(page, 2))
+            expected = player.play(Wish(PROMPT, seconds=2, temperature=0.0, guidance=scale))
+            assert "this device" in page.locator("#facts").inner_text()
+            assert np.abs(heard[-1] - np.clip(expected, -1, 1)).max() < 1e-3
+        assert not np.array_equal(*heard)
 
 
 def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:

@@ -20,6 +20,7 @@ import soundfile
 from serve.access import edited, new_key
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
+from tests.told import told_student, write_told_bundle
 from tinymusician.errors import BundleError, RequestError
 from tinymusician.runtime.player import Wish, open_player
 
@@ -122,6 +123,23 @@ def test_what_is_not_allowed_is_named(here: Endpoint, body: Any, status: int, fi
     assert answer.status_code == status
     assert error["field"] == field
     assert error["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_a_bundle_that_is_told_its_guidance(tiny_musicgen: Path, tmp_path: Path) -> None:
+    """Clients learn which scales it knows, hear those, and are told of others."""
+    write_told_bundle(told_student(str(tiny_musicgen), 10.0), tiny_musicgen / "tokenizer.json", tmp_path, seconds=1.0)
+    with endpoint(model=str(tmp_path), threads=1) as told:
+        model = requests.get(f"{told.url}/v1/models", timeout=10).json()["data"][0]
+        assert (model["one_pass"], model["guidance_range"], model["guidance"]) == (True, [1, 5], 3)
+        low, high, usual = (
+            told.generate(prompt=MARCH, temperature=0, **asked).content
+            for asked in ({"guidance": 1.5}, {"guidance": 5}, {})
+        )
+        assert usual == told.generate(prompt=MARCH, temperature=0, guidance=3).content
+        assert len({low, high, usual}) == 3
+        refused = told.generate(prompt=MARCH, guidance=6)
+        assert refused.status_code == 422
+        assert "this model was distilled for 1 to 5" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.bundles import write_bundle
+from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.models.musicgen import load_musicgen, model_location
@@ -38,20 +39,9 @@ def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> P
     return open_player(folder, threads=1)
 
 
-def generated(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
-    """The codes [K, frames] that transformers' `generate` hands to its codec for PROMPT."""
+def wanted_of(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
-    steps, seen = frames + model.config.decoder.num_codebooks - 1, []
-    decode = model.audio_encoder.decode
-
-    def listen(codes: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        seen.append(codes)
-        return decode(codes, *rest, **more)
-
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.audio_encoder, "decode", listen)
-        model.generate(**text, guidance_scale=guidance, max_new_tokens=steps, **settings)
-    return seen[0][0, 0].numpy()
+    return generated(model, frames, **text, guidance_scale=guidance, **settings)[0]
 
 
 def codes_of(player: Player, wish: Wish) -> Any:
@@ -62,7 +52,7 @@ def codes_of(player: Player, wish: Wish) -> Any:
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_greedy_codes_are_those_of_transformers(player: Player, model: Any, name: str, guidance: float) -> None:
-    wanted = generated(model, name, 60, guidance, do_sample=False)
+    wanted = wanted_of(model, name, 60, guidance, do_sample=False)
     found = codes_of(player, Wish(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
     assert np.array_equal(found, wanted)
 
@@ -79,7 +69,7 @@ def test_the_same_numbers_give_the_same_codes(
         return (cumulative <= numbers * cumulative[:, -1:]).sum(-1, keepdim=True).clamp(max=chances.shape[-1] - 1)
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
-    wanted = generated(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
+    wanted = wanted_of(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
     wish = Wish(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
     assert np.array_equal(codes_of(player, wish), wanted)
 

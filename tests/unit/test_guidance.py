@@ -119,7 +119,7 @@ def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_p
     assert not torch.equal(states[0], states[1])
     musician = TorchMusician(loaded, tokenizer)
     codes = np.random.default_rng(1).integers(0, 16, (4, 4, 6))
-    assert len(musician.forced(CAPTIONS, codes)) == 4, "one pass"
+    assert len(musician.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
     plain = load_musicgen(str(tiny_musicgen))
     assert not is_told(plain)
     assert passes_of(plain, 4.0) == 4.0

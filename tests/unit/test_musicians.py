@@ -42,7 +42,7 @@ def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchMus
 
 def test_both_answer_the_same_along_given_codes(pair: tuple[TorchMusician, BundleMusician]) -> None:
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
-    ours, theirs = (musician.forced(CAPTIONS[:2], codes) for musician in pair)
+    ours, theirs = (musician.forced(CAPTIONS[:2], codes, 3.0) for musician in pair)
     assert ours.shape == theirs.shape == (4, 4, 12, 16)
     carries = agreement(ours, theirs, 3.0)
     assert carries.forward.max() < 1e-6

@@ -61,8 +61,11 @@ class Musician(Protocol):
     def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
         """A clip for every prompt, with random numbers of its own seed."""
 
-    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
-        """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
+        """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass.
+
+        `guidance` matters to a model that is told its scale.
+        """
 
 
 class TorchMusician:
@@ -95,9 +98,9 @@ class TorchMusician:
         return [Played(own, wave) for own, wave in zip(codes.cpu().numpy(), waves, strict=True)]
 
     @torch.no_grad()
-    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
-        told = self._condition(prompts, self.model.generation_config.guidance_scale)
+        told = self._condition(prompts, guidance)
         logits, _ = forced_logits(self.model, told, codes_NKT)
         if self.one_pass:
             return logits.float().cpu()
@@ -126,12 +129,13 @@ class BundleMusician:
         self.rate, self.frame_rate = self._player.codec.shape.sampling_rate, self._player.codec.shape.frame_rate
         self.digest = "-".join(sorted(file.sha256[:16] for file in manifest.files))
         self.one_pass = manifest.sampling.one_pass
+        self._is_told = manifest.sampling.guidance_range is not None
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
     def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
         """A clip for every prompt, with random numbers of its own seed."""
         player = self._player
-        guidance = 1.0 if self.one_pass else settings.guidance
+        guidance = settings.guidance if self._is_told or not self.one_pass else 1.0
         tracks = [
             player.start(
                 Wish(
@@ -159,9 +163,10 @@ class BundleMusician:
                 track.cancel()
             player.engine.sweep()
 
-    def forced(self, prompts: Sequence[str], codes_NKT: Codes) -> torch.Tensor:
+    def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
-        logits = rollout(self._player, Sequences(list(prompts), codes_NKT, null=not self.one_pass))
+        scales = (guidance,) * len(prompts) if self._is_told else None
+        logits = rollout(self._player, Sequences(list(prompts), codes_NKT, not self.one_pass, scales))
         return torch.from_numpy(logits).permute(1, 2, 0, 3)
 
 

@@ -83,12 +83,19 @@ def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
     return TextCondition(states, mask_BL)
 
 
-def told_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float) -> TextCondition:
-    """The text condition under which a model plays; one that is told its guidance hears of the scale."""
+def told_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]) -> TextCondition:
+    """The text condition under which a model plays; one that is told its guidance hears of the scale, or each row's.
+
+    Raises:
+        ModelError: a scale that it was not trained for.
+    """
     text = encode_text(model, ids_BL, mask_BL)
     if not is_told(model):
         return text
-    scales = torch.full((len(ids_BL),), guidance, device=ids_BL.device)
+    scales = torch.as_tensor(guidance, dtype=torch.float32, device=ids_BL.device).expand(len(ids_BL))
+    low, high = model.config.guidance_range
+    if not low <= float(scales.min()) <= float(scales.max()) <= high:
+        raise ModelError(f"guidance {guidance}: this model is told its scale, and was trained for {low:g} to {high:g}")
     return TextCondition(text.states + model.guidance_embedding(scales)[:, None].to(text.states.dtype), text.mask)
 
 

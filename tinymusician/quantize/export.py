@@ -74,8 +74,9 @@ def decoder_weights(model: Any) -> dict[str, npt.NDArray[np.float32]]:
     """The decoder's weights by name, with the table of positions that transformers does not save."""
     positions = model.decoder.model.decoder.embed_positions.weights
     weights = {f"decoder.{name}": value for name, value in _numpy(model.decoder).items()}
-    if getattr(model, "enc_to_dec_proj", None) is not None:
-        weights |= {f"enc_to_dec_proj.{name}": value for name, value in _numpy(model.enc_to_dec_proj).items()}
+    for part in ("enc_to_dec_proj", "guidance_embedding"):
+        if getattr(model, part, None) is not None:
+            weights |= {f"{part}.{name}": value for name, value in _numpy(getattr(model, part)).items()}
     return weights | {"decoder.model.decoder.embed_positions.weights": positions.detach().numpy()}
 
 

@@ -10,6 +10,7 @@ The architecture is transformers' `MusicgenForCausalLM`, and the tests hold the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +26,16 @@ _BODY = "decoder.model.decoder."
 
 
 def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
-    """`text_states` [B, L, E] and `text_mask` [B, L] to `cross_key.N` and `cross_value.N`, each [B, H, L, D]."""
+    """`text_states` [B, L, E] and `text_mask` [B, L] to `cross_key.N` and `cross_value.N`, each [B, H, L, D].
+
+    A student that is told its guidance has the scale `guidance` [B] as one more input.
+    """
     decoder, text_width = config.decoder, config.text_encoder.hidden_size
     g = GraphWriter("cross")
     states = g.input("text_states", "float32", ["B", "L", text_width])
     mask = g.input("text_mask", "int32", ["B", "L"])
+    if "guidance_embedding.first.weight" in weights:
+        states = g.node("Add", [states, _guidance_embedding(g, config.guidance_range, weights)], "told_states")
     if "enc_to_dec_proj.weight" in weights:
         bias = weights["enc_to_dec_proj.bias"]
         states = g.product(states, weights["enc_to_dec_proj.weight"], "project", bias)
@@ -44,6 +50,27 @@ def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
             g.node("Transpose", [split], f"cross_{role}.{layer}", perm=[0, 2, 1, 3])
             g.output(f"cross_{role}.{layer}", "float32", ["B", heads, "L", size])
     return g.model()
+
+
+def _guidance_embedding(g: GraphWriter, range_: tuple[float, float], weights: Weights) -> str:
+    """The embedding [B, 1, E] of a scale, as `tinymusician.models.guidance` has it."""
+    low, high = range_
+    scale = g.node("Unsqueeze", [g.input("guidance", "float32", ["B"]), g.ints(1)], "guidance.column")
+    begin = g.weight("guidance.low", np.array(low, np.float32))
+    width = g.weight("guidance.width", np.array(high - low, np.float32))
+    place = g.node("Div", [g.node("Sub", [scale, begin], "guidance.above"), width], "guidance.place")
+    waves = weights["guidance_embedding.first.weight"].shape[1] // 2
+    turns = g.weight("guidance.turns", (math.pi * np.arange(1, waves + 1)).astype(np.float32))
+    angles = g.node("Mul", [place, turns], "guidance.angles")
+    both = [g.node(kind, [angles], f"guidance.{kind.lower()}") for kind in ("Sin", "Cos")]
+    x = g.node("Concat", both, "guidance.waves", axis=-1)
+    x = _biased(g, x, "guidance_embedding.first", weights)
+    x = g.node("Mul", [x, g.node("Sigmoid", [x], "guidance.gate")], "guidance.silu")
+    return g.node("Unsqueeze", [_biased(g, x, "guidance_embedding.last", weights), g.ints(1)], "guidance.embedding")
+
+
+def _biased(g: GraphWriter, x: str, name: str, weights: Weights) -> str:
+    return g.product(x, weights[f"{name}.weight"], name, weights[f"{name}.bias"])
 
 
 def decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.models.musicgen import ConditionedDecoder, told_condition
 from tinymusician.quantize.adaptive import snr
 from tinymusician.runtime.player import Player
 from tinymusician.runtime.rollout import Floats, Sequences, compare, rollout
@@ -58,7 +58,8 @@ class Reference:
         inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
         with torch.no_grad():
             text = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="pt")
-            told = encode_text(model, text["input_ids"], text["attention_mask"])
+            scales = sequences.scales or model.generation_config.guidance_scale
+            told = told_condition(model, text["input_ids"], text["attention_mask"], scales)
             null = told.without_text()
             conditions = (told, null) if sequences.null else (told,)
             parts = [_run(model, inputs, condition) for condition in conditions]
@@ -146,7 +147,7 @@ def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDAr
 
 def _tapped(session: Any, names: list[str], player: Player, sequences: Sequences, steps: int) -> Floats:
     """The named outputs at every step of the first sequence, [layers, S, D]."""
-    text = player.text(sequences.prompts[0])
+    text = sequences.text(player, 0)
     pad = player.decoder.vocabulary
     inputs = inputs_for(delay(sequences.codes[:1], pad), pad)
     feeds: dict[str, Any] = {"text_mask": text.mask[None]}

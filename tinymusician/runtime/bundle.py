@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from tinymusician.errors import BundleError
 
@@ -73,7 +81,10 @@ class Architecture(Part):
 
 
 class SamplingDefaults(Part):
-    """What a request that says nothing gets. With `one_pass` guidance is in the weights and a step needs one pass."""
+    """What a request that says nothing gets. With `one_pass` guidance is in the weights and a step needs one pass.
+
+    A `guidance_range` is that of a model of one pass that is told its scale; another of one pass has a single one.
+    """
 
     guidance: Annotated[float, Field(ge=0)] = 3.0
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -81,6 +92,13 @@ class SamplingDefaults(Part):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seconds: Annotated[float, Field(gt=0)] = 10.0
     one_pass: bool = False
+    guidance_range: tuple[float, float] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A range that is not there is not written, so that players that know of none read the bundle."""
+        found: dict[str, Any] = fields(self)
+        return {name: value for name, value in found.items() if name != "guidance_range" or value is not None}
 
 
 class BundleManifest(Part):

@@ -100,7 +100,11 @@ class Player:
         if not least <= seconds <= most:
             more = "" if wish.windows else "; more with windows"
             raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
-        if own.one_pass and guidance != 1:
+        if own.guidance_range is not None:
+            low, high = own.guidance_range
+            if not low <= guidance <= high:
+                raise RequestError(f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}")
+        elif own.one_pass and guidance != 1:
             raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
         sampling = Sampling(
             own.temperature if wish.temperature is None else wish.temperature,
@@ -108,14 +112,16 @@ class Player:
             own.top_p if wish.top_p is None else wish.top_p,
         )
         _check(guidance, sampling, wish.seed)
-        two = guidance != 1
+        two = guidance != 1 and not own.one_pass
         if wish.negative_prompt is not None and not wish.negative_prompt.strip():
             raise RequestError("negative_prompt: is empty; leave it out, or give some words")
         if wish.negative_prompt and not two:
-            raise RequestError("negative_prompt: works through guidance, and guidance 1 has none")
+            why = "this model" if own.one_pass else "guidance 1"
+            raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
         without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
         prefix = None if wish.clip is None else self._encoded(wish.clip, seconds)
-        return Request(self.text(wish.prompt), without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
+        text = self.text(wish.prompt, None if own.guidance_range is None else guidance)
+        return Request(text, without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
 
     def start(self, wish: Wish) -> Track:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
@@ -208,6 +214,7 @@ class _Sessions:
                 f"provider {provider!r}: the bundle is meant for {', '.join(meant)} (its plan's `providers`)"
             )
         self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
+        self._is_told = bundle.manifest.sampling.guidance_range is not None
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
@@ -221,9 +228,10 @@ class _Sessions:
         except Exception as error:  # ONNX Runtime raises its own kinds for whatever is wrong with a graph
             said = " ".join(str(error).split())
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
-        if lacking := _INPUTS[role] - {value.name for value in session.get_inputs()}:
-            wanted = f"it has no input {', '.join(sorted(lacking))}"
-            raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {wanted}")
+        wanted = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_told else set())
+        if lacking := wanted - {value.name for value in session.get_inputs()}:
+            why = f"it has no input {', '.join(sorted(lacking))}"
+            raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {why}")
         return session
 
 

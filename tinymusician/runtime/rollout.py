@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.codebooks import delay, inputs_for, valid
+from tinymusician.runtime.decoder import CrossStates
 from tinymusician.runtime.player import Player
 
 Floats = npt.NDArray[np.float32]
@@ -22,12 +23,18 @@ Floats = npt.NDArray[np.float32]
 class Sequences:
     """Prompts, and codes [N, K, T] to be forced under each of them.
 
-    With `null` they are also forced without text, as guidance needs it.
+    With `null` they are also forced without text, as guidance needs it. `scales` are what a model that is told its
+    guidance is told with each.
     """
 
     prompts: list[str]
     codes: npt.NDArray[np.int64]
     null: bool = True
+    scales: tuple[float, ...] | None = None
+
+    def text(self, player: Player, row: int) -> CrossStates:
+        """What a player's decoder attends to along one of them."""
+        return player.text(self.prompts[row], None if self.scales is None else self.scales[row])
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def rollout_with_ranges(player: Player, sequences: Sequences) -> tuple[Floats, l
     """The logits [S, R, K, V], and by layer the largest absolute key and value of each channel, [H, D] each."""
     decoder = player.decoder
     inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
-    texts = [player.text(prompt) for prompt in sequences.prompts]
+    texts = [sequences.text(player, row) for row in range(len(sequences.prompts))]
     if sequences.null:
         texts, inputs = texts + [player.text.nothing()] * len(texts), np.concatenate([inputs, inputs])
     steps = inputs.shape[2]

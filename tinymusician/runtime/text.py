@@ -28,8 +28,8 @@ class TextEncoder:
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
 
-    def __call__(self, prompt: str) -> CrossStates:
-        """What the decoder attends to for a prompt.
+    def __call__(self, prompt: str, scale: float | None = None) -> CrossStates:
+        """What the decoder attends to for a prompt; `scale` is for a model that is told its guidance.
 
         Raises:
             RequestError: the prompt is empty, or far too long to be meant.
@@ -46,15 +46,17 @@ class TextEncoder:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
         except Exception as error:  # ONNX Runtime's own kinds
             raise as_engine_error("the text encoder", error) from error
-        return self._attended(states, mask)
+        told = {} if scale is None else {"guidance": np.array([scale], np.float32)}
+        return self._attended(states, mask, told)
 
     def nothing(self) -> CrossStates:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
-        return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32))
+        return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
 
-    def _attended(self, states: Any, mask: Any) -> CrossStates:
+    def _attended(self, states: Any, mask: Any, told: dict[str, Any]) -> CrossStates:
         names = [value.name for value in self._cross.get_outputs()]
-        found = dict(zip(names, self._cross.run(None, {"text_states": states, "text_mask": mask}), strict=True))
+        values = self._cross.run(None, {"text_states": states, "text_mask": mask, **told})
+        found = dict(zip(names, values, strict=True))
         layers = len(names) // 2
         order = [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
         return CrossStates([found[name][0] for name in order], mask[0])

@@ -32,8 +32,9 @@ export class Engine {
   // Yields {ready, frames} after every step, and {samples} as audio is settled.
   async *play(wish) {
     const frames = Math.round(wish.seconds * this.frameRate), window = this.shape.window;
-    const text = await this.#text(wish.prompt);
-    const without = wish.guidance === 1 ? null : wish.negative_prompt ? await this.#text(wish.negative_prompt) : await this.#nothing();
+    const { one_pass, guidance_range } = this.manifest.sampling; // with a range the model is told its guidance
+    const text = await this.#text(wish.prompt, guidance_range ? { guidance: this.#tensor('float32', Float32Array.of(wish.guidance), [1]) } : {});
+    const without = one_pass || wish.guidance === 1 ? null : wish.negative_prompt ? await this.#text(wish.negative_prompt) : await this.#nothing();
     const texts = without ? [text, without] : [text];
     const codes = Array.from({ length: this.shape.codebooks }, () => new Int32Array(frames));
     const audio = new AudioStream(this);
@@ -76,23 +77,23 @@ export class Engine {
     }
   }
 
-  async #text(prompt) {
+  async #text(prompt, told = {}) {
     const ids = this.tokenizer.encode(prompt).ids;
     if (ids.length > this.shape.text_tokens) throw new Error(`The prompt has ${ids.length} tokens; at most ${this.shape.text_tokens} can be played.`);
     const dims = [1, ids.length], mask = new Int32Array(ids.length).fill(1);
     const feeds = { ids: this.#tensor('int64', BigInt64Array.from(ids, BigInt), dims), mask: this.#tensor('int32', mask, dims) };
     const states = Object.values(await this.sessions.text_encoder.run(feeds))[0];
-    return this.#attended(states, mask);
+    return this.#attended(states, mask, told);
   }
 
   // The null condition of classifier-free guidance: zero states under a zero mask.
   async #nothing() {
     const width = inputs(this.sessions.cross).text_states.shape[2];
-    return this.#attended(this.#tensor('float32', new Float32Array(width), [1, 1, width]), new Int32Array(1));
+    return this.#attended(this.#tensor('float32', new Float32Array(width), [1, 1, width]), new Int32Array(1), {});
   }
 
-  async #attended(states, mask) {
-    const feeds = { text_states: states, text_mask: this.#tensor('int32', mask, [1, mask.length]) };
+  async #attended(states, mask, told) {
+    const feeds = { text_states: states, text_mask: this.#tensor('int32', mask, [1, mask.length]), ...told };
     const found = await this.sessions.cross.run(feeds);
     return { mask, arrays: Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value.data])), length: mask.length };
   }

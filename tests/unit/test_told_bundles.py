@@ -1,0 +1,146 @@
+"""Bundles of students that are told their guidance scale, against transformers' own `generate`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from tests.bundles import write_bundle
+from tests.generated import generated
+from tests.tiny import CAPTIONS
+from tests.told import told_student, write_told_bundle
+from tinymusician.errors import BundleError, ModelError, RequestError
+from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer, told_condition
+from tinymusician.quantize.apply import apply_plan
+from tinymusician.quantize.parity import Reference, measure_fused
+from tinymusician.quantize.precision import Plan, packaged_plan
+from tinymusician.runtime.bundle import Bundle, read_manifest
+from tinymusician.runtime.player import Player, Wish, open_player
+from tinymusician.runtime.rollout import Sequences
+
+PROMPT = CAPTIONS[0]
+PLANS = {
+    "float32": packaged_plan("float32"),
+    "int8": packaged_plan("int8"),
+    "cross in int4": Plan(name="int4", default="float32", groups={"cross": "int4"}),
+}
+
+
+@pytest.fixture(scope="module")
+def student(tiny_musicgen: Path) -> Any:
+    return told_student(str(tiny_musicgen), loudness=10.0)
+
+
+@pytest.fixture(scope="module")
+def folder(student: Any, tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("told")
+    write_told_bundle(student, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def player(folder: Path) -> Player:
+    return open_player(folder, threads=1)
+
+
+def embedding(student: Any, scale: float) -> Any:
+    """The embedding of a scale of 1 to 5, in NumPy and float64."""
+    own = {name: value.double().numpy() for name, value in student.guidance_embedding.state_dict().items()}
+    angles = (scale - 1) / 4 * math.pi * np.arange(1, 9)
+    x = own["first.weight"] @ np.concatenate([np.sin(angles), np.cos(angles)]) + own["first.bias"]
+    return own["last.weight"] @ (x / (1 + np.exp(-x))) + own["last.bias"]
+
+
+def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
+    """The codes of transformers' `generate` without guidance, from text states with the embedding added."""
+    text = load_tokenizer(str(folder))([PROMPT], return_tensors="pt")
+    with torch.no_grad():
+        states = student.text_encoder(**text).last_hidden_state + torch.from_numpy(embedding(student, scale)).float()
+    told = {"encoder_outputs": BaseModelOutput(states), "attention_mask": text["attention_mask"]}
+    return generated(student, frames, **told, guidance_scale=1, do_sample=False)[0]
+
+
+def test_greedy_codes_are_those_of_transformers_at_every_scale(
+    student: Any, player: Player, tiny_musicgen: Path
+) -> None:
+    found = []
+    for scale in (1.0, 2.7, 5.0):
+        request = player.request(Wish(PROMPT, seconds=0.8, temperature=0, guidance=scale))
+        assert request.without is None, "one pass"
+        generation = player.engine.start(request)
+        player.engine.run(generation)
+        np.testing.assert_array_equal(generation.codes, in_one_pass(student, tiny_musicgen, scale, 40))
+        found.append(generation.codes.tobytes())
+    assert len(set(found)) == 3, "the scale matters"
+
+
+def test_what_is_not_said_is_the_default_scale(player: Player) -> None:
+    heard = [player.request(Wish(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
+    assert np.array_equal(heard[0], heard[1])
+    assert not np.array_equal(heard[0], heard[2])
+
+
+@pytest.mark.parametrize("scale", [0.9, 5.1])
+def test_scales_that_it_does_not_know(student: Any, player: Player, scale: float) -> None:
+    with pytest.raises(RequestError, match=f"guidance {scale:g}: this model was distilled for 1 to 5"):
+        player.request(Wish(PROMPT, guidance=scale))
+    ids = torch.ones(1, 2, dtype=torch.long)
+    with pytest.raises(ModelError, match=f"guidance {scale:g}: .* was trained for 1 to 5"):
+        told_condition(student, ids, ids, scale)
+
+
+def test_there_is_no_second_pass(player: Player) -> None:
+    with pytest.raises(RequestError, match=r"negative_prompt: .* this model has none"):
+        player.request(Wish(PROMPT, negative_prompt="noise"))
+
+
+def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny_musicgen: Path) -> None:
+    ours, theirs = TorchMusician(student, load_tokenizer(str(tiny_musicgen))), BundleMusician(folder, threads=1)
+    codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
+    for scale in (1.0, 4.0):
+        settings = Settings(seconds=0.4, guidance=scale, top_k=8, temperature=1.0)
+        one, other = (musician.play(CAPTIONS[:2], [1, 2], settings) for musician in (ours, theirs))
+        for mine, its in zip(one, other, strict=True):
+            np.testing.assert_array_equal(mine.codes, its.codes)
+        logits, others = (musician.forced(CAPTIONS[:2], codes, scale) for musician in (ours, theirs))
+        torch.testing.assert_close(logits, others, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("plan", "most"), [("float32", 1e-6), ("int8", 0.05), ("cross in int4", 0.5)])
+def test_parity_is_measured_at_the_scales(
+    student: Any, folder: Path, tiny_musicgen: Path, tmp_path: Path, plan: str, most: float
+) -> None:
+    """In PyTorch and in the graphs, each sequence at its own scale; at swapped scales they are far apart."""
+    codes = np.random.default_rng(0).integers(0, 16, (3, 4, 20))
+    along = Sequences(CAPTIONS[:3], codes, null=False, scales=(1.0, 3.0, 5.0))
+    apply_plan(PLANS[plan], folder, tmp_path / plan)
+    player = Player(Bundle(tmp_path / plan, read_manifest(folder)), 1)
+    tokenizer = load_tokenizer(str(tiny_musicgen))
+    parity = measure_fused(Reference(student, tokenizer, along), player, tmp_path / plan)
+    assert max(parity.kl) < most
+    swapped = Sequences(along.prompts, codes, null=False, scales=(5.0, 1.0, 3.0))
+    far = Reference(student, tokenizer, swapped)
+    far.sequences = along
+    assert max(measure_fused(far, player, tmp_path / plan).kl) > max(parity.kl) + 0.01
+
+
+def test_a_range_without_an_input_for_it_is_refused(tiny_musicgen: Path, tmp_path: Path) -> None:
+    told = {"one_pass": True, "guidance_range": (1.0, 5.0)}
+    write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", tmp_path, **told)
+    with pytest.raises(BundleError, match=r"cross\.onnx is no cross; it has no input guidance"):
+        open_player(tmp_path)
+
+
+def test_bundles_without_a_range_do_not_speak_of_it(tiny_musicgen: Path, tmp_path: Path, folder: Path) -> None:
+    """Players from before there were ranges refuse fields that they do not know."""
+    write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", tmp_path)
+    assert "guidance_range" not in json.loads((tmp_path / "manifest.json").read_text())["sampling"]
+    assert json.loads((folder / "manifest.json").read_text())["sampling"]["guidance_range"] == [1.0, 5.0]
