@@ -22,8 +22,10 @@ from tinymusician.distill.joint import JointTask
 from tinymusician.distill.maps import fit
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.sound import FollowingCodec, SoundTask, expected_latents, latents_of, played, sound_closeness
+from tinymusician.distill.task import Scales
 from tinymusician.distill.text import TextTask, fit_text, state_error
 from tinymusician.errors import RecipeError
+from tinymusician.models.guidance import told_its_guidance
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
 from tinymusician.models.narrow import narrow_student
 from tinymusician.models.narrow_codec import narrow_codec, with_codec
@@ -191,18 +193,20 @@ class TestCodec:
         torch.testing.assert_close(found, latents_of(teacher.audio_encoder, codes))
 
 
-def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenSet) -> None:
+@pytest.mark.parametrize("scales", [None, Scales(1.0, 5.0)], ids=["", "told its guidance"])
+def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenSet, scales: Scales | None) -> None:
     """All losses fall, what is heard reaches the text encoder, and the student that is kept is what was judged."""
     torch.manual_seed(0)
     text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
     fit_text(text, teacher, *text_of(tokens))
     codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
     student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
+    student = told_its_guidance(student, scales.low, scales.high) if scales else student
     kept = copy.deepcopy(student)
     text, codec.codec = MappedText(student.text_encoder, text.to_teacher), student.audio_encoder
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
     sound = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
-    task = JointTask(task_of(student, source), text, sound, teacher.text_encoder, "uncertainty", "cpu")
+    task = JointTask(task_of(student, source, scales=scales), text, sound, teacher.text_encoder, "uncertainty", "cpu")
     batch = task.batch(0, 0, 1)
     wanted = task.wanted(batch)
     answer, _ = task.module(*task.asked(batch, wanted))
