@@ -81,8 +81,7 @@ def supervise(run_id: str, submission: str) -> int:
         return run.record().submission == submission
 
     run.stir()
-    with contextlib.suppress(StoreError):  # a store that lets nobody list what is unfinished serves as well
-        run.store.sweep()
+    _sweep(run)
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
     child = subprocess.Popen(
         [sys.executable, "-P", "-u", "-m", "jobs.entry", "--child", record.kind, run_id],
@@ -105,11 +104,18 @@ def supervise(run_id: str, submission: str) -> int:
     for line in child.stdout:
         log.line(line)
     code = child.wait()
+    _sweep(run)
     if owned():
         run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
     log.line(f"{time.strftime(_STAMP)} {run.status().state} {run.status().message}\n")
     log.close()
     return code
+
+
+def _sweep(run: RunFolder) -> None:
+    """Rid the store of what killed writers left; one that lets nobody list what is unfinished serves as well."""
+    with contextlib.suppress(StoreError):
+        run.store.sweep()
 
 
 def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:

@@ -102,7 +102,6 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
             assert sorted(found_losses) == sorted(wanted)
             assert max(abs(found_losses[step] - wanted[step]) for step in wanted) <= 1e-5
         wait_for(lambda: not any(own.processes(word) for word in OF_A_JOB))
-        store.sweep(age=0)
         assert not list(place.rglob(".draft-*"))
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.blobs import blob_key, digest_of, get_blob, put_blob
+from tinymusician.artifacts.draft import whole_file
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import Corrupt, NotFound, StoreError
 
@@ -53,15 +58,68 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.glob("out*")) == []
 
 
-def test_only_old_drafts_are_swept(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
+_WRITER = """
+import sys, time
+from pathlib import Path
+from tinymusician.artifacts.draft import whole_file
+with whole_file(Path(sys.argv[1])) as draft:
+    draft.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    """A draft stays as long as its writer lives, and goes as soon as it was killed."""
+    store, folder = LocalStore(tmp_path), tmp_path / "runs" / "a"
     store.put("runs/a/log.txt", b"whole")
+    command = [sys.executable, "-c", _WRITER, str(folder / "status.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        with whole_file(folder / "metrics.jsonl") as own:
+            own.write_bytes(b"mine")
+            store.sweep()
+            assert len(list(folder.iterdir())) == 3
+            writer.kill()
+            writer.wait()
+            store.sweep()
+            assert set(folder.iterdir()) == {own, folder / "log.txt"}
+    assert store.get("runs/a/metrics.jsonl") == b"mine"
+    assert [entry.key for entry in store.list("")] == ["runs/a/log.txt", "runs/a/metrics.jsonl"]
+
+
+def test_writers_and_sweepers_at_once(tmp_path: Path) -> None:
+    """No draft is taken from a writer that has only just begun."""
+    store = LocalStore(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        done = threading.Event()
+        sweepers = [pool.submit(lambda: [store.sweep() for _ in iter(done.is_set, True)]) for _ in range(3)]
+        writers = [pool.submit(lambda n=n: [store.put(f"{n}/{i}", b"x") for i in range(200)]) for n in range(4)]
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            done.set()
+        for sweeper in sweepers:
+            sweeper.result()
+    assert len(list(store.list(""))) == 800
+
+
+def test_without_locks_old_drafts_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
     for name, age in ((".draft-killed", 7200), (".draft-writing", 60)):
-        (tmp_path / "runs" / "a" / name).write_bytes(b"half")
-        then = (tmp_path / "runs" / "a" / name).stat().st_mtime - age
-        os.utime(tmp_path / "runs" / "a" / name, (then, then))
+        (tmp_path / name).write_bytes(b"half")
+        then = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (then, then))
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    store.put("log.txt", b"whole")
     store.sweep(age=3600)
-    assert sorted(path.name for path in (tmp_path / "runs" / "a").iterdir()) == [".draft-writing", "log.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-writing", "log.txt"]
 
 
 @pytest.mark.parametrize("key", ["", "/a", "../a", "a/../b", "a//b", "a\\b", "a/"])

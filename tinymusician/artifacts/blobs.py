@@ -6,7 +6,8 @@ import hashlib
 import time
 from pathlib import Path
 
-from tinymusician.artifacts.store import DAY, Store, whole_file
+from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.store import DAY, Store
 from tinymusician.errors import Corrupt, StoreError
 
 GRACE = 7 * DAY

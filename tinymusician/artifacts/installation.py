@@ -22,8 +22,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import digest_of
+from tinymusician.artifacts.draft import whole_file
 from tinymusician.artifacts.release import Release
-from tinymusician.artifacts.store import whole_file
 from tinymusician.artifacts.trust import Root
 from tinymusician.errors import StoreError
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.store import DAY, Entry, check_key, whole_file
+from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.store import DAY, Entry, check_key
 from tinymusician.errors import Busy, Denied, NotFound, StoreError
 
 _CHUNK = 1 << 16

@@ -6,14 +6,12 @@ A key is a relative path such as `runs/band-1/status.json`. A value appears whol
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+from tinymusician.artifacts.draft import DRAFT, sweep_drafts, whole_file
 from tinymusician.errors import NotFound, StoreError
 
 DAY = 86_400.0
@@ -56,7 +54,10 @@ class Store(Protocol):
         """Remove `key`; nothing happens when it is not there."""
 
     def sweep(self, age: float = DAY) -> None:
-        """Remove what writers that were killed more than `age` seconds ago left unfinished; none of it is a value."""
+        """Remove what killed writers left unfinished; none of it is a value.
+
+        Where the store cannot tell whether a writer lives, it waits for `age` seconds.
+        """
 
 
 def check_key(key: str) -> str:
@@ -105,7 +106,7 @@ class LocalStore:
         paths = [deep for path in near for deep in (path.rglob("*") if path.is_dir() else (path,))]
         for path in sorted(paths, key=lambda path: path.relative_to(self._root).as_posix()):
             with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
-                if path.is_file() and not path.name.startswith(_DRAFT):
+                if path.is_file() and not path.name.startswith(DRAFT):
                     found = path.stat()
                     yield Entry(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime)
 
@@ -116,10 +117,7 @@ class LocalStore:
             raise StoreError(f"store {self.url}: cannot delete {key!r}: {error.strerror}") from error
 
     def sweep(self, age: float = DAY) -> None:
-        for draft in self._root.rglob(f"{_DRAFT}*"):
-            with contextlib.suppress(FileNotFoundError):  # its writer lives, or another sweeps
-                if time.time() - draft.stat().st_mtime > age:
-                    draft.unlink()
+        sweep_drafts(self._root, age)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -142,23 +140,3 @@ class LocalStore:
             raise NotFound(f"store {self.url}: nothing under {key!r}") from error
         except OSError as error:
             raise StoreError(f"store {self.url}: cannot read {key!r}: {error.strerror or error}") from error
-
-
-_DRAFT = ".draft-"
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A draft beside `path` that takes its place, flushed to disk, when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_DRAFT, dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.chmod(mode)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

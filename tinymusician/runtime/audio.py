@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.artifacts.store import whole_file
+from tinymusician.artifacts.draft import whole_file
 from tinymusician.errors import DataError
 
 
