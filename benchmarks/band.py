@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.scores import Split
 from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
@@ -15,7 +16,7 @@ from tinymusician.models.sampling import sample_codes
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 
 
-def played_by_the_band(split: str, clips: int, frames: int, seed: int) -> tuple[Any, TokenSet]:
+def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Any, TokenSet]:
     """band-large, and what it plays for the first captions of a split at its own settings."""
     teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
     ids, mask = tokenize_captions(tokenizer, texts_of(load_prompts("band"), split)[:clips])

@@ -1,0 +1,91 @@
+"""How several losses are best made one: the three rules of `joint.balance` on band-ttm's text encoder and codec.
+
+    python -m benchmarks.balance [--seeds 3] [--clips 64]
+
+Each part is cut and fitted as `tmctl submit distill band-ttm` does it, and trained as long by the same loop, on what
+band-large plays for captions of its own; rules differ in nothing else. Of every held-out figure at the end, by rule:
+`FIGURE/RULE`, the mean over the seeds, with `_least` and `_most` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from benchmarks.band import played_by_the_band
+from benchmarks.report import report
+from jobs.parts import JUDGES, SHOWN, untrained_parts
+from jobs.worker import plan_of
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.data.tokens import TokenSet
+from tinymusician.distill.balance import Method
+from tinymusician.distill.sound import SoundTask, pieces
+from tinymusician.distill.text import TextTask, fit_text
+from tinymusician.recipe import Recipe, load_recipe
+from tinymusician.training.checkpoint import Checkpoints
+from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.loop import Loop
+from tinymusician.training.metrics import MetricsLog
+
+FRAMES = 250
+"""Of a sequence: five seconds."""
+
+
+def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> dict[str, float]:
+    """The stage's held-out figures after its last step."""
+    training = recipe.training
+    with tempfile.TemporaryDirectory() as scratch:
+        store = LocalStore(Path(scratch))
+        engine = TorchEngine(task.module, AdamSettings(weight_decay=training.weight_decay, clip=training.clip))
+        plan = plan_of(training, steps, rate, JUDGES[stage])
+        Loop(task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, stage, JUDGES[stage])).run()
+    task.module.eval()
+    found = task.validate(engine)
+    return {f"{stage}_{name}": found[name] for name in SHOWN[stage]}
+
+
+def compared(teacher: Any, tokens: TokenSet, held_out: TokenSet, method: Method, seed: int) -> dict[str, float]:
+    """Both parts, trained with one rule."""
+    recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
+    torch.manual_seed(seed)
+    (text, codec), asked, wanted = untrained_parts(recipe, teacher), recipe.text_encoder, recipe.codec
+    assert asked is not None
+    assert wanted is not None
+    fit_text(text, teacher, torch.from_numpy(tokens.text_ids), torch.from_numpy(tokens.text_mask))
+    batch = recipe.training.batch_size
+    hearing = TextTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
+    figures = trained("text-encoder", hearing, recipe, asked.steps, asked.learning_rate)
+    frames = round(wanted.seconds * teacher.config.audio_encoder.frame_rate)
+    first = pieces(tokens, np.arange(min(16, len(tokens.codes))), frames, np.random.default_rng(seed))
+    codec.fit(teacher.audio_encoder, first)
+    sounding = SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, wanted.batch_size, seed, "cpu")
+    return figures | trained("codec", sounding, recipe, wanted.steps, wanted.learning_rate)
+
+
+def main() -> None:
+    """Every rule with every seed."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--clips", type=int, default=64, help="captions to train on")
+    chosen = options.parse_args()
+    teacher, tokens = played_by_the_band("train", chosen.clips, FRAMES, seed=1)
+    _, held_out = played_by_the_band("validation", 16, FRAMES, seed=2)
+    figures: dict[str, float] = {}
+    for method in get_args(Method):
+        found = [compared(teacher, tokens, held_out, method, seed) for seed in range(chosen.seeds)]
+        for name in found[0]:
+            values = [one[name] for one in found]
+            figures[f"{name}/{method}"] = statistics.mean(values)
+            figures |= {f"{name}/{method}_least": min(values), f"{name}/{method}_most": max(values)}
+        print(method, {name: figures[f"{name}/{method}"] for name in found[0]}, flush=True)
+    report("balance", figures, {"seeds": chosen.seeds, "clips": chosen.clips})
+
+
+if __name__ == "__main__":
+    main()
