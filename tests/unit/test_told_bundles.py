@@ -18,6 +18,7 @@ from tests.tiny import CAPTIONS
 from tests.told import told_student, write_told_bundle
 from tinymusician.errors import BundleError, ModelError, RequestError
 from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician
+from tinymusician.models.guidance import told_its_guidance
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, told_condition
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.parity import Reference, measure_fused
@@ -95,6 +96,13 @@ def test_scales_that_it_does_not_know(student: Any, player: Player, scale: float
     ids = torch.ones(1, 2, dtype=torch.long)
     with pytest.raises(ModelError, match=f"guidance {scale:g}: .* was trained for 1 to 5"):
         told_condition(student, ids, ids, scale)
+
+
+def test_ends_that_float32_rounds_are_known(tiny_musicgen: Path) -> None:
+    """1.3 in float32 is less than 1.3."""
+    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.3, 4.7)
+    ids = torch.ones(2, 2, dtype=torch.long)
+    assert told_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
 
 
 def test_there_is_no_second_pass(player: Player) -> None:

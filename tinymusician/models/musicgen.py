@@ -92,10 +92,13 @@ def told_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float 
     text = encode_text(model, ids_BL, mask_BL)
     if not is_told(model):
         return text
-    scales = torch.as_tensor(guidance, dtype=torch.float32, device=ids_BL.device).expand(len(ids_BL))
     low, high = model.config.guidance_range
-    if not low <= float(scales.min()) <= float(scales.max()) <= high:
-        raise ModelError(f"guidance {guidance}: this model is told its scale, and was trained for {low:g} to {high:g}")
+    for scale in [guidance] if isinstance(guidance, float | int) else guidance:
+        if not low <= scale <= high:
+            raise ModelError(
+                f"guidance {scale:g}: this model is told its scale, and was trained for {low:g} to {high:g}"
+            )
+    scales = torch.as_tensor(guidance, dtype=torch.float32, device=ids_BL.device).expand(len(ids_BL))
     return TextCondition(text.states + model.guidance_embedding(scales)[:, None].to(text.states.dtype), text.mask)
 
 
