@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ _UPLOAD_SECONDS = 2.0
 _STIR_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
+_OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
+"""What Ray says of workers that its memory monitor killed, or its own helpers beside them."""
 
 
 class Log:
@@ -163,6 +166,11 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
         if isinstance(error, ModuleNotFoundError):
             return TinyMusicianError(
                 f"the cluster's Python has no {error.name}: install tinymusician's extras there too"
+            )
+        if memory := _OUT_OF_MEMORY.search(str(error)):
+            return TinyMusicianError(
+                f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, a "
+                "smaller training.batch_size or training.recompute=true, or for machines with more; --resume goes on"
             )
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := for_users(failure)) is not None:

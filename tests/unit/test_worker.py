@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.exceptions import OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -53,3 +55,13 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
         save_file({"x": np.zeros(1)}, tmp_path / "none" / "x.safetensors")
     assert str(for_users(caught.value)).startswith("a file of tensors cannot be read or written: ")
     assert for_users(ValueError("a fault of ours")) is None
+
+
+def test_a_machine_without_memory_is_told_in_one_line() -> None:
+    """Ray's memory monitor kills a worker, or all of a job with Ray Train's controller; its words name both figures."""
+    words = "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: ad) "
+    killed = OutOfMemoryError(words + "was 22.44GB used / 23.54GB limit (0.953036)\nOOM kill reason: Memory usage")
+    for error in (killed, ControllerError(killed), WorkerGroupError("", {1: killed})):
+        found = str(for_users(error))
+        assert found.startswith("a machine of the cluster ran out of memory (22.44GB of 23.54GB): ask for fewer")
+        assert "\n" not in found
