@@ -15,18 +15,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.parts import JUDGES, SHOWN, untrained_parts
+from jobs.parts import JUDGES, SHOWN, fit_maps_of_codec, fit_maps_of_text, sound_frames, untrained_parts
 from jobs.worker import plan_of
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.tokens import TokenSet
 from tinymusician.distill.balance import Method
-from tinymusician.distill.sound import SoundTask, pieces
-from tinymusician.distill.text import TextTask, fit_text
+from tinymusician.distill.sound import SoundTask
+from tinymusician.distill.text import TextTask
 from tinymusician.recipe import Recipe, load_recipe
 from tinymusician.training.checkpoint import Checkpoints
 from tinymusician.training.engine import AdamSettings, TorchEngine
@@ -57,13 +56,12 @@ def compared(teacher: Any, tokens: TokenSet, held_out: TokenSet, method: Method,
     (text, codec), asked, wanted = untrained_parts(recipe, teacher), recipe.text_encoder, recipe.codec
     assert asked is not None
     assert wanted is not None
-    fit_text(text, teacher, torch.from_numpy(tokens.text_ids), torch.from_numpy(tokens.text_mask))
+    fit_maps_of_text(text, teacher, tokens)
     batch = recipe.training.batch_size
     hearing = TextTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
     figures = trained("text-encoder", hearing, recipe, asked.steps, asked.learning_rate)
-    frames = round(wanted.seconds * teacher.config.audio_encoder.frame_rate)
-    first = pieces(tokens, np.arange(min(16, len(tokens.codes))), frames, np.random.default_rng(seed))
-    codec.fit(teacher.audio_encoder, first)
+    frames = sound_frames(recipe, teacher)
+    fit_maps_of_codec(codec, teacher, tokens, frames, seed)
     sounding = SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, wanted.batch_size, seed, "cpu")
     return figures | trained("codec", sounding, recipe, wanted.steps, wanted.learning_rate)
 

@@ -91,31 +91,43 @@ def train_parts(context: Context, teacher: Any, tokens: TokenSet, held_out: Toke
 
 
 def _train_text(context: Context, teacher: Any, text: Any, tokens: TokenSet, held_out: TokenSet) -> None:
-    import numpy as np
-    import torch
-
-    from tinymusician.distill.text import TextTask, fit_text
+    from tinymusician.distill.text import TextTask
 
     asked, training = context.recipe.text_encoder, context.recipe.training
     assert asked is not None
     method, seed = context.recipe.joint.balance, training.seed
-    texts = np.unique(tokens.text_ids, axis=0, return_index=True)[1][:_TEXTS]
-    fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
+    fit_maps_of_text(text, teacher, tokens)
     task = TextTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
     _train(context, "text-encoder", task, asked.steps, asked.learning_rate, context.precision())
 
 
 def _train_codec(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> None:
+    asked = context.recipe.codec
+    assert asked is not None
+    fit_maps_of_codec(codec, teacher, tokens, sound_frames(context.recipe, teacher), context.recipe.training.seed)
+    task = sound_task(context, teacher, codec, tokens, held_out)
+    _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
+
+
+def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenSet) -> None:
+    """Let a text encoder's map begin where it is best for the first different texts."""
+    import numpy as np
+    import torch
+
+    from tinymusician.distill.text import fit_text
+
+    texts = np.unique(tokens.text_ids, axis=0, return_index=True)[1][:_TEXTS]
+    fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
+
+
+def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenSet, frames: int, seed: int) -> None:
+    """Let a codec's maps begin where they are best for pieces of the first sequences."""
     import numpy as np
 
     from tinymusician.distill.sound import pieces
 
-    asked = context.recipe.codec
-    assert asked is not None
-    rows, frames = np.arange(min(len(tokens.codes), _PIECES)), sound_frames(context, teacher)
-    codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(context.recipe.training.seed)))
-    task = sound_task(context, teacher, codec, tokens, held_out)
-    _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
+    rows = np.arange(min(len(tokens.codes), _PIECES))
+    codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(seed)))
 
 
 def sound_task(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> Any:
@@ -124,18 +136,18 @@ def sound_task(context: Context, teacher: Any, codec: Any, tokens: TokenSet, hel
 
     recipe = context.recipe
     assert recipe.codec is not None
-    frames = sound_frames(context, teacher)
+    frames = sound_frames(recipe, teacher)
     method, batch, seed = recipe.joint.balance, recipe.codec.batch_size, recipe.training.seed
     return SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
 
 
-def sound_frames(context: Context, teacher: Any) -> int:
+def sound_frames(recipe: Recipe, teacher: Any) -> int:
     """How many frames a piece of sound has: no more than the sequences.
 
     Raises:
         RecipeError: it is too short for a spectrum.
     """
-    recipe, codec = context.recipe, teacher.config.audio_encoder
+    codec = teacher.config.audio_encoder
     assert recipe.codec is not None
     seconds = min(recipe.codec.seconds, recipe.sequences.seconds)
     return check_piece(seconds, float(codec.frame_rate), math.prod(codec.upsampling_ratios))
