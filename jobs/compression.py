@@ -59,7 +59,7 @@ class Compression:
     """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
 
     def __init__(self, context: Context) -> None:
-        from tinymusician.models.guidance import is_told, plays_in_one_pass
+        from tinymusician.models.guidance import plays_in_one_pass, range_of
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
         from tinymusician.models.student import check_codec, weights_digest
 
@@ -71,9 +71,8 @@ class Compression:
         check_codec(self.model, f"model {self.asked.model}")
         self.digest = weights_digest(self.model)
         self.one_pass = plays_in_one_pass(self.model)
-        self.guidance_range: tuple[float, float] | None = None
-        if is_told(self.model):
-            self.guidance_range = tuple(self.model.config.guidance_range)
+        self.guidance_range = range_of(self.model)
+        if self.guidance_range is not None:
             check_told(self.asked, self.recipe.teacher.guidance, self.guidance_range)
         self.exported = self._export()
 
@@ -83,13 +82,13 @@ class Compression:
         from tinymusician.quantize.export import architecture_of
 
         facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
-        return describe(self.exported, self.recipe.name, architecture_of(self.model), SamplingDefaults(), **facts)
+        return describe(self.exported, self.recipe.name, architecture_of(self.model), self.defaults(), **facts)
 
     def defaults(self) -> SamplingDefaults:
         """What a request that says nothing gets: the recipe's way of asking the teacher."""
         teacher = self.recipe.teacher
         return SamplingDefaults(
-            guidance=1.0 if self.one_pass and not self.guidance_range else teacher.guidance,
+            guidance=teacher.guidance if self.guidance_range or not self.one_pass else 1.0,
             temperature=teacher.temperature,
             top_k=teacher.top_k,
             seconds=self.recipe.sequences.seconds,
@@ -107,7 +106,7 @@ class Compression:
         asked = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
         frames = min(shape.window, asked)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
-        scales = None if self.guidance_range is None else tuple(np.linspace(*self.guidance_range, len(texts)).tolist())
+        scales = scales_within(self.guidance_range, len(texts)) if self.guidance_range else None
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
@@ -210,7 +209,7 @@ class Compression:
         player, top_k = self.player(), self.recipe.teacher.top_k
         without = None if guidance == 1 else player.text.nothing()
         sampling, first = Sampling(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
-        attended = [player.text(text, scales[row] if scales else None) for row, text in enumerate(texts)]
+        attended = [player.text(*told) for told in zip(texts, scales or [None] * len(texts), strict=True)]
         generations = [
             player.engine.start(Request(text, without, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
@@ -230,10 +229,19 @@ def check_told(asked: Quantize, guidance: float, range_: tuple[float, float]) ->
         RecipeError: another flavour, or a default guidance outside its range.
     """
     if asked.flavour != "fused":
-        raise RecipeError(f"quantize.flavour {asked.flavour}: has no input for the guidance that a student is told")
+        raise RecipeError(
+            f"quantize.flavour = {asked.flavour}: has no input for the guidance that {asked.model} is told; allowed is "
+            "fused"
+        )
     low, high = range_
     if not low <= guidance <= high:
-        raise RecipeError(f"teacher.guidance {guidance:g}: {asked.model} was distilled for {low:g} to {high:g}")
+        raise RecipeError(f"teacher.guidance = {guidance:g}: {asked.model} was distilled for {low:g} to {high:g}")
+
+
+def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:
+    """So many scales spread evenly within a range; at its very ends a half of what embeds them is 0."""
+    low, high = range_
+    return tuple(low + (high - low) * (place + 0.5) / count for place in range(count))
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -107,11 +107,11 @@ def supervise(run_id: str, submission: str) -> int:
     for line in child.stdout:
         log.line(line)
     code = child.wait()
-    _sweep(run)
     if owned():
         run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
     log.line(f"{time.strftime(_STAMP)} {run.status().state} {run.status().message}\n")
     log.close()
+    _sweep(run)
     return code
 
 
@@ -169,8 +169,8 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
             )
         if memory := _OUT_OF_MEMORY.search(str(error)):
             return TinyMusicianError(
-                f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, a "
-                "smaller training.batch_size or training.recompute=true, or for machines with more; --resume goes on"
+                f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, "
+                "for smaller batches, or for machines with more; --resume goes on"
             )
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := for_users(failure)) is not None:

@@ -8,6 +8,7 @@ run it was asked for.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from jobs.pair import untrained
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.data.shards import Arrays, ShardSet, fingerprint
-from tinymusician.errors import DataError, NotFound
+from tinymusician.errors import DataError, NotFound, RecipeError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
@@ -126,7 +127,13 @@ class Evaluation:
     def _opened(self, voice: str) -> Musician:
         if voice == "untrained":
             return TorchMusician(*untrained(self.recipe), self.context.device)
-        return open_musician(self.location(voice), self.context.device, self.context.threads)
+        musician = open_musician(self.location(voice), self.context.device, self.context.threads)
+        low, high = musician.guidance_range or (0.0, math.inf)
+        if not low <= self.settings.guidance <= high:
+            raise RecipeError(
+                f"teacher.guidance = {self.settings.guidance:g}: {voice} was distilled for {low:g} to {high:g}"
+            )
+        return musician
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
         """The captions of these clips."""

@@ -92,6 +92,12 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
             "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"
         )
     if kind == "pipeline":
+        bundled = recipe.pipeline.last not in ("precompute", "distill")
+        if ranged and bundled and recipe.quantize.flavour != "fused":
+            flavour = recipe.quantize.flavour
+            raise RecipeError(
+                f"quantize.flavour = {flavour}: has no input for teacher.guidance_range; allowed is fused"
+            )
         check_quantize(recipe, here)
         check_release(recipe, here)
     if here:

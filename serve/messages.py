@@ -49,7 +49,7 @@ class Generation(BaseModel):
         None, description="The same seed gives the same music on the same machine; one is drawn and told if left out."
     )
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        None, description="How closely to follow the prompt; 1 is fastest."
+        None, description="How closely to follow the prompt; what is not 1 may take two passes a step."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="Below 1 more expected, above more daring; 0 takes the likeliest code."

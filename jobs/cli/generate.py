@@ -25,7 +25,8 @@ def generate(
     seconds: Annotated[float | None, typer.Option(help="How long.", show_default="the bundle's")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same audio on the same machine.")] = 0,
     guidance: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt; 1 is fastest.", show_default="the bundle's")
+        float | None,
+        typer.Option(help="How closely to follow the prompt; not 1 may take two passes.", show_default="the bundle's"),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 more expected, above more daring; 0 takes the likeliest code.")

@@ -40,8 +40,8 @@ async function ask() {
   at('seconds').max = Math.floor(bundle.most_seconds);
   if (!at('seconds').touched) at('seconds').value = Math.round(bundle.seconds);
   const [least, most] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
-  Object.assign(at('guidance'), { min: least, max: most, disabled: fixed });
-  if (!at('guidance').touched) at('guidance').value = fixed ? 1 : bundle.guidance;
+  Object.assign(at('guidance'), { min: least, max: most, step: bundle.guidance_range ? 'any' : 0.5, disabled: fixed });
+  if (!at('guidance').touched) at('guidance').value = bundle.guidance;
   if (!at('temperature').touched) at('temperature').value = bundle.temperature;
   at('guidance-note').textContent = fixed ? 'this model has it in its weights' : 'how closely to follow the words';
   tell();
@@ -52,7 +52,7 @@ const key = () => at('key').value.trim() || sessionStorage.getItem('key') || '';
 
 function tell() {
   at('seconds-told').textContent = `${at('seconds').value} s`;
-  at('guidance-told').textContent = Number(at('guidance').value).toFixed(1);
+  at('guidance-told').textContent = Number(at('guidance').value).toFixed(2);
   at('temperature-told').textContent = Number(at('temperature').value).toFixed(2);
 }
 
@@ -176,6 +176,7 @@ async function failed(error) {
     at('key').focus();
   }
   if (error.field && document.getElementById(`${error.field}-wrong`)) wrong(error.field, error.message);
+  if (error.field === 'guidance') ask(); // another bundle plays by now
   if (!['busy', 'rate_limited', 'not_ready'].includes(error.code)) return say(sentence(error.message), true), false;
   for (let left = error.wait; left > 0 && !running.signal.aborted; left--) {
     say(`${sentence(error.message)} Asking again in ${left} s.`);

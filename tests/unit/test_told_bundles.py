@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,23 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from jobs.compression import Compression
+from jobs.worker import Context
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tests.told import told_student, write_told_bundle
-from tinymusician.errors import BundleError, ModelError, RequestError
+from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+from tinymusician.artifacts.store import LocalStore
+from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
 from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician
 from tinymusician.models.guidance import told_its_guidance
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, told_condition
+from tinymusician.models.saving import save_musicgen
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.parity import Reference, measure_fused
 from tinymusician.quantize.precision import Plan, packaged_plan
+from tinymusician.recipe import load_recipe
 from tinymusician.runtime.bundle import Bundle, read_manifest
 from tinymusician.runtime.player import Player, Wish, open_player
 from tinymusician.runtime.rollout import Sequences
@@ -140,11 +148,80 @@ def test_parity_is_measured_at_the_scales(
     assert max(measure_fused(far, player, tmp_path / plan).kl) > max(parity.kl) + 0.01
 
 
-def test_a_range_without_an_input_for_it_is_refused(tiny_musicgen: Path, tmp_path: Path) -> None:
-    told = {"one_pass": True, "guidance_range": (1.0, 5.0)}
-    write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", tmp_path, **told)
+def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    told = {"one_pass": True, "guidance": 2.0, "guidance_range": (1.0, 5.0)}
+    tokenizer = tiny_musicgen / "tokenizer.json"
+    write_bundle(load_musicgen(str(tiny_musicgen)), tokenizer, tmp_path / "deaf", **told)
     with pytest.raises(BundleError, match=r"cross\.onnx is no cross; it has no input guidance"):
-        open_player(tmp_path)
+        open_player(tmp_path / "deaf")
+    write_bundle(student, tokenizer, tmp_path / "not asked", one_pass=True, guidance=1.0)
+    with pytest.raises(BundleError, match=r"cross\.onnx is told its guidance, and manifest\.json gives no range"):
+        open_player(tmp_path / "not asked")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "why"),
+    [
+        ({"guidance_range": [5, 1]}, "5 to 1: must hold guidance 3"),
+        ({"guidance_range": [1, 2]}, "1 to 2: must hold guidance 3"),
+        ({"one_pass": False}, "needs one_pass"),
+        ({"guidance_range": None}, "guidance 3: 1 is needed with one_pass and no guidance_range"),
+    ],
+)
+def test_manifests_that_no_request_could_meet(folder: Path, tmp_path: Path, sampling: dict[str, Any], why: str) -> None:
+    shutil.copytree(folder, tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "sampling": {**content["sampling"], **sampling}}))
+    with pytest.raises(BundleError, match=why):
+        read_manifest(tmp_path / "b")
+
+
+class TestCompression:
+    """What a compression makes of a student that is told its guidance."""
+
+    def compression(self, student: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> Compression:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        save_musicgen(folder / "student", student, load_tokenizer(str(student.name_or_path)))
+        recipe = load_recipe("band", (f"quantize.model={folder / 'student'}", "teacher.guidance=2.5", *changes))
+        store = LocalStore(folder / "store")
+        asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "versions": {}, "git": {}, "seeds": {}}
+        record = RunRecord(id="q", kind="quantize", workers=1, created=now(), cluster="", submission="", **asked)
+        RunFolder(store, "q").write_record(record)
+        return Compression(Context(store.url, "q", 0, 1, "cpu"))
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_the_gate_sees_all_that_is_learned_of_scales(
+        self, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    ) -> None:
+        """At both ends of a range all sines are 0: a graph that has them wrong must not pass there."""
+        compression = self.compression(student, tmp_path, monkeypatch)
+        own = compression.defaults()
+        assert (own.one_pass, own.guidance, own.guidance_range) == (True, 2.5, (1.0, 5.0))
+        along = compression.sequences("test", count, 0.4)
+        assert along.scales == ((3.0,) if count == 1 else (2.0, 4.0))
+        reference = Reference(compression.model, compression.tokenizer, along)
+        exact = measure_fused(reference, compression.player(), compression.exported)
+        assert max(exact.kl) < 1e-6
+        weight = student.guidance_embedding.first.weight
+        wrong = copy.deepcopy(student)
+        wrong.guidance_embedding.first.weight.data = torch.cat([-9 * weight[:, :8], weight[:, 8:]], 1)
+        write_told_bundle(wrong, compression.exported / "tokenizer.json", tmp_path / "wrong", seconds=1.0)
+        parity = measure_fused(reference, open_player(tmp_path / "wrong", 1), tmp_path / "wrong")
+        assert max(parity.kl) > 0.01
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ("quantize.flavour=optimum", "quantize.flavour = optimum: has no input for the guidance"),
+            ("teacher.guidance=6", r"teacher\.guidance = 6: .* was distilled for 1 to 5"),
+        ],
+    )
+    def test_what_cannot_be_made(
+        self, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, why: str
+    ) -> None:
+        with pytest.raises(RecipeError, match=why):
+            self.compression(student, tmp_path, monkeypatch, change)
 
 
 def test_bundles_without_a_range_do_not_speak_of_it(tiny_musicgen: Path, tmp_path: Path, folder: Path) -> None:

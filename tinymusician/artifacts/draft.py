@@ -1,21 +1,21 @@
 """Files that appear whole or not at all: written as a draft beside their place, flushed to disk and moved there.
 
-A draft is locked for as long as it is written. The system ends a lock with its process, however that ends, so drafts
-that nobody locks are what killed writers left, on this machine or, where the file system shares locks (NFS), on others.
+A draft is named after the process that writes it, and after where that process can be seen. So a process of the same
+machine and container knows at once which drafts were left by writers that were killed; others know it by their age.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-if sys.platform != "win32":
-    import fcntl
 
 DRAFT = ".draft-"
 """How the names of drafts begin."""
@@ -25,7 +25,9 @@ DRAFT = ".draft-"
 def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """A draft that takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, draft = _locked_draft(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{DRAFT}{_sight()}-{os.getpid()}-", dir=path.parent)
+    os.close(handle)
+    draft = Path(name)
     try:
         yield draft
         with draft.open("rb+") as file:
@@ -34,43 +36,39 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-        if lock is not None:
-            os.close(lock)
 
 
 def sweep_drafts(folder: Path, age: float) -> None:
-    """Remove what killed writers left anywhere in `folder`; where there are no locks, after `age` seconds."""
-    for draft in folder.rglob(f"{DRAFT}*"):
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # done, swept by another, or somebody else's
-            _remove_abandoned(draft, age)
+    """Remove what killed writers left anywhere in `folder`; where it cannot be known that they were, after `age` s.
+
+    Raises:
+        OSError: the folder cannot be read, or a draft not be removed.
+    """
+    for place, _, names in os.walk(folder):  # which passes over folders that vanish
+        for name in names:
+            draft = Path(place) / name
+            with contextlib.suppress(FileNotFoundError):  # its writer is done, or another sweeps
+                if name.startswith(DRAFT) and (_abandoned(name) or time.time() - draft.stat().st_mtime > age):
+                    draft.unlink()
 
 
-def _locked_draft(folder: Path) -> tuple[int | None, Path]:
-    """A new draft, and what holds its lock."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=DRAFT, dir=folder)
-        if sys.platform == "win32":  # a file that is open could be neither moved nor removed
-            os.close(handle)
-            return None, Path(name)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.exists(name):
-            return handle, Path(name)
-        os.close(handle)  # swept before it was locked
+def _abandoned(name: str) -> bool:
+    """Whether a draft's writer would be seen here, and is not."""
+    sight, _, rest = name.removeprefix(DRAFT).partition("-")
+    process = rest.partition("-")[0]
+    if sys.platform == "win32" or sight != _sight() or not process.isdigit():  # there, asking would end it
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # somebody else's, which lives; no process's number
+        pass
+    return False
 
 
-def _remove_abandoned(draft: Path, age: float) -> None:
-    if sys.platform != "win32":
-        handle = os.open(draft, os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.unlink()
-            return
-        except BlockingIOError:  # its writer lives
-            return
-        except OSError:  # a file system without locks
-            pass
-        finally:
-            os.close(handle)
-    if time.time() - draft.stat().st_mtime > age:
-        draft.unlink()
+@cache
+def _sight() -> str:
+    """What those processes share that see each other: the machine, and on Linux the namespace of process numbers."""
+    namespace = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]

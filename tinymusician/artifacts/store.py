@@ -117,7 +117,10 @@ class LocalStore:
             raise StoreError(f"store {self.url}: cannot delete {key!r}: {error.strerror}") from error
 
     def sweep(self, age: float = DAY) -> None:
-        sweep_drafts(self._root, age)
+        try:
+            sweep_drafts(self._root, age)
+        except OSError as error:
+            raise StoreError(f"store {self.url}: cannot be swept: {error.strerror}") from error
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

@@ -18,7 +18,7 @@ import torch
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.models.audiocraft import is_release
-from tinymusician.models.guidance import passes_of, plays_in_one_pass
+from tinymusician.models.guidance import passes_of, plays_in_one_pass, range_of
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, load_musicgen, load_tokenizer, told_condition
 from tinymusician.models.sampling import decode_audio, sample_codes
@@ -50,13 +50,17 @@ class Played:
 
 
 class Musician(Protocol):
-    """Anything that plays. `sizes` are bytes by component; `one_pass` says that guidance is in its weights."""
+    """Anything that plays. `sizes` are bytes by component; `one_pass` says that guidance is in its weights.
+
+    One that is told its guidance knows the scales of its `guidance_range`.
+    """
 
     rate: int
     frame_rate: float
     digest: str
     sizes: dict[str, int]
     one_pass: bool
+    guidance_range: tuple[float, float] | None
 
     def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
         """A clip for every prompt, with random numbers of its own seed."""
@@ -77,6 +81,7 @@ class TorchMusician:
         self.rate, self.frame_rate = int(codec.sampling_rate), float(codec.frame_rate)
         self.digest = weights_digest(model)
         self.one_pass = plays_in_one_pass(model)
+        self.guidance_range = range_of(model)
         parts = {"text encoder": model.text_encoder, "decoder": model.decoder, "codec": model.audio_encoder}
         self.sizes = {
             name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
@@ -128,14 +133,13 @@ class BundleMusician:
         manifest = self._player.manifest
         self.rate, self.frame_rate = self._player.codec.shape.sampling_rate, self._player.codec.shape.frame_rate
         self.digest = "-".join(sorted(file.sha256[:16] for file in manifest.files))
-        self.one_pass = manifest.sampling.one_pass
-        self._is_told = manifest.sampling.guidance_range is not None
+        self.one_pass, self.guidance_range = manifest.sampling.one_pass, manifest.sampling.guidance_range
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
     def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
         """A clip for every prompt, with random numbers of its own seed."""
         player = self._player
-        guidance = settings.guidance if self._is_told or not self.one_pass else 1.0
+        guidance = None if player.manifest.sampling.is_fixed else settings.guidance
         tracks = [
             player.start(
                 Wish(
@@ -165,7 +169,7 @@ class BundleMusician:
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
-        scales = (guidance,) * len(prompts) if self._is_told else None
+        scales = (guidance,) * len(prompts) if self.guidance_range else None
         logits = rollout(self._player, Sequences(list(prompts), codes_NKT, not self.one_pass, scales))
         return torch.from_numpy(logits).permute(1, 2, 0, 3)
 

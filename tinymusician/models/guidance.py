@@ -62,6 +62,11 @@ def is_told(model: Any) -> bool:
     return getattr(model, "guidance_embedding", None) is not None
 
 
+def range_of(model: Any) -> tuple[float, float] | None:
+    """The scales that a model can be told; None if it is told none."""
+    return tuple(model.config.guidance_range) if is_told(model) else None
+
+
 def plays_in_one_pass(model: Any) -> bool:
     """Whether guidance is in a model's weights, for one scale or for those that it is told."""
     return is_told(model) or model.generation_config.guidance_scale == 1

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
-from tinymusician.models.musicgen import ConditionedDecoder, told_condition
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
 from tinymusician.quantize.adaptive import snr
 from tinymusician.runtime.player import Player
 from tinymusician.runtime.rollout import Floats, Sequences, compare, rollout
@@ -58,8 +58,8 @@ class Reference:
         inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
         with torch.no_grad():
             text = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="pt")
-            scales = sequences.scales or model.generation_config.guidance_scale
-            told = told_condition(model, text["input_ids"], text["attention_mask"], scales)
+            ids, mask, scales = text["input_ids"], text["attention_mask"], sequences.scales
+            told = told_condition(model, ids, mask, scales) if scales else encode_text(model, ids, mask)
             null = told.without_text()
             conditions = (told, null) if sequences.null else (told,)
             parts = [_run(model, inputs, condition) for condition in conditions]

@@ -80,12 +80,6 @@ class Recipe(Part):
             raise ValueError(f"hidden.weight = {self.hidden.weight:g}: only source online gives the teacher's states")
         return self
 
-    @model_validator(mode="after")
-    def _graphs_know_the_scale(self) -> Self:
-        if self.teacher.guidance_range is not None and self.quantize.flavour == "optimum":
-            raise ValueError("quantize.flavour: Optimum's graphs have no input for teacher.guidance_range; take fused")
-        return self
-
     @property
     def has_small_parts(self) -> bool:
         """Whether more than the language model is made smaller."""

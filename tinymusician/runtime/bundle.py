@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from tinymusician.errors import BundleError
@@ -93,6 +94,23 @@ class SamplingDefaults(Part):
     seconds: Annotated[float, Field(gt=0)] = 10.0
     one_pass: bool = False
     guidance_range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            if not (self.one_pass and low <= self.guidance <= high):
+                raise ValueError(
+                    f"guidance_range {low:g} to {high:g}: must hold guidance {self.guidance:g}, and needs one_pass"
+                )
+        elif self.one_pass and self.guidance != 1:
+            raise ValueError(f"guidance {self.guidance:g}: 1 is needed with one_pass and no guidance_range")
+        return self
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a request cannot choose its guidance."""
+        return self.one_pass and self.guidance_range is None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:

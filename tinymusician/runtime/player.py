@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import BundleError, EngineError, RequestError
-from tinymusician.runtime.bundle import Bundle, Role, open_bundle
+from tinymusician.runtime.bundle import MANIFEST, Bundle, Role, open_bundle
 from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
 from tinymusician.runtime.decoder import Decoder
 from tinymusician.runtime.engine import Engine, Request
@@ -104,7 +104,7 @@ class Player:
             low, high = own.guidance_range
             if not low <= guidance <= high:
                 raise RequestError(f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}")
-        elif own.one_pass and guidance != 1:
+        elif own.is_fixed and guidance != 1:
             raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
         sampling = Sampling(
             own.temperature if wish.temperature is None else wish.temperature,
@@ -229,9 +229,14 @@ class _Sessions:
             said = " ".join(str(error).split())
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
         wanted = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_told else set())
-        if lacking := wanted - {value.name for value in session.get_inputs()}:
+        names = {value.name for value in session.get_inputs()}
+        if lacking := wanted - names:
             why = f"it has no input {', '.join(sorted(lacking))}"
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {why}")
+        if "guidance" in names - wanted:
+            raise BundleError(
+                f"bundle {self._bundle.folder}: {path.name} is told its guidance, and {MANIFEST} gives no range of it"
+            )
         return session
 
 

@@ -33,6 +33,9 @@ export class Engine {
   async *play(wish) {
     const frames = Math.round(wish.seconds * this.frameRate), window = this.shape.window;
     const { one_pass, guidance_range } = this.manifest.sampling; // with a range the model is told its guidance
+    if (guidance_range && !(guidance_range[0] <= wish.guidance && wish.guidance <= guidance_range[1])) {
+      throw new Error(`Guidance ${wish.guidance}: this model was distilled for ${guidance_range.join(' to ')}.`);
+    }
     const text = await this.#text(wish.prompt, guidance_range ? { guidance: this.#tensor('float32', Float32Array.of(wish.guidance), [1]) } : {});
     const without = one_pass || wish.guidance === 1 ? null : wish.negative_prompt ? await this.#text(wish.negative_prompt) : await this.#nothing();
     const texts = without ? [text, without] : [text];

@@ -9,14 +9,13 @@ ort.env.wasm.wasmPaths = new URL('../vendor/', import.meta.url).href;
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
 
 const QUIET = { prompt: 'warming up', temperature: 0, seed: 0, top_k: 0, top_p: 1 };
-const usual = ({ one_pass, guidance_range, guidance }) => (one_pass && !guidance_range ? 1 : guidance);
 let engine, stopped, playing = false;
 const works = {
   async open({ digest, key }) {
     engine = undefined;
     const { manifest, files } = await open(digest, key, (done, size) => postMessage({ kind: 'loading', done, size }));
     engine = await Engine.open(ort, Tokenizer, manifest, files);
-    for await (const _ of engine.play({ ...QUIET, guidance: usual(manifest.sampling), seconds: 0.3 })); // the first time is slow
+    for await (const _ of engine.play({ ...QUIET, guidance: manifest.sampling.guidance, seconds: 0.3 })); // the first time is slow
     postMessage({ kind: 'opened', threads: ort.env.wasm.numThreads });
   },
 
@@ -24,7 +23,7 @@ const works = {
     stopped = false;
     playing = true;
     const { shape, frameRate } = engine, own = engine.manifest.sampling;
-    const whole = { top_k: own.top_k, top_p: own.top_p, guidance: usual(own), ...wish };
+    const whole = { top_k: own.top_k, top_p: own.top_p, guidance: own.guidance, ...wish };
     const frames = Math.round(wish.seconds * frameRate), began = performance.now();
     postMessage({ kind: 'heading', rate: shape.sampling_rate, total: frames * shape.hop });
     let paused = performance.now();
