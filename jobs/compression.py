@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.model import brought
+from jobs.model import brought, check_guidance
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
@@ -233,9 +233,7 @@ def check_told(asked: Quantize, guidance: float, range_: tuple[float, float]) ->
             f"quantize.flavour = {asked.flavour}: has no input for the guidance that {asked.model} is told; allowed is "
             "fused"
         )
-    low, high = range_
-    if not low <= guidance <= high:
-        raise RecipeError(f"teacher.guidance = {guidance:g}: {asked.model} was distilled for {low:g} to {high:g}")
+    check_guidance(str(asked.model), guidance, range_)
 
 
 def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:

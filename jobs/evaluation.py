@@ -8,7 +8,6 @@ run it was asked for.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from jobs.laion import LaionEmbedder
-from jobs.model import STAND_INS, brought, labelled
+from jobs.model import STAND_INS, brought, check_guidance, labelled
 from jobs.pair import untrained
 from jobs.worker import Context
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.data.shards import Arrays, ShardSet, fingerprint
-from tinymusician.errors import DataError, NotFound, RecipeError
+from tinymusician.errors import DataError, NotFound
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
@@ -128,11 +127,8 @@ class Evaluation:
         if voice == "untrained":
             return TorchMusician(*untrained(self.recipe), self.context.device)
         musician = open_musician(self.location(voice), self.context.device, self.context.threads)
-        low, high = musician.guidance_range or (0.0, math.inf)
-        if not low <= self.settings.guidance <= high:
-            raise RecipeError(
-                f"teacher.guidance = {self.settings.guidance:g}: {voice} was distilled for {low:g} to {high:g}"
-            )
+        if musician.guidance_range is not None:
+            check_guidance(voice, self.settings.guidance, musician.guidance_range)
         return musician
 
     def prompts(self, clips: Sequence[int]) -> list[str]:

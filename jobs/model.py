@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinymusician.artifacts.manifest import Manifest, fetch, find
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import ModelError, NotFound
+from tinymusician.errors import ModelError, NotFound, RecipeError
 from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
@@ -86,3 +86,14 @@ def brought(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]
         fetch(store, manifest, folder)
         (folder / ".whole").touch()
     return str(folder), manifest
+
+
+def check_guidance(name: str, guidance: float, range_: tuple[float, float]) -> None:
+    """A model that is told its guidance scale knows those of its range.
+
+    Raises:
+        RecipeError: the recipe asks for another one.
+    """
+    low, high = range_
+    if not low <= guidance <= high:
+        raise RecipeError(f"teacher.guidance = {guidance:g}: {name} was distilled for {low:g} to {high:g}")
