@@ -147,7 +147,9 @@ class OnlineTeacher:
 
     def _answer(self, sequences: Sequences) -> Signals:
         text = condition(self._model, sequences)
-        with torch.autocast(text.states.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        half, kind = self._dtype != torch.float32, text.states.device.type
+        # Each weight is used once, so no copy of it in lower precision is worth keeping: that would be half a teacher.
+        with torch.autocast(kind, self._dtype, enabled=half, cache_enabled=False):
             if not self._layers:
                 return Signals(sequences, self._decoder(sequences.inputs, text.states, text.mask))
             logits, states = self._decoder.with_states(sequences.inputs, text.states, text.mask)

@@ -75,9 +75,7 @@ class DeepSpeedEngine:
         seen = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         self._engine.step()
         self._updates += 1
-        known = (
-            self._engine.get_global_grad_norm()
-        )  # None where no optimizer of DeepSpeed's own clips: stage 0, float32
+        known = self._engine.get_global_grad_norm()  # None where no optimizer of DeepSpeed's clips: stage 0, float32
         norm = float(seen if known is None else known)
         return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
 

@@ -2,7 +2,7 @@
 
 // The smallest module with a SIMD instruction (i8x16.splat, i8x16.popcnt).
 const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
-const SETTLED = 60; // frames after which the pace is known
+const TRIAL = 3; // the seconds of music in which a device shows whether it keeps up
 
 export class Unable extends Error {}
 
@@ -34,20 +34,20 @@ export class Device {
   get ready() { return Boolean(this.worker && this.digest); }
 
   // Yields {rate, total, seed, digest, version}, then Float32Arrays. Where the device turns out to be slower than the
-  // music, `Unable` is thrown, unless there is no `other` to play it.
+  // music, `Unable` is thrown, unless there is no `other` to play it. One slow second may be a stall, two are slowness.
   async *perform(wish, signal, other) {
     const seed = wish.seed ?? Math.floor(Math.random() * 2 ** 53);
     this.worker.postMessage({ kind: 'play', wish: { ...wish, seed } });
     const stop = () => this.worker?.postMessage({ kind: 'stop' });
     signal.addEventListener('abort', stop);
+    let slow = 0; // seconds of music that took longer than a second
     let ended = false;
     try {
       for await (const said of this.#said('ended', 'stopped')) {
         if (said.kind === 'heading') yield { rate: said.rate, total: said.total, seed, digest: this.digest, version: this.version };
         if (said.kind === 'samples') yield said.samples;
-        if (said.kind === 'pace' && said.ready === SETTLED && other) {
-          const factor = (said.seconds * said.frames) / said.ready / wish.seconds;
-          if (factor > 1) throw new Unable(`it is too slow (real-time factor ${factor.toFixed(1)})`);
+        if (said.kind === 'pace' && other && said.second <= TRIAL && said.took > 1 && ++slow > 1) {
+          throw new Unable(`it is too slow (a second of music took it ${said.took.toFixed(1)} s)`);
         }
       }
       ended = true;

@@ -24,15 +24,19 @@ const works = {
     playing = true;
     const { shape, frameRate } = engine, own = engine.manifest.sampling;
     const whole = { top_k: own.top_k, top_p: own.top_p, guidance: own.guidance, ...wish };
-    const frames = Math.round(wish.seconds * frameRate), began = performance.now();
-    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: frames * shape.hop });
-    let paused = performance.now();
+    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: Math.round(wish.seconds * frameRate) * shape.hop });
+    let paused = performance.now(), began = paused, second = 1;
     for await (const { samples, ready } of engine.play(whole)) {
       if (samples) postMessage({ kind: 'samples', samples }, [samples.buffer]);
-      else if (ready % 10 === 0) postMessage({ kind: 'pace', ready, frames, seconds: (performance.now() - began) / 1000 });
-      if (performance.now() - paused > 50) { // let a `stop` in
+      const now = performance.now();
+      if (ready >= second * frameRate) {
+        postMessage({ kind: 'pace', second, took: (now - began) / 1000 });
+        began = now;
+        second += 1;
+      }
+      if (now - paused > 50) { // let a `stop` in
         await new Promise((resolve) => setTimeout(resolve));
-        paused = performance.now();
+        paused = now;
       }
       if (stopped) break;
     }
