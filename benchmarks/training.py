@@ -9,7 +9,8 @@ started here. A case is `zeroN`, with `,recompute` and `,bfloat16` as it is want
     CASE_seconds    a step
     CASE_gib        the most memory that the first worker took: of its GPU, or resident
     CASE_mfu        floating-point operations that the step needs (2 a weight and position forward, 4 back; what is
-                    computed again does not count) over what a large product of matrices reaches on the same device
+                    computed again does not count) over what a large product of matrices reaches on this machine:
+                    start it on one like those of the cluster
 
 A case that fails has no figures.
 """

@@ -120,7 +120,8 @@ def _from_layers(student: FromLayers, teacher: DecoderShape) -> DecoderShape:
 def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
     """Bytes a worker needs at most, roughly: for sampling from the teacher, or for training.
 
-    Sampling keeps keys and values of every layer in float32, twice with guidance. A split teacher is divided among its
+    Sampling keeps keys and values of every layer in float32, twice with guidance; so does the report at the end, where
+    the teacher plays too, wherever its signals came from. A split teacher is divided among its
     workers. In training AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the
     moments over the workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a
     step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole); recomputed,
@@ -139,5 +140,5 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     caches = 2 * recipe.sequences.samples_at_once * length * 2 * 4 * teacher.width * teacher.layers
     sampling = at_hand + caches / recipe.teacher.split
     if recipe.signals.source != "online":
-        at_hand = sampling = 0
+        at_hand = 0
     return max(own + at_hand + logits + activations, sampling)

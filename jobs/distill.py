@@ -69,7 +69,7 @@ def tune(context: Context, pair: Pair, parts: Parts, train_tokens: TokenSet, hel
     pair, steps = pair._replace(student=student), recipe.training.steps
     last = DistillTask(
         **objective(context, pair, train_tokens, held_out, followed=False),
-        mixture_at=lambda step: mixture_at(recipe.objective, steps, steps),
+        mixture_at=lambda step: mixture_at(recipe.objective, steps, steps - 1),
         softening=Softening(soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps),
     )
     train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)

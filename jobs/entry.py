@@ -32,6 +32,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
 """What Ray says of workers that its memory monitor killed, or its own helpers beside them."""
+_GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory\. Tried to allocate (\S+ \S+)\. .* total capacity of (\S+ \S+)")
 
 
 class Log:
@@ -171,6 +172,12 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
             return TinyMusicianError(
                 f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, "
                 "for smaller batches, or for machines with more; --resume goes on"
+            )
+        if memory := _GPU_OUT_OF_MEMORY.search(str(error)):
+            return TinyMusicianError(
+                f"a GPU of {memory[2]} ran out of memory, where {memory[1]} more were needed: lower "
+                "training.batch_size or, while music is played, sequences.samples_at_once; training.recompute, "
+                "training.zero and teacher.split save memory too; --resume goes on"
             )
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := for_users(failure)) is not None:

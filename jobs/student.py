@@ -133,9 +133,8 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
     figures |= {f"kl_played@{scale:g}": found["kl"] for scale, found in sorted(played.items()) if len(played) > 1}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
-        found = sample_figures(
-            pair.teacher, model, test, asked.guidance, asked.top_k, asked.temperature, recipe.training.seed
-        )
+        sampling = (asked.guidance, asked.top_k, asked.temperature, recipe.training.seed)
+        found = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.samples_at_once)
         figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
     return figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +18,27 @@ from tinymusician.errors import RunError
 from tinymusician.recipe import CachedSignals
 
 if TYPE_CHECKING:
+    from tinymusician.distill.sequences import ClipCodes, Make, Sequences, TeacherSamples
     from tinymusician.distill.signals import Target
-
-Make = Callable[[int], dict[str, Any]]
 
 
 def make_sequences(context: Context, pair: Pair) -> None:
-    """This worker's share of the teacher's samples that the store does not have."""
-    for split in SPLITS:
-        if split == "train" and context.recipe.sequences.clip_share == 1:
-            continue
-        make, shards = samples(context, pair, split)
+    """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
+    part = context.recipe.sequences
+    wanted: dict[str, Callable[[Context, Pair], tuple[Sequences, ShardSet]]]
+    wanted = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
+    if part.clip_share:
+        wanted["clips"] = clips
+    if part.clip_share == 1:
+        del wanted["train samples"]
+    for name, of in wanted.items():
+        source, shards = of(context, pair)
 
-        def told(index: int, split: Split = split, count: int = shards.count) -> None:
-            print(f"{split} samples: shard {index + 1} of {count}", flush=True)
-            context.run.tell(f"{split} samples", index + 1, count)
+        def told(index: int, name: str = name, count: int = shards.count) -> None:
+            print(f"{name}: shard {index + 1} of {count}", flush=True)
+            context.run.tell(name, index + 1, count)
 
-        make_by_teams(context, pair, shards, make, told)
+        make_by_teams(context, pair, shards, maker(context, pair, source), told)
 
 
 def make_by_teams(context: Context, pair: Pair, shards: ShardSet, make: Make, told: Callable[[int], None]) -> None:
@@ -55,31 +60,53 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     Raises:
         RunError: samples are missing.
     """
-    from tinymusician.distill.sequences import mix, read_clips, read_samples
+    from tinymusician.distill.sequences import mix
 
-    part = context.recipe.sequences
-    from_clips = split == "train" and part.clips is not None
-    if from_clips:
-        frames = round(part.seconds * pair.teacher.config.audio_encoder.frame_rate)
-        clips = read_clips(pair.teacher.audio_encoder, pair.tokenizer, Path(str(part.clips)), frames)
-        if part.clip_share == 1:
-            return clips
-    make, shards = samples(context, pair, split)
-    check_complete(shards)
-    tokens = read_samples(shards, context.cache, None if pair.team else make)
-    return mix(tokens, clips, part.clip_share) if from_clips else tokens
+    share = context.recipe.sequences.clip_share if split == "train" else 0
+    found: list[tuple[Sequences, ShardSet]] = [clips(context, pair)] if share else []
+    found += [samples(context, pair, split)] if share < 1 else []
+    sets = []
+    for source, shards in found:
+        check_complete(shards)
+        sets.append(source.read(shards, context.cache, None if pair.team else maker(context, pair, source)))
+    return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
-def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]:
-    """What makes a shard of the teacher's samples for one split, and the shards."""
+def maker(context: Context, pair: Pair, source: Sequences) -> Make:
+    """What makes a shard of sequences, on the device where all are made."""
+
+    def make(index: int) -> dict[str, Any]:
+        pair.teacher.to(context.device)  # not before: who only reads needs no room for it
+        return source.make(index)
+
+    return make
+
+
+def frames(context: Context, pair: Pair) -> int:
+    """The length of the recipe's sequences."""
+    return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
+
+
+def clips(context: Context, pair: Pair) -> tuple[ClipCodes, ShardSet]:
+    """The recipe's clips, and the shards of their codes."""
+    from tinymusician.distill.sequences import ClipCodes
+
+    folder = Path(str(context.recipe.sequences.clips))
+    source = ClipCodes(pair.teacher.audio_encoder, pair.tokenizer, folder, frames(context, pair))
+    facts = {"teacher": pair.teacher_digest, "device": context.device, **source.facts}
+    return source, ShardSet(context.run.store, "codes", facts, source.shards)
+
+
+def samples(context: Context, pair: Pair, split: Split) -> tuple[TeacherSamples, ShardSet]:
+    """The teacher's samples for one split, and their shards."""
     from tinymusician.distill.sequences import TeacherSamples
 
     recipe = context.recipe
     part, asked = recipe.sequences, recipe.teacher
     texts = texts_of(load_prompts(part.prompts), split)
-    sampling = {
+    sampling: dict[str, Any] = {
         "samples": part.samples if split == "train" else 1,
-        "frames": round(part.seconds * pair.teacher.config.audio_encoder.frame_rate),
+        "frames": frames(context, pair),
         "guidance": asked.guidance,
         "top_k": asked.top_k,
         "temperature": asked.temperature,
@@ -89,12 +116,7 @@ def samples(context: Context, pair: Pair, split: Split) -> tuple[Make, ShardSet]
     }
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
     facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
-
-    def make(index: int) -> dict[str, Any]:
-        pair.teacher.to(context.device)  # not before: who only reads needs no room for it
-        return source.make(index)
-
-    return make, ShardSet(context.run.store, "samples", facts, source.shards)
+    return source, ShardSet(context.run.store, "samples", facts, source.shards)
 
 
 def online(

@@ -114,8 +114,9 @@ class WatchedTask(ObjectiveTask):
         found: dict[str, float] = {}
         for split, batches in self._splits.items():
             parts = [self._measured(model, batch) for batch in batches]
+            rows = [len(batch.logits) for batch in batches]
             for name in parts[0]:
-                found[f"{split}/{name}"] = float(np.mean([part[name] for part in parts]))
+                found[f"{split}/{name}"] = float(np.average([part[name] for part in parts], weights=rows))
         return found | {JUDGE: found[f"validation/{JUDGE}"]}
 
     def _measured(self, model: Model, batch: Signals) -> dict[str, float]:

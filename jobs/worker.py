@@ -105,11 +105,6 @@ def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
     least = min(training.least_workers or workers, workers)
     gpu, cpus = join_cluster(workers + company.number, least + company.number)
-    if company.number and not gpu and (gpus := gpus_here()):
-        raise ClusterError(
-            f"--workers {workers}: {company.number} actors beside them need a GPU each as well, and the cluster has "
-            f"{gpus}; ask for fewer workers"
-        )
     with tempfile.TemporaryDirectory() as folder, company.start(run, gpu, cpus):
         trainer = TorchTrainer(
             _on_worker,
@@ -136,7 +131,7 @@ def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
     find room on those that are left.
 
     Raises:
-        ClusterError: there are fewer CPUs than workers.
+        ClusterError: there are fewer CPUs than workers, or GPUs but fewer of them.
     """
     import ray
     from ray._private.state import state  # what Ray's own libraries ask; there is no public way
@@ -147,12 +142,13 @@ def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
         environment = {"env_vars": address, "worker_process_setup_hook": "jobs.interface.choose"}
         ray.init(address="auto", runtime_env=environment, log_to_driver=True, logging_level="WARNING")
     most = state.get_max_resources_from_cluster_config() or {}
-    if max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)) >= (least or workers):
-        return True, 1
     deadline = time.monotonic() + _PATIENCE
     while True:
         nodes = ray.nodes()
+        gpus = max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0))
         try:
+            if are_gpus_for(workers, int(gpus), least):
+                return True, 1
             here = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
             return False, cpus_a_worker(here, workers, int(most.get("CPU", 0)), least)
         except ClusterError:
@@ -162,11 +158,18 @@ def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
         time.sleep(_LOOK_SECONDS)
 
 
-def gpus_here() -> int:
-    """The GPUs of the cluster."""
-    import ray
+def are_gpus_for(workers: int, gpus: int, least: int | None = None) -> bool:
+    """Whether each of `workers`, or at least of `least`, has one of a cluster's `gpus`; without any, CPUs have to do.
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    Raises:
+        ClusterError: there are some, but too few. What was begun on GPUs would go on on CPUs, without a word.
+    """
+    if 0 < gpus < (least or workers):
+        raise ClusterError(
+            f"the cluster has {gpus} GPU(s) for {workers} workers and actors, which need one each; "
+            "ask for fewer --workers"
+        )
+    return gpus > 0
 
 
 def cpus_a_worker(nodes: list[int], workers: int, most: int = 0, least: int | None = None) -> int:

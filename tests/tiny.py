@@ -92,6 +92,20 @@ def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
     return model.eval()
 
 
+def write_tone(path: Path, seconds: float, rate: int = 800) -> None:
+    """A WAV file at the tiny model's sampling rate, or at another."""
+    import wave
+
+    import numpy as np
+
+    tone = (8000 * np.sin(np.arange(int(seconds * rate)) * 0.3)).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(tone.tobytes())
+
+
 CLIPS, DAMAGED = 24, "07.wav"
 
 

@@ -5,6 +5,7 @@ How often each of both is TINYMUSICIAN_KILLS (1); docs/lab-log.md has what becam
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import Ray, losses, settings, tmctl, told, wait_for
+from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
 
@@ -80,6 +82,7 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
     calm = LocalStore(tmp_path / "calm")
     submitted(own, calm, recipe, kind, kind)
     rng, kills = random.Random(f"{kind} {SEED}"), 0
+    killed = dict.fromkeys(VICTIMS, 0)
     while kills < KILLS:
         place = tmp_path / f"after {kills}"
         store = LocalStore(place)
@@ -90,13 +93,17 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
                 time.sleep(rng.uniform(0, 20))
                 alive = {name: found for name, words in VICTIMS.items() if (found := own.processes(*words))}
                 if run.status().state == "RUNNING" and alive:
-                    victim = rng.choice(sorted(alive))
+                    victim = min(sorted(alive), key=lambda name: (killed[name], rng.random()))
+                    killed[victim] += 1
                     os.kill(rng.choice(alive[victim]), signal.SIGKILL)
                     kills += 1
                     log.info("kill %d of %s: %s, at %s", kills, kind, victim, run.progress())
             gone_on(own, store, recipe, kind, kind)
             time.sleep(0.5)
         assert shards_of(store) == shards_of(calm)
+        blobs = {entry.key for entry in store.list("blobs/")}
+        named = {blob_key(json.loads(note)["sha256"]) for note in shards_of(store).values()}
+        assert named == blobs if kind == "precompute" else named < blobs
         if kind == "distill":
             found_losses, wanted = losses(store, kind), losses(calm, kind)
             assert sorted(found_losses) == sorted(wanted)
@@ -105,6 +112,6 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
         assert not list(place.rglob(".draft-*"))
 
 
-def shards_of(store: LocalStore) -> dict[str, int]:
-    """All shards of a store, with their sizes."""
-    return {entry.key: entry.size for entry in store.list("shards/")}
+def shards_of(store: LocalStore) -> dict[str, bytes]:
+    """The notes of all shards of a store, which have the digests of their content."""
+    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}

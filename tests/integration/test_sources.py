@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import Ray, losses, settings, tmctl, told, wait_for
+from tests.tiny import write_tone
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore, Store
 
@@ -34,8 +35,14 @@ def distill(ray: Ray, store: Store, recipe: Path, name: str, *values: str, worke
 
 
 def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
-    """Shards are made once, by whoever comes first; training from them gives the online losses."""
-    guided = [str(recipe), "--set", "teacher.target=guided"]
+    """Shards are made once, of clips too, by whoever comes first; training from them gives the online losses."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(3):
+        write_tone(clips / f"{number}.wav", 0.5 + number)
+        (clips / f"{number}.txt").write_text("a slow fiddle reel")
+    of_clips = (f"sequences.clips={clips}", "sequences.clip_share=0.2")
+    guided = [str(recipe), *settings(("teacher.target=guided", *of_clips))]
     from_shards = [*guided, "--set", "signals.source=cached"]
     missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
     assert missing.returncode == 1
@@ -49,8 +56,8 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     told(ray, store, "submit", "distill", *guided, "--name", "online")
     same_losses(store, "cached", "online")
     assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
-    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert settings["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
 
 
 def test_a_teacher_on_an_actor_that_is_killed(ray: Ray, recipe: Path, store: LocalStore) -> None:

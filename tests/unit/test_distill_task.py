@@ -117,5 +117,7 @@ def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
     ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)
     prompts = TokenSet(np.zeros((32, 4, 20), np.int16), ids, mask)
     stranger = cut_student(teacher, [2])
-    own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0) for model in (teacher, stranger))
+    own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0, at_once=32) for model in (teacher, stranger))
     assert own.cross_entropy < other.cross_entropy
+    few = sample_figures(teacher, teacher, prompts, 1.0, 16, 1.0, 0, at_once=5)
+    assert few.cross_entropy == pytest.approx(own.cross_entropy, rel=0.1), "other draws of the same distribution"

@@ -13,14 +13,14 @@ import torch
 from scipy.special import softmax
 
 from tests.distilling import tiny_tokens
-from tests.tiny import CAPTIONS
+from tests.tiny import CAPTIONS, write_tone
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.shards import ShardSet, make_missing
-from tinymusician.data.tokens import TokenSet, rows_of_step
+from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
 from tinymusician.distill.cached import CachedTeacher, packed, shard_count, signal_shard, unpacked
-from tinymusician.distill.sequences import TeacherSamples, mix, read_clips, read_samples
+from tinymusician.distill.sequences import ClipCodes, TeacherSamples, mix
 from tinymusician.distill.signals import OnlineTeacher, Prefetched
 from tinymusician.errors import Corrupt, DataError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
@@ -125,6 +125,7 @@ def test_a_damaged_signal_shard_is_made_anew(
 
     def anew(index: int) -> dict[str, Any]:
         made.append(index)
+        assert not shards.missing(), "to others it is damaged too, not missing"
         return make(index)
 
     fresh = ShardSet(store, "signals", {}, shard_count(37))
@@ -137,7 +138,7 @@ def test_a_damaged_signal_shard_is_made_anew(
         atol=1e-3,
     )
     assert made == [1]
-    assert "shard-00001.json was dropped: it is made anew" in caplog.text
+    assert "shard-00001.json is made anew" in caplog.text
 
 
 def test_answers_are_begun_ahead_and_no_more_than_asked() -> None:
@@ -167,7 +168,7 @@ def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Pa
         shards = ShardSet(LocalStore(tmp_path / name), "samples", {}, source.shards)
         for rank in reversed(range(world)):
             make_missing(shards, source.make, rank, world, lambda index: None)
-        sets.append(read_samples(shards, tmp_path / f"{name}-cache", source.make))
+        sets.append(source.read(shards, tmp_path / f"{name}-cache", source.make))
     assert np.array_equal(sets[0].codes, sets[1].codes)
     assert sets[0].codes.shape == (8, 4, FRAMES)
     assert sets[0].codes.max() < 16
@@ -214,46 +215,61 @@ def test_every_row_once_an_epoch(world: int) -> None:
     assert not np.array_equal(np.concatenate(second), np.concatenate(one_worker))
 
 
-def write_wave(path: Path, seconds: float, rate: int = 800) -> None:
-    tone = (8000 * np.sin(np.arange(int(seconds * rate)) * 0.3)).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(tone.tobytes())
+def clip_codes(teacher: Any, tiny_musicgen: Path, folder: Path) -> TokenSet:
+    source = ClipCodes(teacher.audio_encoder, load_tokenizer(str(tiny_musicgen)), folder, FRAMES)
+    shards = ShardSet(LocalStore(folder / "store"), "codes", source.facts, source.shards)
+    make_missing(shards, source.make, 0, 1, lambda index: None)
+    return source.read(shards, folder / "cache", source.make)
 
 
 def test_clips_become_the_codecs_tokens(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
-    write_wave(tmp_path / "a.wav", 0.45)
-    (tmp_path / "a.txt").write_text("a slow fiddle reel\n")
-    clips = read_clips(teacher.audio_encoder, load_tokenizer(str(tiny_musicgen)), tmp_path, FRAMES)
-    assert clips.codes.shape == (2, 4, FRAMES), "0.45 s hold two pieces of 0.2 s"
-    with wave.open(str(tmp_path / "a.wav")) as file:
+    """Over several shards, one of which holds nothing that is long enough."""
+    for number in range(70):
+        write_tone(tmp_path / f"{number:02d}.wav", 0.1 if 32 <= number < 64 else 0.45 if number == 1 else 0.2)
+        (tmp_path / f"{number:02d}.txt").write_text(f"reel {'and jig ' * (number == 69)}{number}\n")
+    clips = clip_codes(teacher, tiny_musicgen, tmp_path)
+    assert clips.codes.shape == (1 + 2 + 30 + 6, 4, FRAMES), "0.45 s hold two pieces of 0.2 s"
+    captions = [f"reel {n}" for n in (0, 1, 1, *range(2, 32), *range(64, 69))] + ["reel and jig 69"]
+    wanted = tokenize_captions(load_tokenizer(str(tiny_musicgen)), captions)
+    assert np.array_equal(clips.text_ids, wanted[0])
+    with wave.open(str(tmp_path / "01.wav")) as file:
         samples = np.frombuffer(file.readframes(160), "<i2").astype(np.float32) / 32768
     with torch.no_grad():
         codes = teacher.audio_encoder.encode(torch.from_numpy(samples)[None, None]).audio_codes[0, 0]
-    assert np.array_equal(clips.codes[0], codes.numpy())
+    assert np.array_equal(clips.codes[1], codes.numpy())
+
+
+def test_other_clips_are_other_shards(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+    write_tone(tmp_path / "a.wav", 0.4)
+    (tmp_path / "a.txt").write_text("a reel")
+    tokenizer = load_tokenizer(str(tiny_musicgen))
+    before, longer = (ClipCodes(teacher.audio_encoder, tokenizer, tmp_path, n).facts for n in (FRAMES, FRAMES + 1))
+    (tmp_path / "a.txt").write_text("a jig")
+    same = ClipCodes(teacher.audio_encoder, tokenizer, tmp_path, FRAMES).facts
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-1] + b"?")
+    other = ClipCodes(teacher.audio_encoder, tokenizer, tmp_path, FRAMES).facts
+    assert before == same, "captions are read anew"
+    assert before != longer
+    assert before != other
 
 
 def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(tiny_musicgen))
-
     def read() -> None:
-        read_clips(teacher.audio_encoder, tokenizer, tmp_path, FRAMES)
+        clip_codes(teacher, tiny_musicgen, tmp_path)
 
     with pytest.raises(DataError, match=r"no \.wav files"):
         read()
-    write_wave(tmp_path / "a.wav", 1.0)
+    write_tone(tmp_path / "a.wav", 1.0)
     with pytest.raises(DataError, match=r"a\.txt is missing"):
         read()
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(DataError, match="is empty"):
         read()
     (tmp_path / "a.txt").write_text("a reel")
-    write_wave(tmp_path / "a.wav", 1.0, 1600)
+    write_tone(tmp_path / "a.wav", 1.0, 1600)
     with pytest.raises(DataError, match="1600 Hz, 16 bit; 800 Hz, 16 bit is needed"):
         read()
-    write_wave(tmp_path / "a.wav", 0.1)
+    write_tone(tmp_path / "a.wav", 0.1)
     with pytest.raises(DataError, match=r"none is 0\.2 s long"):
         read()
     (tmp_path / "a.wav").write_bytes(b"RIFFnonsense")

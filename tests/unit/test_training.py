@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -257,15 +258,29 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
             found.append((total.item() / world, norm))
         return found
 
+    def dtype_where_gpus_are(engine: Any) -> str:
+        """What the products come in, where torch answers DeepSpeed as it does within an autocast of a GPU."""
+        inputs, known = torch.zeros(2, 7, dtype=next(engine._module.parameters()).dtype), torch.is_autocast_enabled
+        with engine.computing(), patch.object(torch, "is_autocast_enabled", lambda *of: known(*of) if of else True):
+            return str(engine(inputs).dtype)
+
     task, engine = new(None)
+    begun = engine.state().weights
+    dtype = dtype_where_gpus_are(engine)
     first = steps(task, engine, 0, 6)
     state = engine.state()
     straight = steps(task, engine, 6, 12)
-    resumed = steps(*new(state), 6, 12)
+    shared = [state]
+    torch.distributed.broadcast_object_list(shared)  # as if all had read the checkpoint that the first one wrote
+    resumed = steps(*new(shared[0]), 6, 12)
     if rank == 0:
-        weights = {name: value.tolist() for name, value in state.weights.items()}
-        result = {"first": first, "straight": straight, "resumed": resumed, "weights": weights}
+        kept = ({name: value.tolist() for name, value in weights.items()} for weights in (begun, state.weights))
+        result = dict(zip(("begun", "weights"), kept, strict=True), dtype=dtype)
+        result |= {"first": first, "straight": straight, "resumed": resumed}
         Path(out).write_text(json.dumps(result))
+    else:
+        assert not state.weights, "only the first worker keeps the state"
+        assert not state.moments
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -315,10 +330,14 @@ def test_every_zero_stage_on_two_workers_is_plain_adamw(tmp_path: Path, zero: in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 1, 3])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_bfloat16_resumes_exactly_and_stays_near(tmp_path: Path, zero: int) -> None:
     mine = deepspeed_run(tmp_path, 1, zero, "bfloat16")
     wanted, _ = torch_run()
     assert mine["resumed"] == mine["straight"]
+    assert mine["dtype"] == "torch.bfloat16"
+    trained = ((name, value) for name, value in Regression().module.named_parameters() if value.requires_grad)
+    for name, value in trained:
+        assert torch.equal(torch.tensor(mine["begun"][name]), value), "it begins with what was given, not rounded"
     near = torch.tensor(mine["first"])[:, 0]
     torch.testing.assert_close(near, torch.tensor(wanted[:6])[:, 0], rtol=0.03, atol=0.01)

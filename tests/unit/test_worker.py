@@ -11,9 +11,10 @@ from ray.exceptions import OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.entry import for_users
-from jobs.worker import cpus_a_worker
+from jobs.worker import are_gpus_for, cpus_a_worker
 from tinymusician.errors import ClusterError
 
 
@@ -45,6 +46,22 @@ def test_what_an_autoscaler_may_bring_counts() -> None:
 def test_more_workers_than_cpus() -> None:
     with pytest.raises(ClusterError, match="--workers 4: the cluster has 3 CPUs"):
         cpus_a_worker([2, 1], 4)
+
+
+def test_gpus_are_for_all_or_too_few() -> None:
+    assert are_gpus_for(2, 8)
+    assert not are_gpus_for(2, 0)
+    assert are_gpus_for(8, 4, least=4), "an elastic run begins with those that are there"
+    with pytest.raises(ClusterError, match=r"the cluster has 4 GPU\(s\) for 8 workers and actors"):
+        are_gpus_for(8, 4)
+
+
+def test_a_gpu_without_memory_is_told_in_one_line() -> None:
+    words = (
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 GiB is free"
+    )
+    found = str(for_users(WorkerGroupError("", {0: OutOfGpuMemory(words)})))
+    assert found.startswith("a GPU of 79.11 GiB ran out of memory, where 2.50 GiB more were needed: lower ")
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:

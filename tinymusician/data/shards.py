@@ -6,6 +6,7 @@ blob and a note that names it; the note is written last, so a shard is either wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tinymusician.artifacts.blobs import get_blob, put_blob
+from tinymusician.artifacts.blobs import blob_key, get_blob, put_blob
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import Corrupt, DataError, NotFound
 
@@ -61,40 +62,47 @@ class ShardSet:
         Raises:
             Corrupt: the stored bytes are gone or differ from the digest; the shard is forgotten, to be made again.
         """
-        if index in self._paths:
-            return self._paths[index]
-        digest = json.loads(self.store.get(self._key(index)))["sha256"]
-        path = cache / f"{digest}.safetensors"
-        if not path.exists():
-            try:
-                get_blob(self.store, digest, path)
-            except (Corrupt, NotFound) as error:
-                self.forget(index)
-                raise Corrupt(
-                    f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"
-                ) from error
-        self._paths[index] = path
-        return path
+        try:
+            return self._fetched(index, cache)
+        except (Corrupt, NotFound) as error:
+            self.forget(index)
+            raise Corrupt(
+                f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"
+            ) from error
 
     def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays] | None) -> Path:
-        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew if it can be."""
+        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew if it can be.
+
+        Its note stays where it is meanwhile: to other workers it is damaged too, and not missing.
+        """
+        if make is None:
+            return self.fetch(index, cache)
         try:
-            return self.fetch(index, cache)
-        except (Corrupt, NotFound) as error:  # not found: another worker has just dropped it
-            if make is None:
-                raise
-            logging.getLogger(__name__).warning("%s", str(error).replace("run the job again to make it", "it is made"))
+            return self._fetched(index, cache)
+        except (Corrupt, NotFound) as error:
+            logging.getLogger(__name__).warning("%s; shard %s is made anew", error, self._key(index))
+            with contextlib.suppress(NotFound):
+                self.store.delete(blob_key(self._digest(index)))
             self.write(index, make(index))
-            return self.fetch(index, cache)
+            return self._fetched(index, cache)
+
+    def _fetched(self, index: int, cache: Path) -> Path:
+        if index not in self._paths:
+            digest = self._digest(index)
+            path = cache / f"{digest}.safetensors"
+            if not path.exists():
+                get_blob(self.store, digest, path)
+            self._paths[index] = path
+        return self._paths[index]
 
     def forget(self, index: int) -> None:
         """Drop a shard's note and blob, unless somebody else just did."""
         try:
-            digest = json.loads(self.store.get(self._key(index)))["sha256"]
+            digest = self._digest(index)
         except NotFound:
             return
         self.store.delete(self._key(index))
-        self.store.delete(f"blobs/sha256/{digest}")
+        self.store.delete(blob_key(digest))
 
     def read(self, index: int) -> Arrays:
         """The arrays of one shard, checked, without keeping a file."""
@@ -102,6 +110,9 @@ class ShardSet:
             arrays = read_arrays(self.fetch(index, Path(folder)))
             self._paths.pop(index, None)
         return arrays
+
+    def _digest(self, index: int) -> str:
+        return str(json.loads(self.store.get(self._key(index)))["sha256"])
 
     def _key(self, index: int) -> str:
         return f"{self._prefix}/{self.names[index] if self.names else f'shard-{index:05d}'}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,15 @@ class CachedTeacher:
         """`make` makes a shard anew that is found damaged; without it that is an error."""
         self._shards, self._tokens, self._target = shards, tokens, target
         self._vocabulary, self._cache, self._device, self._make = vocabulary, cache, device, make
-        self._reader = ThreadPoolExecutor(1)
+        here = partial(torch.cuda.set_device, torch.cuda.current_device()) if device == "cuda" else None
+        self._reader = ThreadPoolExecutor(1, initializer=here)  # a thread does not know which GPU is this worker's
 
     def ask(self, rows: Rows) -> Callable[[], Signals]:
         """Begin to read the signals of these rows."""
         reading = self._reader.submit(self._read, rows)
 
         def wait() -> Signals:
-            sequences, logits, _ = reading.result()  # a thread does not know which GPU is this worker's
+            sequences, logits, _ = reading.result()
             moved = type(sequences)(*(part.to(self._device) for part in sequences))
             return Signals(moved, logits.to(self._device))
 

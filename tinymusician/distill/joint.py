@@ -24,6 +24,9 @@ from tinymusician.models.narrow_text import MappedText
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
 
+_HEARD = 1
+"""Tells the draws of what is heard from those of the codec's pieces."""
+
 
 class Together(NamedTuple):
     """Signals for the language model, `codes` [B, K, T] for the codec, and the frame where what is heard begins."""
@@ -90,7 +93,7 @@ class JointTask(PartTask):
         """The objective's batch, and the codec's."""
         signals = self.objective.batch(step, part, parts)
         longest = int(signals.sequences.mask[0, 0].sum()) - self.sound.frames
-        place = np.random.default_rng((self.seed, step, part)).integers(0, max(longest, 0) + 1)
+        place = np.random.default_rng((self.seed, step, part, _HEARD)).integers(0, max(longest, 0) + 1)
         return Together(signals, self.sound.batch(step, part, parts), int(place))
 
     def first_batch(self) -> Together:

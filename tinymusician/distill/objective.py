@@ -28,8 +28,11 @@ from tinymusician.models.divergences import (
 
 ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed"]
 
-_NUMBERS_AT_A_TIME = 2**18
-"""Logits a piece: its temporaries, some twenty times as many, stay small beside the whole."""
+_NUMBERS_AT_A_TIME, _ON_A_GPU = 2**18, 2**24
+"""Logits a piece: its temporaries, some twenty times as many, stay small beside the whole.
+
+A GPU would take longer to be asked for small pieces than to compute them.
+"""
 
 
 class Mixture(NamedTuple):
@@ -112,10 +115,11 @@ class _InPieces(torch.autograd.Function):
         tau = torch.as_tensor(temperature, device=student.device).expand(mask.shape).reshape(-1)
         rows_p, rows_q = teacher.reshape(-1, vocabulary), student.reshape(-1, vocabulary)
         places = mask.reshape(-1).nonzero()[:, 0]
+        at_once = _ON_A_GPU if student.is_cuda else _NUMBERS_AT_A_TIME
         wide = torch.promote_types(student.dtype, torch.float32)
         values = torch.zeros(mask.numel(), dtype=wide, device=student.device)
         gradient = torch.zeros_like(rows_q) if ctx.needs_input_grad[1] else None
-        for piece in torch.split(places, max(1, _NUMBERS_AT_A_TIME // vocabulary)):
+        for piece in torch.split(places, max(1, at_once // vocabulary)):
             with torch.set_grad_enabled(gradient is not None):
                 logits = rows_q[piece].detach().requires_grad_(gradient is not None)
                 whole = torch.ones(len(piece), dtype=torch.bool, device=student.device)

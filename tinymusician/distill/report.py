@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,22 +28,35 @@ class SampleFigures(NamedTuple):
 
 @torch.no_grad()
 def sample_figures(
-    teacher: Any, student: Any, prompts: TokenSet, guidance: float, top_k: int, temperature: float, seed: int
+    teacher: Any,
+    student: Any,
+    prompts: TokenSet,
+    guidance: float,
+    top_k: int,
+    temperature: float,
+    seed: int,
+    at_once: int,
 ) -> SampleFigures:
     """The student plays `prompts` freely; the teacher (with text, without guidance) says how likely that is.
+
+    So many are played `at_once`: that many caches and logits are in memory.
 
     `prompts` gives the texts and the length; its codes are not used. Cross-entropy alone can mislead: a student that
     falls into a loop is easy to predict. Variety near 0 tells that it did.
     """
     device = next(teacher.parameters()).device
-    ids, mask = (torch.from_numpy(part).to(device) for part in (prompts.text_ids, prompts.text_mask))
-    frames = prompts.codes.shape[2]
+    frames, passes = prompts.codes.shape[2], passes_of(student, guidance)
     generator = torch.Generator(device).manual_seed(seed)
-    text = told_condition(student, ids, mask, guidance)
-    passes = passes_of(student, guidance)
-    codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
-    logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
-    return SampleFigures(cross_entropies(logits, codes).mean().item(), float(varieties(codes).mean()))
+    surprises, variety = [], []
+    for first in range(0, len(prompts.codes), at_once):
+        own = slice(first, first + at_once)
+        ids, mask = (torch.from_numpy(part[own]).to(device) for part in (prompts.text_ids, prompts.text_mask))
+        text = told_condition(student, ids, mask, guidance)
+        codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
+        logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
+        surprises.append(np.asarray(cross_entropies(logits, codes).cpu()))
+        variety.append(varieties(codes))
+    return SampleFigures(float(np.concatenate(surprises).mean()), float(np.concatenate(variety).mean()))
 
 
 @torch.no_grad()

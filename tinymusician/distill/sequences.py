@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tinymusician.artifacts.blobs import digest_of
 from tinymusician.data.shards import ShardSet, read_arrays
 from tinymusician.data.tokens import TokenSet, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.sampling import sample_codes
 from tinymusician.runtime.audio import read_wave
+
+_FILES = 32
+"""Of clips in a shard."""
+
+
+Make = Callable[[int], dict[str, Any]]
+
+
+class Sequences(Protocol):
+    """Sequences that are made in shards, in any order by any worker."""
+
+    def make(self, index: int) -> dict[str, Any]:
+        """The arrays of one shard."""
+
+    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+        """All of a complete set of shards; `make` makes one anew that is found damaged."""
 
 
 class TeacherSamples:
@@ -60,6 +77,12 @@ class TeacherSamples:
         codes = [self._play(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
+    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+        """All samples of a complete set of shards, in order; `make` makes one anew that is found damaged."""
+        parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
+        names = ("codes", "text_ids", "text_mask")
+        return TokenSet(*(np.concatenate([part[name] for part in parts]) for name in names))
+
     @torch.no_grad()
     def _play(self, ids: Any, mask: Any, generator: torch.Generator) -> npt.NDArray[np.int16]:
         text = encode_text(
@@ -71,35 +94,62 @@ class TeacherSamples:
         return codes.numpy().astype(np.int16)
 
 
-def read_samples(shards: ShardSet, cache: Path, make: Callable[[int], dict[str, Any]] | None) -> TokenSet:
-    """All samples of a complete set of shards, in order; `make` makes one anew that is found damaged."""
-    parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
-    return TokenSet(*(np.concatenate([part[name] for part in parts]) for name in ("codes", "text_ids", "text_mask")))
+class ClipCodes:
+    """The codec's codes of the WAV files in a folder, cut into pieces of `frames`, as shards of some files each."""
 
+    def __init__(self, codec: Any, tokenizer: Any, folder: Path, frames: int) -> None:
+        """Each WAV file has its caption beside it.
 
-def read_clips(codec: Any, tokenizer: Any, folder: Path, frames: int) -> TokenSet:
-    """The codec's tokens of the WAV files in `folder`, each cut into pieces of `frames`, with their captions.
+        Raises:
+            DataError: no WAV files, or no caption beside one.
+        """
+        self._paths = sorted(folder.glob("*.wav"))
+        if not self._paths:
+            raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
+        self._codec, self._tokenizer, self._folder, self._frames = codec, tokenizer, folder, frames
+        self._captions = [_caption_beside(path) for path in self._paths]
 
-    Raises:
-        DataError: no WAV files, no caption beside one, a wrong sampling rate, or nothing long enough.
-    """
-    paths = sorted(folder.glob("*.wav"))
-    if not paths:
-        raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
-    rate, hop = codec.config.sampling_rate, int(np.prod(codec.config.upsampling_ratios))
-    pieces: list[npt.NDArray[np.float32]] = []
-    captions: list[str] = []
-    for path in paths:
-        own = _pieces(read_wave(path, rate), frames * hop)
-        pieces += own
-        captions += [_caption_beside(path)] * len(own)
-    if not pieces:
-        raise DataError(f"clips {folder}: none is {frames * hop / rate:g} s long, which sequences.seconds asks for")
-    device = next(codec.parameters()).device
-    with torch.no_grad():
-        waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
-        codes = [codec.encode(wave).audio_codes[0, 0].cpu().numpy() for wave in waves]
-    return TokenSet(np.stack(codes).astype(np.int16), *tokenize_captions(tokenizer, captions))
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-len(self._paths) // _FILES)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the shards depend on beside codec and device: the files' content, by SHA-256, and the length."""
+        return {"files": [digest_of(path) for path in self._paths], "frames": self._frames}
+
+    @torch.no_grad()
+    def make(self, index: int) -> dict[str, Any]:
+        """Encode one shard's files: `codes` [N, K, T] of all pieces, and the number of `pieces` of each file.
+
+        Raises:
+            DataError: not a WAV file, or of another sampling rate than the codec's.
+        """
+        config, device = self._codec.config, next(self._codec.parameters()).device
+        size = self._frames * int(np.prod(config.upsampling_ratios))
+        codes, counts = [], []
+        for path in self._paths[index * _FILES : (index + 1) * _FILES]:
+            pieces = _pieces(read_wave(path, config.sampling_rate), size)
+            waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
+            codes += [self._codec.encode(wave).audio_codes[0].cpu().numpy() for wave in waves]
+            counts.append(len(pieces))
+        found = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
+        return {"codes": found.astype(np.int16), "pieces": np.array(counts)}
+
+    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+        """All pieces of a complete set of shards, with their captions; `make` makes one anew that is found damaged.
+
+        Raises:
+            DataError: no file is long enough.
+        """
+        parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
+        captions = np.repeat(self._captions, np.concatenate([part["pieces"] for part in parts]))
+        if not len(captions):
+            seconds = self._frames / self._codec.config.frame_rate
+            raise DataError(f"clips {self._folder}: none is {seconds:g} s long, which sequences.seconds asks for")
+        codes = np.concatenate([part["codes"] for part in parts if len(part["codes"])])
+        return TokenSet(codes, *tokenize_captions(self._tokenizer, captions.tolist()))
 
 
 def mix(samples: TokenSet, clips: TokenSet, clip_share: float) -> TokenSet:

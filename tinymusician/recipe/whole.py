@@ -106,6 +106,11 @@ class Recipe(Part):
             return self
         if self.signals.source == "cached":
             raise ValueError("on_policy.share: shards know no new sequences; allowed sources are online, actors")
+        if self.teacher.split > 1:
+            raise ValueError(
+                f"on_policy.share: workers that hold a teacher together judge what all of them have, and samples are "
+                f"each one's own; teacher.split = {self.teacher.split}, allowed is 1"
+            )
         if self.training.zero == 3:
             raise ValueError("on_policy.share: needs whole weights in each worker; allowed are training.zero 0 to 2")
         if round(share * batch) == 0:

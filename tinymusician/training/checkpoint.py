@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.store import Store
@@ -44,11 +45,11 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and remove those no longer needed."""
-        tensors = {_WEIGHTS + key: value.contiguous() for key, value in checkpoint.state.weights.items()}
-        tensors |= {_MOMENTS + key: value.contiguous() for key, value in checkpoint.state.moments.items()}
+        tensors = {_WEIGHTS + key: value for key, value in checkpoint.state.weights.items()}
+        tensors |= {_MOMENTS + key: value for key, value in checkpoint.state.moments.items()}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.safetensors"
-            save_file({key: value.clone() for key, value in tensors.items()}, path)
+            save_file(_apart(tensors), path)
             self._store.upload(path, self._key(checkpoint.step, "safetensors"))
             note = {
                 "step": checkpoint.step,
@@ -129,3 +130,14 @@ class Checkpoints:
         for entry in list(self._store.list(f"{self._prefix}/")):
             if entry.key.endswith(".safetensors") and entry.key not in kept:
                 self._store.delete(entry.key)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each in memory of its own, as its file asks: copied only where two share it, for they may be large."""
+    seen: set[int] = set()
+    apart = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in seen else value.contiguous()
+        seen.add(place)
+    return apart

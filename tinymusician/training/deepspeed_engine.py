@@ -36,6 +36,10 @@ class DeepSpeedEngine:
         load_weights(module, state)
         self._module, self._zero = module, zero
         self._autocast = precision == "bfloat16" and zero == 0
+        if precision == "bfloat16" and state is None:  # masters are made of what was rounded already
+            state = EngineState(
+                {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, {}, 0
+            )
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         config = {
             "train_micro_batch_size_per_gpu": batch_size,
@@ -46,7 +50,8 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=adam(trained, settings), config=config)
+        model = _UnderAutocast(module) if self._autocast else module
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=adam(trained, settings), config=config)
         self._updates = state.updates if state is not None else 0
         if state is not None:
             self._restore(state)
@@ -82,13 +87,15 @@ class DeepSpeedEngine:
     def state(self) -> EngineState:
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        kept = torch.distributed.get_rank() == 0  # all of them on every worker would fill a machine of many
         self._link_moments()
         for name, value in self._module.state_dict(keep_vars=True).items():
-            weights[name] = self._whole_weight(value)
+            whole = self._whole_weight(value)
+            weights |= {name: whole} if kept else {}
         for name, parameter in self._named():
             if self._updates:
                 found = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
-                moments |= dict(moments_of(found, name))
+                moments |= dict(moments_of(found, name)) if kept else {}
         return EngineState(weights, moments, self._updates)
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
@@ -147,6 +154,19 @@ class DeepSpeedEngine:
             parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
         elif moment is not None:
             self._engine.optimizer.state[parameter][moment].copy_(value)
+
+
+class _UnderAutocast(nn.Module):
+    """A module whose products run in bfloat16. DeepSpeed ends the autocast that it is called in, on a GPU."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        device = next(self.module.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            return self.module(*inputs)
 
 
 def _own_part(value: Tensor, parameter: Any) -> Tensor:

@@ -99,10 +99,11 @@ class Loop:
             kept = judged or self._is_time(self.plan.checkpoint_every)
             if window.steps and (kept or self._is_time(self.plan.log_every)):
                 self._report(window)
-                window = Window()
             figures = self._validate() if judged else {}
             if kept:
                 self._checkpoint(figures)
+            if kept or self._is_time(self.plan.log_every):
+                window = Window()
 
     def _is_time(self, every: int) -> bool:
         return self.done == self.plan.steps or self.done % every == 0
