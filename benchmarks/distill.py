@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
+from jobs.cluster import QUIET
 from jobs.worker import Context
 from tinymusician.artifacts.store import LocalStore
 
@@ -102,7 +104,6 @@ def bare(model_name: str, steps: int) -> tuple[list[float], list[float]]:
 def on_ray(config: dict[str, Any]) -> None:
     """The same steps inside a Ray Train worker, by DeepSpeed."""
     import json
-    import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
     import ray.train
@@ -258,6 +259,7 @@ def main() -> None:
         return
     import ray
 
+    os.environ.update(QUIET)  # as a local Ray of tmctl's is
     ray.init(
         address="local",
         num_cpus=2,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster import QUIET
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import Store
 from tinymusician.training.metrics import read_metrics
@@ -23,7 +24,7 @@ class Ray:
     """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1"}
+        self.folder, self.environment = folder, {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET}
         self.address = ""
 
     def start(self) -> None:
