@@ -23,10 +23,10 @@ class Pool:
     """Actors on the cluster that a job runs on."""
 
     def __init__(self, bench: Bench, store_url: str, run_id: str, workers: int, restarts: int) -> None:
-        """Each actor has a GPU if the cluster has enough, and an equal share of a node's CPUs otherwise.
+        """Each actor has a GPU if the cluster has any, and an equal share of a node's CPUs otherwise.
 
         Raises:
-            ClusterError: there are fewer CPUs than workers.
+            ClusterError: there are fewer CPUs than workers, or GPUs but fewer of them.
         """
         import ray
 
