@@ -76,6 +76,11 @@ def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> 
         time.sleep(0.5)
 
 
+def works(ray: Ray) -> bool:
+    """Whether a worker lives that can be killed."""
+    return bool(ray.processes(*VICTIMS["worker"]))
+
+
 @pytest.mark.parametrize("kind", WORK)
 def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None:
     """The same shards, each once; the same loss at every step; no process and no draft of a file is left."""
@@ -90,7 +95,9 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
         run = RunFolder(store, kind)
         while run.status().state != "SUCCEEDED":
             if kills < KILLS:
-                time.sleep(rng.uniform(0, 20))
+                if rng.random() < 0.7:  # else while it starts, too
+                    wait_for(lambda run=run: works(own) or run.status().state not in ("PENDING", "RUNNING"))
+                time.sleep(rng.uniform(0, 12))
                 alive = {name: found for name, words in VICTIMS.items() if (found := own.processes(*words))}
                 if run.status().state == "RUNNING" and alive:
                     victim = min(sorted(alive), key=lambda name: (killed[name], rng.random()))
