@@ -50,7 +50,7 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     assert "Traceback" not in missing.stdout + missing.stderr
     made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
     assert made["state"] == "SUCCEEDED"
-    assert made["metrics"]["shards"] == 5 + 1, "those to train on, and those to judge by"
+    assert made["metrics"]["shards"] == 7 + 1, "of 160 samples and 40 clips to train on, and those to judge by"
     cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
     assert cached["state"] == "SUCCEEDED"
     told(ray, store, "submit", "distill", *guided, "--name", "online")
