@@ -18,14 +18,14 @@ from tinymusician.errors import RunError
 from tinymusician.recipe import CachedSignals
 
 if TYPE_CHECKING:
-    from tinymusician.distill.sequences import ClipCodes, Make, Sequences, TeacherSamples
+    from tinymusician.distill.sequences import ClipCodes, Make, Sharded, TeacherSamples
     from tinymusician.distill.signals import Target
 
 
 def make_sequences(context: Context, pair: Pair) -> None:
     """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
     part = context.recipe.sequences
-    wanted: dict[str, Callable[[Context, Pair], tuple[Sequences, ShardSet]]]
+    wanted: dict[str, Callable[[Context, Pair], tuple[Sharded, ShardSet]]]
     wanted = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
     if part.clip_share:
         wanted["clips"] = clips
@@ -63,7 +63,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     from tinymusician.distill.sequences import mix
 
     share = context.recipe.sequences.clip_share if split == "train" else 0
-    found: list[tuple[Sequences, ShardSet]] = [clips(context, pair)] if share else []
+    found: list[tuple[Sharded, ShardSet]] = [clips(context, pair)] if share else []
     found += [samples(context, pair, split)] if share < 1 else []
     sets = []
     for source, shards in found:
@@ -72,7 +72,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
-def maker(context: Context, pair: Pair, source: Sequences) -> Make:
+def maker(context: Context, pair: Pair, source: Sharded) -> Make:
     """What makes a shard of sequences, on the device where all are made."""
 
     def make(index: int) -> dict[str, Any]:

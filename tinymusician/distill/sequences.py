@@ -25,7 +25,7 @@ _FILES = 32
 Make = Callable[[int], dict[str, Any]]
 
 
-class Sequences(Protocol):
+class Sharded(Protocol):
     """Sequences that are made in shards, in any order by any worker."""
 
     def make(self, index: int) -> dict[str, Any]:

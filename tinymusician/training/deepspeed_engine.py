@@ -36,7 +36,7 @@ class DeepSpeedEngine:
         load_weights(module, state)
         self._module, self._zero = module, zero
         self._autocast = precision == "bfloat16" and zero == 0
-        if precision == "bfloat16" and state is None:  # masters are made of what was rounded already
+        if precision == "bfloat16" and zero and state is None:  # masters are made of what was rounded already
             state = EngineState(
                 {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, {}, 0
             )
@@ -91,11 +91,13 @@ class DeepSpeedEngine:
         self._link_moments()
         for name, value in self._module.state_dict(keep_vars=True).items():
             whole = self._whole_weight(value)
-            weights |= {name: whole} if kept else {}
+            if kept:
+                weights[name] = whole
         for name, parameter in self._named():
             if self._updates:
                 found = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
-                moments |= dict(moments_of(found, name)) if kept else {}
+                if kept:
+                    moments |= dict(moments_of(found, name))
         return EngineState(weights, moments, self._updates)
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
