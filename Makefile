@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install page tools secrets images check format test test-quick test-environments test-machines test-compose demo paper bench clean
+.PHONY: help install page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
+  demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -65,22 +66,29 @@ format: $(STAMP)  ## Put the code into the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-ELSEWHERE := not environments and not machines and not containers
-test: $(STAMP)  ## All tests but those that need an environment, machines or containers of their own
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(ELSEWHERE) and not alone'
-	$(BIN)/python -m pytest -rs -m alone
+ELSEWHERE := not environments and not machines and not containers and not kills
+# A file's tests stay together, for they share servers; the long ones, under tests/integration, come first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## All tests but those below: what a change must pass
+	$(BIN)/python -m pytest $(PARALLEL) -rs -m '$(ELSEWHERE)'
 
 test-quick: $(STAMP)  ## The tests that take seconds
-	$(BIN)/python -m pytest -m '$(ELSEWHERE) and not slow'
-
-test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
-	$(BIN)/python -m pytest -m environments tests/environments
+	$(BIN)/python -m pytest $(PARALLEL) -m '$(ELSEWHERE) and not slow'
 
 test-machines: $(STAMP)  ## Ray on machines of their own that are lost, cut off and joined (Linux, as root)
 	$(BIN)/python -m pytest -rs -m machines tests/integration/test_machines.py
 
 test-compose: $(STAMP)  ## The whole system in containers, for real (Docker engine, or root to start one)
 	$(BIN)/python -m pytest -rs -m containers tests/containers
+
+test-kills: $(STAMP)  ## Jobs whose processes are killed at random moments, ten times each
+	TINYMUSICIAN_KILLS=10 $(BIN)/python -m pytest -n 2 -m kills tests/integration
+
+test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in environments of their own under .environments
+	$(BIN)/python -m pytest -rs -m environments tests/environments
+
+test-all: $(STAMP)  ## Every stage of .ci/stages.toml, whatever has passed before
+	$(BIN)/python .ci/stages.py --all
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper

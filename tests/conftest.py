@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,35 @@ import pytest
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
     from tinymusician.artifacts.store import Store
+
+
+class OutcomeFile:
+    """Writes each test's outcome and seconds, setup and teardown included, into a file, for .ci/stages.py."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._tests: dict[str, dict[str, str | float]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = self._tests.setdefault(report.nodeid, {"name": report.nodeid, "outcome": "passed", "seconds": 0.0})
+        test["seconds"] = float(test["seconds"]) + report.duration
+        test["outcome"] = report.outcome if report.outcome != "passed" else test["outcome"]
+
+    def pytest_sessionfinish(self) -> None:
+        with self._file.open("a") as file:
+            file.writelines(json.dumps(test) + "\n" for test in self._tests.values())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "TEST_REPORT" in os.environ and not hasattr(config, "workerinput"):  # xdist's controller hears of every test
+        config.pluginmanager.register(OutcomeFile(Path(os.environ["TEST_REPORT"])))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from jobs.cluster import QUIET
+from tests.fork_server.start import fork_server
 from tests.s3_server import free_port
-from tinymusician.artifacts.store import Store
+from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_prestart_worker_first_driver": "0"}
+"""Ray Train looks after its workers ten times as often, and no worker is started before there is work for it."""
+
+
+@contextlib.contextmanager
+def running_ray(environment: dict[str, str]) -> Iterator[Ray]:
+    """A Ray whose workers and jobs are forks of one server; nothing of it is left at the end."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray = Ray(Path(folder), environment)
+        with fork_server(ray.folder / "fork-server", ray.environment) as variables:
+            ray.environment |= variables
+            ray.start()
+            try:
+                yield ray
+            finally:
+                ray.kill()
 
 
 class Ray:
     """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET}
+        self.folder, self.environment = (
+            folder,
+            {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET, **QUICK},
+        )
         self.address = ""
 
     def start(self) -> None:
@@ -61,6 +85,8 @@ class Ray:
                     known = (entry / "environ").read_bytes().decode(errors="replace") + line
                 except OSError:
                     continue
+                if "fork_server/server.py" in line:  # ends with the process that it stands in for
+                    continue
                 if (self.address in known or str(self.folder) in known) and all(w in line + known for w in words):
                     found.append(int(entry.name))
         return found
@@ -90,6 +116,43 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.2)
 
 
+LONG = ("training.steps=90", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
+"""A training that lasts long enough for something to happen to it."""
+
+
 def losses(store: Store, run: str) -> dict[int, float]:
     """The loss at every step that a run wrote down."""
     return {row["step"]: row["loss"] for row in read_metrics(store, f"runs/{run}/metrics.jsonl") if "loss" in row}
+
+
+def check_same_losses(found: dict[int, float], expected: dict[int, float]) -> None:
+    """At every step, within 1e-5."""
+    assert sorted(found) == sorted(expected)
+    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+
+
+def wait_for_checkpoint(store: Store, run: str, step: int = 10, stage: str = "distill") -> None:
+    """Wait until a stage of a run has a checkpoint of that step, or of a later one."""
+    folder = f"runs/{run}/checkpoints/{stage}/"
+    wait_for(lambda: any(f"{folder}step-{step:08}" <= e.key and e.key.endswith(".json") for e in store.list(folder)))
+
+
+class UndisturbedRuns:
+    """The losses of LONG runs that nothing happens to, by number of workers; each is run once for all test processes.
+
+    Whoever asks first runs it on its own Ray; the others wait for it.
+    """
+
+    def __init__(self, ray: Ray, recipe: Path, folder: Path) -> None:
+        self._ray, self._recipe, self._folder = ray, recipe, folder
+
+    def losses(self, workers: int) -> dict[int, float]:
+        """The loss at every step."""
+        file = self._folder / f"undisturbed-{workers}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                store = LocalStore(self._folder / f"undisturbed-{workers}")
+                words = ("submit", "distill", str(self._recipe), *settings(LONG), "--workers", str(workers))
+                assert told(self._ray, store, *words, "--name", "calm")["state"] == "SUCCEEDED"
+                file.write_text(json.dumps(losses(store, "calm")))
+            return {int(step): loss for step, loss in json.loads(file.read_text()).items()}

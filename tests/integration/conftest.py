@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser import chromium
-from tests.ray_cluster import Ray, settings
+from tests.ray_cluster import Ray, UndisturbedRuns, running_ray, settings
 from tests.s3_server import S3Server
 from tests.tiny import CLIPS, write_clips, write_tiny_musicgen
 from tinymusician.artifacts.store import LocalStore
@@ -19,13 +19,8 @@ from tinymusician.artifacts.store import LocalStore
 @pytest.fixture(scope="package")
 def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """One Ray for all tests; the S3 server's address and keys are in its environment."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        ray = Ray(Path(folder), {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
-        ray.start()
+    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
         yield ray
-        ray.kill()
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +70,11 @@ def asked(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch=4", "agreement_clips=8")
     values += ("cost_runs=1", "resamples=20", "listen=2")
     return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
+
+
+@pytest.fixture(scope="package")
+def undisturbed(ray: Ray, recipe: Path, shared_folder: Path) -> UndisturbedRuns:
+    return UndisturbedRuns(ray, recipe, shared_folder)
 
 
 @pytest.fixture

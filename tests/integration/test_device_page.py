@@ -18,7 +18,7 @@ from tests.told import told_student, write_told_bundle
 from tinymusician.models.musicgen import model_location
 from tinymusician.runtime.player import Wish, open_player
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PROMPT = "a slow waltz for flute"
 NO_SIMD = "const whole = WebAssembly.validate; WebAssembly.validate = (bytes) => bytes.length > 40 && whole(bytes)"

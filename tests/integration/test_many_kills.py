@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, losses, settings, tmctl, told, wait_for
+from tests.ray_cluster import Ray, losses, running_ray, settings, tmctl, told, wait_for
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
 
 log = logging.getLogger(__name__)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.kills]
 
 KILLS = int(os.environ.get("TINYMUSICIAN_KILLS", "1"))
 SEED = int(os.environ.get("TINYMUSICIAN_KILLS_SEED", "0"))
@@ -43,13 +43,8 @@ OF_A_JOB = ("ray::RayTrainWorker", "ray::_Teacher", "jobs.entry")
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """A Ray that nobody else needs."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as folder:
-        ray = Ray(Path(folder), {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
-        ray.start()
+    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
         yield ray
-        ray.kill()
 
 
 def submitted(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str, *words: str) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from serve.access import edited, new_key
 from tests.endpoint import Endpoint, endpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 CONTRASTS = (Path(__file__).parents[1] / "contrasts.js").read_text()
 HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSource; " + (
     "AudioContext.prototype.createBufferSource = function () { const node = create.call(this), start = node.start; "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tests.ray_cluster import Ray, settings, tmctl, told, wait_for, wait_for_checkpoint
 from tests.tiny import write_tiny_musicgen
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
@@ -57,9 +57,9 @@ def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Pa
     assert store.get("runs/calm/parts.png").startswith(b"\x89PNG")
 
     told(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "killed", "--no-wait")
-    wait_for(lambda: any("step-00000012.json" in entry.key for entry in store.list("runs/killed/checkpoints/codec/")))
+    wait_for_checkpoint(store, "killed", 12, "codec")
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
-    wait_for(lambda: any("step-00000006.json" in entry.key for entry in store.list("runs/killed/checkpoints/joint/")))
+    wait_for_checkpoint(store, "killed", 6, "joint")
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
     wait_for(lambda: RunFolder(store, "killed").status().state == "SUCCEEDED")
     log = RunFolder(store, "killed").log()

@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 import wave
@@ -23,28 +22,31 @@ import numpy as np
 import pytest
 import requests
 
-from tests.ray_cluster import BIN, Ray, wait_for
+from tests.ray_cluster import BIN, Ray, running_ray, wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.player import Wish, open_player
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 LOG = logging.getLogger(__name__)
 MARCH = "a happy march"
 
 
 class Served:
-    """A Ray of its own, and what is served on it."""
+    """What is served on a Ray."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.port = free_port()
-        self.ray = Ray(folder, {"XDG_CACHE_HOME": str(cache), "TMCTL_STORE": (cache / "store").as_uri()})
+    def __init__(self, ray: Ray) -> None:
+        self.port, self.ray = free_port(), ray
         self.url = f"http://127.0.0.1:{self.port}"
+        self.words: tuple[str, ...] = ()
 
     def serve(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `tmctl serve`; if it succeeds, `words` are what is served now."""
         command = [str(BIN / "tmctl"), "serve", *words, "--port", str(self.port), "--detach"]
-        return subprocess.run(
+        ended = subprocess.run(
             command, env=self.ray.environment, capture_output=True, text=True, timeout=180, check=False
         )
+        self.words = words if ended.returncode == 0 else self.words
+        return ended
 
     def generate(self, **body: Any) -> requests.Response:
         return requests.post(f"{self.url}/v1/audio/generations", json={"prompt": MARCH, **body}, timeout=120)
@@ -54,28 +56,37 @@ class Served:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over this Ray's processes; what nobody has measured yet is nan."""
+        values = self.metrics(name)
+        return sum(values.values()) if values else float("nan")
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """A metric by its labels."""
         places = json.loads((self.ray.folder / "prom_metrics_service_discovery.json").read_text())
         text = "".join(requests.get(f"http://{one}/metrics", timeout=10).text for one in places[0]["targets"])
-        found = re.findall(rf"^ray_{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found)) if found else float("nan")
+        lines = re.findall(rf"^ray_{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        return {labels: float(value) for labels, value in lines}
+
+    def played(self) -> set[str]:
+        """Ray's ids of the engines that have finished a request."""
+        counts = self.metrics("tinymusician_real_time_factor_count")
+        return {match[1] for labels in counts if (match := re.search(r'WorkerId="(\w+)"', labels))}
 
 
 @pytest.fixture(scope="module")
 def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
-        served = Served(Path(folder), tmp_path_factory.mktemp("cache"))
-        served.ray.start()
-        yield served
-        served.ray.kill()
+    cache = tmp_path_factory.mktemp("cache")
+    with running_ray({"XDG_CACHE_HOME": str(cache), "TMCTL_STORE": (cache / "store").as_uri()}) as ray:
+        yield Served(ray)
 
 
 @pytest.fixture
 def here(served: Served, bundle: Path) -> Served:
-    """Two engines of one thread, and few places."""
-    ended = served.serve(
-        str(bundle), "--threads", "1", "--replicas", "2", "--set", "limits.places=12", "--set", "limits.patience=60"
-    )
-    assert ended.returncode == 0, ended.stderr
+    """Two engines of one thread, and few places; deployed again only where something else is served."""
+    words = (str(bundle), "--threads", "1", "--replicas", "2")
+    words += ("--set", "limits.places=12", "--set", "limits.patience=60")
+    if served.words != words:
+        ended = served.serve(*words)
+        assert ended.returncode == 0, ended.stderr
     wait_for(lambda: len(served.engines()) == 2, 60)
     return served
 
@@ -106,51 +117,45 @@ def test_metrics_are_where_prometheus_looks(here: Served) -> None:
 
 
 def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
-    """Every whole request that was accepted is answered, and soon everything is as quick as before."""
+    """Every whole request that was accepted is answered, and soon a new engine plays too."""
     own = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
-    before = _p95(here)
+    wait_for(lambda: len(here.played()) >= 1, 60)
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(here.generate, seconds=8, seed=number % 4) for number in range(24)]
         wait_for(lambda: sum(one.done() for one in answers) >= 4)
         os.kill(here.engines()[0], signal.SIGKILL)
         found = [one.result() for one in answers]
-    assert [one.status_code for one in found] == [200] * 24
-    for number, one in enumerate(found):
-        assert np.abs(samples(one.content) - samples(own[number % 4])).max() < 1e-3
-    wait_for(lambda: len(here.engines()) == 2, 60)
-    wait_for(lambda: _p95(here) < 2 * before + 0.2, 60)
+        assert [one.status_code for one in found] == [200] * 24
+        for number, one in enumerate(found):
+            assert np.abs(samples(one.content) - samples(own[number % 4])).max() < 1e-3
+        wait_for(lambda: len(here.engines()) == 2, 60)
+        before = here.played()
 
+        def new_one_plays() -> bool:
+            assert {one.status_code for one in pool.map(lambda seed: here.generate(seed=seed), range(8))} == {200}
+            return bool(here.played() - before)
 
-def _p95(here: Served) -> float:
-    def once(number: int) -> float:
-        began = time.monotonic()
-        assert here.generate(seconds=1, seed=number).status_code == 200
-        return time.monotonic() - began
-
-    with ThreadPoolExecutor(4) as pool:
-        return float(np.percentile(list(pool.map(once, range(20))), 95))
+        wait_for(new_one_plays, 120)
 
 
 def test_ten_times_too_much(here: Served) -> None:
-    """Who is admitted waits no longer than all places take; everybody else hears at once when to come again."""
+    """Some are admitted and answered; everybody else hears when to come again, and hears it before those are done."""
     begin = threading.Barrier(120)
 
     def once(number: int) -> tuple[int, float, str]:
         begin.wait()
-        began = time.monotonic()
         answer = here.generate(seconds=6, seed=number)
-        return answer.status_code, time.monotonic() - began, answer.headers.get("Retry-After", "")
+        return answer.status_code, time.monotonic(), answer.headers.get("Retry-After", "")
 
     with ThreadPoolExecutor(120) as pool:
         found = list(pool.map(once, range(120)))
-    admitted = [took for status, took, _ in found if status == 200]
-    refused = [(took, wait) for status, took, wait in found if status == 429]
-    LOG.info("admitted %d, p95 %.2f s; refused %d", len(admitted), np.percentile(admitted, 95), len(refused))
+    admitted = [ended for status, ended, _ in found if status == 200]
+    refused = [(ended, wait) for status, ended, wait in found if status == 429]
+    LOG.info("admitted %d, refused %d", len(admitted), len(refused))
     assert len(admitted) >= 12
     assert len(admitted) + len(refused) == 120
-    assert max(admitted) < 30
     assert all(int(wait) >= 1 for _, wait in refused)
-    assert np.median([took for took, _ in refused]) < 5
+    assert np.median([ended for ended, _ in refused]) < max(admitted)
 
 
 def test_a_thousand_requests_with_clients_that_leave(here: Served) -> None:

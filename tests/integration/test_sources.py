@@ -9,22 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, losses, settings, tmctl, told, wait_for
+from tests.ray_cluster import (
+    LONG,
+    Ray,
+    UndisturbedRuns,
+    check_same_losses,
+    losses,
+    settings,
+    tmctl,
+    told,
+    wait_for,
+    wait_for_checkpoint,
+)
 from tests.tiny import write_tone
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore, Store
 
 pytestmark = pytest.mark.slow
 
-LONG = ("training.steps=60", "training.checkpoint_every=10", "training.validate_every=30")
 ACTORS = ("signals.source=actors",)
-
-
-def same_losses(store: Store, one: str, other: str) -> None:
-    """At every step, within 1e-5."""
-    found, wanted = losses(store, one), losses(store, other)
-    assert sorted(found) == sorted(wanted)
-    assert max(abs(found[step] - wanted[step]) for step in wanted) <= 1e-5
 
 
 def distill(ray: Ray, store: Store, recipe: Path, name: str, *values: str, workers: int = 1) -> None:
@@ -48,23 +51,22 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
     assert cached["state"] == "SUCCEEDED"
     told(ray, store, "submit", "distill", *guided, "--name", "online")
-    same_losses(store, "cached", "online")
+    check_same_losses(losses(store, "cached"), losses(store, "online"))
     assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert saved["guidance_scale"] == 1, "its guidance is in its weights; generate() must not guide once more"
 
 
-def test_a_teacher_on_an_actor_that_is_killed(ray: Ray, recipe: Path, store: LocalStore) -> None:
+def test_a_teacher_on_an_actor_that_is_killed(
+    ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
+) -> None:
     """It samples, and answers ahead of the worker; Ray starts it again, and the run does not notice."""
-    distill(ray, store, recipe, "online", *LONG)
-    for entry in list(store.list("shards/")):
-        store.delete(entry.key)
     told(ray, store, "submit", "distill", str(recipe), *settings((*LONG, *ACTORS)), "--name", "actors", "--no-wait")
-    wait_for(lambda: any("step-00000010.json" in entry.key for entry in store.list("runs/actors/checkpoints/")))
+    wait_for_checkpoint(store, "actors")
     (teacher,) = ray.processes("ray::_Teacher")
     os.kill(teacher, signal.SIGKILL)
     wait_for(lambda: RunFolder(store, "actors").status().state == "SUCCEEDED")
-    same_losses(store, "actors", "online")
+    check_same_losses(losses(store, "actors"), undisturbed.losses(1))
     assert RunFolder(store, "actors").log().count("distill: from") == 1, "the worker was not restarted"
     wait_for(lambda: not ray.processes("ray::_Teacher"))
 
@@ -83,7 +85,7 @@ def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store:
     for entry in list(store.list("shards/")):
         store.delete(entry.key)
     distill(ray, store, recipe, "split", "teacher.split=2", *sequences, workers=2)
-    same_losses(store, "split", "whole")
+    check_same_losses(losses(store, "split"), losses(store, "whole"))
     three = (*settings(("teacher.split=3",)), "--workers", "2")
     assert (
         "must divide the teacher's 4 attention heads"
@@ -93,19 +95,20 @@ def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store:
     assert "--workers 1: teacher.split = 2 needs a multiple of it" in alone.stdout + alone.stderr
 
 
-def test_a_run_goes_on_with_other_workers_and_another_zero_stage(ray: Ray, recipe: Path, store: LocalStore) -> None:
+def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
+    ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
+) -> None:
     """Its steps have as many parts as it began with workers, whoever does them."""
-    distill(ray, store, recipe, "calm", *LONG, workers=2)
     began = (*settings((*LONG, "training.zero=1")), "--workers", "2", "--name", "r", "--no-wait")
     told(ray, store, "submit", "distill", str(recipe), *began)
-    wait_for(lambda: any("step-00000010.json" in entry.key for entry in store.list("runs/r/checkpoints/")))
+    wait_for_checkpoint(store, "r")
     tmctl(ray, store, "stop", "r")
     resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero=3")
     assert told(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
     record = RunFolder(store, "r").record()
     assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero"]) == (1, 2, 3)
-    same_losses(store, "r", "calm")
-    refused = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "calm", "--set", "training.seed=1")
+    check_same_losses(losses(store, "r"), undisturbed.losses(2))
+    refused = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "r", "--set", "training.seed=1")
     assert "goes on with its own recipe, of which only training.zero" in refused.stderr
 
 

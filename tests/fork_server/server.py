@@ -1,0 +1,210 @@
+"""Imports what Ray's workers and jobs import, once, and forks for every command that is handed to it.
+
+Without it each of a job's dozen processes spends seconds of a core on the same imports. Only other people's libraries
+are imported here: every process imports the project's own code itself. sitecustomize.py beside this file hands
+commands over.
+
+Usage: python tests/fork_server/server.py SOCKET
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MODULES = (
+    "torch",
+    "torch.distributed.device_mesh",
+    "deepspeed",
+    "transformers",
+    "transformers.models.musicgen.modeling_musicgen",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.encodec.modeling_encodec",
+    "boto3",
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+    "fastapi",
+    "matplotlib.pyplot",
+    "onnxruntime",
+    "opentelemetry.exporter.prometheus",
+    "pandas",
+    "pyarrow.fs",
+    "requests",
+    "scipy.stats",
+    "typer",
+)
+"""What a job's processes import, and is slow. Not Ray: its library reads its variables when it is loaded, for good."""
+
+
+class Fork(NamedTuple):
+    """A fork, and the connection of the process that stands in for it."""
+
+    pid: int
+    connection: socket.socket
+
+
+def serve(address: str) -> dict[str, Any]:
+    """Fork for each request, and answer it with the fork's wait status; returns in the forks, with the request.
+
+    Ends when whoever started the server closes its standard input.
+    """
+    selector, forks = selectors.DefaultSelector(), dict[int, Fork]()  # by pidfd
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    selector.register(listening, selectors.EVENT_READ)
+    selector.register(0, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listening:
+                connection, _ = listening.accept()
+                request = receive(connection)
+                if (pid := os.fork()) == 0:
+                    selector.close()
+                    for one in (listening, connection, *(fork.connection for fork in forks.values())):
+                        one.close()
+                    for watch in forks:
+                        os.close(watch)
+                    return request
+                for descriptor in request["descriptors"]:
+                    os.close(descriptor)
+                watch = os.pidfd_open(pid)
+                forks[watch] = Fork(pid, connection)
+                selector.register(watch, selectors.EVENT_READ)
+                selector.register(connection, selectors.EVENT_READ, pid)
+            elif key.fd == 0:
+                sys.exit()
+            elif key.fd in forks:
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                ended(forks.pop(key.fd), selector)
+            elif key.fileobj.fileno() >= 0:  # else its fork's end was told a moment ago
+                pass_on(key.fileobj, key.data, selector)
+
+
+def pass_on(connection: socket.socket, pid: int, selector: selectors.BaseSelector) -> None:
+    """Pass on the signals that came to the process that stands in for a fork, or its own end."""
+    for word in connection.recv(64).split() or [signal.SIGKILL]:
+        os.kill(pid, int(word))
+        if int(word) == signal.SIGKILL:
+            selector.unregister(connection)
+
+
+def receive(connection: socket.socket) -> dict[str, Any]:
+    """A request, the three standard streams that come with it, and the process that it comes from."""
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+    peer, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    with connection.makefile("rb") as lines:
+        request: dict[str, Any] = json.loads(lines.readline())
+    return {**request, "descriptors": descriptors, "peer": peer}
+
+
+def ended(fork: Fork, selector: selectors.BaseSelector) -> None:
+    """Tell the process that stands in for a fork how it ended, if that still lives."""
+    _, status = os.waitpid(fork.pid, 0)
+    with contextlib.suppress(KeyError):
+        selector.unregister(fork.connection)
+    with contextlib.suppress(OSError):
+        fork.connection.sendall(b"%d\n" % status)
+    fork.connection.close()
+
+
+NAMESPACES = {"mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "pid": 0x20000000, "net": 0x40000000}
+"""Linux's namespaces, and their flags in setns(2)."""
+
+
+def join_namespaces(peer: int) -> None:
+    """Move to the machine of another process, where tests/machines.py has made one; returns in a process there."""
+    if all(os.readlink(f"/proc/self/ns/{name}") == os.readlink(f"/proc/{peer}/ns/{name}") for name in NAMESPACES):
+        return
+    libc, kill_with_parent = ctypes.CDLL(None, use_errno=True), 1
+    if libc.setns(os.pidfd_open(peer), sum(NAMESPACES.values())) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    if (pid := os.fork()) == 0:  # only children live in the other process namespace
+        libc.prctl(kill_with_parent, signal.SIGKILL)
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def become(request: dict[str, Any]) -> None:
+    """Take over what the other process has of the system: streams, folder, environment, path, niceness."""
+    join_namespaces(request["peer"])
+    os.setsid()
+    for number, descriptor in enumerate(request["descriptors"]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["folder"])
+    os.nice(request["nice"] - os.nice(0))
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    unbuffered = "-u" in request["options"] or bool(os.environ.get("PYTHONUNBUFFERED"))
+    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout.reconfigure(line_buffering=unbuffered, write_through=unbuffered)
+
+
+def run(request: dict[str, Any]) -> None:
+    """Run the command as Python's own start would have done."""
+    command, safe = request["command"], "-P" in request["options"]
+    sys.argv = list(command)
+    sys.orig_argv = [sys.executable, *request["options"], *command]
+    here = request["folder"] if request["module"] else str(Path(command[0]).resolve().parent)
+    sys.path[:] = request["path"] if safe else [here, *request["path"]]
+    if request["module"]:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def leave(work: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> None:
+    """Do the work, and end with its exit code without tearing down all modules, which would copy all their memory."""
+    code: Any = 0
+    try:
+        work(request)
+    except SystemExit as error:
+        code = error.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # wait for threads as an interpreter does that ends
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def main() -> None:
+    """Import, then serve; each fork runs its command here and ends with it."""
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.freeze()
+    request = serve(sys.argv[1])
+    become(request)
+    leave(run, request)
+
+
+if __name__ == "__main__":
+    main()

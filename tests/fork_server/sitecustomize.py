@@ -1,0 +1,71 @@
+"""Hands a Python command to the fork server, which has its libraries imported already, and stands in for it.
+
+Python imports this file at its start where the folder is on PYTHONPATH. It does something only where FORK_SERVER names
+the server's socket, and for COMMANDS only: everything else runs as ever. This process then waits for the forked one:
+it passes signals on, and ends as the other ended. If it is killed itself, the server kills the other.
+"""
+
+import os
+import sys
+
+COMMANDS = {"setup_worker.py", "default_worker.py", "tmctl", "jobs.entry"}
+"""Ray's workers, the command line and the supervisor and driver of a job."""
+
+
+def split(words: list[str]) -> tuple[list[str], str, list[str]]:
+    """Python's own options, `-m` or the empty string, and the command with its arguments."""
+    first = next((i for i, word in enumerate(words) if not word.startswith("-") or word == "-m"), len(words))
+    if words[first : first + 1] == ["-m"]:
+        return words[:first], "-m", words[first + 1 :]
+    return words[:first], "", words[first:]
+
+
+def without_setup(command: list[str]) -> list[str]:
+    """Do what Ray's setup_worker.py does, which imports all of Ray for it: set variables, and go on as the worker.
+
+    Where it would do more than that, it is left to do it.
+    """
+    import json
+
+    if os.path.basename(command[0]) != "setup_worker.py" or os.path.basename(command[1]) != "default_worker.py":
+        return command
+    own = ("--serialized-runtime-env-context=", "--language=")
+    texts = [word.removeprefix(own[0]) for word in command if word.startswith(own[0])]
+    context = json.loads(texts[0]) if texts and texts[0] else {}
+    variables = context.get("env_vars", {})
+    other_python = context.get("py_executable", sys.executable) != sys.executable
+    if other_python or context.get("command_prefix") or any("$" in value for value in variables.values()):
+        return command
+    os.environ.update(variables)
+    return [word for word in command[1:] if not word.startswith(own)]
+
+
+def delegate(address: str, options: list[str], module: str, command: list[str]) -> None:
+    """Have the command run by a fork of the server, and end as it ends."""
+    import json
+    import signal
+    import socket
+
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(address)
+    request = {"options": options, "module": module, "command": command, "environment": dict(os.environ)}
+    request |= {"folder": os.getcwd(), "path": sys.path, "nice": os.nice(0)}
+    socket.send_fds(server, [b"."], [0, 1, 2])
+    server.sendall(json.dumps(request).encode() + b"\n")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda got, _: server.sendall(b"%d " % got))
+    status = int(server.makefile("r").readline())
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+if "FORK_SERVER" in os.environ:
+    _parts = split(sys.orig_argv[1:])
+    if _parts[2] and os.path.basename(_parts[2][0]) in COMMANDS:
+        try:
+            delegate(os.environ["FORK_SERVER"], *_parts[:2], without_setup(_parts[2]))
+        except OSError as error:  # Python would go on without a fork, and nobody would know why tests are slow
+            print(f"fork server {os.environ['FORK_SERVER']}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
