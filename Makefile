@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
-  demo paper bench clean
+  coverage demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -89,6 +89,17 @@ test-environments: $(STAMP)  ## Tests against audiocraft and laion-clap, in envi
 
 test-all: $(STAMP)  ## Every stage of .ci/stages.toml, whatever has passed before
 	$(BIN)/python .ci/stages.py --all
+
+COVERED := $(CURDIR)/.covered
+AT_START := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/process_coverage.pth
+coverage: $(STAMP)  ## Line and branch coverage of `make test`, in every Python process that it starts
+	rm -rf $(COVERED) && mkdir $(COVERED)
+	printf '%s\n' '[run]' 'branch = true' 'data_file = $(COVERED)/data' 'source_pkgs =' ' tinymusician' ' jobs' ' serve' > $(COVERED)/config
+	echo 'import os; "PROCESS_COVERAGE" in os.environ and exec(open(os.environ["PROCESS_COVERAGE"]).read(), {"__name__": "process_coverage"})' > $(AT_START)
+	COVERAGE_PROCESS_START=$(COVERED)/config PROCESS_COVERAGE=$(CURDIR)/tests/process_coverage.py $(MAKE) test; \
+	  passed=$$?; rm $(AT_START); exit $$passed
+	$(BIN)/coverage combine -q --rcfile=$(COVERED)/config $(COVERED)
+	$(BIN)/coverage report --rcfile=$(COVERED)/config --format=total --precision=2
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper

@@ -4,6 +4,7 @@
 tests kill processes, so each process writes down what it has covered every second, not only at its end.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -12,15 +13,16 @@ import coverage
 
 
 def begin() -> None:
-    """Start measuring, with a file of this process' own."""
+    """Start measuring, into a file of this process' own."""
     measure = coverage.Coverage(config_file=os.environ["COVERAGE_PROCESS_START"], data_suffix=True)
     measure._warn_no_data = measure._warn_unimported_source = measure._warn_preimported_source = False
     measure.start()
+    atexit.register(measure.save)
     threading.Thread(target=keep_saving, args=(measure,), daemon=True).start()
 
 
 def keep_saving(measure: coverage.Coverage) -> None:
-    while True:
+    while measure is coverage.Coverage.current():
         time.sleep(1)
         measure.save()
 
@@ -29,6 +31,7 @@ def begin_again() -> None:
     """In a fork: what was measured before is the parent's."""
     if (before := coverage.Coverage.current()) is not None:
         before.stop()
+        atexit.unregister(before.save)
     begin()
 
 

@@ -45,11 +45,9 @@ class Ray:
     """A Ray of the tests' own: other ports than the user's, its files under a short temporary path."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = (
-            folder,
-            {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET, **QUICK},
-        )
-        self.address = ""
+        self.folder, self.address = folder, ""
+        self.environment = {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET, **QUICK}
+        self.environment.pop("OMP_NUM_THREADS", None)  # Ray sets it: the CPUs that a worker has
 
     def start(self) -> None:
         gcs, dashboard = free_port(), free_port()

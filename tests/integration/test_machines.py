@@ -20,8 +20,9 @@ import pytest
 import requests
 
 from serve.access import KeyFile, new_key, write_keys
+from tests.fork_server.start import fork_server
 from tests.machines import ROOT, Machine, Network, NoMachines, network
-from tests.ray_cluster import BIN, losses, settings, wait_for
+from tests.ray_cluster import BIN, LONG, QUICK, losses, settings, wait_for
 from tests.s3_server import S3Server, s3_server
 from tests.tiny import CLIPS
 from tinymusician.artifacts.manifest import publish
@@ -32,9 +33,11 @@ pytestmark = [pytest.mark.machines, pytest.mark.timeout(1200)]
 LOG = logging.getLogger(__name__)
 NODE = str(ROOT / "infra/docker/ray-node")
 SMALL = "--object-store-memory=100000000"
-LONG = ("training.steps=60", "training.checkpoint_every=10", "training.validate_every=30", "training.log_every=1")
-CHECKS = {"period_ms": "1000", "timeout_ms": "3000", "failure_threshold": "5"}
-QUICK = {f"RAY_health_check_{name}": value for name, value in CHECKS.items()}
+CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+}
 """Who is silent for a quarter of a minute is lost; by itself Ray waits for a minute."""
 METRICS = {8090, 44217, 44227}
 """Ray's nodes, and on the head its autoscaler and its dashboard, show their figures to whoever asks."""
@@ -43,12 +46,12 @@ METRICS = {8090, 44217, 44227}
 class Cluster:
     """A head without CPUs and workers of one CPU, each on a machine of its own; the store is on this machine."""
 
-    def __init__(self, net: Network, s3: S3Server, kept: list[Path]) -> None:
+    def __init__(self, net: Network, s3: S3Server, kept: list[Path], fork_server: dict[str, str]) -> None:
         self._net, self._kept, self.token = net, kept, secrets.token_hex(24)
         self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
-        self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        self.head = self._net.machine(kept, {**self._ours, **QUICK})
+        self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUICK, **fork_server}
+        self.head = self._net.machine(kept, {**self._ours, **CHECKS})
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"
         self.workers = [self.join(), self.join()]
@@ -121,14 +124,16 @@ def cluster(
     recipe: Path, asked: list[str], keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     reference = next(word for word in asked if "reference.audio" in word)
-    kept = [recipe.parent, Path(reference.partition("=")[2]), keys[0].parent]
+    socket = tmp_path_factory.mktemp("fork-server") / "socket"
+    kept = [recipe.parent, Path(reference.partition("=")[2]), keys[0].parent, socket.parent]
     try:
         with (
             network() as net,
             s3_server(tmp_path_factory.mktemp("swift"), net.address) as s3,
+            fork_server(socket, dict(os.environ)) as variables,
             pytest.MonkeyPatch.context() as patch,
         ):
-            cluster = Cluster(net, s3, kept)
+            cluster = Cluster(net, s3, kept, variables)
             for name, value in cluster.s3.items():
                 patch.setenv(name, value)
             yield cluster
