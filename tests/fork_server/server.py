@@ -57,77 +57,143 @@ MODULES = (
 """What a job's processes import, and is slow. Not Ray: its library reads its variables when it is loaded, for good."""
 
 
+RAY_MODULES = ("ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.state")
+"""What Ray's workers import of Ray. A server that has it serves those whose variables of Ray are the same: a job's."""
+IDLE_SECONDS = 20.0
+"""So long a server with Ray stays without forks."""
+Request = dict[str, Any]
+
+
 class Fork(NamedTuple):
-    """A fork, and the connection of the process that stands in for it."""
+    """A fork, and the connection of the process that stands in for it; a server with Ray has none."""
 
     pid: int
-    connection: socket.socket
+    connection: socket.socket | None
 
 
-def serve(address: str) -> dict[str, Any]:
-    """Fork for each request, and answer it with the fork's wait status; returns in the forks, with the request.
+class Server:
+    """Forks for each request on a socket, and answers it with the fork's wait status."""
 
-    Ends when whoever started the server closes its standard input.
-    """
-    selector, forks = selectors.DefaultSelector(), dict[int, Fork]()  # by pidfd
+    def __init__(self, listening: socket.socket, idle: float | None = None) -> None:
+        """It ends after `idle` seconds without forks, and when whoever started the first one closes its input."""
+        self._listening, self._idle = listening, idle
+        self._forks: dict[int, Fork] = {}  # by pidfd
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ)
+        self._selector.register(0, selectors.EVENT_READ)
+
+    def serve(self) -> Request:
+        """Serve; returns in the forks only, with what they were asked."""
+        while True:
+            events = self._selector.select(self._idle)
+            if not events and not self._forks:
+                os.unlink(self._listening.getsockname())
+                os._exit(0)
+            for key, _ in events:
+                if key.fileobj is self._listening:
+                    if (request := self._accept()) is not None:
+                        return request
+                elif key.fd == 0:
+                    os._exit(0)
+                elif key.fd in self._forks:
+                    self._ended(key.fd)
+                elif key.fileobj.fileno() >= 0:  # else its fork's end was told a moment ago
+                    self._pass_on(key.fileobj, key.data)
+
+    def _accept(self) -> Request | None:
+        """Fork for a request; returns it in the fork."""
+        connection, _ = self._listening.accept()
+        request = receive(connection)
+        if request is None:
+            connection.close()
+            return None
+        if "serve" in request:
+            return self._with_ray(request, connection)
+        if self._fork(connection) == 0:
+            return request
+        for descriptor in request["descriptors"]:
+            os.close(descriptor)
+        return None
+
+    def _with_ray(self, request: Request, connection: socket.socket) -> Request | None:
+        """Have a server with Ray on the socket that is named, unless one answers there; returns in its forks only."""
+        for descriptor in request["descriptors"]:
+            os.close(descriptor)
+        listening = None if answers(request["serve"]) else listen(request["serve"])
+        connection.close()  # from now on it can be asked
+        if listening is None:
+            return None
+        if self._fork(None) == 0:
+            os.environ.update(request["environment"])
+            for name in RAY_MODULES:
+                importlib.import_module(name)
+            gc.freeze()
+            return Server(listening, IDLE_SECONDS).serve()
+        listening.close()
+        return None
+
+    def _fork(self, connection: socket.socket | None) -> int:
+        """Fork, and look after the child; the child keeps nothing of the server."""
+        if (pid := os.fork()) == 0:
+            self._selector.close()
+            for one in (self._listening, connection, *(fork.connection for fork in self._forks.values())):
+                if one is not None:
+                    one.close()
+            for watch in self._forks:
+                os.close(watch)
+            return 0
+        watch = os.pidfd_open(pid)
+        self._forks[watch] = Fork(pid, connection)
+        self._selector.register(watch, selectors.EVENT_READ)
+        if connection is not None:
+            self._selector.register(connection, selectors.EVENT_READ, pid)
+        return pid
+
+    def _ended(self, watch: int) -> None:
+        """Tell the process that stands in for a fork how it ended, if that still lives."""
+        pid, connection = self._forks.pop(watch)
+        self._selector.unregister(watch)
+        os.close(watch)
+        _, status = os.waitpid(pid, 0)
+        if connection is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"%d\n" % status)
+            connection.close()
+
+    def _pass_on(self, connection: socket.socket, pid: int) -> None:
+        """Pass on the signals that came to the process that stands in for a fork, or its own end."""
+        for word in connection.recv(64).split() or [signal.SIGKILL]:
+            os.kill(pid, int(word))
+            if int(word) == signal.SIGKILL:
+                self._selector.unregister(connection)
+
+
+def listen(address: str) -> socket.socket:
+    """A socket at an address, where there may be an old one."""
+    Path(address).unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
-    selector.register(listening, selectors.EVENT_READ)
-    selector.register(0, selectors.EVENT_READ)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is listening:
-                connection, _ = listening.accept()
-                request = receive(connection)
-                if (pid := os.fork()) == 0:
-                    selector.close()
-                    for one in (listening, connection, *(fork.connection for fork in forks.values())):
-                        one.close()
-                    for watch in forks:
-                        os.close(watch)
-                    return request
-                for descriptor in request["descriptors"]:
-                    os.close(descriptor)
-                watch = os.pidfd_open(pid)
-                forks[watch] = Fork(pid, connection)
-                selector.register(watch, selectors.EVENT_READ)
-                selector.register(connection, selectors.EVENT_READ, pid)
-            elif key.fd == 0:
-                sys.exit()
-            elif key.fd in forks:
-                selector.unregister(key.fd)
-                os.close(key.fd)
-                ended(forks.pop(key.fd), selector)
-            elif key.fileobj.fileno() >= 0:  # else its fork's end was told a moment ago
-                pass_on(key.fileobj, key.data, selector)
+    return listening
 
 
-def pass_on(connection: socket.socket, pid: int, selector: selectors.BaseSelector) -> None:
-    """Pass on the signals that came to the process that stands in for a fork, or its own end."""
-    for word in connection.recv(64).split() or [signal.SIGKILL]:
-        os.kill(pid, int(word))
-        if int(word) == signal.SIGKILL:
-            selector.unregister(connection)
+def answers(address: str) -> bool:
+    """Whether a server is there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(address) == 0
 
 
-def receive(connection: socket.socket) -> dict[str, Any]:
-    """A request, the three standard streams that come with it, and the process that it comes from."""
+def receive(connection: socket.socket) -> Request | None:
+    """A request, the three standard streams that come with it, and the process that it comes from; or nothing."""
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+    if not descriptors:
+        return None
     peer, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     with connection.makefile("rb") as lines:
-        request: dict[str, Any] = json.loads(lines.readline())
+        request: Request = json.loads(lines.readline())
     return {**request, "descriptors": descriptors, "peer": peer}
-
-
-def ended(fork: Fork, selector: selectors.BaseSelector) -> None:
-    """Tell the process that stands in for a fork how it ended, if that still lives."""
-    _, status = os.waitpid(fork.pid, 0)
-    with contextlib.suppress(KeyError):
-        selector.unregister(fork.connection)
-    with contextlib.suppress(OSError):
-        fork.connection.sendall(b"%d\n" % status)
-    fork.connection.close()
 
 
 NAMESPACES = {"mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "pid": 0x20000000, "net": 0x40000000}
@@ -152,7 +218,7 @@ def join_namespaces(peer: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def become(request: dict[str, Any]) -> None:
+def become(request: Request) -> None:
     """Take over what the other process has of the system: streams, folder, environment, path, niceness."""
     join_namespaces(request["peer"])
     os.setsid()
@@ -170,7 +236,7 @@ def become(request: dict[str, Any]) -> None:
     sys.stdout.reconfigure(line_buffering=unbuffered, write_through=unbuffered)
 
 
-def run(request: dict[str, Any]) -> None:
+def run(request: Request) -> None:
     """Run the command as Python's own start would have done."""
     command, safe = request["command"], "-P" in request["options"]
     sys.argv = list(command)
@@ -183,7 +249,7 @@ def run(request: dict[str, Any]) -> None:
         runpy.run_path(command[0], run_name="__main__")
 
 
-def leave(work: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> None:
+def leave(work: Callable[[dict[str, Any]], None], request: Request) -> None:
     """Do the work, and end with its exit code without tearing down all modules, which would copy all their memory."""
     code: Any = 0
     try:
@@ -207,7 +273,7 @@ def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     gc.freeze()
-    request = serve(sys.argv[1])
+    request = Server(listen(sys.argv[1])).serve()
     become(request)
     leave(run, request)
 

@@ -5,6 +5,8 @@ the server's socket, and for COMMANDS only: everything else runs as ever. This p
 it passes signals on, and ends as the other ended. If it is killed itself, the server kills the other.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
@@ -25,8 +27,6 @@ def without_setup(command: list[str]) -> list[str]:
 
     Where it would do more than that, it is left to do it.
     """
-    import json
-
     if os.path.basename(command[0]) != "setup_worker.py" or os.path.basename(command[1]) != "default_worker.py":
         return command
     own = ("--serialized-runtime-env-context=", "--language=")
@@ -40,32 +40,59 @@ def without_setup(command: list[str]) -> list[str]:
     return [word for word in command[1:] if not word.startswith(own)]
 
 
-def delegate(address: str, options: list[str], module: str, command: list[str]) -> None:
-    """Have the command run by a fork of the server, and end as it ends."""
-    import json
-    import signal
-    import socket
+def connect(command: list[str]) -> socket.socket:
+    """Reach the server for a command: for Ray's workers one that has Ray, and their variables of Ray."""
+    address, worker = os.environ["FORK_SERVER"], os.path.basename(command[0]) == "default_worker.py"
+    if worker:
+        variables = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+        with_ray = f"{address}-{zlib.crc32(repr(sorted(variables.items())).encode()):08x}"
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                return _connect(with_ray)
+            with _connect(address) as server:
+                send(server, {"serve": with_ray, "environment": variables})
+                server.recv(1)
+    return _connect(with_ray if worker else address)
 
+
+def _connect(address: str) -> socket.socket:
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
-    request = {"options": options, "module": module, "command": command, "environment": dict(os.environ)}
-    request |= {"folder": os.getcwd(), "path": sys.path, "nice": os.nice(0)}
+    return server
+
+
+def send(server: socket.socket, request: dict[str, object]) -> None:
+    """Send a request, and this process' standard streams with it."""
     socket.send_fds(server, [b"."], [0, 1, 2])
     server.sendall(json.dumps(request).encode() + b"\n")
+
+
+def delegate(options: list[str], module: str, command: list[str]) -> None:
+    """Have the command run by a fork of a server, and end as it ends."""
+    server = connect(command)
+    request = {"options": options, "module": module, "command": command, "environment": dict(os.environ)}
+    send(server, {**request, "folder": os.getcwd(), "path": sys.path, "nice": os.nice(0)})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _: server.sendall(b"%d " % got))
     status = int(server.makefile("r").readline())
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-if "FORK_SERVER" in os.environ:
-    _parts = split(sys.orig_argv[1:])
-    if _parts[2] and os.path.basename(_parts[2][0]) in COMMANDS:
-        try:
-            delegate(os.environ["FORK_SERVER"], *_parts[:2], without_setup(_parts[2]))
-        except OSError as error:  # Python would go on without a fork, and nobody would know why tests are slow
-            print(f"fork server {os.environ['FORK_SERVER']}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+_parts = split(sys.orig_argv[1:]) if "FORK_SERVER" in os.environ else ([], "", [])
+if _parts[2] and os.path.basename(_parts[2][0]) in COMMANDS:
+    import contextlib
+    import json
+    import signal
+    import socket
+    import zlib
+
+    try:
+        delegate(*_parts[:2], without_setup(_parts[2]))
+    except OSError as error:  # Python would go on without a fork, and nobody would know why tests are slow
+        print(f"fork server {os.environ['FORK_SERVER']}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
