@@ -91,7 +91,7 @@ test-all: $(STAMP)  ## Every stage of .ci/stages.toml, whatever has passed befor
 	$(BIN)/python .ci/stages.py --all
 
 COVERED := $(CURDIR)/.covered
-AT_START := $(CURDIR)/$(VENV)/lib/python3.11/site-packages/process_coverage.pth
+AT_START = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/process_coverage.pth
 coverage: $(STAMP)  ## Line and branch coverage of `make test`, in every Python process that it starts
 	rm -rf $(COVERED) && mkdir $(COVERED)
 	printf '%s\n' '[run]' 'branch = true' 'data_file = $(COVERED)/data' 'source_pkgs =' ' tinymusician' ' jobs' ' serve' > $(COVERED)/config

@@ -108,10 +108,13 @@ def supervise(run_id: str, submission: str) -> int:
     for line in child.stdout:
         log.line(line)
     code = child.wait()
-    if owned():
-        run.update(ended=now(), **_outcome(run, code, stopped.is_set()))
-    log.line(f"{time.strftime(_STAMP)} {run.status().state} {run.status().message}\n")
-    log.close()
+    outcome = _outcome(run, code, stopped.is_set())
+    log.line(f"{time.strftime(_STAMP)} {outcome['state']} {outcome.get('message', '')}\n")
+    try:
+        log.close()  # before its state says that it has ended, so that a run that has ended has its whole log
+    finally:
+        if owned():
+            run.update(ended=now(), **outcome)
     _sweep(run)
     return code
 

@@ -23,8 +23,13 @@ from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
-QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_prestart_worker_first_driver": "0"}
-"""Ray Train looks after its workers ten times as often, and no worker is started before there is work for it."""
+QUICK = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+"""Ray Train looks after its workers ten times as often, no worker is started before there is work for it, and a node
+that has lost its head ends sooner."""
 
 
 @contextlib.contextmanager

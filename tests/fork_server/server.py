@@ -4,7 +4,7 @@ Without it each of a job's dozen processes spends seconds of a core on the same 
 are imported here: every process imports the project's own code itself. sitecustomize.py beside this file hands
 commands over.
 
-Usage: python tests/fork_server/server.py SOCKET
+Usage: python tests/fork_server/server.py SOCKET MODULE...
 """
 
 from __future__ import annotations
@@ -27,35 +27,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-MODULES = (
-    "torch",
-    "torch.distributed.device_mesh",
-    "deepspeed",
-    "transformers",
-    "transformers.models.musicgen.modeling_musicgen",
-    "transformers.models.t5.modeling_t5",
-    "transformers.models.encodec.modeling_encodec",
-    "transformers.models.clap.modeling_clap",
-    "boto3",
-    "cryptography.hazmat.primitives.asymmetric.ed25519",
-    "fastapi",
-    "matplotlib.pyplot",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime.quantization.matmul_nbits_quantizer",
-    "onnxscript",
-    "opentelemetry.exporter.prometheus",
-    "pandas",
-    "pyarrow.fs",
-    "requests",
-    "scipy.stats",
-    "soundfile",
-    "soxr",
-    "typer",
-)
-"""What a job's processes import, and is slow. Not Ray: its library reads its variables when it is loaded, for good."""
-
 
 RAY_MODULES = ("ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.state")
 """What Ray's workers import of Ray. A server that has it serves those whose variables of Ray are the same: a job's."""
@@ -270,7 +241,7 @@ def leave(work: Callable[[dict[str, Any]], None], request: Request) -> None:
 
 def main() -> None:
     """Import, then serve; each fork runs its command here and ends with it."""
-    for name in MODULES:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.freeze()
     request = Server(listen(sys.argv[1])).serve()

@@ -25,7 +25,7 @@ from tinymusician.artifacts.store import Store
 
 pytestmark = pytest.mark.slow
 
-AWAY = float(os.environ.get("TINYMUSICIAN_STORE_AWAY", "10"))
+AWAY = float(os.environ.get("TINYMUSICIAN_STORE_AWAY", "5"))
 """Seconds; the figures in docs/lab-log.md are for 60."""
 
 

@@ -1,0 +1,101 @@
+"""A command that the fork server runs does what it does by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fork_server.start import fork_server
+from tests.ray_cluster import wait_for
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of commands that a server without libraries runs."""
+    with fork_server(tmp_path_factory.mktemp("fork-server") / "socket", dict(os.environ), ()) as found:
+        yield {**os.environ, **found}
+
+
+class Command:
+    """A script by the name of a command that the server takes."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        self.folder, self.words = folder, [sys.executable, str(folder / "tmctl"), "one", "two"]
+        (folder / "tmctl").write_text(script)
+
+    def run(self, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.words, env=environment, cwd=self.folder, input="text\n", capture_output=True, text=True, check=False
+        )
+
+    def start(self, environment: dict[str, str]) -> tuple[subprocess.Popen[str], int]:
+        """The process, and the id that it prints as its own."""
+        process = subprocess.Popen(self.words, env=environment, cwd=self.folder, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, int(process.stdout.readline())
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["pass", "sys.exit(3)", "sys.exit('a message')", "sys.exit(None)", "raise ValueError('wrong')", "os._exit(7)"],
+)
+def test_it_sees_and_says_the_same(variables: dict[str, str], tmp_path: Path, end: str) -> None:
+    """Arguments, folder, environment, path, streams, what happens at its end; but the server has run it."""
+    script = (
+        "import atexit, os, sys\nprint(sys.argv, os.getcwd(), os.environ['WORD'], sys.path[0], __name__, input())\n"
+        "atexit.register(print, 'at exit', flush=True)\nprint('an error', file=sys.stderr)\n"
+        f"sys.stdout.flush()\n{end}\n"
+    )
+    command = Command(tmp_path, script)
+    alone = command.run({**os.environ, "WORD": "x y"})
+    forked = command.run({**variables, "WORD": "x y"})
+    assert (forked.returncode, forked.stdout) == (alone.returncode, alone.stdout)
+    assert forked.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
+    said = Command(tmp_path, "import os\nprint(os.getpid(), os.getppid())\n").run(variables).stdout.split()
+    assert f"fork_server/server.py {variables['FORK_SERVER']}" in command_line(int(said[1]))
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+WAITS = "import os, signal, sys, time\n{handler}print(os.getpid(), flush=True)\nwhile True: time.sleep(1)\n"
+TERM = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+
+
+@pytest.mark.parametrize(("handler", "code"), [(TERM, 5), ("", -signal.SIGTERM)])
+def test_a_signal_reaches_it(variables: dict[str, str], tmp_path: Path, handler: str, code: int) -> None:
+    process, _ = Command(tmp_path, WAITS.format(handler=handler)).start(variables)
+    process.terminate()
+    assert process.wait(30) == code
+
+
+def test_it_dies_with_the_process_that_stands_in_for_it(variables: dict[str, str], tmp_path: Path) -> None:
+    process, forked = Command(tmp_path, WAITS.format(handler="")).start(variables)
+    assert forked != process.pid
+    process.kill()
+    wait_for(lambda: not Path(f"/proc/{forked}").exists(), 30)
+    process.wait(30)
+
+
+def test_its_own_death_is_told(variables: dict[str, str], tmp_path: Path) -> None:
+    process, forked = Command(tmp_path, WAITS.format(handler="")).start(variables)
+    os.kill(forked, signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
+
+
+def test_other_commands_are_left_alone(variables: dict[str, str]) -> None:
+    words = [sys.executable, "-c", "import os; print(os.getppid())"]
+    assert int(subprocess.run(words, env=variables, capture_output=True, text=True, check=True).stdout) == os.getpid()
+
+
+def test_without_a_server_nothing_goes_on_silently(tmp_path: Path, variables: dict[str, str]) -> None:
+    ended = Command(tmp_path, "print('slow')").run({**variables, "FORK_SERVER": str(tmp_path / "none")})
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "No such file or directory" in ended.stderr
