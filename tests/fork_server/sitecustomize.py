@@ -74,7 +74,10 @@ def delegate(options: list[str], module: str, command: list[str]) -> None:
     send(server, {**request, "folder": os.getcwd(), "path": sys.path, "nice": os.nice(0)})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _: server.sendall(b"%d " % got))
-    status = int(server.makefile("r").readline())
+    answer = server.makefile("r").readline()
+    if not answer:
+        raise ConnectionError("the server has died")
+    status = int(answer)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:
@@ -93,6 +96,6 @@ if _parts[2] and os.path.basename(_parts[2][0]) in COMMANDS:
 
     try:
         delegate(*_parts[:2], without_setup(_parts[2]))
-    except OSError as error:  # Python would go on without a fork, and nobody would know why tests are slow
+    except BaseException as error:  # Python would go on by itself, and nobody would know why tests are slow
         print(f"fork server {os.environ['FORK_SERVER']}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
