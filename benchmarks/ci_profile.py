@@ -18,26 +18,28 @@ from pathlib import Path
 from benchmarks.report import report
 
 KINDS = {
-    "ray worker: training": ("ray::RayTrainWorker", "ray::_RayTrainWorker"),
-    "ray worker: train controller": ("ray::TrainController",),
-    "ray worker: job supervisor": ("ray::JobSupervisor", "ray::_ray_internal_job_actor"),
-    "ray worker: idle": ("ray::IDLE",),
-    "fork server": ("fork_server/server.py",),
-    "ray worker: serve": ("ray::Serve", "ray::ProxyActor", "ray::serve"),
-    "ray worker: other actors": ("ray::",),
-    "ray worker: starting": ("default_worker.py", "setup_worker.py"),
-    "ray: gcs, raylet": ("gcs_server", "raylet/raylet"),
-    "ray: dashboard and agents": ("dashboard", "runtime_env_agent", "/log_monitor.py", "/monitor.py"),
-    "ray: start": ("bin/ray",),
-    "job: driver": ("jobs.entry --child",),
-    "job: supervisor": ("jobs.entry",),
+    "Ray Train: workers": ("ray::RayTrainWorker",),
+    "Ray Train: controller and helpers": (
+        "ray::TrainController", "ray::PlacementGroup", "ray::Synchronization", "ray::DatasetManager",
+        "ray::Preemption", "ray::_Autoscaling",
+    ),
+    "Ray: job supervisors": ("ray::JobSupervisor",),
+    "Ray Serve": ("ray::Serve", "ray::ProxyActor"),
+    "actors of jobs": ("ray::_Hand", "ray::_Teacher"),
+    "Ray: servers": (
+        "gcs_server", "raylet/raylet", "dashboard", "Agent", "monitor", "bin/ray", "ray.util.client",
+    ),
+    "Ray: workers that start or wait": ("ray::", "default_worker.py", "setup_worker.py"),
+    "drivers of jobs": ("jobs.entry --child",),
+    "supervisors of jobs": ("jobs.entry",),
     "tmctl": ("bin/tmctl",),
-    "swift": ("swift-",),
-    "chromium": ("chromium", "playwright"),
-    "docker": ("dockerd", "containerd", "docker", "debootstrap"),
+    "fork server, and its forks without a title": ("fork_server/server.py",),
+    "S3 server": ("swift-",),
+    "Chromium": ("chromium", "playwright"),
+    "containers": ("dockerd", "containerd", "docker", "debootstrap"),
     "pip": ("/pip", "-m pip", "-m venv"),
-    "pytest": ("pytest", "execnet"),
-}
+    "pytest": ("pytest", "exec(eval(sys.stdin"),
+}  # fmt: skip
 STARTS = {
     "python": "pass",
     "import numpy": "import numpy",
@@ -100,7 +102,7 @@ def main() -> int:
     total = sum(spent.values())
     print(f"\n{' '.join(sys.argv[1:])}: {wall:.0f} s, {total:.0f} CPU seconds")
     for kind, seconds in sorted(spent.items(), key=lambda one: -one[1]):
-        print(f"  {kind:32} {seconds:8.0f} s {count[kind]:6} processes")
+        print(f"  {kind:44} {seconds:8.0f} s {count[kind]:6} processes")
         figures[f"{kind}: cpu_seconds"], figures[f"{kind}: processes"] = round(seconds, 1), count[kind]
     figures |= {"wall_seconds": round(wall, 1), "cpu_seconds": round(total, 1)}
     figures["idle"] = round(1 - total / wall / (os.cpu_count() or 1), 3)
