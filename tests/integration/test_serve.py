@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -66,7 +67,11 @@ class Served:
     def metrics(self, name: str) -> dict[str, float]:
         """A metric by its labels."""
         places = json.loads((self.ray.folder / "prom_metrics_service_discovery.json").read_text())
-        text = "".join(requests.get(f"http://{one}/metrics", timeout=10).text for one in places[0]["targets"])
+        text = ""
+        for target in places[0]["targets"]:
+            # Some ports are the same for all Rays of a machine: another one's, which may just have ended.
+            with contextlib.suppress(requests.exceptions.ConnectionError):
+                text += requests.get(f"http://{target}/metrics", timeout=10).text
         lines = re.findall(rf"^ray_{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE)
         return {labels: float(value) for labels, value in lines}
 
