@@ -25,11 +25,12 @@ from tinymusician.training.metrics import read_metrics
 BIN = Path(sys.executable).parent
 QUICK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_prestart_worker_first_driver": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",
 }
-"""Ray Train looks after its workers ten times as often, no worker is started before there is work for it, and a node
-that has lost its head ends sooner."""
+"""Ray Train looks after its workers ten times as often, a node that has lost its head ends sooner, no worker starts
+before there is work for it, and workers get as much of the machine as the other tests' processes."""
 
 
 @contextlib.contextmanager
