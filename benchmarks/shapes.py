@@ -25,9 +25,10 @@ CAPTIONS = ["a slow fiddle reel", "a fast flute jig", "a sad waltz for piano", "
 FRAMES = 1500
 
 
-def musicgen(size: Size = "small", seed: int = 0) -> Any:
+def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Any:
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
+    Text encoder and decoder have `most_layers` layers at most: every layer has the same shape.
     Heads are made larger than their start, so that the likeliest code is clear; codes sound apart, where transformers
     begins with empty codebooks.
     """
@@ -47,7 +48,7 @@ def musicgen(size: Size = "small", seed: int = 0) -> Any:
         d_model=768,
         d_kv=64,
         d_ff=3072,
-        num_layers=12,
+        num_layers=min(12, most_layers),
         num_heads=12,
         is_encoder_decoder=False,
         use_cache=False,
@@ -71,7 +72,7 @@ def musicgen(size: Size = "small", seed: int = 0) -> Any:
         vocab_size=2048,
         hidden_size=width,
         ffn_dim=feed_forward,
-        num_hidden_layers=layers,
+        num_hidden_layers=min(layers, most_layers),
         num_attention_heads=attention_heads,
         num_codebooks=4,
         max_position_embeddings=2048,

@@ -66,8 +66,14 @@ class Musician:
         self._shelf = open_shelf(settings)
         self._refused: set[str] = set()
         self._playing = self._first()
+        self._closed = threading.Event()
         if settings.follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def close(self) -> None:
+        """Follow the alias no more, and let no new piece begin; those that play are played to their end."""
+        self._closed.set()
+        self._playing.room.close()
 
     async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
         """A heading, then the samples (float32) as they come, or all at once. Closing the iterator frees the rows.
@@ -167,8 +173,7 @@ class Musician:
         raise trouble
 
     def _follow(self) -> None:
-        while True:
-            time.sleep(self._settings.follow)
+        while not self._closed.wait(self._settings.follow):
             try:
                 found = self._shelf.newer(self._refused)
             except Exception as error:  # whatever it is, the next look may go better

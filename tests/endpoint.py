@@ -77,7 +77,10 @@ def endpoint(**values: Any) -> Iterator[Endpoint]:
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
-    wait_for(lambda: server.started, 30)
-    yield Endpoint(f"http://127.0.0.1:{port}", engines, musician)
-    server.should_exit = True
-    thread.join()
+    try:
+        wait_for(lambda: server.started, 30)
+        yield Endpoint(f"http://127.0.0.1:{port}", engines, musician)
+    finally:
+        server.should_exit = True
+        thread.join()
+        musician.close()

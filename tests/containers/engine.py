@@ -86,12 +86,20 @@ def _finish(root: Path) -> None:
         marker.unlink()
     shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
     listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
-    lines = [f"{name.rpartition('.')[2]} = {value.strip(chr(39))}" for name, value in settings.items()]
-    (root / "etc/pip.conf").write_text("\n".join(["[global]", *sorted(set(lines))]) + "\n")
-    links = settings.get(":env:.find-links", settings.get("global.find-links", "")).strip("'")
+    named = [line.split("=", 1) for line in reversed(listed.splitlines())]  # the environment wins
+    settings = {name.rpartition(".")[2]: value.strip("'") for name, value in named}
+    links = settings.get("find-links", "")
     if links.startswith("/"):
         shutil.copytree(links, root / links.lstrip("/"))
+    there = {name: value for name, value in settings.items() if _is_in(root, value)}
+    lines = [f"{name} = {value}" for name, value in sorted(there.items())]
+    (root / "etc/pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")
+
+
+def _is_in(root: Path, value: str) -> bool:
+    """Whether each of this machine's files that a setting names is in the image too."""
+    paths = [word.removeprefix("file://") for word in value.split()]
+    return all((root / path.lstrip("/")).exists() for path in paths if path.startswith("/"))
 
 
 @contextlib.contextmanager

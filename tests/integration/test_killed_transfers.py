@@ -1,4 +1,7 @@
-"""kill -9 at random moments of publishing and of pulling: a device always plays something whole, and goes on."""
+"""kill -9 at random moments of publishing and of pulling: a device always plays something whole, and goes on.
+
+`make test` kills 6 of each (3 on S3), `make test-kills` 20.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,6 @@ from tinymusician.artifacts.store import Store
 
 pytestmark = pytest.mark.slow
 
-KILLS, KILLS_ON_S3 = 20, 8
-"""Of publishers, and of devices."""
 SIZES = {"decoder.onnx": 12_000_000, "codec.onnx": 3_000_000, "text/encoder.onnx": 2_000_000, "config.json": 700}
 PUBLISH = """
 import sys
@@ -103,28 +104,37 @@ def plays(home: Path) -> int | None:
 
 
 def test_killed_publishers_and_devices(home: Path, store: Store) -> None:
+    check_killed(home, store, kills=6 if store.url.startswith("file:") else 3)
+
+
+@pytest.mark.kills
+def test_publishers_and_devices_killed_often(home: Path, store: Store) -> None:
+    check_killed(home, store, kills=20)
+
+
+def check_killed(home: Path, store: Store, kills: int) -> None:
+    """Kill so many publishers, and so many devices."""
     chance = random.Random(0)
     registry = Registry(store, keys_folder())
     pinned = registry.create().root[0]
     publishing, pulling = killed(PUBLISH, str(home), "0", repr(SIZES), after=None), 0.0
-    last, kills, number = 0, Counter[str](), 0
-    wanted = KILLS if store.url.startswith("file:") else KILLS_ON_S3
-    while min(kills["publish"], kills["pull"]) < wanted:
+    last, done, number = 0, Counter[str](), 0
+    while min(done["publish"], done["pull"]) < kills:
         number += 1
         after = chance.uniform(0, publishing or 1)
-        kills["publish"] += killed(PUBLISH, str(home), str(number), repr(SIZES), after=after) is None
+        done["publish"] += killed(PUBLISH, str(home), str(number), repr(SIZES), after=after) is None
         newest = registry.history("band", "stable")[-1]
         for file in newest.files:
             assert hashlib.sha256(store.get(f"blobs/sha256/{file.sha256}")).hexdigest() == file.sha256
         if number % 4 == 1:  # how long a pull takes that brings everything that is new
             pulling = killed(PULL, str(home), pinned, after=None) or 1
         else:
-            kills["pull"] += killed(PULL, str(home), pinned, after=chance.uniform(0, pulling)) is None
+            done["pull"] += killed(PULL, str(home), pinned, after=chance.uniform(0, pulling)) is None
         now = plays(home)
         assert now is not None
         assert now >= last, "a device never goes back"
         last = now
-    said = f"killed {dict(kills)} in {number} turns; {last} versions came to the device"
+    said = f"killed {dict(done)} in {number} turns; {last} versions came to the device"
     logging.getLogger(__name__).info(said)
     registry.renew()
     version = Client("band@stable", home / "device", [open_source(store.url)]).pull()
