@@ -26,6 +26,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 RAY_MODULES = ("ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.state")
@@ -96,8 +97,7 @@ class Server:
             return None
         if self._fork(None) == 0:
             os.environ.update(request["environment"])
-            for name in RAY_MODULES:
-                importlib.import_module(name)
+            import_ray()
             gc.freeze()
             return Server(listening, IDLE_SECONDS).serve()
         listening.close()
@@ -139,6 +139,20 @@ class Server:
             os.kill(pid, int(word))
             if int(word) == signal.SIGKILL:
                 self._selector.unregister(connection)
+
+
+def import_ray() -> None:
+    """Import what workers need of Ray, and draw none of the random numbers that Ray's library makes ids of.
+
+    Its generator takes its seed at the first draw: after one here, all forks would draw the same ids.
+    """
+    import ray.actor
+
+    ids = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: ids(os.urandom(ids.size())))
+    for name in RAY_MODULES:
+        importlib.import_module(name)
+    ray.actor.ActorClassID = ids
 
 
 def listen(address: str) -> socket.socket:

@@ -146,9 +146,9 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
     tunes = [{"title": f"song {number}", "split": splits[number % 3], **facts} for number in range(30)]
     (corpus / "tunes-by-family.json").write_text(json.dumps(tunes))
     short: tuple[str, ...] = (
-        "train_clips=60",
-        "held_out_clips=12",
-        "codec_steps=2",
+        "train_clips=12",
+        "held_out_clips=10",
+        "codec_steps=1",
         "codec_batch=2",
         "teacher_steps=2",
     )

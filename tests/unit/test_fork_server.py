@@ -25,9 +25,9 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 class Command:
     """A script by the name of a command that the server takes."""
 
-    def __init__(self, folder: Path, script: str) -> None:
-        self.folder, self.words = folder, [sys.executable, str(folder / "tmctl"), "one", "two"]
-        (folder / "tmctl").write_text(script)
+    def __init__(self, folder: Path, script: str, name: str = "tmctl") -> None:
+        self.folder, self.words = folder, [sys.executable, str(folder / name), "one", "two"]
+        (folder / name).write_text(script)
 
     def run(self, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -99,3 +99,13 @@ def test_without_a_server_nothing_goes_on_silently(tmp_path: Path, variables: di
     ended = Command(tmp_path, "print('slow')").run({**variables, "FORK_SERVER": str(tmp_path / "none")})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "No such file or directory" in ended.stderr
+
+
+@pytest.mark.slow
+def test_rays_workers_draw_ids_of_their_own(variables: dict[str, str], tmp_path: Path) -> None:
+    """Two that drew the same would write to the same object of Ray's store, and one of them would crash."""
+    script = "import sys\nhad = 'ray.train.torch' in sys.modules\nimport ray\nprint(had, ray.ObjectRef.from_random())\n"
+    worker = Command(tmp_path, script, "default_worker.py")
+    first, second = (worker.run(variables).stdout.split() for _ in range(2))
+    assert first[0] == second[0] == "True"
+    assert first[1] != second[1]
