@@ -37,6 +37,7 @@ SMALL = {
     "quantize.parity_sequences": "1",
     "evaluate.clips": "24",
     "evaluate.seconds": "1",
+    "evaluate.resamples": "20",
     "evaluate.agreement_clips": "0",
     "evaluate.cost_runs": "0",
 }
