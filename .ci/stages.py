@@ -2,6 +2,7 @@
 
     python .ci/stages.py          what CI runs; CI_FULL=1 skips nothing
     python .ci/stages.py --all    every stage there is
+    python .ci/stages.py NAME...  these stages
 
 A stage that passes and skips no test writes the digest of its files into passed.json, which is committed. The first one
 that fails ends the run.
@@ -39,14 +40,15 @@ class Stage:
         """Paths of the covered files: those that git tracks, and new ones that it does not ignore."""
         specs = [f":(glob){pattern}" for pattern in self.files]
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *specs]
-        listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split("\0")
+        listed = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
         return sorted({path for path in listed if path and path != PASSED and (root / path).is_file()})
 
     def digest(self, root: Path) -> str:
-        """SHA-256 over the paths and contents of the covered files."""
+        """SHA-256 over the paths and contents of the covered files, and which of them can be executed."""
         whole = hashlib.sha256()
         for path in self.covered(root):
-            whole.update(f"{path}\0{hashlib.sha256((root / path).read_bytes()).hexdigest()}\n".encode())
+            mode = "x" if os.access(root / path, os.X_OK) else "-"
+            whole.update(f"{path}\0{mode}{hashlib.sha256((root / path).read_bytes()).hexdigest()}\n".encode())
         return whole.hexdigest()
 
 
@@ -63,8 +65,12 @@ def read_passed(root: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def selected(stage: Stage, root: Path, everything: bool = False, full: bool = False) -> tuple[bool, str]:
+def selected(
+    stage: Stage, root: Path, everything: bool = False, full: bool = False, names: tuple[str, ...] = ()
+) -> tuple[bool, str]:
     """Whether a stage runs, and why."""
+    if names:
+        return stage.name in names, "asked for by name" if stage.name in names else "not asked for"
     if stage.when == "always" or everything or (full and stage.when == "changed"):
         return True, "runs at every change" if stage.when == "always" else "everything was asked for"
     if stage.when == "all":
@@ -99,11 +105,14 @@ def run(stage: Stage, root: Path) -> bool:
 
 def main() -> int:
     """Run what is selected, say what is not and why."""
-    root, everything = CI.parent, "--all" in sys.argv[1:]
+    root, everything, names = CI.parent, "--all" in sys.argv[1:], tuple(set(sys.argv[1:]) - {"--all"})
+    if unknown := set(names) - {stage.name for stage in read_stages()}:
+        print(f"no stage {', '.join(sorted(unknown))}; stages: {', '.join(stage.name for stage in read_stages())}")
+        return 2
     full = os.environ.get("CI_FULL", "") not in {"", "0"}
     began = time.monotonic()
     for stage in read_stages():
-        runs, why = selected(stage, root, everything, full)
+        runs, why = selected(stage, root, everything, full, names)
         print(f"=== {stage.name}: {why}{'' if runs else '; skipped'}", flush=True)
         if runs and not run(stage, root):
             return 1

@@ -210,6 +210,8 @@ class Musician:
     def _switch(self, fresh: Playing) -> None:
         before, self._playing = self._playing, fresh
         before.room.close()
+        if self._closed.is_set():
+            fresh.room.close()
         self._metrics.switches.inc(tags={"outcome": "taken"})
         say("bundle_switched", digest=fresh.digest, before=before.digest)
 

@@ -12,11 +12,16 @@ import time
 import coverage
 
 
+PARENTS: list[coverage.Coverage] = []
+"""What was measured before a fork: kept, for SQLite's connections must not be closed in a fork."""
+
+
 def begin() -> None:
     """Start measuring, into a file of this process' own."""
     measure = coverage.Coverage(config_file=os.environ["COVERAGE_PROCESS_START"], data_suffix=True)
     measure._warn_no_data = measure._warn_unimported_source = measure._warn_preimported_source = False
     measure.start()
+    atexit.unregister(measure._atexit)  # a fork would stop at its end what its parent measures
     atexit.register(measure.save)
     threading.Thread(target=keep_saving, args=(measure,), daemon=True).start()
 
@@ -32,6 +37,7 @@ def begin_again() -> None:
     if (before := coverage.Coverage.current()) is not None:
         before.stop()
         atexit.unregister(before.save)
+        PARENTS.append(before)
     begin()
 
 

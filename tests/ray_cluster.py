@@ -25,12 +25,13 @@ from tinymusician.training.metrics import read_metrics
 BIN = Path(sys.executable).parent
 QUICK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",
 }
-"""Ray Train looks after its workers ten times as often, a node that has lost its head ends sooner, no worker starts
-before there is work for it, and workers get as much of the machine as the other tests' processes."""
+"""Ray Train looks after its workers ten times as often, no worker starts before there is work for it, and workers get
+as much of the machine as the other tests' processes."""
+ENDS_WITHOUT_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+"""So long a node looks for a lost head; by itself a minute."""
 
 
 @contextlib.contextmanager
@@ -52,7 +53,14 @@ class Ray:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self.address = folder, ""
-        self.environment = {**os.environ, **environment, "RAY_TRAIN_V2_ENABLED": "1", **QUIET, **QUICK}
+        self.environment = {
+            **os.environ,
+            **environment,
+            "RAY_TRAIN_V2_ENABLED": "1",
+            **QUIET,
+            **QUICK,
+            **ENDS_WITHOUT_HEAD,
+        }
         self.environment.pop("OMP_NUM_THREADS", None)  # Ray sets it: the CPUs that a worker has
 
     def start(self) -> None:
@@ -155,7 +163,7 @@ class UndisturbedRuns:
         file = self._folder / f"undisturbed-{workers}.json"
         with FileLock(f"{file}.lock"):
             if not file.exists():
-                store = LocalStore(self._folder / f"undisturbed-{workers}")
+                store = LocalStore(Path(tempfile.mkdtemp(dir=self._folder)))
                 words = ("submit", "distill", str(self._recipe), *settings(LONG), "--workers", str(workers))
                 assert told(self._ray, store, *words, "--name", "calm")["state"] == "SUCCEEDED"
                 file.write_text(json.dumps(losses(store, "calm")))

@@ -86,11 +86,10 @@ def _finish(root: Path) -> None:
         marker.unlink()
     shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
     listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    named = [line.split("=", 1) for line in reversed(listed.splitlines())]  # the environment wins
+    named = [line.split("=", 1) for line in reversed(listed.splitlines()) if "=" in line]  # the environment wins
     settings = {name.rpartition(".")[2]: value.strip("'") for name, value in named}
-    links = settings.get("find-links", "")
-    if links.startswith("/"):
-        shutil.copytree(links, root / links.lstrip("/"))
+    for links in _paths(settings.get("find-links", "")):
+        shutil.copytree(links, root / links.relative_to("/"))
     there = {name: value for name, value in settings.items() if _is_in(root, value)}
     lines = [f"{name} = {value}" for name, value in sorted(there.items())]
     (root / "etc/pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")
@@ -98,8 +97,13 @@ def _finish(root: Path) -> None:
 
 def _is_in(root: Path, value: str) -> bool:
     """Whether each of this machine's files that a setting names is in the image too."""
-    paths = [word.removeprefix("file://") for word in value.split()]
-    return all((root / path.lstrip("/")).exists() for path in paths if path.startswith("/"))
+    return all((root / path.relative_to("/")).exists() for path in _paths(value))
+
+
+def _paths(value: str) -> list[Path]:
+    """The paths among the words of a setting of pip."""
+    words = [word.removeprefix("file://") for word in value.split()]
+    return [Path(word) for word in words if word.startswith("/")]
 
 
 @contextlib.contextmanager

@@ -59,18 +59,28 @@ class Server:
         while True:
             events = self._selector.select(self._idle)
             if not events and not self._forks:
-                os.unlink(self._listening.getsockname())
-                os._exit(0)
+                Path(self._listening.getsockname()).unlink(missing_ok=True)
+                if not (events := self._selector.select(0)):  # nobody has connected meanwhile
+                    os._exit(0)
             for key, _ in events:
+                if self._selector.get_map().get(key.fd) is not key:  # closed for another event of these
+                    continue
                 if key.fileobj is self._listening:
                     if (request := self._accept()) is not None:
                         return request
                 elif key.fd == 0:
-                    os._exit(0)
+                    self._end()
                 elif key.fd in self._forks:
                     self._ended(key.fd)
-                elif key.fileobj.fileno() >= 0:  # else its fork's end was told a moment ago
+                else:
                     self._pass_on(key.fileobj, key.data)
+
+    def _end(self) -> None:
+        """End, with all forks; a server with Ray has the same input, and so ends at the same time."""
+        for fork in self._forks.values():
+            if fork.connection is not None:
+                os.kill(fork.pid, signal.SIGKILL)
+        os._exit(0)
 
     def _accept(self) -> Request | None:
         """Fork for a request; returns it in the fork."""
@@ -171,14 +181,19 @@ def answers(address: str) -> bool:
 
 
 def receive(connection: socket.socket) -> Request | None:
-    """A request, the three standard streams that come with it, and the process that it comes from; or nothing."""
+    """A request, the three standard streams that come with it, and the process that it comes from.
+
+    Nothing, if that process has died before it had sent all of it.
+    """
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
-    if not descriptors:
-        return None
     peer, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     with connection.makefile("rb") as lines:
-        request: Request = json.loads(lines.readline())
-    return {**request, "descriptors": descriptors, "peer": peer}
+        line = lines.readline()
+    if not line.endswith(b"\n"):
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
+    return {**json.loads(line), "descriptors": descriptors, "peer": peer}
 
 
 NAMESPACES = {"mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "pid": 0x20000000, "net": 0x40000000}

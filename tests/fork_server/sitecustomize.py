@@ -33,8 +33,8 @@ def without_setup(command: list[str]) -> list[str]:
     texts = [word.removeprefix(own[0]) for word in command if word.startswith(own[0])]
     context = json.loads(texts[0]) if texts and texts[0] else {}
     variables = context.get("env_vars", {})
-    other_python = context.get("py_executable", sys.executable) != sys.executable
-    if other_python or context.get("command_prefix") or any("$" in value for value in variables.values()):
+    other = context.get("py_executable", sys.executable) != sys.executable or context.get("override_worker_entrypoint")
+    if other or context.get("command_prefix") or any("$" in value for value in variables.values()):
         return command
     os.environ.update(variables)
     return [word for word in command[1:] if not word.startswith(own)]
@@ -71,7 +71,9 @@ def delegate(options: list[str], module: str, command: list[str]) -> None:
     """Have the command run by a fork of a server, and end as it ends."""
     server = connect(command)
     request = {"options": options, "module": module, "command": command, "environment": dict(os.environ)}
-    send(server, {**request, "folder": os.getcwd(), "path": sys.path, "nice": os.nice(0)})
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # Ray's own variables may name more than at the start
+    path = [*(entry for entry in named if entry and entry not in sys.path), *sys.path]
+    send(server, {**request, "folder": os.getcwd(), "path": path, "nice": os.nice(0)})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _: server.sendall(b"%d " % got))
     answer = server.makefile("r").readline()

@@ -67,4 +67,7 @@ def fork_server(
     finally:
         assert server.stdin is not None
         server.stdin.close()
-        server.wait(30)
+        try:
+            server.wait(30)
+        finally:
+            server.kill()

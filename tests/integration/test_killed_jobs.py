@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.ray_cluster import (
     wait_for,
     wait_for_checkpoint,
 )
+from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
 
@@ -45,6 +47,27 @@ def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore,
     kill(ray.processes("ray::RayTrainWorker")[:1])
     wait_for(lambda: RunFolder(store, "w").status().state == "SUCCEEDED")
     check_same_losses(losses(store, "w"), undisturbed.losses(2))
+
+
+def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
+    """The shards are those of another run, each there once, and no draft of a file is left."""
+    precompute = ("submit", "precompute", str(recipe), *settings(("sequences.shard_prompts=8",)), *TWO)
+    told(ray, store, *precompute, "--name", "p", "--no-wait")
+    wait_for(lambda: len(shards(store)) >= 2)
+    kill(ray.processes("ray::RayTrainWorker")[:1])
+    wait_for(lambda: RunFolder(store, "p").status().state == "SUCCEEDED")
+    calm = LocalStore(tmp_path / "calm")
+    told(ray, calm, *precompute)
+    assert shards(store) == shards(calm)
+    assert {blob_key(json.loads(note)["sha256"]) for note in shards(store).values()} == {
+        entry.key for entry in store.list("blobs/")
+    }
+    assert not list((tmp_path / "store").rglob(".draft-*"))
+
+
+def shards(store: LocalStore) -> dict[str, bytes]:
+    """The notes of all shards of a store, which have the digests of their content."""
+    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
 
 
 def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:

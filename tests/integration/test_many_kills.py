@@ -1,6 +1,6 @@
 """Any process of precompute and distill is killed at any moment; what comes out is what an undisturbed run gives.
 
-How often each of both is TINYMUSICIAN_KILLS (1); docs/lab-log.md has what became of 10 and 10.
+`make test-kills` kills ten processes of each; TINYMUSICIAN_KILLS says another number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tinymusician.artifacts.store import LocalStore
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.kills]
 
-KILLS = int(os.environ.get("TINYMUSICIAN_KILLS", "1"))
+KILLS = int(os.environ.get("TINYMUSICIAN_KILLS", "10"))
 SEED = int(os.environ.get("TINYMUSICIAN_KILLS_SEED", "0"))
 WORK = {
     "precompute": ("sequences.samples=30", "sequences.shard_prompts=8", "training.restarts=100"),

@@ -19,7 +19,7 @@ from tinymusician.quantize.optimum import (
 )
 from tinymusician.quantize.parity import Reference, check, measure
 from tinymusician.quantize.precision import Plan, load_plan
-from tinymusician.quantize.providers import verdicts
+from tinymusician.quantize.providers import coreml, verdicts
 from tinymusician.runtime.rollout import Sequences
 
 pytestmark = pytest.mark.slow
@@ -86,3 +86,15 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Optimum cannot export it") as caught:
         export_optimum(tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("Relu", "CoreML may be faster than the CPU"), ("Floor", "the CPU is faster")])
+def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
+    """Of CoreML alone: Android's NNAPI runs Floor, CoreML does not (ONNX Runtime's lists of operators)."""
+    nodes = [onnx.helper.make_node(kind, [f"x{number}"], [f"x{number + 1}"]) for number in range(4)]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 8]) for name in ("x0", "x4")]
+    graph = onnx.helper.make_graph(nodes, "four", ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "four.onnx")
+    found = coreml(tmp_path / "four.onnx")
+    assert (found.said, found.lacks) == (said, () if kind == "Relu" else ("Floor",))

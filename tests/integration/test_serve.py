@@ -50,6 +50,7 @@ class Served:
 
     def stop(self) -> None:
         """End what is served."""
+        self.words = ()
         command = [str(BIN / "tmctl"), "serve", "--stop"]
         subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
@@ -128,8 +129,14 @@ def test_metrics_are_where_prometheus_looks(here: Served) -> None:
 def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
     """Every whole request that was accepted is answered, and soon a new engine plays too."""
     own = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
-    wait_for(lambda: len(here.played()) >= 1, 60)
     with ThreadPoolExecutor(8) as pool:
+
+        def play_more() -> set[str]:
+            assert {one.status_code for one in pool.map(lambda seed: here.generate(seed=seed), range(8))} == {200}
+            return here.played()
+
+        wait_for(lambda: len(play_more()) >= 2, 120)
+        before = here.played()
         answers = [pool.submit(here.generate, seconds=8, seed=number % 4) for number in range(24)]
         wait_for(lambda: sum(one.done() for one in answers) >= 4)
         os.kill(here.engines()[0], signal.SIGKILL)
@@ -138,13 +145,7 @@ def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
         for number, one in enumerate(found):
             assert np.abs(samples(one.content) - samples(own[number % 4])).max() < 1e-3
         wait_for(lambda: len(here.engines()) == 2, 60)
-        before = here.played()
-
-        def new_one_plays() -> bool:
-            assert {one.status_code for one in pool.map(lambda seed: here.generate(seed=seed), range(8))} == {200}
-            return bool(here.played() - before)
-
-        wait_for(new_one_plays, 120)
+        wait_for(lambda: bool(play_more() - before), 120)
 
 
 def test_ten_times_too_much(here: Served) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +104,20 @@ def test_without_a_server_nothing_goes_on_silently(tmp_path: Path, variables: di
 
 
 @pytest.mark.slow
+def test_rays_workers_look_where_ray_says(variables: dict[str, str], tmp_path: Path) -> None:
+    """Ray names the folder of code that was uploaded to it in its worker's variables, which setup_worker.py sets."""
+    uploaded = tmp_path / "uploaded"
+    uploaded.mkdir()
+    (uploaded / "uploaded_module.py").write_text("")
+    script = "import sys, uploaded_module\nprint(uploaded_module.__file__, sys.argv[1:])\n"
+    worker = Command(tmp_path, script, "default_worker.py")
+    context = json.dumps({"env_vars": {"PYTHONPATH": f"{uploaded}:{variables['PYTHONPATH']}"}})
+    own = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
+    worker.words = [sys.executable, "setup_worker.py", worker.words[1], *own, "--last"]
+    assert worker.run(variables).stdout.split() == [str(uploaded / "uploaded_module.py"), "['--last']"]
+
+
+@pytest.mark.slow
 def test_rays_workers_draw_ids_of_their_own(variables: dict[str, str], tmp_path: Path) -> None:
     """Two that drew the same would write to the same object of Ray's store, and one of them would crash."""
     script = "import sys\nhad = 'ray.train.torch' in sys.modules\nimport ray\nprint(had, ray.ObjectRef.from_random())\n"
@@ -109,3 +125,19 @@ def test_rays_workers_draw_ids_of_their_own(variables: dict[str, str], tmp_path:
     first, second = (worker.run(variables).stdout.split() for _ in range(2))
     assert first[0] == second[0] == "True"
     assert first[1] != second[1]
+
+
+def test_a_request_that_breaks_off_is_nobody_elses(variables: dict[str, str], tmp_path: Path) -> None:
+    for sent in (b"", b'{"command"'):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(variables["FORK_SERVER"])
+            socket.send_fds(client, [b"."], [0, 1, 2])
+            client.sendall(sent)
+    assert Command(tmp_path, "print('still here')").run(variables).stdout == "still here\n"
+
+
+def test_its_end_is_that_of_its_forks(tmp_path: Path) -> None:
+    with fork_server(tmp_path / "socket", dict(os.environ), ()) as found:
+        process, forked = Command(tmp_path, WAITS.format(handler="")).start({**os.environ, **found})
+    wait_for(lambda: not Path(f"/proc/{forked}").exists(), 30)
+    assert process.wait(30) == 1

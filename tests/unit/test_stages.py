@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def checkout(stages: ModuleType, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def chosen(stages: ModuleType, root: Path, **how: bool) -> set[str]:
+def chosen(stages: ModuleType, root: Path, **how: Any) -> set[str]:
     return {stage.name for stage in stages.read_stages() if stages.selected(stage, root, **how)[0]}
 
 
@@ -69,7 +70,10 @@ def test_every_pattern_names_a_file(stages: ModuleType) -> None:
     [
         ("docs/tutorial.md", set()),
         ("tinymusician/distill/objective.py", set()),
-        ("jobs/pool.py", {"machines"}),
+        ("jobs/pool.py", {"machines", "compose"}),
+        ("jobs/sweep.py", set()),
+        ("tests/machines.py", {"machines"}),
+        ("serve/front.py", {"machines", "compose"}),
         ("infra/docker/store/run", {"compose"}),
         ("docker-compose.yml", {"compose"}),
         ("infra/docker/ray-node", {"machines", "compose"}),
@@ -114,6 +118,13 @@ def test_everything_can_be_asked_for(stages: ModuleType, checkout: Path) -> None
     pass_all(stages, checkout)
     assert chosen(stages, checkout, full=True) == {"check", "test", "machines", "compose"}
     assert chosen(stages, checkout, everything=True) == {stage.name for stage in stages.read_stages()}
+    assert chosen(stages, checkout, names=("kills",)) == {"kills"}
+
+
+def test_a_file_that_becomes_executable_counts(stages: ModuleType, checkout: Path) -> None:
+    pass_all(stages, checkout)
+    (checkout / "infra/docker/ray-node").chmod(0o755)
+    assert {"machines", "compose"} <= chosen(stages, checkout)
 
 
 def test_a_stage_that_fails_or_skips_a_test_has_not_passed(

@@ -64,14 +64,19 @@ def coreml(path: Path) -> Verdict:
     logger = logging.Logger("usability")  # of its own: what it says is for the report, not for the log
     logger.addHandler(messages)
     try:
-        gains = analyze_model(path, logger=logger)
+        analyze_model(path, logger=logger)  # its answer is of NNAPI, too
     except Exception as error:  # of any of ONNX Runtime's parts; the report says what, and goes on
         return Verdict(path.stem, "CoreML", (), f"the checker failed: {type(error).__name__}")
     program = messages.text[messages.text.rfind("Checking CoreML MLProgram") :]
     lacking = re.findall(r"Unsupported ops: (\S+)", program)
     lacks = tuple(name.partition(":")[2] for name in lacking[0].split(",")) if lacking else ()
-    said = "CoreML may be faster than the CPU" if gains else "the CPU is faster"
-    return Verdict(path.stem, "CoreML", lacks, said)
+    return Verdict(path.stem, "CoreML", lacks, coreml_gain(program))
+
+
+def coreml_gain(program: str) -> str:
+    """What the checker says of a CoreML program, with the graph's shapes as they are or fixed."""
+    suitable = re.findall(r"should perform well with CoreML MLProgram .*: (\w+)", program)
+    return "the CPU is faster" if set(suitable) <= {"NO"} else "CoreML may be faster than the CPU"
 
 
 class _Messages(logging.Handler):
