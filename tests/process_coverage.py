@@ -11,7 +11,6 @@ import time
 
 import coverage
 
-
 PARENTS: list[coverage.Coverage] = []
 """What was measured before a fork: kept, for SQLite's connections must not be closed in a fork."""
 

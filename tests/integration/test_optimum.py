@@ -88,7 +88,9 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("Relu", "CoreML may be faster than the CPU"), ("Floor", "the CPU is faster")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("Relu", "CoreML may be faster than the CPU"), ("Floor", "the CPU is faster")]
+)
 def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
     """Of CoreML alone: Android's NNAPI runs Floor, CoreML does not (ONNX Runtime's lists of operators)."""
     nodes = [onnx.helper.make_node(kind, [f"x{number}"], [f"x{number + 1}"]) for number in range(4)]
