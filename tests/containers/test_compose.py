@@ -30,7 +30,7 @@ SMALL = {
     "training.validate_every": "3",
     "training.checkpoint_every": "3",
     "sequences.samples": "1",
-    "sequences.seconds": "1",
+    "sequences.seconds": "0.4",
     "quantize.plan": "paper",
     "quantize.sequences": "2",
     "quantize.seconds": "1",
