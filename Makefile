@@ -96,7 +96,7 @@ coverage: $(STAMP)  ## Line and branch coverage of `make test`, in every Python 
 	rm -rf $(COVERED) && mkdir $(COVERED)
 	printf '%s\n' '[run]' 'branch = true' 'data_file = $(COVERED)/data' 'source_pkgs =' ' tinymusician' ' jobs' ' serve' > $(COVERED)/config
 	echo 'import os; "PROCESS_COVERAGE" in os.environ and exec(open(os.environ["PROCESS_COVERAGE"]).read(), {"__name__": "process_coverage"})' > $(AT_START)
-	-COVERAGE_PROCESS_START=$(COVERED)/config PROCESS_COVERAGE=$(CURDIR)/tests/process_coverage.py $(MAKE) test
+	-PROCESS_COVERAGE_CONFIG=$(COVERED)/config PROCESS_COVERAGE=$(CURDIR)/tests/process_coverage.py $(MAKE) test
 	rm $(AT_START)
 	$(BIN)/coverage combine -q --rcfile=$(COVERED)/config $(COVERED)
 	$(BIN)/coverage report --rcfile=$(COVERED)/config --format=total --precision=2
