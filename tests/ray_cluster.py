@@ -137,6 +137,11 @@ def losses(store: Store, run: str) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(store, f"runs/{run}/metrics.jsonl") if "loss" in row}
 
 
+def shards(store: Store) -> dict[str, bytes]:
+    """The notes of all shards of a store, which have the digests of their content."""
+    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
+
+
 def check_same_losses(found: dict[int, float], expected: dict[int, float]) -> None:
     """At every step, within 1e-5."""
     assert sorted(found) == sorted(expected)

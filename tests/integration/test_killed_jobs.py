@@ -16,6 +16,7 @@ from tests.ray_cluster import (
     check_same_losses,
     losses,
     settings,
+    shards,
     tmctl,
     told,
     wait_for,
@@ -63,11 +64,6 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
         entry.key for entry in store.list("blobs/")
     }
     assert not list((tmp_path / "store").rglob(".draft-*"))
-
-
-def shards(store: LocalStore) -> dict[str, bytes]:
-    """The notes of all shards of a store, which have the digests of their content."""
-    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
 
 
 def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:

@@ -22,7 +22,7 @@ import requests
 from serve.access import KeyFile, new_key, write_keys
 from tests.fork_server.start import fork_server
 from tests.machines import ROOT, Machine, Network, NoMachines, network
-from tests.ray_cluster import BIN, LONG, QUICK, losses, settings, wait_for
+from tests.ray_cluster import BIN, LONG, QUICK, losses, settings, shards, wait_for
 from tests.s3_server import S3Server, s3_server
 from tests.tiny import CLIPS
 from tinymusician.artifacts.manifest import publish
@@ -155,11 +155,6 @@ def new_store() -> S3Store:
 def succeeded(run: RunFolder) -> None:
     wait_for(lambda: run.status().state in {"SUCCEEDED", "FAILED", "STOPPED"}, 600)
     assert run.status().state == "SUCCEEDED", run.log()
-
-
-def shards(store: S3Store) -> dict[str, bytes]:
-    """The notes of all shards, which name their content by its digest."""
-    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, losses, running_ray, settings, tmctl, told, wait_for
+from tests.ray_cluster import Ray, losses, running_ray, settings, shards, tmctl, told, wait_for
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.runs import RunFolder
 from tinymusician.artifacts.store import LocalStore
@@ -102,9 +102,9 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
                     log.info("kill %d of %s: %s, at %s", kills, kind, victim, run.progress())
             gone_on(own, store, recipe, kind, kind)
             time.sleep(0.5)
-        assert shards_of(store) == shards_of(calm)
+        assert shards(store) == shards(calm)
         blobs = {entry.key for entry in store.list("blobs/")}
-        named = {blob_key(json.loads(note)["sha256"]) for note in shards_of(store).values()}
+        named = {blob_key(json.loads(note)["sha256"]) for note in shards(store).values()}
         assert named == blobs if kind == "precompute" else named < blobs
         if kind == "distill":
             found_losses, wanted = losses(store, kind), losses(calm, kind)
@@ -112,8 +112,3 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
             assert max(abs(found_losses[step] - wanted[step]) for step in wanted) <= 1e-5
         wait_for(lambda: not any(own.processes(word) for word in OF_A_JOB))
         assert not list(place.rglob(".draft-*"))
-
-
-def shards_of(store: LocalStore) -> dict[str, bytes]:
-    """The notes of all shards of a store, which have the digests of their content."""
-    return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
