@@ -113,7 +113,7 @@ def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[st
 
 def told(ray: Ray, store: Store, *words: str) -> Any:
     ended = tmctl(ray, store, *words, "--json")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(ended.stdout)
 
 
