@@ -22,14 +22,14 @@ from benchmarks.report import report
 from jobs.parts import JUDGES, SHOWN, fit_maps_of_codec, fit_maps_of_text, sound_frames, untrained_parts
 from jobs.worker import plan_of
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
-from tinymusician.distill.sound import SoundTask
-from tinymusician.distill.text import TextTask
+from tinymusician.distill.sound import CodecDistillTask
+from tinymusician.distill.text import TextEncoderDistillTask
 from tinymusician.recipe import Recipe, load_recipe
-from tinymusician.training.checkpoint import Checkpoints
-from tinymusician.training.engine import AdamSettings, TorchEngine
-from tinymusician.training.loop import Loop
+from tinymusician.training.checkpoint import CheckpointManager
+from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog
 
 FRAMES = 250
@@ -41,15 +41,17 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
     training = recipe.training
     with tempfile.TemporaryDirectory() as scratch:
         store = LocalStore(Path(scratch))
-        engine = TorchEngine(task.module, AdamSettings(weight_decay=training.weight_decay, clip=training.clip))
+        engine = TorchEngine(task.module, AdamConfig(weight_decay=training.weight_decay, clip=training.clip))
         plan = plan_of(training, steps, rate, JUDGES[stage])
-        Loop(task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, stage, JUDGES[stage])).run()
+        Trainer(
+            task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, JUDGES[stage])
+        ).run()
     task.module.eval()
     found = task.validate(engine)
     return {f"{stage}_{name}": found[name] for name in SHOWN[stage]}
 
 
-def compared(teacher: Any, tokens: TokenSet, held_out: TokenSet, method: Method, seed: int) -> dict[str, float]:
+def compared(teacher: Any, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int) -> dict[str, float]:
     """Both parts, trained with one rule."""
     recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
     torch.manual_seed(seed)
@@ -58,11 +60,13 @@ def compared(teacher: Any, tokens: TokenSet, held_out: TokenSet, method: Method,
     assert wanted is not None
     fit_maps_of_text(text, teacher, tokens)
     batch = recipe.training.batch_size
-    hearing = TextTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
+    hearing = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
     figures = trained("text-encoder", hearing, recipe, asked.steps, asked.learning_rate)
     frames = sound_frames(recipe, teacher)
     fit_maps_of_codec(codec, teacher, tokens, frames, seed)
-    sounding = SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, wanted.batch_size, seed, "cpu")
+    sounding = CodecDistillTask(
+        codec, teacher.audio_encoder, tokens, held_out, frames, method, wanted.batch_size, seed, "cpu"
+    )
     return figures | trained("codec", sounding, recipe, wanted.steps, wanted.learning_rate)
 
 

@@ -9,18 +9,18 @@ import torch
 
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
 
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 
 
-def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Any, TokenSet]:
+def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Any, TokenDataset]:
     """band-large, and what it plays for the first captions of a split at its own settings."""
     teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
     ids, mask = tokenize_captions(tokenizer, texts_of(load_prompts("band"), split)[:clips])
     with torch.no_grad():
         text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
         codes = sample_codes(teacher, text, frames, torch.Generator().manual_seed(seed), GUIDANCE, TOP_K, TEMPERATURE)
-    return teacher, TokenSet(codes.numpy().astype(np.int16), ids, mask)
+    return teacher, TokenDataset(codes.numpy().astype(np.int16), ids, mask)

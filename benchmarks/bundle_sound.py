@@ -25,7 +25,7 @@ from scipy.spatial.distance import cdist
 from benchmarks.report import report
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.pretrain.listening import band_shape, onset_times, spectral_centroid
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 
 AT_ONCE, RUNS = 8, 5
 
@@ -58,7 +58,10 @@ def described(bundle: Path, texts: list[str], seed: int) -> Any:
     player = open_player(bundle)
     rate, found = player.codec.shape.sampling_rate, []
     for start in range(0, len(texts), AT_ONCE):
-        wishes = [Wish(text, seconds=5, seed=seed + start + i) for i, text in enumerate(texts[start : start + AT_ONCE])]
+        wishes = [
+            GenerationRequest(text, seconds=5, seed=seed + start + i)
+            for i, text in enumerate(texts[start : start + AT_ONCE])
+        ]
         for wave in player.play_all(wishes):
             seconds = len(wave) / rate
             rates = [np.log(spectral_centroid(wave, rate)), len(onset_times(wave, rate)) / seconds]

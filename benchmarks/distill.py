@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
 from jobs.cluster import QUIET
-from jobs.worker import Context
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.store import LocalStore
 
 BATCH, FRAMES, ROWS = 4, 250, 16
@@ -46,10 +46,10 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     import numpy as np
     import torch
 
-    from tinymusician.data.tokens import TokenSet
+    from tinymusician.data.tokens import TokenDataset
     from tinymusician.distill.objective import mixture
     from tinymusician.distill.signals import OnlineTeacher
-    from tinymusician.distill.task import DistillTask, Softening
+    from tinymusician.distill.task import DistillTask, TemperatureSchedule
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.student import cut_student
 
@@ -59,9 +59,9 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     vocabulary, books = teacher.config.decoder.vocab_size, teacher.config.decoder.num_codebooks
     codes = rng.integers(0, vocabulary, (ROWS, books, FRAMES)).astype(np.int16)
     ids = rng.integers(3, 40, (ROWS, 8))
-    tokens = TokenSet(codes, ids, np.ones_like(ids))
+    tokens = TokenDataset(codes, ids, np.ones_like(ids))
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
-    soft = Softening(1.0, 1.0, "sequence", 1)
+    soft = TemperatureSchedule(1.0, 1.0, "sequence", 1)
     student = cut_student(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
     source = source_of(teacher, tokens) if source_of else source
     return DistillTask(
@@ -94,11 +94,11 @@ def bare(model_name: str, steps: int) -> tuple[list[float], list[float]]:
     """A plain PyTorch loop."""
     import torch
 
-    from tinymusician.training.engine import AdamSettings, TorchEngine
+    from tinymusician.training.engine import AdamConfig, TorchEngine
 
     torch.set_num_threads(1)
     task = build_task(model_name)
-    return timed_steps(task, TorchEngine(task.module, AdamSettings()), steps, 0, 1)
+    return timed_steps(task, TorchEngine(task.module, AdamConfig()), steps, 0, 1)
 
 
 def on_ray(config: dict[str, Any]) -> None:
@@ -110,20 +110,20 @@ def on_ray(config: dict[str, Any]) -> None:
     import torch
 
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.training.engine import AdamConfig
 
     torch.set_num_threads(1)
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
-    context = Context(config["store"], "bench", rank, world, "cpu")
+    context = WorkerContext(config["store"], "bench", rank, world, "cpu")
     task = build_task(config["model"], partial(SOURCES[config["source"]], context))
-    result = timed_steps(task, DeepSpeedEngine(task.module, AdamSettings(), BATCH, 0), config["steps"], rank, world)
+    result = timed_steps(task, DeepSpeedEngine(task.module, AdamConfig(), BATCH, 0), config["steps"], rank, world)
     if rank == 0:
         Path(config["out"]).write_text(json.dumps(result))
 
 
-def from_worker(_: Context, teacher: Any, tokens: Any) -> Any:
+def from_worker(_: WorkerContext, teacher: Any, tokens: Any) -> Any:
     """The teacher in the worker."""
     import torch
 
@@ -132,30 +132,30 @@ def from_worker(_: Context, teacher: Any, tokens: Any) -> Any:
     return OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
 
 
-def from_actor(context: Context, teacher: Any, tokens: Any) -> Any:
+def from_actor(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
     """The teacher on an actor, on another core."""
-    from jobs.teacher_actors import Asking
-    from tinymusician.distill.signals import Prefetched
+    from jobs.teacher_actors import TeacherClient
+    from tinymusician.distill.signals import PrefetchingSource
 
-    return Prefetched(Asking(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
+    return PrefetchingSource(TeacherClient(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
 
 
-def from_shards(context: Context, teacher: Any, tokens: Any) -> Any:
+def from_shards(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
     """The teacher's logits in a local store, made here first."""
-    from tinymusician.data.shards import ShardSet
+    from tinymusician.data.shards import ShardCache
     from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
-    from tinymusician.distill.signals import Prefetched
+    from tinymusician.distill.signals import PrefetchingSource
 
-    shards = ShardSet(context.run.store, "signals", {}, shard_count(ROWS))
+    shards = ShardCache(context.run.store, "signals", {}, shard_count(ROWS))
     make = partial(signal_shard, from_worker(context, teacher, tokens), rows=ROWS, batch_size=BATCH)
     for index in shards.missing():
         shards.write(index, make(index))
     folder = Path(context.store_url.removeprefix("file://")) / "cache"
     reader = CachedTeacher(shards, tokens, "conditional", teacher.config.decoder.vocab_size, folder, "cpu", make)
-    return Prefetched(reader.ask, 2)
+    return PrefetchingSource(reader.ask, 2)
 
 
-SOURCES: dict[str, Callable[[Context, Any, Any], Any]] = {
+SOURCES: dict[str, Callable[[WorkerContext, Any, Any], Any]] = {
     "online": from_worker,
     "actors": from_actor,
     "cached": from_shards,
@@ -186,27 +186,27 @@ def ray_steps(
 
 def teachers(store: LocalStore, model_name: str) -> Any:
     """A teacher's actor of one core, without sequences to sample."""
-    from jobs.teacher_actors import Teachers
-    from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+    from jobs.teacher_actors import TeacherPool
+    from tinymusician.artifacts.runs import RunRecord, RunStore, now
     from tinymusician.recipe import load_recipe
 
     recipe = load_recipe("band", (f"teacher.model={model_name}", "signals.source=actors"))
-    run = RunFolder(store, "bench")
+    run = RunStore(store, "bench")
     content = recipe.model_dump(mode="json")
     facts: dict[str, Any] = {"created": now(), "versions": {}, "git": {}, "seeds": {}, "cluster": "", "submission": ""}
     run.write_record(RunRecord(id="bench", kind="distill", recipe=content, workers=1, **facts))
-    return contextlib.closing(Teachers(run, False, 1))
+    return contextlib.closing(TeacherPool(run, False, 1))
 
 
 def teacher_share(model_name: str) -> float:
     """How much of a bare step is the teacher's."""
     import torch
 
-    from tinymusician.training.engine import AdamSettings, TorchEngine
+    from tinymusician.training.engine import AdamConfig, TorchEngine
 
     torch.set_num_threads(1)
     task = build_task(model_name)
-    engine = TorchEngine(task.module, AdamSettings())
+    engine = TorchEngine(task.module, AdamConfig())
     own, whole = [], []
     for step in range(6):
         began = time.perf_counter()
@@ -227,16 +227,16 @@ def measure_peak() -> float:
     """The growth of this process's high-water mark over value and gradient, over one logits tensor."""
     import torch
 
-    from tinymusician.distill.objective import Mixture, distillation_loss
+    from tinymusician.distill.objective import LossWeights, distillation_loss
 
     shape = (8, 4, 500, 2048)
     teacher, student = torch.randn(shape), torch.randn(shape, requires_grad=True)
     mask = torch.ones(shape[:-1], dtype=torch.bool)
     small = torch.randn(1, 1, 8, 2048, requires_grad=True)
-    distillation_loss(small.detach(), small, mask[:1, :1, :8], Mixture(0.5, 0.5, 0.5, 0.5, 0.1)).sum().backward()
+    distillation_loss(small.detach(), small, mask[:1, :1, :8], LossWeights(0.5, 0.5, 0.5, 0.5, 0.1)).sum().backward()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark, also the one inherited from the parent
-    distillation_loss(teacher, student, mask, Mixture(0.5, 0.5, 0.5, 0.5, 0.1), 1.5).sum().backward()
+    distillation_loss(teacher, student, mask, LossWeights(0.5, 0.5, 0.5, 0.5, 0.1), 1.5).sum().backward()
     return (resident("VmHWM") - before) / (teacher.numel() * 4)
 
 

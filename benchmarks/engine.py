@@ -137,11 +137,11 @@ def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
 
 def ours(folder: Path, seconds: float) -> dict[str, float]:
     """Playing from the bundle: the whole of it, and how long the first chunk of a stream takes."""
-    from tinymusician.runtime.player import Wish, open_player
+    from tinymusician.runtime.player import GenerationRequest, open_player
 
     player = open_player(folder, THREADS)
-    player.play(Wish(PROMPT, seconds=1))
-    wish = Wish(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
+    player.play(GenerationRequest(PROMPT, seconds=1))
+    wish = GenerationRequest(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
     took = statistics.median(clocked(lambda: player.play(wish)) for _ in range(3))
     first = []
     for _ in range(5):
@@ -155,11 +155,11 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
 
 def one_pass(folder: Path, seconds: float) -> float:
     """The real-time factor of a student with half the layers, with its guidance in it."""
-    from tinymusician.runtime.player import Wish, open_player
+    from tinymusician.runtime.player import GenerationRequest, open_player
 
     player = open_player(folder, THREADS)
-    player.play(Wish(PROMPT, seconds=1, guidance=1))
-    wish = Wish(PROMPT, seconds=seconds, guidance=1)
+    player.play(GenerationRequest(PROMPT, seconds=1, guidance=1))
+    wish = GenerationRequest(PROMPT, seconds=seconds, guidance=1)
     return statistics.median(clocked(lambda: player.play(wish)) for _ in range(3)) / seconds
 
 
@@ -203,9 +203,9 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
 
 def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
-    from tinymusician.runtime.player import Player, Wish, open_player
+    from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
 
-    def run(player: Player, groups: list[list[Any]]) -> tuple[float, list[Any]]:
+    def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []
         for group in groups:
             tracks = [player.start(wish) for wish in group]
@@ -214,8 +214,8 @@ def together(bundles: dict[str, Path]) -> dict[str, float]:
             codes += [track.codes for track in tracks]
         return time.perf_counter() - began, codes
 
-    wishes = [Wish(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
-    greedy = [Wish(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
+    wishes = [GenerationRequest(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
+    greedy = [GenerationRequest(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
     alone, batch, same = {}, {}, {}
     for name in ("server", "adaptive"):
         player = open_player(bundles[name], THREADS)

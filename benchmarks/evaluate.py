@@ -27,12 +27,12 @@ from scipy.linalg import sqrtm
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from benchmarks.report import report
-from jobs.pool import Pool
-from jobs.worker import Context
+from jobs.pool import ActorPool
+from jobs.worker import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.embedding import in_batches, windows
 from tinymusician.evaluate.frechet import Gaussian, fad, frechet_distance
-from tinymusician.evaluate.vectors import Vectors
+from tinymusician.evaluate.vectors import ClipEmbeddings
 
 SECONDS, GROUP = 10, 20
 
@@ -67,9 +67,9 @@ def small(clips: int) -> float:
     embedder = ClapEmbedder()
     waves = noises(clips, embedder.rate)
     embedder(waves[:GROUP])
-    reference = Vectors.of(embedder(noises(200, embedder.rate, 1)))
+    reference = ClipEmbeddings.of(embedder(noises(200, embedder.rate, 1)))
     forward = forward_alone(embedder, waves, 5 * embedder.rate)
-    whole, _ = timed(lambda: fad(Vectors.of(embedder(waves)), reference))
+    whole, _ = timed(lambda: fad(ClipEmbeddings.of(embedder(waves)), reference))
     return whole / forward
 
 
@@ -94,7 +94,7 @@ def large(clips: int) -> float:
 class Bench:
     """What an actor does: embed a group of clips."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self._embedder = ClapEmbedder()
         self._waves = noises(GROUP, self._embedder.rate)
 
@@ -109,7 +109,7 @@ def by_workers(workers: int, groups: int) -> float:
 
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR")
     try:
-        pool = Pool(Bench, "", "", workers, 0)
+        pool = ActorPool(Bench, "", "", workers, 0)
         pool.do(list(range(workers)))  # each sets itself up
         seconds, _ = timed(lambda: pool.do(list(range(groups))))
     finally:
@@ -121,7 +121,7 @@ def fad_of_many() -> tuple[float, float, float]:
     """Seconds of ours, seconds of SciPy's path, and how far the two results differ."""
     random = np.random.default_rng(0)
     mixing = random.normal(size=(512, 512)) / 20
-    one, other = (Vectors.of([random.normal(size=(10_000, 512)) @ mixing + shift]) for shift in (0.0, 0.05))
+    one, other = (ClipEmbeddings.of([random.normal(size=(10_000, 512)) @ mixing + shift]) for shift in (0.0, 0.05))
     ours, found = timed(lambda: fad(one, other))
 
     def scipys() -> float:

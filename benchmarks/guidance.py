@@ -19,16 +19,16 @@ from torch import Tensor
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.model import brought
+from jobs.model import fetch_artifact
 from tinymusician.artifacts.address import open_store
 from tinymusician.distill.report import played_logits
-from tinymusician.distill.signals import OnlineTeacher, Signals
-from tinymusician.distill.task import AtScale, held_out_closeness
+from tinymusician.distill.signals import OnlineTeacher, TeacherSignals
+from tinymusician.distill.task import FixedScaleSource, held_out_closeness
 from tinymusician.models.guidance import plays_in_one_pass
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 
 
-def heard(student: Any, decoder: ConditionedDecoder, signals: Signals) -> Tensor:
+def heard(student: Any, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
     """What a student is played from along a teacher's sequences."""
     return played_logits(student, decoder, signals.sequences)
 
@@ -44,12 +44,14 @@ def main() -> None:
     source = OnlineTeacher(teacher, tokens, "conditional", 1.0, torch.float32)
     figures: dict[str, float] = {}
     for name, _, reference in (one.partition("=") for one in chosen.students):
-        folder, _ = brought(open_store(), reference, Path("~/.cache/tinymusician").expanduser())
+        folder, _ = fetch_artifact(open_store(), reference, Path("~/.cache/tinymusician").expanduser())
         student = load_musicgen(folder)
         decoder = ConditionedDecoder(student).eval()
         figures[f"{name}_passes"] = 1 if plays_in_one_pass(student) else 2
         for scale in chosen.scales:
-            found = held_out_closeness(AtScale(source, scale), len(tokens.codes), 8, partial(heard, student, decoder))
+            found = held_out_closeness(
+                FixedScaleSource(source, scale), len(tokens.codes), 8, partial(heard, student, decoder)
+            )
             figures[f"{name}@{scale:g}"] = found["kl"]
     report("guidance", figures, {"clips": len(tokens.codes), "scales": chosen.scales})
 

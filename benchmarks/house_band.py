@@ -25,7 +25,7 @@ from benchmarks.report import report
 from tinymusician.data.corpus import RenderedSplit
 from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI
 from tinymusician.data.scores import KINDS
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.band import GUIDANCE, TEMPERATURE, TOP_K
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
@@ -75,7 +75,7 @@ def played(codec: Any, codes: torch.Tensor) -> Wave:
     return torch.cat(parts).numpy()
 
 
-def codec_figures(codec: Any, split: RenderedSplit, tokens: TokenSet) -> tuple[dict[str, float], Wave]:
+def codec_figures(codec: Any, split: RenderedSplit, tokens: TokenDataset) -> tuple[dict[str, float], Wave]:
     """Reconstruction against the original: the training's own figures, chroma, and onsets against the score."""
     audio = split.audio(slice(None))
     figures = {f"codec/{name}": value for name, value in codec_quality(codec, torch.from_numpy(audio)).items()}
@@ -93,7 +93,7 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
     return dict(zip((name, f"{name}/low", f"{name}/high"), mean_with_interval(values), strict=True))
 
 
-def language_figures(model: Any, name: str, tokens: TokenSet) -> dict[str, float]:
+def language_figures(model: Any, name: str, tokens: TokenDataset) -> dict[str, float]:
     """Cross-entropy with the right, no and a wrong caption, and how far the right one is below the unigram entropy."""
     entropy = float(np.mean(unigram_entropy(tokens.codes, model.config.decoder.vocab_size)))
     task = LanguageModelTask(model, tokens, tokens, 1, 0, held_out_rows=len(tokens.codes))

@@ -38,7 +38,7 @@ def with_optimum(folder: Path, seconds: float) -> float:
 
     from tinymusician.codebooks import delay, inputs_for
     from tinymusician.models.musicgen import load_tokenizer
-    from tinymusician.runtime.sampling import Sampling, draw, guide
+    from tinymusician.runtime.sampling import SamplingParams, draw, guide
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
@@ -73,7 +73,7 @@ def with_optimum(folder: Path, seconds: float) -> float:
             found = dict(zip(names, session.run_with_ort_values(names, given), strict=True))
             logits = found["logits"].numpy().reshape(2, 4, -1)
             guided = guide(logits[0], logits[1], GUIDANCE)
-            codes = draw(guided, random.random(4), Sampling(1.0, TOP_K))
+            codes = draw(guided, random.random(4), SamplingParams(1.0, TOP_K))
             open_books = (step >= books) & (step - books < frames)
             delayed[0, open_books, step] = codes[open_books]
             for name, cache in found.items():

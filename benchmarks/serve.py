@@ -40,12 +40,12 @@ CLIENTS, REQUESTS = 8, 5
 BARE = """
 import sys, time
 from pathlib import Path
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 player = open_player(Path(sys.argv[1]))
-player.play(Wish("warming up", seconds=1))
+player.play(GenerationRequest("warming up", seconds=1))
 for line in sys.stdin:
     began = time.perf_counter()
-    player.play(Wish(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
+    player.play(GenerationRequest(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
     print(time.perf_counter() - began, flush=True)
 """
 

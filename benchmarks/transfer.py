@@ -31,8 +31,8 @@ from benchmarks.report import report
 from tests.s3_server import s3_server
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.manifest import Manifest, publish
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.sources import HttpSource
 from tinymusician.artifacts.store import LocalStore
@@ -41,10 +41,10 @@ FACTS: dict[str, Any] = {"kind": "bundle", "recipe": {}, "lineage": {}, "metrics
 PULL = """
 import sys
 from pathlib import Path
-from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import HttpSource
 from tinymusician.runtime.memory import peak_memory
-Client(sys.argv[1], Path(sys.argv[2]), [HttpSource(sys.argv[3])], sys.argv[4]).pull()
+PullClient(sys.argv[1], Path(sys.argv[2]), [HttpSource(sys.argv[3])], sys.argv[4]).pull()
 print(peak_memory())
 """
 PUBLISH = """
@@ -108,7 +108,7 @@ class Bench:
         self._home, self._size = home, size
         os.environ[KEYS_VARIABLE] = str(home / "keys")
         self._store = LocalStore(home / "store")
-        self._registry = Registry(self._store, home / "keys")
+        self._registry = ReleaseRegistry(self._store, home / "keys")
         self._pinned = self._registry.create().root[0]
 
     def released(self, name: str, **sizes: int) -> Manifest:
@@ -127,7 +127,7 @@ class Bench:
             for turn in range(2):
                 out = self._home / "curl.bin"
                 turns["curl"].append(timed(lambda: subprocess.run(["curl", "-sS", "-o", out, blob], check=True)))  # noqa: B023
-                client = Client("big@stable", self._home / f"device-{turn}", [HttpSource(url)], self._pinned)
+                client = PullClient("big@stable", self._home / f"device-{turn}", [HttpSource(url)], self._pinned)
                 turns["pull"].append(timed(client.pull))
         return min(turns["curl"]) / min(turns["pull"])
 
@@ -140,7 +140,7 @@ class Bench:
                 (folder / "decoder.onnx").write_bytes(os.urandom(size))
                 self._registry.release(publish(self._store, folder, name="three", **FACTS), "stable", {})
                 Quiet.sent = 0
-                Client("three@stable", self._home / "three", [HttpSource(url)], self._pinned).pull()
+                PullClient("three@stable", self._home / "three", [HttpSource(url)], self._pinned).pull()
                 loaded = Quiet.sent
         return loaded / size
 

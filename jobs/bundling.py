@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import tinymusician
-from jobs.compression import Compression, Trial
+from jobs.compression import PlanTrial, QuantizationWorkspace
 from jobs.student import BAND_LICENCE
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.errors import EngineError, PlanError
 from tinymusician.models.shape import is_packaged
 from tinymusician.page import html_picture, html_table, html_text, page
-from tinymusician.quantize.adaptive import Measurer, Outcome
+from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.export import architecture_of
 from tinymusician.quantize.package import PLAN_FILE, describe, write_manifest
-from tinymusician.quantize.parity import Parity, Reference, check, measure, measure_fused
-from tinymusician.quantize.precision import Plan, coarsest, load_plan, save_plan
-from tinymusician.quantize.providers import Verdict, verdicts
-from tinymusician.quantize.report import Point, plot_front, plot_sensitivity
+from tinymusician.quantize.parity import ParityReport, ReferenceOutputs, check, measure, measure_fused
+from tinymusician.quantize.precision import PrecisionPlan, coarsest, load_plan, save_plan
+from tinymusician.quantize.providers import ProviderSupport, verdicts
+from tinymusician.quantize.report import ParetoPoint, plot_front, plot_sensitivity
 from tinymusician.quantize.sensitivity import Table, as_facts, choose
-from tinymusician.recipe import Gate, Precision
+from tinymusician.recipe import Precision, QualityThreshold
 from tinymusician.runtime.bundle import Bundle
-from tinymusician.runtime.player import Player
+from tinymusician.runtime.player import MusicGenerator
 
 RESERVE = 0.9
 """The share of the KL budget that a plan may use on the sequences it is chosen on; others differ a little."""
@@ -37,16 +37,16 @@ PROBE = "a fast and cheerful reel played on the fiddle"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PlanSelection:
     """The plan, its outcome on the sequences it was chosen on, and what was measured on the way to it."""
 
-    plan: Plan
-    outcome: Outcome
+    plan: PrecisionPlan
+    outcome: PlanMetrics
     table: Table | None
-    points: list[Point]
+    points: list[ParetoPoint]
 
 
-def publish_bundle(compression: Compression, measurer: Measurer) -> tuple[Manifest, dict[str, Any]]:
+def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> tuple[Manifest, dict[str, Any]]:
     """Choose, check and store; returns the artifact and its figures.
 
     Raises:
@@ -55,12 +55,12 @@ def publish_bundle(compression: Compression, measurer: Measurer) -> tuple[Manife
     context, asked = compression.context, compression.asked
     chosen = choose_plan(compression, measurer)
     context.run.tell("parity", 0, 2)
-    reference = Reference(
+    reference = ReferenceOutputs(
         compression.model, compression.tokenizer, compression.sequences("test", asked.parity_sequences, None)
     )
     with tempfile.TemporaryDirectory(dir=compression.exported.parent) as scratch:
         folder = Path(scratch) / "bundle"
-        maker = _Optimum(compression) if asked.flavour == "optimum" else _Fused(compression, measurer)
+        maker = _OptimumExporter(compression) if asked.flavour == "optimum" else _FusedExporter(compression, measurer)
         plain = maker.exact(reference)
         context.run.tell("parity", 1, 2)
         maker.make(chosen.plan, folder)
@@ -95,24 +95,24 @@ def publish_bundle(compression: Compression, measurer: Measurer) -> tuple[Manife
     return manifest, figures
 
 
-def choose_plan(compression: Compression, measurer: Measurer) -> Chosen:
+def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> PlanSelection:
     """The recipe's plan, or the smallest one within its KL budget."""
     asked, trials = compression.asked, compression.trials(measurer)
     outcomes = compression.measured(measurer, trials)
-    points = [Point("float32", measurer.whole, 0.0)]
+    points = [ParetoPoint("float32", measurer.whole, 0.0)]
     points += [_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None and o.size]
     if asked.plan != "adaptive":
         plan = load_plan(asked.plan)
         check_groups(plan, measurer)
-        outcome = compression.measured(measurer, [Trial(plan, chosen=True)])[0]
+        outcome = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
         others = [point for point in points if point.name != plan.name]
-        return Chosen(plan, outcome, None, [*others, _point(plan.name, outcome)])
+        return PlanSelection(plan, outcome, None, [*others, _point(plan.name, outcome)])
     alone = {t.group: o for t, o in zip(trials, outcomes, strict=True) if t.group is not None}
     table, how, tried = measurer.table(alone), compression.how(), {}
 
     def joint(groups: dict[str, Precision]) -> float:
         plan = how.model_copy(update={"name": "adaptive", "groups": groups})
-        found = compression.measured(measurer, [Trial(plan, chosen=True)])[0]
+        found = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
         tried[tuple(groups.items())] = found
         compression.context.run.tell("choice", len(tried), len(tried) + 1)
         print(f"choice: {found.size / 1e6:.1f} MB, worst codebook {max(found.by_codebook):.4g} nats", flush=True)
@@ -125,12 +125,12 @@ def choose_plan(compression: Compression, measurer: Measurer) -> Chosen:
     )
     plan = how.model_copy(update={"name": "adaptive", "groups": best.groups, "note": note})
     outcome = tried[tuple(best.groups.items())]
-    return Chosen(
+    return PlanSelection(
         plan, outcome, table, [*points, *[_point("", o) for o in tried.values()], _point("adaptive", outcome)]
     )
 
 
-def check_groups(plan: Plan, measurer: Measurer) -> None:
+def check_groups(plan: PrecisionPlan, measurer: PlanEvaluator) -> None:
     """Every group that a plan names must be in the model.
 
     Raises:
@@ -141,25 +141,25 @@ def check_groups(plan: Plan, measurer: Measurer) -> None:
             raise PlanError(f"plan {plan.name}: groups.{group}: this model has {', '.join(measurer.groups)}")
 
 
-class _Fused:
+class _FusedExporter:
     """Our own graphs, which the engine plays."""
 
     kind = "bundle"
 
-    def __init__(self, compression: Compression, measurer: Measurer) -> None:
+    def __init__(self, compression: QuantizationWorkspace, measurer: PlanEvaluator) -> None:
         self._compression, self._measurer = compression, measurer
 
-    def exact(self, reference: Reference) -> Parity:
+    def exact(self, reference: ReferenceOutputs) -> ParityReport:
         return measure_fused(reference, self._compression.player(), self._compression.exported)
 
-    def make(self, plan: Plan, folder: Path) -> None:
+    def make(self, plan: PrecisionPlan, folder: Path) -> None:
         apply_plan(plan, self._compression.exported, folder, self._measurer.ranges)
 
-    def parity(self, reference: Reference, folder: Path) -> Parity:
-        player = Player(Bundle(folder, self._compression.manifest), self._compression.context.threads)
+    def parity(self, reference: ReferenceOutputs, folder: Path) -> ParityReport:
+        player = MusicGenerator(Bundle(folder, self._compression.manifest), self._compression.context.threads)
         return measure_fused(reference, player, folder)
 
-    def describe(self, chosen: Chosen, folder: Path, parity: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, chosen: PlanSelection, folder: Path, parity: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, play once to see what that costs, and write it again with the costs."""
         compression = self._compression
         facts: dict[str, Any] = {"licence": licence(compression), "lineage": lineage(compression), "parity": parity}
@@ -190,12 +190,12 @@ class _Fused:
         return cost
 
 
-class _Optimum:
+class _OptimumExporter:
     """Optimum's graphs, for clients of that layout."""
 
     kind = "optimum"
 
-    def __init__(self, compression: Compression) -> None:
+    def __init__(self, compression: QuantizationWorkspace) -> None:
         from tinymusician.models.musicgen import model_location
 
         self._compression = compression
@@ -207,24 +207,24 @@ class _Optimum:
                 export_optimum(Path(model_location(compression.name)), Path(scratch) / "graphs")
                 (Path(scratch) / "graphs").rename(self._source)
 
-    def exact(self, reference: Reference) -> Parity:
+    def exact(self, reference: ReferenceOutputs) -> ParityReport:
         with tempfile.TemporaryDirectory(dir=self._source.parent) as scratch:
             self.make(load_plan("float32"), Path(scratch))
             return self.parity(reference, Path(scratch))
 
-    def make(self, plan: Plan, folder: Path) -> None:
+    def make(self, plan: PrecisionPlan, folder: Path) -> None:
         from tinymusician.quantize.optimum import apply_to_optimum
 
         apply_to_optimum(plan, self._source, folder)
 
-    def parity(self, reference: Reference, folder: Path) -> Parity:
+    def parity(self, reference: ReferenceOutputs, folder: Path) -> ParityReport:
         from tinymusician.quantize.optimum import optimum_logits, optimum_wave
 
         sequences = reference.sequences
         logits = optimum_logits(folder, self._compression.tokenizer, sequences)
         return measure(reference, logits, optimum_wave(folder, sequences))
 
-    def describe(self, chosen: Chosen, folder: Path, parity: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, chosen: PlanSelection, folder: Path, parity: dict[str, Any]) -> dict[str, Any]:
         """This layout has no manifest of its own; what is known stands in the artifact's."""
         return {}
 
@@ -252,7 +252,7 @@ def played(folder: Path) -> dict[str, Any]:
     }
 
 
-def lineage(compression: Compression) -> dict[str, Any]:
+def lineage(compression: QuantizationWorkspace) -> dict[str, Any]:
     """Where a bundle comes from."""
     record = compression.context.record
     return {
@@ -265,7 +265,7 @@ def lineage(compression: Compression) -> dict[str, Any]:
     }
 
 
-def licence(compression: Compression) -> str:
+def licence(compression: QuantizationWorkspace) -> str:
     """The model's own licence: an artifact says it, packaged weights are the project's, others MusicGen's."""
     if compression.artifact is not None:
         return compression.artifact.licence
@@ -274,15 +274,15 @@ def licence(compression: Compression) -> str:
     return "CC-BY-NC-4.0 (derived from MusicGen's weights)"
 
 
-def _gate(compression: Compression, plan: Plan) -> Gate:
+def _gate(compression: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:
     """The gate of the plan's coarsest precision; where a budget was set, that is the KL it must keep."""
     asked = compression.asked
-    gate: Gate = getattr(asked.gates, coarsest(plan))
+    gate: QualityThreshold = getattr(asked.gates, coarsest(plan))
     return gate.model_copy(update={"kl": asked.kl_budget}) if asked.plan == "adaptive" else gate
 
 
 def _figures(
-    compression: Compression, chosen: Chosen, parity: Parity, folder: Path, cost: dict[str, Any]
+    compression: QuantizationWorkspace, chosen: PlanSelection, parity: ParityReport, folder: Path, cost: dict[str, Any]
 ) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     whole = 4 * sum(parameter.numel() for parameter in compression.model.state_dict().values())
@@ -300,7 +300,11 @@ def _figures(
 
 
 def _report(
-    compression: Compression, chosen: Chosen, parities: dict[str, Parity], found: list[Verdict], figures: dict[str, Any]
+    compression: QuantizationWorkspace,
+    chosen: PlanSelection,
+    parities: dict[str, ParityReport],
+    found: list[ProviderSupport],
+    figures: dict[str, Any],
 ) -> str:
     budget = compression.asked.kl_budget if chosen.table is not None else None
     parts = [("Figures", html_table(("figure", "value"), list(figures.items())))]
@@ -319,7 +323,7 @@ def _report(
     return page(f"{compression.recipe.name}: {compression.asked.model} compressed", parts)
 
 
-def _parity_rows(parity: Parity) -> list[tuple[str, Any]]:
+def _parity_rows(parity: ParityReport) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [(f"KL, codebook {k + 1} (nats a code)", kl) for k, kl in enumerate(parity.kl)]
     rows += [(f"same likeliest code, codebook {k + 1}", share) for k, share in enumerate(parity.agreement)]
     rows += [(f"KL, {part}", kl) for part, kl in parity.by_part.items()]
@@ -332,5 +336,5 @@ def _parity_rows(parity: Parity) -> list[tuple[str, Any]]:
     return rows
 
 
-def _point(name: str, outcome: Outcome) -> Point:
-    return Point(name, outcome.size, max(outcome.by_codebook))
+def _point(name: str, outcome: PlanMetrics) -> ParetoPoint:
+    return ParetoPoint(name, outcome.size, max(outcome.by_codebook))

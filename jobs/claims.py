@@ -38,14 +38,14 @@ def higher(one: Row, other: Row) -> str:
     return f"{told} ({_shown(found)})"
 
 
-def unharmed(told: str) -> str:
+def not_worse(told: str) -> str:
     """What "is not worse" amounts to, of what was told of "is worse": not to find a difference is not to prove none."""
     verdict, _, beside = told.partition(" (")
     worse = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: "no difference was found"}[verdict]
     return f"{worse} ({beside}" if beside else UNKNOWN
 
 
-def near(one: Row, other: Row, share: float) -> str:
+def within_tolerance(one: Row, other: Row, share: float) -> str:
     """Whether the CLAP score of `one` differs from that of `other` by no more than a share of it."""
     found, most = clap_difference(one, other), share * abs(other["clap"]["score"]["value"] or 0)
     if found.low is None or found.high is None:

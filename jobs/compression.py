@@ -15,22 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from jobs.model import brought, check_guidance
-from jobs.worker import Context
+from jobs.model import check_guidance, fetch_artifact
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import Split
-from tinymusician.data.shards import ShardSet, fingerprint, make_missing, read_arrays
+from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.errors import RecipeError
-from tinymusician.quantize.adaptive import Measurer, Outcome, alone, trials
+from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
-from tinymusician.quantize.precision import PLANS, Plan, packaged_plan
-from tinymusician.recipe import Precision, Quantize
+from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
+from tinymusician.recipe import Precision, QuantizeConfig
 from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
-from tinymusician.runtime.player import Player
-from tinymusician.runtime.rollout import Sequences
+from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.rollout import ForcedBatch
 
 _COMPARED = (
     ("int8-rtn", "int8", "rtn", True),
@@ -42,10 +42,10 @@ _COMPARED = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class PlanTrial:
     """A plan to be measured: a group alone in one precision, a candidate, or a plan that the report sets beside it."""
 
-    plan: Plan
+    plan: PrecisionPlan
     group: tuple[str, Precision] | None = None
     chosen: bool = False
 
@@ -55,10 +55,10 @@ class Trial:
         return self.plan.name if self.group is None else " in ".join(self.group)
 
 
-class Compression:
+class QuantizationWorkspace:
     """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         from tinymusician.models.guidance import plays_in_one_pass, range_of
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
         from tinymusician.models.student import check_codec, weights_digest
@@ -66,7 +66,7 @@ class Compression:
         self.context, self.recipe, self.asked = context, context.recipe, context.recipe.quantize
         assert self.asked.model is not None
         self.artifact: Manifest | None
-        self.name, self.artifact = brought(context.run.store, self.asked.model, context.cache)
+        self.name, self.artifact = fetch_artifact(context.run.store, self.asked.model, context.cache)
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
         check_codec(self.model, f"model {self.asked.model}")
         self.digest = weights_digest(self.model)
@@ -96,11 +96,11 @@ class Compression:
             guidance_range=self.guidance_range,
         )
 
-    def player(self) -> Player:
+    def player(self) -> MusicGenerator:
         """The float32 graphs, ready to run."""
-        return Player(Bundle(self.exported, self.manifest), self.context.threads)
+        return MusicGenerator(Bundle(self.exported, self.manifest), self.context.threads)
 
-    def sequences(self, split: Split, count: int, seconds: float | None) -> Sequences:
+    def sequences(self, split: Split, count: int, seconds: float | None) -> ForcedBatch:
         """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
         shape = self.manifest.architecture
         asked = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
@@ -111,16 +111,16 @@ class Compression:
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
         facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
-        shards = ShardSet(self.context.run.store, "rollouts", facts, 1)
+        shards = ShardCache(self.context.run.store, "rollouts", facts, 1)
 
         def make(_: int) -> dict[str, Any]:
             return {"codes": self._played(texts, frames, guidance, scales)}
 
         make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
-        return Sequences(texts, codes, not self.one_pass, scales)
+        return ForcedBatch(texts, codes, not self.one_pass, scales)
 
-    def trials(self, measurer: Measurer) -> list[Trial]:
+    def trials(self, measurer: PlanEvaluator) -> list[PlanTrial]:
         """Everything to be measured: the plans the report compares, and for `adaptive` every group alone."""
         how = self.how()
         compared = [packaged_plan(name) for name in PLANS if name != "float32"]
@@ -128,16 +128,16 @@ class Compression:
             how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
             for name, default, method, symmetric in _COMPARED
         ]
-        found = [Trial(plan) for plan in compared]
+        found = [PlanTrial(plan) for plan in compared]
         if self.asked.plan == "adaptive":
             pairs = trials(list(measurer.groups), self.asked.precisions)
-            found += [Trial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
+            found += [PlanTrial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
         return found
 
-    def how(self) -> Plan:
+    def how(self) -> PrecisionPlan:
         """The recipe's way of rounding, with every group still in float32."""
         asked = self.asked
-        return Plan(
+        return PrecisionPlan(
             name="float32",
             block_size=asked.block_size,
             symmetric=asked.symmetric,
@@ -146,7 +146,7 @@ class Compression:
             uniform_int8=False,
         )
 
-    def measure(self, measurer: Measurer, found: list[Trial]) -> None:
+    def measure(self, measurer: PlanEvaluator, found: list[PlanTrial]) -> None:
         """See to it that the store has the outcome of each of these trials."""
         for trial in found:
             kept = self._kept(measurer.sequences, trial.plan)
@@ -154,13 +154,13 @@ class Compression:
                 kept.write(0, _as_arrays(self._outcome(measurer, trial)))
                 print(f"measured {trial.name}", flush=True)
 
-    def measured(self, measurer: Measurer, found: list[Trial]) -> list[Outcome]:
+    def measured(self, measurer: PlanEvaluator, found: list[PlanTrial]) -> list[PlanMetrics]:
         """The outcome of every trial."""
         self.measure(measurer, found)
         kept = [self._kept(measurer.sequences, trial.plan) for trial in found]
         return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in kept]
 
-    def _outcome(self, measurer: Measurer, trial: Trial) -> Outcome:
+    def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
         """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
         try:
             return measurer.measure(trial.plan)
@@ -170,15 +170,15 @@ class Compression:
             if trial.group is not None or trial.chosen:
                 raise
             print(f"plan {trial.name} is not possible here: {' '.join(str(error).split())[:200]}", flush=True)
-            return Outcome(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
+            return PlanMetrics(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
 
-    def _kept(self, sequences: Sequences, plan: Plan) -> ShardSet:
+    def _kept(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
         """Where the store keeps what a plan was measured to do to this model."""
         codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
         content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
         facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
         facts |= {"onnxruntime": metadata.version("onnxruntime")}
-        return ShardSet(self.context.run.store, "outcomes", facts, 1)
+        return ShardCache(self.context.run.store, "outcomes", facts, 1)
 
     def _export(self) -> Path:
         """The float32 graphs, made once a machine: `export` is a folder that is whole as soon as it has its name."""
@@ -203,15 +203,15 @@ class Compression:
 
     def _played(self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None) -> Any:
         """Codes [N, K, T], sampled side by side by the engine from the float32 graphs, maybe told `scales`."""
-        from tinymusician.runtime.engine import Request
-        from tinymusician.runtime.sampling import Sampling
+        from tinymusician.runtime.engine import EngineRequest
+        from tinymusician.runtime.sampling import SamplingParams
 
         player, top_k = self.player(), self.recipe.teacher.top_k
         without = None if guidance == 1 else player.text.nothing()
-        sampling, first = Sampling(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
+        sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
         attended = [player.text(*told) for told in zip(texts, scales or [None] * len(texts), strict=True)]
         generations = [
-            player.engine.start(Request(text, without, frames, seed, guidance, sampling))
+            player.engine.start(EngineRequest(text, without, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
         ]
         while not all(generation.finished for generation in generations):
@@ -222,7 +222,7 @@ class Compression:
         return np.stack([generation.codes for generation in generations])
 
 
-def check_told(asked: Quantize, guidance: float, range_: tuple[float, float]) -> None:
+def check_told(asked: QuantizeConfig, guidance: float, range_: tuple[float, float]) -> None:
     """A student that is told its guidance becomes a bundle of the fused flavour, which is asked for scales it knows.
 
     Raises:
@@ -255,10 +255,10 @@ def sweep_scratch(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _as_arrays(outcome: Outcome) -> dict[str, Any]:
+def _as_arrays(outcome: PlanMetrics) -> dict[str, Any]:
     figures = {"size": [outcome.size], "kl": outcome.by_codebook, "codec_snr": [outcome.codec_snr]}
     return {name: np.array(values) for name, values in figures.items()}
 
 
-def _as_outcome(arrays: dict[str, Any]) -> Outcome:
-    return Outcome(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))
+def _as_outcome(arrays: dict[str, Any]) -> PlanMetrics:
+    return PlanMetrics(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

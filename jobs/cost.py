@@ -7,7 +7,7 @@ from typing import Any
 
 from tinymusician.models.shape import DecoderShape, shape_of
 from tinymusician.models.size import CodecShape, TextShape, parts_of
-from tinymusician.recipe import FromLayers, NarrowStudent, Pretraining, Recipe
+from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent
 
 _GIB = 2**30
 _ADAM_BYTES = 16
@@ -67,7 +67,7 @@ def _counted(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape
 
 def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
     """What making the house band takes: clips to render, and steps of each model."""
-    part = recipe.pretrain or Pretraining()
+    part = recipe.pretrain or PretrainConfig()
     return {
         "clips_of_five_seconds": part.train_clips + 2 * part.held_out_clips,
         "codec_steps": part.codec_steps,
@@ -105,14 +105,14 @@ def frames(recipe: Recipe, shape: DecoderShape) -> int:
 
 def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
     """The student's shape, from the teacher's for a cut one."""
-    if isinstance(recipe.student, FromLayers):
+    if isinstance(recipe.student, LayerSubset):
         return _from_layers(recipe.student, teacher) if teacher else None
     return shape_of(recipe.student.model)
 
 
-def _from_layers(student: FromLayers, teacher: DecoderShape) -> DecoderShape:
+def _from_layers(student: LayerSubset, teacher: DecoderShape) -> DecoderShape:
     shape = teacher.with_layers(len(student.layers))
-    if isinstance(student, NarrowStudent):
+    if isinstance(student, WidthPrunedStudent):
         shape = replace(shape, width=student.width, heads=student.heads, feed_forward=student.feed_forward)
     return shape
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from jobs.evaluation import Evaluation
-from jobs.worker import Context
+from jobs.evaluation import Evaluator
+from jobs.worker import WorkerContext
 from tinymusician.evaluate.cost import measure
 from tinymusician.runtime.memory import start_anew
 
@@ -17,7 +17,7 @@ from tinymusician.runtime.memory import start_anew
 def main() -> None:
     """Open the model, play the prompts, print the cost."""
     asked = json.loads(sys.argv[1])
-    evaluation = Evaluation(Context(asked["store"], asked["run"], 0, 1, asked["device"]))
+    evaluation = Evaluator(WorkerContext(asked["store"], asked["run"], 0, 1, asked["device"]))
     bare = start_anew()
     found = measure(evaluation.musician(asked["voice"]), asked["prompts"], evaluation.settings, bare)
     print(json.dumps(found.facts()))

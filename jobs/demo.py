@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinymusician.recipe import Teacher
+from tinymusician.recipe import TeacherConfig
 
 PROMPTS = (
     "a slow church organ waltz in D minor",
@@ -79,7 +79,7 @@ def play_all(reference: str, folder: Path) -> None:
         play(model, tokenizer, recipe.teacher, folder, name)
 
 
-def play(model: Any, tokenizer: Any, asked: Teacher, folder: Path, name: str) -> None:
+def play(model: Any, tokenizer: Any, asked: TeacherConfig, folder: Path, name: str) -> None:
     """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 

@@ -6,33 +6,41 @@ from functools import partial
 from typing import Any
 
 from jobs.driver import drive
-from jobs.pair import Pair, held_together, load_pair, new_student
-from jobs.parts import Parts, train_jointly, train_parts
+from jobs.pair import TeacherStudent, load_pair, new_student, shard_teacher
+from jobs.parts import StudentComponents, train_jointly, train_parts
 from jobs.signals import signals
 from jobs.student import JUDGE, finish, load_distilled
 from jobs.teacher import make_sequences, sequences
-from jobs.teacher_actors import Teachers
-from jobs.worker import NOBODY, Company, Context, Stage, plan_of, train
+from jobs.teacher_actors import TeacherPool
+from jobs.worker import NO_SIDECARS, SidecarActors, TrainingStage, WorkerContext, plan_of, train
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
-from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet
-from tinymusician.recipe import ActorSignals, FixedBiKL, Objective, OnPolicy, StageMixed, SteppedBiKL, parse_recipe
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.recipe import (
+    ActorSignalsConfig,
+    FixedBiKLConfig,
+    Objective,
+    OnPolicyConfig,
+    StageMixedConfig,
+    SwitchedBiKLConfig,
+    parse_recipe,
+)
 
 
-def work(context: Context) -> None:
+def work(context: WorkerContext) -> None:
     """What each worker does: sample what is missing, then train the student, part by part."""
     import torch
 
-    from tinymusician.distill.task import DistillTask, Hidden, Softening
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.distill.task import DistillTask, HiddenLossConfig, TemperatureSchedule
+    from tinymusician.training.engine import AdamConfig
 
     recipe = context.recipe
     training = recipe.training
     torch.manual_seed(training.seed)
     pair = load_pair(recipe)
     if recipe.signals.source == "online":
-        pair = held_together(context, pair)
+        pair = shard_teacher(context, pair)
         make_sequences(context, pair)
         context.meet()
     train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
@@ -41,27 +49,35 @@ def work(context: Context) -> None:
         pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
     asked, steps = recipe.hidden, training.steps
     width = pair.teacher.config.decoder.hidden_size
-    soft = Softening(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
+    soft = TemperatureSchedule(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
     task = DistillTask(
         **objective(context, pair, train_tokens, held_out),
         mixture_at=partial(mixture_at, recipe.objective, steps),
         softening=soft,
         own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
-        hidden=Hidden(asked.kind, asked.weight, width) if asked.weight else None,
+        hidden=HiddenLossConfig(asked.kind, asked.weight, width) if asked.weight else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = plan_of(training, steps, training.learning_rate, JUDGE, codes_a_part)
-    settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
-    train(context, Stage("distill", task, plan, settings, training.batch_size, training.zero, context.precision()))
+    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
+    train(
+        context, TrainingStage("distill", task, plan, settings, training.batch_size, training.zero, context.precision())
+    )
     if recipe.joint.steps:
         del task  # with its engine's moments
         context.meet()
         tune(context, pair, parts, train_tokens, held_out)
 
 
-def tune(context: Context, pair: Pair, parts: Parts, train_tokens: TokenSet, held_out: TokenSet) -> None:
+def tune(
+    context: WorkerContext,
+    pair: TeacherStudent,
+    parts: StudentComponents,
+    train_tokens: TokenDataset,
+    held_out: TokenDataset,
+) -> None:
     """The joint stage, on a student of its own: an engine leaves marks on the weights that it trained."""
-    from tinymusician.distill.task import DistillTask, Softening
+    from tinymusician.distill.task import DistillTask, TemperatureSchedule
 
     recipe, soft = context.recipe, context.recipe.temperature
     student = new_student(recipe, pair.teacher.to("cpu"), parts)
@@ -70,19 +86,25 @@ def tune(context: Context, pair: Pair, parts: Parts, train_tokens: TokenSet, hel
     last = DistillTask(
         **objective(context, pair, train_tokens, held_out, followed=False),
         mixture_at=lambda step: mixture_at(recipe.objective, steps, steps - 1),
-        softening=Softening(soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps),
+        softening=TemperatureSchedule(
+            soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps
+        ),
     )
     train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)
 
 
 def objective(
-    context: Context, pair: Pair, train_tokens: TokenSet, held_out: TokenSet, followed: bool = True
+    context: WorkerContext,
+    pair: TeacherStudent,
+    train_tokens: TokenDataset,
+    held_out: TokenDataset,
+    followed: bool = True,
 ) -> dict[str, Any]:
     """Of a student's task, what does not change between its language model's training and the joint tuning.
 
     In the one its layers may be `followed`, in the other not.
     """
-    from tinymusician.distill.task import Scales
+    from tinymusician.distill.task import GuidanceSampler
 
     training, ranged = context.recipe.training, context.recipe.teacher.guidance_range
     return {
@@ -93,18 +115,18 @@ def objective(
         "held_out_rows": len(held_out.codes),
         "batch_size": training.batch_size,
         "seed": training.seed,
-        "scales": Scales(*ranged) if ranged else None,
+        "scales": GuidanceSampler(*ranged) if ranged else None,
     }
 
 
-def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:
+def own_samples(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
     """The student's own samples, as the recipe schedules them."""
-    from tinymusician.distill.on_policy import OwnSamples
+    from tinymusician.distill.on_policy import OnPolicySampler
 
     recipe, asked = context.recipe, context.recipe.teacher
     own, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
     facts = {"run": context.run_id}
-    return OwnSamples(
+    return OnPolicySampler(
         pair.student,
         tokens,
         judge=partial(signals, context, pair),
@@ -116,12 +138,12 @@ def own_samples(context: Context, pair: Pair, tokens: TokenSet) -> Any:
         top_k=asked.top_k,
         temperature=asked.temperature,
         seed=recipe.training.seed,
-        kept=ShardSet(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
+        kept=ShardCache(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
         at_once=recipe.sequences.samples_at_once,
     )
 
 
-def own_share(own: OnPolicy, steps: int, step: int) -> float:
+def own_share(own: OnPolicyConfig, steps: int, step: int) -> float:
     """The on-policy share at a training step of `steps`."""
     from tinymusician.distill.schedules import stage
 
@@ -134,17 +156,22 @@ def mixture_at(objective: Objective, steps: int, step: int) -> Any:
     from tinymusician.distill.schedules import stage
 
     alpha = 1.0
-    if isinstance(objective, SteppedBiKL | StageMixed):
+    if isinstance(objective, SwitchedBiKLConfig | StageMixedConfig):
         alpha = stage(step, round(objective.switch * steps), round(objective.transition * steps))
-    if isinstance(objective, StageMixed):
+    if isinstance(objective, StageMixedConfig):
         return mixture(objective.name, alpha, beta=objective.beta, gamma=objective.gamma, skew=objective.skew)
-    if isinstance(objective, FixedBiKL):
+    if isinstance(objective, FixedBiKLConfig):
         return mixture(objective.name, alpha, weight=objective.weight)
     return mixture(objective.name, alpha)
 
 
 def run(run_id: str) -> None:
     """The driver: training on the asked number of workers, beside the teacher's actors, then the report on one."""
-    folder = RunFolder(open_store(), run_id)
+    folder = RunStore(open_store(), run_id)
     asked = parse_recipe(folder.record().recipe, run_id).signals
-    drive(folder, work, finish, Company(asked.actors, Teachers) if isinstance(asked, ActorSignals) else NOBODY)
+    drive(
+        folder,
+        work,
+        finish,
+        SidecarActors(asked.actors, TeacherPool) if isinstance(asked, ActorSignalsConfig) else NO_SIDECARS,
+    )

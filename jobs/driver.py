@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jobs.pool import alone
-from jobs.worker import NOBODY, Company, Work, fit
-from tinymusician.artifacts.runs import RunFolder
+from jobs.pool import run_once
+from jobs.worker import NO_SIDECARS, SidecarActors, Work, run_ray_train
+from tinymusician.artifacts.runs import RunStore
 
 
-def drive(run: RunFolder, work: Work, finish: Work, company: Company = NOBODY) -> None:
+def drive(run: RunStore, work: Work, finish: Work, company: SidecarActors = NO_SIDECARS) -> None:
     """Do both on the cluster that this process was started by."""
-    fit(work, run, company)
-    alone(finish, run.store.url, run.id, run.record().recipe["training"]["restarts"])
+    run_ray_train(work, run, company)
+    run_once(finish, run.store.url, run.id, run.record().recipe["training"]["restarts"])

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import STOPPED, RunFolder, now
-from tinymusician.errors import NotFound, StoreError, TinyMusicianError
+from tinymusician.artifacts.runs import STOPPED, RunStore, now
+from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _STIR_SECONDS = 10.0
@@ -35,10 +35,10 @@ _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) 
 _GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory\. Tried to allocate (\S+ \S+)\. .* total capacity of (\S+ \S+)")
 
 
-class Log:
+class LogUploader:
     """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
 
-    def __init__(self, run: RunFolder, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
+    def __init__(self, run: RunStore, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
         """`owned` tells whether this process still speaks for the run; if not, `superseded` is called."""
         self._run, self._owned, self._superseded = run, owned, superseded
         self._text, self._sent = run.log(), -1
@@ -78,7 +78,7 @@ class Log:
 
 def supervise(run_id: str, submission: str) -> int:
     """Run the job, and say in the store how it went; returns its exit code."""
-    run = RunFolder(open_store(), run_id)
+    run = RunStore(open_store(), run_id)
     record = run.record()
 
     def owned() -> bool:
@@ -95,7 +95,7 @@ def supervise(run_id: str, submission: str) -> int:
         text=True,
         errors="replace",
     )
-    log = Log(run, owned, child.terminate)
+    log = LogUploader(run, owned, child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
 
@@ -119,13 +119,13 @@ def supervise(run_id: str, submission: str) -> int:
     return code
 
 
-def _sweep(run: RunFolder) -> None:
+def _sweep(run: RunStore) -> None:
     """Rid the store of what killed writers left; one that lets nobody list what is unfinished serves as well."""
     with contextlib.suppress(StoreError):
         run.store.sweep()
 
 
-def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:
+def _outcome(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
     if code == 0:
         result = json.loads(run.store.get(run.key("result.json")))
         return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
@@ -136,20 +136,20 @@ def _outcome(run: RunFolder, code: int, stopped: bool) -> dict[str, Any]:
         return {"state": "FAILED", "message": message}
     try:
         message = run.store.get(run.key("error.txt")).decode()
-    except NotFound:
+    except NotFoundError:
         message = f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
     return {"state": "FAILED", "message": message}
 
 
 def child(kind: str, run_id: str) -> int:
     """Run the job of this kind; an error for users becomes one line."""
-    run = RunFolder(open_store(), run_id)
+    run = RunStore(open_store(), run_id)
     for old in ("error.txt", "refused.txt"):
         run.store.delete(run.key(old))
     try:
         import_module(f"jobs.{kind}").run(run_id)  # each kind needs other libraries
     except Exception as error:
-        cause = for_users(error)
+        cause = to_user_error(error)
         if cause is None:
             raise
         run.store.put(run.key("error.txt"), str(cause).encode())
@@ -158,7 +158,7 @@ def child(kind: str, run_id: str) -> int:
     return 0
 
 
-def for_users(error: BaseException | None) -> TinyMusicianError | None:
+def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
     """The error for users behind what Ray Train raises for its workers, if there is one."""
     while error is not None:
         if isinstance(error, TinyMusicianError):
@@ -183,7 +183,7 @@ def for_users(error: BaseException | None) -> TinyMusicianError | None:
                 "training.zero and teacher.split save memory too; --resume goes on"
             )
         for failure in getattr(error, "worker_failures", {}).values():
-            if (found := for_users(failure)) is not None:
+            if (found := to_user_error(failure)) is not None:
                 return found
         error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
     return None

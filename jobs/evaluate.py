@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, pieces
-from jobs.pool import Pool, stages
+from jobs.evaluation import AGREEMENT_GROUP, REAL, RECONSTRUCTED, Evaluator, agreement_clips, judged, pieces
+from jobs.pool import ActorPool, stages
 from jobs.verdict import write_report
-from jobs.worker import Context
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import parse_recipe
 
 
 @dataclass(frozen=True)
-class Unit:
+class EvalTask:
     """A piece of the work: what to do with some clips of a voice."""
 
     task: Literal["train", "hear", "agree", "cost", "report"]
@@ -27,17 +27,17 @@ class Unit:
     clips: range = range(0)
 
 
-class Bench:
+class EvalWorker:
     """What an actor works with."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self.evaluation = self.opened(context)
 
-    def opened(self, context: Context) -> Evaluation:
+    def opened(self, context: WorkerContext) -> Evaluator:
         """What is evaluated."""
-        return Evaluation(context)
+        return Evaluator(context)
 
-    def do(self, unit: Unit) -> None:
+    def do(self, unit: EvalTask) -> None:
         """Do one unit, or what of it is not done yet."""
         evaluation = self.evaluation
         if unit.task == "report":
@@ -46,8 +46,8 @@ class Bench:
             evaluation.cost(unit.voice)
         elif unit.task == "agree":
             evaluation.agreed(unit.voice, unit.clips)
-        elif unit.voice in (REAL, CODED):
-            evaluation.heard_real(unit.clips, unit.voice == CODED)
+        elif unit.voice in (REAL, RECONSTRUCTED):
+            evaluation.heard_real(unit.clips, unit.voice == RECONSTRUCTED)
         else:
             evaluation.heard(unit.voice, unit.clips)
 
@@ -59,15 +59,15 @@ class Bench:
 def run(run_id: str) -> None:
     """The driver."""
     store = open_store()
-    folder = RunFolder(store, run_id)
+    folder = RunStore(store, run_id)
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     asked, voices = recipe.evaluate, judged(recipe)
-    do = stages(Pool(Bench, store.url, run_id, record.workers, recipe.training.restarts), folder)
+    do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
     compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
-    do("reference", [Unit("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
-    do("teacher's clips", [Unit("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
-    do("clips", [Unit("hear", voice, clips) for voice in (REAL, CODED, *voices) for clips in all_clips])
-    do("agreement", [Unit("agree", voice, clips) for voice in voices for clips in compared])
-    do("cost", [Unit("cost", voice) for voice in voices if asked.cost_runs], at_once=1)
-    do("report", [Unit("report")], at_once=1)
+    do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
+    do("teacher's clips", [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
+    do("clips", [EvalTask("hear", voice, clips) for voice in (REAL, RECONSTRUCTED, *voices) for clips in all_clips])
+    do("agreement", [EvalTask("agree", voice, clips) for voice in voices for clips in compared])
+    do("cost", [EvalTask("cost", voice) for voice in voices if asked.cost_runs], at_once=1)
+    do("report", [EvalTask("report")], at_once=1)

@@ -21,29 +21,29 @@ from typing import Any
 
 import numpy as np
 
-from jobs.laion import LaionEmbedder
-from jobs.model import STAND_INS, brought, check_guidance, labelled
+from jobs.laion import LaionClapActor
+from jobs.model import STAND_INS, check_guidance, fetch_artifact, labelled
 from jobs.pair import untrained
-from jobs.worker import Context
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.manifest import fetch, find
-from tinymusician.data.shards import Arrays, ShardSet, fingerprint
-from tinymusician.errors import DataError, NotFound
+from tinymusician.data.shards import Arrays, ShardCache, fingerprint
+from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.embedders import open_embedder
-from tinymusician.evaluate.embedding import Embedder, Tagger, TextEmbedder
+from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.guards import examine
-from tinymusician.evaluate.musicians import Musician, Played, Settings, TorchMusician, open_musician
-from tinymusician.evaluate.reference import RealClips, open_reference
+from tinymusician.evaluate.musicians import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_musician
+from tinymusician.evaluate.reference import ReferenceSet, open_reference
 from tinymusician.evaluate.taggers import open_tagger
 from tinymusician.models.likelihood import cross_entropies, varieties
-from tinymusician.recipe import Evaluate, LaionClapEmbedding, Recipe
+from tinymusician.recipe import EvaluateConfig, LaionClapEmbeddingConfig, Recipe
 from tinymusician.runtime.bundle import MANIFEST
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelFacts:
     """A musician's `digest`, its clips' `rate`, and its `size` in bytes."""
 
     digest: str
@@ -51,23 +51,23 @@ class Known:
     size: int
 
 
-class Evaluation:
+class Evaluator:
     """The models, the clips, and what is kept of them."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self.context, self.recipe, self.asked = context, context.recipe, context.recipe.evaluate
         self.store = context.run.store
-        self._open: dict[str, Musician] = {}
-        self._known: dict[str, Known] = {}
+        self._open: dict[str, Generator] = {}
+        self._known: dict[str, ModelFacts] = {}
 
     @cached_property
-    def settings(self) -> Settings:
+    def settings(self) -> SamplingSettings:
         """How everybody is asked to play: as the recipe asks its teacher."""
         teacher = self.recipe.teacher
-        return Settings(self.asked.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
+        return SamplingSettings(self.asked.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
 
     @cached_property
-    def reference(self) -> RealClips:
+    def reference(self) -> ReferenceSet:
         """The real clips."""
         asked = self.asked
         assert asked.reference is not None
@@ -77,24 +77,24 @@ class Evaluation:
     @cached_property
     def embedder(self) -> Embedder:
         """The space of FAD and KAD."""
-        if isinstance(self.asked.embedding, LaionClapEmbedding):
-            return LaionEmbedder(self.asked.embedding)
+        if isinstance(self.asked.embedding, LaionClapEmbeddingConfig):
+            return LaionClapActor(self.asked.embedding)
         return open_embedder(self.asked.embedding, self.context.device)
 
     @cached_property
     def clap(self) -> TextEmbedder:
         """The space of the CLAP score."""
         own = self.asked.clap in ("embedding", getattr(self.asked.embedding, "model", ""))
-        if own and isinstance(self.embedder, ClapEmbedder | LaionEmbedder):
+        if own and isinstance(self.embedder, ClapEmbedder | LaionClapActor):
             return self.embedder
         return ClapEmbedder(self.asked.clap, self.context.device)
 
     @cached_property
-    def tagger(self) -> Tagger | None:
+    def tagger(self) -> AudioClassifier | None:
         """The classifier, if one is asked for."""
         return open_tagger(self.asked.tagger, self.context.device) if self.asked.tagger else None
 
-    def musician(self, voice: str) -> Musician:
+    def musician(self, voice: str) -> Generator:
         """Whoever plays under this name; the last one stays at hand, and so does the teacher."""
         voice = labelled(voice)[1]
         if voice not in self._open:
@@ -102,11 +102,11 @@ class Evaluation:
             self._open[voice] = self._opened(voice)
         return self._open[voice]
 
-    def known(self, voice: str) -> Known:
+    def known(self, voice: str) -> ModelFacts:
         """What must be known of a musician to find its clips, without opening it again."""
         if voice not in self._known:
             musician = self.musician(voice)
-            self._known[voice] = Known(musician.digest, musician.rate, sum(musician.sizes.values()))
+            self._known[voice] = ModelFacts(musician.digest, musician.rate, sum(musician.sizes.values()))
         return self._known[voice]
 
     def location(self, voice: str) -> str:
@@ -116,16 +116,16 @@ class Evaluation:
             return name
         manifest = find(self.store, name)
         if not any(file.path == MANIFEST for file in manifest.files):
-            return brought(self.store, name, self.context.cache)[0]
+            return fetch_artifact(self.store, name, self.context.cache)[0]
         folder = self.context.cache / "bundles" / manifest.digest
         if not (folder / ".whole").exists():
             fetch(self.store, manifest, folder)
             (folder / ".whole").touch()
         return str(folder)
 
-    def _opened(self, voice: str) -> Musician:
+    def _opened(self, voice: str) -> Generator:
         if voice == "untrained":
-            return TorchMusician(*untrained(self.recipe), self.context.device)
+            return TorchGenerator(*untrained(self.recipe), self.context.device)
         musician = open_musician(self.location(voice), self.context.device, self.context.threads)
         if musician.guidance_range is not None:
             check_guidance(voice, self.settings.guidance, musician.guidance_range)
@@ -139,12 +139,12 @@ class Evaluation:
         """The seed of a clip, for whoever plays it."""
         return self.asked.seed * 1_000_000 + clip
 
-    def clips(self, voice: str, clips: Sequence[int]) -> ShardSet:
+    def clips(self, voice: str, clips: Sequence[int]) -> ShardCache:
         """Where the clips of a voice are kept, one shard each."""
         facts = {"musician": self.known(voice).digest, **self.settings.__dict__, "device": self.context.device}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
         names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
-        return ShardSet(self.store, "clips", facts, names=names)
+        return ShardCache(self.store, "clips", facts, names=names)
 
     def played(self, voice: str, clips: Sequence[int]) -> list[Arrays]:
         """The clips of a voice; those that the store lacks are played now, side by side."""
@@ -213,17 +213,17 @@ class Evaluation:
         told.update(heard.changed)
         return resampled(self._codec().coded(heard.wave), self._codec().rate, rate) if coded else heard.wave
 
-    def _codec(self) -> TorchMusician:
+    def _codec(self) -> TorchGenerator:
         """The teacher, for its codec."""
         teacher = self.musician("teacher")
-        assert isinstance(teacher, TorchMusician), "a teacher is a model, never a bundle"
+        assert isinstance(teacher, TorchGenerator), "a teacher is a model, never a bundle"
         return teacher
 
     def agreed(self, voice: str, clips: Sequence[int]) -> Arrays:
         """A voice against the teacher along the teacher's clips, and the teacher's surprise at the voice's own."""
         names = {"teacher": self._names("teacher", clips), "voice": self._names(voice, clips)}
         guidance = self.settings.guidance
-        kept = ShardSet(self.store, "agreements", {**names, "guidance": guidance}, 1)
+        kept = ShardCache(self.store, "agreements", {**names, "guidance": guidance}, 1)
         if kept.missing():
             codes = np.stack([clip["codes"] for clip in self.played("teacher", clips)]).astype(np.int64)
             own = np.stack([clip["codes"] for clip in self.played(voice, clips)]).astype(np.int64)
@@ -242,7 +242,7 @@ class Evaluation:
         try:
             found: dict[str, Any] = json.loads(self.store.get(key))
             return found
-        except NotFound:
+        except NotFoundError:
             pass
         asked = {
             "run": self.context.run_id,
@@ -279,10 +279,10 @@ class Evaluation:
             arrays |= {f"classes/{question}": values for question, values in classes.items()}
         return arrays
 
-    def _heard(self, name: str) -> ShardSet:
+    def _heard(self, name: str) -> ShardCache:
         facts: dict[str, Any] = {"embedding": self.embedder.facts, "clap": self.clap.facts, "layout": 1}
         facts["tagger"] = self.tagger.facts if self.tagger is not None else None
-        return ShardSet(self.store, "heard", facts, names=[name])
+        return ShardCache(self.store, "heard", facts, names=[name])
 
     def _names(self, voice: str, clips: Sequence[int]) -> list[str]:
         kept = self.clips(voice, clips)
@@ -298,7 +298,7 @@ class Evaluation:
 _SKIPPED = "skipped: "
 AGREEMENT_GROUP = 8
 """Clips that are held against the teacher at once: the logits of two passes are large."""
-REAL, CODED = "real", "real, coded"
+REAL, RECONSTRUCTED = "real", "real, coded"
 """The voices of the reference, as it is and behind the teacher's codec: nobody who plays through it can be nearer."""
 
 
@@ -307,7 +307,7 @@ def judged(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(recipe.evaluate.models))
 
 
-def agreement_clips(asked: Evaluate) -> int:
+def agreement_clips(asked: EvaluateConfig) -> int:
     """How many of the teacher's clips the models are held against."""
     return min(asked.agreement_clips, asked.clips)
 
@@ -322,7 +322,7 @@ def label(voice: str) -> str:
     own, voice = labelled(voice)
     if own:
         return own
-    if voice in (*STAND_INS, REAL, CODED):
+    if voice in (*STAND_INS, REAL, RECONSTRUCTED):
         return voice
     name, _, digest = voice.partition("@sha256:")
     return f"{name}@{digest[:8]}" if digest else Path(voice).name
@@ -334,7 +334,7 @@ def labels(voices: Sequence[str]) -> dict[str, str]:
     return {voice: label(voice) if times[label(voice)] == 1 else voice for voice in voices}
 
 
-def _as_arrays(played: Played, rate: int) -> Arrays:
+def _as_arrays(played: GeneratedClip, rate: int) -> Arrays:
     """A clip with 16 bits a sample, as it would be in a file, and the health it had before."""
     health = examine(played.wave, rate, played.codes)
     wave = np.round(np.clip(np.nan_to_num(played.wave), -1, 1) * 32767).astype(np.int16)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tinymusician.recipe import ReleaseGates
+from tinymusician.recipe import ReleaseGatesConfig
 
 
-class Finding(NamedTuple):
+class GateResult(NamedTuple):
     """What came of a gate."""
 
     gate: str
@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     said: str
 
 
-def findings(own: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGates) -> list[Finding]:
+def findings(own: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGatesConfig) -> list[GateResult]:
     """Every gate on an evaluation's figures of a bundle and of its baseline. A figure that is not there passes none."""
     return [
         _at_least("clap", _value(own, "clap"), _value(baseline, "clap"), gates.clap),
@@ -28,7 +28,7 @@ def findings(own: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGates)
     ]
 
 
-def refusal(found: list[Finding]) -> str:
+def refusal(found: list[GateResult]) -> str:
     """Which gates failed, in one line; empty if none did."""
     return "; ".join(f"{one.gate}: {one.said}" for one in found if not one.passed)
 
@@ -41,23 +41,23 @@ def _value(figures: dict[str, Any], name: str) -> float | None:
         return None
 
 
-def _at_least(gate: str, own: float | None, base: float | None, share: float) -> Finding:
+def _at_least(gate: str, own: float | None, base: float | None, share: float) -> GateResult:
     if own is None or not base:
-        return Finding(gate, False, "was not measured")
-    return Finding(
+        return GateResult(gate, False, "was not measured")
+    return GateResult(
         gate, own >= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at least {share:g}"
     )
 
 
-def _at_most(gate: str, own: float | None, base: float | None, share: float) -> Finding:
+def _at_most(gate: str, own: float | None, base: float | None, share: float) -> GateResult:
     if own is None or not base:
-        return Finding(gate, False, "was not measured")
-    return Finding(
+        return GateResult(gate, False, "was not measured")
+    return GateResult(
         gate, own <= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at most {share:g}"
     )
 
 
-def _degenerate(found: Any, most: int) -> Finding:
+def _degenerate(found: Any, most: int) -> GateResult:
     if not isinstance(found, int):
-        return Finding("degenerate", False, "was not measured")
-    return Finding("degenerate", found <= most, f"{found} clips; at most {most}")
+        return GateResult("degenerate", False, "was not measured")
+    return GateResult("degenerate", found <= most, f"{found} clips; at most {most}")

@@ -16,7 +16,7 @@ WATCHED = {
 """What is shown, by its name in the metrics."""
 
 
-class Gauges:
+class PrometheusLogger:
     """Watches a run's metrics. Prometheus sees `ray_tinymusician_training_NAME{run, stage}`."""
 
     def __init__(self, run: str, stage: str) -> None:

@@ -10,15 +10,15 @@ from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.laion_clap import RATE, LaionClap
 from tinymusician.evaluate.vectors import Floats
-from tinymusician.recipe import LaionClapEmbedding
+from tinymusician.recipe import LaionClapEmbeddingConfig
 
 
-class LaionEmbedder:
+class LaionClapActor:
     """A text embedder whose work is done by laion-clap itself."""
 
     rate = RATE
 
-    def __init__(self, asked: LaionClapEmbedding) -> None:
+    def __init__(self, asked: LaionClapEmbeddingConfig) -> None:
         """Start the actor.
 
         Raises:

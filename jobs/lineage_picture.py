@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from tinymusician.artifacts.lineage import Link, circumstances
+from tinymusician.artifacts.lineage import LineageEdge, circumstances
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.errors import RequestError
 from tinymusician.plots import COLOURS, pyplot
@@ -17,7 +17,7 @@ _COLUMN, _ROW, _BOX = 3.2, 1.1, (2.7, 0.85)
 """Inches."""
 
 
-def draw(own: Manifest, steps: Sequence[Link], known: Mapping[str, Manifest], path: Path) -> None:
+def draw(own: Manifest, steps: Sequence[LineageEdge], known: Mapping[str, Manifest], path: Path) -> None:
     """Write the steps around an artifact, which is set off, to a file of one of `_KINDS`.
 
     Raises:
@@ -45,7 +45,7 @@ def draw(own: Manifest, steps: Sequence[Link], known: Mapping[str, Manifest], pa
         pyplot().close(figure)
 
 
-def placed(reference: str, steps: Sequence[Link]) -> dict[str, tuple[int, int]]:
+def placed(reference: str, steps: Sequence[LineageEdge]) -> dict[str, tuple[int, int]]:
     """Column and row of every name: to the right of all that it was made of, below those that came before it."""
     columns = dict.fromkeys([name for step in steps for name in (step.origin, step.made)] or [reference], 0)
     for _ in columns:  # as many rounds as the longest way can have steps

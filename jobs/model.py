@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tinymusician.artifacts.manifest import Manifest, fetch, find
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import ModelError, NotFound, RecipeError
+from tinymusician.errors import ModelError, NotFoundError, RecipeError
 from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
 
-def pinned(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
+def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
     """The recipe with what the job works on named for good: an artifact gets its digest, a folder its full path.
 
     A folder must be there if the job runs `here`, on this machine.
@@ -53,8 +53,8 @@ def _judged(store: Store, name: str, here: bool) -> str:
 def _newest(store: Store, recipe: Recipe, field: str) -> str:
     try:
         return _artifact(store, recipe.name, MODELS)
-    except NotFound as error:
-        raise NotFound(
+    except NotFoundError as error:
+        raise NotFoundError(
             f"{field}: none is given, and {store.url} has no student {recipe.name!r}; run "
             f"`tmctl submit distill {recipe.name}` first, or give --model"
         ) from error
@@ -76,7 +76,7 @@ def _artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
     return manifest.reference
 
 
-def brought(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:
+def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:
     """What `load_musicgen` takes for a pinned name, and the artifact's manifest if it is one."""
     if "@sha256:" not in name:
         return name, None

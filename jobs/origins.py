@@ -10,7 +10,7 @@ from jobs.model import labelled
 from jobs.worker import metrics_name
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFound
+from tinymusician.errors import NotFoundError
 from tinymusician.quantize.report import plot_sensitivity
 from tinymusician.quantize.sensitivity import from_facts
 from tinymusician.training.metrics import Row, read_metrics
@@ -52,13 +52,13 @@ def _manifest(store: Store, voice: str) -> Manifest | None:
         return None
     try:
         return find(store, reference)
-    except NotFound:
+    except NotFoundError:
         return None
 
 
 def _report(store: Store, manifest: Manifest) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(store.get(f"runs/{manifest.lineage.get('run')}/report.json"))
-    except NotFound:
+    except NotFoundError:
         return {}
     return found

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jobs.parts import Parts, untrained_parts
-from jobs.worker import Context
+from jobs.parts import StudentComponents, untrained_parts
+from jobs.worker import WorkerContext
 from tinymusician.errors import ClusterError, ModelError
-from tinymusician.recipe import CutStudent, FromLayers, NarrowStudent, Recipe
+from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
 
 
-class Team(NamedTuple):
+class TensorParallelGroup(NamedTuple):
     """Team `number` of so many `teams`; one of its workers `leads`. `group` is its torch process group."""
 
     number: int
@@ -19,7 +19,7 @@ class Team(NamedTuple):
     group: Any
 
 
-class Pair(NamedTuple):
+class TeacherStudent(NamedTuple):
     """Teacher and student with the tokenizer they share, and the digest of the teacher's weights.
 
     `team` are the workers that hold this teacher together; None if each has one of its own.
@@ -29,10 +29,10 @@ class Pair(NamedTuple):
     student: Any
     tokenizer: Any
     teacher_digest: str
-    team: Team | None = None
+    team: TensorParallelGroup | None = None
 
 
-def load_pair(recipe: Recipe) -> Pair:
+def load_pair(recipe: Recipe) -> TeacherStudent:
     """Load the teacher, and load or cut the student.
 
     Raises:
@@ -45,10 +45,10 @@ def load_pair(recipe: Recipe) -> Pair:
     student = new_student(recipe, teacher)
     check_pair(teacher, student)
     check_length(recipe, teacher)
-    return Pair(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
+    return TeacherStudent(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
 
 
-def held_together(context: Context, pair: Pair) -> Pair:
+def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStudent:
     """The pair with its teacher split over as many workers as the recipe says; all workers must call it.
 
     Raises:
@@ -67,11 +67,11 @@ def held_together(context: Context, pair: Pair) -> Pair:
     teams = context.world // pieces
     mesh = init_device_mesh(context.device, (teams, pieces), mesh_dim_names=("team", "piece"))["piece"]
     split_decoder(pair.teacher, mesh)
-    team = Team(context.rank // pieces, teams, context.rank % pieces == 0, mesh.get_group())
+    team = TensorParallelGroup(context.rank // pieces, teams, context.rank % pieces == 0, mesh.get_group())
     return pair._replace(team=team)
 
 
-def new_student(recipe: Recipe, teacher: Any, parts: Parts | None = None) -> Any:
+def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = None) -> Any:
     """The student before its language model is trained: cut out of the teacher, as wide or narrower, or loaded.
 
     Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
@@ -84,9 +84,9 @@ def new_student(recipe: Recipe, teacher: Any, parts: Parts | None = None) -> Any
     from tinymusician.models.student import cut_student
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
-    if isinstance(chosen, NarrowStudent):
+    if isinstance(chosen, WidthPrunedStudent):
         student = narrow_student(teacher, chosen.layers, chosen.width, chosen.heads, chosen.feed_forward)
-    elif isinstance(chosen, CutStudent):
+    elif isinstance(chosen, LayerPrunedStudent):
         student = cut_student(teacher, chosen.layers)
     else:
         student = load_musicgen(chosen.model)
@@ -103,7 +103,7 @@ def untrained(recipe: Recipe) -> tuple[Any, Any]:
     """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 
-    if isinstance(recipe.student, FromLayers):
+    if isinstance(recipe.student, LayerSubset):
         return load_pair(recipe)[1:3]
     return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
 

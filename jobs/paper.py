@@ -18,13 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.claims import FAILS, HOLDS, higher, lower, near, rising, slower, unharmed
+from jobs.claims import FAILS, HOLDS, higher, lower, not_worse, rising, slower, within_tolerance
 from jobs.cli.output import follow
 from jobs.submission import Kind
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder, summary
+from tinymusician.artifacts.runs import RunStore, summary
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import NotFound, RecipeError, TinyMusicianError
+from tinymusician.errors import NotFoundError, RecipeError, TinyMusicianError
 from tinymusician.models.shape import shape_of
 from tinymusician.page import html_note, html_table, page
 from tinymusician.quantize.precision import PLANS
@@ -35,7 +35,7 @@ PRECISIONS = ("float32", "float16", "int8", "int4")
 _OPEN = "{kl: 5, agreement: 0, codec_snr: 0}"
 
 
-class Paper:
+class PaperReproduction:
     """Runs what the tables need, and keeps what they said."""
 
     def __init__(self, folder: Path, recipe: str, workers: int) -> None:
@@ -57,7 +57,7 @@ class Paper:
         state = _state(name)
         if state in ("PENDING", "RUNNING"):  # left behind by one that was interrupted
             print(f"== {what}: {name} runs already", flush=True)
-            state = follow(RunFolder(open_store(), name), quiet=False)
+            state = follow(RunStore(open_store(), name), quiet=False)
         if state != "SUCCEEDED":
             again = ["--resume", name] if state is not None else ["--name", name, *words]
             command = [sys.executable, "-m", "jobs.cli.main", "submit", kind, recipe, *again]
@@ -65,7 +65,7 @@ class Paper:
             print(f"== {what}: {' '.join(command[3:])}", flush=True)
             if subprocess.run(command, check=False).returncode != 0:
                 raise TinyMusicianError(f"paper: {what} failed; see `tmctl logs {name}`, then run this again")
-        found = summary(RunFolder(open_store(), name))
+        found = summary(RunStore(open_store(), name))
         self._copy(name, what)
         return found
 
@@ -74,7 +74,7 @@ class Paper:
         for kind in ("html", "md", "json"):
             try:
                 (self.folder / f"{what}.{kind}").write_bytes(store.get(f"runs/{run}/report.{kind}"))
-            except NotFound:
+            except NotFoundError:
                 continue
 
     def report(self, what: str) -> dict[str, Any]:
@@ -104,7 +104,9 @@ class Paper:
         quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
         rows = self.judged("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
         self._claim("table 3", "KD lowers FAD", lower(rows["kd"], rows["base"], "fad_infinity"))
-        self._claim("table 3", "KD does not change CLAP by more than 1 %", near(rows["kd"], rows["base"], 0.01))
+        self._claim(
+            "table 3", "KD does not change CLAP by more than 1 %", within_tolerance(rows["kd"], rows["base"], 0.01)
+        )
         self._claim("table 3", "quantization raises FAD", lower(rows["base"], rows["quantized"], "fad_infinity"))
         self._claim("table 3", "quantization raises CLAP", higher(rows["quantized"], rows["base"]))
         whole, mixed = (self.bundled(f"kd-{plan}", distilled, plan)["metrics"]["size"] for plan in ("float32", "paper"))
@@ -129,9 +131,9 @@ class Paper:
         self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
         share = within(adaptive["bytes"] / full["bytes"], 0.45)
         self._claim("beyond", "adaptive: at most 45 % of the float32 bundle", share)
-        self._claim("beyond", "adaptive: FAD not higher than float32", unharmed(lower(full, adaptive, "fad_infinity")))
+        self._claim("beyond", "adaptive: FAD not higher than float32", not_worse(lower(full, adaptive, "fad_infinity")))
         self._claim("beyond", "guided: one pass takes less time than two", slower(own, one_pass))
-        self._claim("beyond", "guided: CLAP not lower", unharmed(higher(own, one_pass)))
+        self._claim("beyond", "guided: CLAP not lower", not_worse(higher(own, one_pass)))
         self._claim("beyond", "more layers, higher CLAP", rising(smaller))
 
     def precision(self) -> None:
@@ -141,8 +143,8 @@ class Paper:
         full, *fewer = self.judged("precision", **bundles).values()
         for one, row in zip(PRECISIONS[1:], fewer, strict=True):
             what = f"decoder in {one}, {row['bytes'] / full['bytes']:.2f} of the bytes"
-            self._claim("precision", f"{what}: FAD not higher", unharmed(lower(full, row, "fad_infinity")))
-            self._claim("precision", f"{what}: CLAP not lower", unharmed(higher(full, row)))
+            self._claim("precision", f"{what}: FAD not higher", not_worse(lower(full, row, "fad_infinity")))
+            self._claim("precision", f"{what}: CLAP not lower", not_worse(higher(full, row)))
 
     def distilled(self, what: str, *words: str) -> str:
         """A student, distilled on the recipe's steps from the signals that all conditional students share."""
@@ -218,7 +220,7 @@ def _plan(decoder: str) -> dict[str, Any]:
 
 
 def _state(name: str) -> str | None:
-    run = RunFolder(open_store(), name)
+    run = RunStore(open_store(), name)
     return str(summary(run)["state"]) if run.exists() else None
 
 
@@ -227,12 +229,12 @@ _NOTE = (
     "the interval of the paired difference does not hold 0; times where all runs of one are longer. Claims under "
     "`beyond` are not the paper's. Nothing was tuned to make a claim hold."
 )
-PARTS: dict[str, Callable[[Paper], None]] = {
-    "figures": Paper.figures,
-    "sweeps": Paper.sweeps,
-    "table3": Paper.table3,
-    "table4": Paper.table4,
-    "precision": Paper.precision,
+PARTS: dict[str, Callable[[PaperReproduction], None]] = {
+    "figures": PaperReproduction.figures,
+    "sweeps": PaperReproduction.sweeps,
+    "table3": PaperReproduction.table3,
+    "table4": PaperReproduction.table4,
+    "precision": PaperReproduction.precision,
 }
 
 
@@ -248,7 +250,7 @@ def main() -> None:
         if part not in PARTS:
             arguments.error(f"part {part!r}: allowed are {', '.join(PARTS)}")
     began = time.monotonic()
-    paper = Paper(chosen.folder, chosen.recipe, chosen.workers)
+    paper = PaperReproduction(chosen.folder, chosen.recipe, chosen.workers)
     try:
         for part in chosen.parts or PARTS:
             PARTS[part](paper)

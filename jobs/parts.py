@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.worker import Context, Stage, metrics_name, plan_of, train
-from tinymusician.data.tokens import TokenSet
+from jobs.worker import TrainingStage, WorkerContext, metrics_name, plan_of, train
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.size import check_piece
 from tinymusician.recipe import Recipe
 
@@ -24,20 +24,20 @@ _TEXTS, _PIECES = 256, 16
 """Texts and pieces of sound by which the linear maps to the teacher's states begin."""
 
 
-class Parts(NamedTuple):
+class StudentComponents(NamedTuple):
     """A text encoder with its map, and a codec with its projections; None for the teacher's own."""
 
     text: Any
     codec: Any
 
 
-def untrained_parts(recipe: Recipe, teacher: Any) -> Parts:
+def untrained_parts(recipe: Recipe, teacher: Any) -> StudentComponents:
     """Cut out of the teacher's.
 
     Raises:
         RecipeError: they do not fit into the teacher's.
     """
-    from tinymusician.distill.sound import FollowingCodec
+    from tinymusician.distill.sound import ProjectedCodec
     from tinymusician.models.narrow_codec import narrow_codec
     from tinymusician.models.narrow_text import narrow_text
 
@@ -45,13 +45,13 @@ def untrained_parts(recipe: Recipe, teacher: Any) -> Parts:
     if (asked := recipe.text_encoder) is not None:
         text = narrow_text(teacher.text_encoder, asked.layers, asked.width, asked.heads, asked.feed_forward)
     if (wanted := recipe.codec) is not None:
-        codec = FollowingCodec(
+        codec = ProjectedCodec(
             narrow_codec(teacher.audio_encoder, wanted.filters, wanted.residual_layers), teacher.audio_encoder
         )
-    return Parts(text, codec)
+    return StudentComponents(text, codec)
 
 
-def trained_parts(context: Context, teacher: Any) -> Parts:
+def trained_parts(context: WorkerContext, teacher: Any) -> StudentComponents:
     """As the best checkpoints of their stages have them."""
     parts = untrained_parts(context.recipe, teacher)
     for stage, part in (("text-encoder", parts.text), ("codec", parts.codec)):
@@ -60,7 +60,7 @@ def trained_parts(context: Context, teacher: Any) -> Parts:
     return parts
 
 
-def best_part(context: Context, stage: str) -> dict[str, Any]:
+def best_part(context: WorkerContext, stage: str) -> dict[str, Any]:
     """The weights of a part at its best checkpoint."""
     from tinymusician.distill.part import PART
 
@@ -70,14 +70,16 @@ def best_part(context: Context, stage: str) -> dict[str, Any]:
     return {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
 
 
-def checkpoints(context: Context, stage: str) -> Any:
+def checkpoints(context: WorkerContext, stage: str) -> Any:
     """Those of a stage."""
-    from tinymusician.training.checkpoint import Checkpoints
+    from tinymusician.training.checkpoint import CheckpointManager
 
-    return Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
 
 
-def train_parts(context: Context, teacher: Any, tokens: TokenSet, held_out: TokenSet) -> Parts:
+def train_parts(
+    context: WorkerContext, teacher: Any, tokens: TokenDataset, held_out: TokenDataset
+) -> StudentComponents:
     """Train what the recipe makes smaller beside the language model, one after the other."""
     teacher.to("cpu")  # where sampling may not have left it; parts are cut and fitted here
     parts = untrained_parts(context.recipe, teacher)
@@ -90,18 +92,20 @@ def train_parts(context: Context, teacher: Any, tokens: TokenSet, held_out: Toke
     return trained_parts(context, teacher)
 
 
-def _train_text(context: Context, teacher: Any, text: Any, tokens: TokenSet, held_out: TokenSet) -> None:
-    from tinymusician.distill.text import TextTask
+def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDataset, held_out: TokenDataset) -> None:
+    from tinymusician.distill.text import TextEncoderDistillTask
 
     asked, training = context.recipe.text_encoder, context.recipe.training
     assert asked is not None
     method, seed = context.recipe.joint.balance, training.seed
     fit_maps_of_text(text, teacher, tokens)
-    task = TextTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
+    task = TextEncoderDistillTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
     _train(context, "text-encoder", task, asked.steps, asked.learning_rate, context.precision())
 
 
-def _train_codec(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> None:
+def _train_codec(
+    context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset
+) -> None:
     asked = context.recipe.codec
     assert asked is not None
     fit_maps_of_codec(codec, teacher, tokens, sound_frames(context.recipe, teacher), context.recipe.training.seed)
@@ -109,7 +113,7 @@ def _train_codec(context: Context, teacher: Any, codec: Any, tokens: TokenSet, h
     _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
 
 
-def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenSet) -> None:
+def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenDataset) -> None:
     """Let a text encoder's map begin where it is best for the first different texts."""
     import numpy as np
     import torch
@@ -120,7 +124,7 @@ def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenSet) -> None:
     fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
 
 
-def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenSet, frames: int, seed: int) -> None:
+def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenDataset, frames: int, seed: int) -> None:
     """Let a codec's maps begin where they are best for pieces of the first sequences."""
     import numpy as np
 
@@ -130,15 +134,15 @@ def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenSet, frames: int, s
     codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(seed)))
 
 
-def sound_task(context: Context, teacher: Any, codec: Any, tokens: TokenSet, held_out: TokenSet) -> Any:
+def sound_task(context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset) -> Any:
     """The codec's task, in float32 everywhere: its losses are spectra and logarithms."""
-    from tinymusician.distill.sound import SoundTask
+    from tinymusician.distill.sound import CodecDistillTask
 
     recipe = context.recipe
     assert recipe.codec is not None
     frames = sound_frames(recipe, teacher)
     method, batch, seed = recipe.joint.balance, recipe.codec.batch_size, recipe.training.seed
-    return SoundTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
+    return CodecDistillTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
 
 
 def sound_frames(recipe: Recipe, teacher: Any) -> int:
@@ -154,7 +158,12 @@ def sound_frames(recipe: Recipe, teacher: Any) -> int:
 
 
 def train_jointly(
-    context: Context, teacher: Any, parts: Parts, objective: Any, tokens: TokenSet, held_out: TokenSet
+    context: WorkerContext,
+    teacher: Any,
+    parts: StudentComponents,
+    objective: Any,
+    tokens: TokenDataset,
+    held_out: TokenDataset,
 ) -> None:
     """Tune all three; `objective` is the language model's task, on a student that is trained part by part."""
     from tinymusician.distill.joint import JointTask
@@ -166,17 +175,17 @@ def train_jointly(
     _train(context, "joint", task, joint.steps, joint.learning_rate, "float32")
 
 
-def _train(context: Context, name: str, task: Any, steps: int, rate: float, precision: Any) -> None:
-    from tinymusician.training.engine import AdamSettings
+def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float, precision: Any) -> None:
+    from tinymusician.training.engine import AdamConfig
 
     training = context.recipe.training
     plan = plan_of(training, steps, rate, JUDGES[name])
-    settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
-    train(context, Stage(name, task, plan, settings, task.batch_size, 0, precision))
+    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
+    train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
     context.meet()
 
 
-def finished_parts(context: Context, teacher: Any, student: Any) -> dict[str, Any]:
+def finished_parts(context: WorkerContext, teacher: Any, student: Any) -> dict[str, Any]:
     """Give a distilled student what the joint tuning made of it, if there was any, and say what became of every part.
 
     `text_…` and `codec_…` are held-out figures of those stages, `joint_…` those of the whole; `parameters_…` count what
@@ -202,14 +211,14 @@ def finished_parts(context: Context, teacher: Any, student: Any) -> dict[str, An
     return figures
 
 
-def stage_metrics(context: Context, stage: str) -> list[dict[str, Any]]:
+def stage_metrics(context: WorkerContext, stage: str) -> list[dict[str, Any]]:
     """What a stage wrote down."""
     from tinymusician.training.metrics import read_metrics
 
     return read_metrics(context.run.store, context.run.key(metrics_name(stage)))
 
 
-def judged(context: Context, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def judged(context: WorkerContext, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows with a stage's held-out figures before training, and at its best checkpoint."""
     best = checkpoints(context, stage).best_step()
     rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{JUDGES[stage]}" in row}

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs.releasing import evaluated, publish
-from jobs.submission import HOW_NOT_WHAT
+from jobs.submission import RESUMABLE_KEYS
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import split_reference
-from tinymusician.artifacts.runs import STEPS_FILE, RunFolder, now
+from tinymusician.artifacts.runs import STEPS_FILE, RunStore, now
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import NotFound, RunError
+from tinymusician.errors import NotFoundError, RunError
 from tinymusician.models.musicgen import model_location
-from tinymusician.recipe import CachedSignals, Recipe, Step, parse_recipe
+from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
 READS: dict[Step, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ class Pipeline:
     """One run of the pipeline."""
 
     def __init__(self, store: Store, run_id: str) -> None:
-        self._store, self._folder = store, RunFolder(store, run_id)
+        self._store, self._folder = store, RunStore(store, run_id)
         self._record = self._folder.record()
         self._recipe = parse_recipe(self._record.recipe, run_id)
         self._found: dict[Step, dict[str, Any]] = {}
@@ -114,7 +114,7 @@ class Pipeline:
     def _part(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run a step's job as a run of its own, which goes on if it was begun before."""
         name = f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}"
-        part = RunFolder(self._store, name)
+        part = RunStore(self._store, name)
         content = self._content(step).model_dump(mode="json")
         changes = {"id": name, "kind": step, "recipe": content, "part_of": self._record.id}
         part.write_record(self._record.model_copy(update=changes))
@@ -134,15 +134,15 @@ class Pipeline:
     def _publish(self) -> dict[str, Any]:
         asked, bundle = self._recipe.publish, str(self._found["quantize"]["artifact"])
         judged = evaluated(self._store, self._found["evaluate"]["run"], bundle, asked.baseline)
-        release = publish(Registry(self._store, keys_folder()), find(self._store, bundle), judged, asked)
+        release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), judged, asked)
         return {"run": None, "artifact": bundle, "metrics": {"release": release.reference, "version": release.version}}
 
     def _content(self, step: Step) -> Recipe:
         """The recipe as a step's own job reads it: on what the steps before made."""
         recipe = self._recipe
         if step in ("precompute", "distill"):
-            as_it_is = recipe.asks_the_teacher or isinstance(recipe.signals, CachedSignals)
-            return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignals()})
+            as_it_is = recipe.asks_the_teacher or isinstance(recipe.signals, CachedSignalsConfig)
+            return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignalsConfig()})
         if step == "quantize":
             model = {"model": self._found["distill"]["artifact"]}
             return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=model)})
@@ -152,7 +152,7 @@ class Pipeline:
     def _inputs(self, step: Step) -> dict[str, Any]:
         """Everything that a step depends on."""
         recipe = self._recipe.model_dump(mode="json")
-        for part, _, field in (name.partition(".") for name in HOW_NOT_WHAT):
+        for part, _, field in (name.partition(".") for name in RESUMABLE_KEYS):
             del recipe[part][field]
         parts = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
         inputs: dict[str, Any] = {"step": step, "recipe": parts}
@@ -175,12 +175,14 @@ class Pipeline:
             if found["artifact"]:
                 find(self._store, found["artifact"])
             if found["run"]:
-                RunFolder(self._store, found["run"]).record()
+                RunStore(self._store, found["run"]).record()
             if step == "publish":
-                newest = Registry(self._store, keys_folder()).newest(*split_reference(found["metrics"]["release"]))
+                newest = ReleaseRegistry(self._store, keys_folder()).newest(
+                    *split_reference(found["metrics"]["release"])
+                )
                 if newest.artifact != found["artifact"] or newest.expires <= now():
                     return None
-        except (NotFound, RunError):
+        except (NotFoundError, RunError):
             return None
         return found
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from jobs.worker import Context, Work, join_cluster
-from tinymusician.artifacts.runs import RunFolder
+from jobs.worker import Work, WorkerContext, allocate_resources
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import StoreError, TinyMusicianError
 
-Bench = Callable[[Context], Any]
+ActorFactory = Callable[[WorkerContext], Any]
 """Makes the object, once an actor, whose `do(unit)` does the work."""
 
 
-class Pool:
+class ActorPool:
     """Actors on the cluster that a job runs on."""
 
-    def __init__(self, bench: Bench, store_url: str, run_id: str, workers: int, restarts: int) -> None:
+    def __init__(self, bench: ActorFactory, store_url: str, run_id: str, workers: int, restarts: int) -> None:
         """Each actor has a GPU if the cluster has any, and an equal share of a node's CPUs otherwise.
 
         Raises:
@@ -30,10 +30,14 @@ class Pool:
         """
         import ray
 
-        gpu, cpus = join_cluster(workers)
-        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(_Hand)
+        gpu, cpus = allocate_resources(workers)
+        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(
+            _LazyActor
+        )
         device = "cuda" if gpu else "cpu"
-        self._hands = [kind.remote(bench, Context(store_url, run_id, rank, workers, device)) for rank in range(workers)]
+        self._hands = [
+            kind.remote(bench, WorkerContext(store_url, run_id, rank, workers, device)) for rank in range(workers)
+        ]
 
     def do(self, units: Sequence[Any], told: Callable[[int], None] = lambda done: None, at_once: int = 0) -> None:
         """Do all units, at most `at_once` at the same time if given; `told` hears how many are done.
@@ -66,7 +70,7 @@ class Pool:
         self._hands = self._hands[:count]
 
 
-def stages(pool: Pool, run: RunFolder) -> Callable[..., None]:
+def stages(pool: ActorPool, run: RunStore) -> Callable[..., None]:
     """A function that does the units of a stage, at most `at_once` at a time, and tells the run how far it is."""
 
     def do(stage: str, units: Sequence[Any], at_once: int = 0) -> None:
@@ -76,25 +80,25 @@ def stages(pool: Pool, run: RunFolder) -> Callable[..., None]:
     return do
 
 
-def alone(work: Work, store_url: str, run_id: str, restarts: int) -> None:
+def run_once(work: Work, store_url: str, run_id: str, restarts: int) -> None:
     """Do what one worker does for all: on an actor of its own, which is begun anew if it dies."""
-    Pool(partial(_Alone, work), store_url, run_id, 1, restarts).do([None])
+    ActorPool(partial(_SingleTask, work), store_url, run_id, 1, restarts).do([None])
 
 
-class _Alone:
+class _SingleTask:
     """A bench for one piece of work."""
 
-    def __init__(self, work: Work, context: Context) -> None:
+    def __init__(self, work: Work, context: WorkerContext) -> None:
         self._work, self._context = work, context
 
     def do(self, _: None) -> None:
         self._work(self._context)
 
 
-class _Hand:
+class _LazyActor:
     """What an actor is: a bench that is set up at its first unit, so that a broken one is reported as that unit's."""
 
-    def __init__(self, bench: Bench, context: Context) -> None:
+    def __init__(self, bench: ActorFactory, context: WorkerContext) -> None:
         self._bench, self._context = bench, context
         self._made: Any = None
 

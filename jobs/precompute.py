@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 
-from jobs.pair import Pair, held_together, load_pair
+from jobs.pair import TeacherStudent, load_pair, shard_teacher
 from jobs.teacher import make_by_teams, make_sequences, sequences, signal_maker, signal_shards
-from jobs.worker import Context, fit
+from jobs.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.scores import SPLITS, Split
-from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
 
 
-def work(context: Context) -> None:
+def work(context: WorkerContext) -> None:
     """What each worker does: its share of the shards that are missing."""
-    pair = held_together(context, load_pair(context.recipe))
+    pair = shard_teacher(context, load_pair(context.recipe))
     make_sequences(context, pair)
     context.meet()
     tokens = {split: sequences(context, pair, split) for split in SPLITS}
@@ -32,7 +32,7 @@ def work(context: Context) -> None:
         context.run.store.put(context.run.key("result.json"), json.dumps({"metrics": figures}).encode())
 
 
-def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> ShardSet:
+def signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
     """This worker's share of the teacher's signals on one split's sequences."""
     shards = signal_shards(context, pair, tokens)
 
@@ -46,4 +46,4 @@ def signals(context: Context, pair: Pair, split: Split, tokens: TokenSet) -> Sha
 
 def run(run_id: str) -> None:
     """The driver."""
-    fit(work, RunFolder(open_store(), run_id))
+    run_ray_train(work, RunStore(open_store(), run_id))

@@ -12,7 +12,7 @@ from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
 from tinymusician.models.size import check_codec_size, check_piece, check_text, check_text_width, parts_of
-from tinymusician.recipe import CachedSignals, FromLayers, NarrowStudent, Recipe
+from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
 
 PRETRAINING_READS = (
     "pretrain.",
@@ -159,10 +159,10 @@ def check_release(recipe: Recipe, here: bool) -> None:
     if here and recipe.pipeline.last == "publish":
         from tinymusician.artifacts.address import open_store
         from tinymusician.artifacts.keys import keys_folder, load_key
-        from tinymusician.artifacts.registry import Registry
+        from tinymusician.artifacts.registry import ReleaseRegistry
 
         folder = keys_folder()
-        load_key("release", folder, Registry(open_store(), folder).roots()[-1].release_keys)
+        load_key("release", folder, ReleaseRegistry(open_store(), folder).roots()[-1].release_keys)
 
 
 def check_files(recipe: Recipe) -> None:
@@ -190,7 +190,7 @@ def check_shapes(recipe: Recipe) -> None:
     teacher = shape_of(recipe.teacher.model)
     if teacher is None:
         return
-    if isinstance(recipe.student, FromLayers):
+    if isinstance(recipe.student, LayerSubset):
         layers = recipe.student.layers
         if len(layers) > teacher.layers:
             raise RecipeError(
@@ -198,13 +198,13 @@ def check_shapes(recipe: Recipe) -> None:
             )
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
-    if isinstance(own := recipe.student, NarrowStudent):
+    if isinstance(own := recipe.student, WidthPrunedStudent):
         shape = teacher.width, teacher.heads, teacher.feed_forward
         check_narrow(own.width, own.heads, own.feed_forward, *shape, teacher.text)
     check_parts(recipe)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
-    if isinstance(recipe.signals, CachedSignals) and (recipe.signals.top or 1) > teacher.vocabulary:
+    if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top or 1) > teacher.vocabulary:
         raise RecipeError(f"signals.top = {recipe.signals.top}: allowed are 1 to {teacher.vocabulary} codes")
     student = student_shape(recipe, teacher)
     if student and (student.codebooks, student.vocabulary) != (teacher.codebooks, teacher.vocabulary):

@@ -15,16 +15,16 @@ from typing import Any
 
 from jobs.driver import drive
 from jobs.student import BAND_LICENCE
-from jobs.worker import Context, Stage, Work, train
+from jobs.worker import TrainingStage, Work, WorkerContext, train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
-from tinymusician.recipe import Pretraining
+from tinymusician.recipe import PretrainConfig
 
 
-def _part(context: Context) -> Pretraining:
+def _part(context: WorkerContext) -> PretrainConfig:
     part = context.recipe.pretrain
     if part is None:
         raise RecipeError(
@@ -33,14 +33,14 @@ def _part(context: Context) -> Pretraining:
     return part
 
 
-def _corpus(context: Context) -> Any:
+def _corpus(context: WorkerContext) -> Any:
     from tinymusician.pretrain.band import load_corpus
 
     part = _part(context)
     return load_corpus(context.cache / "corpus", part.train_clips, part.held_out_clips)
 
 
-def _tokenizer(context: Context) -> Any:
+def _tokenizer(context: WorkerContext) -> Any:
     from tinymusician.models.band import train_tokenizer
 
     return train_tokenizer(_corpus(context).train.captions)
@@ -56,13 +56,13 @@ JUDGES = {
 """The stages that train, and the held-out figure that picks the best checkpoint of each."""
 
 
-def _plan(context: Context, steps: int, rate: float, stage: str) -> Any:
-    from tinymusician.training.loop import Plan
+def _plan(context: WorkerContext, steps: int, rate: float, stage: str) -> Any:
+    from tinymusician.training.loop import TrainerConfig
 
     training = context.recipe.training
     warmup = min(60, steps - 1)
     every = max(1, min(200, steps // 2))
-    return Plan(
+    return TrainerConfig(
         steps,
         rate,
         warmup,
@@ -75,13 +75,13 @@ def _plan(context: Context, steps: int, rate: float, stage: str) -> Any:
     )
 
 
-def codec_work(context: Context) -> None:
+def codec_work(context: WorkerContext) -> None:
     """Train the codec from its closed-form start, in float32: its losses are spectra and logarithms."""
     import torch
 
     from tinymusician.models.codec import codec_config, new_codec
     from tinymusician.pretrain.codec import CodecTask
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
@@ -89,11 +89,11 @@ def codec_work(context: Context) -> None:
     if not _checkpoints(context, "codec").steps():
         task.start()
     plan = _plan(context, part.codec_steps, part.codec_rate, "codec")
-    settings = AdamSettings(beta1=0.8, beta2=0.99)
-    train(context, Stage("codec", task, plan, settings, part.codec_batch, 0, "float32"))
+    settings = AdamConfig(beta1=0.8, beta2=0.99)
+    train(context, TrainingStage("codec", task, plan, settings, part.codec_batch, 0, "float32"))
 
 
-def trained_codec(context: Context) -> Any:
+def trained_codec(context: WorkerContext) -> Any:
     """The best codec of this run, rounded to float16 as it will be shipped, in evaluation mode."""
     from tinymusician.models.codec import codec_config, new_codec
     from tinymusician.pretrain.codec import TrainableCodec
@@ -103,7 +103,7 @@ def trained_codec(context: Context) -> Any:
     return trainable.codec.half().float().eval()
 
 
-def tokens_work(context: Context) -> None:
+def tokens_work(context: WorkerContext) -> None:
     """Encode the splits with the trained codec, each worker its share of the clips' shards."""
     from tinymusician.data.corpus import RenderedSplit
     from tinymusician.pretrain.band import encode_split
@@ -124,37 +124,37 @@ def tokens_work(context: Context) -> None:
 _CLIPS_A_SHARD = 500
 
 
-def _token_shards(context: Context, split: str, clips: int) -> Any:
-    from tinymusician.data.shards import ShardSet
+def _token_shards(context: WorkerContext, split: str, clips: int) -> Any:
+    from tinymusician.data.shards import ShardCache
 
     facts = {"run": context.run_id, "split": split, "clips": clips}
-    return ShardSet(context.run.store, "tokens", facts, -(-clips // _CLIPS_A_SHARD))
+    return ShardCache(context.run.store, "tokens", facts, -(-clips // _CLIPS_A_SHARD))
 
 
-def _told(context: Context, split: str, count: int, index: int) -> None:
+def _told(context: WorkerContext, split: str, count: int, index: int) -> None:
     print(f"{split} tokens: shard {index + 1} of {count}", flush=True)
     context.run.tell(f"{split} tokens", index + 1, count)
 
 
-def _tokens(context: Context, name: str) -> Any:
+def _tokens(context: WorkerContext, name: str) -> Any:
     import numpy as np
 
     from tinymusician.data.shards import read_arrays
-    from tinymusician.data.tokens import TokenSet, tokenize_captions
+    from tinymusician.data.tokens import TokenDataset, tokenize_captions
 
     split = getattr(_corpus(context), name)
     shards = _token_shards(context, name, len(split.clips))
     codes = np.concatenate([read_arrays(shards.fetch(index, context.cache))["codes"] for index in range(shards.count)])
-    return TokenSet(codes, *tokenize_captions(_tokenizer(context), split.captions))
+    return TokenDataset(codes, *tokenize_captions(_tokenizer(context), split.captions))
 
 
-def language_model_work(context: Context, name: str, layers: int) -> None:
+def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     """Train text encoder and decoder of one member of the family."""
     import torch
 
     from tinymusician.models.band import TEACHER_LAYERS, build_band
     from tinymusician.pretrain.language_model import LanguageModelTask
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.training.engine import AdamConfig
 
     part, seed = _part(context), context.recipe.training.seed
     torch.manual_seed(seed)
@@ -164,42 +164,45 @@ def language_model_work(context: Context, name: str, layers: int) -> None:
     task.module.to(context.device)
     steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
     plan = _plan(context, steps, part.language_model_rate, name)
-    settings = AdamSettings(weight_decay=0.05)
-    train(context, Stage(name, task, plan, settings, part.language_model_batch, 0, context.precision()))
+    settings = AdamConfig(weight_decay=0.05)
+    train(context, TrainingStage(name, task, plan, settings, part.language_model_batch, 0, context.precision()))
 
 
-def clap_work(context: Context) -> None:
+def clap_work(context: WorkerContext) -> None:
     """Train band-clap."""
     import torch
 
     from tinymusician.pretrain.clap import ClapTask, new_clap
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     tokenizer = _tokenizer(context)
     task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch, seed)
     plan = _plan(context, part.clap_steps, 1e-3, "band-clap")
-    train(context, Stage("band-clap", task, plan, AdamSettings(beta2=0.999), part.clap_batch, 0, context.precision()))
+    train(
+        context,
+        TrainingStage("band-clap", task, plan, AdamConfig(beta2=0.999), part.clap_batch, 0, context.precision()),
+    )
 
 
-def tagger_work(context: Context) -> None:
+def tagger_work(context: WorkerContext) -> None:
     """Train band-tagger, in float32: it computes its spectra itself."""
     import torch
 
     from tinymusician.models.tagger import BandTagger
     from tinymusician.pretrain.tagger import CLASSES, TaggerTask
-    from tinymusician.training.engine import AdamSettings
+    from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch, seed)
     task.module.to(context.device)
     plan = _plan(context, part.tagger_steps, 2e-3, "band-tagger")
-    train(context, Stage("band-tagger", task, plan, AdamSettings(), part.tagger_batch, 0, "float32"))
+    train(context, TrainingStage("band-tagger", task, plan, AdamConfig(), part.tagger_batch, 0, "float32"))
 
 
-def finish(context: Context) -> None:
+def finish(context: WorkerContext) -> None:
     """Write a model folder for every part in float16 and publish them as one artifact."""
     figures = {}
     with tempfile.TemporaryDirectory() as name:
@@ -225,7 +228,7 @@ def finish(context: Context) -> None:
     context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())
 
 
-def _write_models(context: Context, folder: Path) -> None:
+def _write_models(context: WorkerContext, folder: Path) -> None:
     from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
     from tinymusician.models.tagger import BandTagger
     from tinymusician.pretrain.band import assemble, save_clap
@@ -243,20 +246,20 @@ def _write_models(context: Context, folder: Path) -> None:
         tagger.save(folder / "band-tagger")
 
 
-def _checkpoints(context: Context, stage: str) -> Any:
-    from tinymusician.training.checkpoint import Checkpoints
+def _checkpoints(context: WorkerContext, stage: str) -> Any:
+    from tinymusician.training.checkpoint import CheckpointManager
 
-    return Checkpoints(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
 
 
-def _best_weights(context: Context, stage: str) -> dict[str, Any]:
+def _best_weights(context: WorkerContext, stage: str) -> dict[str, Any]:
     best = _checkpoints(context, stage).best()
     assert best is not None, f"stage {stage} runs before those that need it"
     weights: dict[str, Any] = best.state.weights
     return weights
 
 
-def work(context: Context) -> None:
+def work(context: WorkerContext) -> None:
     """What each worker does: stage after stage, each from its own checkpoint; one that is finished ends at once."""
     from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
 
@@ -276,4 +279,4 @@ def work(context: Context) -> None:
 
 def run(run_id: str) -> None:
     """The driver: the stages on the asked number of workers, the artifact on one."""
-    drive(RunFolder(open_store(), run_id), work, finish)
+    drive(RunStore(open_store(), run_id), work, finish)

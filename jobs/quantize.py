@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jobs.pool import Pool, stages
-from jobs.worker import Context
+from jobs.pool import ActorPool, stages
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 
 if TYPE_CHECKING:
-    from tinymusician.quantize.adaptive import Measurer
+    from tinymusician.quantize.adaptive import PlanEvaluator
 
 _SHARES = 4
 """Shares of the trials a worker, so that none waits long for the slowest."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class QuantTask:
     """A piece of the work: the trials from the `first` on, `every` so many, or what is made of them all."""
 
     task: Literal["measure", "publish"]
@@ -32,24 +32,24 @@ class Unit:
     every: int = 1
 
 
-class Bench:
+class QuantWorker:
     """What an actor works with."""
 
-    def __init__(self, context: Context) -> None:
-        from jobs.compression import Compression
+    def __init__(self, context: WorkerContext) -> None:
+        from jobs.compression import QuantizationWorkspace
 
-        self._compression = Compression(context)
+        self._compression = QuantizationWorkspace(context)
 
     @cached_property
-    def _measurer(self) -> Measurer:
+    def _measurer(self) -> PlanEvaluator:
         """The float32 graphs on the sequences of the validation prompts, which are played if the store has none."""
-        from tinymusician.quantize.adaptive import Measurer
+        from tinymusician.quantize.adaptive import PlanEvaluator
 
         compression, asked = self._compression, self._compression.asked
         sequences = compression.sequences("validation", asked.sequences, asked.seconds)
-        return Measurer(compression.exported, compression.manifest, sequences, compression.context.threads)
+        return PlanEvaluator(compression.exported, compression.manifest, sequences, compression.context.threads)
 
-    def do(self, unit: Unit) -> None:
+    def do(self, unit: QuantTask) -> None:
         """Do one unit, or what of it is not done yet."""
         compression, measurer = self._compression, self._measurer
         if unit.task == "publish":
@@ -57,7 +57,7 @@ class Bench:
         else:
             compression.measure(measurer, compression.trials(measurer)[unit.first :: unit.every])
 
-    def _publish(self, measurer: Measurer) -> None:
+    def _publish(self, measurer: PlanEvaluator) -> None:
         from jobs.bundling import publish_bundle
 
         manifest, figures = publish_bundle(self._compression, measurer)
@@ -69,11 +69,11 @@ class Bench:
 def run(run_id: str) -> None:
     """The driver: the measuring on the asked number of workers, the rest on one."""
     store = open_store()
-    folder = RunFolder(store, run_id)
+    folder = RunStore(store, run_id)
     record = folder.record()
-    pool = Pool(Bench, store.url, run_id, record.workers, record.recipe["training"]["restarts"])
+    pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["restarts"])
     do, shares = stages(pool, folder), _SHARES * record.workers
-    do("first trials", [Unit("measure", 0, shares)])  # by one, which plays the sequences for all
-    do("sensitivity", [Unit("measure", first, shares) for first in range(1, shares)])
+    do("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
+    do("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
     pool.keep(1)
-    do("bundle", [Unit("publish")])
+    do("bundle", [QuantTask("publish")])

@@ -9,14 +9,14 @@ from jobs.gates import findings, refusal
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release, latest_key
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
-from tinymusician.errors import NotFound, Refused, StoreError
-from tinymusician.recipe import Publish
+from tinymusician.errors import NotFoundError, StoreError, UntrustedError
+from tinymusician.recipe import PublishConfig
 
 _KEPT = ("fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor")
 
@@ -27,16 +27,18 @@ def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str
     Raises:
         NotFound: the run did not judge both.
     """
-    models = RunFolder(store, run).status().metrics
+    models = RunStore(store, run).status().metrics
     for name, wanted in (("it", reference), ("its baseline", baseline)):
         if label(wanted) not in models:
             judged = ", ".join(models) or "nothing"
-            raise NotFound(f"run {run!r}: has not judged {name}, {label(wanted)}; it has judged {judged}")
+            raise NotFoundError(f"run {run!r}: has not judged {name}, {label(wanted)}; it has judged {judged}")
     own, base = ({key: models[label(one)].get(key) for key in _KEPT} for one in (reference, baseline))
     return {"run": run, "own": own, "baseline": {"model": baseline, **base}}
 
 
-def publish(registry: Registry, manifest: Manifest, evaluation: dict[str, Any] | None, asked: Publish) -> Release:
+def publish(
+    registry: ReleaseRegistry, manifest: Manifest, evaluation: dict[str, Any] | None, asked: PublishConfig
+) -> Release:
     """Sign an artifact as the newest release of the recipe's alias, with what is known of it."""
     about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": manifest.metrics}
     if evaluation is not None:
@@ -44,7 +46,9 @@ def publish(registry: Registry, manifest: Manifest, evaluation: dict[str, Any] |
     return registry.release(manifest, asked.alias, about, asked.days)
 
 
-def promote(registry: Registry, source: Release, alias: str, asked: Publish, reason: str | None) -> Release:
+def promote(
+    registry: ReleaseRegistry, source: Release, alias: str, asked: PublishConfig, reason: str | None
+) -> Release:
     """Let an alias point at what another one points at, if its evaluation passes the gates or somebody says why.
 
     Raises:
@@ -54,7 +58,7 @@ def promote(registry: Registry, source: Release, alias: str, asked: Publish, rea
     found = findings(evaluation["own"], evaluation["baseline"], asked.gates) if evaluation else []
     failed = refusal(found) if evaluation else "evaluation: it has none"
     if failed and not reason:
-        raise Refused(
+        raise UntrustedError(
             f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "
             f"does it all the same, and is kept"
         )
@@ -66,7 +70,7 @@ def promote(registry: Registry, source: Release, alias: str, asked: Publish, rea
     return registry.move(source, alias, told, asked.days)
 
 
-def addresses(registry: Registry, name: str, alias: str, seconds: int) -> dict[str, str]:
+def addresses(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:
     """Presigned addresses of all keys that a device needs for what an alias points at now, or looks for in vain.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jobs import cluster
-from serve.settings import Settings
+from serve.settings import ServeConfig
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 
@@ -21,14 +21,14 @@ _PATIENCE = 20.0
 """Seconds for a cluster to say anything of an application that it was given."""
 
 
-class State(NamedTuple):
+class DeploymentStatus(NamedTuple):
     """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT if there is no endpoint."""
 
     status: str
     message: str
 
 
-class Endpoint:
+class ServeDeployment:
     """The endpoint of one cluster."""
 
     def __init__(self, address: str | None, start: bool = True) -> None:
@@ -44,7 +44,7 @@ class Endpoint:
         self._client = ServeSubmissionClient(self.where)
         self._before: dict[str, Any] | None = None
 
-    def deploy(self, settings: Settings, store: Store) -> None:
+    def deploy(self, settings: ServeConfig, store: Store) -> None:
         """Begin to serve, or replace what is served without dropping a request. `wait` says whether it went well.
 
         Raises:
@@ -70,15 +70,15 @@ class Endpoint:
             http,
         )
 
-    def state(self) -> State:
+    def state(self) -> DeploymentStatus:
         """How it is."""
         found = self._applications().get(NAME)
         if found is None:
-            return State("ABSENT", "")
+            return DeploymentStatus("ABSENT", "")
         told = [*(one["message"] for one in found["deployments"].values()), found["message"]]
-        return State(found["status"], next((message for message in told if message.strip()), ""))
+        return DeploymentStatus(found["status"], next((message for message in told if message.strip()), ""))
 
-    def wait(self, told: Callable[[State], None] = lambda state: None) -> None:
+    def wait(self, told: Callable[[DeploymentStatus], None] = lambda state: None) -> None:
         """Wait until every engine has warmed up; `told` hears of changes.
 
         If one cannot, what was served before comes back.

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.pair import Pair
+from jobs.pair import TeacherStudent
 from jobs.teacher import cached, online
-from jobs.teacher_actors import Asking
-from jobs.worker import Context
-from tinymusician.data.tokens import TokenSet
-from tinymusician.recipe import ActorSignals, CachedSignals, FromLayers, Recipe
+from jobs.teacher_actors import TeacherClient
+from jobs.worker import WorkerContext
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.recipe import ActorSignalsConfig, CachedSignalsConfig, LayerSubset, Recipe
 
 
-def signals(context: Context, pair: Pair, tokens: TokenSet, states: bool = True) -> Any:
+def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True) -> Any:
     """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
 
     Raises:
         RunError: the source is `cached`, and shards are missing.
     """
     asked = context.recipe.signals
-    if isinstance(asked, CachedSignals):
+    if isinstance(asked, CachedSignalsConfig):
         return cached(context, pair, tokens)
-    if isinstance(asked, ActorSignals):
-        from tinymusician.distill.signals import Prefetched
+    if isinstance(asked, ActorSignalsConfig):
+        from tinymusician.distill.signals import PrefetchingSource
 
         pad = pair.teacher.config.decoder.vocab_size
-        actors = Asking(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
-        return Prefetched(actors.ask, asked.ahead)
+        actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
+        return PrefetchingSource(actors.ask, asked.ahead)
     return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
 
 
-def followed(recipe: Recipe, pair: Pair) -> tuple[int, ...]:
+def followed(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
     """The teacher layers that the student's follow, if it has a loss on hidden states."""
     if not recipe.hidden.weight:
         return ()
-    if isinstance(recipe.student, FromLayers):
+    if isinstance(recipe.student, LayerSubset):
         return recipe.student.layers
     from tinymusician.distill.hidden import followed_layers
 

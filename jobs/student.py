@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.pair import Pair, load_pair, new_student
+from jobs.pair import TeacherStudent, load_pair, new_student
 from jobs.parts import JUDGES, checkpoints, finished_parts, judged, stage_metrics, trained_parts
 from jobs.teacher import online, sequences
-from jobs.worker import Context
+from jobs.worker import WorkerContext
 from tinymusician.artifacts.manifest import publish
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
 from tinymusician.models.shape import is_packaged
-from tinymusician.recipe import FromLayers, Recipe
+from tinymusician.recipe import LayerSubset, Recipe
 
 JUDGE = JUDGES["distill"]
 """The held-out figure that picks the best checkpoint."""
@@ -26,7 +26,7 @@ JUDGE = JUDGES["distill"]
 BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
 
 
-def finish(context: Context) -> None:
+def finish(context: WorkerContext) -> None:
     """The best checkpoint becomes an artifact with its figures."""
     from tinymusician.distill.report import plot_metrics
     from tinymusician.models.saving import save_musicgen
@@ -66,7 +66,7 @@ def finish(context: Context) -> None:
     context.run.tell("report", 3, 3)
 
 
-def load_distilled(context: Context, student: Any) -> int:
+def load_distilled(context: WorkerContext, student: Any) -> int:
     """Give a student the language model of the best checkpoint, and say of which step that is.
 
     Raises:
@@ -96,7 +96,7 @@ def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, 
     }
 
 
-def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[str, float]:
+def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, student: Any) -> dict[str, float]:
     """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
 
     `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
@@ -104,8 +104,8 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
     import torch
 
     from tinymusician.distill.report import played_logits, sample_figures
-    from tinymusician.distill.signals import Signals, condition
-    from tinymusician.distill.task import AtScale, held_out_closeness
+    from tinymusician.distill.signals import TeacherSignals, condition
+    from tinymusician.distill.task import FixedScaleSource, held_out_closeness
     from tinymusician.models.musicgen import ConditionedDecoder
 
     recipe, asked = context.recipe, context.recipe.teacher
@@ -115,7 +115,7 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
     decoder = ConditionedDecoder(student.to(context.device)).eval()
     rows, batch = len(test.codes), recipe.training.batch_size
 
-    def plain(signals: Signals) -> Any:
+    def plain(signals: TeacherSignals) -> Any:
         text = condition(student, signals.sequences)
         return decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
 
@@ -124,7 +124,7 @@ def figures_on_test_prompts(context: Context, pair: Pair, student: Any) -> dict[
         both = online(context, pair, test, "conditional")
         played = {
             scale: held_out_closeness(
-                AtScale(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
+                FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
             )
             for scale in {asked.guidance, *scales_between(asked.guidance_range)}
         }
@@ -147,7 +147,7 @@ def scales_between(range_: tuple[float, float] | None) -> list[float]:
     return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
 
 
-def lineage(context: Context, pair: Pair) -> dict[str, Any]:
+def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
     """Where a student comes from."""
     from tinymusician.models.student import weights_digest
 
@@ -156,7 +156,7 @@ def lineage(context: Context, pair: Pair) -> dict[str, Any]:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
-        **({} if isinstance(recipe.student, FromLayers) else _start(recipe, weights_digest(pair.student))),
+        **({} if isinstance(recipe.student, LayerSubset) else _start(recipe, weights_digest(pair.student))),
         "prompts": recipe.sequences.prompts,
         "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,

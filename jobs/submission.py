@@ -14,7 +14,7 @@ from typing import Literal
 
 from jobs import cluster
 from tinymusician.artifacts.address import PATIENCE_VARIABLE
-from tinymusician.artifacts.runs import ENDED, SILENCE, STOPPED, RunFolder, RunRecord, check_run_name, now, presumed
+from tinymusician.artifacts.runs import ENDED, SILENCE, STOPPED, RunRecord, RunStore, check_run_name, now, presumed
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -34,16 +34,16 @@ def submit(
     address: str | None,
     name: str | None,
     resume: str | None,
-) -> RunFolder:
+) -> RunStore:
     """Record a run and start its job; `resume` continues an earlier run on its own cluster unless another is named.
 
     Raises:
         RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
-    run = RunFolder(store, check_run_name(resume or name or new_name(recipe.name, kind)))
+    run = RunStore(store, check_run_name(resume or name or new_name(recipe.name, kind)))
     if resume:
-        workers, address = as_before(run, kind, workers, address)
+        workers, address = resume_target(run, kind, workers, address)
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
@@ -93,7 +93,7 @@ def check_teams(split: int, workers: int, kind: Kind) -> None:
         raise RunError(f"--workers {workers}: teacher.split = {split} needs a multiple of it")
 
 
-HOW_NOT_WHAT = (
+RESUMABLE_KEYS = (
     "training.zero",
     "training.recompute",
     "training.least_workers",
@@ -104,7 +104,7 @@ HOW_NOT_WHAT = (
 """What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
 
 
-def as_before(run: RunFolder, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
+def resume_target(run: RunStore, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
     """The workers and the cluster's address with which a run goes on: its own, unless others are asked for.
 
     Raises:
@@ -122,7 +122,7 @@ def as_before(run: RunFolder, kind: str, workers: int | None, address: str | Non
     return workers or record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
 
 
-def stop(run: RunFolder) -> None:
+def stop(run: RunStore) -> None:
     """Ask the cluster to end a run's job.
 
     Raises:
@@ -140,7 +140,7 @@ def stop(run: RunFolder) -> None:
         raise RunError(f"run {run.id!r}: {message}") from error
 
 
-def settle(run: RunFolder) -> None:
+def reconcile(run: RunStore) -> None:
     """If Ray says that a run's job has ended but the run does not know it, write that down."""
     if run.status().state in ENDED:
         return

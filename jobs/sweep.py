@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from jobs import precompute
-from jobs.evaluate import Bench, Unit
+from jobs.evaluate import EvalTask, EvalWorker
 from jobs.evaluation import AGREEMENT_GROUP, REAL, pieces
-from jobs.pool import Pool, stages
-from jobs.trials import GRIDS, Trial, Trials, trials_of
+from jobs.pool import ActorPool, stages
+from jobs.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
 from jobs.verdict import heard
-from jobs.worker import Context, fit
+from jobs.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.intervals import as_json
 from tinymusician.evaluate.kernel import kad
@@ -32,16 +32,16 @@ FORCED = 16
 """Clips of each student that the teacher judges."""
 
 
-class TrialBench(Bench):
+class SweepWorker(EvalWorker):
     """What an actor works with: an evaluation of students that it trains itself."""
 
-    evaluation: Trials
+    evaluation: SweepEvaluator
 
-    def opened(self, context: Context) -> Trials:
+    def opened(self, context: WorkerContext) -> SweepEvaluator:
         """What is evaluated."""
-        return Trials(context)
+        return SweepEvaluator(context)
 
-    def do(self, unit: Unit) -> None:
+    def do(self, unit: EvalTask) -> None:
         """Do one unit, or what of it is not done yet."""
         if unit.task == "train":
             self.evaluation.trained(self.evaluation.trials[unit.voice])
@@ -56,30 +56,30 @@ class TrialBench(Bench):
 def run(run_id: str) -> None:
     """The driver."""
     store = open_store()
-    folder = RunFolder(store, run_id)
+    folder = RunStore(store, run_id)
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
-    fit(precompute.work, folder)
-    do = stages(Pool(TrialBench, store.url, run_id, record.workers, recipe.training.restarts), folder)
+    run_ray_train(precompute.work, folder)
+    do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
     voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
-    real = [Unit("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
+    real = [EvalTask("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
     do("reference", real[:1])  # by one, so that the band's tunes are parsed once
-    do("trainings", [Unit("train", voice) for voice in voices])
-    do("teacher's clips", [Unit("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
-    do("clips", real + [Unit("hear", voice, group) for voice in voices for group in pieces(clips, batch)])
+    do("trainings", [EvalTask("train", voice) for voice in voices])
+    do("teacher's clips", [EvalTask("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
+    do("clips", real + [EvalTask("hear", voice, group) for voice in voices for group in pieces(clips, batch)])
     forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
-    do("agreement", [Unit("agree", voice, group) for voice in voices for group in forced])
-    do("report", [Unit("report")])
+    do("agreement", [EvalTask("agree", voice, group) for voice in voices for group in forced])
+    do("report", [EvalTask("report")])
 
 
-def write_report(trials: Trials) -> None:
+def write_report(trials: SweepEvaluator) -> None:
     """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
     recipe, run = trials.recipe, trials.context.run
     clips = min(recipe.sweep.clips, recipe.evaluate.clips)
     real, prompts = heard(trials, REAL), trials.clap.text(trials.prompts(range(clips)))
 
-    def final(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, float]:
+    def final(trial: SweepTrial, rows: list[dict[str, Any]]) -> dict[str, float]:
         own = heard(trials, trial.voice, clips)
         judged = [trials.agreed(trial.voice, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
         last = [row for row in rows if "held_out/kl" in row][-1]
@@ -116,7 +116,9 @@ def write_report(trials: Trials) -> None:
     run.store.put(run.key("result.json"), json.dumps({"artifact": None, "metrics": means}).encode())
 
 
-def gathered(trials: Trials, final: Callable[[Trial, list[dict[str, Any]]], dict[str, float]]) -> dict[str, Any]:
+def gathered(
+    trials: SweepEvaluator, final: Callable[[SweepTrial, list[dict[str, Any]]], dict[str, float]]
+) -> dict[str, Any]:
     """By grid and value, every seed's curves and figures; a training that stands in two grids is looked at once."""
     known: dict[str, dict[str, Any]] = {}
     grids: dict[str, Any] = {
@@ -130,7 +132,7 @@ def gathered(trials: Trials, final: Callable[[Trial, list[dict[str, Any]]], dict
     return grids
 
 
-def how(trials: Trials, clips: int) -> dict[str, str]:
+def how(trials: SweepEvaluator, clips: int) -> dict[str, str]:
     """What a figure must not be quoted without."""
     recipe, record = trials.recipe, trials.context.record
     training = recipe.training

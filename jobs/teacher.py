@@ -8,24 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.pair import Pair
-from jobs.worker import Context
+from jobs.pair import TeacherStudent
+from jobs.worker import WorkerContext
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.scores import SPLITS, Split
-from tinymusician.data.shards import ShardSet, make_missing
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.shards import ShardCache, make_missing
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import RunError
-from tinymusician.recipe import CachedSignals
+from tinymusician.recipe import CachedSignalsConfig
 
 if TYPE_CHECKING:
-    from tinymusician.distill.sequences import ClipCodes, Make, Sharded, TeacherSamples
+    from tinymusician.distill.sequences import ClipCodes, Make, ShardedSource, TeacherSamples
     from tinymusician.distill.signals import Target
 
 
-def make_sequences(context: Context, pair: Pair) -> None:
+def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
     part = context.recipe.sequences
-    wanted: dict[str, Callable[[Context, Pair], tuple[Sharded, ShardSet]]]
+    wanted: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
     wanted = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
     if part.clip_share:
         wanted["clips"] = clips
@@ -41,7 +41,9 @@ def make_sequences(context: Context, pair: Pair) -> None:
         make_by_teams(context, pair, shards, maker(context, pair, source), told)
 
 
-def make_by_teams(context: Context, pair: Pair, shards: ShardSet, make: Make, told: Callable[[int], None]) -> None:
+def make_by_teams(
+    context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, told: Callable[[int], None]
+) -> None:
     """Make what is missing: each worker, or each team that holds a teacher together, its share."""
     if pair.team is None:
         make_missing(shards, make, context.rank, context.world, told)
@@ -54,7 +56,7 @@ def make_by_teams(context: Context, pair: Pair, shards: ShardSet, make: Make, to
     make_missing(shards, make, number, teams, told, leads, missing[0])
 
 
-def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
+def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
     """The sequences of one split: teacher samples, mixed with clips for training.
 
     Raises:
@@ -63,7 +65,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     from tinymusician.distill.sequences import mix
 
     share = context.recipe.sequences.clip_share if split == "train" else 0
-    found: list[tuple[Sharded, ShardSet]] = [clips(context, pair)] if share else []
+    found: list[tuple[ShardedSource, ShardCache]] = [clips(context, pair)] if share else []
     found += [samples(context, pair, split)] if share < 1 else []
     sets = []
     for source, shards in found:
@@ -72,7 +74,7 @@ def sequences(context: Context, pair: Pair, split: Split) -> TokenSet:
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
-def maker(context: Context, pair: Pair, source: Sharded) -> Make:
+def maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
     """What makes a shard of sequences, on the device where all are made."""
 
     def make(index: int) -> dict[str, Any]:
@@ -82,22 +84,22 @@ def maker(context: Context, pair: Pair, source: Sharded) -> Make:
     return make
 
 
-def frames(context: Context, pair: Pair) -> int:
+def frames(context: WorkerContext, pair: TeacherStudent) -> int:
     """The length of the recipe's sequences."""
     return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
 
 
-def clips(context: Context, pair: Pair) -> tuple[ClipCodes, ShardSet]:
+def clips(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
     """The recipe's clips, and the shards of their codes."""
     from tinymusician.distill.sequences import ClipCodes
 
     folder = Path(str(context.recipe.sequences.clips))
     source = ClipCodes(pair.teacher.audio_encoder, pair.tokenizer, folder, frames(context, pair))
     facts = {"teacher": pair.teacher_digest, "device": context.device, **source.facts}
-    return source, ShardSet(context.run.store, "codes", facts, source.shards)
+    return source, ShardCache(context.run.store, "codes", facts, source.shards)
 
 
-def samples(context: Context, pair: Pair, split: Split) -> tuple[TeacherSamples, ShardSet]:
+def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
     """The teacher's samples for one split, and their shards."""
     from tinymusician.distill.sequences import TeacherSamples
 
@@ -116,11 +118,15 @@ def samples(context: Context, pair: Pair, split: Split) -> tuple[TeacherSamples,
     }
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
     facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
-    return source, ShardSet(context.run.store, "samples", facts, source.shards)
+    return source, ShardCache(context.run.store, "samples", facts, source.shards)
 
 
 def online(
-    context: Context, pair: Pair, tokens: TokenSet, passes: Target | None = None, layers: Sequence[int] = ()
+    context: WorkerContext,
+    pair: TeacherStudent,
+    tokens: TokenDataset,
+    passes: Target | None = None,
+    layers: Sequence[int] = (),
 ) -> Any:
     """The teacher in this worker as a source of signals, and of the states after `layers`.
 
@@ -128,17 +134,17 @@ def online(
     """
     import torch
 
-    from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
+    from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
 
     asked = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
     teacher = OnlineTeacher(
         pair.teacher.to(context.device), tokens, passes or asked.passes, asked.guidance, dtype, layers
     )
-    return SharedTeacher(teacher, pair.team.group) if pair.team else teacher
+    return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
 
 
-def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:
+def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
     """The shards of the teacher's logits on `tokens`, known by teacher, target and the sequences themselves."""
     from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
@@ -147,10 +153,10 @@ def signal_shards(context: Context, pair: Pair, tokens: TokenSet) -> ShardSet:
     facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
     facts |= {"device": context.device, "precision": context.precision(), "format": FORMAT, "top": kept(context)}
     facts |= {"target": asked.passes} | ({"guidance": asked.guidance} if asked.passes == "guided" else {})
-    return ShardSet(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
+    return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
 
-def signal_maker(context: Context, pair: Pair, tokens: TokenSet) -> Make:
+def signal_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Make:
     """What makes a shard of the teacher's logits on `tokens`."""
     from tinymusician.distill.cached import signal_shard
 
@@ -161,20 +167,20 @@ def signal_maker(context: Context, pair: Pair, tokens: TokenSet) -> Make:
     return make
 
 
-def kept(context: Context) -> int | None:
+def kept(context: WorkerContext) -> int | None:
     """How many codes of a position shards keep; None for all."""
     asked = context.recipe.signals
-    return asked.top if isinstance(asked, CachedSignals) else None
+    return asked.top if isinstance(asked, CachedSignalsConfig) else None
 
 
-def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
+def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
     """Precomputed shards as a source of signals.
 
     Raises:
         RunError: some are not there yet.
     """
     from tinymusician.distill.cached import CachedTeacher
-    from tinymusician.distill.signals import Prefetched
+    from tinymusician.distill.signals import PrefetchingSource
 
     shards = signal_shards(context, pair, tokens)
     check_complete(shards)
@@ -182,10 +188,10 @@ def cached(context: Context, pair: Pair, tokens: TokenSet) -> Any:
     asked = context.recipe.teacher
     make = signal_maker(context, pair, tokens) if asked.split == 1 else None
     reader = CachedTeacher(shards, tokens, asked.passes, vocabulary, context.cache, context.device, make)
-    return Prefetched(reader.ask, ahead=2)
+    return PrefetchingSource(reader.ask, ahead=2)
 
 
-def check_complete(shards: ShardSet) -> None:
+def check_complete(shards: ShardCache) -> None:
     """Raise if shards that should have been precomputed are not there.
 
     Raises:

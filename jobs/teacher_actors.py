@@ -11,37 +11,39 @@ from functools import cached_property
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from jobs.pair import Pair, load_pair
+from jobs.pair import TeacherStudent, load_pair
 from jobs.teacher import make_sequences, online
-from jobs.worker import Context
-from tinymusician.artifacts.runs import RunFolder
-from tinymusician.data.tokens import TokenSet
+from jobs.worker import WorkerContext
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import ClusterError
-from tinymusician.recipe import ActorSignals, parse_recipe
+from tinymusician.recipe import ActorSignalsConfig, parse_recipe
 
 if TYPE_CHECKING:
-    from tinymusician.distill.signals import Rows, Signals, Target
+    from tinymusician.distill.signals import Rows, Target, TeacherSignals
 
 
-class Teachers:
+class TeacherPool:
     """The actors of a run, which end with this context."""
 
-    def __init__(self, run: RunFolder, gpu: bool, cpus: int) -> None:
+    def __init__(self, run: RunStore, gpu: bool, cpus: int) -> None:
         """Each has a GPU, or so many CPUs."""
         import ray
 
         recipe = parse_recipe(run.record().recipe, run.id)
-        assert isinstance(recipe.signals, ActorSignals)
+        assert isinstance(recipe.signals, ActorSignalsConfig)
         count, restarts = recipe.signals.actors, recipe.training.restarts
-        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(_Teacher)
+        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(
+            TeacherActor
+        )
         self._actors = [
             kind.options(name=_name(run.id, rank)).remote(
-                Context(run.store.url, run.id, rank, count, "cuda" if gpu else "cpu")
+                WorkerContext(run.store.url, run.id, rank, count, "cuda" if gpu else "cpu")
             )
             for rank in range(count)
         ]
 
-    def __enter__(self) -> Teachers:
+    def __enter__(self) -> TeacherPool:
         """Have the sequences sampled that the store does not have."""
         import ray
 
@@ -59,46 +61,48 @@ class Teachers:
             ray.kill(actor)
 
 
-class Asking:
+class TeacherClient:
     """What a worker knows of the actors: their names, and the sequences it asks about."""
 
-    def __init__(self, context: Context, tokens: TokenSet, target: Target, pad: int, actors: int) -> None:
+    def __init__(self, context: WorkerContext, tokens: TokenDataset, target: Target, pad: int, actors: int) -> None:
         import ray
 
         own = range(context.rank, context.rank + actors)
         self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in own])
         self._tokens, self._target, self._pad, self._device = tokens, target, pad, context.device
 
-    def ask(self, rows: Rows) -> Callable[[], Signals]:
+    def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
         """Have the next actor begin with these rows."""
         import ray
 
-        from tinymusician.distill.signals import Signals, sequences_of
+        from tinymusician.distill.signals import TeacherSignals, sequences_of
 
         logits = next(self._next).logits.remote(self._tokens.taken(rows))
         sequences = sequences_of(self._tokens, rows, self._target, self._pad)
 
-        def wait() -> Signals:
+        def wait() -> TeacherSignals:
             import torch
 
             values = torch.from_numpy(_answered(lambda: ray.get(logits)).copy())  # Ray's own memory is read-only
             values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
-            return Signals(type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device))
+            return TeacherSignals(
+                type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device)
+            )
 
         return wait
 
 
-class _Teacher:
+class TeacherActor:
     """What an actor is: the recipe's teacher, frozen."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         import torch
 
         torch.set_num_threads(max(1, context.threads))
         self._context = context
 
     @cached_property
-    def _pair(self) -> Pair:
+    def _pair(self) -> TeacherStudent:
         """Loaded when it is first needed, so that a model that cannot be had is an answer and no death."""
         return load_pair(self._context.recipe)
 
@@ -106,7 +110,7 @@ class _Teacher:
         """This actor's share of the sequences that are missing."""
         make_sequences(self._context, self._pair)
 
-    def logits(self, tokens: TokenSet) -> Any:
+    def logits(self, tokens: TokenDataset) -> Any:
         """The logits on these sequences, [R, K, S, V]; bfloat16 as the 16-bit numbers that NumPy knows."""
         import numpy as np
         import torch

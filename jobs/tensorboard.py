@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 
 
-class TensorBoard:
+class TensorBoardLogger:
     """Writes rows to an event file in a scratch folder and copies it to the store when they are flushed."""
 
-    def __init__(self, run: RunFolder, stage: str, resume_at: int) -> None:
+    def __init__(self, run: RunStore, stage: str, resume_at: int) -> None:
         from tensorboardX import SummaryWriter
 
         self._run, self._stage = run, stage

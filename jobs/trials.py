@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 from jobs.distill import mixture_at
-from jobs.evaluation import Evaluation
-from jobs.pair import Pair, load_pair, new_student
+from jobs.evaluation import Evaluator
+from jobs.pair import TeacherStudent, load_pair, new_student
 from jobs.student import JUDGE
 from jobs.teacher import cached, online, sequences, signal_shards
-from jobs.worker import Context, plan_of
+from jobs.worker import WorkerContext, plan_of
 from tinymusician.data.scores import Split
-from tinymusician.data.shards import ShardSet, fingerprint
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.shards import ShardCache, fingerprint
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.objective import distillation_loss
-from tinymusician.distill.signals import Signals, SignalSource
-from tinymusician.distill.task import ObjectiveTask, Softening, closeness
-from tinymusician.errors import Diverged
-from tinymusician.evaluate.musicians import Musician, TorchMusician
+from tinymusician.distill.signals import SignalSource, TeacherSignals
+from tinymusician.distill.task import ObjectiveTask, TemperatureSchedule, closeness
+from tinymusician.errors import NonFiniteLossError
+from tinymusician.evaluate.musicians import Generator, TorchGenerator
 from tinymusician.models.divergences import mean_over_valid, on_logits, reverse_kl
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.models.student import weights_digest
 from tinymusician.recipe import Grid, Recipe, parse_recipe
-from tinymusician.training.checkpoint import Checkpoints
-from tinymusician.training.engine import AdamSettings, TorchEngine
-from tinymusician.training.loop import Loop
+from tinymusician.training.checkpoint import CheckpointManager
+from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.task import Model
 
@@ -60,7 +60,7 @@ DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One training: a value of a grid, and the seed."""
 
     grid: Grid
@@ -80,10 +80,10 @@ class Trial:
         return f"trial {fingerprint(self.facts)[:16]}"
 
 
-def trials_of(recipe: Recipe) -> list[Trial]:
+def trials_of(recipe: Recipe) -> list[SweepTrial]:
     """All trainings of a recipe's sweep."""
     return [
-        Trial(grid, value, seed, _varied(recipe, changes, seed))
+        SweepTrial(grid, value, seed, _varied(recipe, changes, seed))
         for grid in recipe.sweep.over
         for value, changes in GRIDS[grid].items()
         for seed in range(recipe.training.seed, recipe.training.seed + recipe.sweep.seeds)
@@ -97,14 +97,14 @@ def _varied(recipe: Recipe, changes: dict[str, Any], seed: int) -> Recipe:
     return parse_recipe(content, recipe.name)
 
 
-class WatchedTask(ObjectiveTask):
+class TrackedDistillTask(ObjectiveTask):
     """Distillation that tells its own objective's loss on validation and test prompts, as it is at that step."""
 
-    def __init__(self, test: list[Signals], validation: list[Signals], **task: Any) -> None:
+    def __init__(self, test: list[TeacherSignals], validation: list[TeacherSignals], **task: Any) -> None:
         super().__init__(**task)
         self._splits, self._latest = {"validation": validation, "test": test}, 0
 
-    def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective, at a step that is remembered."""
         self._latest = step
         return super().loss(model, batch, step)
@@ -119,7 +119,7 @@ class WatchedTask(ObjectiveTask):
                 found[f"{split}/{name}"] = float(np.average([part[name] for part in parts], weights=rows))
         return found | {JUDGE: found[f"validation/{JUDGE}"]}
 
-    def _measured(self, model: Model, batch: Signals) -> dict[str, float]:
+    def _measured(self, model: Model, batch: TeacherSignals) -> dict[str, float]:
         logits, mask = self.student_logits(model, batch), batch.sequences.mask
         tau = self.softening.at(self._latest, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, self.mixture_at(self._latest), tau)
@@ -133,22 +133,22 @@ class WatchedTask(ObjectiveTask):
         }
 
 
-class Trials(Evaluation):
+class SweepEvaluator(Evaluator):
     """An evaluation whose voices are students that it trains itself."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
-        self._alone = Context(context.store_url, context.run_id, 0, 1, context.device)
+        self._alone = WorkerContext(context.store_url, context.run_id, 0, 1, context.device)
         self.trials = {trial.voice: trial for trial in trials_of(self.recipe)}
 
     @cached_property
-    def _pair(self) -> Pair:
+    def _pair(self) -> TeacherStudent:
         return load_pair(self.recipe)
 
-    def _tokens(self, split: Split) -> TokenSet:
+    def _tokens(self, split: Split) -> TokenDataset:
         return sequences(self._alone, self._pair, split)
 
-    def _held(self, split: Split) -> list[Signals]:
+    def _held(self, split: Split) -> list[TeacherSignals]:
         """The signals of a held-out split, in memory."""
         tokens = self._tokens(split)
         return list(
@@ -156,11 +156,11 @@ class Trials(Evaluation):
         )
 
     @cached_property
-    def _validation(self) -> list[Signals]:
+    def _validation(self) -> list[TeacherSignals]:
         return self._held("validation")
 
     @cached_property
-    def _test(self) -> list[Signals]:
+    def _test(self) -> list[TeacherSignals]:
         return self._held("test")
 
     @cached_property
@@ -168,12 +168,12 @@ class Trials(Evaluation):
         tokens = self._tokens("train")
         return cached(self._alone, self._pair, tokens), len(tokens.codes)
 
-    def trained(self, trial: Trial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    def trained(self, trial: SweepTrial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
-        kept = ShardSet(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
+        kept = ShardCache(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
         place = self.context.run.key(f"checkpoints/trials/{trial.voice.removeprefix('trial ')}")
         if kept.missing():
-            kept.write(0, self._train(trial, Checkpoints(self.store, place, JUDGE)))
+            kept.write(0, self._train(trial, CheckpointManager(self.store, place, JUDGE)))
         for entry in list(self.store.list(f"{place}/")):
             self.store.delete(entry.key)
         arrays = kept.read(0)
@@ -191,34 +191,34 @@ class Trials(Evaluation):
             "precision": self.context.precision(),
         }
 
-    def _train(self, trial: Trial, checkpoints: Checkpoints) -> dict[str, Any]:
+    def _train(self, trial: SweepTrial, checkpoints: CheckpointManager) -> dict[str, Any]:
         training, soft = trial.recipe.training, trial.recipe.temperature
         torch.manual_seed(training.seed)
         source, count = self._training
-        task = WatchedTask(
+        task = TrackedDistillTask(
             self._test,
             self._validation,
             student=new_student(trial.recipe, self._pair.teacher).to(self.context.device),
             train=source,
             train_rows=count,
             mixture_at=partial(mixture_at, trial.recipe.objective, training.steps),
-            softening=Softening(soft.initial, soft.final, soft.axis, training.steps),
+            softening=TemperatureSchedule(soft.initial, soft.final, soft.axis, training.steps),
             batch_size=training.batch_size,
             seed=training.seed,
         )
         run = self.context.run
         start = checkpoints.latest()
         state = start.state if start is not None else None
-        settings = AdamSettings(weight_decay=training.weight_decay, clip=training.clip)
+        settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
         plan = plan_of(training, training.steps, training.learning_rate, JUDGE)
         log = run.key(f"trials/{trial.voice.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
         how = f"trained {trial.grid}, {trial.value}, seed {trial.seed}"
         try:
-            Loop(task, engine, plan, metrics, checkpoints, start=start).run()
+            Trainer(task, engine, plan, metrics, checkpoints, start=start).run()
             weights, last = engine.state().weights, []
-        except Diverged as error:  # a result like any other: what it was at its last checkpoint is judged
+        except NonFiniteLossError as error:  # a result like any other: what it was at its last checkpoint is judged
             metrics.flush()
             kept = checkpoints.latest()
             assert kept is not None, "the loop begins with a checkpoint"
@@ -229,7 +229,7 @@ class Trials(Evaluation):
         arrays = {_WEIGHTS + name: value.numpy() for name, value in weights.items()}
         return {**arrays, "rows": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
 
-    def _opened(self, voice: str) -> Musician:
+    def _opened(self, voice: str) -> Generator:
         if voice not in self.trials:
             return super()._opened(voice)
         trial = self.trials[voice]
@@ -237,7 +237,7 @@ class Trials(Evaluation):
         ConditionedDecoder(student).load_state_dict(self.trained(trial)[0])
         guided = trial.recipe.teacher.target == "guided"
         student.generation_config.guidance_scale = 1.0 if guided else self.settings.guidance
-        return TorchMusician(student, self._pair.tokenizer, self.context.device)
+        return TorchGenerator(student, self._pair.tokenizer, self.context.device)
 
 
 def _batches(source: SignalSource, rows: int, size: int) -> Any:

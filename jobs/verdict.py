@@ -12,43 +12,53 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation import AGREEMENT_GROUP, CODED, REAL, Evaluation, agreement_clips, judged, label, labels, pieces
+from jobs.evaluation import (
+    AGREEMENT_GROUP,
+    REAL,
+    RECONSTRUCTED,
+    Evaluator,
+    agreement_clips,
+    judged,
+    label,
+    labels,
+    pieces,
+)
 from jobs.origins import curves, sensitivities
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
-from tinymusician.evaluate.guards import KINDS, Health, problems
+from tinymusician.evaluate.guards import KINDS, ClipHealth, problems
 from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.kernel import kad
 from tinymusician.evaluate.labels import label_divergence
-from tinymusician.evaluate.report import Listened, html_report, markdown_report
-from tinymusician.evaluate.vectors import Floats, Indices, Vectors
-from tinymusician.recipe import Degeneration
+from tinymusician.evaluate.report import AudioSample, html_report, markdown_report
+from tinymusician.evaluate.vectors import ClipEmbeddings, Floats, Indices
+from tinymusician.recipe import DegenerateThresholds
 
 WORST = 5
 
 
 @dataclass(frozen=True)
-class Heard:
+class ClipFeatures:
     """Everything that was heard of a voice's clips; `places` are the numbers of those that are sound."""
 
     places: Indices
-    vectors: Vectors
-    clap: Vectors
+    vectors: ClipEmbeddings
+    clap: ClipEmbeddings
     classes: dict[str, Floats]
     health: Floats | None
     told: Counter[str]
 
-    def at(self, places: Indices) -> Heard:
+    def at(self, places: Indices) -> ClipFeatures:
         """The clips of these numbers alone."""
         index = np.searchsorted(self.places, places)
         classes = {question: values[index] for question, values in self.classes.items()}
-        return Heard(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.told)
+        return ClipFeatures(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.told)
 
 
-def write_report(evaluation: Evaluation) -> None:
+def write_report(evaluation: Evaluator) -> None:
     """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
     run, asked = evaluation.context.run, evaluation.asked
     real = heard(evaluation, REAL)
@@ -56,7 +66,7 @@ def write_report(evaluation: Evaluation) -> None:
     voices = judged(evaluation.recipe)
     names = labels(voices)
     found: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
-    found[CODED] = compared(evaluation, heard(evaluation, CODED), real, prompts)
+    found[RECONSTRUCTED] = compared(evaluation, heard(evaluation, RECONSTRUCTED), real, prompts)
     scores: dict[str, Floats] = {}
     far: dict[str, Any] = {}
     for voice in voices:
@@ -78,7 +88,7 @@ def write_report(evaluation: Evaluation) -> None:
     run.store.put(run.key("result.json"), json.dumps(result).encode())
 
 
-def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard:
+def heard(evaluation: Evaluator, voice: str, clips: int | None = None) -> ClipFeatures:
     """All groups of a voice's clips (the first `clips`) together, without those that cannot be read or are no numbers.
 
     Raises:
@@ -86,12 +96,12 @@ def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard
     """
     asked = evaluation.asked
     listen = partial(evaluation.heard, voice)
-    if voice in (REAL, CODED):
-        listen = partial(evaluation.heard_real, coded=voice == CODED)
+    if voice in (REAL, RECONSTRUCTED):
+        listen = partial(evaluation.heard_real, coded=voice == RECONSTRUCTED)
     parts = [listen(group) for group in pieces(clips or asked.clips, asked.batch)]
     kept = np.concatenate([part["kept"] for part in parts])
     places = np.flatnonzero(kept)
-    if len(places) == 0 and voice in (REAL, CODED):
+    if len(places) == 0 and voice in (REAL, RECONSTRUCTED):
         raise DataError(f"evaluation: not one clip of {label(voice)} is sound")
     told = Counter[str]()
     for part in parts:
@@ -101,7 +111,7 @@ def heard(evaluation: Evaluation, voice: str, clips: int | None = None) -> Heard
     classes = {name.removeprefix("classes/"): _stacked(parts, name)[kept] for name in questions}
     health = _stacked(parts, "health") if "health" in parts[0] else None
     clap = _joined(parts, "clap", kept) if "clap" in parts[0] else vectors
-    return Heard(places, vectors, clap, classes, health, told)
+    return ClipFeatures(places, vectors, clap, classes, health, told)
 
 
 def less(own: Floats, first: Floats, seed: int) -> Interval | None:
@@ -114,14 +124,16 @@ def _stacked(parts: list[Arrays], name: str) -> Floats:
     return np.concatenate([part[name] for part in parts])
 
 
-def _joined(parts: list[Arrays], name: str, kept: Any) -> Vectors:
+def _joined(parts: list[Arrays], name: str, kept: Any) -> ClipEmbeddings:
     """The vectors of the kept clips, numbered through."""
     clips = [part[name][part[f"{name}_owners"] == clip] for part in parts for clip in range(int(part["kept"].shape[0]))]
     sound = [clip for clip, good in zip(clips, kept, strict=True) if good]
-    return Vectors.of(sound) if sound else Vectors(parts[0][name][:0], np.zeros(0, np.int64))
+    return ClipEmbeddings.of(sound) if sound else ClipEmbeddings(parts[0][name][:0], np.zeros(0, np.int64))
 
 
-def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
+def figures(
+    evaluation: Evaluator, voice: str, own: ClipFeatures, real: ClipFeatures, prompts: Floats
+) -> dict[str, Any]:
     """Everything that is said of one voice."""
     assert own.health is not None
     return {
@@ -133,7 +145,7 @@ def figures(evaluation: Evaluation, voice: str, own: Heard, real: Heard, prompts
     }
 
 
-def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -> dict[str, Any]:
+def compared(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures, prompts: Floats) -> dict[str, Any]:
     """How clips compare with the real ones and their captions; what cannot be told is None, and why is in `notes`."""
     asked = evaluation.asked
     notes: list[str] = []
@@ -166,14 +178,14 @@ def compared(evaluation: Evaluation, own: Heard, real: Heard, prompts: Floats) -
     }
 
 
-def degenerate(health: Floats, limits: Degeneration) -> dict[str, int]:
+def degenerate(health: Floats, limits: DegenerateThresholds) -> dict[str, int]:
     """How many clips have each kind of fault, and any."""
-    kinds = [problems(Health(*row), limits) for row in health.tolist()]
+    kinds = [problems(ClipHealth(*row), limits) for row in health.tolist()]
     counted = Counter(kind for found in kinds for kind in found)
     return {"any": sum(bool(found) for found in kinds), **{kind: counted[kind] for kind in KINDS}}
 
 
-def worst(evaluation: Evaluation, own: Heard, real: Heard) -> list[dict[str, Any]]:
+def worst(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures) -> list[dict[str, Any]]:
     """The clips that lie furthest from the reference by themselves; none where that cannot be told."""
     try:
         far = fad_by_clip(own.vectors, real.vectors)
@@ -183,7 +195,7 @@ def worst(evaluation: Evaluation, own: Heard, real: Heard) -> list[dict[str, Any
     return [{"clip": clip, "fad": value, "prompt": evaluation.prompts([clip])[0]} for clip, value in places]
 
 
-def how(evaluation: Evaluation, real: Heard) -> dict[str, Any]:
+def how(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
     """What a figure must not be quoted without."""
     asked, record = evaluation.asked, evaluation.context.record
     return {
@@ -224,13 +236,13 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clap(evaluation: Evaluation, own: Heard, prompts: Floats) -> dict[str, Any]:
+def _clap(evaluation: Evaluator, own: ClipFeatures, prompts: Floats) -> dict[str, Any]:
     if len(own.places) == 0:
         return {"score": Interval(np.nan), "shuffled": None, "p_shuffled": None}
     return clap_score(own.clap, prompts[own.places], evaluation.asked.seed).facts()
 
 
-def _by_clip(evaluation: Evaluation, own: Heard, prompts: Floats) -> Floats:
+def _by_clip(evaluation: Evaluator, own: ClipFeatures, prompts: Floats) -> Floats:
     """The CLAP score of every clip, NaN where it was not kept."""
     scores = np.full(len(prompts), np.nan)
     if len(own.places):
@@ -238,7 +250,7 @@ def _by_clip(evaluation: Evaluation, own: Heard, prompts: Floats) -> Floats:
     return scores
 
 
-def _agreement(evaluation: Evaluation, voice: str) -> dict[str, Any] | None:
+def _agreement(evaluation: Evaluator, voice: str) -> dict[str, Any] | None:
     groups = pieces(agreement_clips(evaluation.asked), AGREEMENT_GROUP)
     if not groups:
         return None
@@ -254,19 +266,19 @@ def _agreement(evaluation: Evaluation, voice: str) -> dict[str, Any] | None:
     return found
 
 
-def _listened(evaluation: Evaluation, names: dict[str, str]) -> list[tuple[str, list[Listened]]]:
+def _listened(evaluation: Evaluator, names: dict[str, str]) -> list[tuple[str, list[AudioSample]]]:
     """For the first prompts, the clips of everybody."""
     clips, rate = range(min(evaluation.asked.listen, evaluation.asked.clips)), evaluation.embedder.rate
-    found: list[tuple[str, list[Listened]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
+    found: list[tuple[str, list[AudioSample]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
     for clip in clips:
         try:
             wave = evaluation.reference.wave(clip, rate).wave
-            found[clip][1].append(Listened(REAL, wave, rate, encode_flac(wave, rate)))
+            found[clip][1].append(AudioSample(REAL, wave, rate, encode_flac(wave, rate)))
         except DataError as error:
             print(f"skipped: {error}", flush=True)
     for voice, name in names.items():
         own = evaluation.known(voice).rate
         for clip, played in enumerate(evaluation.played(voice, clips)):
             wave = played["wave"].astype(np.float32) / 32767
-            found[clip][1].append(Listened(name, wave, own, encode_flac(wave, own)))
+            found[clip][1].append(AudioSample(name, wave, own, encode_flac(wave, own)))
     return found

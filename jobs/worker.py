@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 from platformdirs import user_cache_path
 
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import RunFolder, RunRecord
-from tinymusician.errors import ClusterError, Diverged, RunError, StoreError, TinyMusicianError
-from tinymusician.recipe import Recipe, Training, parse_recipe
+from tinymusician.artifacts.runs import RunRecord, RunStore
+from tinymusician.errors import ClusterError, NonFiniteLossError, RunError, StoreError, TinyMusicianError
+from tinymusician.recipe import Recipe, TrainingConfig, parse_recipe
 
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS, _PATIENCE = 5.0, 600.0
@@ -26,7 +26,7 @@ _LONGEST_WAIT = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Context:
+class WorkerContext:
     """What a worker knows: its place among the others, its run, and where it may keep files."""
 
     store_url: str
@@ -36,9 +36,9 @@ class Context:
     device: str
 
     @cached_property
-    def run(self) -> RunFolder:
+    def run(self) -> RunStore:
         """The run's folder in the store."""
-        return RunFolder(open_store(self.store_url), self.run_id)
+        return RunStore(open_store(self.store_url), self.run_id)
 
     @cached_property
     def record(self) -> RunRecord:
@@ -77,23 +77,23 @@ class Context:
             dist.barrier()
 
 
-Work = Callable[[Context], None]
+Work = Callable[[WorkerContext], None]
 
 
-class Company(NamedTuple):
+class SidecarActors(NamedTuple):
     """Actors beside the workers, `number` of them, each with what a worker has of the cluster.
 
     `start` takes the run, whether they have GPUs, and how many CPUs; they are there while its context lasts.
     """
 
     number: int
-    start: Callable[[RunFolder, bool, int], contextlib.AbstractContextManager[Any]]
+    start: Callable[[RunStore, bool, int], contextlib.AbstractContextManager[Any]]
 
 
-NOBODY = Company(0, lambda run, gpu, cpus: contextlib.nullcontext())
+NO_SIDECARS = SidecarActors(0, lambda run, gpu, cpus: contextlib.nullcontext())
 
 
-def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
+def run_ray_train(work: Work, run: RunStore, company: SidecarActors = NO_SIDECARS) -> None:
     """Run `work` on the run's Ray Train workers, each with a GPU if the cluster has any, restarted when they die.
 
     Where the recipe allows fewer, Ray goes on with those that are left, and adds others when machines come back.
@@ -104,7 +104,7 @@ def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
     record = run.record()
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
     least = min(training.least_workers or workers, workers)
-    gpu, cpus = join_cluster(workers + company.number, least + company.number)
+    gpu, cpus = allocate_resources(workers + company.number, least + company.number)
     with tempfile.TemporaryDirectory() as folder, company.start(run, gpu, cpus):
         trainer = TorchTrainer(
             _on_worker,
@@ -124,7 +124,7 @@ def fit(work: Work, run: RunFolder, company: Company = NOBODY) -> None:
         trainer.fit()
 
 
-def join_cluster(workers: int, least: int | None = None) -> tuple[bool, int]:
+def allocate_resources(workers: int, least: int | None = None) -> tuple[bool, int]:
     """Join the cluster that this job runs on: whether each of `workers` can have a GPU, and how many CPUs.
 
     What an autoscaler may add counts as well; where a node was lost, another one is waited for, unless `least` workers
@@ -197,11 +197,13 @@ def _on_worker(config: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     place = ray.train.get_context()
     device = "cuda" if config["gpu"] else "cpu"
-    context = Context(config["store_url"], config["run_id"], place.get_world_rank(), place.get_world_size(), device)
+    context = WorkerContext(
+        config["store_url"], config["run_id"], place.get_world_rank(), place.get_world_size(), device
+    )
     _work_unless_refused(config["work"], context)
 
 
-def _work_unless_refused(work: Work, context: Context) -> None:
+def _work_unless_refused(work: Work, context: WorkerContext) -> None:
     """Do the work. What it refused once it would refuse again: after Ray Train's restart the same error comes at once.
 
     A store that did not answer may answer later, so its errors are worth the restart.
@@ -218,7 +220,7 @@ def _work_unless_refused(work: Work, context: Context) -> None:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """A training stage: a task with its plan and the optimizer's settings. `name` is also its folder in the run."""
 
     name: str
@@ -230,11 +232,11 @@ class Stage:
     precision: Literal["float32", "bfloat16"]
 
 
-def plan_of(training: Training, steps: int, rate: float, judge: str, codes_a_part: int = 0) -> Any:
+def plan_of(training: TrainingConfig, steps: int, rate: float, judge: str, codes_a_part: int = 0) -> Any:
     """A stage's plan with the recipe's rhythm; see `training.loop.Plan`."""
-    from tinymusician.training.loop import Plan
+    from tinymusician.training.loop import TrainerConfig
 
-    return Plan(
+    return TrainerConfig(
         steps=steps,
         peak_rate=rate,
         warmup=min(training.warmup, steps - 1),
@@ -248,52 +250,52 @@ def plan_of(training: Training, steps: int, rate: float, judge: str, codes_a_par
     )
 
 
-def train(context: Context, stage: Stage) -> None:
+def train(context: WorkerContext, stage: TrainingStage) -> None:
     """Run a stage's loop from its latest checkpoint in the store, if there is one, to its end."""
-    from jobs.gauges import Gauges
-    from jobs.tensorboard import TensorBoard
-    from tinymusician.training.checkpoint import Checkpoints
+    from jobs.gauges import PrometheusLogger
+    from jobs.tensorboard import TensorBoardLogger
+    from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
-    from tinymusician.training.loop import Loop, Worker
-    from tinymusician.training.metrics import MetricsLog, Watcher
+    from tinymusician.training.loop import RankInfo, Trainer
+    from tinymusician.training.metrics import MetricSink, MetricsLog
 
-    store, left_out = context.run.store, _LeftOut(context, stage.name)
+    store, left_out = context.run.store, SkippedSteps(context, stage.name)
     plan = replace(stage.plan, left_out=left_out.steps())
-    checkpoints = Checkpoints(store, context.run.key(f"checkpoints/{stage.name}"), plan.judge)
+    checkpoints = CheckpointManager(store, context.run.key(f"checkpoints/{stage.name}"), plan.judge)
     start = checkpoints.latest()
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {plan.steps} steps", flush=True)
     state = start.state if start is not None else None
-    worker = Worker(context.rank, context.world)
+    worker = RankInfo(context.rank, context.world)
     turns = worker.turns(plan.parts or context.world)
     engine = DeepSpeedEngine(
         stage.task.module, stage.settings, stage.batch_size, stage.zero, stage.precision, state, turns
     )
     resume_at = start.step if start is not None else -1
-    watchers: list[Watcher] = []
+    watchers: list[MetricSink] = []
     if context.rank == 0:
-        watchers = [TensorBoard(context.run, stage.name, resume_at), Gauges(context.run_id, stage.name)]
+        watchers = [TensorBoardLogger(context.run, stage.name, resume_at), PrometheusLogger(context.run_id, stage.name)]
     metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, watchers)
-    beat = _beat(context, stage.name, plan.steps)
+    beat = _heartbeat(context, stage.name, plan.steps)
     try:
-        Loop(stage.task, engine, plan, metrics, checkpoints, worker, start, beat).run()
-    except Diverged as error:
+        Trainer(stage.task, engine, plan, metrics, checkpoints, worker, start, beat).run()
+    except NonFiniteLossError as error:
         left_out.add(error)
         raise
 
 
-class _LeftOut:
+class SkippedSteps:
     """The steps of a stage that update nothing, because their loss or gradient was no number. Kept in the store."""
 
-    def __init__(self, context: Context, stage: str) -> None:
+    def __init__(self, context: WorkerContext, stage: str) -> None:
         self._context, self._key = context, context.run.key(f"left-out-{stage}.json")
 
     def steps(self) -> frozenset[int]:
         store = self._context.run.store
         return frozenset(json.loads(store.get(self._key)) if store.exists(self._key) else [])
 
-    def add(self, error: Diverged) -> None:
+    def add(self, error: NonFiniteLossError) -> None:
         """Leave one more out, if the recipe allows it, and begin anew from the last checkpoint; every worker is here.
 
         Raises:
@@ -307,10 +309,10 @@ class _LeftOut:
             print(f"{error}; step {error.step + 1} is left out", flush=True)
             self._context.run.store.put(self._key, json.dumps(sorted({*steps, error.step})).encode())
         self._context.meet()
-        raise Again(str(error)) from error
+        raise RestartWorkers(str(error)) from error
 
 
-class Again(Exception):
+class RestartWorkers(Exception):
     """What was tried must be begun anew, which Ray Train does: it is no refusal."""
 
 
@@ -319,7 +321,7 @@ def metrics_name(stage: str) -> str:
     return "metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl"
 
 
-def _beat(context: Context, stage: str, steps: int) -> Callable[[int], None]:
+def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int], None]:
     """Tell the store now and then how far the run is; only the first worker does."""
     last = -_BEAT_SECONDS
 

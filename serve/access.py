@@ -20,7 +20,7 @@ from typing import Annotated
 from platformdirs import user_config_path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.errors import KeyFileError
 
 _FORM = re.compile(r"tm_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
@@ -74,7 +74,7 @@ def read_keys(path: Path) -> KeyFile:
 
 def write_keys(path: Path, keys: KeyFile) -> None:
     """Replace the file in one step; only its owner reads it."""
-    with whole_file(path, 0o600) as draft:
+    with atomic_write(path, 0o600) as draft:
         draft.write_text(keys.model_dump_json(indent=2) + "\n")
 
 
@@ -108,11 +108,11 @@ def new_key(name: str, per_minute: int, at_once: int, days: int | None) -> tuple
     )
 
 
-class Unknown(Exception):
+class AuthenticationError(Exception):
     """No key, or none that counts; the message says why."""
 
 
-class Often(Exception):
+class RateLimitError(Exception):
     """A key that asks too often; `wait` is how many seconds until it may again."""
 
     def __init__(self, message: str, wait: float) -> None:
@@ -120,7 +120,7 @@ class Often(Exception):
         self.wait = wait
 
 
-class Gate:
+class ApiKeyAuthenticator:
     """Lets requests in by their keys. The file is read again when it changes, so a key can be revoked at any time."""
 
     def __init__(
@@ -158,14 +158,14 @@ class Gate:
         self._refresh(self._path)
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
-            raise Unknown("an API key is needed, in the header `Authorization: Bearer KEY`")
+            raise AuthenticationError("an API key is needed, in the header `Authorization: Bearer KEY`")
         form = _FORM.fullmatch(text.strip())
         key = self._keys.get(form[1]) if form else None
         digest = hashlib.sha256(text.strip().encode()).hexdigest()
         if key is None or not hmac.compare_digest(digest, key.sha256):
-            raise Unknown("this API key is not known here")
+            raise AuthenticationError("this API key is not known here")
         if key.expires <= self._now():
-            raise Unknown(f"this API key expired on {key.expires:%Y-%m-%d}")
+            raise AuthenticationError(f"this API key expired on {key.expires:%Y-%m-%d}")
         return key
 
     @contextlib.contextmanager
@@ -179,7 +179,7 @@ class Gate:
             yield
             return
         if self._playing.get(key.id, 0) >= key.at_once:
-            raise Often(f"this API key may have {key.at_once} requests at once", 1.0)
+            raise RateLimitError(f"this API key may have {key.at_once} requests at once", 1.0)
         self._spend(key)
         self._playing[key.id] = self._playing.get(key.id, 0) + 1
         try:
@@ -194,7 +194,7 @@ class Gate:
         left = min(float(key.per_minute), saved + (moment - since) * rate)
         if left < 1:
             self._budgets[key.id] = left, moment
-            raise Often(f"this API key may ask {key.per_minute} times a minute", (1 - left) / rate)
+            raise RateLimitError(f"this API key may ask {key.per_minute} times a minute", (1 - left) / rate)
         self._budgets[key.id] = left - 1, moment
 
     def _refresh(self, path: Path) -> None:
@@ -202,7 +202,7 @@ class Gate:
             self._load(path)
         except KeyFileError as error:
             self._keys, self._stamp = {}, None
-            raise Unknown("no API key counts: the endpoint's file of keys cannot be read") from error
+            raise AuthenticationError("no API key counts: the endpoint's file of keys cannot be read") from error
 
     def _load(self, path: Path) -> None:
         try:

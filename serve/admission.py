@@ -11,7 +11,7 @@ _MEMORY = 0.8
 _LONGEST_WAIT = 60
 
 
-class Full(Exception):
+class OverloadedError(Exception):
     """No place is free; `wait` is in how many whole seconds one should be."""
 
     def __init__(self, places: int, wait: int) -> None:
@@ -19,7 +19,7 @@ class Full(Exception):
         self.wait = wait
 
 
-class Places:
+class ConcurrencyLimiter:
     """A number of places."""
 
     def __init__(self, places: int) -> None:
@@ -34,7 +34,7 @@ class Places:
             Full: there is none.
         """
         if self.taken >= self._places:
-            raise Full(self._places, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
+            raise OverloadedError(self._places, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
         self.taken += 1
         try:
             yield

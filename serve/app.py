@@ -12,14 +12,14 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.front import Front
-from serve.messages import Heading, Model
-from serve.musician import Musician
-from serve.performance import Lost
-from serve.settings import Settings, read_settings
-from serve.web import application
+from serve.front import Ingress
+from serve.messages import ModelInfo, StreamMetadata
+from serve.musician import EngineReplica
+from serve.performance import EngineDeadError
+from serve.settings import ServeConfig, read_settings
+from serve.web import create_app
 from tinymusician.errors import TinyMusicianError
-from tinymusician.runtime.player import Wish
+from tinymusician.runtime.player import GenerationRequest
 
 _LOST = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 _HEAD = {"node:__internal_head__": 0.001}
@@ -32,7 +32,7 @@ _UNBOUNDED = 10_000
 """Requests that Serve itself lets through to the front, which has its own bound and its own answer."""
 
 
-class ServedEngines:
+class ServeEngineClient:
     """The engines of this application; Serve chooses the least busy one."""
 
     def __init__(self, musicians: DeploymentHandle) -> None:
@@ -40,16 +40,18 @@ class ServedEngines:
         self._file = musicians.options(method_name="file", stream=True)
         self._about = musicians.options(method_name="about")
 
-    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+    async def play(
+        self, wish: GenerationRequest, whole: bool, request: str
+    ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         async with aclosing(_passed_on(self._play.remote(wish, whole, request))) as parts:
             async for part in parts:
                 yield part
 
-    async def about(self) -> Model:
+    async def about(self) -> ModelInfo:
         try:
-            model: Model = await self._about.remote()
+            model: ModelInfo = await self._about.remote()
         except _LOST as error:
-            raise Lost(type(error).__name__) from error
+            raise EngineDeadError(type(error).__name__) from error
         return model
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
@@ -66,20 +68,20 @@ async def _passed_on(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
     except _LOST as error:
-        raise Lost(type(error).__name__) from error
+        raise EngineDeadError(type(error).__name__) from error
     finally:
         parts.cancel()
 
 
 @serve.ingress()
-class FrontDeployment:
+class IngressDeployment:
     """The front in Ray Serve. There is one, so that places and rates are counted in one place."""
 
-    def __init__(self, musicians: DeploymentHandle, settings: Settings) -> None:
-        self._front, self._limits = Front(ServedEngines(musicians), settings), settings.limits
+    def __init__(self, musicians: DeploymentHandle, settings: ServeConfig) -> None:
+        self._front, self._limits = Ingress(ServeEngineClient(musicians), settings), settings.limits
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return application(self._front, self._limits, marked=True)
+        return create_app(self._front, self._limits, marked=True)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -97,7 +99,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "downscale_delay_s": 120,
     }
     musicians = serve.deployment(
-        Musician,
+        EngineReplica,
         name="musician",
         ray_actor_options={"num_cpus": settings.threads or 1},
         autoscaling_config=scaling,
@@ -107,7 +109,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=_LOOK_SECONDS,
     ).bind(settings)
     front = serve.deployment(
-        FrontDeployment,
+        IngressDeployment,
         name="front",
         ray_actor_options={"num_cpus": 0, "resources": _HEAD},
         num_replicas=1,

@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class BodyLimit:
+class BodySizeLimitMiddleware:
     """An ASGI middleware: whoever reads a body of more than `most` bytes meets an HTTPException with status 413."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:

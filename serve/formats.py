@@ -29,8 +29,8 @@ class Encoder(Protocol):
 def encoder(kind: Format, rate: int, samples: int) -> Encoder:
     """An encoder for a piece of `samples` at `rate` Hz."""
     if kind == "wav":
-        return Wave(rate, samples)
-    return Flac(rate, samples) if kind == "flac" else Opus(rate)
+        return WavEncoder(rate, samples)
+    return FlacEncoder(rate, samples) if kind == "flac" else OpusEncoder(rate)
 
 
 def wave_size(samples: int) -> int:
@@ -41,7 +41,7 @@ def wave_size(samples: int) -> int:
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
-class Wave:
+class WavEncoder:
     """16-bit PCM, mono (RIFF WAVE, format 1)."""
 
     def __init__(self, rate: int, samples: int) -> None:
@@ -58,11 +58,11 @@ class Wave:
         return b""
 
 
-class Flac:
+class FlacEncoder:
     """FLAC, 16 bit, by libsndfile, which says how long a file is when it closes it: too late for one that is sent."""
 
     def __init__(self, rate: int, samples: int) -> None:
-        self._file, self._samples, self._begun = _Packed(rate, "FLAC", "PCM_16"), samples, False
+        self._file, self._samples, self._begun = _SndfileEncoder(rate, "FLAC", "PCM_16"), samples, False
 
     def feed(self, samples: Samples) -> bytes:
         return self._told(self._file.packed(samples))
@@ -79,7 +79,7 @@ class Flac:
         return data[:21] + number.to_bytes(5, "big") + data[26:]
 
 
-class Opus:
+class OpusEncoder:
     """Opus in Ogg, by libsndfile. It knows five rates; others are resampled to 48 kHz by soxr."""
 
     def __init__(self, rate: int) -> None:
@@ -89,7 +89,7 @@ class Opus:
 
             self._resampler = soxr.ResampleStream(rate, 48000, 1, dtype="float32")
             rate = 48000
-        self._file = _Packed(rate, "OGG", "OPUS")
+        self._file = _SndfileEncoder(rate, "OGG", "OPUS")
 
     def feed(self, samples: Samples) -> bytes:
         return self._file.packed(self._resampled(samples, last=False))
@@ -103,7 +103,7 @@ class Opus:
         return np.asarray(self._resampler.resample_chunk(samples, last=last), np.float32)
 
 
-class _Packed:
+class _SndfileEncoder:
     """A file of libsndfile that is sent off as it grows."""
 
     def __init__(self, rate: int, layout: str, subtype: str) -> None:

@@ -13,15 +13,15 @@ import numpy as np
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.access import ApiKey, Gate, Often, Unknown
-from serve.admission import Full, Places
+from serve.access import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
+from serve.admission import ConcurrencyLimiter, OverloadedError
 from serve.formats import MEDIA_TYPES, Samples, encoder, wave_size
-from serve.log import say
-from serve.messages import LARGEST_SEED, Generation, Heading, Model, Models
-from serve.performance import Engines, Lost, Performance
-from serve.refusal import Refusal
-from serve.settings import Settings
-from serve.watch import FrontMetrics
+from serve.log import log_event
+from serve.messages import LARGEST_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
+from serve.performance import EngineClient, EngineDeadError, GenerationTask
+from serve.refusal import ApiError
+from serve.settings import ServeConfig
+from serve.watch import IngressMetrics
 
 DOWNLOADS = 8
 """Files of the bundle that are sent at once."""
@@ -29,19 +29,23 @@ _READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
 _BINARY = "application/octet-stream"
 
 
-class Front:
+class Ingress:
     """Answers requests, with engines behind it."""
 
-    def __init__(self, engines: Engines, settings: Settings) -> None:
+    def __init__(self, engines: EngineClient, settings: ServeConfig) -> None:
         """A front for these engines.
 
         Raises:
             KeyFileError: the settings' file of keys is none.
         """
         self._engines, self._limits = engines, settings.limits
-        self._gate, self._places, self.metrics = Gate(settings.keys), Places(settings.limits.places), FrontMetrics()
-        self._downloads = Places(DOWNLOADS)
-        self._model: tuple[float, Model] | None = None
+        self._gate, self._places, self.metrics = (
+            ApiKeyAuthenticator(settings.keys),
+            ConcurrencyLimiter(settings.limits.places),
+            IngressMetrics(),
+        )
+        self._downloads = ConcurrencyLimiter(DOWNLOADS)
+        self._model: tuple[float, ModelInfo] | None = None
 
     def known(self, authorization: str | None) -> ApiKey | None:
         """The key that a request shows.
@@ -51,10 +55,10 @@ class Front:
         """
         try:
             return self._gate.known(authorization)
-        except Unknown as error:
-            raise Refusal(401, "unauthorized", str(error)) from None
+        except AuthenticationError as error:
+            raise ApiError(401, "unauthorized", str(error)) from None
 
-    async def models(self) -> Models:
+    async def models(self) -> ModelList:
         """What is played here.
 
         Raises:
@@ -66,11 +70,11 @@ class Front:
         except TimeoutError:  # engines that are busy let this wait its turn like any request
             if self._model is None or time.monotonic() - self._model[0] > _STALE_SECONDS:
                 raise _not_ready() from None
-            return Models(data=(self._model[1],))
-        except Lost:
+            return ModelList(data=(self._model[1],))
+        except EngineDeadError:
             raise _not_ready() from None
         self._model = time.monotonic(), model
-        return Models(data=(model,))
+        return ModelList(data=(model,))
 
     async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
         """A file of the bundle that plays; under its digest it never changes.
@@ -84,7 +88,7 @@ class Front:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 size = await anext(parts)
-        except (Lost, TimeoutError):
+        except (EngineDeadError, TimeoutError):
             held.close()
             raise _not_ready() from None
         except BaseException:
@@ -92,21 +96,21 @@ class Front:
             raise
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
         body = cast(AsyncIterator[bytes], parts)
-        return Stream(body, headers, _BINARY, held.close, self._limits.patience)
+        return AudioStreamingResponse(body, headers, _BINARY, held.close, self._limits.patience)
 
-    def _entered(self, places: Places, key: ApiKey | None) -> contextlib.ExitStack:
+    def _entered(self, places: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
         """A place and one of the key's requests, until they are closed."""
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(places.entered())
                 held.enter_context(self._gate.entered(key))
-            except Often as error:
-                raise Refusal(429, "rate_limited", str(error), wait=error.wait) from None
-            except Full as error:
-                raise Refusal(429, "busy", str(error), wait=error.wait) from None
+            except RateLimitError as error:
+                raise ApiError(429, "rate_limited", str(error), wait=error.wait) from None
+            except OverloadedError as error:
+                raise ApiError(429, "busy", str(error), wait=error.wait) from None
             return held.pop_all()
 
-    async def generate(self, asked: Generation, key: ApiKey | None) -> Response:
+    async def generate(self, asked: CreateAudioRequest, key: ApiKey | None) -> Response:
         """The audio.
 
         Raises:
@@ -118,7 +122,7 @@ class Front:
         try:
             heading = await performance.fetch()
             first = await performance.fetch()
-            assert isinstance(heading, Heading)
+            assert isinstance(heading, StreamMetadata)
             assert isinstance(first, bytes)
             if asked.stream:
                 self.metrics.first_audio.observe(time.monotonic() - began)
@@ -136,7 +140,7 @@ class Front:
             performance.stop()
             raise
 
-    def _begun(self, asked: Generation, seed: int, key: ApiKey | None) -> Performance:
+    def _begun(self, asked: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
         """The piece on its way; key and place are held as long as it is played."""
         began = time.monotonic()
         wish = asked.wish(seed, self._limits.seconds, self._limits.prompt)
@@ -151,7 +155,7 @@ class Front:
                 self.metrics.losses.inc(performance.losses)
             if whole:
                 self.metrics.whole.observe(took)
-            say(
+            log_event(
                 "played",
                 whole=whole,
                 seconds=round(took, 3),
@@ -160,11 +164,16 @@ class Front:
             )
 
         self.metrics.places.set(self._places.taken)
-        performance = Performance(self._engines, wish, self._limits.patience, not asked.stream, ended)
+        performance = GenerationTask(self._engines, wish, self._limits.patience, not asked.stream, ended)
         return performance
 
     def _stream(
-        self, asked: Generation, performance: Performance, heading: Heading, first: bytes, headers: dict[str, str]
+        self,
+        asked: CreateAudioRequest,
+        performance: GenerationTask,
+        heading: StreamMetadata,
+        first: bytes,
+        headers: dict[str, str],
     ) -> Response:
         async def body() -> AsyncIterator[bytes]:
             file = encoder(asked.format, heading.rate, heading.samples)
@@ -175,10 +184,12 @@ class Front:
 
         if asked.format == "wav":
             headers = {**headers, "Content-Length": str(wave_size(heading.samples))}
-        return Stream(body(), headers, MEDIA_TYPES[asked.format], performance.stop, 2 * self._limits.patience)
+        return AudioStreamingResponse(
+            body(), headers, MEDIA_TYPES[asked.format], performance.stop, 2 * self._limits.patience
+        )
 
 
-class Stream(StreamingResponse):
+class AudioStreamingResponse(StreamingResponse):
     """A body that is sent while it is made."""
 
     def __init__(
@@ -196,14 +207,14 @@ class Stream(StreamingResponse):
             self._over()
 
 
-def _not_ready() -> Refusal:
-    return Refusal(503, "not_ready", "no engine is ready", wait=_READY_SECONDS)
+def _not_ready() -> ApiError:
+    return ApiError(503, "not_ready", "no engine is ready", wait=_READY_SECONDS)
 
 
 def _samples(part: bytes) -> Samples:
     return np.frombuffer(part, np.float32)
 
 
-def _encoded(asked: Generation, heading: Heading, parts: list[bytes]) -> bytes:
+def _encoded(asked: CreateAudioRequest, heading: StreamMetadata, parts: list[bytes]) -> bytes:
     file = encoder(asked.format, heading.rate, heading.samples)
     return b"".join([*(file.feed(_samples(part)) for part in parts), file.end()])

@@ -12,7 +12,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 """The request that is being answered here."""
 
 
-def say(event: str, **facts: Any) -> None:
+def log_event(event: str, **facts: Any) -> None:
     """Write one line to standard error, which Ray keeps by process; facts that are None are left out."""
     told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
     if request_id.get():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinymusician.errors import RequestError
-from tinymusician.runtime.player import Wish
+from tinymusician.runtime.player import GenerationRequest
 
 Format = Literal["wav", "flac", "opus"]
 Code = Literal[
@@ -28,7 +28,7 @@ LARGEST_SEED = 2**53 - 1
 """What JavaScript still counts exactly."""
 
 
-class Generation(BaseModel):
+class CreateAudioRequest(BaseModel):
     """What is to be played. What is left out is the bundle's own."""
 
     model_config = ConfigDict(
@@ -66,7 +66,7 @@ class Generation(BaseModel):
     format: Format = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
     stream: bool = Field(False, description="Send the audio while it is made.")
 
-    def wish(self, seed: int, seconds: float, prompt: int) -> Wish:
+    def wish(self, seed: int, seconds: float, prompt: int) -> GenerationRequest:
         """What the engine is asked for, with the limits of this endpoint.
 
         Raises:
@@ -78,10 +78,10 @@ class Generation(BaseModel):
             if len(text) > prompt:
                 raise RequestError(f"{name}: {len(text)} characters; at most {prompt} here")
         own = self.model_dump(include={"prompt", "guidance", "temperature", "top_k", "top_p", "negative_prompt"})
-        return Wish(seconds=self.seconds, seed=seed, **own)
+        return GenerationRequest(seconds=self.seconds, seed=seed, **own)
 
 
-class Heading(BaseModel):
+class StreamMetadata(BaseModel):
     """What is known of a piece before its first sound: `samples` of `rate` Hz, by the bundle with `digest`."""
 
     model_config = ConfigDict(frozen=True)
@@ -92,7 +92,7 @@ class Heading(BaseModel):
     version: int | None
 
 
-class Model(BaseModel):
+class ModelInfo(BaseModel):
     """The bundle that plays. `digest` is the SHA-256 of its manifest.json, `version` and `artifact` its release's."""
 
     model_config = ConfigDict(frozen=True)
@@ -116,13 +116,13 @@ class Model(BaseModel):
     )
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     """What this endpoint plays: one bundle."""
 
-    data: tuple[Model, ...]
+    data: tuple[ModelInfo, ...]
 
 
-class Problem(BaseModel):
+class ErrorDetail(BaseModel):
     """What is wrong, in one line."""
 
     code: Code
@@ -131,7 +131,7 @@ class Problem(BaseModel):
     request_id: str
 
 
-class Failure(BaseModel):
+class ErrorResponse(BaseModel):
     """Every answer that is no success."""
 
-    error: Problem
+    error: ErrorDetail

@@ -16,47 +16,47 @@ from dataclasses import replace
 
 import numpy as np
 
-from serve.log import request_id, say
-from serve.messages import Heading, Model
-from serve.room import Heard, Room, Seat
-from serve.settings import Settings
-from serve.shelf import Found, open_shelf
+from serve.log import log_event, request_id
+from serve.messages import ModelInfo, StreamMetadata
+from serve.room import AudioOutput, EngineLoop, RequestHandle
+from serve.settings import ServeConfig
+from serve.shelf import ResolvedBundle, open_shelf
 from serve.watch import EngineMetrics
-from tinymusician.errors import BundleError, EngineError, NotFound
+from tinymusician.errors import BundleError, EngineError, NotFoundError
 from tinymusician.runtime.bundle import MANIFEST
-from tinymusician.runtime.player import Player, Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
 
 _PIECE = 1 << 20
 """Bytes of a file that travel at once."""
 
 
-class Playing:
+class LoadedBundle:
     """A bundle that is played, and its room."""
 
-    def __init__(self, found: Found, player: Player, room: Room) -> None:
+    def __init__(self, found: ResolvedBundle, player: MusicGenerator, room: EngineLoop) -> None:
         self.found, self.player, self.room = found, player, room
         self.digest = found.digest
 
 
-class Ear:
+class AsyncOutputQueue:
     """What a room's thread plays for somebody who waits on an event loop."""
 
     def __init__(self) -> None:
-        self._loop, self._heard = asyncio.get_running_loop(), asyncio.Queue[Heard]()
+        self._loop, self._heard = asyncio.get_running_loop(), asyncio.Queue[AudioOutput]()
 
-    def __call__(self, heard: Heard) -> None:
+    def __call__(self, heard: AudioOutput) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and so has whoever waited
             self._loop.call_soon_threadsafe(self._heard.put_nowait, heard)
 
-    async def next(self) -> Heard:
+    async def next(self) -> AudioOutput:
         """What comes next."""
         return await self._heard.get()
 
 
-class Musician:
+class EngineReplica:
     """One engine."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServeConfig) -> None:
         """Load the bundle and play it once: whoever sees this one ready can be played to at once.
 
         Raises:
@@ -75,7 +75,9 @@ class Musician:
         self._closed.set()
         self._playing.room.close()
 
-    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+    async def play(
+        self, wish: GenerationRequest, whole: bool, request: str
+    ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         """A heading, then the samples (float32) as they come, or all at once. Closing the iterator frees the rows.
 
         Raises:
@@ -83,7 +85,7 @@ class Musician:
             EngineError: playing failed.
         """
         request_id.set(request)
-        ear = Ear()
+        ear = AsyncOutputQueue()
         playing, seat, frames = await self._seated(wish, ear, whole)
         try:
             yield self._heading(playing, frames)
@@ -95,7 +97,9 @@ class Musician:
         finally:
             seat.leave()
 
-    async def _seated(self, wish: Wish, ear: Ear, whole: bool) -> tuple[Playing, Seat, int]:
+    async def _seated(
+        self, wish: GenerationRequest, ear: AsyncOutputQueue, whole: bool
+    ) -> tuple[LoadedBundle, RequestHandle, int]:
         """A seat in the room of the day, and how many frames it is for."""
         while True:
             playing = self._playing
@@ -108,12 +112,12 @@ class Musician:
                 if playing is self._playing:  # else a new bundle came meanwhile
                     raise
 
-    async def about(self) -> Model:
+    async def about(self) -> ModelInfo:
         """What plays here."""
         playing, limits = self._playing, self._settings.limits
         manifest, version = playing.player.manifest, playing.found.version
         own = manifest.sampling
-        return Model(
+        return ModelInfo(
             id=version.release.reference if version else manifest.name,
             digest=playing.digest,
             version=version.release.version if version else None,
@@ -140,7 +144,7 @@ class Musician:
         playing = self._playing
         known = {MANIFEST, *(file.path for file in playing.player.manifest.files)}
         if digest != playing.digest or path not in known:
-            raise NotFound(f"bundle {digest[:12]}: {path!r} is not played here")
+            raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not played here")
         with (playing.found.folder / path).open("rb") as file:
             yield os.fstat(file.fileno()).st_size
             while piece := await asyncio.to_thread(file.read, _PIECE):
@@ -152,16 +156,18 @@ class Musician:
         if not self._playing.room.alive:
             raise EngineError("the engine's thread has ended")
 
-    def _seconds(self, playing: Playing) -> float:
+    def _seconds(self, playing: LoadedBundle) -> float:
         """The length of a piece for which none is asked."""
         return min(playing.player.manifest.sampling.seconds, self._settings.limits.seconds)
 
-    def _heading(self, playing: Playing, frames: int) -> Heading:
+    def _heading(self, playing: LoadedBundle, frames: int) -> StreamMetadata:
         shape, version = playing.player.codec.shape, playing.found.version
         number = version.release.version if version else None
-        return Heading(rate=shape.sampling_rate, samples=frames * shape.hop, digest=playing.digest, version=number)
+        return StreamMetadata(
+            rate=shape.sampling_rate, samples=frames * shape.hop, digest=playing.digest, version=number
+        )
 
-    def _first(self) -> Playing:
+    def _first(self) -> LoadedBundle:
         trouble: Exception | None = None
         for found in self._shelf.bundles():
             try:
@@ -178,50 +184,50 @@ class Musician:
                 found = self._shelf.newer(self._refused)
             except Exception as error:  # whatever it is, the next look may go better
                 self._metrics.store_errors.inc()
-                say("store_error", error=str(error))
+                log_event("store_error", error=str(error))
                 continue
             if found is not None and found.mark != self._playing.found.mark:
                 self._take(found)
 
-    def _take(self, found: Found) -> None:
+    def _take(self, found: ResolvedBundle) -> None:
         """Play a bundle from now on, unless there is something wrong with it."""
         try:
             self._switch(self._opened(found))
         except Exception as error:
             if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
-                say("bundle_waits", folder=str(found.folder), error=str(error))  # that may pass: tried again
+                log_event("bundle_waits", folder=str(found.folder), error=str(error))  # that may pass: tried again
             else:
                 self._refuse(found, error)
 
-    def _opened(self, found: Found) -> Playing:
+    def _opened(self, found: ResolvedBundle) -> LoadedBundle:
         """A bundle that was loaded, and has played."""
         began = time.monotonic()
         player = open_player(found.folder, self._settings.threads)
         player.engine.most_rows = self._settings.rows
         own = player.manifest.sampling
         for guidance in own.guidance_range or ((1.0,) if own.one_pass else (1.0, 3.0)):
-            samples = player.play(Wish("warming up", seconds=player.shortest, guidance=guidance))
+            samples = player.play(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
                 raise BundleError(f"bundle {found.folder}: its codec gives numbers that are not finite")
         self._metrics.version.set(found.version.release.version if found.version else 0)
-        say("bundle_opened", folder=str(found.folder), seconds=round(time.monotonic() - began, 2))
-        return Playing(found, player, Room(player, self._over))
+        log_event("bundle_opened", folder=str(found.folder), seconds=round(time.monotonic() - began, 2))
+        return LoadedBundle(found, player, EngineLoop(player, self._over))
 
-    def _switch(self, fresh: Playing) -> None:
+    def _switch(self, fresh: LoadedBundle) -> None:
         before, self._playing = self._playing, fresh
         before.room.close()
         if self._closed.is_set():
             fresh.room.close()
         self._metrics.switches.inc(tags={"outcome": "taken"})
-        say("bundle_switched", digest=fresh.digest, before=before.digest)
+        log_event("bundle_switched", digest=fresh.digest, before=before.digest)
 
-    def _refuse(self, found: Found, error: Exception) -> None:
+    def _refuse(self, found: ResolvedBundle, error: Exception) -> None:
         self._refused.add(found.mark)
         self._shelf.refuse(found)
         self._metrics.switches.inc(tags={"outcome": "refused"})
-        say("bundle_refused", folder=str(found.folder), error=str(error))
+        log_event("bundle_refused", folder=str(found.folder), error=str(error))
 
-    def _over(self, seat: Seat) -> None:
+    def _over(self, seat: RequestHandle) -> None:
         self._measure()
         took = time.monotonic() - seat.began
         self._metrics.factor.observe(took / seat.seconds)

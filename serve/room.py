@@ -15,26 +15,31 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import EngineError
-from tinymusician.runtime.codec import AudioStream
-from tinymusician.runtime.engine import Codes, Request
+from tinymusician.runtime.codec import StreamingDecoder
+from tinymusician.runtime.engine import Codes, EngineRequest
 from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.player import CHUNK, FIRST_CHUNK, Player
+from tinymusician.runtime.player import CHUNK, FIRST_CHUNK, MusicGenerator
 
 _CODECS = 2
 """Pieces whose codec works at once."""
 Samples = npt.NDArray[np.float32]
-Heard = Samples | EngineError | None
+AudioOutput = Samples | EngineError | None
 """Samples that came next; None when all have come, or what went wrong: after either nothing comes."""
 
 
-class Seat:
+class RequestHandle:
     """One piece in the room. Its codec works in the room's pool, piece by piece in order, while the engine steps on."""
 
     def __init__(
-        self, player: Player, request: Request, hear: Callable[[Heard], None], whole: bool, room: Room
+        self,
+        player: MusicGenerator,
+        request: EngineRequest,
+        hear: Callable[[AudioOutput], None],
+        whole: bool,
+        room: EngineLoop,
     ) -> None:
         """With `whole` its samples come together at the end, which takes the codec less time."""
-        self._track, self._audio, self._hear = player.track(request), AudioStream(player.codec), hear
+        self._track, self._audio, self._hear = player.track(request), StreamingDecoder(player.codec), hear
         self._rate, self._room = player.codec.shape.frame_rate, room
         self._due = math.inf if whole else FIRST_CHUNK * self._rate
         self._decoding: Future[None] | None = None
@@ -84,14 +89,14 @@ class Seat:
             self._room.done(self)
 
 
-class Room:
+class EngineLoop:
     """Plays until it is closed and the last piece is over."""
 
-    def __init__(self, player: Player, done: Callable[[Seat], None] = lambda seat: None) -> None:
+    def __init__(self, player: MusicGenerator, done: Callable[[RequestHandle], None] = lambda seat: None) -> None:
         """`done` hears of every piece that was played to its end, on a thread of the room's."""
         self.player, self.done = player, done
         self.pool = ThreadPoolExecutor(_CODECS, "codec")
-        self._seats: list[Seat] = []
+        self._seats: list[RequestHandle] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._play, name="room", daemon=True)
@@ -108,7 +113,7 @@ class Room:
         """Whether somebody plays here still."""
         return self._thread.is_alive()
 
-    def join(self, request: Request, hear: Callable[[Heard], None], whole: bool = False) -> Seat:
+    def join(self, request: EngineRequest, hear: Callable[[AudioOutput], None], whole: bool = False) -> RequestHandle:
         """Let a piece begin; its samples come as they are settled, or all at once if it is wanted `whole`.
 
         Raises:
@@ -118,7 +123,7 @@ class Room:
         with self._changed:
             if self._closed:
                 raise EngineError("the room is closed")
-            seat = Seat(self.player, request, hear, whole, self)
+            seat = RequestHandle(self.player, request, hear, whole, self)
             self._seats.append(seat)
             self._changed.notify()
         return seat
@@ -142,7 +147,7 @@ class Room:
                 self._seats = [seat for seat in self._seats if not seat.over]
         self.pool.shutdown(wait=False)
 
-    def _present(self) -> list[Seat]:
+    def _present(self) -> list[RequestHandle]:
         """Those who are here; waits until there is somebody, or the room is closed and empty."""
         with self._changed:
             while not self._seats and not self._closed:

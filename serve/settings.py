@@ -14,13 +14,13 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Part(BaseModel):
+class ConfigModel(BaseModel):
     """A frozen, closed piece of the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Limits(Part):
+class RequestLimits(ConfigModel):
     """What one request may ask for, and how many there may be."""
 
     seconds: float = Field(60.0, gt=0, le=600, description="the longest music, in seconds")
@@ -30,7 +30,7 @@ class Limits(Part):
     patience: Positive = Field(120.0, description="seconds until a request must be answered whole")
 
 
-class Settings(Part):
+class ServeConfig(ConfigModel):
     """One endpoint.
 
     `model` is NAME@ALIAS, a release that is pulled from `sources` and followed, or a folder or artifact, which stays.
@@ -47,7 +47,7 @@ class Settings(Part):
     most_replicas: Count = Field(1, description="engines at most; they come and go with the load")
     threads: int = Field(0, ge=0, description="CPU threads an engine; 0 takes all cores of its node")
     rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request needs two")
-    limits: Limits = Limits()
+    limits: RequestLimits = RequestLimits()
 
     @property
     def follows(self) -> bool:
@@ -55,14 +55,14 @@ class Settings(Part):
         return "@" in self.model and "@sha256:" not in self.model
 
 
-def read_settings(values: dict[str, Any]) -> Settings:
+def read_settings(values: dict[str, Any]) -> ServeConfig:
     """Settings out of plain values.
 
     Raises:
         RequestError: a value is not allowed, or the endpoint would be open to other machines without keys.
     """
     try:
-        settings = Settings.model_validate(values)
+        settings = ServeConfig.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from platformdirs import user_cache_path
 
-from serve.settings import Settings
+from serve.settings import ServeConfig
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.installation import Version
-from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.installation import InstalledVersion
+from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
@@ -25,12 +25,12 @@ from tinymusician.runtime.location import located
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedBundle:
     """A bundle's folder; `version` is its release's where it is one. `mark` tells one from another."""
 
     folder: Path
     mark: str
-    version: Version | None = None
+    version: InstalledVersion | None = None
 
     @property
     def digest(self) -> str:
@@ -38,7 +38,7 @@ class Found:
         return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
 
 
-class Shelf(Protocol):
+class BundleSource(Protocol):
     """Where bundles come from."""
 
     def check(self) -> None:
@@ -48,34 +48,34 @@ class Shelf(Protocol):
             StoreError, BundleError: there is nothing.
         """
 
-    def bundles(self) -> Iterator[Found]:
+    def bundles(self) -> Iterator[ResolvedBundle]:
         """What can be played, the best first.
 
         Raises:
             StoreError: nothing can be had.
         """
 
-    def newer(self, refused: Collection[str]) -> Found | None:
+    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
         """What there is now, if that can move and is none of those that were `refused`, by their marks.
 
         Raises:
             StoreError: it cannot be had now; what is there stays.
         """
 
-    def refuse(self, found: Found) -> None:
+    def refuse(self, found: ResolvedBundle) -> None:
         """Take note that a bundle is not to be played, so that the one before it is kept."""
 
 
-def open_shelf(settings: Settings) -> Shelf:
+def open_shelf(settings: ServeConfig) -> BundleSource:
     """The shelf that the settings mean."""
     if not settings.follows:
-        return Fixed(settings.model)
+        return StaticSource(settings.model)
     urls = settings.sources or (open_store().url,)
     folder = user_cache_path("tinymusician") / "serve" / settings.model
-    return Followed(Client(settings.model, folder, [open_source(url) for url in urls], settings.root_key))
+    return AliasSource(PullClient(settings.model, folder, [open_source(url) for url in urls], settings.root_key))
 
 
-class Fixed:
+class StaticSource:
     """A folder, or an artifact of the store."""
 
     def __init__(self, model: str) -> None:
@@ -84,28 +84,28 @@ class Fixed:
     def check(self) -> None:
         open_bundle(located(self._model))
 
-    def bundles(self) -> Iterator[Found]:
+    def bundles(self) -> Iterator[ResolvedBundle]:
         folder = located(self._model)
-        yield Found(folder, str(folder))
+        yield ResolvedBundle(folder, str(folder))
 
-    def newer(self, refused: Collection[str]) -> Found | None:
+    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
         return None
 
-    def refuse(self, found: Found) -> None:
+    def refuse(self, found: ResolvedBundle) -> None:
         """There is no other."""
 
 
-class Followed:
+class AliasSource:
     """A release's newest version."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: PullClient) -> None:
         self._client = client
 
     def check(self) -> None:
         if self._client.installation.usable() is None:  # what is installed is played without any store
             self._client.check()
 
-    def bundles(self) -> Iterator[Found]:
+    def bundles(self) -> Iterator[ResolvedBundle]:
         trouble: StoreError | None = None
         try:
             self._client.pull()
@@ -119,14 +119,14 @@ class Followed:
             raise trouble or StoreError(f"{installation.folder}: no version is whole; pull again")
         yield from (self._found(version) for version in whole)
 
-    def newer(self, refused: Collection[str]) -> Found | None:
+    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
         offer = self._client.check()
         if offer.version.digest in refused:
             return None
         return self._found(self._client.pull() if offer.is_new else offer.version)
 
-    def refuse(self, found: Found) -> None:
+    def refuse(self, found: ResolvedBundle) -> None:
         self._client.installation.step_back(found.mark)
 
-    def _found(self, version: Version) -> Found:
-        return Found(self._client.installation.folder / version.folder, version.digest, version)
+    def _found(self, version: InstalledVersion) -> ResolvedBundle:
+        return ResolvedBundle(self._client.installation.folder / version.folder, version.digest, version)

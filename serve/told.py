@@ -9,9 +9,9 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.log import request_id, say
-from serve.refusal import Refusal, answer
-from serve.watch import FrontMetrics
+from serve.log import log_event, request_id
+from serve.refusal import ApiError, answer
+from serve.watch import IngressMetrics
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 AUDIO = "/v1/audio/"
@@ -28,10 +28,10 @@ _LEFT = "499"
 """What nginx logs for a client that left before it had an answer."""
 
 
-class Told:
+class RequestIdMiddleware:
     """An ASGI middleware. A client may choose the id, in `X-Request-Id`."""
 
-    def __init__(self, app: ASGIApp, metrics: FrontMetrics, marked: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: IngressMetrics, marked: bool) -> None:
         """With `marked` the server before this one sets the answer's `X-Request-Id` (Ray Serve does)."""
         self._app, self._metrics = app, metrics
         self._marked = marked
@@ -54,7 +54,7 @@ class Told:
 
         try:
             if given and not _ID.fullmatch(given):
-                raise Refusal(400, "malformed", "X-Request-Id: up to 64 letters, digits, dots, dashes are allowed")
+                raise ApiError(400, "malformed", "X-Request-Id: up to 64 letters, digits, dots, dashes are allowed")
             await self._app(scope, receive, marked)
         except Exception as error:
             if status != _LEFT:  # the answer has begun: it is broken off
@@ -63,4 +63,4 @@ class Told:
         finally:
             if scope["path"].startswith(AUDIO):
                 self._metrics.requests.inc(tags={"status": status})
-                say("answered", status=status, path=scope["path"], seconds=round(time.monotonic() - began, 3))
+                log_event("answered", status=status, path=scope["path"], seconds=round(time.monotonic() - began, 3))

@@ -11,7 +11,7 @@ _SECONDS = [0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 120.0]
 _FACTORS = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0]
 
 
-class FrontMetrics:
+class IngressMetrics:
     """What the front sees of requests."""
 
     def __init__(self) -> None:

@@ -14,13 +14,13 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from serve.access import ApiKey
-from serve.body import BodyLimit
+from serve.body import BodySizeLimitMiddleware
 from serve.formats import MEDIA_TYPES
-from serve.front import Front
-from serve.messages import Code, Failure, Generation, Models
-from serve.refusal import Refusal, answer
-from serve.settings import Limits
-from serve.told import Told
+from serve.front import Ingress
+from serve.messages import Code, CreateAudioRequest, ErrorResponse, ModelList
+from serve.refusal import ApiError, answer
+from serve.settings import RequestLimits
+from serve.told import RequestIdMiddleware
 from tinymusician.errors import TinyMusicianError
 
 _CODES: dict[int, Code] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -50,7 +50,7 @@ _EXAMPLES = {
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Failure, "description": _WHY[status]} for status in statuses}
+    return {status: {"model": ErrorResponse, "description": _WHY[status]} for status in statuses}
 
 
 _AUDIO: dict[int | str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def application(front: Front, limits: Limits, marked: bool = False) -> FastAPI:
+def create_app(front: Ingress, limits: RequestLimits, marked: bool = False) -> FastAPI:
     """The application; `marked` says that the server before it gives answers their request's id."""
     app = FastAPI(
         title="TinyMusician",
@@ -91,11 +91,11 @@ def application(front: Front, limits: Limits, marked: bool = False) -> FastAPI:
         responses=_AUDIO | _failures(400, 401, 413, 422, 429, 500, 503, 504),
         summary="Play a prompt",
     )
-    async def generate(asked: Annotated[Generation, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
+    async def generate(asked: Annotated[CreateAudioRequest, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
         return await front.generate(asked, key)
 
     @app.get("/v1/models", dependencies=[Depends(known)], responses=_failures(401, 503), summary="Which bundle plays")
-    async def models() -> Models:
+    async def models() -> ModelList:
         return await front.models()
 
     @app.get(
@@ -120,15 +120,15 @@ def application(front: Front, limits: Limits, marked: bool = False) -> FastAPI:
 
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
     _answer_failures(app)
-    app.add_middleware(BodyLimit, most=limits.body)
-    app.add_middleware(Told, metrics=front.metrics, marked=marked)
+    app.add_middleware(BodySizeLimitMiddleware, most=limits.body)
+    app.add_middleware(RequestIdMiddleware, metrics=front.metrics, marked=marked)
     return app
 
 
 def _answer_failures(app: FastAPI) -> None:
     """Every failure looks alike."""
 
-    @app.exception_handler(Refusal)
+    @app.exception_handler(ApiError)
     @app.exception_handler(TinyMusicianError)
     async def ours(_request: Request, error: Exception) -> Response:
         return answer(error)
@@ -136,13 +136,13 @@ def _answer_failures(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "invalid")
-        return answer(Refusal(error.status_code, code, str(error.detail)))
+        return answer(ApiError(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part != "body")
         if problem["type"] == "json_invalid":
-            return answer(Refusal(400, "malformed", "the body is no JSON"))
+            return answer(ApiError(400, "malformed", "the body is no JSON"))
         message = f"{where or 'body'}: {problem['msg']}"
-        return answer(Refusal(422, "invalid", message, where or None))
+        return answer(ApiError(422, "invalid", message, where or None))

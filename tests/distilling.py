@@ -10,18 +10,18 @@ import numpy as np
 
 from jobs.distill import mixture_at
 from tests.tiny import CAPTIONS
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, Softening
+from tinymusician.distill.task import DistillTask, TemperatureSchedule
 from tinymusician.models.musicgen import load_tokenizer
-from tinymusician.recipe import Objective, PlainObjective
+from tinymusician.recipe import Objective, PlainObjectiveConfig
 
 
-def tiny_tokens(folder: Path, rows: int = 8, frames: int = 12) -> TokenSet:
+def tiny_tokens(folder: Path, rows: int = 8, frames: int = 12) -> TokenDataset:
     """Random codes of the tiny MusicGen in a folder, with captions it knows."""
     codes = np.random.default_rng(0).integers(0, 16, (rows, 4, frames)).astype(np.int16)
     captions = [CAPTIONS[row % len(CAPTIONS)] for row in range(rows)]
-    return TokenSet(codes, *tokenize_captions(load_tokenizer(str(folder)), captions))
+    return TokenDataset(codes, *tokenize_captions(load_tokenizer(str(folder)), captions))
 
 
 def task_of(
@@ -40,8 +40,8 @@ def task_of(
         train_rows=8,
         held_out=source,
         held_out_rows=8,
-        mixture_at=partial(mixture_at, objective or PlainObjective(name="forward"), steps),
-        softening=Softening(temperature, 1.0, "sequence", steps),
+        mixture_at=partial(mixture_at, objective or PlainObjectiveConfig(name="forward"), steps),
+        softening=TemperatureSchedule(temperature, 1.0, "sequence", steps),
         batch_size=batch,
         seed=0,
         **more,

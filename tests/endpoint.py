@@ -12,35 +12,37 @@ from typing import Any
 import requests
 import uvicorn
 
-from serve.front import Front
-from serve.messages import Heading, Model
-from serve.musician import Musician
-from serve.performance import Lost
+from serve.front import Ingress
+from serve.messages import ModelInfo, StreamMetadata
+from serve.musician import EngineReplica
+from serve.performance import EngineDeadError
 from serve.settings import read_settings
-from serve.web import application
+from serve.web import create_app
 from tests.ray_cluster import wait_for
 from tests.s3_server import free_port
-from tinymusician.runtime.player import Wish
+from tinymusician.runtime.player import GenerationRequest
 
 
 class Engines:
     """One musician, who can be lost for a while: `lose` more performances break off after `after` parts."""
 
-    def __init__(self, musician: Musician) -> None:
+    def __init__(self, musician: EngineReplica) -> None:
         self.musician, self.lose, self.after, self.begun = musician, 0, 0, 0
 
-    async def play(self, wish: Wish, whole: bool, request: str) -> AsyncGenerator[Heading | bytes, None]:
+    async def play(
+        self, wish: GenerationRequest, whole: bool, request: str
+    ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         self.begun += 1
         lost, given = self.lose > 0, 0
         self.lose -= lost
         async with contextlib.aclosing(self.musician.play(wish, whole, request)) as parts:
             async for part in parts:
                 if lost and given == self.after:
-                    raise Lost("as the test wants it")
+                    raise EngineDeadError("as the test wants it")
                 given += 1
                 yield part
 
-    async def about(self) -> Model:
+    async def about(self) -> ModelInfo:
         return await self.musician.about()
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
@@ -51,7 +53,7 @@ class Engines:
 class Endpoint:
     url: str
     engines: Engines
-    musician: Musician
+    musician: EngineReplica
 
     def generate(self, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         """The whole answer."""
@@ -69,11 +71,11 @@ class Endpoint:
 @contextlib.contextmanager
 def endpoint(**values: Any) -> Iterator[Endpoint]:
     settings = read_settings(values)
-    musician = Musician(settings)
+    musician = EngineReplica(settings)
     engines = Engines(musician)
     port = free_port()
     server = uvicorn.Server(
-        uvicorn.Config(application(Front(engines, settings), settings.limits), port=port, log_level="error")
+        uvicorn.Config(create_app(Ingress(engines, settings), settings.limits), port=port, log_level="error")
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tinymusician.artifacts.envelope import seal
 from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.manifest import Manifest, publish
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import KIND, Release, latest_key
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
@@ -35,7 +35,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock = folder, Clock()
         self.store = LocalStore(folder / "store")
-        self.registry = Registry(self.store, folder / "keys", self.clock)
+        self.registry = ReleaseRegistry(self.store, folder / "keys", self.clock)
         self.pinned = self.registry.create().root[0]
 
     def made(self, **files: str) -> Manifest:
@@ -46,9 +46,9 @@ class World:
         facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
         return publish(self.store, place, name="band", kind="bundle", **facts)
 
-    def client(self, reference: str = "band@stable", **more: Any) -> Client:
+    def client(self, reference: str = "band@stable", **more: Any) -> PullClient:
         sources = more.pop("sources", [FolderSource(self.folder / "store")])
-        return Client(reference, self.folder / "device", sources, more.pop("pinned", self.pinned), self.clock)
+        return PullClient(reference, self.folder / "device", sources, more.pop("pinned", self.pinned), self.clock)
 
     def later(self, days: float) -> None:
         self.clock.now += timedelta(days=days)

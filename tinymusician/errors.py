@@ -44,11 +44,11 @@ class StoreError(TinyMusicianError):
     """The artifact store cannot be reached, read or written."""
 
 
-class NotFound(StoreError):
+class NotFoundError(StoreError):
     """Nothing lies in the store under this name."""
 
 
-class Busy(StoreError):
+class TransientStoreError(StoreError):
     """A store or a source that failed now and may answer later; `wait` is how many seconds it asked for."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
@@ -56,15 +56,15 @@ class Busy(StoreError):
         self.wait = wait
 
 
-class Denied(Busy):
+class AccessDeniedError(TransientStoreError):
     """A store that refuses to answer (403): for a presigned address that is too old, or instead of a "not here"."""
 
 
-class Corrupt(StoreError):
+class DigestMismatchError(StoreError):
     """Bytes in the store differ from their digest."""
 
 
-class Refused(StoreError):
+class UntrustedError(StoreError):
     """A signed document or a download is not to be trusted: what is installed stays."""
 
 
@@ -72,7 +72,7 @@ class KeyFileError(TinyMusicianError):
     """A signing key is missing, cannot be read, or can be read by others."""
 
 
-class Diverged(TinyMusicianError):
+class NonFiniteLossError(TinyMusicianError):
     """The loss or its gradient is no longer a finite number, at the update that `step` counts from 0."""
 
     step: int = -1

@@ -16,8 +16,8 @@ from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import FileEntry
 from tinymusician.artifacts.release import Release, ReleasedFile, split_reference
-from tinymusician.errors import Corrupt, NotFound
-from tinymusician.recipe import Publish, load_recipe, parse_recipe
+from tinymusician.errors import DigestMismatchError, NotFoundError
+from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Look at the artifacts in the store, and release them."
@@ -67,7 +67,9 @@ def verify(reference: Reference) -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise Corrupt(f"artifact {found.reference}: {len(problems)} of {len(found.files)} files are damaged or missing")
+        raise DigestMismatchError(
+            f"artifact {found.reference}: {len(problems)} of {len(found.files)} files are damaged or missing"
+        )
     print(f"artifact {found.reference}: {len(found.files)} files, {found.size} bytes, all as their digests say")
 
 
@@ -129,7 +131,7 @@ def rollback(
     name, alias = split_reference(release)
     found = {one.version: one for one in registry().history(name, alias)}
     if version not in found:
-        raise NotFound(f"--to {version}: {release} has versions {', '.join(map(str, found)) or 'none'}")
+        raise NotFoundError(f"--to {version}: {release} has versions {', '.join(map(str, found)) or 'none'}")
     _tell(registry().move(found[version], alias, {"rolled_back_to": version, "reason": reason}), json)
 
 
@@ -279,7 +281,7 @@ def collect(
 
     store = open_store()
 
-    def find() -> garbage.Garbage:
+    def find() -> garbage.GcPlan:
         return garbage.find_garbage(store, registry(), keep, shard_days)
 
     found = find()
@@ -297,7 +299,7 @@ def collect(
     emit({**keys, "bytes": found.size, "removed": gone}, json, text)
 
 
-def asked_of(recipe: str | None, artifact: str) -> Publish:
+def asked_of(recipe: str | None, artifact: str) -> PublishConfig:
     """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
     if recipe is not None:
         return load_recipe(recipe).publish

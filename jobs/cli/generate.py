@@ -55,7 +55,7 @@ def generate(
     from tinymusician.runtime.audio import read_wave, write_wave
     from tinymusician.runtime.location import located
     from tinymusician.runtime.memory import peak_memory
-    from tinymusician.runtime.player import Wish, open_player
+    from tinymusician.runtime.player import GenerationRequest, open_player
 
     began = time.monotonic()
     if not output.absolute().parent.is_dir():
@@ -64,7 +64,7 @@ def generate(
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
     heard = None if clip is None else read_wave(clip, rate)
-    wish = Wish(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, heard, windows)
+    wish = GenerationRequest(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, heard, windows)
     with progress(player.codec.shape.frame_rate) as told:
         samples = player.play(wish, told)
     took, length = time.monotonic() - loaded, len(samples) / rate

@@ -9,8 +9,8 @@ import typer
 from jobs.cli.output import emit
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import key_id, keys_folder
-from tinymusician.artifacts.registry import Registry
-from tinymusician.artifacts.trust import Root
+from tinymusician.artifacts.registry import ReleaseRegistry
+from tinymusician.artifacts.trust import RootMetadata
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,9 +22,9 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def registry() -> Registry:
+def registry() -> ReleaseRegistry:
     """The store's releases, with the keys of this machine."""
-    return Registry(open_store(), keys_folder())
+    return ReleaseRegistry(open_store(), keys_folder())
 
 
 @app.command()
@@ -65,7 +65,7 @@ def rotate(
     _say(registry().rotate(role, revoke), json)
 
 
-def _say(root: Root, as_json: bool) -> None:
+def _say(root: RootMetadata, as_json: bool) -> None:
     lines = [f"root document {root.version}, of {root.created:%Y-%m-%d}, until {root.expires:%Y-%m-%d}"]
     for role, publics in (("root", root.root), ("release", root.release)):
         lines += [f"{role} key {public} ({key_id(public)[:12]})" for public in publics]

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from jobs.submission import Kind
-from tinymusician.artifacts.runs import ENDED, RunFolder, summary
+from tinymusician.artifacts.runs import ENDED, RunStore, summary
 from tinymusician.recipe import Recipe
 
 _POLL_SECONDS = 1.0
@@ -56,14 +56,14 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: Kind = "
         print(f"  {name.replace('_', ' ')}: {value}")
 
 
-def follow(run: RunFolder, quiet: bool) -> str:
+def follow(run: RunStore, quiet: bool) -> str:
     """Watch a run until it ends: a bar on a terminal, a line now and then elsewhere; returns its last state."""
     if quiet or not sys.stderr.isatty():
         return _follow_plainly(run, quiet)
     return _follow_with_bar(run)
 
 
-def _follow_plainly(run: RunFolder, quiet: bool) -> str:
+def _follow_plainly(run: RunStore, quiet: bool) -> str:
     shown, spoken = "", 0.0
     while True:
         facts = summary(run)
@@ -77,7 +77,7 @@ def _follow_plainly(run: RunFolder, quiet: bool) -> str:
         _pause(run)
 
 
-def _follow_with_bar(run: RunFolder) -> str:
+def _follow_with_bar(run: RunStore) -> str:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -113,15 +113,15 @@ def _follow_with_bar(run: RunFolder) -> str:
             _pause(run)
 
 
-def _pause(run: RunFolder) -> None:
+def _pause(run: RunStore) -> None:
     """Wait a moment; then ask the cluster, in case the job died before it could say so itself."""
-    from jobs.submission import settle
+    from jobs.submission import reconcile
 
     time.sleep(_POLL_SECONDS)
-    settle(run)
+    reconcile(run)
 
 
-def _latest_kl(run: RunFolder) -> str:
+def _latest_kl(run: RunStore) -> str:
     from tinymusician.training.metrics import read_metrics
 
     rows = [row for row in read_metrics(run.store, run.key("metrics.jsonl")) if "held_out/kl" in row]

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import emit
-from tinymusician.artifacts.installation import Version
+from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
-from tinymusician.artifacts.pull import Client, Offer
+from tinymusician.artifacts.pull import AvailableUpdate, PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
-from tinymusician.artifacts.transfer import Pace
+from tinymusician.artifacts.transfer import BandwidthLimiter
 
 ROOT_VARIABLE = "TMCTL_ROOT_KEY"
 _SHOWN_SECONDS = 0.5
@@ -67,11 +67,11 @@ def pull(
         _take(open_store(), reference, to)
         return
     urls = source or [open_store().url]
-    client = Client(reference, to, [open_source(url) for url in urls], root_key)
+    client = PullClient(reference, to, [open_source(url) for url in urls], root_key)
     if check:
         _tell_offer(client.check(), json)
         return
-    version = client.pull(_Progress(), Pace(limit * 1000))
+    version = client.pull(_Progress(), BandwidthLimiter(limit * 1000))
     _tell_version(version, to, json)
 
 
@@ -96,14 +96,14 @@ class _Progress:
         print(f"\r{line:<70}" if terminal else line, end="" if terminal and done < size else "\n", file=sys.stderr)
 
 
-def _tell_offer(offer: Offer, as_json: bool) -> None:
+def _tell_offer(offer: AvailableUpdate, as_json: bool) -> None:
     release = offer.version.release
     facts = {"new": offer.is_new, "version": release.version, "artifact": release.artifact, "to_load": offer.missing}
     news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to load"
     emit(facts, as_json, f"{release.reference}: {news if offer.is_new else f'version {release.version} is installed'}")
 
 
-def _tell_version(version: Version, to: Path, as_json: bool) -> None:
+def _tell_version(version: InstalledVersion, to: Path, as_json: bool) -> None:
     release, place = version.release, to / version.folder
     facts = {"version": release.version, "artifact": release.artifact, "folder": os.fspath(place)}
     emit(facts, as_json, f"{release.reference}: version {release.version}, {release.licence}\n{place}")

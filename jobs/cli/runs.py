@@ -10,7 +10,7 @@ import typer
 
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.address import open_store
-from tinymusician.artifacts.runs import ENDED, RunFolder, list_runs, summary
+from tinymusician.artifacts.runs import ENDED, RunStore, list_runs, summary
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,11 +41,11 @@ def runs(json: Json = False) -> None:
 
 def status(run: RunName, json: Json = False) -> None:
     """Show how a run stands: state, step, figures, artifact."""
-    from jobs.submission import settle
+    from jobs.submission import reconcile
 
-    folder = RunFolder(open_store(), run)
+    folder = RunStore(open_store(), run)
     folder.record()
-    settle(folder)
+    reconcile(folder)
     facts = summary(folder)
     facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
     lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name not in _LISTED]
@@ -66,7 +66,7 @@ def logs(
     run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False
 ) -> None:
     """Print what a run printed."""
-    folder = RunFolder(open_store(), run)
+    folder = RunStore(open_store(), run)
     folder.record()
     printed = 0
     while True:
@@ -82,14 +82,14 @@ def logs(
 
 def stop(run: RunName) -> None:
     """Stop a run's job. It keeps its checkpoints; `tmctl submit … --resume RUN` continues it."""
-    from jobs.submission import is_alive, settle
+    from jobs.submission import is_alive, reconcile
     from jobs.submission import stop as stop_job
 
-    folder = RunFolder(open_store(), run)
+    folder = RunStore(open_store(), run)
     stop_job(folder)
     for _ in range(40):
         if not is_alive(folder.record()):
             break
         time.sleep(0.5)
-    settle(folder)  # a supervisor that Ray did not wait for has not said so
+    reconcile(folder)  # a supervisor that Ray did not wait for has not said so
     print(f"run {run}: {folder.status().state}")

@@ -15,7 +15,7 @@ from jobs.cli.output import emit
 from tinymusician.errors import ClusterError, RequestError
 
 if TYPE_CHECKING:
-    from jobs.serving import Endpoint
+    from jobs.serving import ServeDeployment
 
 
 _LOOK_SECONDS = 5.0
@@ -65,14 +65,14 @@ def serve(
 
     - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --keys /run/secrets/api-keys --detach`
     """
-    from jobs.serving import Endpoint, State
+    from jobs.serving import DeploymentStatus, ServeDeployment
     from serve.access import read_keys
     from serve.settings import read_settings
     from serve.shelf import open_shelf
     from tinymusician.artifacts.address import open_store
 
     if stop:
-        Endpoint(cluster, start=False).stop()
+        ServeDeployment(cluster, start=False).stop()
         print("ended", file=sys.stderr)
         return
     if reference is None:
@@ -81,14 +81,14 @@ def serve(
     values |= {"model": _where(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"keys": keys.absolute() if keys else None, "most_replicas": max(replicas, most_replicas)}
     settings = read_settings(_overridden(values, overrides or []))
-    endpoint = Endpoint(cluster)
+    endpoint = ServeDeployment(cluster)
     if endpoint.is_here:  # what an engine would meet, said before one is started
         if settings.keys is not None:
             read_keys(settings.keys)
         open_shelf(settings).check()
     endpoint.deploy(settings, open_store())
 
-    def told(state: State) -> None:
+    def told(state: DeploymentStatus) -> None:
         print(
             f"{state.status} {state.message.strip().splitlines()[-1] if state.message.strip() else ''}".strip(),
             file=sys.stderr,
@@ -128,7 +128,7 @@ def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def _until_ended(endpoint: Endpoint) -> None:
+def _until_ended(endpoint: ServeDeployment) -> None:
     """Wait for Ctrl-C, or until the cluster serves no more.
 
     Raises:

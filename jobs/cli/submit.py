@@ -67,10 +67,10 @@ def start(
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
     if not resume:
-        from jobs.model import pinned
+        from jobs.model import resolve
         from jobs.preflight import with_plan
 
-        loaded = pinned(store, with_plan(loaded) if kind == "quantize" else loaded, kind, here)
+        loaded = resolve(store, with_plan(loaded) if kind == "quantize" else loaded, kind, here)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return
@@ -248,18 +248,18 @@ def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, 
     Raises:
         RunError: the run does not exist, or the command line asks for something else.
     """
-    from jobs.submission import HOW_NOT_WHAT
-    from tinymusician.artifacts.runs import RunFolder
+    from jobs.submission import RESUMABLE_KEYS
+    from tinymusician.artifacts.runs import RunStore
     from tinymusician.errors import RunError
     from tinymusician.recipe import overridden, parse_recipe
 
-    content = RunFolder(store, run).record().recipe
+    content = RunStore(store, run).record().recipe
     if content["signals"].get("top") and any(override.startswith("signals.source=") for override in overrides):
         raise RunError(f"run {run!r}: learns from the likeliest codes alone (signals.top), which no other source gives")
     for override in overrides:
-        if override.partition("=")[0] not in HOW_NOT_WHAT:
+        if override.partition("=")[0] not in RESUMABLE_KEYS:
             raise RunError(
-                f"--set {override}: run {run!r} goes on with its own recipe, of which only {', '.join(HOW_NOT_WHAT)} "
+                f"--set {override}: run {run!r} goes on with its own recipe, of which only {', '.join(RESUMABLE_KEYS)} "
                 "may change; start a new run for anything else"
             )
     own = parse_recipe(overridden(content, overrides), run)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.laion import LaionEmbedder
+from jobs.laion import LaionClapActor
 from tests.environments.build import IN, answered, environment
 from tinymusician.errors import ModelError
-from tinymusician.recipe import LaionClapEmbedding
+from tinymusician.recipe import LaionClapEmbeddingConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.environments]
 
@@ -35,19 +35,19 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def asked(folder: Path, **changes: str) -> LaionClapEmbedding:
+def asked(folder: Path, **changes: str) -> LaionClapEmbeddingConfig:
     home = environment("laion-clap").parents[1]
     own = {
         "checkpoint": str(folder / "checkpoint.pt"),
         "tokenizer": str(folder / "tokenizer"),
         "environment": str(home),
     }
-    return LaionClapEmbedding(**{**own, "audio_model": "HTSAT-tiny", **changes})
+    return LaionClapEmbeddingConfig(**{**own, "audio_model": "HTSAT-tiny", **changes})
 
 
 @pytest.mark.usefixtures("_ray")
 def test_vectors_are_the_packages_own_in_fixed_windows(checkpoint: Path) -> None:
-    embedder, wanted = LaionEmbedder(asked(checkpoint)), np.load(checkpoint / "reference.npz")
+    embedder, wanted = LaionClapActor(asked(checkpoint)), np.load(checkpoint / "reference.npz")
     wave = wanted["wave"]
     (found,) = embedder([wave])
     np.testing.assert_allclose(found, wanted["audio"], atol=1e-5)
@@ -64,7 +64,7 @@ def test_vectors_are_the_packages_own_in_fixed_windows(checkpoint: Path) -> None
 @pytest.mark.usefixtures("_ray")
 def test_what_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="infra/environments/install laion-clap FOLDER"):
-        LaionEmbedder(asked(checkpoint, environment=str(tmp_path)))
+        LaionClapActor(asked(checkpoint, environment=str(tmp_path)))
     (tmp_path / "broken.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="laion-clap cannot be used"):
-        LaionEmbedder(asked(checkpoint, checkpoint=str(tmp_path / "broken.pt")))
+        LaionClapActor(asked(checkpoint, checkpoint=str(tmp_path / "broken.pt")))

@@ -14,14 +14,14 @@ import pytest
 from tests.bundles import write_bundle
 from tests.environments.build import ROOT
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.optimum import apply_to_optimum, export_optimum
 from tinymusician.quantize.precision import load_plan
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 
 pytestmark = [pytest.mark.slow, pytest.mark.environments]
 
@@ -54,10 +54,10 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = LocalStore(folder / "store")
     facts = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
     manifest = publish(store, folder / "bundle", name="band-optimum", kind="optimum", **facts)
-    registry = Registry(store, folder / "keys")
+    registry = ReleaseRegistry(store, folder / "keys")
     root = registry.create().root[0]
     registry.release(manifest, "stable", {})
-    client = Client("band-optimum@stable", folder / "device", [FolderSource(folder / "store")], root)
+    client = PullClient("band-optimum@stable", folder / "device", [FolderSource(folder / "store")], root)
     return folder / "device" / client.pull().folder
 
 
@@ -71,7 +71,9 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
     location = Path(model_location("band-small"))
     write_bundle(load_musicgen(str(location)), location / "tokenizer.json", tmp_path / "bundle")
     player = open_player(tmp_path / "bundle")
-    track = player.start(Wish(PROMPT, FRAMES / player.codec.shape.frame_rate, 0, GUIDANCE, 0.0, 0, 1.0, windows=False))
+    track = player.start(
+        GenerationRequest(PROMPT, FRAMES / player.codec.shape.frame_rate, 0, GUIDANCE, 0.0, 0, 1.0, windows=False)
+    )
     while not track.finished:
         player.engine.step()
     assert track.error is None

@@ -16,7 +16,7 @@ import pytest
 from tests.bundles import write_bundle
 from tests.misbehaving import misbehaving
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen, model_location
 
@@ -51,7 +51,7 @@ def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (16000, 32000)
 
-    registry = Registry(LocalStore(tmp_path / "store"), tmp_path / "keys")
+    registry = ReleaseRegistry(LocalStore(tmp_path / "store"), tmp_path / "keys")
     pinned = registry.create().root[0]
     facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
     registry.release(publish(registry.store, bundle, name="band", kind="bundle", **facts), "stable", {})

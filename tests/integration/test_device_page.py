@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from tests.endpoint import Endpoint, endpoint
 from tests.told import told_student, write_told_bundle
 from tinymusician.models.musicgen import model_location
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds
     """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
     switch_on(page)
     heard = play(page, seconds)
-    expected = open_player(band).play(Wish(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
+    expected = open_player(band).play(GenerationRequest(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
     assert player_of(page) == "the device"
     assert len(heard) == len(expected)
     assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
@@ -128,7 +128,7 @@ def test_a_student_that_is_told_its_guidance_plays_at_any_it_knows(
         for scale in (1.5, 4.0):
             slider.fill(str(scale))
             heard.append(play(page, 2))
-            expected = player.play(Wish(PROMPT, seconds=2, temperature=0.0, guidance=scale))
+            expected = player.play(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
             assert player_of(page) == "the device"
             assert np.abs(heard[-1] - np.clip(expected, -1, 1)).max() < 1e-3
         assert not np.array_equal(*heard)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
 from tests.tiny import CLIPS, DAMAGED
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
     assert ended.returncode == 0, ended.stderr
     wait_for(lambda: any(True for _ in store.list("shards/clips/")))
     ray.kill("ray::_Hand")
-    folder = RunFolder(store, "e1")
+    folder = RunStore(store, "e1")
     wait_for(lambda: folder.status().state in {"SUCCEEDED", "FAILED"})
     assert folder.status().state == "SUCCEEDED", folder.log()
     lines = [line for line in folder.log().splitlines() if "played " in line]
@@ -60,7 +60,7 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
     models = ["--model", "the teacher=teacher", "--model", "untrained", "--set", "evaluate.cost_runs=0"]
     again = told(ray, store, "submit", "evaluate", *asked, *models, "--name", "e2")
     assert again["metrics"]["the teacher"]["kad"] == pytest.approx(teacher["kad"]["value"])
-    assert "played " not in RunFolder(store, "e2").log()
+    assert "played " not in RunStore(store, "e2").log()
 
 
 def test_a_damaged_clip_can_be_refused(ray: Ray, asked: list[str], tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: 
     over = ["--over", "skew", *few, "--workers", "2"]
     run = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=1", "--name", "s1")
     assert set(run["metrics"]["skew"]) == {"λ 0", "λ 0.1", "λ 0.3", "λ 0.5"}
-    log = RunFolder(store, "s1").log()
+    log = RunStore(store, "s1").log()
     assert log.count("trained skew") == 4
     assert not list(store.list("runs/s1/checkpoints/trials/"))
     grid = report(store, "s1")["grids"]["skew"]
@@ -88,10 +88,10 @@ def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: 
         assert one["curves"][0]["held_out/test/kl"] > one["final"]["kl"]
         assert one["final"]["fluctuation"] >= -1e-9
     again = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=2", "--name", "s2")
-    assert RunFolder(store, "s2").log().count("trained skew") == 4
+    assert RunStore(store, "s2").log().count("trained skew") == 4
     hopeless = ["--set", "sweep.seeds=1", "--set", "training.seed=1", "--set", "training.learning_rate=1e30"]
     told(ray, store, "submit", "sweep", *asked, *over, *hopeless, "--name", "s3")
-    assert RunFolder(store, "s3").log().count("diverged: ") == 4
+    assert RunStore(store, "s3").log().count("diverged: ") == 4
     assert "judged as of step 0: " in store.get("runs/s3/report.md").decode()
     assert len(report(store, "s2")["grids"]["skew"]["λ 0"]) == 2
     assert again["state"] == "SUCCEEDED"

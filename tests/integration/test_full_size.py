@@ -11,7 +11,7 @@ from benchmarks.shapes import CAPTIONS, musicgen
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tinymusician.models.band import train_tokenizer
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_greedy_codes_are_those_of_transformers(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_bundle(model, tmp_path / "tokenizer.json", tmp_path / "bundle")
     player = open_player(tmp_path / "bundle")
-    generation = player.engine.start(player.request(Wish(CAPTIONS[0], seconds=FRAMES / 50, temperature=0)))
+    generation = player.engine.start(player.request(GenerationRequest(CAPTIONS[0], seconds=FRAMES / 50, temperature=0)))
     player.engine.run(generation)
 
     text = tokenizer([CAPTIONS[0]], return_tensors="pt")

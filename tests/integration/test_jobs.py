@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import Ray, settings, tmctl, told
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
 
@@ -26,7 +26,7 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     metrics = run["metrics"]
     assert metrics["kl_final"] < 0.5 * metrics["kl_initial"]
     assert metrics["kl_final"] == pytest.approx(sum(metrics["kl_per_codebook"]) / 4, rel=1e-3)
-    folder = RunFolder(s3_store, "r1")
+    folder = RunStore(s3_store, "r1")
     record = folder.record()
     assert record.versions["deepspeed"]
     assert record.seeds == {"training": 0}
@@ -73,7 +73,7 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     figures = run["metrics"]
     assert max(figures["kl_per_codebook"]) <= 0.02
     assert figures["size"] < 0.6 * figures["float32_checkpoint_size"]
-    folder = RunFolder(s3_store, "q1")
+    folder = RunStore(s3_store, "q1")
     assert s3_store.get(folder.key("report.html")).count(b"data:image/png") == 2
     assert folder.log().count("measured layers.0 in int4") == 1
     manifest = told(ray, s3_store, "artifacts", "show", "tiny-bundle")
@@ -87,14 +87,14 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
 
     dearer = told(ray, s3_store, *quantize, *few, "--set", "quantize.kl_budget=0.5", "--name", "q2")
     assert dearer["metrics"]["size"] < figures["size"]
-    assert "measured layers" not in RunFolder(s3_store, "q2").log()
+    assert "measured layers" not in RunStore(s3_store, "q2").log()
 
     ended = tmctl(ray, s3_store, *quantize, *few, "--set", "quantize.gates.float32.kl=1e-30", "--name", "q3")
     assert ended.returncode == 1
     assert "float32 graphs: KL" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
     assert len(told(ray, s3_store, "artifacts", "list")) == 2
-    assert b"float32" in s3_store.get(RunFolder(s3_store, "q3").key("report.html")), "what was refused has a report"
+    assert b"float32" in s3_store.get(RunStore(s3_store, "q3").key("report.html")), "what was refused has a report"
 
     other = settings(("quantize.flavour=optimum", "quantize.plan=paper"))
     band = ["submit", "quantize", str(recipe), "--model", "band-small"]  # Optimum's own inputs need a larger vocabulary

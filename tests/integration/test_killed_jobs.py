@@ -23,7 +23,7 @@ from tests.ray_cluster import (
     wait_for_checkpoint,
 )
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def kill(pids: list[int]) -> None:
 def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
     start_and_wait(ray, recipe, store, "w")
     kill(ray.processes("ray::RayTrainWorker")[:1])
-    wait_for(lambda: RunFolder(store, "w").status().state == "SUCCEEDED")
+    wait_for(lambda: RunStore(store, "w").status().state == "SUCCEEDED")
     check_same_losses(losses(store, "w"), undisturbed.losses(2))
 
 
@@ -56,7 +56,7 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
     told(ray, store, *precompute, "--name", "p", "--no-wait")
     wait_for(lambda: len(shards(store)) >= 2)
     kill(ray.processes("ray::RayTrainWorker")[:1])
-    wait_for(lambda: RunFolder(store, "p").status().state == "SUCCEEDED")
+    wait_for(lambda: RunStore(store, "p").status().state == "SUCCEEDED")
     calm = LocalStore(tmp_path / "calm")
     told(ray, calm, *precompute)
     assert shards(store) == shards(calm)
@@ -69,7 +69,7 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
 def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
     start_and_wait(ray, recipe, store, "d")
     kill(ray.processes("jobs.entry --child"))
-    wait_for(lambda: RunFolder(store, "d").status().state == "FAILED")
+    wait_for(lambda: RunStore(store, "d").status().state == "FAILED")
     assert "killed by signal 9; continue it with --resume" in told(ray, store, "status", "d")["message"]
     assert told(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "d"), undisturbed.losses(2))

@@ -21,8 +21,8 @@ import pytest
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.keys import keys_folder
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
 
@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.address import open_store
 home, number = Path(sys.argv[1]), int(sys.argv[2])
@@ -46,15 +46,15 @@ for name, size in eval(sys.argv[3]).items():
 print("ready", flush=True)
 facts = {"recipe": {}, "lineage": {"number": number}, "metrics": {}, "licence": "Apache-2.0"}
 manifest = publish(store, folder, name="band", kind="bundle", **facts)
-Registry(store, keys_folder()).release(manifest, "stable", {"number": number})
+ReleaseRegistry(store, keys_folder()).release(manifest, "stable", {"number": number})
 """
 PULL = """
 import sys
 from pathlib import Path
-from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.sources import open_source
-client = Client("band@stable", Path(sys.argv[1]) / "device", [open_source(open_store().url)], sys.argv[2])
+client = PullClient("band@stable", Path(sys.argv[1]) / "device", [open_source(open_store().url)], sys.argv[2])
 print("ready", flush=True)
 client.pull()
 """
@@ -115,7 +115,7 @@ def test_publishers_and_devices_killed_often(home: Path, store: Store) -> None:
 def check_killed(home: Path, store: Store, kills: int) -> None:
     """Kill so many publishers, and so many devices."""
     chance = random.Random(0)
-    registry = Registry(store, keys_folder())
+    registry = ReleaseRegistry(store, keys_folder())
     pinned = registry.create().root[0]
     publishing, pulling = killed(PUBLISH, str(home), "0", repr(SIZES), after=None), 0.0
     last, done, number = 0, Counter[str](), 0
@@ -137,7 +137,7 @@ def check_killed(home: Path, store: Store, kills: int) -> None:
     said = f"killed {dict(done)} in {number} turns; {last} versions came to the device"
     logging.getLogger(__name__).info(said)
     registry.renew()
-    version = Client("band@stable", home / "device", [open_source(store.url)]).pull()
+    version = PullClient("band@stable", home / "device", [open_source(store.url)]).pull()
     assert plays(home) == version.release.version == registry.history("band", "stable")[-1].version
     assert not list((home / "device" / "partial").iterdir())
     for entry in store.list("blobs/"):
@@ -146,7 +146,7 @@ def check_killed(home: Path, store: Store, kills: int) -> None:
 
 def test_a_disk_that_ends_in_the_middle(home: Path) -> None:
     """Writing fails after a megabyte (a limit of the system on files): one line says so, and the old version plays."""
-    pinned = Registry(open_store(), keys_folder()).create().root[0]
+    pinned = ReleaseRegistry(open_store(), keys_folder()).create().root[0]
     small = repr({"decoder.onnx": 1000})
     killed(PUBLISH, str(home), "0", small, after=None)
     killed(PULL, str(home), pinned, after=None)

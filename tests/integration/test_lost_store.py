@@ -20,7 +20,7 @@ from tests.ray_cluster import (
     wait_for_checkpoint,
 )
 from tests.s3_server import S3Server
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 
 pytestmark = pytest.mark.slow
@@ -38,8 +38,8 @@ def test_a_store_that_comes_back(
     wait_for_checkpoint(s3_store, "r")
     with s3.gone():
         time.sleep(AWAY)
-    wait_for(lambda: RunFolder(s3_store, "r").status().state == "SUCCEEDED")
+    wait_for(lambda: RunStore(s3_store, "r").status().state == "SUCCEEDED")
     check_same_losses(losses(s3_store, "r"), undisturbed.losses(1))
-    log = RunFolder(s3_store, "r").log()
+    log = RunStore(s3_store, "r").log()
     assert "asking again" in log
     assert log.count("distill: from") == 1

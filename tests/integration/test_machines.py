@@ -26,7 +26,7 @@ from tests.ray_cluster import BIN, LONG, QUICK, losses, settings, shards, wait_f
 from tests.s3_server import S3Server, s3_server
 from tests.tiny import CLIPS
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 
 pytestmark = [pytest.mark.machines, pytest.mark.timeout(1200)]
@@ -104,10 +104,10 @@ class Cluster:
         assert ended.returncode == 0, ended.stderr + ended.stdout
         return json.loads(ended.stdout)
 
-    def begun(self, store: S3Store, name: str, *words: str) -> RunFolder:
+    def begun(self, store: S3Store, name: str, *words: str) -> RunStore:
         """Submit a run of two workers, and do not wait for it."""
         self.told(store, "submit", *words, "--workers", "2", "--name", name, "--no-wait")
-        return RunFolder(store, name)
+        return RunStore(store, name)
 
 
 @pytest.fixture(scope="module")
@@ -152,24 +152,24 @@ def new_store() -> S3Store:
     return S3Store(bucket, "store")
 
 
-def succeeded(run: RunFolder) -> None:
+def succeeded(run: RunStore) -> None:
     wait_for(lambda: run.status().state in {"SUCCEEDED", "FAILED", "STOPPED"}, 600)
     assert run.status().state == "SUCCEEDED", run.log()
 
 
 @pytest.fixture(scope="module")
-def calm(cluster: Cluster, recipe: Path) -> RunFolder:
+def calm(cluster: Cluster, recipe: Path) -> RunStore:
     """A distillation that nothing happens to."""
     run = cluster.begun(new_store(), "calm", "distill", str(recipe), *settings(LONG))
     succeeded(run)
     return run
 
 
-def at_step(run: RunFolder, step: int) -> Callable[[], bool]:
+def at_step(run: RunStore, step: int) -> Callable[[], bool]:
     return lambda: run.store.exists(run.key(f"checkpoints/distill/step-{step:08}.json"))
 
 
-def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
     """The run goes on from its last checkpoint, on a machine that was not there when it began, to the same losses."""
     run = cluster.begun(store, "d", "distill", str(recipe), *settings(LONG))
     wait_for(at_step(run, 10))
@@ -182,7 +182,7 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
     assert joined.address in cluster.alive()
 
 
-def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
     """Nobody takes the lost machine's place: the other worker does both parts of every step, to the same losses."""
     run = cluster.begun(store, "e", "distill", str(recipe), *settings((*LONG, "training.least_workers=1")))
     wait_for(at_step(run, 10))
@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, st
     assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
 
 
-def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunFolder) -> None:
+def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
     """Ray takes the machine for lost; when it is back it joins again, and the run goes on."""
     run = cluster.begun(store, "n", "distill", str(recipe), *settings(LONG))
     wait_for(at_step(run, 10))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.ray_cluster import Ray, losses, running_ray, settings, shards, tmctl, told, wait_for
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def submitted(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str, *
 
 def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> None:
     """See that the run goes on: by itself, or resumed, on a Ray that is started anew where its head or raylet died."""
-    run, resumed = RunFolder(store, name), False
+    run, resumed = RunStore(store, name), False
     deadline = time.monotonic() + 240
     while run.status().state not in ("SUCCEEDED", "RUNNING") or not ray.processes("jobs.entry"):
         assert time.monotonic() < deadline, f"{name} did not go on: {run.status()}\n{run.log()[-2000:]}"
@@ -87,7 +87,7 @@ def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None
         place = tmp_path / f"after {kills}"
         store = LocalStore(place)
         submitted(own, store, recipe, kind, kind, "--no-wait")
-        run = RunFolder(store, kind)
+        run = RunStore(store, kind)
         while run.status().state != "SUCCEEDED":
             if kills < KILLS:
                 if rng.random() < 0.7:  # else while it starts, too

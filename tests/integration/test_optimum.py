@@ -17,10 +17,10 @@ from tinymusician.quantize.optimum import (
     optimum_logits,
     optimum_wave,
 )
-from tinymusician.quantize.parity import Reference, check, measure
-from tinymusician.quantize.precision import Plan, load_plan
+from tinymusician.quantize.parity import ReferenceOutputs, check, measure
+from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.quantize.providers import coreml, verdicts
-from tinymusician.runtime.rollout import Sequences
+from tinymusician.runtime.rollout import ForcedBatch
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +35,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    sequences = Sequences(
+def reference() -> ReferenceOutputs:
+    sequences = ForcedBatch(
         ["a slow fiddle reel", "a happy march"], np.random.default_rng(0).integers(0, 512, (2, 4, 12))
     )
-    return Reference(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
+    return ReferenceOutputs(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
 
 
-def test_float32_is_pytorch(exported: Path, reference: Reference, tmp_path: Path) -> None:
+def test_float32_is_pytorch(exported: Path, reference: ReferenceOutputs, tmp_path: Path) -> None:
     apply_to_optimum(load_plan("float32"), exported, tmp_path)
     assert {path.stem for path in (tmp_path / "onnx").glob("*.onnx")} == FILES
     assert (tmp_path / "config.json").exists()
@@ -51,8 +51,8 @@ def test_float32_is_pytorch(exported: Path, reference: Reference, tmp_path: Path
     check(found, "optimum", kl=1e-6, agreement=0.999, codec_snr=60)
 
 
-def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: Reference, tmp_path: Path) -> None:
-    plan = Plan(name="x", groups={"layers.1": "int8", "lm_heads": "int8"}, block_size=64)
+def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: ReferenceOutputs, tmp_path: Path) -> None:
+    plan = PrecisionPlan(name="x", groups={"layers.1": "int8", "lm_heads": "int8"}, block_size=64)
     apply_to_optimum(plan, exported, tmp_path)
     merged = onnx.load(str(tmp_path / "onnx" / "decoder_model_merged.onnx"))
     branches = [attribute.g for node in merged.graph.node if node.op_type == "If" for attribute in node.attribute]

@@ -11,7 +11,7 @@ import yaml
 
 from tests.ray_cluster import Ray, settings, tmctl, told, wait_for, wait_for_checkpoint
 from tests.tiny import write_tiny_musicgen
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.training.metrics import read_metrics
@@ -61,8 +61,8 @@ def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Pa
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
     wait_for_checkpoint(store, "killed", 6, "joint")
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
-    wait_for(lambda: RunFolder(store, "killed").status().state == "SUCCEEDED")
-    log = RunFolder(store, "killed").log()
+    wait_for(lambda: RunStore(store, "killed").status().state == "SUCCEEDED")
+    log = RunStore(store, "killed").log()
     assert log.count("text-encoder: from the beginning") == 1
     assert log.count("codec: from step") >= 1
     assert log.count("joint: from") == 2

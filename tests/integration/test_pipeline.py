@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monke
 
     begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
     assert begun.returncode == 0, begun.stderr
-    run = RunFolder(store, "p1")
+    run = RunStore(store, "p1")
     wait_for(lambda: any(step["state"] == "RUNNING" and step["step"] == "quantize" for step in run.steps()))
     ray.kill("jobs.entry", "--child")
     wait_for(lambda: run.status().state == "FAILED")

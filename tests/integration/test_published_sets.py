@@ -16,8 +16,8 @@ from tinymusician.data.corpus import SEED, RenderedSplit, load_split
 from tinymusician.data.scores import corpus_files, tunes_in, with_splits
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
-from tinymusician.evaluate.reference import RealClips, open_reference
-from tinymusician.evaluate.vectors import Vectors
+from tinymusician.evaluate.reference import ReferenceSet, open_reference
+from tinymusician.evaluate.vectors import ClipEmbeddings
 
 pytestmark = pytest.mark.slow
 
@@ -68,13 +68,13 @@ def as_musicbench(split: RenderedSplit, folder: Path) -> dict[str, Any]:
 def test_the_same_clips_and_captions(split: RenderedSplit, layout: Any, tmp_path: Path) -> None:
     """Every clip sounds as it was rendered, and band-clap knows its caption from those of others."""
     asked = SimpleNamespace(**layout(split, tmp_path))
-    found: RealClips = open_reference(asked, CLIPS, SECONDS, 0, tmp_path)
+    found: ReferenceSet = open_reference(asked, CLIPS, SECONDS, 0, tmp_path)
     assert found.captions == split.captions
     waves = [found.wave(number, RATE).wave for number in range(CLIPS)]
     for wave, rendered in zip(waves, split.samples, strict=True):
         np.testing.assert_allclose(wave, rendered / 32768, atol=2e-5)
     clap = ClapEmbedder()
-    score = clap_score(Vectors.of(clap(waves)), clap.text(found.captions), seed=0)
+    score = clap_score(ClipEmbeddings.of(clap(waves)), clap.text(found.captions), seed=0)
     assert score.shuffled is not None
     assert score.score.low is not None
     assert score.score.low > score.shuffled

@@ -20,11 +20,11 @@ from tests.s3_server import S3Server
 from tinymusician.artifacts import transfer
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.sources import open_source
-from tinymusician.errors import NotFound
+from tinymusician.errors import NotFoundError
 
 pytestmark = pytest.mark.slow
 
@@ -37,15 +37,15 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def registry(s3_store: S3Store, tmp_path: Path) -> Registry:
+def registry(s3_store: S3Store, tmp_path: Path) -> ReleaseRegistry:
     """One release in the bucket."""
-    made = Registry(s3_store, tmp_path / "keys")
+    made = ReleaseRegistry(s3_store, tmp_path / "keys")
     made.create()
     released(made, tmp_path / "made", DECODER)
     return made
 
 
-def released(registry: Registry, folder: Path, decoder: bytes) -> None:
+def released(registry: ReleaseRegistry, folder: Path, decoder: bytes) -> None:
     folder.mkdir()
     (folder / "decoder.onnx").write_bytes(decoder)
     (folder / "config.json").write_text("{}")
@@ -53,18 +53,18 @@ def released(registry: Registry, folder: Path, decoder: bytes) -> None:
     registry.release(publish(registry.store, folder, name="band", kind="bundle", **facts), "stable", {})
 
 
-def pulled(registry: Registry, device: Path, url: str) -> bytes:
-    version = Client("band@stable", device, [open_source(url)], registry.roots()[0].root[0]).pull()
+def pulled(registry: ReleaseRegistry, device: Path, url: str) -> bytes:
+    version = PullClient("band@stable", device, [open_source(url)], registry.roots()[0].root[0]).pull()
     return (device / version.folder / "decoder.onnx").read_bytes()
 
 
 def test_a_line_that_is_cut_again_and_again(
-    registry: Registry, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: ReleaseRegistry, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With credentials and with presigned addresses: what has arrived is not loaded again."""
     with line(urlparse(s3.endpoint).port or 0) as cut:
         monkeypatch.setenv("AWS_ENDPOINT_URL", cut.url)
-        through = Registry(open_again(registry.store), tmp_path / "keys")
+        through = ReleaseRegistry(open_again(registry.store), tmp_path / "keys")
         listed = tmp_path / "stable.json"
         listed.write_text(json.dumps({"addresses": addresses(through, "band", "stable", 600)}))
         for number, url in enumerate((registry.store.url, listed.as_uri())):
@@ -79,7 +79,7 @@ def open_again(store: Any) -> S3Store:
     return S3Store(bucket, prefix)
 
 
-def test_an_address_that_redirects_to_presigned_ones(registry: Registry, tmp_path: Path) -> None:
+def test_an_address_that_redirects_to_presigned_ones(registry: ReleaseRegistry, tmp_path: Path) -> None:
     """A server of the app's own; its first answer for a file bears a signature that S3 refuses."""
     store = registry.store
     assert isinstance(store, S3Store)
@@ -89,12 +89,12 @@ def test_an_address_that_redirects_to_presigned_ones(registry: Registry, tmp_pat
     assert len(spoilt) == len(set(spoilt)) + 1, "it was asked once more, at its own address"
 
 
-def test_a_list_holds_for_what_it_was_made_for(registry: Registry, tmp_path: Path) -> None:
+def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_path: Path) -> None:
     listed, device = tmp_path / "stable.json", tmp_path / "device"
     listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER
     released(registry, tmp_path / "made-2", DECODER[::-1])
-    with pytest.raises(NotFound, match="lists nothing for 'blobs/sha256/"):
+    with pytest.raises(NotFoundError, match="lists nothing for 'blobs/sha256/"):
         pulled(registry, device, listed.as_uri())
     found = Installation(device).usable()
     assert found is not None

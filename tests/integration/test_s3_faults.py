@@ -9,7 +9,7 @@ import pytest
 
 from tests.s3_server import S3Server, free_port
 from tinymusician.artifacts.s3 import S3Store
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.errors import NotFoundError, StoreError
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def test_wrong_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_such_bucket(s3: S3Server) -> None:
     with pytest.raises(StoreError, match="no such bucket") as caught:
         S3Store("never-created").put("key", b"value")
-    assert not isinstance(caught.value, NotFound)
+    assert not isinstance(caught.value, NotFoundError)
 
 
 def test_nobody_answers(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

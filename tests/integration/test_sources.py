@@ -22,7 +22,7 @@ from tests.ray_cluster import (
     wait_for_checkpoint,
 )
 from tests.tiny import write_tone
-from tinymusician.artifacts.runs import RunFolder
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
 
 pytestmark = pytest.mark.slow
@@ -65,9 +65,9 @@ def test_a_teacher_on_an_actor_that_is_killed(
     wait_for_checkpoint(store, "actors")
     (teacher,) = ray.processes("ray::_Teacher")
     os.kill(teacher, signal.SIGKILL)
-    wait_for(lambda: RunFolder(store, "actors").status().state == "SUCCEEDED")
+    wait_for(lambda: RunStore(store, "actors").status().state == "SUCCEEDED")
     check_same_losses(losses(store, "actors"), undisturbed.losses(1))
-    assert RunFolder(store, "actors").log().count("distill: from") == 1, "the worker was not restarted"
+    assert RunStore(store, "actors").log().count("distill: from") == 1, "the worker was not restarted"
     wait_for(lambda: not ray.processes("ray::_Teacher"))
 
 
@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
     tmctl(ray, store, "stop", "r")
     resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero=3")
     assert told(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
-    record = RunFolder(store, "r").record()
+    record = RunStore(store, "r").record()
     assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero"]) == (1, 2, 3)
     check_same_losses(losses(store, "r"), undisturbed.losses(2))
     refused = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "r", "--set", "training.seed=1")
@@ -120,7 +120,7 @@ def test_steps_that_are_no_number_are_left_out_as_often_as_allowed(ray: Ray, rec
     (line,) = [line for line in ended.stdout.splitlines() if line]
     assert "on rows" in line
     assert "the last good checkpoint is of step 0" in line
-    log = RunFolder(store, "wild").log()
+    log = RunStore(store, "wild").log()
     assert log.count("is left out") == 1
     assert log.count("distill: from") == 2
     assert len(json.loads(store.get("runs/wild/left-out-distill.json"))) == 1

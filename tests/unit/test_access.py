@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access import ApiKey, Gate, Often, Unknown, edited, new_key, read_keys
+from serve.access import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError, edited, new_key, read_keys
 from tinymusician.errors import KeyFileError
 
 
@@ -17,8 +17,8 @@ class Moment:
     def __init__(self) -> None:
         self.seconds, self.now = 0.0, datetime.now(UTC)
 
-    def gate(self, path: Path | None) -> Gate:
-        return Gate(path, lambda: self.seconds, lambda: self.now)
+    def gate(self, path: Path | None) -> ApiKeyAuthenticator:
+        return ApiKeyAuthenticator(path, lambda: self.seconds, lambda: self.now)
 
 
 def made(path: Path, name: str = "shop", per_minute: int = 60, at_once: int = 2, days: int | None = None) -> str:
@@ -43,7 +43,7 @@ def test_only_the_very_key_opens(tmp_path: Path) -> None:
     assert found.name == "shop"
     swapped = text[:-1] + ("A" if text[-1] != "A" else "B")
     for shown in (None, "", "Bearer", text, f"Basic {text}", f"Bearer {swapped}", "Bearer tm_00000000_x", "Bearer ü"):
-        with pytest.raises(Unknown):
+        with pytest.raises(AuthenticationError):
             gate.gate(path).known(shown)
 
 
@@ -53,11 +53,11 @@ def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> N
     gate = moment.gate(path)
     assert gate.known(f"Bearer {short}") is not None
     moment.now += timedelta(days=2)
-    with pytest.raises(Unknown, match="expired"):
+    with pytest.raises(AuthenticationError, match="expired"):
         gate.known(f"Bearer {short}")
     with edited(path) as keys:
         keys[:] = [key for key in keys if key.expires < moment.now]
-    with pytest.raises(Unknown, match="not known"):
+    with pytest.raises(AuthenticationError, match="not known"):
         gate.known(f"Bearer {long}")
 
 
@@ -66,13 +66,13 @@ def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path
     text = made(path)
     whole, gate = path.read_text(), Moment().gate(path)
     path.write_text(whole[:50])
-    with pytest.raises(Unknown, match="cannot be read"):
+    with pytest.raises(AuthenticationError, match="cannot be read"):
         gate.known(f"Bearer {text}")
     path.write_text(whole)
     assert gate.known(f"Bearer {text}") is not None
     path.write_text("[]")
     with pytest.raises(KeyFileError, match=r"keys\.json"):
-        Gate(path)
+        ApiKeyAuthenticator(path)
     with pytest.raises(KeyFileError, match="no such file"):
         read_keys(tmp_path / "missing")
 
@@ -85,13 +85,13 @@ def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) 
     for _ in range(30):
         with gate.entered(key):
             pass
-    with pytest.raises(Often) as often, gate.entered(key):
+    with pytest.raises(RateLimitError) as often, gate.entered(key):
         pass
     assert often.value.wait == pytest.approx(2.0)
     moment.seconds += 2.0
     with gate.entered(key):
         pass
-    with pytest.raises(Often), gate.entered(key):
+    with pytest.raises(RateLimitError), gate.entered(key):
         pass
 
 
@@ -100,14 +100,14 @@ def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> N
     text = made(path, at_once=1)
     gate = Moment().gate(path)
     key = gate.known(f"Bearer {text}")
-    with pytest.raises(Often), gate.entered(key), gate.entered(key):
+    with pytest.raises(RateLimitError), gate.entered(key), gate.entered(key):
         pass
     with gate.entered(key):
         pass
 
 
 def test_without_a_file_everybody_is_let_in() -> None:
-    gate = Gate(None)
+    gate = ApiKeyAuthenticator(None)
     assert gate.known(None) is None
     with gate.entered(None):
         pass

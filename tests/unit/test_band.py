@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tinymusician.data.facts import INSTRUMENTS, TEMPI, Facts, aspects, caption, sentence
+from tinymusician.data.facts import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
 from tinymusician.data.families import families
-from tinymusician.data.render import HIGHEST, HOP, LOWEST, Band, Note, choose_facts, notes_on_grid
+from tinymusician.data.render import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
 from tinymusician.data.scores import Tune, plain_title, with_splits
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
@@ -24,8 +24,8 @@ TUNE = Tune("The Example", "ryan", "reel", 0, "major", "4/4", SCALE)
 
 
 @pytest.fixture(scope="module")
-def band() -> Band:
-    return Band()
+def band() -> SoundfontSynth:
+    return SoundfontSynth()
 
 
 def test_settings_of_one_tune_share_a_split() -> None:
@@ -60,7 +60,7 @@ def tune_of(title: str, melody: Any) -> Tune:
 
 @pytest.mark.parametrize("tempo", TEMPI)
 def test_notes_lie_on_whole_frames(tempo: str) -> None:
-    facts = Facts("x", 1.0, "fiddle", tempo, "reel", 0, "major")
+    facts = ClipAttributes("x", 1.0, "fiddle", tempo, "reel", 0, "major")
     notes = notes_on_grid(TUNE, facts, 0, 250)
     assert [note.on for note in notes[:3]] == [0, TEMPI[tempo] // 2, TEMPI[tempo]]
     assert all(note.off == note.on + TEMPI[tempo] // 2 - 1 for note in notes)
@@ -74,7 +74,7 @@ def test_pitches_stay_in_range() -> None:
         assert facts.tonic == shift % 12
 
 
-def test_equal_notes_sound_equal(band: Band) -> None:
+def test_equal_notes_sound_equal(band: SoundfontSynth) -> None:
     """What makes the corpus learnable: a note gives the same samples wherever on the grid it stands."""
     for instrument in INSTRUMENTS:
         early = band.play([Note(3, 12, 69)], instrument, 40)
@@ -85,7 +85,7 @@ def test_equal_notes_sound_equal(band: Band) -> None:
 
 
 def test_captions_are_true() -> None:
-    facts = Facts("x", 0.0, "church organ", "slow", "waltz", 2, "minor")
+    facts = ClipAttributes("x", 0.0, "church organ", "slow", "waltz", 2, "minor")
     for seed in range(40):
         rng = random.Random(seed)
         listed = aspects(facts, rng)
@@ -108,7 +108,7 @@ def test_the_mdct_is_orthonormal_with_overlap() -> None:
     torch.testing.assert_close(back[..., 8:-8], signal[..., 8:-8], atol=1e-5, rtol=0)
 
 
-def test_the_closed_form_codec_plays_at_once(band: Band) -> None:
+def test_the_closed_form_codec_plays_at_once(band: SoundfontSynth) -> None:
     """Encoder and decoder without quantizer reconstruct the band from the start; random weights do not."""
     notes = [Note(i * 8, i * 8 + 7, 60 + 2 * i) for i in range(8)]
     audio = torch.from_numpy(np.stack([band.play(notes, name, 64) for name in INSTRUMENTS]))
@@ -216,18 +216,18 @@ def test_unigram_entropy() -> None:
 def test_language_model_learns_a_small_corpus(tiny_musicgen: Path) -> None:
     """Repeating codes that the caption decides: after a few steps the right caption is better than a wrong one."""
     from tests.tiny import CAPTIONS
-    from tinymusician.data.tokens import TokenSet, tokenize_captions
+    from tinymusician.data.tokens import TokenDataset, tokenize_captions
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
     from tinymusician.pretrain.language_model import LanguageModelTask
-    from tinymusician.training.engine import AdamSettings, TorchEngine
+    from tinymusician.training.engine import AdamConfig, TorchEngine
 
     codes = np.stack([np.full((4, 8), 3 * (i % 4)) for i in range(16)]).astype(np.int16)
-    tokens = TokenSet(
+    tokens = TokenDataset(
         codes, *tokenize_captions(load_tokenizer(str(tiny_musicgen)), [CAPTIONS[i % 4] for i in range(16)])
     )
     model: Any = load_musicgen(str(tiny_musicgen))
     task = LanguageModelTask(model, tokens, tokens, 16, 0)
-    engine = TorchEngine(task.module.train(), AdamSettings())
+    engine = TorchEngine(task.module.train(), AdamConfig())
     for step in range(60):
         loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
         engine.step(loss, 1e-2)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.claims import clap_difference, higher, lower, near, rising, slower, unharmed
+from jobs.claims import clap_difference, higher, lower, not_worse, rising, slower, within_tolerance
 from jobs.paper import cuts
 
 DISTANCE = "fad_infinity"
@@ -31,10 +31,10 @@ def test_distances_differ_where_intervals_do_not_overlap() -> None:
 
 def test_to_find_no_difference_proves_nothing() -> None:
     """ "Not worse" is what remains of "worse": a proof of the contrary, or nothing."""
-    assert unharmed(lower(row(2), row(1), DISTANCE)) == "holds (2.000 and 1.000)"
-    assert unharmed(lower(row(1), row(2), DISTANCE)) == "does not hold (1.000 and 2.000)"
-    assert unharmed(lower(row(60, 50), row(10, 50), DISTANCE)) == "no difference was found (60.000 and 10.000)"
-    assert unharmed(lower(row(1, None), row(2), DISTANCE)) == "cannot be told at this scale"
+    assert not_worse(lower(row(2), row(1), DISTANCE)) == "holds (2.000 and 1.000)"
+    assert not_worse(lower(row(1), row(2), DISTANCE)) == "does not hold (1.000 and 2.000)"
+    assert not_worse(lower(row(60, 50), row(10, 50), DISTANCE)) == "no difference was found (60.000 and 10.000)"
+    assert not_worse(lower(row(1, None), row(2), DISTANCE)) == "cannot be told at this scale"
 
 
 def test_clap_scores_are_compared_clip_by_clip() -> None:
@@ -53,9 +53,9 @@ def test_clap_scores_are_compared_clip_by_clip() -> None:
 def test_near_is_told_by_the_interval_of_the_difference() -> None:
     base = np.linspace(0.4, 0.6, 100)
     noise = np.random.default_rng(0).normal(0, 0.05, 100)
-    assert near(row(0, clips=base + 0.001), row(0, clips=base), 0.01).startswith("holds")
-    assert near(row(0, clips=base + 0.1), row(0, clips=base), 0.01).startswith("does not hold")
-    assert near(row(0, clips=base + noise), row(0, clips=base), 0.01).startswith("cannot be told")
+    assert within_tolerance(row(0, clips=base + 0.001), row(0, clips=base), 0.01).startswith("holds")
+    assert within_tolerance(row(0, clips=base + 0.1), row(0, clips=base), 0.01).startswith("does not hold")
+    assert within_tolerance(row(0, clips=base + noise), row(0, clips=base), 0.01).startswith("cannot be told")
 
 
 def test_times_differ_where_no_run_is_as_fast() -> None:

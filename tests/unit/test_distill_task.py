@@ -14,22 +14,22 @@ from jobs.distill import mixture_at
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.report import sample_figures
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, Softening, closeness
+from tinymusician.distill.task import DistillTask, TemperatureSchedule, closeness
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.student import cut_student
-from tinymusician.recipe import FixedBiKL, Objective, PlainObjective, StageMixed, SteppedBiKL
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.recipe import FixedBiKLConfig, Objective, PlainObjectiveConfig, StageMixedConfig, SwitchedBiKLConfig
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 OBJECTIVES: list[Objective] = [
-    PlainObjective(name="forward"),
-    PlainObjective(name="reverse"),
-    PlainObjective(name="bikl"),
-    FixedBiKL(name="fixed_bikl", weight=0.3),
-    SteppedBiKL(name="stepped_bikl", switch=0.5),
-    StageMixed(name="stage_mixed", switch=0.5, transition=0.2),
+    PlainObjectiveConfig(name="forward"),
+    PlainObjectiveConfig(name="reverse"),
+    PlainObjectiveConfig(name="bikl"),
+    FixedBiKLConfig(name="fixed_bikl", weight=0.3),
+    SwitchedBiKLConfig(name="stepped_bikl", switch=0.5),
+    StageMixedConfig(name="stage_mixed", switch=0.5, transition=0.2),
 ]
 
 
@@ -43,7 +43,7 @@ def build(folder: Path, target: Any, objective: Objective, steps: int) -> Distil
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
 def test_every_objective_brings_the_student_nearer(tiny_musicgen: Path, target: Any, objective: Objective) -> None:
     task = build(tiny_musicgen, target, objective, 40)
-    engine = TorchEngine(task.module, AdamSettings())
+    engine = TorchEngine(task.module, AdamConfig())
     before = task.validate(engine)
     for step in range(40):
         loss, scalars = task.loss(engine, task.batch(step, 0, 1), step)
@@ -62,7 +62,7 @@ def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
         task, kept = build(tiny_musicgen, "conditional", OBJECTIVES[0], 5), 0
         if recompute:
             task.student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
-        engine, losses = TorchEngine(task.module, AdamSettings()), []
+        engine, losses = TorchEngine(task.module, AdamConfig()), []
         task.module.train()
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,10 +83,10 @@ def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
 
 
 def test_stages_follow_the_recipe() -> None:
-    staged = StageMixed(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
+    staged = StageMixedConfig(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
     assert tuple(mixture_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)
     assert tuple(mixture_at(staged, 10, 5)) == (0, 0.75, 0, 0.25, 0.2)
-    assert tuple(mixture_at(PlainObjective(name="bikl"), 10, 9))[:2] == (1, 1)
+    assert tuple(mixture_at(PlainObjectiveConfig(name="bikl"), 10, 9))[:2] == (1, 1)
 
 
 def test_closeness_agrees_with_float64() -> None:
@@ -107,15 +107,15 @@ def test_closeness_agrees_with_float64() -> None:
 
 
 def test_temperature_along_both_axes() -> None:
-    assert Softening(3.0, 1.0, "sequence", 100).at(7, 5).tolist() == [3.0, 2.5, 2.0, 1.5, 1.0]
-    assert Softening(3.0, 1.0, "training", 100).at(50, 3).tolist() == [2.0, 2.0, 2.0]
+    assert TemperatureSchedule(3.0, 1.0, "sequence", 100).at(7, 5).tolist() == [3.0, 2.5, 2.0, 1.5, 1.0]
+    assert TemperatureSchedule(3.0, 1.0, "training", 100).at(50, 3).tolist() == [2.0, 2.0, 2.0]
 
 
 def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
     """The cross-entropy of a model's own samples is its entropy; another model's samples surprise it more."""
     teacher = load_musicgen(str(tiny_musicgen))
     ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)
-    prompts = TokenSet(np.zeros((32, 4, 20), np.int16), ids, mask)
+    prompts = TokenDataset(np.zeros((32, 4, 20), np.int16), ids, mask)
     stranger = cut_student(teacher, [2])
     own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0, at_once=32) for model in (teacher, stranger))
     assert own.cross_entropy < other.cross_entropy

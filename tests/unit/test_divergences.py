@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr
 
-from tinymusician.distill.objective import Mixture, distillation_loss, mixture
+from tinymusician.distill.objective import LossWeights, distillation_loss, mixture
 from tinymusician.models.divergences import (
     entropy,
     forward_kl,
@@ -26,10 +26,10 @@ from tinymusician.models.divergences import (
 
 SKEW = 0.1
 NAMED = {
-    "forward": Mixture(1, 0),
-    "reverse": Mixture(0, 1),
-    "skew_forward": Mixture(0, 0, 1, 0, SKEW),
-    "skew_reverse": Mixture(0, 0, 0, 1, SKEW),
+    "forward": LossWeights(1, 0),
+    "reverse": LossWeights(0, 1),
+    "skew_forward": LossWeights(0, 0, 1, 0, SKEW),
+    "skew_reverse": LossWeights(0, 0, 0, 1, SKEW),
 }
 
 

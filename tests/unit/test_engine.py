@@ -16,7 +16,7 @@ from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.runtime.player import Player, Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
 
 PROMPT = "a slow fiddle reel"
 
@@ -32,7 +32,7 @@ def model(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Player:
+def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
     folder = tmp_path_factory.mktemp("bundle")
     tokenizer = Path(model_location(name)) / "tokenizer.json"
     write_bundle(model, tokenizer, folder, continuation=True, seconds=1.0)
@@ -44,21 +44,21 @@ def wanted_of(model: Any, name: str, frames: int, guidance: float, **settings: A
     return generated(model, frames, **text, guidance_scale=guidance, **settings)[0]
 
 
-def codes_of(player: Player, wish: Wish) -> Any:
+def codes_of(player: MusicGenerator, wish: GenerationRequest) -> Any:
     generation = player.engine.start(player.request(wish))
     player.engine.run(generation)
     return generation.codes
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_greedy_codes_are_those_of_transformers(player: Player, model: Any, name: str, guidance: float) -> None:
+def test_greedy_codes_are_those_of_transformers(player: MusicGenerator, model: Any, name: str, guidance: float) -> None:
     wanted = wanted_of(model, name, 60, guidance, do_sample=False)
-    found = codes_of(player, Wish(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
+    found = codes_of(player, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
     assert np.array_equal(found, wanted)
 
 
 def test_the_same_numbers_give_the_same_codes(
-    player: Player, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    player: MusicGenerator, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers' draws replaced by the inverse of its own probabilities at the engine's uniform numbers."""
     random = np.random.Generator(np.random.Philox(7))
@@ -70,22 +70,23 @@ def test_the_same_numbers_give_the_same_codes(
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
     wanted = wanted_of(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
-    wish = Wish(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
+    wish = GenerationRequest(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
     assert np.array_equal(codes_of(player, wish), wanted)
 
 
-def test_audio_is_that_of_transformers(player: Player, model: Any, name: str) -> None:
+def test_audio_is_that_of_transformers(player: MusicGenerator, model: Any, name: str) -> None:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     with torch.no_grad():
         wanted = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
-    found = player.play(Wish(PROMPT, seconds=1.0, temperature=0))
+    found = player.play(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_neighbours_change_nothing(player: Player) -> None:
+def test_neighbours_change_nothing(player: MusicGenerator) -> None:
     """Requests that join and leave at different steps play what they play alone."""
     wishes = [
-        Wish(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2]) for i, prompt in enumerate(CAPTIONS)
+        GenerationRequest(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2])
+        for i, prompt in enumerate(CAPTIONS)
     ]
     alone = [codes_of(player, wish) for wish in wishes]
     generations = []
@@ -100,9 +101,11 @@ def test_neighbours_change_nothing(player: Player) -> None:
     assert player.decoder.rows == 0
 
 
-def test_a_full_batch_waits(player: Player) -> None:
+def test_a_full_batch_waits(player: MusicGenerator) -> None:
     """More requests than rows: the rest wait, none is lost."""
-    generations = [player.engine.start(player.request(Wish(PROMPT, seconds=0.3, seed=i))) for i in range(11)]
+    generations = [
+        player.engine.start(player.request(GenerationRequest(PROMPT, seconds=0.3, seed=i))) for i in range(11)
+    ]
     player.engine.step()
     assert player.decoder.rows == 16
     while not all(generation.finished for generation in generations):
@@ -110,8 +113,8 @@ def test_a_full_batch_waits(player: Player) -> None:
     assert all(generation.frames_ready == 15 for generation in generations)
 
 
-def test_cancelling_frees_the_rows_at_once(player: Player) -> None:
-    first, second = (player.engine.start(player.request(Wish(PROMPT, seconds=1, seed=i))) for i in (0, 1))
+def test_cancelling_frees_the_rows_at_once(player: MusicGenerator) -> None:
+    first, second = (player.engine.start(player.request(GenerationRequest(PROMPT, seconds=1, seed=i))) for i in (0, 1))
     for _ in range(8):
         player.engine.step()
     assert player.decoder.rows == 4
@@ -119,15 +122,15 @@ def test_cancelling_frees_the_rows_at_once(player: Player) -> None:
     player.engine.step()
     assert player.decoder.rows == 2
     player.engine.run(second)
-    assert np.array_equal(second.codes, codes_of(player, Wish(PROMPT, seconds=1, seed=1)))
-    stream = player.stream(Wish(PROMPT, seconds=3))
+    assert np.array_equal(second.codes, codes_of(player, GenerationRequest(PROMPT, seconds=1, seed=1)))
+    stream = player.stream(GenerationRequest(PROMPT, seconds=3))
     next(stream)
     stream.close()
     assert player.engine.idle
 
 
-def test_a_stream_comes_in_time_and_whole(player: Player) -> None:
-    wish = Wish(PROMPT, seconds=3, seed=3)
+def test_a_stream_comes_in_time_and_whole(player: MusicGenerator) -> None:
+    wish = GenerationRequest(PROMPT, seconds=3, seed=3)
     heard: list[tuple[int, int]] = []
     stream = player.stream(wish, lambda done, frames: heard.append((done, frames)))
     chunks = [(len(chunk), heard[-1][0]) for chunk in stream]
@@ -140,23 +143,23 @@ def test_a_stream_comes_in_time_and_whole(player: Player) -> None:
     np.testing.assert_allclose(player.play(wish), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
-def test_seeds(player: Player) -> None:
-    one, again, other = (codes_of(player, Wish(PROMPT, seconds=0.5, seed=seed)) for seed in (1, 1, 2))
+def test_seeds(player: MusicGenerator) -> None:
+    one, again, other = (codes_of(player, GenerationRequest(PROMPT, seconds=0.5, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
-def test_a_negative_prompt_takes_the_place_of_no_text(player: Player) -> None:
+def test_a_negative_prompt_takes_the_place_of_no_text(player: MusicGenerator) -> None:
     """Guided away from its own prompt at scale 2, the logits are z_u + 2(z_u - z_u): those of one pass."""
-    plain = codes_of(player, Wish(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
-    same = codes_of(player, Wish(PROMPT, seconds=0.5, temperature=0, guidance=2.0, negative_prompt=PROMPT))
+    plain = codes_of(player, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
+    same = codes_of(player, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=2.0, negative_prompt=PROMPT))
     assert np.array_equal(plain, same)
 
 
-def test_going_on_from_codes(player: Player) -> None:
+def test_going_on_from_codes(player: MusicGenerator) -> None:
     """A greedy piece continued from its own beginning is the same piece."""
-    request = player.request(Wish(PROMPT, seconds=1, temperature=0))
-    whole = codes_of(player, Wish(PROMPT, seconds=1, temperature=0))
+    request = player.request(GenerationRequest(PROMPT, seconds=1, temperature=0))
+    whole = codes_of(player, GenerationRequest(PROMPT, seconds=1, temperature=0))
     generation = player.engine.start(type(request)(**{**vars(request), "prefix": whole[:, :20]}))
     player.engine.run(generation)
     assert np.array_equal(generation.codes, whole)
@@ -164,10 +167,10 @@ def test_going_on_from_codes(player: Player) -> None:
         player.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
 
 
-def test_what_is_longer_than_the_training_clips_comes_in_windows(player: Player) -> None:
+def test_what_is_longer_than_the_training_clips_comes_in_windows(player: MusicGenerator) -> None:
     """Each window is the engine's own continuation of the end of the one before."""
     shape = player.manifest.architecture
-    wish = Wish(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
+    wish = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
     track = player.start(wish)
     while not track.finished:
         player.engine.step()
@@ -185,10 +188,10 @@ def test_what_is_longer_than_the_training_clips_comes_in_windows(player: Player)
         player.play(replace(wish, windows=False))
 
 
-def test_going_on_from_a_clip(player: Player, model: Any) -> None:
+def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
     """The clip's codes are those of transformers' codec, and the music begins with them."""
     clip = np.sin(np.arange(player.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
-    track = player.start(Wish(PROMPT, seconds=1, clip=clip))
+    track = player.start(GenerationRequest(PROMPT, seconds=1, clip=clip))
     while not track.finished:
         player.engine.step()
     with torch.no_grad():
@@ -197,44 +200,44 @@ def test_going_on_from_a_clip(player: Player, model: Any) -> None:
     assert track.codes.shape == (4, 50)
     assert np.array_equal(track.codes[:, :30], wanted)
     with pytest.raises(RequestError, match=r"clip: lasts .* less than the 0\.5 asked for"):
-        player.play(Wish(PROMPT, seconds=0.5, clip=clip))
+        player.play(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
 
 @pytest.mark.parametrize(
     ("wish", "told"),
     [
-        (Wish(""), "prompt: is empty"),
-        (Wish("  \n"), "prompt: is empty"),
-        (Wish("x" * 10_000), "prompt: 10000 characters; at most 5000"),
-        (Wish("a slow fiddle reel " * 250), "tokens; at most 512"),
-        (Wish("x", seconds=1, seed=-1), "seed -1"),
-        (Wish("x", seconds=1, guidance=float("inf")), "guidance inf"),
-        (Wish("x", seconds=1, temperature=1e-309), "temperature 1e-309"),
-        (Wish("x", seconds=1, negative_prompt=" "), "negative_prompt: is empty"),
-        (Wish("x", seconds=1, guidance=1, negative_prompt="y"), "guidance 1 has none"),
-        (Wish("x", seconds=1, clip=np.zeros(10, np.float32)), "clip: lasts"),
-        (Wish("x", seconds=0), "seconds 0: allowed are"),
-        (Wish("x", seconds=-1), "seconds -1: allowed are"),
-        (Wish("x", seconds=1e9), "seconds 1e+09: allowed are"),
-        (Wish("x", seconds=1, guidance=-1), "guidance -1"),
-        (Wish("x", seconds=1, guidance=float("nan")), "guidance nan"),
-        (Wish("x", seconds=1, temperature=-0.1), "temperature -0.1"),
-        (Wish("x", seconds=1, top_k=-5), "top_k -5"),
-        (Wish("x", seconds=1, top_p=0), "top_p 0: more than 0"),
+        (GenerationRequest(""), "prompt: is empty"),
+        (GenerationRequest("  \n"), "prompt: is empty"),
+        (GenerationRequest("x" * 10_000), "prompt: 10000 characters; at most 5000"),
+        (GenerationRequest("a slow fiddle reel " * 250), "tokens; at most 512"),
+        (GenerationRequest("x", seconds=1, seed=-1), "seed -1"),
+        (GenerationRequest("x", seconds=1, guidance=float("inf")), "guidance inf"),
+        (GenerationRequest("x", seconds=1, temperature=1e-309), "temperature 1e-309"),
+        (GenerationRequest("x", seconds=1, negative_prompt=" "), "negative_prompt: is empty"),
+        (GenerationRequest("x", seconds=1, guidance=1, negative_prompt="y"), "guidance 1 has none"),
+        (GenerationRequest("x", seconds=1, clip=np.zeros(10, np.float32)), "clip: lasts"),
+        (GenerationRequest("x", seconds=0), "seconds 0: allowed are"),
+        (GenerationRequest("x", seconds=-1), "seconds -1: allowed are"),
+        (GenerationRequest("x", seconds=1e9), "seconds 1e+09: allowed are"),
+        (GenerationRequest("x", seconds=1, guidance=-1), "guidance -1"),
+        (GenerationRequest("x", seconds=1, guidance=float("nan")), "guidance nan"),
+        (GenerationRequest("x", seconds=1, temperature=-0.1), "temperature -0.1"),
+        (GenerationRequest("x", seconds=1, top_k=-5), "top_k -5"),
+        (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
     ],
 )
-def test_wishes_that_cannot_be_played(player: Player, wish: Wish, told: str) -> None:
+def test_wishes_that_cannot_be_played(player: MusicGenerator, wish: GenerationRequest, told: str) -> None:
     with pytest.raises(RequestError) as caught:
         player.play(wish)
     assert told in str(caught.value)
     assert player.engine.idle
 
 
-def test_who_joins_after_another_left_hears_nothing_of_it(player: Player) -> None:
+def test_who_joins_after_another_left_hears_nothing_of_it(player: MusicGenerator) -> None:
     """The newcomer takes the place of one with a long negative prompt, while a third plays on."""
-    wish = Wish(PROMPT, seconds=0.4, seed=3, temperature=0)
+    wish = GenerationRequest(PROMPT, seconds=0.4, seed=3, temperature=0)
     alone = codes_of(player, wish)
-    player.engine.start(player.request(Wish("a fast flute jig", seconds=1.0)))
+    player.engine.start(player.request(GenerationRequest("a fast flute jig", seconds=1.0)))
     before = player.engine.start(player.request(replace(wish, negative_prompt="a sad waltz for piano " * 5)))
     for _ in range(5):
         player.engine.step()
@@ -247,33 +250,33 @@ def test_who_joins_after_another_left_hears_nothing_of_it(player: Player) -> Non
 
 
 def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
-    player: Player, monkeypatch: pytest.MonkeyPatch
+    player: MusicGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(codes: Any) -> Any:
         raise MemoryError
 
-    failing = player.engine.start(player.request(Wish(PROMPT, seconds=0.5)))
+    failing = player.engine.start(player.request(GenerationRequest(PROMPT, seconds=0.5)))
     with monkeypatch.context() as patch:
         patch.setattr(player.decoder, "step", out_of_memory)
         player.engine.step()
         with pytest.raises(EngineError, match="the decoder: not enough memory"):
-            player.play(Wish(PROMPT, seconds=0.5))
+            player.play(GenerationRequest(PROMPT, seconds=0.5))
     assert isinstance(failing.error, EngineError)
     assert player.decoder.rows == 0
-    assert len(player.play(Wish(PROMPT, seconds=0.5))) > 0
+    assert len(player.play(GenerationRequest(PROMPT, seconds=0.5))) > 0
 
 
-def test_one_wish_that_cannot_be_played_leaves_nothing_behind(player: Player) -> None:
+def test_one_wish_that_cannot_be_played_leaves_nothing_behind(player: MusicGenerator) -> None:
     with pytest.raises(RequestError, match="prompt: is empty"):
-        player.play_all([Wish(PROMPT, seconds=1), Wish("")])
+        player.play_all([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
     assert player.engine.idle
 
 
-def test_threads_may_play_at_once(player: Player) -> None:
+def test_threads_may_play_at_once(player: MusicGenerator) -> None:
     """Each hears what it would hear alone."""
     from concurrent.futures import ThreadPoolExecutor
 
-    wishes = [Wish(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)]
+    wishes = [GenerationRequest(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)]
     alone = [player.play(wish) for wish in wishes]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(player.play, wishes))
@@ -281,7 +284,7 @@ def test_threads_may_play_at_once(player: Player) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
 
-def test_numbers_that_are_none(player: Player, model: Any, name: str, tmp_path: Path) -> None:
+def test_numbers_that_are_none(player: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
     """A decoder that gives NaN ends the request with an error, and no other one."""
     broken = load_musicgen(name)
     with torch.no_grad():
@@ -289,5 +292,5 @@ def test_numbers_that_are_none(player: Player, model: Any, name: str, tmp_path: 
     write_bundle(broken, Path(model_location(name)) / "tokenizer.json", tmp_path)
     other = open_player(tmp_path, threads=1)
     with pytest.raises(EngineError, match="no finite numbers at step 0"):
-        other.play(Wish(PROMPT, seconds=1))
+        other.play(GenerationRequest(PROMPT, seconds=1))
     assert other.engine.idle

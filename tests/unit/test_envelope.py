@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts.envelope import LARGEST, canonical, encoded, seal, textual, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
-from tinymusician.errors import Refused
+from tinymusician.errors import UntrustedError
 
 KIND = "application/vnd.example+json"
 SEED = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
@@ -52,7 +52,7 @@ def test_one_of_several_signatures_is_enough(key: Ed25519PrivateKey) -> None:
     data = seal(KIND, CONTENT, [other, key])
     for one in (key, other):
         assert unseal(data, KIND, trusted(one), "x") == CONTENT
-    with pytest.raises(Refused, match=r"x: signed by .*, and trusted are"):
+    with pytest.raises(UntrustedError, match=r"x: signed by .*, and trusted are"):
         unseal(data, KIND, trusted(third), "x")
 
 
@@ -76,13 +76,13 @@ def test_what_is_refused(key: Ed25519PrivateKey) -> None:
         ({**good, "payload": "%%%"}, "no signed document"),
         ([], "no signed document"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UntrustedError, match=message):
             unseal(json.dumps(content).encode(), KIND, trusted(key), "x")
-    with pytest.raises(Refused, match=r"is a application/vnd\.example\+json; a other is needed"):
+    with pytest.raises(UntrustedError, match=r"is a application/vnd\.example\+json; a other is needed"):
         unseal(json.dumps(good).encode(), "other", trusted(key), "x")
-    with pytest.raises(Refused, match="larger than 1048576 bytes"):
+    with pytest.raises(UntrustedError, match="larger than 1048576 bytes"):
         unseal(b" " * (LARGEST + 1), KIND, trusted(key), "x")
-    with pytest.raises(Refused, match="no signed document"):
+    with pytest.raises(UntrustedError, match="no signed document"):
         unseal(b"\xff\xfe", KIND, trusted(key), "x")
 
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import requests
 
-from serve.musician import Musician
+from serve.musician import EngineReplica
 from serve.settings import read_settings
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
@@ -117,7 +117,7 @@ def playing(here: Endpoint) -> tuple[str, int]:
 
 def begins_with(world: World) -> str:
     """What an engine plays that begins now."""
-    with contextlib.closing(Musician(read_settings(settings(world)))) as musician:
+    with contextlib.closing(EngineReplica(read_settings(settings(world)))) as musician:
         return asyncio.run(musician.about()).digest
 
 

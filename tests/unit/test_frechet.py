@@ -17,12 +17,14 @@ from tinymusician.evaluate.frechet import (
     fad_interval,
     frechet_distance,
 )
-from tinymusician.evaluate.vectors import Vectors
+from tinymusician.evaluate.vectors import ClipEmbeddings
 
 
-def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1.0, windows: int = 1) -> Vectors:
+def drawn(
+    clips: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1.0, windows: int = 1
+) -> ClipEmbeddings:
     random = np.random.default_rng(seed)
-    return Vectors.of(list(shift + scale * random.normal(size=(clips, windows, dimension))))
+    return ClipEmbeddings.of(list(shift + scale * random.normal(size=(clips, windows, dimension))))
 
 
 def standard(dimension: int, shift: float = 0.0, scale: float = 1.0) -> Gaussian:
@@ -55,7 +57,7 @@ def test_a_set_is_nowhere_from_itself_and_rotation_changes_nothing() -> None:
     clips, others = drawn(300, 24, 0, windows=2), drawn(200, 24, 1, 0.3, 1.2)
     assert fad(clips, clips) == pytest.approx(0, abs=1e-9)
     turn = ortho_group.rvs(24, random_state=0)
-    turned = [Vectors(side.values @ turn, side.owners) for side in (clips, others)]
+    turned = [ClipEmbeddings(side.values @ turn, side.owners) for side in (clips, others)]
     assert fad(*turned) == pytest.approx(fad(clips, others), rel=1e-9)
 
 
@@ -111,7 +113,7 @@ def test_intervals_narrow_with_more_clips() -> None:
 def test_clips_by_themselves() -> None:
     reference = drawn(400, 5, 0)
     near, far = drawn(1, 5, 1, windows=30), drawn(1, 5, 1, 4.0, windows=30)
-    single = Vectors.of([np.full((1, 5), 2.0)])
+    single = ClipEmbeddings.of([np.full((1, 5), 2.0)])
     fixed = Gaussian.of(reference.values)
     scores = [fad_by_clip(side, reference)[0] for side in (near, far, single)]
     assert scores[0] < scores[1]
@@ -126,9 +128,9 @@ def test_too_few_or_unlike_vectors_are_refused_by_their_numbers() -> None:
     with pytest.raises(DataError, match="16 and 8 dimensions"):
         fad(drawn(40, 16, 0), drawn(40, 8, 1))
     with pytest.raises(DataError, match="clip 1 and 0 others hold numbers that are not finite"):
-        Vectors.of([np.zeros((1, 2)), np.full((1, 2), np.nan)])
+        ClipEmbeddings.of([np.zeros((1, 2)), np.full((1, 2), np.nan)])
     with pytest.raises(DataError, match="without windows"):
-        Vectors.of([np.zeros((0, 2))])
+        ClipEmbeddings.of([np.zeros((0, 2))])
 
 
 def test_few_clips_of_many_frames() -> None:
@@ -144,12 +146,12 @@ def test_few_clips_of_many_frames() -> None:
 
 
 def test_identical_clips_have_no_spread() -> None:
-    same = Vectors.of([np.ones((1, 3))] * 10)
+    same = ClipEmbeddings.of([np.ones((1, 3))] * 10)
     assert fad(same, drawn(500, 3, 0)) == pytest.approx(3 * 1 + 3, rel=0.2)  # |μ|² + tr Σ
 
 
 def test_clips_are_chosen_whole_and_in_order() -> None:
-    clips = Vectors.of([np.full((2, 1), 0.0), np.full((1, 1), 1.0), np.full((3, 1), 2.0)])
+    clips = ClipEmbeddings.of([np.full((2, 1), 0.0), np.full((1, 1), 1.0), np.full((3, 1), 2.0)])
     found = clips.chosen(np.array([2, 0, 2]))
     assert found.values[:, 0].tolist() == [2, 2, 2, 0, 0, 2, 2, 2]
     assert found.owners.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]

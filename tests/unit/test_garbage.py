@@ -13,12 +13,12 @@ import pytest
 from jobs.card import card
 from tests.world import World
 from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
-from tinymusician.artifacts.garbage import Garbage, collect, find_garbage
+from tinymusician.artifacts.garbage import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
-from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.data.shards import ShardSet
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.data.shards import ShardCache
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
 
 def later() -> float:
@@ -34,14 +34,14 @@ def made(world: World, number: int, **lineage: str) -> Manifest:
     return changed
 
 
-def garbage(world: World, keep: int = 1) -> Garbage:
+def garbage(world: World, keep: int = 1) -> GcPlan:
     return find_garbage(world.store, world.registry, keep, clock=later)
 
 
 def gone(world: World, manifest: Manifest) -> bool:
     try:
         find(world.store, manifest.reference)
-    except NotFound:
+    except NotFoundError:
         return True
     return False
 
@@ -51,7 +51,7 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     released, unused = made(world, 1, model=origin.reference), made(world, 2)
     named, newest = made(world, 3), made(world, 4)
     world.registry.release(released, "stable", {})
-    run = RunFolder(world.store, "r1")
+    run = RunStore(world.store, "r1")
     facts = {
         "recipe": {"quantize": {"model": named.reference}},
         "workers": 1,
@@ -73,7 +73,7 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     for manifest in (origin, released, named, newest):
         assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
     assert world.client().pull().release.version == 1
-    assert garbage(world) == Garbage({}, {}, {})
+    assert garbage(world) == GcPlan({}, {}, {})
     run.update(state="FAILED")
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
@@ -88,7 +88,7 @@ def test_what_an_alias_pointed_at_before_stays(world: World) -> None:
 def test_nothing_young_goes(world: World, tmp_path: Path) -> None:
     """Neither now, nor when it became young between the looking and the taking."""
     made(world, 0), made(world, 1)
-    assert find_garbage(world.store, world.registry, 1) == Garbage({}, {}, {})
+    assert find_garbage(world.store, world.registry, 1) == GcPlan({}, {}, {})
     found = garbage(world)
     assert found.blobs
     assert collect(world.store, lambda: found, lambda key: None) == 0, "seen as of now, nothing is a week old"
@@ -108,7 +108,7 @@ def test_a_step_is_open_only_while_its_pipeline_is(world: World) -> None:
     first, _ = made(world, 0), made(world, 1)
     facts: dict[str, Any] = {"workers": 1, "created": now(), "versions": {}, "git": {}, "seeds": {}}
     facts |= {"recipe": {"model": first.reference}, "cluster": "x", "submission": "x"}
-    whole, step = RunFolder(world.store, "p1"), RunFolder(world.store, "p1.distill")
+    whole, step = RunStore(world.store, "p1"), RunStore(world.store, "p1.distill")
     whole.write_record(RunRecord(id="p1", kind="pipeline", **{**facts, "recipe": {}}))
     step.write_record(RunRecord(id="p1.distill", kind="distill", part_of="p1", **facts))
     whole.update(state="RUNNING")
@@ -120,35 +120,35 @@ def test_a_step_is_open_only_while_its_pipeline_is(world: World) -> None:
 
 def test_shards_stay_and_are_made_again(world: World) -> None:
     """What a run may still read is never taken; on demand old ones go, as a whole, once no run is left."""
-    shards = ShardSet(world.store, "signals", {"teacher": "x"}, 2)
+    shards = ShardCache(world.store, "signals", {"teacher": "x"}, 2)
     for index in range(2):
         shards.write(index, {"logits": np.full(4, index, np.float32)})
-    run = RunFolder(world.store, "r1")
+    run = RunStore(world.store, "r1")
     facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
     run.write_record(RunRecord(id="r1", kind="distill", seeds={}, cluster="x", submission="x", **facts))
-    assert garbage(world) == Garbage({}, {}, {})
+    assert garbage(world) == GcPlan({}, {}, {})
 
-    def found(days: float = 7) -> Garbage:
+    def found(days: float = 7) -> GcPlan:
         return find_garbage(world.store, world.registry, 1, days, later)
 
-    assert found() == Garbage({}, {}, {}), "a run has not ended"
+    assert found() == GcPlan({}, {}, {}), "a run has not ended"
     assert found().open_runs == ("r1",)
     run.update(state="SUCCEEDED")
-    assert found(30) == Garbage({}, {}, {}), "too young"
+    assert found(30) == GcPlan({}, {}, {}), "too young"
     assert len(found().shards) == 2
     collect(world.store, found, lambda key: None, later)
     assert list(world.store.list("shards/")) == list(world.store.list("blobs/")) == []
-    assert ShardSet(world.store, "signals", {"teacher": "x"}, 2).missing() == [0, 1]
+    assert ShardCache(world.store, "signals", {"teacher": "x"}, 2).missing() == [0, 1]
 
 
 def test_a_shard_whose_blob_is_gone_is_made_again(world: World) -> None:
-    shards = ShardSet(world.store, "signals", {"teacher": "x"}, 1)
+    shards = ShardCache(world.store, "signals", {"teacher": "x"}, 1)
     shards.write(0, {"logits": np.zeros(4, np.float32)})
     for entry in list(world.store.list("blobs/")):
         world.store.delete(entry.key)
-    with pytest.raises(Corrupt, match="was dropped: run the job again"):
-        ShardSet(world.store, "signals", {"teacher": "x"}, 1).read(0)
-    assert ShardSet(world.store, "signals", {"teacher": "x"}, 1).missing() == [0]
+    with pytest.raises(DigestMismatchError, match="was dropped: run the job again"):
+        ShardCache(world.store, "signals", {"teacher": "x"}, 1).read(0)
+    assert ShardCache(world.store, "signals", {"teacher": "x"}, 1).missing() == [0]
 
 
 def test_what_a_revoked_key_signed_stays_until_somebody_has_looked(world: World) -> None:

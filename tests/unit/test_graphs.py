@@ -19,8 +19,8 @@ from tinymusician.quantize.export import decoder_weights
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
 from tinymusician.quantize.text import LONGEST_TEXT, buckets, text_graph
-from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
-from tinymusician.runtime.decoder import CrossStates, Decoder
+from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
+from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 
 
 def session(model: Any, folder: Path) -> Any:
@@ -34,13 +34,13 @@ def model(request: pytest.FixtureRequest, tiny_musicgen: Path) -> Any:
     return load_musicgen(str(tiny_musicgen) if request.param == "tiny" else request.param)
 
 
-def attended(model: Any, folder: Path, states: torch.Tensor, mask: torch.Tensor) -> list[CrossStates]:
+def attended(model: Any, folder: Path, states: torch.Tensor, mask: torch.Tensor) -> list[CrossAttentionKV]:
     graph = session(cross_graph(model.config, decoder_weights(model)), folder)
     names = [value.name for value in graph.get_outputs()]
     feeds = {"text_states": states.numpy(), "text_mask": mask.numpy().astype(np.int32)}
     found = dict(zip(names, graph.run(None, feeds), strict=True))
     order = [f"cross_{kind}.{layer}" for layer in range(len(names) // 2) for kind in ("key", "value")]
-    return [CrossStates([found[name][row] for name in order], feeds["text_mask"][row]) for row in range(len(mask))]
+    return [CrossAttentionKV([found[name][row] for name in order], feeds["text_mask"][row]) for row in range(len(mask))]
 
 
 def test_decoder_rows_at_positions_of_their_own(model: Any, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
 
 def decoder_of(codec: Any, folder: Path) -> CodecDecoder:
     config = codec.config
-    shape = CodecShape(config.sampling_rate, int(np.prod(config.upsampling_ratios)), *frames_around(config))
+    shape = CodecSpec(config.sampling_rate, int(np.prod(config.upsampling_ratios)), *frames_around(config))
     return CodecDecoder(session(codec_decoder_graph(config, codec_weights(codec)), folder), shape)
 
 
@@ -172,7 +172,7 @@ def test_a_stream_is_the_whole_in_pieces(codec: Any, tmp_path: Path, arrivals: l
     """Whatever the chunks: joined they are the wave decoded at once."""
     decoder = decoder_of(codec, tmp_path)
     codes, wanted = played(codec, 60)
-    stream = AudioStream(decoder)
+    stream = StreamingDecoder(decoder)
     pieces = [
         stream.feed(codes[:, :arrived], last=number == len(arrivals) - 1) for number, arrived in enumerate(arrivals)
     ]

@@ -12,38 +12,38 @@ import torch
 from jobs.student import scales_between
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import AtScale, DistillTask, Scales
+from tinymusician.distill.task import DistillTask, FixedScaleSource, GuidanceSampler
 from tinymusician.errors import RecipeError
-from tinymusician.evaluate.musicians import TorchMusician
+from tinymusician.evaluate.musicians import TorchGenerator
 from tinymusician.models.guidance import is_told, passes_of, plays_in_one_pass, told_its_guidance
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer, told_condition
 from tinymusician.models.saving import save_musicgen
 from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 ROWS = np.arange(8)
 
 
 @pytest.fixture
-def tokens(tiny_musicgen: Path) -> TokenSet:
+def tokens(tiny_musicgen: Path) -> TokenDataset:
     return tiny_tokens(tiny_musicgen)
 
 
-def both_passes(folder: Path, tokens: TokenSet) -> OnlineTeacher:
+def both_passes(folder: Path, tokens: TokenDataset) -> OnlineTeacher:
     return OnlineTeacher(load_musicgen(str(folder)), tokens, "conditional", 3.0, torch.float32)
 
 
-def task(folder: Path, tokens: TokenSet, student: Any, scales: Scales) -> DistillTask:
+def task(folder: Path, tokens: TokenDataset, student: Any, scales: GuidanceSampler) -> DistillTask:
     return task_of(student, both_passes(folder, tokens), scales=scales)
 
 
-def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """The teacher's logits are s·with + (1 - s)·without, of the two passes; every step draws other scales."""
-    scales = Scales(1.0, 5.0)
+    scales = GuidanceSampler(1.0, 5.0)
     of_student = task(tiny_musicgen, tokens, told_its_guidance(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
     batch = of_student.batch(3, 0, 1)
     told = batch.sequences.scale
@@ -56,12 +56,14 @@ def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: T
     assert not torch.equal(told, of_student.batch(4, 0, 1).sequences.scale)
 
 
-def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its first logits are its teacher's with text, whatever it is told."""
     teacher = load_musicgen(str(tiny_musicgen))
     student = told_its_guidance(cut_student(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
-    found = played_logits(student, ConditionedDecoder(student), AtScale(lambda_source(signals), 4.0)(ROWS).sequences)
+    found = played_logits(
+        student, ConditionedDecoder(student), FixedScaleSource(lambda_source(signals), 4.0)(ROWS).sequences
+    )
     torch.testing.assert_close(found, signals.logits[:8])
 
 
@@ -75,12 +77,12 @@ def lambda_source(signals: Any) -> Any:
     return Same()
 
 
-def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Told its scale, a student is nearer to its teacher at that scale than when it is told the wrong one."""
     student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
     student.generation_config.guidance_scale = 3.0
-    learning = task(tiny_musicgen, tokens, student, Scales(1.0, 5.0))
-    engine = TorchEngine(learning.module, AdamSettings())
+    learning = task(tiny_musicgen, tokens, student, GuidanceSampler(1.0, 5.0))
+    engine = TorchEngine(learning.module, AdamConfig())
     before = learning.validate(engine)
     assert {"kl@1", "kl@3", "kl@5"} <= set(before)
     assert before["kl"] == pytest.approx((before["kl@1"] + before["kl@3"] + before["kl@5"]) / 3)
@@ -92,7 +94,7 @@ def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenSet) -> No
     source = both_passes(tiny_musicgen, tokens)
 
     def distance(asked: float, told: float) -> float:
-        signals = AtScale(source, asked)(ROWS)
+        signals = FixedScaleSource(source, asked)(ROWS)
         sequences = signals.sequences._replace(scale=torch.full((8,), told))
         logits = played_logits(student, learning.module, sequences)
         log_p, log_q = (each[signals.sequences.mask].log_softmax(-1) for each in (signals.logits, logits))
@@ -117,7 +119,7 @@ def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_p
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[3])
     assert not torch.equal(states[0], states[1])
-    musician = TorchMusician(loaded, tokenizer)
+    musician = TorchGenerator(loaded, tokenizer)
     codes = np.random.default_rng(1).integers(0, 16, (4, 4, 6))
     assert len(musician.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
     plain = load_musicgen(str(tiny_musicgen))

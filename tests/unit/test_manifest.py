@@ -10,7 +10,7 @@ import pytest
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.manifest import Manifest, fetch, find, list_manifests, publish, verify
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
 FACTS = {"kind": "student", "recipe": {"name": "x"}, "lineage": {"run": "r"}, "metrics": {"kl": 0.5}, "licence": "none"}
 
@@ -73,18 +73,18 @@ def test_damage_is_named(store: LocalStore, tmp_path: Path) -> None:
     store.delete(blob_key(made.files[1].sha256))
     problems = verify(store, made, tmp_path)
     assert [problem.split(":")[0] for problem in problems] == ["config.json", "sub/weights"]
-    with pytest.raises(Corrupt):
+    with pytest.raises(DigestMismatchError):
         fetch(store, made, tmp_path / "out")
     with pytest.raises(StoreError, match="cannot be written"):
         fetch(store, made, tmp_path / "in" / "config.json")
     assert not (tmp_path / "out" / "config.json").exists()
     store.put(f"artifacts/model/{made.digest}.json", made.canonical().replace(b'"none"', b'"free"'))
-    with pytest.raises(Corrupt, match="does not hold the manifest"):
+    with pytest.raises(DigestMismatchError, match="does not hold the manifest"):
         find(store, "model")
 
 
 def test_references(store: LocalStore) -> None:
-    with pytest.raises(NotFound, match="tmctl artifacts list"):
+    with pytest.raises(NotFoundError, match="tmctl artifacts list"):
         find(store, "nothing")
     for bad in ("Model", "model\n", "a@b", "a@sha256:xyz", "../a"):
         with pytest.raises(StoreError, match="NAME@sha256:DIGEST"):

@@ -20,7 +20,7 @@ from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, enco
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, RELEASED, DecoderShape, shape_of
 from tinymusician.models.student import check_pair, cut_student, weights_digest
-from tinymusician.runtime.player import Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, open_player
 from tinymusician.runtime.sampling import guide
 
 
@@ -186,7 +186,7 @@ def test_seeds_give_every_row_the_engines_own_numbers(tiny_musicgen: Path, tmp_p
     assert torch.equal(both[1:], alone)
     write_bundle(model, tiny_musicgen / "tokenizer.json", tmp_path / "bundle")
     player = open_player(tmp_path / "bundle")
-    wish = Wish(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
+    wish = GenerationRequest(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
     generation = player.engine.start(player.request(wish))
     player.engine.run(generation)
     assert torch.equal(both[1], torch.from_numpy(generation.codes))

@@ -16,7 +16,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from jobs.gauges import WATCHED
-from serve.watch import EngineMetrics, FrontMetrics
+from serve.watch import EngineMetrics, IngressMetrics
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra/monitoring"
@@ -33,7 +33,7 @@ def queries() -> list[str]:
 
 
 def test_every_metric_that_is_asked_for_is_measured() -> None:
-    measured = {metric.info["name"] for kind in (FrontMetrics(), EngineMetrics()) for metric in vars(kind).values()}
+    measured = {metric.info["name"] for kind in (IngressMetrics(), EngineMetrics()) for metric in vars(kind).values()}
     measured |= {f"tinymusician_training_{name.replace('/', '_')}" for name in WATCHED}
     asked = {name for query in queries() for name in re.findall(r"ray_(tinymusician_\w+)", query)}
     assert {re.sub(r"_(total|bucket)$", "", name) for name in asked} == measured - {"tinymusician_request_seconds"} - {

@@ -14,23 +14,23 @@ from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.errors import BundleError, ModelError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.cost import energy, measure, operations
-from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician, open_musician
+from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator, open_musician
 from tinymusician.models.musicgen import load_musicgen
 
-SETTINGS = Settings(0.4, 3.0, 8, 0.9)
+SETTINGS = SamplingSettings(0.4, 3.0, 8, 0.9)
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchMusician, BundleMusician]:
+def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchGenerator, OnnxGenerator]:
     folder = tmp_path_factory.mktemp("bundle") / "b"
     write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", folder)
     torch_one, bundle = open_musician(str(tiny_musicgen)), open_musician(str(folder))
-    assert isinstance(torch_one, TorchMusician)
-    assert isinstance(bundle, BundleMusician)
+    assert isinstance(torch_one, TorchGenerator)
+    assert isinstance(bundle, OnnxGenerator)
     return torch_one, bundle
 
 
-def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchMusician, BundleMusician]) -> None:
+def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
     ours, theirs = (musician.play(CAPTIONS, [1, 2, 3, 3], SETTINGS) for musician in pair)
     for one, other in zip(ours, theirs, strict=True):
         assert one.codes.shape == (4, 20)
@@ -40,7 +40,7 @@ def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchMus
     assert pair[0].frame_rate == pair[1].frame_rate == 50
 
 
-def test_both_answer_the_same_along_given_codes(pair: tuple[TorchMusician, BundleMusician]) -> None:
+def test_both_answer_the_same_along_given_codes(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     ours, theirs = (musician.forced(CAPTIONS[:2], codes, 3.0) for musician in pair)
     assert ours.shape == theirs.shape == (4, 4, 12, 16)
@@ -77,7 +77,7 @@ def test_a_model_of_one_pass_is_held_against_the_guided_teacher() -> None:
     assert np.isnan(found.with_text).all()
 
 
-def test_what_playing_costs(pair: tuple[TorchMusician, BundleMusician], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_playing_costs(pair: tuple[TorchGenerator, OnnxGenerator], monkeypatch: pytest.MonkeyPatch) -> None:
     one = measure(pair[0], CAPTIONS[:3], SETTINGS)
     assert one.length == 0.4
     assert one.real_time_factor == pytest.approx(one.seconds / 0.4)
@@ -93,7 +93,7 @@ def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
     counts = []
     for layers in (2, 4):
         musician = open_musician(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
-        assert isinstance(musician, TorchMusician)
+        assert isinstance(musician, TorchGenerator)
         counts.append(operations(musician, CAPTIONS[0], SETTINGS) * SETTINGS.seconds)
         config = musician.model.config.decoder
     width, wide, steps, rows = config.hidden_size, config.ffn_dim, 20 + 3, 2

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tinymusician.artifacts.envelope import encoded, seal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.artifacts.release import KIND, Release, read_release
-from tinymusician.artifacts.trust import Root, next_root, read_root, sealed_root
-from tinymusician.errors import Refused
+from tinymusician.artifacts.trust import RootMetadata, next_root, read_root, sealed_root
+from tinymusician.errors import UntrustedError
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TRUSTED = {key_id(public_hex(KEY)): public_hex(KEY)}
@@ -44,7 +44,7 @@ def outcome(data: bytes) -> Release | None:
     """The release; None if it is refused. Any other error fails the test."""
     try:
         return read_release(data, "band@stable", TRUSTED)
-    except Refused:
+    except UntrustedError:
         return None
 
 
@@ -118,13 +118,13 @@ def test_a_key_that_stands_twice(name: str) -> None:
     text = GOOD.decode()
     assert outcome(text.replace("{", f'{{"{name}":{json.dumps(content[name])},', 1).encode()) in (None, WANTED)
     twice = written(CONTENT).replace(b'"version":7', b'"version":1,"version":7')
-    with pytest.raises(Refused, match="not canonical"):
+    with pytest.raises(UntrustedError, match="not canonical"):
         read_release(signed_as_is(twice), "band@stable", TRUSTED)
 
 
 @pytest.mark.parametrize(("value", "why"), [(0.5, "is not whole"), (2**53, "too large"), ({"ä": 1}, "not in ASCII")])
 def test_what_other_languages_would_write_otherwise(value: Any, why: str) -> None:
-    with pytest.raises(Refused, match=f"not canonical JSON .*{why}"):
+    with pytest.raises(UntrustedError, match=f"not canonical JSON .*{why}"):
         read_release(signed_as_is(written(changed(("about",), {"x": value}))), "band@stable", TRUSTED)
 
 
@@ -136,10 +136,10 @@ ROOT_DATA = sealed_root(ROOT, [ROOT_KEY])
 @settings(max_examples=2000, deadline=None, derandomize=True, database=None)
 @given(EDITS)
 def test_changed_roots(edits: list[tuple[int, str, int]]) -> None:
-    def outcome(data: bytes) -> Root | None:
+    def outcome(data: bytes) -> RootMetadata | None:
         try:
             return read_root(data, 1, ROOT.root)
-        except Refused:
+        except UntrustedError:
             return None
 
     assert outcome(ROOT_DATA) == ROOT

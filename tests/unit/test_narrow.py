@@ -11,28 +11,28 @@ import torch
 
 from jobs.preflight import check_shapes
 from tests.distilling import task_of, tiny_tokens
-from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.hidden import FollowingDecoder, followed_layers, hidden_loss
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.hidden import ProjectedDecoder, followed_layers, hidden_loss
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import Hidden
+from tinymusician.distill.task import HiddenLossConfig
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 from tinymusician.models.narrow import channels, narrow_student
 from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 
 @pytest.fixture
-def tokens(tiny_musicgen: Path) -> TokenSet:
+def tokens(tiny_musicgen: Path) -> TokenDataset:
     return tiny_tokens(tiny_musicgen)
 
 
-def logits(model: Any, tokens: TokenSet) -> torch.Tensor:
+def logits(model: Any, tokens: TokenDataset) -> torch.Tensor:
     return OnlineTeacher(model, tokens, "conditional", 3.0, torch.float32)(np.arange(8)).logits
 
 
-def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Keeping everything loses nothing, and fewer layers are those that are cut."""
     teacher = load_musicgen(str(tiny_musicgen))
     same = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 48)
@@ -42,7 +42,7 @@ def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenSet) -
     )
 
 
-def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Neurons that give nothing on are those that go, and nothing changes."""
     teacher = load_musicgen(str(tiny_musicgen))
     silent_neurons = [1, 2, 5, 7, 11, 13, 17, 40]
@@ -83,13 +83,13 @@ def test_channels_keep_their_frequencies() -> None:
     assert (own - cut).abs().max() < 0.5 / 127 + 1e-6
 
 
-def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenSet, tmp_path: Path) -> None:
+def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenDataset, tmp_path: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     student = narrow_student(teacher, [0, 3], 24, 3, 24)
     assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (24, 24)
     source = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32, layers=[0, 3])
-    task = task_of(student, source, hidden=Hidden("cosine", 0.5, 32))
-    engine = TorchEngine(task.module, AdamSettings())
+    task = task_of(student, source, hidden=HiddenLossConfig("cosine", 0.5, 32))
+    engine = TorchEngine(task.module, AdamConfig())
     before, hidden = task.validate(engine), []
     for step in range(60):
         loss, scalars = task.loss(engine, task.batch(step, 0, 1), step)
@@ -116,11 +116,11 @@ def test_hidden_losses_agree_with_float64(kind: Any) -> None:
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, tokens: TokenSet) -> None:
+def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its logits are the decoder's; the states before projection are what transformers' layers give."""
     student = cut_student(load_musicgen(str(tiny_musicgen)), [0, 3])
     torch.manual_seed(0)
-    following, seen = FollowingDecoder(student, 32).eval(), []
+    following, seen = ProjectedDecoder(student, 32).eval(), []
     inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (2, 4, 9)))
     text = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.int64)
     student.decoder.model.decoder.layers[0].register_forward_hook(lambda m, i, output: seen.append(output[0]))

@@ -13,32 +13,34 @@ import torch
 from jobs.distill import own_share
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.on_policy import OwnSamples
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.on_policy import OnPolicySampler
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import encode_text, load_musicgen
 from tinymusician.models.sampling import sample_codes
 from tinymusician.models.student import cut_student
-from tinymusician.recipe import OnPolicy, load_recipe
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.recipe import OnPolicyConfig, load_recipe
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 STEPS, ROWS = 8, 4
 
 
-def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tuple[DistillTask, Any, TokenSet]:
+def build(
+    folder: Path, store: LocalStore, own: OnPolicyConfig, top_k: int = 16
+) -> tuple[DistillTask, Any, TokenDataset]:
     """A task, its teacher's source, and the given sequences."""
     teacher = load_musicgen(str(folder))
     tokens = tiny_tokens(folder)
 
-    def judge(other: TokenSet) -> OnlineTeacher:
+    def judge(other: TokenDataset) -> OnlineTeacher:
         return OnlineTeacher(teacher, other, "guided", 3.0, torch.float32)
 
     student = cut_student(teacher, [0, 3])
-    shards = ShardSet(store, "on-policy", {"run": "r"}, STEPS)
-    samples = OwnSamples(
+    shards = ShardCache(store, "on-policy", {"run": "r"}, STEPS)
+    samples = OnPolicySampler(
         student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, True, top_k, 1.0, 0, shards
     )
     return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, own=samples), judge, tokens
@@ -46,7 +48,7 @@ def build(folder: Path, store: LocalStore, own: OnPolicy, top_k: int = 16) -> tu
 
 def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:
     """The first rows are those of the set; the last are what the student plays for their captions, as judged."""
-    task, judge, tokens = build(tiny_musicgen, LocalStore(tmp_path), OnPolicy(share=0.5, refresh=2), top_k=1)
+    task, judge, tokens = build(tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=2), top_k=1)
     rows = task.rows(0, 0, 1)
     batch = task.batch(0, 0, 1)
     given = judge(tokens)(rows[:2])
@@ -55,24 +57,26 @@ def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Pat
     ids, mask = torch.from_numpy(tokens.text_ids[rows[2:]]), torch.from_numpy(tokens.text_mask[rows[2:]])
     with torch.no_grad():
         likeliest = sample_codes(task.student, encode_text(task.student, ids, mask), 12, None, 1.0, 1, 1.0)
-    played = TokenSet(likeliest.numpy().astype(np.int16), ids.numpy(), mask.numpy())
+    played = TokenDataset(likeliest.numpy().astype(np.int16), ids.numpy(), mask.numpy())
     wanted = judge(played)(np.arange(2))
     assert torch.equal(batch.sequences.inputs[2:], wanted.sequences.inputs)
     torch.testing.assert_close(batch.logits[2:], wanted.logits)
 
 
 def test_the_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> None:
-    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path), OnPolicy(share=0.75, begin=0.25, ramp=0.375, refresh=3))
+    task, _, _ = build(
+        tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.75, begin=0.25, ramp=0.375, refresh=3)
+    )
     assert task.own is not None
     assert [task.own.count(step, ROWS) for step in range(STEPS)] == [0, 0, 1, 2, 2, 3, 3, 3]
-    engine = TorchEngine(task.module, AdamSettings())
+    engine = TorchEngine(task.module, AdamConfig())
     shares = [task.loss(engine, task.batch(step, 0, 1), step)[1]["own_share"].item() for step in range(STEPS)]
     assert shares == [0, 0, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75]
 
 
 def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path) -> None:
     """A student that was changed is heard at the next refresh, and not before."""
-    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "a"), OnPolicy(share=1.0, refresh=4))
+    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "a"), OnPolicyConfig(share=1.0, refresh=4))
     before = [task.batch(step, 0, 1).sequences.inputs for step in range(2)]
     with torch.no_grad():  # from now on it plays nothing but code 5
         norm = task.student.decoder.model.decoder.layer_norm
@@ -82,7 +86,7 @@ def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path
             head.weight.zero_()
             head.weight[5] = 10
     late = [task.batch(step, 0, 1).sequences for step in (2, 4)]
-    other, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "b"), OnPolicy(share=1.0, refresh=4))
+    other, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "b"), OnPolicyConfig(share=1.0, refresh=4))
     assert torch.equal(late[0].inputs, [other.batch(step, 0, 1).sequences.inputs for step in range(3)][2])
     assert not torch.equal(before[0], before[1])
     assert late[1].inputs[:, :, 1:][late[1].mask[:, :, :-1]].unique().tolist() == [5]
@@ -90,7 +94,7 @@ def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path
 
 def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Also in the middle of a refresh, when the student that played them is no more."""
-    store, own = LocalStore(tmp_path), OnPolicy(share=0.5, refresh=4)
+    store, own = LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4)
     task, _, _ = build(tiny_musicgen, store, own)
     heard = [task.batch(step, 0, 1).sequences.inputs for step in range(4)]
     resumed, _, _ = build(tiny_musicgen, store, own)
@@ -101,7 +105,7 @@ def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Pat
 
 def test_playing_leaves_the_student_as_it_was(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Its decoder trains on, with dropout; its frozen text encoder never does."""
-    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path), OnPolicy(share=0.5, refresh=4))
+    task, _, _ = build(tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4))
     task.module.train()
     task.batch(0, 0, 1)
     assert task.student.decoder.training

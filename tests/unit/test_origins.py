@@ -9,11 +9,11 @@ from typing import Any
 from jobs.origins import curves, sensitivities
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.quantize.sensitivity import Measure, as_facts, from_facts
+from tinymusician.quantize.sensitivity import GroupSensitivity, as_facts, from_facts
 
 TABLE: Any = {
-    "layer 0": {"float32": Measure(100, (0.0, 0.0)), "int8": Measure(30, (0.25, 1e-7))},
-    "layer 1": {"float32": Measure(100, (0.0, 0.0)), "int8": Measure(30, (0.5, 0.125))},
+    "layer 0": {"float32": GroupSensitivity(100, (0.0, 0.0)), "int8": GroupSensitivity(30, (0.25, 1e-7))},
+    "layer 1": {"float32": GroupSensitivity(100, (0.0, 0.0)), "int8": GroupSensitivity(30, (0.5, 0.125))},
 }
 ROWS = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "held_out/kl": 0.125}]
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, Musicge
 
 from tinymusician.data.facts import INSTRUMENTS
 from tinymusician.data.prompts import load_prompts
-from tinymusician.data.render import Band, Note
+from tinymusician.data.render import Note, SoundfontSynth
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import WEIGHTS, shape_of
@@ -44,7 +44,7 @@ def test_every_prompt_is_in_its_words() -> None:
 
 def test_the_codec_plays_what_it_hears() -> None:
     """A scale that no training held, on every instrument."""
-    codec, band = load_musicgen("band-large").audio_encoder, Band()
+    codec, band = load_musicgen("band-large").audio_encoder, SoundfontSynth()
     notes = [Note(12 * i, 12 * i + 11, 61 + 2 * i) for i in range(10)]
     audio = torch.from_numpy(np.stack([band.play(notes, name, 125) for name in INSTRUMENTS]))
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_band_clap_loads() -> None:
     folder = WEIGHTS / "band-clap"
     clap, tokenizer = ClapModel.from_pretrained(folder).eval().float(), AutoTokenizer.from_pretrained(folder)
     features = ClapFeatureExtractor.from_pretrained(folder)
-    band = Band()
+    band = SoundfontSynth()
     notes = [Note(16 * i, 16 * i + 15, 67 + i % 3) for i in range(15)]
     waves = [band.play(notes, name, 250) for name in ("flute", "banjo")]
     heard = features(waves, sampling_rate=16_000, return_tensors="pt")

@@ -15,10 +15,10 @@ from tests.bundles import write_bundle
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
-from tinymusician.quantize.parity import Reference, check, measure_fused
+from tinymusician.quantize.parity import ReferenceOutputs, check, measure_fused
 from tinymusician.runtime.bundle import Bundle, read_manifest
-from tinymusician.runtime.player import Player
-from tinymusician.runtime.rollout import Sequences, compare, rollout, rollout_with_ranges
+from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
 
 PROMPTS = ["a slow waltz for the church organ", "a fast fiddle reel"]
 GATE = {"kl": 1e-6, "agreement": 0.999, "codec_snr": 60.0}
@@ -32,17 +32,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sequences() -> Sequences:
-    return Sequences(PROMPTS, np.random.default_rng(0).integers(0, 512, (2, 4, 24)))
+def sequences() -> ForcedBatch:
+    return ForcedBatch(PROMPTS, np.random.default_rng(0).integers(0, 512, (2, 4, 24)))
 
 
 @pytest.fixture(scope="module")
-def reference(sequences: Sequences) -> Reference:
-    return Reference(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
+def reference(sequences: ForcedBatch) -> ReferenceOutputs:
+    return ReferenceOutputs(load_musicgen("band-small"), load_tokenizer("band-small"), sequences)
 
 
-def loaded(folder: Path, exported: Path) -> Player:
-    return Player(Bundle(folder, read_manifest(exported)), threads=1)
+def loaded(folder: Path, exported: Path) -> MusicGenerator:
+    return MusicGenerator(Bundle(folder, read_manifest(exported)), threads=1)
 
 
 def spoiled(exported: Path, folder: Path, graph: str, weight: str, factor: float) -> Path:
@@ -57,7 +57,7 @@ def spoiled(exported: Path, folder: Path, graph: str, weight: str, factor: float
     return folder
 
 
-def test_the_reference_is_transformers_own_decoder(reference: Reference, sequences: Sequences) -> None:
+def test_the_reference_is_transformers_own_decoder(reference: ReferenceOutputs, sequences: ForcedBatch) -> None:
     """Its rows are each sequence with its text, then each without."""
     model, tokenizer = load_musicgen("band-small"), load_tokenizer("band-small")
     pad = model.config.decoder.vocab_size
@@ -73,7 +73,7 @@ def test_the_reference_is_transformers_own_decoder(reference: Reference, sequenc
     assert reference.logits.shape[1] == 4
 
 
-def test_float32_graphs_pass(reference: Reference, exported: Path) -> None:
+def test_float32_graphs_pass(reference: ReferenceOutputs, exported: Path) -> None:
     found = measure_fused(reference, loaded(exported, exported), exported)
     check(found, "float32", **GATE)
     assert found.first_layer == -1
@@ -81,7 +81,7 @@ def test_float32_graphs_pass(reference: Reference, exported: Path) -> None:
     assert set(found.by_part) == {"first step", "delay's beginning", "between", "delay's end", "last step"}
 
 
-def test_a_spoiled_layer_is_refused_by_name(reference: Reference, exported: Path, tmp_path: Path) -> None:
+def test_a_spoiled_layer_is_refused_by_name(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     folder = spoiled(exported, tmp_path / "bad", "decoder", "layers.1.fc1.weight", 1.5)
     found = measure_fused(reference, loaded(folder, exported), folder)
     assert (found.first_layer, found.first_step) == (1, 0)
@@ -89,7 +89,7 @@ def test_a_spoiled_layer_is_refused_by_name(reference: Reference, exported: Path
         check(found, "bad", **GATE)
 
 
-def test_a_spoiled_codec_is_refused(reference: Reference, exported: Path, tmp_path: Path) -> None:
+def test_a_spoiled_codec_is_refused(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     weights = onnx.load(str(exported / "codec_decoder.onnx")).graph.initializer
     largest = max(weights, key=lambda tensor: np.prod(tensor.dims)).name
     folder = spoiled(exported, tmp_path / "bad", "codec_decoder", largest, 1.2)
@@ -98,7 +98,7 @@ def test_a_spoiled_codec_is_refused(reference: Reference, exported: Path, tmp_pa
         check(found, "bad", **GATE)
 
 
-def test_differences_are_those_of_scipy(sequences: Sequences) -> None:
+def test_differences_are_those_of_scipy(sequences: ForcedBatch) -> None:
     random = np.random.default_rng(1)
     one, other = (random.standard_normal((27, 2, 4, 16)).astype(np.float32) for _ in range(2))
     found = compare(one, other)
@@ -110,15 +110,15 @@ def test_differences_are_those_of_scipy(sequences: Sequences) -> None:
     assert np.allclose(found.by_codebook, [wanted[k : k + 24, k].mean() for k in range(4)])
 
 
-def test_rows_without_text_can_be_left_out(exported: Path, sequences: Sequences) -> None:
+def test_rows_without_text_can_be_left_out(exported: Path, sequences: ForcedBatch) -> None:
     player = loaded(exported, exported)
     both = rollout(player, sequences)
-    told = rollout(player, Sequences(sequences.prompts, sequences.codes, null=False))
+    told = rollout(player, ForcedBatch(sequences.prompts, sequences.codes, null=False))
     assert told.shape[1] == 2
     assert np.abs(both[:, :2] - told).max() < 1e-4
 
 
-def test_ranges_hold_every_key_and_value(exported: Path, sequences: Sequences) -> None:
+def test_ranges_hold_every_key_and_value(exported: Path, sequences: ForcedBatch) -> None:
     """The largest keys of the first layer, from PyTorch's own projection of what goes into it."""
     model = load_musicgen("band-small")
     layer = model.decoder.model.decoder.layers[0]

@@ -16,25 +16,32 @@ from benchmarks.shapes import musicgen
 from jobs.cost import cost
 from jobs.parts import load_whole, parameters
 from tests.distilling import task_of, tiny_tokens
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method, balance
 from tinymusician.distill.joint import JointTask
 from tinymusician.distill.maps import fit
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.sound import FollowingCodec, SoundTask, expected_latents, latents_of, played, sound_closeness
-from tinymusician.distill.task import Scales
-from tinymusician.distill.text import TextTask, fit_text, state_error
+from tinymusician.distill.sound import (
+    CodecDistillTask,
+    ProjectedCodec,
+    expected_latents,
+    latents_of,
+    played,
+    sound_closeness,
+)
+from tinymusician.distill.task import GuidanceSampler
+from tinymusician.distill.text import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
 from tinymusician.models.guidance import told_its_guidance
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
 from tinymusician.models.narrow import narrow_student
 from tinymusician.models.narrow_codec import narrow_codec, with_codec
-from tinymusician.models.narrow_text import MappedText, narrow_text, with_text
+from tinymusician.models.narrow_text import ProjectedTextEncoder, narrow_text, with_text
 from tinymusician.models.sampling import decode_audio
 from tinymusician.models.size import CodecShape, TextShape, parts_of
 from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 FRAMES = 80
 """At the tiny codec's 16 samples a frame: enough for the shortest windows of the spectral distance."""
@@ -46,17 +53,17 @@ def teacher(tiny_musicgen: Path) -> Any:
 
 
 @pytest.fixture
-def tokens(tiny_musicgen: Path) -> TokenSet:
+def tokens(tiny_musicgen: Path) -> TokenDataset:
     return tiny_tokens(tiny_musicgen, frames=FRAMES)
 
 
-def text_of(tokens: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
+def text_of(tokens: TokenDataset) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(tokens.text_ids), torch.from_numpy(tokens.text_mask)
 
 
 def trained(task: Any, steps: int, rate: float) -> tuple[dict[str, float], dict[str, float]]:
     """Held-out figures before and after."""
-    engine = TorchEngine(task.module, AdamSettings())
+    engine = TorchEngine(task.module, AdamConfig())
     before = task.validate(engine)
     for step in range(steps):
         loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
@@ -66,11 +73,11 @@ def trained(task: Any, steps: int, rate: float) -> tuple[dict[str, float], dict[
 
 
 class TestText:
-    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
         text = narrow_text(teacher.text_encoder, [0], 16, 2, 32)
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
-    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenDataset) -> None:
         """A head and neurons that give nothing on are those that go."""
         attention, feed_forward = teacher.text_encoder.encoder.block[0].layer
         with torch.no_grad():
@@ -80,7 +87,7 @@ class TestText:
         assert text.encoder.config.num_heads == 1
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
-    def test_a_student_hears_through_it(self, teacher: Any, tokens: TokenSet, tmp_path: Path) -> None:
+    def test_a_student_hears_through_it(self, teacher: Any, tokens: TokenDataset, tmp_path: Path) -> None:
         """Map and projection are one: transformers' own model gives what the teacher gives for mapped states."""
         text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
         with torch.no_grad():
@@ -99,12 +106,14 @@ class TestText:
         with pytest.raises(RecipeError, match=r"text_encoder\.width = 8: is that of the student's decoder"):
             with_text(student, narrow_text(teacher.text_encoder, [0], 8, 2, 16))
 
-    def test_it_learns(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_it_learns(self, teacher: Any, tokens: TokenDataset) -> None:
         torch.manual_seed(0)
         text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
         cut = state_error(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states, text_of(tokens)[1])
         fit_text(text, teacher, *text_of(tokens))
-        before, after = trained(TextTask(text, teacher, tokens, tokens, "uncertainty", 8, 0, "cpu"), 60, 3e-3)
+        before, after = trained(
+            TextEncoderDistillTask(text, teacher, tokens, tokens, "uncertainty", 8, 0, "cpu"), 60, 3e-3
+        )
         assert before["states"] < cut.item()
         assert after["states"] < 0.7 * before["states"]
         assert after["kl"] < 0.5 * before["kl"]
@@ -118,14 +127,14 @@ class TestText:
 
 
 class TestCodec:
-    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
         codec = narrow_codec(teacher.audio_encoder, 4, 1)
         found = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         assert found["spectral"] < 1e-4
         assert found["same_codes"] == 1
 
     @torch.no_grad()
-    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenDataset) -> None:
         """Every other channel of every layer but the last says nothing: those are the ones that go."""
         old = teacher.audio_encoder
         for half in (old.encoder, old.decoder):
@@ -164,20 +173,20 @@ class TestCodec:
         wanted = codec.decode(codes[None], [None]).audio_values[:, 0]
         torch.testing.assert_close(torch.stack(list(decode_audio(student, codes))), wanted)
 
-    def test_it_learns(self, teacher: Any, tokens: TokenSet) -> None:
+    def test_it_learns(self, teacher: Any, tokens: TokenDataset) -> None:
         torch.manual_seed(0)
-        codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+        codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
         codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         before, after = trained(
-            SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "rates", 8, 0, "cpu"), 60, 3e-3
+            CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "rates", 8, 0, "cpu"), 60, 3e-3
         )
         assert after["spectral"] < 0.8 * before["spectral"]
         assert after["si_sdr"] > before["si_sdr"] + 1
 
-    def test_what_is_as_good_as_its_teacher_is_not_weighed_higher(self, teacher: Any, tokens: TokenSet) -> None:
-        codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
+    def test_what_is_as_good_as_its_teacher_is_not_weighed_higher(self, teacher: Any, tokens: TokenDataset) -> None:
+        codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
         codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
-        task = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "uncertainty", 8, 0, "cpu")
+        task = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "uncertainty", 8, 0, "cpu")
         assert task.before["latents"] == task.before["waveform"] == 1e-4
         _, after = trained(task, 3, 1e-4)
         assert after["spectral"] < 0.1
@@ -193,19 +202,19 @@ class TestCodec:
         torch.testing.assert_close(found, latents_of(teacher.audio_encoder, codes))
 
 
-@pytest.mark.parametrize("scales", [None, Scales(1.0, 5.0)], ids=["", "told its guidance"])
-def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenSet, scales: Scales | None) -> None:
+@pytest.mark.parametrize("scales", [None, GuidanceSampler(1.0, 5.0)], ids=["", "told its guidance"])
+def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: GuidanceSampler | None) -> None:
     """All losses fall, what is heard reaches the text encoder, and the student that is kept is what was judged."""
     torch.manual_seed(0)
     text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
     fit_text(text, teacher, *text_of(tokens))
-    codec = FollowingCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+    codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
     student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
     student = told_its_guidance(student, scales.low, scales.high) if scales else student
     kept = copy.deepcopy(student)
-    text, codec.codec = MappedText(student.text_encoder, text.to_teacher), student.audio_encoder
+    text, codec.codec = ProjectedTextEncoder(student.text_encoder, text.to_teacher), student.audio_encoder
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
-    sound = SoundTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
+    sound = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
     task = JointTask(task_of(student, source, scales=scales), text, sound, teacher.text_encoder, "uncertainty", "cpu")
     batch = task.batch(0, 0, 1)
     wanted = task.wanted(batch)

@@ -14,10 +14,10 @@ from tests.bundles import GRAPHS, write_bundle
 from tinymusician.errors import PlanError
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.apply import CacheRanges, apply_plan, blocks_of, group_of
-from tinymusician.quantize.precision import Plan, load_plan, save_plan
+from tinymusician.quantize.precision import PrecisionPlan, load_plan, save_plan
 from tinymusician.runtime.bundle import describe_files, read_manifest
-from tinymusician.runtime.player import Player, Wish, open_player
-from tinymusician.runtime.rollout import Sequences, rollout_with_ranges
+from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.rollout import ForcedBatch, rollout_with_ranges
 
 PROMPT = "a fast fiddle reel"
 
@@ -29,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def applied(plan: Plan, exported: Path, folder: Path, ranges: CacheRanges | None = None) -> Player:
+def applied(plan: PrecisionPlan, exported: Path, folder: Path, ranges: CacheRanges | None = None) -> MusicGenerator:
     apply_plan(plan, exported, folder, ranges)
     roles: list[Any] = [(f"{role}.onnx", role, "") for role in GRAPHS]
     files = describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")])
@@ -38,7 +38,7 @@ def applied(plan: Plan, exported: Path, folder: Path, ranges: CacheRanges | None
     return open_player(folder, threads=1)
 
 
-def first_logits(player: Player, codes: Any) -> Any:
+def first_logits(player: MusicGenerator, codes: Any) -> Any:
     """Logits along the given codes [K, S], [S, K, V]: the same sequence for every plan."""
     row = player.decoder.add([player.text(PROMPT)], codes.shape[1])[0]
     found = [player.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
@@ -54,11 +54,11 @@ def divergence(one: Any, other: Any) -> float:
 
 PLANS = {
     "paper": (load_plan("paper"), 0.60, 1e-4),
-    "int8 blocks": (Plan(name="x", default="int8", block_size=64), 0.45, 0.01),
-    "int8 blocks, asymmetric": (Plan(name="x", default="int8", block_size=32, symmetric=False), 0.48, 0.01),
-    "int4 blocks": (Plan(name="x", default="int4", block_size=32, groups={"embeddings": "int8"}), 0.40, 0.5),
-    "int4 fitted": (Plan(name="x", default="int4", block_size=64, symmetric=False, method="hqq"), 0.40, 0.5),
-    "one layer": (Plan(name="x", groups={"layers.3": "int4", "lm_heads": "float16"}), 0.95, 0.05),
+    "int8 blocks": (PrecisionPlan(name="x", default="int8", block_size=64), 0.45, 0.01),
+    "int8 blocks, asymmetric": (PrecisionPlan(name="x", default="int8", block_size=32, symmetric=False), 0.48, 0.01),
+    "int4 blocks": (PrecisionPlan(name="x", default="int4", block_size=32, groups={"embeddings": "int8"}), 0.40, 0.5),
+    "int4 fitted": (PrecisionPlan(name="x", default="int4", block_size=64, symmetric=False, method="hqq"), 0.40, 0.5),
+    "one layer": (PrecisionPlan(name="x", groups={"layers.3": "int4", "lm_heads": "float16"}), 0.95, 0.05),
     "many rows": (load_plan("server").model_copy(update={"cache": "float32"}), 0.45, 0.05),
     "counter-example": (load_plan("int8"), 0.35, 1.0),
 }
@@ -72,7 +72,7 @@ def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path,
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
     wanted = first_logits(whole, codes)
     assert 0 < divergence(wanted, first_logits(player, codes)) < most
-    assert np.isfinite(player.play(Wish(PROMPT, seconds=1))).all()
+    assert np.isfinite(player.play(GenerationRequest(PROMPT, seconds=1))).all()
 
 
 def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
     wanted = first_logits(open_player(exported, threads=1), codes)
     found = []
     for number, precision in enumerate(("float16", "int8", "int4")):
-        plan = Plan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
+        plan = PrecisionPlan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
         found.append(divergence(wanted, first_logits(applied(plan, exported, tmp_path / str(number)), codes)))
     assert 0 < found[0] < found[1] < found[2]
 
@@ -88,10 +88,10 @@ def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
 def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
     """Every channel uses its whole range; the sinks that choose the attention's kernel weigh nothing."""
     codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
-    sequences = Sequences([PROMPT], codes, null=False)
+    sequences = ForcedBatch([PROMPT], codes, null=False)
     whole = open_player(exported, threads=1)
     wanted, ranges = rollout_with_ranges(whole, sequences)
-    player = applied(Plan(name="x", cache="int8"), exported, tmp_path, ranges)
+    player = applied(PrecisionPlan(name="x", cache="int8"), exported, tmp_path, ranges)
     found, kept = rollout_with_ranges(player, sequences)
     assert 0 < divergence(wanted, found) < 2e-3
     largest = np.stack([np.stack(pair) for pair in kept])
@@ -100,7 +100,7 @@ def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
 
 
 def test_only_what_the_plan_names_is_changed(exported: Path, tmp_path: Path) -> None:
-    plan = Plan(name="x", groups={"layers.3": "int8"}, block_size=64)
+    plan = PrecisionPlan(name="x", groups={"layers.3": "int8"}, block_size=64)
     apply_plan(plan, exported, tmp_path)
     kinds = {node.name: node.op_type for node in onnx.load(str(tmp_path / "decoder.onnx")).graph.node}
     changed = {name for name, kind in kinds.items() if kind == "MatMulNBits"}
@@ -131,7 +131,9 @@ def test_groups() -> None:
 
 
 def test_a_plan_is_a_file(tmp_path: Path) -> None:
-    plan = Plan(name="mine", default="int4", groups={"lm_heads": "int8", "layers.0": "float32"}, note="by hand")
+    plan = PrecisionPlan(
+        name="mine", default="int4", groups={"lm_heads": "int8", "layers.0": "float32"}, note="by hand"
+    )
     save_plan(plan, tmp_path / "plan.yaml")
     assert load_plan(str(tmp_path / "plan.yaml")) == plan
     assert plan.of("layers.0") == "float32"

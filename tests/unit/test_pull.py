@@ -14,12 +14,12 @@ import pytest
 from tests.world import World
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.keys import load_key
-from tinymusician.artifacts.pull import Client
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import latest_key
 from tinymusician.artifacts.sources import FolderSource
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import KeyFileError, Refused, StoreError
+from tinymusician.errors import KeyFileError, StoreError, UntrustedError
 
 
 class TestDevice:
@@ -124,7 +124,7 @@ class TestDevice:
 class TestRefused:
     def refused(self, world: World, message: str, **client: Any) -> None:
         before = Installation(world.folder / "device").usable()
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UntrustedError, match=message):
             world.client(**client).pull()
         assert Installation(world.folder / "device").usable() == before
 
@@ -195,8 +195,8 @@ class TestRefused:
         self.refused(world, "root key 'zz': 64 hexadecimal digits are needed", pinned="zz")
         world.client().pull()
         self.refused(world, "was set up with another root key", pinned="ab" * 32)
-        with pytest.raises(Refused, match="knows no root key yet"):
-            Client("band@stable", world.folder / "other", [])
+        with pytest.raises(UntrustedError, match="knows no root key yet"):
+            PullClient("band@stable", world.folder / "other", [])
 
     def test_equal_version_with_other_content(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {})
@@ -295,14 +295,14 @@ class TestRoots:
         world.client().pull()
         world.registry.rotate("release")
         world.store.put("keys/root-000003.json", b"junk")
-        with pytest.raises(Refused, match="root document 3: is no signed document"):
+        with pytest.raises(UntrustedError, match="root document 3: is no signed document"):
             world.client().pull()
         assert world.client().installation.record().root.version == 2  # type: ignore[union-attr]
 
     def test_another_year_with_the_same_keys(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {}, days=400)
         world.later(366)
-        with pytest.raises(Refused, match="`tmctl keys renew`"):
+        with pytest.raises(UntrustedError, match="`tmctl keys renew`"):
             world.client().pull()
         before = world.registry.roots()[-1]
         after = world.registry.extend()
@@ -319,12 +319,12 @@ class TestRoots:
         assert world.client().installation.record().root.version == 4  # type: ignore[union-attr]
 
     def test_a_chain_with_a_foreign_link(self, world: World, tmp_path: Path) -> None:
-        thief = Registry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
+        thief = ReleaseRegistry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
         thief.create()
         thief.rotate("root")
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.store.put("keys/root-000002.json", thief.store.get("keys/root-000002.json"))
-        with pytest.raises(Refused, match="root document 2: signed by"):
+        with pytest.raises(UntrustedError, match="root document 2: signed by"):
             world.client().pull()
 
     def test_a_root_cannot_be_shortened(self, world: World) -> None:
@@ -335,7 +335,7 @@ class TestRoots:
         world.client().pull()
         world.store.delete("keys/root-000002.json")
         world.store.put(latest_key("band", "stable"), old)
-        with pytest.raises(Refused, match="signed by"):
+        with pytest.raises(UntrustedError, match="signed by"):
             world.client().pull()
 
     def test_key_files(self, world: World, tmp_path: Path) -> None:

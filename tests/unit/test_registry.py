@@ -11,11 +11,11 @@ import pytest
 from tests.world import START, World
 from tinymusician.artifacts import registry as registries
 from tinymusician.artifacts.keys import load_key, public_hex
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.artifacts.trust import Root, by_id, sealed_root
-from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
+from tinymusician.artifacts.trust import RootMetadata, by_id, sealed_root
+from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 
 
 class TestPublishers:
@@ -24,10 +24,12 @@ class TestPublishers:
         manifest = world.made(decoder="one")
         release = world.registry.release(manifest, "stable", {})
         genuine = world.store.get("keys/root-000001.json")
-        thief = Registry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
+        thief = ReleaseRegistry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
         first = thief.create()
         own = load_key("root", tmp_path / "thiefs-keys", by_id(first.root))
-        second = Root.model_validate({**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release})
+        second = RootMetadata.model_validate(
+            {**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release}
+        )
         world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
         world.store.put("keys/root-000002.json", sealed_root(second, [own]))
         for act in (
@@ -37,7 +39,7 @@ class TestPublishers:
             lambda: world.registry.move(release, "stable", {}),
             lambda: world.registry.rotate("release"),
         ):
-            with pytest.raises(Refused, match="not those that were made with the keys of"):
+            with pytest.raises(UntrustedError, match="not those that were made with the keys of"):
                 act()
         world.store.put("keys/root-000001.json", genuine)
         world.store.delete("keys/root-000002.json")
@@ -47,7 +49,7 @@ class TestPublishers:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.registry.rotate("release", revoke=True)
         world.store.delete("keys/root-000002.json")
-        with pytest.raises(Refused, match="not those that were made with the keys of"):
+        with pytest.raises(UntrustedError, match="not those that were made with the keys of"):
             world.registry.renew()
 
     def test_nothing_is_signed_without_the_pin(self, world: World) -> None:
@@ -59,7 +61,7 @@ class TestPublishers:
     def test_numbers_that_are_too_large_are_text(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {"seed": 1 << 60, "kl": 0.25})
         assert release.about == {"seed": str(1 << 60), "kl": "0.25"}
-        with pytest.raises(Refused, match="cannot be written so that everybody reads the same"):
+        with pytest.raises(UntrustedError, match="cannot be written so that everybody reads the same"):
             world.registry.release(world.made(decoder="one"), "stable", {"größe": 1})
 
     def test_an_old_release_under_a_newer_name(self, world: World) -> None:
@@ -83,16 +85,16 @@ class TestPublishers:
         assert world.registry.newest("band", "stable").version == 99
         world.registry.rotate("release", revoke=True)
         assert world.registry.renew() == []
-        with pytest.raises(NotFound, match="release band@stable: not in"):
+        with pytest.raises(NotFoundError, match="release band@stable: not in"):
             world.registry.newest("band", "stable")
         assert world.registry.release(manifest, "stable", {}).version == 1
         assert len(world.registry.history("band", "stable", revoked=True)) == 2, "of version 1 what was copied counts"
 
     def test_nothing_is_written_that_no_device_would_take(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "candidate", {})
-        with pytest.raises(Refused, match="alias: String should match pattern"):
+        with pytest.raises(UntrustedError, match="alias: String should match pattern"):
             world.registry.move(release, "Stable", {})
-        with pytest.raises(Refused, match="is larger than 1048576 bytes"):
+        with pytest.raises(UntrustedError, match="is larger than 1048576 bytes"):
             world.registry.move(release, "stable", {"reason": "x" * (1 << 20)})
         assert world.registry.aliases() == [("band", "candidate")]
 

@@ -8,9 +8,9 @@ import pytest
 
 from jobs.releasing import evaluated, promote, publish
 from tests.world import World
-from tinymusician.artifacts.runs import RunFolder, RunRecord, now
-from tinymusician.errors import NotFound, Refused
-from tinymusician.recipe import Publish
+from tinymusician.artifacts.runs import RunRecord, RunStore, now
+from tinymusician.errors import NotFoundError, UntrustedError
+from tinymusician.recipe import PublishConfig
 
 BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0}
 
@@ -18,13 +18,13 @@ BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0}
 def candidate(world: World, **own: Any) -> Any:
     figures = {**BASE, "bytes": 450, **own}
     evaluation = {"run": "e", "own": figures, "baseline": {"model": "teacher", **BASE}}
-    return publish(world.registry, world.made(decoder="one"), evaluation, Publish())
+    return publish(world.registry, world.made(decoder="one"), evaluation, PublishConfig())
 
 
 def test_one_that_passes_is_promoted_without_a_reason(world: World) -> None:
     source = candidate(world, clap=0.93 * 0.5, fad=1.095 * 0.2 - 1e-9)
     assert source.about["evaluation"]["own"]["clap"] == "0.465", "signed numbers are text"
-    moved = promote(world.registry, source, "stable", Publish(), None)
+    moved = promote(world.registry, source, "stable", PublishConfig(), None)
     assert moved.reference == "band@stable"
     assert moved.about["why"]["overridden"] is None
     assert [gate["passed"] for gate in moved.about["why"]["gates"]] == [True] * 4
@@ -37,19 +37,19 @@ def test_one_that_passes_is_promoted_without_a_reason(world: World) -> None:
 )
 def test_one_that_fails_says_which_gate(world: World, figure: dict[str, Any], gate: str) -> None:
     source = candidate(world, **figure)
-    with pytest.raises(Refused, match=rf"version 1: {gate}: .*--override REASON"):
-        promote(world.registry, source, "stable", Publish(), None)
-    with pytest.raises(NotFound):
+    with pytest.raises(UntrustedError, match=rf"version 1: {gate}: .*--override REASON"):
+        promote(world.registry, source, "stable", PublishConfig(), None)
+    with pytest.raises(NotFoundError):
         world.registry.newest("band", "stable")
-    moved = promote(world.registry, source, "stable", Publish(), "it plays well")
+    moved = promote(world.registry, source, "stable", PublishConfig(), "it plays well")
     assert moved.about["why"]["overridden"] == "it plays well"
 
 
 def test_an_evaluation_must_have_judged_both(world: World) -> None:
-    run, reference = RunFolder(world.store, "e1"), "band@sha256:" + "ab" * 32
+    run, reference = RunStore(world.store, "e1"), "band@sha256:" + "ab" * 32
     facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
     run.write_record(RunRecord(id="e1", kind="evaluate", seeds={}, cluster="x", submission="x", **facts))
     run.update(state="SUCCEEDED", metrics={"teacher": {**BASE, "more": 1}})
-    with pytest.raises(NotFound, match=r"has not judged it, .*; it has judged teacher"):
+    with pytest.raises(NotFoundError, match=r"has not judged it, .*; it has judged teacher"):
         evaluated(world.store, "e1", reference, "teacher")
     assert evaluated(world.store, "e1", "teacher", "teacher")["own"]["clap"] == 0.5

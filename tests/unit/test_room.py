@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.room import Heard, Room, Seat
+from serve.room import AudioOutput, EngineLoop, RequestHandle
 from tests.bundles import write_bundle
 from tinymusician.errors import EngineError
-from tinymusician.runtime.player import Player, Wish, open_player
+from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
 
 
 @pytest.fixture(scope="module")
-def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Player:
+def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
     from transformers import MusicgenForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("bundle")
@@ -26,15 +26,15 @@ def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
 
 
 @pytest.fixture
-def room(player: Player) -> Room:
-    return Room(player)
+def room(player: MusicGenerator) -> EngineLoop:
+    return EngineLoop(player)
 
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: queue.Queue[Heard] = queue.Queue()
+        self.heard: queue.Queue[AudioOutput] = queue.Queue()
 
-    def __call__(self, one: Heard) -> None:
+    def __call__(self, one: AudioOutput) -> None:
         self.heard.put(one)
 
     def all(self) -> tuple[list[np.ndarray], EngineError | None]:
@@ -44,13 +44,15 @@ class Listener:
         return parts, one
 
 
-def join(room: Room, wish: Wish) -> tuple[Seat, Listener]:
+def join(room: EngineLoop, wish: GenerationRequest) -> tuple[RequestHandle, Listener]:
     listener = Listener()
     return room.join(room.player.request(wish), listener), listener
 
 
-def test_pieces_side_by_side_sound_as_they_do_alone(player: Player, room: Room) -> None:
-    wishes = [Wish(prompt, seconds=seconds) for prompt, seconds in (("a slow reel", 1.0), ("a march", 2.5))]
+def test_pieces_side_by_side_sound_as_they_do_alone(player: MusicGenerator, room: EngineLoop) -> None:
+    wishes = [
+        GenerationRequest(prompt, seconds=seconds) for prompt, seconds in (("a slow reel", 1.0), ("a march", 2.5))
+    ]
     alone = [player.play(wish) for wish in wishes]
     for listener, expected in zip([join(room, wish)[1] for wish in wishes], alone, strict=True):
         parts, error = listener.all()
@@ -59,10 +61,10 @@ def test_pieces_side_by_side_sound_as_they_do_alone(player: Player, room: Room) 
         assert np.allclose(np.concatenate(parts), expected, atol=1e-4)
 
 
-def test_whoever_leaves_frees_the_rows_and_the_others_play_on(player: Player, room: Room) -> None:
-    seat, left = join(room, Wish("a long march", seconds=60.0))
+def test_whoever_leaves_frees_the_rows_and_the_others_play_on(player: MusicGenerator, room: EngineLoop) -> None:
+    seat, left = join(room, GenerationRequest("a long march", seconds=60.0))
     left.heard.get(timeout=60)
-    _, stays = join(room, Wish("a reel", seconds=1.0))
+    _, stays = join(room, GenerationRequest("a reel", seconds=1.0))
     seat.leave()
     seat.leave()
     parts, error = stays.all()
@@ -72,20 +74,22 @@ def test_whoever_leaves_frees_the_rows_and_the_others_play_on(player: Player, ro
     assert player.engine.rows == 0
 
 
-def test_a_codec_that_fails_ends_its_piece_only(player: Player, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, listener = join(room, Wish("a reel", seconds=30.0))
+def test_a_codec_that_fails_ends_its_piece_only(
+    player: MusicGenerator, room: EngineLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, listener = join(room, GenerationRequest("a reel", seconds=30.0))
     assert isinstance(listener.heard.get(timeout=60), np.ndarray)
     monkeypatch.setattr(first, "_audio", None)
     _, error = listener.all()
     assert isinstance(error, EngineError)
-    assert join(room, Wish("a reel", seconds=1.0))[1].all()[1] is None
+    assert join(room, GenerationRequest("a reel", seconds=1.0))[1].all()[1] is None
 
 
-def test_a_closed_room_plays_to_the_end_and_lets_nobody_in(room: Room) -> None:
-    _, listener = join(room, Wish("a reel", seconds=2.0))
+def test_a_closed_room_plays_to_the_end_and_lets_nobody_in(room: EngineLoop) -> None:
+    _, listener = join(room, GenerationRequest("a reel", seconds=2.0))
     room.close()
     with pytest.raises(EngineError, match="closed"):
-        join(room, Wish("a march"))
+        join(room, GenerationRequest("a march"))
     parts, error = listener.all()
     assert error is None
     assert sum(map(len, parts)) == 1600

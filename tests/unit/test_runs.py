@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submission import as_before, settle
-from tinymusician.artifacts.runs import RunFolder, RunRecord, check_run_name, list_runs, now, summary
+from jobs.submission import reconcile, resume_target
+from tinymusician.artifacts.runs import RunRecord, RunStore, check_run_name, list_runs, now, summary
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RunError
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def test_a_run_from_start_to_end(store: LocalStore) -> None:
-    run = RunFolder(store, "r1")
+    run = RunStore(store, "r1")
     assert not run.exists()
     run.write_record(record("r1"))
     assert summary(run)["state"] == "PENDING"
@@ -52,7 +52,7 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
 
 
 def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
-    run = RunFolder(store, "r1")
+    run = RunStore(store, "r1")
     run.write_record(record("r1"))
     run.update(state="RUNNING", started=now())
     store.put(run.key("alive.txt"), (now() - timedelta(seconds=90)).isoformat().encode())
@@ -64,7 +64,7 @@ def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
 
 def test_runs_are_listed_by_age(store: LocalStore) -> None:
     for name, age in (("b", 1), ("a", 2), ("c", 0)):
-        RunFolder(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
+        RunStore(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
     heard: list[str] = []
     assert [facts["id"] for facts in list_runs(store, heard.append)] == ["a", "b", "c"]
     assert heard == []
@@ -77,33 +77,33 @@ def test_runs_are_listed_by_age(store: LocalStore) -> None:
 def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers and its cluster are its own, unless others are asked for."""
     monkeypatch.delenv("TMCTL_CLUSTER", raising=False)
-    run = RunFolder(store, "r1")
+    run = RunStore(store, "r1")
     run.write_record(record("r1"))
-    assert as_before(run, "distill", None, None) == (2, "http://127.0.0.1:1")
-    assert as_before(run, "distill", 2, "http://other:8265") == (2, "http://other:8265")
-    assert as_before(run, "distill", 1, None) == (1, "http://127.0.0.1:1")
+    assert resume_target(run, "distill", None, None) == (2, "http://127.0.0.1:1")
+    assert resume_target(run, "distill", 2, "http://other:8265") == (2, "http://other:8265")
+    assert resume_target(run, "distill", 1, None) == (1, "http://127.0.0.1:1")
     with pytest.raises(RunError, match="resume it with `tmctl submit distill`"):
-        as_before(run, "pretrain", None, None)
+        resume_target(run, "pretrain", None, None)
     run.update(state="SUCCEEDED")
     with pytest.raises(RunError, match="nothing to resume"):
-        as_before(run, "distill", None, None)
+        resume_target(run, "distill", None, None)
 
 
 def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
-    run = RunFolder(store, "r1")
+    run = RunStore(store, "r1")
     run.write_record(record("r1"))
     run.update(state="PENDING", asked=now())
-    settle(run)
+    reconcile(run)
     assert run.status().state == "PENDING"
     run.update(asked=now() - timedelta(seconds=90))
-    settle(run)
+    reconcile(run)
     assert run.status().state == "FAILED"
     assert "--resume" in run.status().message
 
 
 def test_what_is_no_run(store: LocalStore) -> None:
     with pytest.raises(RunError, match="tmctl runs"):
-        RunFolder(store, "none").record()
+        RunStore(store, "none").record()
     for name in ("", "-x", "A", "a/b", "../a", "a" * 100, "a\n"):
         with pytest.raises(RunError, match="lower-case letters"):
             check_run_name(name)

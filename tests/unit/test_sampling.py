@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tinymusician.runtime.sampling import Sampling, draw, guide, probabilities
+from tinymusician.runtime.sampling import SamplingParams, draw, guide, probabilities
 
 LOGITS = (np.random.default_rng(0).standard_normal((3, 4, 50)) * 3).astype(np.float32)
 
@@ -24,12 +24,12 @@ def test_the_distribution_is_that_of_transformers(temperature: float, top_k: int
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(None, scores)
     wanted = torch.softmax(scores, -1).reshape(LOGITS.shape).numpy()
-    np.testing.assert_allclose(probabilities(LOGITS, Sampling(temperature, top_k, top_p)), wanted, atol=1e-12)
+    np.testing.assert_allclose(probabilities(LOGITS, SamplingParams(temperature, top_k, top_p)), wanted, atol=1e-12)
 
 
 def test_draws_follow_the_distribution() -> None:
     """Evenly spread uniform numbers give each code as often as its share says, to one draw."""
-    count, sampling = 20_000, Sampling(0.8, 12, 0.95)
+    count, sampling = 20_000, SamplingParams(0.8, 12, 0.95)
     uniforms = (np.arange(count) + 0.5) / count
     drawn = draw(np.broadcast_to(LOGITS[0, 0], (count, 50)), uniforms, sampling)
     shares = np.bincount(drawn, minlength=50)
@@ -39,14 +39,14 @@ def test_draws_follow_the_distribution() -> None:
 def test_the_ends_of_the_numbers_are_codes() -> None:
     only = np.full(5, -np.inf, np.float32)
     only[3] = 0
-    assert draw(only, np.array(0.0), Sampling(top_k=0)) == 3
-    assert draw(only, np.array(np.nextafter(1, 0)), Sampling(top_k=0)) == 3
+    assert draw(only, np.array(0.0), SamplingParams(top_k=0)) == 3
+    assert draw(only, np.array(np.nextafter(1, 0)), SamplingParams(top_k=0)) == 3
 
 
 def test_greedy_needs_no_numbers() -> None:
-    drawn = draw(LOGITS, np.full((3, 4), 0.99), Sampling(temperature=0))
+    drawn = draw(LOGITS, np.full((3, 4), 0.99), SamplingParams(temperature=0))
     assert np.array_equal(drawn, LOGITS.argmax(-1))
-    assert np.array_equal(draw(LOGITS, np.full((3, 4), 0.99), Sampling(top_k=1)), LOGITS.argmax(-1))
+    assert np.array_equal(draw(LOGITS, np.full((3, 4), 0.99), SamplingParams(top_k=1)), LOGITS.argmax(-1))
 
 
 def test_guidance() -> None:

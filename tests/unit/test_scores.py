@@ -12,13 +12,13 @@ from tinymusician.evaluate.guards import examine, loop, problems
 from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.kernel import bandwidth, kad, thinned
 from tinymusician.evaluate.labels import label_divergence
-from tinymusician.evaluate.vectors import Vectors
-from tinymusician.recipe import Degeneration
+from tinymusician.evaluate.vectors import ClipEmbeddings
+from tinymusician.recipe import DegenerateThresholds
 
 
-def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, windows: int = 1) -> Vectors:
+def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, windows: int = 1) -> ClipEmbeddings:
     random = np.random.default_rng(seed)
-    return Vectors.of(list(shift + random.normal(size=(clips, windows, dimension))))
+    return ClipEmbeddings.of(list(shift + random.normal(size=(clips, windows, dimension))))
 
 
 class TestKad:
@@ -26,7 +26,7 @@ class TestKad:
         one, other = drawn(5, 3, 0, windows=2), drawn(4, 3, 1, 0.5, windows=3)
         width = bandwidth(other)
 
-        def mean(left: Vectors, right: Vectors, same: bool) -> float:
+        def mean(left: ClipEmbeddings, right: ClipEmbeddings, same: bool) -> float:
             values = [
                 np.exp(-np.square(left.values[i] - right.values[j]).sum() / (2 * width**2))
                 for i in range(len(left.values))
@@ -58,7 +58,7 @@ class TestKad:
 
     def test_what_it_cannot_tell(self) -> None:
         with pytest.raises(DataError, match="all the same"):
-            kad(drawn(4, 2, 0), Vectors.of([np.ones((1, 2))] * 3))
+            kad(drawn(4, 2, 0), ClipEmbeddings.of([np.ones((1, 2))] * 3))
         with pytest.raises(DataError, match="1 clip of clips; at least 2"):
             kad(drawn(1, 2, 0, windows=5), drawn(4, 2, 1))
         with pytest.raises(DataError, match="2 and 3 dimensions"):
@@ -67,26 +67,26 @@ class TestKad:
     def test_two_clips_have_a_figure_and_no_interval_that_is_no_number(self) -> None:
         """Half of all draws of two clips hold one of them twice, and no pair."""
         random = np.random.default_rng(0)
-        reference = Vectors.of(list(random.normal(size=(30, 5, 4))))
+        reference = ClipEmbeddings.of(list(random.normal(size=(30, 5, 4))))
         for count in (2, 3):
-            found = kad(Vectors.of(list(random.normal(size=(count, 5, 4)))), reference)
+            found = kad(ClipEmbeddings.of(list(random.normal(size=(count, 5, 4)))), reference)
             assert np.isfinite(found.value)
             assert found.low is None or np.isfinite([found.low, found.high]).all()
 
     def test_frames_are_thinned_evenly(self) -> None:
         """More vectors than can be held against each other: every clip keeps the same number, from end to end."""
         frames = np.arange(2 * 9000, dtype=np.float64).reshape(2, 9000, 1)
-        found = thinned(Vectors.of(list(frames)))
+        found = thinned(ClipEmbeddings.of(list(frames)))
         assert found.windows.tolist() == [4000, 4000]
         assert found.clip(0)[[0, -1], 0].tolist() == [0, 8999]
         assert np.diff(found.clip(1)[:, 0]).max() <= 3
-        small = Vectors.of(list(frames[:, :100]))
+        small = ClipEmbeddings.of(list(frames[:, :100]))
         assert thinned(small) is small
 
 
 class TestClapScore:
     def test_it_is_the_mean_cosine_of_a_clips_windows(self) -> None:
-        clips = Vectors.of([np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[0.0, 1.0]])])
+        clips = ClipEmbeddings.of([np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[0.0, 1.0]])])
         found = clap_score(clips, np.array([[5.0, 0.0], [0.0, 0.1]]))
         assert found.by_clip.tolist() == pytest.approx([0.5, 1.0])
         assert found.score.value == pytest.approx(0.75)
@@ -94,7 +94,7 @@ class TestClapScore:
 
     def test_shuffled_prompts_score_lower_where_prompts_matter_and_not_where_they_do_not(self) -> None:
         prompts = np.random.default_rng(0).normal(size=(30, 8))
-        follows = clap_score(Vectors.of(list((prompts + 0.5 * drawn(30, 8, 1).values)[:, None])), prompts)
+        follows = clap_score(ClipEmbeddings.of(list((prompts + 0.5 * drawn(30, 8, 1).values)[:, None])), prompts)
         ignores = clap_score(drawn(30, 8, 2), prompts)
         assert follows.shuffled is not None
         assert follows.score.value > follows.shuffled + 0.3
@@ -165,7 +165,7 @@ class TestGuards:
 
     def test_music_passes(self) -> None:
         found = examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50)))
-        assert problems(found, Degeneration()) == ()
+        assert problems(found, DegenerateThresholds()) == ()
 
     def test_each_fault_has_its_name(self) -> None:
         faults = {
@@ -175,23 +175,23 @@ class TestGuards:
             "not finite": np.where(np.arange(self.rate) == 7, np.nan, self.tone()),
         }
         for name, wave in faults.items():
-            assert problems(examine(wave, self.rate), Degeneration()) == (name,)
-        assert problems(examine(np.zeros(0), self.rate), Degeneration()) == ("silent",)
+            assert problems(examine(wave, self.rate), DegenerateThresholds()) == (name,)
+        assert problems(examine(np.zeros(0), self.rate), DegenerateThresholds()) == ("silent",)
 
     def test_a_pause_is_no_silence(self) -> None:
         wave = self.tone()
         wave[: self.rate // 2] = 0
         found = examine(wave, self.rate)
         assert found.silent == pytest.approx(0.5)
-        assert problems(found, Degeneration()) == ()
+        assert problems(found, DegenerateThresholds()) == ()
 
     def test_loops_are_found_with_their_length(self) -> None:
         phrase = np.random.default_rng(0).integers(0, 512, (4, 12))
         assert loop(np.tile(phrase, 10)) == (1.0, 12)
         assert loop(np.full((4, 60), 5)) == (1.0, 1)
         found = examine(self.tone(), self.rate, np.tile(phrase, 10))
-        assert problems(found, Degeneration()) == ("looped",)
-        assert problems(found, Degeneration(looped=1.0)) == ()
+        assert problems(found, DegenerateThresholds()) == ("looped",)
+        assert problems(found, DegenerateThresholds(looped=1.0)) == ()
 
     def test_too_short_for_a_loop(self) -> None:
         assert loop(np.zeros((4, 2))) == (0.0, 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinymusician.errors import PlanError
-from tinymusician.quantize.sensitivity import Measure, Table, choose, front
+from tinymusician.quantize.sensitivity import GroupSensitivity, Table, choose, front
 
 SIZES = {"float32": 32, "float16": 16, "int8": 9, "int4": 5}
 
@@ -17,7 +17,7 @@ SIZES = {"float32": 32, "float16": 16, "int8": 9, "int4": 5}
 def random_table(groups: int, seed: int) -> Table:
     """Groups of random size whose KL grows as bits fall."""
     random = np.random.default_rng(seed)
-    table: dict[str, dict[Any, Measure]] = {}
+    table: dict[str, dict[Any, GroupSensitivity]] = {}
     for group in range(groups):
         size, harm = int(random.integers(100, 2000)), float(random.exponential())
         kls = {
@@ -26,7 +26,7 @@ def random_table(groups: int, seed: int) -> Table:
             "int8": 1e-3 * harm,
             "int4": 0.05 * harm * random.uniform(0.2, 5),
         }
-        table[f"layers.{group}"] = {name: Measure(size * SIZES[name], (kl, kl)) for name, kl in kls.items()}
+        table[f"layers.{group}"] = {name: GroupSensitivity(size * SIZES[name], (kl, kl)) for name, kl in kls.items()}
     return table
 
 

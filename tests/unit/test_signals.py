@@ -17,12 +17,12 @@ from tests.tiny import CAPTIONS, write_tone
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.data.shards import ShardSet, make_missing
-from tinymusician.data.tokens import TokenSet, rows_of_step, tokenize_captions
+from tinymusician.data.shards import ShardCache, make_missing
+from tinymusician.data.tokens import TokenDataset, rows_of_step, tokenize_captions
 from tinymusician.distill.cached import CachedTeacher, packed, shard_count, signal_shard, unpacked
 from tinymusician.distill.sequences import ClipCodes, TeacherSamples, mix
-from tinymusician.distill.signals import OnlineTeacher, Prefetched
-from tinymusician.errors import Corrupt, DataError
+from tinymusician.distill.signals import OnlineTeacher, PrefetchingSource
+from tinymusician.errors import DataError, DigestMismatchError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.runtime.sampling import guide
 
@@ -35,11 +35,11 @@ def teacher(tiny_musicgen: Path) -> Any:
 
 
 @pytest.fixture
-def tokens(tiny_musicgen: Path) -> TokenSet:
+def tokens(tiny_musicgen: Path) -> TokenDataset:
     return tiny_tokens(tiny_musicgen, 37, FRAMES)
 
 
-def plain_logits(model: Any, tokens: TokenSet, rows: np.ndarray, null: bool) -> torch.Tensor:
+def plain_logits(model: Any, tokens: TokenDataset, rows: np.ndarray, null: bool) -> torch.Tensor:
     """transformers' own forward pass; the null condition as its `generate` makes it: zero states, zero mask."""
     inputs = torch.from_numpy(inputs_for(delay(tokens.codes[rows].astype(np.int64), 16), 16))
     ids, mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
@@ -52,7 +52,7 @@ def plain_logits(model: Any, tokens: TokenSet, rows: np.ndarray, null: bool) -> 
     return output.logits.view(len(rows), 4, -1, 16)
 
 
-def test_conditional_signals_hold_both_passes(teacher: Any, tokens: TokenSet) -> None:
+def test_conditional_signals_hold_both_passes(teacher: Any, tokens: TokenDataset) -> None:
     rows = np.array([3, 0, 11])
     signals = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)(rows)
     torch.testing.assert_close(signals.logits[:3], plain_logits(teacher, tokens, rows, null=False))
@@ -61,7 +61,7 @@ def test_conditional_signals_hold_both_passes(teacher: Any, tokens: TokenSet) ->
     assert np.array_equal(signals.sequences.mask[4].numpy(), valid(4, FRAMES))
 
 
-def test_guided_signals_are_one_pass(teacher: Any, tokens: TokenSet) -> None:
+def test_guided_signals_are_one_pass(teacher: Any, tokens: TokenDataset) -> None:
     rows = np.array([5, 6])
     signals = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32)(rows)
     with_text, without = (plain_logits(teacher, tokens, rows, null) for null in (False, True))
@@ -71,9 +71,9 @@ def test_guided_signals_are_one_pass(teacher: Any, tokens: TokenSet) -> None:
 
 
 @pytest.mark.parametrize("target", ["conditional", "guided"])
-def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenSet, tmp_path: Path, target: Any) -> None:
+def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenDataset, tmp_path: Path, target: Any) -> None:
     online = OnlineTeacher(teacher, tokens, target, 3.0, torch.float32)
-    shards = ShardSet(LocalStore(tmp_path / "store"), "signals", {"x": 1}, shard_count(37))
+    shards = ShardCache(LocalStore(tmp_path / "store"), "signals", {"x": 1}, shard_count(37))
     assert shards.missing() == [0, 1]
     make = partial(signal_shard, online, rows=37, batch_size=5)
     for index in shards.missing():
@@ -112,10 +112,10 @@ def test_all_codes_as_the_likeliest_are_all_codes() -> None:
 
 
 def test_a_damaged_signal_shard_is_made_anew(
-    teacher: Any, tokens: TokenSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    teacher: Any, tokens: TokenDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = LocalStore(tmp_path / "store")
-    shards = ShardSet(store, "signals", {}, shard_count(37))
+    shards = ShardCache(store, "signals", {}, shard_count(37))
     make = partial(signal_shard, OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32), rows=37, batch_size=5)
     made: list[int] = []
     for index in (0, 1):
@@ -128,7 +128,7 @@ def test_a_damaged_signal_shard_is_made_anew(
         assert not shards.missing(), "to others it is damaged too, not missing"
         return make(index)
 
-    fresh = ShardSet(store, "signals", {}, shard_count(37))
+    fresh = ShardCache(store, "signals", {}, shard_count(37))
     source = CachedTeacher(fresh, tokens, "guided", 16, tmp_path / "other", "cpu", anew)
     rows = np.array([33, 2])
     torch.testing.assert_close(
@@ -148,7 +148,7 @@ def test_answers_are_begun_ahead_and_no_more_than_asked() -> None:
         begun.append(int(rows[0]))
         return lambda: rows
 
-    source = Prefetched(ask, 2)
+    source = PrefetchingSource(ask, 2)
     batches = [np.array([step]) for step in range(10)]
     assert source(batches[0], batches[1:])[0] == 0
     assert begun == [0, 1, 2]
@@ -165,7 +165,7 @@ def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Pa
     sets = []
     for name, world in (("alone", 1), ("shared", 2)):
         source = sampler(teacher, tiny_musicgen)
-        shards = ShardSet(LocalStore(tmp_path / name), "samples", {}, source.shards)
+        shards = ShardCache(LocalStore(tmp_path / name), "samples", {}, source.shards)
         for rank in reversed(range(world)):
             make_missing(shards, source.make, rank, world, lambda index: None)
         sets.append(source.read(shards, tmp_path / f"{name}-cache", source.make))
@@ -177,7 +177,7 @@ def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Pa
 
 def test_interrupted_work_makes_only_what_is_missing(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     source, made = sampler(teacher, tiny_musicgen), []
-    shards = ShardSet(LocalStore(tmp_path), "samples", {}, source.shards)
+    shards = ShardCache(LocalStore(tmp_path), "samples", {}, source.shards)
     shards.write(0, source.make(0))
     make_missing(shards, source.make, 0, 1, made.append)
     assert made == [1]
@@ -185,19 +185,19 @@ def test_interrupted_work_makes_only_what_is_missing(teacher: Any, tiny_musicgen
 
 def test_a_damaged_shard_is_named_and_made_again(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     store, source = LocalStore(tmp_path / "store"), sampler(teacher, tiny_musicgen)
-    shards = ShardSet(store, "samples", {}, source.shards)
+    shards = ShardCache(store, "samples", {}, source.shards)
     make_missing(shards, source.make, 0, 1, lambda index: None)
     digest = shards.fetch(1, tmp_path / "cache").stem
     store.put(blob_key(digest), store.get(blob_key(digest))[:-1] + b"?")
-    fresh = ShardSet(store, "samples", {}, source.shards)
-    with pytest.raises(Corrupt, match=r"shard-00001\.json was dropped: run the job again"):
+    fresh = ShardCache(store, "samples", {}, source.shards)
+    with pytest.raises(DigestMismatchError, match=r"shard-00001\.json was dropped: run the job again"):
         fresh.fetch(1, tmp_path / "other")
     assert fresh.missing() == [1]
 
 
 def test_other_facts_are_other_shards(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    one, other = (ShardSet(store, "samples", {"seed": seed}, 1) for seed in (0, 1))
+    one, other = (ShardCache(store, "samples", {"seed": seed}, 1) for seed in (0, 1))
     one.write(0, {"codes": np.zeros(3)})
     assert one.missing() == []
     assert other.missing() == [0]
@@ -215,9 +215,9 @@ def test_every_row_once_an_epoch(world: int) -> None:
     assert not np.array_equal(np.concatenate(second), np.concatenate(one_worker))
 
 
-def clip_codes(teacher: Any, tiny_musicgen: Path, folder: Path) -> TokenSet:
+def clip_codes(teacher: Any, tiny_musicgen: Path, folder: Path) -> TokenDataset:
     source = ClipCodes(teacher.audio_encoder, load_tokenizer(str(tiny_musicgen)), folder, FRAMES)
-    shards = ShardSet(LocalStore(folder / "store"), "codes", source.facts, source.shards)
+    shards = ShardCache(LocalStore(folder / "store"), "codes", source.facts, source.shards)
     make_missing(shards, source.make, 0, 1, lambda index: None)
     return source.read(shards, folder / "cache", source.make)
 
@@ -277,9 +277,9 @@ def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: 
         read()
 
 
-def test_the_mixture_has_the_wanted_share(tokens: TokenSet) -> None:
-    samples = TokenSet(tokens.codes[:30], tokens.text_ids[:30], tokens.text_mask[:30])
-    clips = TokenSet(tokens.codes[30:34], np.ones((4, 20), np.int64), np.ones((4, 20), np.int64))
+def test_the_mixture_has_the_wanted_share(tokens: TokenDataset) -> None:
+    samples = TokenDataset(tokens.codes[:30], tokens.text_ids[:30], tokens.text_mask[:30])
+    clips = TokenDataset(tokens.codes[30:34], np.ones((4, 20), np.int64), np.ones((4, 20), np.int64))
     mixed = mix(samples, clips, 0.25)
     from_clips = mixed.text_mask[:, -1] == 1
     assert from_clips.mean() == 0.25

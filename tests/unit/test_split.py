@@ -13,8 +13,8 @@ import torch
 
 from tests.s3_server import free_port
 from tests.tiny import CAPTIONS
-from tinymusician.data.tokens import TokenSet, tokenize_captions
-from tinymusician.distill.signals import OnlineTeacher, SharedTeacher
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
+from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
 from tinymusician.errors import ModelError
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
@@ -24,9 +24,9 @@ ROWS = np.array([[3, 0], [1, 5]])
 """What each of the two asks about."""
 
 
-def token_set(model: str, vocabulary: int) -> TokenSet:
+def token_set(model: str, vocabulary: int) -> TokenDataset:
     codes = np.random.default_rng(0).integers(0, vocabulary, (8, 4, 12)).astype(np.int16)
-    return TokenSet(codes, *tokenize_captions(load_tokenizer(model), CAPTIONS * 2))
+    return TokenDataset(codes, *tokenize_captions(load_tokenizer(model), CAPTIONS * 2))
 
 
 def answers(model: str, rank: int | None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def answers(model: str, rank: int | None) -> dict[str, Any]:
 
         mesh = init_device_mesh("cpu", (2,))
         split_decoder(teacher, mesh)
-        source = SharedTeacher(source, mesh.get_group())
+        source = TensorParallelTeacher(source, mesh.get_group())
     asked = ROWS if rank is None else ROWS[rank : rank + 1]
     ids, mask = torch.from_numpy(tokens.text_ids[:4]), torch.from_numpy(tokens.text_mask[:4])
     with torch.no_grad():

@@ -15,9 +15,9 @@ import pytest
 
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.blobs import blob_key, digest_of, get_blob, put_blob
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.artifacts.store import LocalStore, Store
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
@@ -51,9 +51,9 @@ def test_files_go_in_and_out(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="'no/such'"):
+    with pytest.raises(NotFoundError, match="'no/such'"):
         store.get("no/such")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         store.download("no/such", tmp_path / "out")
     assert list(tmp_path.glob("out*")) == []
 
@@ -61,8 +61,8 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from tinymusician.artifacts.draft import whole_file
-with whole_file(Path(sys.argv[1])) as draft:
+from tinymusician.artifacts.draft import atomic_write
+with atomic_write(Path(sys.argv[1])) as draft:
     draft.write_bytes(b"half")
     print("writing", flush=True)
     sys.stdin.read()
@@ -77,7 +77,7 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"writing\n"
-        with whole_file(folder / "metrics.jsonl") as own:
+        with atomic_write(folder / "metrics.jsonl") as own:
             own.write_bytes(b"mine")
             store.sweep()
             assert len(list(folder.iterdir())) == 3
@@ -133,7 +133,7 @@ def test_blobs_are_checked_when_read(store: Store, tmp_path: Path) -> None:
     get_blob(store, digest, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"content"
     store.put(blob_key(digest), b"Content")
-    with pytest.raises(Corrupt, match=digest):
+    with pytest.raises(DigestMismatchError, match=digest):
         get_blob(store, digest, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.trials import trials_of
 from tinymusician.evaluate.audio import encode_flac
-from tinymusician.evaluate.report import Listened, html_report, markdown_report, shown
+from tinymusician.evaluate.report import AudioSample, html_report, markdown_report, shown
 from tinymusician.evaluate.study import claims, fluctuation, html_study, markdown_study, spread, verdict
 from tinymusician.recipe import load_recipe
 
@@ -94,7 +94,7 @@ def test_the_pages_of_an_evaluation() -> None:
     worst = {"bundle": [{"clip": 3, "fad": 1.5, "prompt": "a slow jig"}]}
     content = {"models": models, "how": {"seed": 0, "embedding": {"kind": "clap"}}, "worst": worst}
     wave = np.sin(np.arange(8000) / 5).astype(np.float32)
-    heard = [("a <fast> reel", [Listened("real", wave, 16_000, encode_flac(wave, 16_000))])]
+    heard = [("a <fast> reel", [AudioSample("real", wave, 16_000, encode_flac(wave, 16_000))])]
     curves = {"<student>": [{"step": 2, "loss": 0.4}, {"step": 4, "loss": 0.3, "held_out/kl": 0.2}]}
     page = html_report("x", content, heard, curves, [("<bundle>", b"PNG")])
     assert page.count("data:audio/flac") == 1

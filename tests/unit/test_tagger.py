@@ -9,24 +9,24 @@ import pytest
 import torch
 
 from tinymusician.data.corpus import Clip, RenderedSplit
-from tinymusician.data.facts import INSTRUMENTS, Facts
-from tinymusician.data.render import Band, Note
+from tinymusician.data.facts import INSTRUMENTS, ClipAttributes
+from tinymusician.data.render import Note, SoundfontSynth
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.taggers import HouseBandTagger, open_tagger
 from tinymusician.models.tagger import BandTagger, semitones
 from tinymusician.pretrain.tagger import CLASSES, KEYS, TaggerTask, labels_of
-from tinymusician.training.engine import AdamSettings, TorchEngine
+from tinymusician.training.engine import AdamConfig, TorchEngine
 
 TUNE = (0, 4, 7, 12, 7, 4, 0, 2, 4, 5, 7, 9, 7, 5, 4, 2, 0, 4, 7, 4, 0)
 
 
-def played(band: Band, instrument: str, tonic: int, frames: int = 12) -> np.ndarray:
+def played(band: SoundfontSynth, instrument: str, tonic: int, frames: int = 12) -> np.ndarray:
     notes = [Note(frames * i, frames * i + frames - 1, 60 + tonic + step) for i, step in enumerate(TUNE)]
     return band.play(notes[: 250 // frames], instrument, 250)
 
 
 def test_it_knows_instruments_and_keys_of_a_tune_of_ours() -> None:
-    tagger, band = open_tagger("band-tagger"), Band()
+    tagger, band = open_tagger("band-tagger"), SoundfontSynth()
     assert isinstance(tagger, HouseBandTagger)
     wanted = [(instrument, tonic) for instrument in INSTRUMENTS for tonic in (0, 2, 7)]
     found = tagger([played(band, *one) for one in wanted])
@@ -39,7 +39,7 @@ def test_it_knows_instruments_and_keys_of_a_tune_of_ours() -> None:
 
 
 def test_transposing_a_tune_transposes_its_key() -> None:
-    tagger, band = open_tagger("band-tagger"), Band()
+    tagger, band = open_tagger("band-tagger"), SoundfontSynth()
     found = tagger([played(band, "flute", tonic) for tonic in range(-4, 8)])["key"]
     assert [KEYS[place] for place in found.argmax(1)] == [KEYS[tonic % 12] for tonic in range(-4, 8)]
 
@@ -52,17 +52,17 @@ def test_semitone_filters_peak_at_their_notes() -> None:
 
 
 def test_a_tagger_learns_and_is_kept(tmp_path: Path) -> None:
-    band = Band()
+    band = SoundfontSynth()
     clips, waves = [], []
     for instrument in INSTRUMENTS:
         for tonic in (0, 5):
-            facts = Facts("x", 0.0, instrument, "fast", "reel", tonic, "major")
+            facts = ClipAttributes("x", 0.0, instrument, "fast", "reel", tonic, "major")
             clips.append(Clip(facts, "", (0,)))
             waves.append((played(band, instrument, tonic) * 32767).astype(np.int16))
     split = RenderedSplit(np.stack(waves), clips)
     torch.manual_seed(0)
     task = TaggerTask(BandTagger(CLASSES, 16), split, split, 12, 0)
-    engine = TorchEngine(task.module, AdamSettings())
+    engine = TorchEngine(task.module, AdamConfig())
     before = task.validate(engine)["loss"]
     for step in range(25):
         loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
@@ -79,7 +79,7 @@ def test_a_tagger_learns_and_is_kept(tmp_path: Path) -> None:
 
 
 def test_labels_are_the_facts() -> None:
-    found = labels_of(Facts("x", 0.0, "flute", "slow", "jig", 9, "minor"))
+    found = labels_of(ClipAttributes("x", 0.0, "flute", "slow", "jig", 9, "minor"))
     assert {question: CLASSES[question][place] for question, place in found.items()} == {
         "instrument": "flute",
         "tempo": "slow",

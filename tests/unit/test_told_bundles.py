@@ -14,32 +14,32 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.compression import Compression
-from jobs.worker import Context
+from jobs.compression import QuantizationWorkspace
+from jobs.worker import WorkerContext
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tests.told import told_student, write_told_bundle
-from tinymusician.artifacts.runs import RunFolder, RunRecord, now
+from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
-from tinymusician.evaluate.musicians import BundleMusician, Settings, TorchMusician
+from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator
 from tinymusician.models.guidance import told_its_guidance
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, told_condition
 from tinymusician.models.saving import save_musicgen
 from tinymusician.quantize.apply import apply_plan
-from tinymusician.quantize.parity import Reference, measure_fused
-from tinymusician.quantize.precision import Plan, packaged_plan
+from tinymusician.quantize.parity import ReferenceOutputs, measure_fused
+from tinymusician.quantize.precision import PrecisionPlan, packaged_plan
 from tinymusician.recipe import load_recipe
 from tinymusician.runtime.bundle import Bundle, read_manifest
-from tinymusician.runtime.player import Player, Wish, open_player
-from tinymusician.runtime.rollout import Sequences
+from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.rollout import ForcedBatch
 
 PROMPT = CAPTIONS[0]
 PLANS = {
     "float32": packaged_plan("float32"),
     "int8": packaged_plan("int8"),
-    "cross in int4": Plan(name="int4", default="float32", groups={"cross": "int4"}),
+    "cross in int4": PrecisionPlan(name="int4", default="float32", groups={"cross": "int4"}),
 }
 
 
@@ -56,7 +56,7 @@ def folder(student: Any, tiny_musicgen: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def player(folder: Path) -> Player:
+def player(folder: Path) -> MusicGenerator:
     return open_player(folder, threads=1)
 
 
@@ -78,11 +78,11 @@ def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
 
 
 def test_greedy_codes_are_those_of_transformers_at_every_scale(
-    student: Any, player: Player, tiny_musicgen: Path
+    student: Any, player: MusicGenerator, tiny_musicgen: Path
 ) -> None:
     found = []
     for scale in (1.0, 2.7, 5.0):
-        request = player.request(Wish(PROMPT, seconds=0.8, temperature=0, guidance=scale))
+        request = player.request(GenerationRequest(PROMPT, seconds=0.8, temperature=0, guidance=scale))
         assert request.without is None, "one pass"
         generation = player.engine.start(request)
         player.engine.run(generation)
@@ -91,16 +91,16 @@ def test_greedy_codes_are_those_of_transformers_at_every_scale(
     assert len(set(found)) == 3, "the scale matters"
 
 
-def test_what_is_not_said_is_the_default_scale(player: Player) -> None:
-    heard = [player.request(Wish(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
+def test_what_is_not_said_is_the_default_scale(player: MusicGenerator) -> None:
+    heard = [player.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
     assert np.array_equal(heard[0], heard[1])
     assert not np.array_equal(heard[0], heard[2])
 
 
 @pytest.mark.parametrize("scale", [0.9, 5.1])
-def test_scales_that_it_does_not_know(student: Any, player: Player, scale: float) -> None:
+def test_scales_that_it_does_not_know(student: Any, player: MusicGenerator, scale: float) -> None:
     with pytest.raises(RequestError, match=f"guidance {scale:g}: this model was distilled for 1 to 5"):
-        player.request(Wish(PROMPT, guidance=scale))
+        player.request(GenerationRequest(PROMPT, guidance=scale))
     ids = torch.ones(1, 2, dtype=torch.long)
     with pytest.raises(ModelError, match=f"guidance {scale:g}: .* was trained for 1 to 5"):
         told_condition(student, ids, ids, scale)
@@ -113,16 +113,16 @@ def test_ends_that_float32_rounds_are_known(tiny_musicgen: Path) -> None:
     assert told_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
 
 
-def test_there_is_no_second_pass(player: Player) -> None:
+def test_there_is_no_second_pass(player: MusicGenerator) -> None:
     with pytest.raises(RequestError, match=r"negative_prompt: .* this model has none"):
-        player.request(Wish(PROMPT, negative_prompt="noise"))
+        player.request(GenerationRequest(PROMPT, negative_prompt="noise"))
 
 
 def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny_musicgen: Path) -> None:
-    ours, theirs = TorchMusician(student, load_tokenizer(str(tiny_musicgen))), BundleMusician(folder, threads=1)
+    ours, theirs = TorchGenerator(student, load_tokenizer(str(tiny_musicgen))), OnnxGenerator(folder, threads=1)
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     for scale in (1.0, 4.0):
-        settings = Settings(seconds=0.4, guidance=scale, top_k=8, temperature=1.0)
+        settings = SamplingSettings(seconds=0.4, guidance=scale, top_k=8, temperature=1.0)
         one, other = (musician.play(CAPTIONS[:2], [1, 2], settings) for musician in (ours, theirs))
         for mine, its in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine.codes, its.codes)
@@ -136,14 +136,14 @@ def test_parity_is_measured_at_the_scales(
 ) -> None:
     """In PyTorch and in the graphs, each sequence at its own scale; at swapped scales they are far apart."""
     codes = np.random.default_rng(0).integers(0, 16, (3, 4, 20))
-    along = Sequences(CAPTIONS[:3], codes, null=False, scales=(1.0, 3.0, 5.0))
+    along = ForcedBatch(CAPTIONS[:3], codes, null=False, scales=(1.0, 3.0, 5.0))
     apply_plan(PLANS[plan], folder, tmp_path / plan)
-    player = Player(Bundle(tmp_path / plan, read_manifest(folder)), 1)
+    player = MusicGenerator(Bundle(tmp_path / plan, read_manifest(folder)), 1)
     tokenizer = load_tokenizer(str(tiny_musicgen))
-    parity = measure_fused(Reference(student, tokenizer, along), player, tmp_path / plan)
+    parity = measure_fused(ReferenceOutputs(student, tokenizer, along), player, tmp_path / plan)
     assert max(parity.kl) < most
-    swapped = Sequences(along.prompts, codes, null=False, scales=(5.0, 1.0, 3.0))
-    far = Reference(student, tokenizer, swapped)
+    swapped = ForcedBatch(along.prompts, codes, null=False, scales=(5.0, 1.0, 3.0))
+    far = ReferenceOutputs(student, tokenizer, swapped)
     far.sequences = along
     assert max(measure_fused(far, player, tmp_path / plan).kl) > max(parity.kl) + 0.01
 
@@ -180,15 +180,17 @@ def test_manifests_that_no_request_could_meet(folder: Path, tmp_path: Path, samp
 class TestCompression:
     """What a compression makes of a student that is told its guidance."""
 
-    def compression(self, student: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> Compression:
+    def compression(
+        self, student: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str
+    ) -> QuantizationWorkspace:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         save_musicgen(folder / "student", student, load_tokenizer(str(student.name_or_path)))
         recipe = load_recipe("band", (f"quantize.model={folder / 'student'}", "teacher.guidance=2.5", *changes))
         store = LocalStore(folder / "store")
         asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "versions": {}, "git": {}, "seeds": {}}
         record = RunRecord(id="q", kind="quantize", workers=1, created=now(), cluster="", submission="", **asked)
-        RunFolder(store, "q").write_record(record)
-        return Compression(Context(store.url, "q", 0, 1, "cpu"))
+        RunStore(store, "q").write_record(record)
+        return QuantizationWorkspace(WorkerContext(store.url, "q", 0, 1, "cpu"))
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_the_gate_sees_all_that_is_learned_of_scales(
@@ -200,7 +202,7 @@ class TestCompression:
         assert (own.one_pass, own.guidance, own.guidance_range) == (True, 2.5, (1.0, 5.0))
         along = compression.sequences("test", count, 0.4)
         assert along.scales == ((3.0,) if count == 1 else (2.0, 4.0))
-        reference = Reference(compression.model, compression.tokenizer, along)
+        reference = ReferenceOutputs(compression.model, compression.tokenizer, along)
         exact = measure_fused(reference, compression.player(), compression.exported)
         assert max(exact.kl) < 1e-6
         weight = student.guidance_embedding.first.weight

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import Corrupt, Diverged
-from tinymusician.training.checkpoint import Checkpoints
-from tinymusician.training.engine import AdamSettings, TorchEngine
-from tinymusician.training.loop import Loop, Plan, Worker
+from tinymusician.errors import DigestMismatchError, NonFiniteLossError
+from tinymusician.training.checkpoint import CheckpointManager
+from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.loop import RankInfo, Trainer, TrainerConfig
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.rate import learning_rate
 
-SETTINGS = AdamSettings(weight_decay=0.1, clip=0.5)
+SETTINGS = AdamConfig(weight_decay=0.1, clip=0.5)
 ROWS = 6
 
 
@@ -69,17 +69,17 @@ class Regression:
         return {"error": self.loss(model, self.batch(10_000, 0, 1), 0)[0].item()}
 
 
-def plan(log_every: int = 1, parts: int = 0) -> Plan:
-    return Plan(12, 0.05, 3, log_every, 4, 2, "error", parts=parts)
+def plan(log_every: int = 1, parts: int = 0) -> TrainerConfig:
+    return TrainerConfig(12, 0.05, 3, log_every, 4, 2, "error", parts=parts)
 
 
 def run(store: LocalStore, log_every: int = 1, dropout: float = 0.0) -> list[dict[str, Any]]:
     """Train to the plan's end, from the newest checkpoint if there is one; returns the metrics."""
-    checkpoints = Checkpoints(store, "checkpoints", "error")
+    checkpoints = CheckpointManager(store, "checkpoints", "error")
     start, task = checkpoints.latest(), Regression(dropout)
     engine = TorchEngine(task.module, SETTINGS, state=start.state if start else None)
     metrics = MetricsLog(store, "metrics.jsonl", start.step if start else -1)
-    Loop(task, engine, plan(log_every), metrics, checkpoints, start=start).run()
+    Trainer(task, engine, plan(log_every), metrics, checkpoints, start=start).run()
     return read_metrics(store, "metrics.jsonl")
 
 
@@ -99,9 +99,9 @@ def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: flo
         if done == step:
             raise Killed
 
-    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), Checkpoints(store, "checkpoints", "error")
+    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, "checkpoints", "error")
     with pytest.raises(Killed):
-        Loop(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, beat=die).run()
+        Trainer(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, beat=die).run()
 
 
 def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
     assert found[12] < 0.5 * found[1]
     judged = {row["step"]: row["held_out/error"] for row in rows if "held_out/error" in row}
     assert sorted(judged) == [0, 4, 8, 12]
-    checkpoints = Checkpoints(LocalStore(tmp_path), "checkpoints", "error")
+    checkpoints = CheckpointManager(LocalStore(tmp_path), "checkpoints", "error")
     assert checkpoints.best_step() == min(judged, key=lambda step: judged[step])
     assert checkpoints.steps()[-2:] == [10, 12]
     assert all({"gradient_norm", "learning_rate", "seconds_a_step"} <= set(row) for row in rows if "loss" in row)
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, log_every: in
     whole = losses(run(LocalStore(tmp_path / "whole"), log_every, dropout))
     store = LocalStore(tmp_path / "killed")
     run_killed_at(store, 7, log_every, dropout)
-    assert Checkpoints(store, "checkpoints", "error").steps()[-1] == 6
+    assert CheckpointManager(store, "checkpoints", "error").steps()[-1] == 6
     resumed = losses(run(store, log_every, dropout))
     assert resumed == whole
     plain = losses(run(LocalStore(tmp_path / "plain"), log_every))
@@ -134,7 +134,7 @@ def test_half_written_checkpoints_do_not_exist(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
     store.upload(Path(__file__), "checkpoints/step-00000007.safetensors")  # its note never came
-    assert Checkpoints(store, "checkpoints", "error").steps()[-1] == 6
+    assert CheckpointManager(store, "checkpoints", "error").steps()[-1] == 6
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -144,14 +144,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     data = bytearray(store.get(key))
     data[-1] ^= 1
     store.put(key, bytes(data))
-    with pytest.raises(Corrupt, match=r"step-00000006\.safetensors: damaged"):
-        Checkpoints(store, "checkpoints", "error").latest()
+    with pytest.raises(DigestMismatchError, match=r"step-00000006\.safetensors: damaged"):
+        CheckpointManager(store, "checkpoints", "error").latest()
     store.delete("checkpoints/step-00000006.json")  # as the message advises; it may have been the best one
     resumed = losses(run(store))
     assert resumed == losses(run(LocalStore(tmp_path / "whole")))
     store.put("checkpoints/step-00000012.json", b"{")
-    with pytest.raises(Corrupt, match=r"step-00000012\.json: damaged"):
-        Checkpoints(store, "checkpoints", "error").best()
+    with pytest.raises(DigestMismatchError, match=r"step-00000012\.json: damaged"):
+        CheckpointManager(store, "checkpoints", "error").best()
 
 
 def test_what_is_no_number_is_never_kept(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_what_is_no_number_is_never_kept(tmp_path: Path) -> None:
             with torch.no_grad():
                 task.module.first.weight.fill_(float("nan"))
 
-    metrics, checkpoints = MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")
-    with pytest.raises(Diverged):
-        Loop(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, beat=spoil).run()
+    metrics, checkpoints = MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
+    with pytest.raises(NonFiniteLossError):
+        Trainer(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, beat=spoil).run()
     latest = checkpoints.latest()
     assert latest is not None
     assert all(value.isfinite().all() for value in latest.state.weights.values())
@@ -176,22 +176,26 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         task.module.first.weight.fill_(float("inf"))
     store = LocalStore(tmp_path)
-    with pytest.raises(Diverged, match=r"loss is nan at step 1, on rows 0, 1, .*step 0; lower the learning rate"):
-        Loop(
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss is nan at step 1, on rows 0, 1, .*step 0; lower the learning rate"
+    ):
+        Trainer(
             task,
             TorchEngine(task.module, SETTINGS),
             plan(),
             MetricsLog(store, "m", -1),
-            Checkpoints(store, "c", "error"),
+            CheckpointManager(store, "c", "error"),
         ).run()
 
 
 def test_the_rows_that_made_no_number_are_named(tmp_path: Path) -> None:
     """Of three parts only the first has the broken row; what was kept before it is said, and is what is there."""
     store, task = LocalStore(tmp_path), Regression(broken=(7,))
-    checkpoints = Checkpoints(store, "c", "error")
-    loop = Loop(task, TorchEngine(task.module, SETTINGS), plan(parts=3), MetricsLog(store, "m", -1), checkpoints)
-    with pytest.raises(Diverged, match=r"loss is nan at step 8, on rows 42, 43; the last good checkpoint is of step 6"):
+    checkpoints = CheckpointManager(store, "c", "error")
+    loop = Trainer(task, TorchEngine(task.module, SETTINGS), plan(parts=3), MetricsLog(store, "m", -1), checkpoints)
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss is nan at step 8, on rows 42, 43; the last good checkpoint is of step 6"
+    ):
         loop.run()
     assert checkpoints.steps()[-1] == 6
 
@@ -201,7 +205,7 @@ def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
     store, task = LocalStore(tmp_path), Regression(broken=(4,))
     engine = TorchEngine(task.module, SETTINGS)
     left_out = replace(plan(), left_out=frozenset({4}))
-    Loop(task, engine, left_out, MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")).run()
+    Trainer(task, engine, left_out, MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")).run()
     other = Regression()
     plain = TorchEngine(other.module, SETTINGS)
     for step in (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11):
@@ -218,7 +222,9 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
     for count in (1, parts):
         store, task = LocalStore(tmp_path / str(count)), Regression()
         engine = TorchEngine(task.module, SETTINGS)
-        Loop(task, engine, plan(parts=count), MetricsLog(store, "m", -1), Checkpoints(store, "c", "error")).run()
+        Trainer(
+            task, engine, plan(parts=count), MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
+        ).run()
         found.append((losses(read_metrics(store, "m")), engine.state().weights))
     (wanted, weights), (mine, others) = found
     assert mine == pytest.approx(wanted, rel=1e-4, abs=1e-6)
@@ -229,7 +235,7 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_part_counts_once(world: int) -> None:
     """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
-    shares = [Worker(rank, world).shares(4) for rank in range(world)]
+    shares = [RankInfo(rank, world).shares(4) for rank in range(world)]
     assert len({len(own) for own in shares}) == 1, "their gradients meet at every part"
     total = [sum(weight for own in shares for part, weight in own if part == which) for which in range(4)]
     assert total == pytest.approx([world / 4] * 4)

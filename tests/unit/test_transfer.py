@@ -32,8 +32,8 @@ from tinymusician.artifacts import transfer
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, open_source
-from tinymusician.artifacts.transfer import Pace, bring, read_small
-from tinymusician.errors import Corrupt, Denied, NotFound, StoreError
+from tinymusician.artifacts.transfer import BandwidthLimiter, download, read_small
+from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError
 
 SIZE = 2_000_000
 
@@ -65,7 +65,7 @@ def server(tmp_path: Path, data: bytes, file: ReleasedFile) -> Iterator[Misbehav
 def bring_to(folder: Path, server: Misbehaving, file: ReleasedFile) -> tuple[Path, int]:
     """The file's place, and the sum of all that was told."""
     told = [0]
-    place = bring([HttpSource(server.url)], file, folder, lambda size: told.append(size), Pace())
+    place = download([HttpSource(server.url)], file, folder, lambda size: told.append(size), BandwidthLimiter())
     return place, sum(told)
 
 
@@ -123,7 +123,7 @@ def test_another_mirror_goes_on_where_the_first_stopped(
     with misbehaving(server.root) as other:
         server.faults = [truncate(0.25)] + [refuse(500)] * 99
         sources = [HttpSource(server.url), HttpSource(other.url)]
-        place = bring(sources, file, tmp_path / "device", lambda size: None, Pace())
+        place = download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter())
         assert place.read_bytes() == data
         assert SIZE // 4 - CHUNK < other.asked[0][1] <= SIZE // 4
 
@@ -133,8 +133,8 @@ def test_a_mirror_with_other_bytes_is_left_out(
 ) -> None:
     server.faults = [wrong_bytes] * 99
     sources = [HttpSource(server.url), FolderSource(server.root)]
-    assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
-    with pytest.raises(Corrupt, match=r"decoder\.onnx has SHA-256 .*…; the release says"):
+    assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
+    with pytest.raises(DigestMismatchError, match=r"decoder\.onnx has SHA-256 .*…; the release says"):
         bring_to(tmp_path / "other", server, file)
     assert not (tmp_path / "other" / "blobs" / file.sha256).exists()
 
@@ -147,7 +147,7 @@ def test_a_mirror_that_sends_next_to_nothing(
     server.faults = [trickle(0.5)]
     with misbehaving(server.root) as other:
         sources = [HttpSource(server.url), HttpSource(other.url)]
-        assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+        assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
         ((_, start),) = other.asked
         assert SIZE // 2 <= start < SIZE // 2 + 1000
 
@@ -160,7 +160,7 @@ def test_pieces_of_two_mirrors_that_do_not_fit(
         server.faults = [wrong_half] * 99
         sources = [HttpSource(server.url), HttpSource(good.url)]
         told = [0]
-        place = bring(sources, file, tmp_path / "device", told.append, Pace())
+        place = download(sources, file, tmp_path / "device", told.append, BandwidthLimiter())
         assert place.read_bytes() == data
         assert sum(told) == SIZE
 
@@ -172,7 +172,7 @@ def test_whoever_gets_on_alone_is_not_interrupted(
     with misbehaving(server.root) as good:
         server.faults, good.faults = [wrong_half] * 999, [truncate(0.3)] * 5
         sources = [HttpSource(server.url), HttpSource(good.url)]
-        assert bring(sources, file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+        assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
 
 
 def test_a_small_value_that_never_ends(
@@ -194,7 +194,7 @@ def test_small_values_are_asked_for_again(tmp_path: Path, server: Misbehaving, f
     with pytest.raises(StoreError, match="answers 503 for 'keys/x'"):
         read_small(HttpSource(server.url), "keys/x", 100)
     server.faults = [refuse(403)]
-    with pytest.raises(Denied, match="answers 403"):
+    with pytest.raises(AccessDeniedError, match="answers 403"):
         read_small(HttpSource(server.url), "keys/x", 100)
     assert not server.faults, "a store that does not say is not asked again"
 
@@ -224,7 +224,7 @@ def test_links_lead_nowhere(tmp_path: Path, server: Misbehaving, file: ReleasedF
 def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
     """Every failure that lasts ends, and says what it was; what had arrived is kept for the next time."""
     missing = file.model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(NotFound, match="nothing under 'blobs/sha256/0000"):
+    with pytest.raises(NotFoundError, match="nothing under 'blobs/sha256/0000"):
         bring_to(tmp_path / "device", server, missing)
     for fault, message in (
         (refuse(500), "answers 500 for"),
@@ -258,7 +258,7 @@ def test_a_limit_is_kept(
 
     monkeypatch.setattr(transfer.time, "sleep", sleep)
     monkeypatch.setattr(transfer.time, "monotonic", lambda: clock[0])
-    bring([HttpSource(server.url)], file, tmp_path / "device", lambda size: None, Pace(1e6, 0.0))
+    download([HttpSource(server.url)], file, tmp_path / "device", lambda size: None, BandwidthLimiter(1e6, 0.0))
     assert sum(slept) == pytest.approx(SIZE / 1e6, rel=1e-6)
 
 
@@ -268,7 +268,7 @@ def test_a_proxy_of_the_environment(
     """The server plays the proxy: it is asked for whole addresses, of a host that is nowhere."""
     monkeypatch.setenv("http_proxy", server.url)
     source = HttpSource("http://music.invalid")
-    assert bring([source], file, tmp_path / "device", lambda size: None, Pace()).read_bytes() == data
+    assert download([source], file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
     assert server.asked == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
 
 
@@ -293,11 +293,11 @@ def test_a_list_of_addresses(tmp_path: Path, server: Misbehaving, file: Released
     listed.write_text(json.dumps({"addresses": {key: f"{server.url}/signed/{key}?signature=x"}}))
     server.faults = [truncate(0.5), refuse(403)]
     for number, url in enumerate((f"{server.url}/stable.json", listed.as_uri())):
-        place = bring([open_source(url)], file, tmp_path / str(number), lambda size: None, Pace())
+        place = download([open_source(url)], file, tmp_path / str(number), lambda size: None, BandwidthLimiter())
         assert place.read_bytes() == data
-    with pytest.raises(NotFound, match="lists nothing for 'keys/x'"):
+    with pytest.raises(NotFoundError, match="lists nothing for 'keys/x'"):
         open_source(listed.as_uri()).read("keys/x", 10)
-    with pytest.raises(NotFound, match=r"nothing under 'none\.json'"):
+    with pytest.raises(NotFoundError, match=r"nothing under 'none\.json'"):
         open_source(f"{listed.parent.as_uri()}/none.json").read("keys/x", 10)
     for content in ("[]", "{", '{"addresses": [1]}', "[" * 100_000):
         listed.write_text(content)

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.vectors import PATH, content
-from tinymusician.artifacts.installation import Installation, Record
-from tinymusician.artifacts.pull import Client
+from tinymusician.artifacts.installation import Installation, InstallState
+from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.release import latest_key
-from tinymusician.artifacts.sources import Answer, meaning
+from tinymusician.artifacts.sources import RangeResponse, meaning
 from tinymusician.artifacts.trust import read_first, root_key
-from tinymusician.errors import NotFound, Refused
+from tinymusician.errors import NotFoundError, UntrustedError
 
 VECTORS = json.loads(PATH.read_text())
 NOW = datetime.fromisoformat(VECTORS["now"])
@@ -36,12 +36,12 @@ class Held:
 
     def read(self, key: str, most: int) -> bytes:
         if key not in self._values:
-            raise NotFound(key)
+            raise NotFoundError(key)
         return self._values[key][:most]
 
     @contextmanager
-    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
-        yield Answer(0, "", iter([self.read(key, 1 << 20)]))
+    def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
+        yield RangeResponse(0, "", iter([self.read(key, 1 << 20)]))
 
 
 def test_the_file_is_up_to_date() -> None:
@@ -56,10 +56,12 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
     if case["installed"] is not None:
         first, known = read_first(roots[0]), case["installed"]
         versions = {"band@stable": (known["version"], known["digest"])}
-        Installation(tmp_path).write(Record(pinned=case["pinned"], root=first, seen=first.created, known=versions))
-    client = Client("band@stable", tmp_path, [Held(values)], case["pinned"], lambda: NOW)
+        Installation(tmp_path).write(
+            InstallState(pinned=case["pinned"], root=first, seen=first.created, known=versions)
+        )
+    client = PullClient("band@stable", tmp_path, [Held(values)], case["pinned"], lambda: NOW)
     if case["expect"] == "refuse":
-        with pytest.raises(Refused):
+        with pytest.raises(UntrustedError):
             client.check()
     else:
         assert client.check().version.release.version == 5

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from jobs.verdict import Heard, compared, less
-from tinymusician.evaluate.vectors import Vectors
-from tinymusician.recipe import Evaluate
+from jobs.verdict import ClipFeatures, compared, less
+from tinymusician.evaluate.vectors import ClipEmbeddings
+from tinymusician.recipe import EvaluateConfig
 
 
 def test_a_model_that_plays_no_numbers_is_told_and_not_fatal() -> None:
     random = np.random.default_rng(0)
-    places, vectors = np.arange(30), Vectors.of(list(random.normal(size=(30, 2, 4))))
+    places, vectors = np.arange(30), ClipEmbeddings.of(list(random.normal(size=(30, 2, 4))))
     classes = {"key": random.dirichlet(np.ones(3), 30)}
-    real = Heard(places, vectors, vectors, classes, None, Counter())
-    nothing = Vectors(np.zeros((0, 4)), np.zeros(0, np.int64))
-    own = Heard(places[:0], nothing, nothing, {"key": classes["key"][:0]}, None, Counter())
-    evaluation: Any = SimpleNamespace(asked=Evaluate(clips=30, resamples=20))
+    real = ClipFeatures(places, vectors, vectors, classes, None, Counter())
+    nothing = ClipEmbeddings(np.zeros((0, 4)), np.zeros(0, np.int64))
+    own = ClipFeatures(places[:0], nothing, nothing, {"key": classes["key"][:0]}, None, Counter())
+    evaluation: Any = SimpleNamespace(asked=EvaluateConfig(clips=30, resamples=20))
     found = compared(evaluation, own, real, random.normal(size=(30, 4)))
     assert found["clips"] == 0
     assert found["fad"] is found["fad_infinity"] is found["kad"] is None

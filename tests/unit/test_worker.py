@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
-from jobs.entry import for_users
+from jobs.entry import to_user_error
 from jobs.worker import are_gpus_for, cpus_a_worker
 from tinymusician.errors import ClusterError
 
@@ -60,18 +60,18 @@ def test_a_gpu_without_memory_is_told_in_one_line() -> None:
     words = (
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 GiB is free"
     )
-    found = str(for_users(WorkerGroupError("", {0: OutOfGpuMemory(words)})))
+    found = str(to_user_error(WorkerGroupError("", {0: OutOfGpuMemory(words)})))
     assert found.startswith("a GPU of 79.11 GiB ran out of memory, where 2.50 GiB more were needed: lower ")
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     """Writing into a folder that is not there makes safetensors fail as a full disk does: with a kind of its own."""
     full = OSError(errno.ENOSPC, "No space left on device")
-    assert str(for_users(full)) == "the disk for scratch files: No space left on device"
+    assert str(to_user_error(full)) == "the disk for scratch files: No space left on device"
     with pytest.raises(SafetensorError) as caught:
         save_file({"x": np.zeros(1)}, tmp_path / "none" / "x.safetensors")
-    assert str(for_users(caught.value)).startswith("a file of tensors cannot be read or written: ")
-    assert for_users(ValueError("a fault of ours")) is None
+    assert str(to_user_error(caught.value)).startswith("a file of tensors cannot be read or written: ")
+    assert to_user_error(ValueError("a fault of ours")) is None
 
 
 def test_a_machine_without_memory_is_told_in_one_line() -> None:
@@ -79,6 +79,6 @@ def test_a_machine_without_memory_is_told_in_one_line() -> None:
     words = "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: ad) "
     killed = OutOfMemoryError(words + "was 22.44GB used / 23.54GB limit (0.953036)\nOOM kill reason: Memory usage")
     for error in (killed, ControllerError(killed), WorkerGroupError("", {1: killed})):
-        found = str(for_users(error))
+        found = str(to_user_error(error))
         assert found.startswith("a machine of the cluster ran out of memory (22.44GB of 23.54GB): ask for fewer")
         assert "\n" not in found

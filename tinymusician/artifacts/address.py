@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 
 from platformdirs import user_data_path
 
-from tinymusician.artifacts.patient import PatientStore
+from tinymusician.artifacts.patient import RetryingStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import StoreError
@@ -33,7 +33,7 @@ def open_store(url: str | None = None) -> Store:
         return LocalStore(root)
     if parts.scheme == "s3" and parts.netloc:
         store, patience = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(PATIENCE_VARIABLE)
-        return PatientStore(store, _seconds(patience)) if patience else store
+        return RetryingStore(store, _seconds(patience)) if patience else store
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
 
 

@@ -6,9 +6,9 @@ import hashlib
 import time
 from pathlib import Path
 
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.artifacts.store import DAY, Store
-from tinymusician.errors import Corrupt, StoreError
+from tinymusician.errors import DigestMismatchError, StoreError
 
 GRACE = 7 * DAY
 """How long a value stays that nothing names: who publishes needs less."""
@@ -46,10 +46,10 @@ def get_blob(store: Store, digest: str, path: Path) -> None:
         StoreError: `path` cannot be written.
     """
     try:
-        with whole_file(path) as draft:
+        with atomic_write(path) as draft:
             store.download(blob_key(digest), draft)
             found = digest_of(draft)
             if found != digest:
-                raise Corrupt(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {found}")
+                raise DigestMismatchError(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {found}")
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -22,7 +22,7 @@ DRAFT = ".draft-"
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """A draft that takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f"{DRAFT}{_sight()}-{os.getpid()}-", dir=path.parent)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinymusician.artifacts.keys import key_id, public_hex
-from tinymusician.errors import Refused
+from tinymusician.errors import UntrustedError
 
 LARGEST = 1 << 20
 """Bytes of the largest document that is looked at."""
@@ -91,19 +91,21 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dic
     """
     envelope, payload = _parsed(data, name)
     if envelope.kind != kind:
-        raise Refused(f"{name}: is a {envelope.kind}; a {kind} is needed")
+        raise UntrustedError(f"{name}: is a {envelope.kind}; a {kind} is needed")
     known = [one for one in envelope.signatures if one.keyid in trusted]
     if not known:
         ids = ", ".join(one.keyid[:12] for one in envelope.signatures)
-        raise Refused(f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}")
+        raise UntrustedError(
+            f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}"
+        )
     if not any(_signed(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in known):
-        raise Refused(f"{name}: its signature is wrong; it was changed after it was signed")
+        raise UntrustedError(f"{name}: its signature is wrong; it was changed after it was signed")
     try:
         content = json.loads(payload)
         if not isinstance(content, dict) or canonical(content) != payload:
             raise ValueError("not canonical")
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{name}: is signed, but not canonical JSON ({error})") from None
+        raise UntrustedError(f"{name}: is signed, but not canonical JSON ({error})") from None
     return content
 
 
@@ -116,17 +118,17 @@ def claimed(data: bytes, name: str) -> Any:
     try:
         return json.loads(_parsed(data, name)[1])
     except (ValueError, RecursionError):
-        raise Refused(f"{name}: is no signed document (JSON)") from None
+        raise UntrustedError(f"{name}: is no signed document (JSON)") from None
 
 
 def _parsed(data: bytes, name: str) -> tuple[Envelope, bytes]:
     if len(data) > LARGEST:
-        raise Refused(f"{name}: is larger than {LARGEST} bytes; at most as many are allowed")
+        raise UntrustedError(f"{name}: is larger than {LARGEST} bytes; at most as many are allowed")
     try:
         envelope = Envelope.model_validate_json(data)
         return envelope, base64.b64decode(envelope.payload, validate=True)
     except (ValidationError, binascii.Error, ValueError):
-        raise Refused(f"{name}: is no signed document (DSSE envelope)") from None
+        raise UntrustedError(f"{name}: is no signed document (DSSE envelope)") from None
 
 
 def _check_plain(content: Any) -> None:

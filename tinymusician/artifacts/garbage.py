@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
-from tinymusician.artifacts.registry import Registry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release
-from tinymusician.artifacts.runs import ENDED, RunFolder
-from tinymusician.artifacts.store import DAY, Entry, Store
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.artifacts.runs import ENDED, RunStore
+from tinymusician.artifacts.store import DAY, Store, StoreEntry
+from tinymusician.errors import NotFoundError, StoreError
 
 KEPT_RELEASES = 2
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*@sha256:[0-9a-f]{64}")
@@ -28,7 +28,7 @@ Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Garbage:
+class GcPlan:
     """What nobody needs, by key, with its bytes: artifacts, notes of shards, and blobs; and which runs are open."""
 
     artifacts: dict[str, int]
@@ -44,11 +44,11 @@ class Garbage:
 
 def find_garbage(
     store: Store,
-    registry: Registry,
+    registry: ReleaseRegistry,
     keep: int,
     shard_days: float | None = None,
     clock: Callable[[], float] = time.time,
-) -> Garbage:
+) -> GcPlan:
     """What can go when the `keep` newest artifacts of every name stay.
 
     Shards (signals, samples, clips, what was heard of them) stay, or with `shard_days` those that are so young; while a
@@ -78,10 +78,10 @@ def find_garbage(
         for entry in store.list("blobs/sha256/")
         if entry.key not in wanted and entry.modified <= old
     }
-    return Garbage(artifacts, shards, blobs, tuple(open_runs))
+    return GcPlan(artifacts, shards, blobs, tuple(open_runs))
 
 
-def collect(store: Store, find: Callable[[], Garbage], told: Told, clock: Callable[[], float] = time.time) -> int:
+def collect(store: Store, find: Callable[[], GcPlan], told: Told, clock: Callable[[], float] = time.time) -> int:
     """Remove what `find` finds, manifests and notes first, so that none is left without files; returns the bytes."""
     gone = 0
     for part in ("artifacts", "shards", "blobs"):
@@ -98,7 +98,7 @@ def _removed(store: Store, key: str, size: int, told: Told, clock: Callable[[], 
     return size
 
 
-def _released(registry: Registry) -> list[Release]:
+def _released(registry: ReleaseRegistry) -> list[Release]:
     """Those of every alias's last artifacts; all releases where every key that signed one was revoked."""
     found: list[Release] = []
     for alias in registry.aliases(revoked=True):
@@ -112,8 +112,8 @@ def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
     """Runs that have not ended, and their records; silent ones may only be slow, steps end with their pipeline."""
     for entry in store.list("runs/"):
         if entry.key.endswith("/record.json"):
-            run = RunFolder(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
-            whole = RunFolder(store, run.record().part_of) if run.record().part_of else run
+            run = RunStore(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
+            whole = RunStore(store, run.record().part_of) if run.record().part_of else run
             if whole.exists() and whole.status().state not in ENDED:
                 yield run.id, store.get(entry.key).decode()
 
@@ -142,11 +142,11 @@ def _closed(wanted: Collection[str], manifests: dict[str, Manifest]) -> set[str]
     return found
 
 
-def _noted(store: Store, note: Entry) -> list[str]:
+def _noted(store: Store, note: StoreEntry) -> list[str]:
     """The blob that a shard's note names."""
     try:
         return [json.loads(store.get(note.key))["sha256"]]
-    except NotFound:  # dropped meanwhile
+    except NotFoundError:  # dropped meanwhile
         return []
 
 

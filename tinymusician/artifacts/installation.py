@@ -22,15 +22,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import digest_of
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.artifacts.release import Release
-from tinymusician.artifacts.trust import Root
+from tinymusician.artifacts.trust import RootMetadata
 from tinymusician.errors import StoreError
 
 RECORD = "installed.json"
 
 
-class Version(BaseModel):
+class InstalledVersion(BaseModel):
     """A version that is there whole. `digest` is that of its signed release."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class Version(BaseModel):
         return f"versions/{self.release.version}-{self.digest[:12]}"
 
 
-class Record(BaseModel):
+class InstallState(BaseModel):
     """What a device knows.
 
     `seen` is the latest date that a trusted document bears: the present lies not before it. `known` is the highest
@@ -54,12 +54,12 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pinned: str
-    root: Root
+    root: RootMetadata
     seen: datetime
     known: dict[str, tuple[int, str]] = {}
     followed: tuple[str, ...] = ()
-    current: Version | None = None
-    previous: Version | None = None
+    current: InstalledVersion | None = None
+    previous: InstalledVersion | None = None
 
 
 class Installation:
@@ -68,7 +68,7 @@ class Installation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def record(self) -> Record | None:
+    def record(self) -> InstallState | None:
         """What is installed, None if nothing ever was.
 
         Raises:
@@ -76,13 +76,13 @@ class Installation:
         """
         path = self.folder / RECORD
         try:
-            return Record.model_validate_json(path.read_bytes())
+            return InstallState.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
             raise StoreError(f"{path}: is damaged; remove it, and pull again") from None
 
-    def usable(self) -> tuple[Version, Path] | None:
+    def usable(self) -> tuple[InstalledVersion, Path] | None:
         """The version to play from: the current one, or the one before if files of the current one are gone."""
         record = self.record()
         for version in (record.current, record.previous) if record else ():
@@ -90,7 +90,7 @@ class Installation:
                 return version, self.folder / version.folder
         return None
 
-    def is_whole(self, version: Version) -> bool:
+    def is_whole(self, version: InstalledVersion) -> bool:
         """Whether all files of a version are there, byte by byte."""
         files = [(self.folder / version.folder / file.path, file) for file in version.release.files]
         return all(path.is_file() and path.stat().st_size == file.size for path, file in files) and all(
@@ -107,12 +107,12 @@ class Installation:
         link.unlink()
         return True
 
-    def write(self, record: Record) -> None:
+    def write(self, record: InstallState) -> None:
         """Replace the record in one step."""
-        with whole_file(self.folder / RECORD) as draft:
+        with atomic_write(self.folder / RECORD) as draft:
             draft.write_text(record.model_dump_json(indent=2))
 
-    def lay_out(self, version: Version) -> None:
+    def lay_out(self, version: InstalledVersion) -> None:
         """Make a version's folder out of blobs that are there; it appears whole."""
         place = self.folder / version.folder
         if self.is_whole(version):
@@ -136,7 +136,7 @@ class Installation:
             if record and record.current and record.current.digest == digest and record.previous:
                 self.write(record.model_copy(update={"current": record.previous, "previous": None}))
 
-    def tidy(self, record: Record) -> None:
+    def tidy(self, record: InstallState) -> None:
         """Remove versions, blobs and partial files that neither the current nor the previous version needs."""
         kept = [version for version in (record.current, record.previous) if version is not None]
         folders = {Path(version.folder).name for version in kept}

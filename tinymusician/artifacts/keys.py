@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.errors import KeyFileError
 
 KEYS_VARIABLE = "TMCTL_KEYS"
@@ -26,7 +26,7 @@ Role = Literal["root", "release"]
 PIN = "pin.json"
 
 
-class Pin(BaseModel):
+class RootPin(BaseModel):
     """What was made with these keys: the first public root key, and the newest root document's version and SHA-256."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,23 +36,23 @@ class Pin(BaseModel):
     sha256: str
 
 
-def read_pin(folder: Path) -> Pin | None:
+def read_pin(folder: Path) -> RootPin | None:
     """The pin beside the keys of a folder, if there is one.
 
     Raises:
         KeyFileError: it is damaged.
     """
     try:
-        return Pin.model_validate_json((folder / PIN).read_bytes())
+        return RootPin.model_validate_json((folder / PIN).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
         raise KeyFileError(f"{folder / PIN}: cannot be read; copy it again from where the keys were made") from None
 
 
-def write_pin(folder: Path, pin: Pin) -> None:
+def write_pin(folder: Path, pin: RootPin) -> None:
     """Replace the pin in one step."""
-    with whole_file(folder / PIN, 0o600) as draft:
+    with atomic_write(folder / PIN, 0o600) as draft:
         draft.write_text(pin.model_dump_json() + "\n")
 
 

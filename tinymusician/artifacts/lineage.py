@@ -19,7 +19,7 @@ _MATERIALS = ("model", "teacher", "started_from")
 
 
 @dataclass(frozen=True)
-class Link:
+class LineageEdge:
     """A step from what something was made of to what was made: `how` is the run, `origin` a name or a reference."""
 
     origin: str
@@ -27,10 +27,10 @@ class Link:
     how: str
 
 
-def links(manifests: Sequence[Manifest]) -> list[Link]:
+def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
     """Every step between the artifacts of a store, and from weights that came from outside."""
     return [
-        Link(
+        LineageEdge(
             str(manifest.lineage[kind]), manifest.reference, f"{manifest.kind}, run {manifest.lineage.get('run', '?')}"
         )
         for manifest in manifests
@@ -39,17 +39,17 @@ def links(manifests: Sequence[Manifest]) -> list[Link]:
     ]
 
 
-def backward(reference: str, found: Sequence[Link]) -> list[Link]:
+def backward(reference: str, found: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The steps that led to an artifact, the nearest first."""
     return _walked(reference, found, lambda link: (link.made, link.origin))
 
 
-def forward(reference: str, found: Sequence[Link]) -> list[Link]:
+def forward(reference: str, found: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The steps that lead on from an artifact, the nearest first."""
     return _walked(reference, found, lambda link: (link.origin, link.made))
 
 
-def _walked(start: str, found: Sequence[Link], ends: Any) -> list[Link]:
+def _walked(start: str, found: Sequence[LineageEdge], ends: Any) -> list[LineageEdge]:
     waiting, seen, steps = [start], {start}, []
     while waiting:
         here = waiting.pop(0)

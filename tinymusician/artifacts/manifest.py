@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.store import Store, check_key
-from tinymusician.errors import Corrupt, NotFound, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
 
@@ -105,7 +105,7 @@ def find(store: Store, reference: str) -> Manifest:
     keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{wanted}")]
     fitting = _by_age([_read(store, key) for key in keys])
     if not fitting:
-        raise NotFound(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
+        raise NotFoundError(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
     if wanted and len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
     return fitting[-1]
@@ -117,7 +117,7 @@ def list_manifests(store: Store, damaged: Callable[[str], None]) -> list[Manifes
     for entry in store.list("artifacts/"):
         try:
             found.append(_read(store, entry.key))
-        except Corrupt as error:
+        except DigestMismatchError as error:
             damaged(str(error))
     return _by_age(found)
 
@@ -151,8 +151,10 @@ def fetch(store: Store, manifest: Manifest, folder: Path, told: Callable[[str], 
 def _read(store: Store, key: str) -> Manifest:
     data = store.get(key)
     if hashlib.sha256(data).hexdigest() != Path(key).stem:
-        raise Corrupt(f"store {store.url}: {key} does not hold the manifest of that digest")
+        raise DigestMismatchError(f"store {store.url}: {key} does not hold the manifest of that digest")
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise Corrupt(f"store {store.url}: {key} is not a manifest ({error.error_count()} fields are wrong)") from error
+        raise DigestMismatchError(
+            f"store {store.url}: {key} is not a manifest ({error.error_count()} fields are wrong)"
+        ) from error

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tinymusician.artifacts.store import DAY, Entry, Store
-from tinymusician.errors import Busy, Denied
+from tinymusician.artifacts.store import DAY, Store, StoreEntry
+from tinymusician.errors import AccessDeniedError, TransientStoreError
 
 _FIRST, _LONGEST = 1.0, 15.0
 
@@ -17,7 +17,7 @@ Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
 
 
-class PatientStore:
+class RetryingStore:
     """Another store, asked again for so many `seconds` while it does not answer; a refusal is an answer."""
 
     def __init__(self, store: Store, seconds: float) -> None:
@@ -42,7 +42,7 @@ class PatientStore:
     def exists(self, key: str) -> bool:
         return self._asked(lambda: self._store.exists(key))
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
         yield from self._asked(lambda: [*self._store.list(prefix)])
 
     def delete(self, key: str) -> None:
@@ -56,9 +56,9 @@ class PatientStore:
         while True:
             try:
                 return ask()
-            except Denied:
+            except AccessDeniedError:
                 raise
-            except Busy as error:
+            except TransientStoreError as error:
                 if time.monotonic() + wait > deadline:
                     raise
                 _log.warning("%s; asking again in %g s", error, wait)

@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 
 from tinymusician.artifacts.envelope import LARGEST
-from tinymusician.artifacts.installation import Installation, Record, Version
+from tinymusician.artifacts.installation import Installation, InstalledVersion, InstallState
 from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, split_reference
 from tinymusician.artifacts.runs import now
 from tinymusician.artifacts.sources import Source
-from tinymusician.artifacts.transfer import Pace, bring, read_small
-from tinymusician.artifacts.trust import Root, check_current, follow, root_key
-from tinymusician.errors import Denied, NotFound, Refused, StoreError
+from tinymusician.artifacts.transfer import BandwidthLimiter, download, read_small
+from tinymusician.artifacts.trust import RootMetadata, check_current, follow, root_key
+from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, UntrustedError
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 RESERVE = 16 << 20
@@ -37,15 +37,15 @@ Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Offer:
+class AvailableUpdate:
     """What the sources have: the release to install, what to bring for it, and whether it is another than installed."""
 
-    version: Version
+    version: InstalledVersion
     missing: int
     is_new: bool
 
 
-class Client:
+class PullClient:
     """Pulls one release into one folder."""
 
     def __init__(
@@ -67,13 +67,13 @@ class Client:
         self._name, self._alias = split_reference(reference)
         given = pinned.strip().lower() if pinned is not None else None
         if given is not None and not _KEY.fullmatch(given):
-            raise Refused(f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl keys show`)")
+            raise UntrustedError(f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl keys show`)")
         record = self.installation.record()
         if record is None and given is None:
-            raise Refused(f"{folder}: knows no root key yet; give the publisher's with --root-key")
+            raise UntrustedError(f"{folder}: knows no root key yet; give the publisher's with --root-key")
         self._pinned = given or (record.pinned if record else "")
 
-    def check(self) -> Offer:
+    def check(self) -> AvailableUpdate:
         """What there is, without loading or writing anything.
 
         Raises:
@@ -85,7 +85,9 @@ class Client:
             raise trouble
         return self._offer(record)
 
-    def pull(self, told: Told = lambda path, done, size: None, pace: Pace | None = None) -> Version:
+    def pull(
+        self, told: Told = lambda path, done, size: None, pace: BandwidthLimiter | None = None
+    ) -> InstalledVersion:
         """Install what there is; returns the version in use.
 
         Raises:
@@ -93,11 +95,11 @@ class Client:
         """
         try:
             with self.installation.locked():
-                return self._pull(told, pace or Pace())
+                return self._pull(told, pace or BandwidthLimiter())
         except OSError as error:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
-    def _pull(self, told: Told, pace: Pace) -> Version:
+    def _pull(self, told: Told, pace: BandwidthLimiter) -> InstalledVersion:
         record, trouble = self._informed()
         self._keep(record)
         if trouble is not None:
@@ -121,7 +123,7 @@ class Client:
         self.installation.tidy(fresh)
         return offer.version
 
-    def _bring(self, release: Release, told: Told, pace: Pace) -> None:
+    def _bring(self, release: Release, told: Told, pace: BandwidthLimiter) -> None:
         self.installation.forget_partial_but(file.sha256 for file in release.files)
         missing, done = self._missing(release), 0
         self._check_space(release, missing)
@@ -135,13 +137,13 @@ class Client:
             return count
 
         for file in release.files:
-            bring(self._sources, file, self.installation.folder, arrived(file.path), pace)
+            download(self._sources, file, self.installation.folder, arrived(file.path), pace)
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, record: InstallState) -> None:
         if record != self.installation.record():
             self.installation.write(record)
 
-    def _informed(self) -> tuple[Record, StoreError | None]:
+    def _informed(self) -> tuple[InstallState, StoreError | None]:
         """What the device knows, with the newest root document that any source leads to; why no source led to its end.
 
         Where none of the release keys that it knew is trusted any more, the versions that they signed are forgotten:
@@ -151,10 +153,10 @@ class Client:
         root, followed, trouble = self._newest_root(record.root if record else None)
         if record is None:
             seen = self._past(root.created)
-            return Record(pinned=self._pinned, root=root, seen=seen, followed=tuple(followed)), trouble
+            return InstallState(pinned=self._pinned, root=root, seen=seen, followed=tuple(followed)), trouble
         keys = dict.fromkeys([record.pinned, *record.followed, *followed, *root.root])
         if self._pinned not in keys:  # an app may come with any root key that followed
-            raise Refused(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
+            raise UntrustedError(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
         known = record.known if set(record.root.release) & set(root.release) else {}
         seen = max(record.seen, self._past(root.created))
         fresh = {"pinned": self._pinned, "root": root, "seen": seen, "known": known, "followed": tuple(keys)}
@@ -164,7 +166,7 @@ class Client:
         """A document's date as far as this device has lived to see it: a wrong date must not make all others old."""
         return min(moment, self._clock())
 
-    def _newest_root(self, known: Root | None) -> tuple[Root, list[str], StoreError | None]:
+    def _newest_root(self, known: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
         """The newest root document, the root keys on the way to it, and what is wrong if no source is good."""
         found, errors, followed, good = known, list[StoreError](), list[str](), False
         for source in self._sources:
@@ -177,14 +179,16 @@ class Client:
                 errors.append(error)
             errors += denied if found is None else []
         if found is None:
-            raise _gravest([*errors, Refused(f"root documents: none is signed by the root key {self._pinned[:12]}…")])
+            raise _gravest(
+                [*errors, UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…")]
+            )
         return found, followed, None if good else _gravest(errors)
 
-    def _offer(self, record: Record) -> Offer:
+    def _offer(self, record: InstallState) -> AvailableUpdate:
         """The newest release that any source has; those that cannot be trusted are passed over if another can."""
         moment = max(self._clock(), record.seen)
         check_current(record.root, moment)
-        found, errors = list[Version](), list[StoreError]()
+        found, errors = list[InstalledVersion](), list[StoreError]()
         for source in self._sources:
             try:
                 found.append(self._from(source, record, moment))
@@ -194,13 +198,13 @@ class Client:
             raise _gravest(errors)
         version = max(found, key=lambda one: one.release.version)
         is_new = record.current is None or record.current.digest != version.digest
-        return Offer(version, self._missing(version.release), is_new)
+        return AvailableUpdate(version, self._missing(version.release), is_new)
 
-    def _from(self, source: Source, record: Record, moment: datetime) -> Version:
+    def _from(self, source: Source, record: InstallState, moment: datetime) -> InstalledVersion:
         data = read_small(source, latest_key(self._name, self._alias), LARGEST + 1)
         release = read_release(data, self.reference, record.root.release_keys)
         check_fresh(release, moment)
-        version = Version(release=release, digest=hashlib.sha256(data).hexdigest())
+        version = InstalledVersion(release=release, digest=hashlib.sha256(data).hexdigest())
         if self.reference in record.known:
             _check_not_older(version, *record.known[self.reference])
         return version
@@ -225,19 +229,22 @@ def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | No
     """A root document; a store that does not say whether it has one, which is noted, is taken to have none."""
     try:
         return read_small(source, root_key(version), LARGEST + 1)
-    except NotFound:
+    except NotFoundError:
         return None
-    except Denied as error:
+    except AccessDeniedError as error:
         denied.append(error)
         return None
 
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:
     """What is said when no source will do: what cannot be trusted, unless somebody was not even let in."""
-    return min(errors, key=lambda error: 0 if isinstance(error, Denied) else 1 if isinstance(error, Refused) else 2)
+    return min(
+        errors,
+        key=lambda error: 0 if isinstance(error, AccessDeniedError) else 1 if isinstance(error, UntrustedError) else 2,
+    )
 
 
-def _check_not_older(found: Version, here: int, digest: str) -> None:
+def _check_not_older(found: InstalledVersion, here: int, digest: str) -> None:
     """Raise if what a source has is older than what was installed, or something else of the same version.
 
     Raises:
@@ -245,8 +252,8 @@ def _check_not_older(found: Version, here: int, digest: str) -> None:
     """
     there = found.release.version
     if there < here:
-        raise Refused(f"release {found.release.reference}: version {there} is offered, and {here} was installed")
+        raise UntrustedError(f"release {found.release.reference}: version {there} is offered, and {here} was installed")
     if there == here and found.digest != digest:
-        raise Refused(
+        raise UntrustedError(
             f"release {found.release.reference}: version {there} is offered with other content than installed"
         )

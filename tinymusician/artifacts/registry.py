@@ -29,25 +29,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import seal, textual
-from tinymusician.artifacts.keys import PIN, Pin, Role, load_key, new_key, read_pin, write_pin
+from tinymusician.artifacts.keys import PIN, Role, RootPin, load_key, new_key, read_pin, write_pin
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
 from tinymusician.artifacts.runs import now
 from tinymusician.artifacts.store import Store
-from tinymusician.artifacts.trust import Root, by_id, next_root, read_first, read_root, root_key, sealed_root
-from tinymusician.errors import KeyFileError, NotFound, Refused, StoreError
+from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root
+from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 
 DAYS = 90
 _TRIES, _PAUSE = 20, 0.05
 
 
-class Registry:
+class ReleaseRegistry:
     """Releases in a store, signed with keys of a folder."""
 
     def __init__(self, store: Store, keys: Path, clock: Callable[[], datetime] = now) -> None:
         self.store, self._keys, self._clock = store, keys, clock
 
-    def roots(self) -> list[Root]:
+    def roots(self) -> list[RootMetadata]:
         """All root documents, oldest first, each checked against the one before, and all against the keys' pin.
 
         Without a pin (on a machine without keys) the first one is taken at its word.
@@ -56,11 +56,11 @@ class Registry:
             KeyFileError: there is none.
             Refused: one is not signed as it must be, or they are not those that were made with these keys.
         """
-        found, digests = list[Root](), dict[int, str]()
+        found, digests = list[RootMetadata](), dict[int, str]()
         for version in range(1, trust.MOST + 1):
             try:
                 data = self.store.get(root_key(version))
-            except NotFound:
+            except NotFoundError:
                 break
             found.append(read_root(data, version, found[-1].root) if found else read_first(data))
             digests[version] = hashlib.sha256(data).hexdigest()
@@ -68,13 +68,13 @@ class Registry:
             raise KeyFileError(f"store {self.store.url}: has no root document; `tmctl keys create` makes keys and one")
         pin = read_pin(self._keys)
         if pin is not None and (pin.root not in found[0].root or digests.get(pin.version) != pin.sha256):
-            raise Refused(
+            raise UntrustedError(
                 f"store {self.store.url}: its root documents are not those that were made with the keys of "
                 f"{self._keys}; either this is another store, or somebody changed them"
             )
         return found
 
-    def create(self) -> Root:
+    def create(self) -> RootMetadata:
         """Make both keys, and the first root document.
 
         Raises:
@@ -85,13 +85,13 @@ class Registry:
         root, release = new_key("root", self._keys), new_key("release", self._keys)
         return self._publish(next_root(None, root, release, self._clock()), root)
 
-    def extend(self) -> Root:
+    def extend(self) -> RootMetadata:
         """The same keys for another year."""
         before = self.roots()[-1]
         root, release = self._own("root", before), self._own("release", before)
         return self._publish(next_root(before, root, release, self._clock(), before.revoked), root)
 
-    def rotate(self, role: Role, revoke: bool = False) -> Root:
+    def rotate(self, role: Role, revoke: bool = False) -> RootMetadata:
         """Replace a key by a new one, and sign what was newest anew; what the old release key signed counts no more.
 
         With `revoke`, because others may have used it, nothing that any earlier release key signed counts for the
@@ -135,7 +135,7 @@ class Registry:
         """
         found = self.history(name, alias)
         if not found:
-            raise NotFound(
+            raise NotFoundError(
                 f"release {name}@{alias}: not in {self.store.url}; `tmctl artifacts aliases` lists those that are"
             )
         return found[-1]
@@ -162,7 +162,7 @@ class Registry:
         about = {**source.about, "why": textual(why)}
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
 
-    def _own(self, role: Role, root: Root) -> Ed25519PrivateKey:
+    def _own(self, role: Role, root: RootMetadata) -> Ed25519PrivateKey:
         """The private key of a role. Nothing is signed on a machine that cannot tell whose root documents these are.
 
         Raises:
@@ -172,14 +172,14 @@ class Registry:
             raise KeyFileError(f"{self._keys}: {PIN} is not here; it lies beside the keys where they were made")
         return load_key(role, self._keys, by_id(getattr(root, role)))
 
-    def _publish(self, root: Root, *keys: Ed25519PrivateKey) -> Root:
+    def _publish(self, root: RootMetadata, *keys: Ed25519PrivateKey) -> RootMetadata:
         data = sealed_root(root, keys)
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
             raise KeyFileError(f"root document {root.version}: somebody else wrote one at the same time; theirs counts")
         known = read_pin(self._keys)
         first = known.root if known and root.version > 1 else root.root[0]
-        write_pin(self._keys, Pin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
+        write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
         return root
 
     def _add(self, draft: Release, days: int) -> Release:
@@ -220,7 +220,7 @@ class Registry:
                 ends = self._copied(name, alias)
                 same = [one for one, _ in self._signed(name, alias, newest.version) if one.endswith(ends)]
                 data = self.store.get(own if newest.version == release.version else same[0] if same else key)
-            except NotFound:  # withdrawn meanwhile
+            except NotFoundError:  # withdrawn meanwhile
                 continue
             self.store.put(latest_key(name, alias), data)
             later = next(self._signed(name, alias))[1]
@@ -240,7 +240,7 @@ class Registry:
             try:
                 data = self.store.get(entry.key)
                 release = read_release(data, f"{name}@{alias}", trusted)
-            except (NotFound, Refused):  # withdrawn meanwhile, or not of this publisher
+            except (NotFoundError, UntrustedError):  # withdrawn meanwhile, or not of this publisher
                 continue
             if entry.key == _place(release, data):
                 yield entry.key, release
@@ -249,7 +249,7 @@ class Registry:
         """How the name of what was copied last ends."""
         try:
             return _end(self.store.get(latest_key(name, alias)))
-        except NotFound:
+        except NotFoundError:
             return _end(b"")
 
 
@@ -257,7 +257,7 @@ def _sealed(release: Release, key: Ed25519PrivateKey) -> bytes:
     try:
         return seal(KIND, release.model_dump(mode="json"), [key])
     except ValueError as error:
-        raise Refused(
+        raise UntrustedError(
             f"release {release.reference}: cannot be written so that everybody reads the same: {error}"
         ) from None
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import LARGEST_NUMBER, unseal
-from tinymusician.errors import Refused, StoreError
+from tinymusician.errors import StoreError, UntrustedError
 
 KIND = "application/vnd.tinymusician.release.v1+json"
 LARGEST_FILE, MOST_FILES = 1 << 40, 4096
@@ -110,9 +110,9 @@ def read_release(data: bytes, reference: str, trusted: Mapping[str, str]) -> Rel
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         said = problem["msg"].removeprefix("Value error, ")
-        raise Refused(f"{title}: {f'{where}: ' if where else ''}{said}") from None
+        raise UntrustedError(f"{title}: {f'{where}: ' if where else ''}{said}") from None
     if release.reference != reference:
-        raise Refused(f"{title}: what lies there is {release.reference}; somebody put it in its place")
+        raise UntrustedError(f"{title}: what lies there is {release.reference}; somebody put it in its place")
     return release
 
 
@@ -123,7 +123,7 @@ def check_fresh(release: Release, now: datetime) -> None:
         Refused: it has.
     """
     if release.expires <= now:
-        raise Refused(
+        raise UntrustedError(
             f"release {release.reference}, version {release.version}: expired on {release.expires:%Y-%m-%d}; its "
             f"publisher must promote it again"
         )

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import Corrupt, NotFound, RunError
+from tinymusician.errors import DigestMismatchError, NotFoundError, RunError
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -79,7 +79,7 @@ class Progress(BaseModel):
 Kind = TypeVar("Kind", RunRecord, RunStatus, Progress)
 
 
-class RunFolder:
+class RunStore:
     """One run's place in a store."""
 
     def __init__(self, store: Store, run: str) -> None:
@@ -101,14 +101,14 @@ class RunFolder:
         """
         try:
             return self._read("record.json", RunRecord)
-        except NotFound as error:
+        except NotFoundError as error:
             raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists those that are") from error
 
     def _read(self, name: str, kind: type[Kind]) -> Kind:
         try:
             return kind.model_validate_json(self.store.get(self.key(name)))
         except ValidationError as error:
-            raise Corrupt(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
+            raise DigestMismatchError(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
 
     def write_record(self, record: RunRecord) -> None:
         """Set the record."""
@@ -118,7 +118,7 @@ class RunFolder:
         """How the run stands, as it last said itself."""
         try:
             return self._read("status.json", RunStatus)
-        except NotFound:
+        except NotFoundError:
             return RunStatus()
 
     def update(self, **changes: Any) -> RunStatus:
@@ -131,14 +131,14 @@ class RunFolder:
         """How far the run is, None before its first sign of life."""
         try:
             return self._read("progress.json", Progress)
-        except NotFound:
+        except NotFoundError:
             return None
 
     def steps(self) -> list[dict[str, Any]]:
         """How the steps of a pipeline stand; none before it has begun."""
         try:
             found: list[dict[str, Any]] = json.loads(self.store.get(self.key(STEPS_FILE)))
-        except NotFound:
+        except NotFoundError:
             return []
         return found
 
@@ -155,14 +155,14 @@ class RunFolder:
         """When the run last gave a sign of life."""
         try:
             return datetime.fromisoformat(self.store.get(self.key("alive.txt")).decode())
-        except NotFound:
+        except NotFoundError:
             return None
 
     def log(self) -> str:
         """What the run printed so far."""
         try:
             return self.store.get(self.key("log.txt")).decode("utf-8", "replace")
-        except NotFound:
+        except NotFoundError:
             return ""
 
 
@@ -171,17 +171,17 @@ def list_runs(store: Store, damaged: Callable[[str], None]) -> list[dict[str, An
     found = []
     for entry in store.list("runs/"):
         if entry.key.count("/") == 2 and entry.key.endswith("/record.json"):
-            folder = RunFolder(store, entry.key.split("/")[1])
+            folder = RunStore(store, entry.key.split("/")[1])
             try:
                 record = folder.record()
                 if not record.part_of:
                     found.append((record.created, summary(folder)))
-            except Corrupt as error:
+            except DigestMismatchError as error:
                 damaged(str(error))
     return [facts for _, facts in sorted(found, key=lambda pair: pair[0])]
 
 
-def summary(folder: RunFolder) -> dict[str, Any]:
+def summary(folder: RunStore) -> dict[str, Any]:
     """A run as scripts see it."""
     record, progress = folder.record(), folder.progress()
     status = presumed(folder)
@@ -203,7 +203,7 @@ def summary(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def presumed(folder: RunFolder) -> RunStatus:
+def presumed(folder: RunStore) -> RunStatus:
     """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died.
 
     The sign is the cluster's clock and the minute is this machine's, so the two must agree to some seconds.

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.draft import whole_file
-from tinymusician.artifacts.store import DAY, Entry, check_key
-from tinymusician.errors import Busy, Denied, NotFound, StoreError
+from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.store import DAY, StoreEntry, check_key
+from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
 
 _CHUNK = 1 << 16
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -67,7 +67,7 @@ class S3Store:
             self._client.upload_file(str(path), self._bucket, self._key(key))
 
     def download(self, key: str, path: Path) -> None:
-        with self._speaking("read", key), whole_file(path) as draft:
+        with self._speaking("read", key), atomic_write(path) as draft:
             self._client.download_file(self._bucket, self._key(key), str(draft))
 
     def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
@@ -95,11 +95,11 @@ class S3Store:
         try:
             with self._speaking("read", key):
                 self._client.head_object(Bucket=self._bucket, Key=self._key(key))
-        except NotFound:
+        except NotFoundError:
             return False
         return True
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
@@ -107,10 +107,10 @@ class S3Store:
             for page in pages:
                 for found in page.get("Contents", ()):
                     key, modified = found["Key"].removeprefix(self._prefix), found["LastModified"].timestamp()
-                    yield Entry(key, found["Size"], modified)
+                    yield StoreEntry(key, found["Size"], modified)
 
     def delete(self, key: str) -> None:
-        with self._speaking("delete", key), contextlib.suppress(NotFound):
+        with self._speaking("delete", key), contextlib.suppress(NotFoundError):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
     def sweep(self, age: float = DAY) -> None:
@@ -137,15 +137,15 @@ class S3Store:
         except NoCredentialsError as error:
             raise StoreError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except EndpointConnectionError as error:
-            raise Busy(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
+            raise TransientStoreError(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _MISSING:
-                raise NotFound(f"store s3://{self._bucket}: nothing under {key!r}") from error
+                raise NotFoundError(f"store s3://{self._bucket}: nothing under {key!r}") from error
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            kind = Denied if status == 403 else Busy if status in _LATER else StoreError
+            kind = AccessDeniedError if status == 403 else TransientStoreError if status in _LATER else StoreError
             raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
         except (BotoCoreError, Boto3Error) as error:
-            raise Busy(f"{where}: {error}") from error
+            raise TransientStoreError(f"{where}: {error}") from error
         except (OSError, ValueError) as error:
             raise StoreError(f"{where}: {error}") from error

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import quote, unquote, urljoin, urlparse
 
 from tinymusician.artifacts.store import check_key
-from tinymusician.errors import Busy, Denied, NotFound, StoreError
+from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
 
 CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
@@ -29,7 +29,7 @@ _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
 
 @dataclass(frozen=True)
-class Answer:
+class RangeResponse:
     """Bytes of a value from `start` on; `tag` tells this value from another under the same key, if the source can."""
 
     start: int
@@ -45,7 +45,7 @@ class Source(Protocol):
     def read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a small value."""
 
-    def open(self, key: str, start: int, tag: str) -> contextlib.AbstractContextManager[Answer]:
+    def open(self, key: str, start: int, tag: str) -> contextlib.AbstractContextManager[RangeResponse]:
         """A value from `start` on if it still has this tag, and else from its beginning.
 
         Raises:
@@ -65,15 +65,15 @@ class FolderSource:
             return _first(answer.chunks, most)
 
     @contextlib.contextmanager
-    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+    def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
         try:
             file = (self._root / check_key(key)).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise NotFound(f"{self.url}: nothing under {key!r}") from None
+            raise NotFoundError(f"{self.url}: nothing under {key!r}") from None
         except OSError as error:
             raise StoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
         with file:
-            yield Answer(start, "", self._chunks(file, key, start))
+            yield RangeResponse(start, "", self._chunks(file, key, start))
 
     def _chunks(self, file: BinaryIO, key: str, start: int) -> Iterator[bytes]:
         try:
@@ -81,7 +81,7 @@ class FolderSource:
             while chunk := file.read(CHUNK):
                 yield chunk
         except OSError as error:
-            raise Busy(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
+            raise TransientStoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
 
 
 class S3Source:
@@ -98,8 +98,8 @@ class S3Source:
             return _first(answer.chunks, most)
 
     @contextlib.contextmanager
-    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
-        yield Answer(*self._store.stream(key, start, tag))
+    def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
+        yield RangeResponse(*self._store.stream(key, start, tag))
 
 
 class HttpSource:
@@ -117,7 +117,7 @@ class HttpSource:
             return _first(answer.chunks, most)
 
     @contextlib.contextmanager
-    def open(self, key: str, start: int, tag: str) -> Iterator[Answer]:
+    def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
         ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
         with self._speaking():
             address = self._address(check_key(key))
@@ -128,7 +128,7 @@ class HttpSource:
         with contextlib.closing(answer):
             place = self._place(answer, key, start)
             found = answer.headers.get("ETag", "")
-            yield Answer(place, "" if found.startswith("W/") else found, self._chunks(answer))
+            yield RangeResponse(place, "" if found.startswith("W/") else found, self._chunks(answer))
 
     def _chunks(self, answer: Any) -> Iterator[bytes]:
         """Bytes as soon as they arrive, however few."""
@@ -144,7 +144,7 @@ class HttpSource:
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise Busy(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
+            raise TransientStoreError(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
 
     def _address(self, key: str) -> str:
         """Where a key lies."""
@@ -158,7 +158,7 @@ class HttpSource:
                 return answer
             answer.close()
             address = _led(self.url, address, answer.headers["Location"])
-        raise Busy(f"{self.url}: more than {_REDIRECTS} redirects")
+        raise TransientStoreError(f"{self.url}: more than {_REDIRECTS} redirects")
 
     def _place(self, answer: Any, key: str, start: int) -> int:
         """Where in the value an answer begins.
@@ -170,10 +170,13 @@ class HttpSource:
         if said in ("append", "whole"):
             return start if said == "append" else 0
         if said == "missing":
-            raise NotFound(f"{self.url}: nothing under {key!r}")
+            raise NotFoundError(f"{self.url}: nothing under {key!r}")
         if said == "refused":
             raise StoreError(f"{self.url}: answers {answer.status_code} for {key!r}")
-        wait, kind = answer.headers.get("Retry-After", ""), Denied if answer.status_code == 403 else Busy
+        wait, kind = (
+            answer.headers.get("Retry-After", ""),
+            AccessDeniedError if answer.status_code == 403 else TransientStoreError,
+        )
         raise kind(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
 
 
@@ -186,7 +189,7 @@ class PresignedSource(HttpSource):
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StoreError(f"{self.url}: is no list of addresses, as `tmctl artifacts presign` makes them") from None
         if not isinstance(found, str):
-            raise NotFound(f"{self.url}: lists nothing for {key!r}")
+            raise NotFoundError(f"{self.url}: lists nothing for {key!r}")
         return _led(self.url, self.url, found)
 
     def _list(self) -> bytes:
@@ -264,5 +267,5 @@ def _first(chunks: Iterator[bytes], most: int) -> bytes:
         if len(found) >= most:
             break
         if time.monotonic() - began > _PATIENCE:
-            raise Busy(f"sends {len(found)} bytes in {_PATIENCE:g} s")
+            raise TransientStoreError(f"sends {len(found)} bytes in {_PATIENCE:g} s")
     return bytes(found[:most])

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from tinymusician.artifacts.draft import DRAFT, sweep_drafts, whole_file
-from tinymusician.errors import NotFound, StoreError
+from tinymusician.artifacts.draft import DRAFT, atomic_write, sweep_drafts
+from tinymusician.errors import NotFoundError, StoreError
 
 DAY = 86_400.0
 
 
-class Entry(NamedTuple):
+class StoreEntry(NamedTuple):
     """A key with its size in bytes, and when it was last set, in seconds since 1970."""
 
     key: str
@@ -47,7 +47,7 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether anything lies under `key`."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
         """Every key that starts with `prefix`, in order."""
 
     def delete(self, key: str) -> None:
@@ -91,13 +91,13 @@ class LocalStore:
             shutil.copyfile(path, draft)
 
     def download(self, key: str, path: Path) -> None:
-        with self._reading(key), whole_file(path) as draft:
+        with self._reading(key), atomic_write(path) as draft:
             shutil.copyfile(self._path(key), draft)
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
         folder, _, begin = prefix.rpartition("/")
         try:
             near = [path for path in (self._root / folder).iterdir() if path.name.startswith(begin)]
@@ -108,7 +108,7 @@ class LocalStore:
             with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
                 if path.is_file() and not path.name.startswith(DRAFT):
                     found = path.stat()
-                    yield Entry(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime)
+                    yield StoreEntry(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime)
 
     def delete(self, key: str) -> None:
         try:
@@ -128,7 +128,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _draft(self, key: str) -> Iterator[Path]:
         try:
-            with whole_file(self._path(key)) as draft:
+            with atomic_write(self._path(key)) as draft:
                 yield draft
         except OSError as error:
             raise StoreError(f"store {self.url}: cannot write {key!r}: {error.strerror or error}") from error
@@ -140,6 +140,6 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             if self.exists(key):
                 raise
-            raise NotFound(f"store {self.url}: nothing under {key!r}") from error
+            raise NotFoundError(f"store {self.url}: nothing under {key!r}") from error
         except OSError as error:
             raise StoreError(f"store {self.url}: cannot read {key!r}: {error.strerror or error}") from error

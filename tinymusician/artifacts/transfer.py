@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from tinymusician.artifacts.blobs import blob_key, digest_of
 from tinymusician.artifacts.release import ReleasedFile
-from tinymusician.artifacts.sources import CHUNK, Answer, Source
-from tinymusician.errors import Busy, Corrupt, Denied, NotFound, StoreError
+from tinymusician.artifacts.sources import CHUNK, RangeResponse, Source
+from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError, TransientStoreError
 
 _TRIES, _MOST_TRIES = 5, 50
 """How often a source is asked in vain before it is given up, and how often at all."""
@@ -33,12 +33,12 @@ Told = Callable[[int], None]
 """Hears of bytes that are there; fewer than none when they have to be fetched again."""
 
 
-class _Mixed(Busy):
+class MirrorMismatch(TransientStoreError):
     """Pieces of several sources that do not fit together: nobody knows whose are wrong."""
 
 
 @dataclass
-class Pace:
+class BandwidthLimiter:
     """A limit in bytes a second; 0 is none."""
 
     limit: float = 0.0
@@ -61,14 +61,14 @@ def read_small(source: Source, key: str, most: int) -> bytes:
     for attempt in range(_READS - 1):
         try:
             return source.read(key, most)
-        except Denied:
+        except AccessDeniedError:
             raise
-        except Busy as error:
+        except TransientStoreError as error:
             time.sleep(min(_LONGEST_WAIT, max(error.wait, _FIRST_WAIT * 2**attempt)))
     return source.read(key, most)
 
 
-def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Told, pace: Pace) -> Path:
+def download(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Told, pace: BandwidthLimiter) -> Path:
     """The place of a file below `folder`, brought there if it is not there yet.
 
     Sources are asked in turn, with pauses that double while nothing arrives; one that has other bytes is asked once
@@ -99,15 +99,15 @@ def bring(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Tol
             return place
         except StoreError as error:
             errors.append(error)
-            apart |= isinstance(error, _Mixed)
+            apart |= isinstance(error, MirrorMismatch)
             fruitless = 0 if _size(part) > before else fruitless + 1
-            wrong[source.url] += not isinstance(error, Busy)
+            wrong[source.url] += not isinstance(error, TransientStoreError)
             turn += not (apart and _size(part) > before)  # whoever gets on alone is not interrupted
             left = [one for one in left if wrong[one.url] < 2]
             if not left or fruitless >= _TRIES * len(left):
                 break
             if fruitless and fruitless % len(left) == 0:
-                asked = error.wait if isinstance(error, Busy) else 0.0
+                asked = error.wait if isinstance(error, TransientStoreError) else 0.0
                 time.sleep(min(_LONGEST_WAIT, max(asked, _FIRST_WAIT * 2 ** (fruitless // len(left) - 1))))
     raise _worst(errors, file)
 
@@ -116,7 +116,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: Pace, apart: bool) -> str:
+def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: BandwidthLimiter, apart: bool) -> str:
     """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256.
 
     A key is the digest of its value, so another mirror may go on where this one stopped, unless they are kept `apart`.
@@ -136,7 +136,9 @@ def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: 
             return _append(answer, out, file, told, pace, source.url)
 
 
-def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace: Pace, url: str) -> str:
+def _append(
+    answer: RangeResponse, out: BinaryIO, file: ReleasedFile, told: Told, pace: BandwidthLimiter, url: str
+) -> str:
     seen = hashlib.sha256()
     while answer.start and (block := out.read(CHUNK)):
         seen.update(block)
@@ -146,7 +148,7 @@ def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace:
         if answer.start + got > file.size:
             out.truncate(0)
             told(len(chunk) - answer.start - got)
-            raise Corrupt(f"{url}: sends more than the {file.size} bytes of {file.path}")
+            raise DigestMismatchError(f"{url}: sends more than the {file.size} bytes of {file.path}")
         out.write(chunk)
         seen.update(chunk)
         told(len(chunk))
@@ -154,10 +156,10 @@ def _append(answer: Answer, out: BinaryIO, file: ReleasedFile, told: Told, pace:
         spent = time.monotonic() - began
         if spent > _PATIENCE and not 0 < pace.limit < 2 * _SLOWEST:
             if got - got_before < _SLOWEST * spent:
-                raise Busy(f"{url}: sends {(got - got_before) / spent:.0f} bytes a second")
+                raise TransientStoreError(f"{url}: sends {(got - got_before) / spent:.0f} bytes a second")
             began, got_before = time.monotonic(), got
     if answer.start + got < file.size:
-        raise Busy(f"{url}: ended after {answer.start + got} of {file.size} bytes of {file.path}")
+        raise TransientStoreError(f"{url}: ended after {answer.start + got} of {file.size} bytes of {file.path}")
     return seen.hexdigest()
 
 
@@ -168,8 +170,8 @@ def _settle(part: Path, found: str, place: Path, file: ReleasedFile, url: str, t
         told(-part.stat().st_size)
         part.unlink()
         if whose != url:
-            raise _Mixed(f"{file.path}: what several mirrors have does not fit together")
-        raise Corrupt(f"{url}: {file.path} has SHA-256 {found[:12]}…; the release says {file.sha256[:12]}…")
+            raise MirrorMismatch(f"{file.path}: what several mirrors have does not fit together")
+        raise DigestMismatchError(f"{url}: {file.path} has SHA-256 {found[:12]}…; the release says {file.sha256[:12]}…")
     with part.open("rb") as whole:
         os.fsync(whole.fileno())
     part.chmod(0o444)
@@ -190,7 +192,7 @@ def _origin(part: Path) -> tuple[str, str]:
 
 def _worst(errors: list[StoreError], file: ReleasedFile) -> StoreError:
     """What is said at the end: other bytes are worse than no answer, and no answer worse than no such file."""
-    for kind in (Corrupt, Busy, NotFound, StoreError):
+    for kind in (DigestMismatchError, TransientStoreError, NotFoundError, StoreError):
         for error in reversed(errors):
             if isinstance(error, kind):
                 return error

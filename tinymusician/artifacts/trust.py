@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from tinymusician.artifacts.envelope import claimed, seal, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
-from tinymusician.errors import Refused
+from tinymusician.errors import UntrustedError
 
 KIND = "application/vnd.tinymusician.root.v1+json"
 DAYS = 365
@@ -24,7 +24,7 @@ MOST = 1000
 Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Root(BaseModel):
+class RootMetadata(BaseModel):
     """`root` and `release` hold public keys in hex, `revoked` release keys whose signatures no longer count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -37,7 +37,7 @@ class Root(BaseModel):
     revoked: tuple[Public, ...] = Field((), max_length=1000, strict=False)
 
     @model_validator(mode="after")
-    def _apart(self) -> Root:
+    def _apart(self) -> RootMetadata:
         if set(self.root) & set(self.release):
             raise ValueError("a key is both root and release key")
         return self
@@ -58,20 +58,20 @@ def root_key(version: int) -> str:
     return f"keys/root-{version:06}.json"
 
 
-def sealed_root(root: Root, keys: Collection[Ed25519PrivateKey]) -> bytes:
+def sealed_root(root: RootMetadata, keys: Collection[Ed25519PrivateKey]) -> bytes:
     """The document, signed by its own root keys and by those of the version before."""
     return seal(KIND, root.model_dump(mode="json"), list(keys))
 
 
 def next_root(
-    before: Root | None,
+    before: RootMetadata | None,
     root: Ed25519PrivateKey,
     release: Ed25519PrivateKey,
     now: datetime,
     revoked: Collection[str] = (),
-) -> Root:
+) -> RootMetadata:
     """The version after `before` with these keys alone."""
-    return Root(
+    return RootMetadata(
         version=before.version + 1 if before else 1,
         created=now.replace(microsecond=0),
         expires=(now + timedelta(days=DAYS)).replace(microsecond=0),
@@ -81,7 +81,7 @@ def next_root(
     )
 
 
-def read_first(data: bytes) -> Root:
+def read_first(data: bytes) -> RootMetadata:
     """Version 1, signed by itself: whether its key is to be trusted must be known from elsewhere.
 
     Raises:
@@ -89,13 +89,13 @@ def read_first(data: bytes) -> Root:
     """
     name = "root document 1"
     try:
-        own = Root.model_validate(claimed(data, name)).root
+        own = RootMetadata.model_validate(claimed(data, name)).root
     except ValidationError as error:
-        raise Refused(f"{name}: {error.errors()[0]['msg']}") from None
+        raise UntrustedError(f"{name}: {error.errors()[0]['msg']}") from None
     return read_root(data, 1, own)
 
 
-def read_root(data: bytes, version: int, signers: Collection[str]) -> Root:
+def read_root(data: bytes, version: int, signers: Collection[str]) -> RootMetadata:
     """Version `version`, signed by one of `signers` (public keys in hex) and by one of its own root keys.
 
     Raises:
@@ -104,16 +104,16 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> Root:
     name = f"root document {version}"
     content = unseal(data, KIND, by_id(signers), name)
     try:
-        root = Root.model_validate(content)
+        root = RootMetadata.model_validate(content)
     except ValidationError as error:
-        raise Refused(f"{name}: {error.errors()[0]['msg']}") from None
+        raise UntrustedError(f"{name}: {error.errors()[0]['msg']}") from None
     if root.version != version:
-        raise Refused(f"{name}: says that it is version {root.version}")
+        raise UntrustedError(f"{name}: says that it is version {root.version}")
     unseal(data, KIND, by_id(root.root), name)
     return root
 
 
-def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None]) -> Iterator[Root]:
+def follow(pinned: str, known: RootMetadata | None, fetch: Callable[[int], bytes | None]) -> Iterator[RootMetadata]:
     """The root documents after the one that is known, in order; `fetch` gives a version's bytes, None if there is none.
 
     `pinned` is the public root key that the device was given. One that knows no document begins at the first version
@@ -132,14 +132,14 @@ def follow(pinned: str, known: Root | None, fetch: Callable[[int], bytes | None]
             yield current
 
 
-def check_current(root: Root, now: datetime) -> None:
+def check_current(root: RootMetadata, now: datetime) -> None:
     """Raise if a root document has expired.
 
     Raises:
         Refused: it has.
     """
     if root.expires <= now:
-        raise Refused(
+        raise UntrustedError(
             f"root document {root.version}: expired on {root.expires:%Y-%m-%d}; its owner must run `tmctl keys renew`"
         )
 
@@ -147,7 +147,7 @@ def check_current(root: Root, now: datetime) -> None:
 def _names(data: bytes, version: int, public: str) -> bool:
     try:
         said = claimed(data, f"root document {version}")
-    except Refused:
+    except UntrustedError:
         return False
     named = said.get("root") if isinstance(said, dict) else None
     return isinstance(named, list) and public in named

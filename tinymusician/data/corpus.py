@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.data.facts import FRAME_RATE, Facts, caption
-from tinymusician.data.render import HOP, Band, choose_facts, notes_on_grid
+from tinymusician.data.facts import FRAME_RATE, ClipAttributes, caption
+from tinymusician.data.render import HOP, SoundfontSynth, choose_facts, notes_on_grid
 from tinymusician.data.scores import TUNES, Split, Tune, load_tunes
 
 CLIP_FRAMES = 5 * FRAME_RATE
@@ -31,7 +31,7 @@ HELD_OUT_CLIPS = 400
 class Clip:
     """One clip's facts, its caption and the onset frames of its notes."""
 
-    facts: Facts
+    facts: ClipAttributes
     caption: str
     onsets: tuple[int, ...]
 
@@ -64,7 +64,7 @@ def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, se
     if not facts.exists():
         _render(audio, facts, own, f"{seed}/{split}", count)
     entries = json.loads(facts.read_text())
-    clips = [Clip(Facts(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
+    clips = [Clip(ClipAttributes(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips)
 
 
@@ -76,7 +76,7 @@ def load_test_split(folder: Path, count: int) -> RenderedSplit:
 def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int) -> None:
     """Render `count` clips; the facts appear last, so a split is either whole or absent."""
     audio.parent.mkdir(parents=True, exist_ok=True)
-    band, entries = Band(), []
+    band, entries = SoundfontSynth(), []
     for left in audio.parent.glob(f"{audio.name}.*.part"):  # by a worker that was killed, not by one at work
         if time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: i
     os.replace(draft, facts)
 
 
-def _draw(band: Band, tunes: Sequence[Tune], rng: random.Random) -> tuple[Clip, npt.NDArray[np.float32]]:
+def _draw(band: SoundfontSynth, tunes: Sequence[Tune], rng: random.Random) -> tuple[Clip, npt.NDArray[np.float32]]:
     while True:
         tune, facts, shift = choose_facts(tunes, rng)
         notes = notes_on_grid(tune, facts, shift, CLIP_FRAMES)

@@ -33,7 +33,7 @@ _MOODS = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class ClipAttributes:
     """The facts a clip was rendered from; `title` and `start` (quarters) say where in the corpus it lies."""
 
     title: str
@@ -50,14 +50,14 @@ class Facts:
         return f"{PITCH_CLASSES[self.tonic]} {self.mode}"
 
 
-def aspects(facts: Facts, rng: random.Random) -> list[str]:
+def aspects(facts: ClipAttributes, rng: random.Random) -> list[str]:
     """The aspect list of a clip: tempo, instrumentation, genre, key and emotion, in that order."""
     tempo = rng.choice(_TEMPO_WORDS[facts.tempo])
     mood = rng.choice(_MOODS[facts.tempo, facts.mode])
     return [tempo, f"solo {facts.instrument}", facts.kind, facts.key, mood]
 
 
-def sentence(facts: Facts, rng: random.Random) -> str:
+def sentence(facts: ClipAttributes, rng: random.Random) -> str:
     """A free sentence that names tempo and instrument always, and the other aspects often."""
     tempo, _, kind, key, mood = aspects(facts, rng)
     pace = tempo.removesuffix(" tempo")
@@ -73,6 +73,6 @@ def sentence(facts: Facts, rng: random.Random) -> str:
     )
 
 
-def caption(facts: Facts, rng: random.Random) -> str:
+def caption(facts: ClipAttributes, rng: random.Random) -> str:
     """One caption in either manner: the sentence three times in four, else the aspect list."""
     return sentence(facts, rng) if rng.random() < 0.75 else ", ".join(aspects(facts, rng))

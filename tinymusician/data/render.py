@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI, Facts
+from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI, ClipAttributes
 from tinymusician.data.scores import Tune
 
 Samples = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Note:
     pitch: int
 
 
-def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, Facts, int]:
+def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, ClipAttributes, int]:
     """Draw a tune, an instrument, a tempo, a transposition and a starting beat; returns tune, facts, transposition."""
     tune = rng.choice(tunes)
     instrument, tempo = rng.choice(list(INSTRUMENTS)), rng.choice(list(TEMPI))
@@ -48,10 +48,10 @@ def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, Facts
     spare = int(max(0.0, last - 250 / TEMPI[tempo]))
     start = 0 if rng.random() < 0.3 else rng.randint(0, spare)
     tonic = (tune.tonic + shift) % 12
-    return tune, Facts(tune.title, float(start), instrument, tempo, tune.kind, tonic, tune.mode), shift
+    return tune, ClipAttributes(tune.title, float(start), instrument, tempo, tune.kind, tonic, tune.mode), shift
 
 
-def notes_on_grid(tune: Tune, facts: Facts, shift: int, frames: int) -> list[Note]:
+def notes_on_grid(tune: Tune, facts: ClipAttributes, shift: int, frames: int) -> list[Note]:
     """The notes of `tune` from `facts.start` on that begin within `frames` codec frames.
 
     A note ends one frame before its written end, and never sounds for less than two; pitches outside the band's range
@@ -76,7 +76,7 @@ def _within_range(pitch: int) -> int:
     return pitch
 
 
-class Band:
+class SoundfontSynth:
     """The soundfont synthesiser, with one fixed gain an instrument."""
 
     def __init__(self) -> None:

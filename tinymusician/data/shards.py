@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from tinymusician.artifacts.blobs import blob_key, get_blob, put_blob
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import Corrupt, DataError, NotFound
+from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
 
 Arrays = dict[str, Any]
 
@@ -31,7 +31,7 @@ def fingerprint(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class ShardSet:
+class ShardCache:
     """Shards of one kind under `shards/KIND/FINGERPRINT` of a store: `count` by number, or one for each of `names`."""
 
     def __init__(
@@ -64,9 +64,9 @@ class ShardSet:
         """
         try:
             return self._fetched(index, cache)
-        except (Corrupt, NotFound) as error:
+        except (DigestMismatchError, NotFoundError) as error:
             self.forget(index)
-            raise Corrupt(
+            raise DigestMismatchError(
                 f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"
             ) from error
 
@@ -79,9 +79,9 @@ class ShardSet:
             return self.fetch(index, cache)
         try:
             return self._fetched(index, cache)
-        except (Corrupt, NotFound) as error:
+        except (DigestMismatchError, NotFoundError) as error:
             logging.getLogger(__name__).warning("%s; shard %s is made anew", error, self._key(index))
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFoundError):
                 self.store.delete(blob_key(self._digest(index)))
             self.write(index, make(index))
             return self._fetched(index, cache)
@@ -99,7 +99,7 @@ class ShardSet:
         """Drop a shard's note and blob, unless somebody else just did."""
         try:
             digest = self._digest(index)
-        except NotFound:
+        except NotFoundError:
             return
         self.store.delete(self._key(index))
         self.store.delete(blob_key(digest))
@@ -119,7 +119,7 @@ class ShardSet:
 
 
 def make_missing(
-    shards: ShardSet,
+    shards: ShardCache,
     make: Callable[[int], Arrays],
     rank: int,
     world: int,

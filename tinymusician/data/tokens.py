@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class TokenSet:
+class TokenDataset:
     """`codes` int16 [N, K, T]; `text_ids` and `text_mask` int64 [N, L]."""
 
     codes: npt.NDArray[np.int16]
     text_ids: npt.NDArray[np.int64]
     text_mask: npt.NDArray[np.int64]
 
-    def taken(self, rows: npt.NDArray[np.int64]) -> TokenSet:
+    def taken(self, rows: npt.NDArray[np.int64]) -> TokenDataset:
         """The set of these rows alone, in this order."""
-        return TokenSet(self.codes[rows], self.text_ids[rows], self.text_mask[rows])
+        return TokenDataset(self.codes[rows], self.text_ids[rows], self.text_mask[rows])
 
 
 def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -25,7 +25,7 @@ _HASTE = 10.0
 """Log variances move so much faster than weights do at the same learning rate: they have far to go."""
 
 
-class Balanced(nn.Module):
+class BalancedModule(nn.Module):
     """A module, and what is learned of its `count` losses; called like the module, it gives both."""
 
     def __init__(self, part: nn.Module, method: Method, count: int) -> None:

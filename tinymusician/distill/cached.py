@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.signals import Rows, Signals, SignalSource, Target, sequences_of
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.signals import Rows, SignalSource, Target, TeacherSignals, sequences_of
 
 SHARD_ROWS = 32
 FORMAT = "less their largest, float16"
@@ -82,8 +82,8 @@ class CachedTeacher:
 
     def __init__(
         self,
-        shards: ShardSet,
-        tokens: TokenSet,
+        shards: ShardCache,
+        tokens: TokenDataset,
         target: Target,
         vocabulary: int,
         cache: Path,
@@ -96,21 +96,21 @@ class CachedTeacher:
         here = partial(torch.cuda.set_device, torch.cuda.current_device()) if device == "cuda" else None
         self._reader = ThreadPoolExecutor(1, initializer=here)  # a thread does not know which GPU is this worker's
 
-    def ask(self, rows: Rows) -> Callable[[], Signals]:
+    def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
         """Begin to read the signals of these rows."""
         reading = self._reader.submit(self._read, rows)
 
-        def wait() -> Signals:
+        def wait() -> TeacherSignals:
             sequences, logits, _ = reading.result()
             moved = type(sequences)(*(part.to(self._device) for part in sequences))
-            return Signals(moved, logits.to(self._device))
+            return TeacherSignals(moved, logits.to(self._device))
 
         return wait
 
-    def _read(self, rows: Rows) -> Signals:
+    def _read(self, rows: Rows) -> TeacherSignals:
         sequences = sequences_of(self._tokens, rows, self._target, self._vocabulary)
         logits = torch.stack([self._row(int(row)) for row in rows], dim=1).flatten(0, 1)
-        return Signals(sequences, logits)
+        return TeacherSignals(sequences, logits)
 
     def _row(self, row: int) -> Tensor:
         """One row's logits [passes, K, S, V]; only its bytes are read from the shard's file."""

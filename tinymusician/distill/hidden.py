@@ -16,7 +16,7 @@ from tinymusician.models.musicgen import ConditionedDecoder
 HiddenLoss = Literal["mse", "cosine"]
 
 
-class FollowingDecoder(ConditionedDecoder):
+class ProjectedDecoder(ConditionedDecoder):
     """A student's decoder with one projection a layer to its teacher's width D', which is no part of the student.
 
     Called like `ConditionedDecoder`, it gives the logits, and the projected states of its layers [N, R, S, D'].

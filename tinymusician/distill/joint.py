@@ -14,13 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician.distill.balance import Method
-from tinymusician.distill.part import PartTask
-from tinymusician.distill.signals import Sequences, Signals
-from tinymusician.distill.sound import FollowingCodec, Sound, SoundTask, Wanted, expected_latents, played
+from tinymusician.distill.part import ComponentTask
+from tinymusician.distill.signals import DecoderBatch, TeacherSignals
+from tinymusician.distill.sound import (
+    CodecDistillTask,
+    CodecOutput,
+    CodecTargets,
+    ProjectedCodec,
+    expected_latents,
+    played,
+)
 from tinymusician.distill.task import DistillTask
 from tinymusician.distill.text import state_error
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
-from tinymusician.models.narrow_text import MappedText
+from tinymusician.models.narrow_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
 
@@ -28,47 +35,49 @@ _HEARD = 1
 """Tells the draws of what is heard from those of the codec's pieces."""
 
 
-class Together(NamedTuple):
+class JointBatch(NamedTuple):
     """Signals for the language model, `codes` [B, K, T] for the codec, and the frame where what is heard begins."""
 
-    signals: Signals
+    signals: TeacherSignals
     codes: Tensor
     place: int
 
 
-class Answer(NamedTuple):
+class JointOutput(NamedTuple):
     """The language model's `logits`, the mapped text `states`, the codec's `sound`, and what is `heard` [R, N]."""
 
     logits: Tensor
     states: Tensor
-    sound: tuple[Sound, Tensor]
+    sound: tuple[CodecOutput, Tensor]
     heard: Tensor
 
 
-class Everything(NamedTuple):
+class JointTargets(NamedTuple):
     """What the teacher says: text `states` [R, L, E], the codec's answer, and what is `heard` [R, N]."""
 
     states: Tensor
-    sound: Wanted
+    sound: CodecTargets
     heard: Tensor
 
 
-class WholeStudent(nn.Module):
+class JointStudent(nn.Module):
     """Language model, text encoder and codec as one module; the text encoder's own map serves its loss alone."""
 
-    def __init__(self, decoder: ConditionedDecoder, text: MappedText, codec: FollowingCodec, frames: int) -> None:
+    def __init__(
+        self, decoder: ConditionedDecoder, text: ProjectedTextEncoder, codec: ProjectedCodec, frames: int
+    ) -> None:
         """So many `frames` of what the language model would play are heard."""
         super().__init__()
         self.decoder, self.text, self.codec, self._frames = decoder, text, codec, frames
 
-    def forward(self, sequences: Sequences, place: int, latent_BDT: Tensor, wave_BN: Tensor) -> Answer:
+    def forward(self, sequences: DecoderBatch, place: int, latent_BDT: Tensor, wave_BN: Tensor) -> JointOutput:
         """Sequences for the language model; latents and their sound for the codec."""
         ids, mask = sequences.ids, sequences.text_mask
         states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         text = TextCondition(states, mask).dropped(~sequences.with_text)
         logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
         heard = sound_of(self.codec.codec, logits, place, self._frames)
-        return Answer(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), heard)
+        return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), heard)
 
 
 def sound_of(codec: Any, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
@@ -77,42 +86,48 @@ def sound_of(codec: Any, logits_RKSV: Tensor, place: int, frames: int) -> Tensor
     return played(codec, expected_latents(codec, torch.stack(window, 1))).wave
 
 
-class JointTask(PartTask):
+class JointTask(ComponentTask):
     """All losses, balanced; judged by the mean of KL and spectral distance, each as a share of what it was before."""
 
     def __init__(
-        self, objective: DistillTask, text: MappedText, sound: SoundTask, heard: Any, method: Method, device: str
+        self,
+        objective: DistillTask,
+        text: ProjectedTextEncoder,
+        sound: CodecDistillTask,
+        heard: Any,
+        method: Method,
+        device: str,
     ) -> None:
         """`text` and the codec of `sound` are the objective's student's own; `heard` is the teacher's text encoder."""
         self.objective, self.sound, self._heard = objective, sound, heard.to(device).eval().requires_grad_(False)
-        whole = WholeStudent(objective.module, text, sound.codec, sound.frames)
+        whole = JointStudent(objective.module, text, sound.codec, sound.frames)
         super().__init__(whole, method, objective.train_rows, objective.batch_size, objective.seed, device)
         self._at_first = self._figures()
 
-    def batch(self, step: int, part: int, parts: int) -> Together:
+    def batch(self, step: int, part: int, parts: int) -> JointBatch:
         """The objective's batch, and the codec's."""
         signals = self.objective.batch(step, part, parts)
         longest = int(signals.sequences.mask[0, 0].sum()) - self.sound.frames
         place = np.random.default_rng((self.seed, step, part, _HEARD)).integers(0, max(longest, 0) + 1)
-        return Together(signals, self.sound.batch(step, part, parts), int(place))
+        return JointBatch(signals, self.sound.batch(step, part, parts), int(place))
 
-    def first_batch(self) -> Together:
+    def first_batch(self) -> JointBatch:
         """The first rows; nothing after them is announced to their source."""
         rows = np.arange(min(self.batch_size, self.count))
-        return Together(self.objective.guided(self.objective.train(rows), 0, 0), self.sound.first_batch(), 0)
+        return JointBatch(self.objective.guided(self.objective.train(rows), 0, 0), self.sound.first_batch(), 0)
 
-    def wanted(self, batch: Together) -> Everything:
+    def wanted(self, batch: JointBatch) -> JointTargets:
         """The teacher's states of the text, its sound of the codes, and that of what it expects."""
         sequences = batch.signals.sequences
         states = self._heard(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
         heard = sound_of(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
-        return Everything(states, self.sound.wanted(batch.codes), heard)
+        return JointTargets(states, self.sound.wanted(batch.codes), heard)
 
-    def asked(self, batch: Together, wanted: Everything) -> tuple[Any, ...]:
+    def asked(self, batch: JointBatch, wanted: JointTargets) -> tuple[Any, ...]:
         """Sequences, where to listen, and the codec's question."""
         return batch.signals.sequences, batch.place, *self.sound.asked(batch.codes, wanted.sound)
 
-    def losses(self, answer: Answer, batch: Together, wanted: Everything) -> dict[str, Tensor]:
+    def losses(self, answer: JointOutput, batch: JointBatch, wanted: JointTargets) -> dict[str, Tensor]:
         """The objective, the states, the codec's, and what is heard of all three."""
         kl, _ = self.objective.objective(answer.logits, batch.signals, 0)
         return {

@@ -35,7 +35,7 @@ A GPU would take longer to be asked for small pieces than to compute them.
 """
 
 
-class Mixture(NamedTuple):
+class LossWeights(NamedTuple):
     """The weights of the four divergences at one training step, and the skew λ of the last two."""
 
     forward: float
@@ -64,31 +64,35 @@ class Mixture(NamedTuple):
 
 def mixture(
     name: ObjectiveName, alpha: float, weight: float = 0.5, beta: float = 0.5, gamma: float = 0.5, skew: float = 0.1
-) -> Mixture:
+) -> LossWeights:
     """The weights of objective `name` at stage `alpha`; `weight` is fixed_bikl's w, the rest is stage_mixed's."""
     rest = 1 - alpha
     mixtures = {
-        "forward": Mixture(1.0, 0.0),
-        "reverse": Mixture(0.0, 1.0),
-        "fixed_bikl": Mixture(weight, 1 - weight),
-        "bikl": Mixture(1.0, 1.0),
-        "stepped_bikl": Mixture(alpha, rest),
-        "stage_mixed": Mixture(alpha * beta, rest * gamma, alpha * (1 - beta), rest * (1 - gamma), skew),
+        "forward": LossWeights(1.0, 0.0),
+        "reverse": LossWeights(0.0, 1.0),
+        "fixed_bikl": LossWeights(weight, 1 - weight),
+        "bikl": LossWeights(1.0, 1.0),
+        "stepped_bikl": LossWeights(alpha, rest),
+        "stage_mixed": LossWeights(alpha * beta, rest * gamma, alpha * (1 - beta), rest * (1 - gamma), skew),
     }
     return mixtures[name]
 
 
 def distillation_loss(
-    teacher_BKTV: Tensor, student_BKTV: Tensor, mask_BKT: Tensor, weights: Mixture, temperature: float | Tensor = 1.0
+    teacher_BKTV: Tensor,
+    student_BKTV: Tensor,
+    mask_BKT: Tensor,
+    weights: LossWeights,
+    temperature: float | Tensor = 1.0,
 ) -> Tensor:
     """The objective at every position, [B, K, T] in nats, 0 outside the mask; gradients flow to the student only.
 
     See `in_pieces` for its memory.
     """
-    return in_pieces(weights.divergence(), teacher_BKTV, student_BKTV, mask_BKT, temperature)
+    return chunked(weights.divergence(), teacher_BKTV, student_BKTV, mask_BKT, temperature)
 
 
-def in_pieces(
+def chunked(
     divergence: Divergence,
     teacher_BKTV: Tensor,
     student_BKTV: Tensor,
@@ -100,11 +104,11 @@ def in_pieces(
     The gradient is made together with the value, a piece of positions at a time, and only if the student needs one.
     Second derivatives are therefore not available.
     """
-    values: Tensor = _InPieces.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, divergence)  # type: ignore[no-untyped-call]
+    values: Tensor = _ChunkedLoss.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, divergence)  # type: ignore[no-untyped-call]
     return values
 
 
-class _InPieces(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     """Positions are independent, so each piece's gradient can be taken right after its value."""
 
     @staticmethod

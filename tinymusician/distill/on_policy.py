@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinymusician.data.shards import ShardSet
-from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.signals import Rows, Signals, SignalSource
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals
 from tinymusician.models.musicgen import TextCondition, told_condition
 from tinymusician.models.sampling import sample_codes
 
 
-class OwnSamples:
+class OnPolicySampler:
     """What the student plays for the captions of a token set, judged by the teacher.
 
     Every sample is kept in `kept`, shard by shard, so that a run that is resumed goes on with the very same ones.
@@ -29,8 +29,8 @@ class OwnSamples:
     def __init__(
         self,
         student: Any,
-        tokens: TokenSet,
-        judge: Callable[[TokenSet], SignalSource],
+        tokens: TokenDataset,
+        judge: Callable[[TokenDataset], SignalSource],
         share_at: Callable[[int], float],
         refresh: int,
         steps: int,
@@ -39,7 +39,7 @@ class OwnSamples:
         top_k: int,
         temperature: float,
         seed: int,
-        kept: ShardSet,
+        kept: ShardCache,
         at_once: int = 32,
     ) -> None:
         """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends.
@@ -58,7 +58,7 @@ class OwnSamples:
         """How many of so many rows are the student's own at a step."""
         return round(self._share_at(step) * rows)
 
-    def __call__(self, step: int, part: int, parts: int, rows_at: Callable[[int], Rows]) -> Signals:
+    def __call__(self, step: int, part: int, parts: int, rows_at: Callable[[int], Rows]) -> TeacherSignals:
         """The signals at `step`; `rows_at` tells whose captions are played at a step, by this part."""
         first = step - step % self._refresh
         if (first, part) not in self._judged:
@@ -79,12 +79,12 @@ class OwnSamples:
         index = first // self._refresh * parts + part
         if index in self._kept.missing():
             self._kept.write(index, {"codes": self._play(asked, first, part)})
-        tokens = TokenSet(self._kept.read(index)["codes"], asked.text_ids, asked.text_mask)
+        tokens = TokenDataset(self._kept.read(index)["codes"], asked.text_ids, asked.text_mask)
         self.seconds += time.monotonic() - began
         return self._judge(tokens), places
 
     @torch.no_grad()
-    def _play(self, asked: TokenSet, first: int, part: int) -> Any:
+    def _play(self, asked: TokenDataset, first: int, part: int) -> Any:
         decoder = self._student.decoder
         weight = next(decoder.parameters())
         ids, mask = (torch.from_numpy(array).to(weight.device) for array in (asked.text_ids, asked.text_mask))

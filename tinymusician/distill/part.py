@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.balance import Balanced, Method, balance
+from tinymusician.distill.balance import BalancedModule, Method, balance
 from tinymusician.distill.signals import Rows
 from tinymusician.training.task import Model, to_device
 
@@ -21,7 +21,7 @@ _LEAST = 1e-4
 """What begins nearer to its teacher than this, in shares or nats, is not weighed any higher for it."""
 
 
-class PartTask(ABC):
+class ComponentTask(ABC):
     """Its heirs say what a batch is, what the part is asked, and which losses its answer has."""
 
     def __init__(self, part: nn.Module, method: Method, rows: int, batch_size: int, seed: int, device: str) -> None:
@@ -29,7 +29,7 @@ class PartTask(ABC):
         self.part, self.method, self.count = part.to(device), method, rows
         self.batch_size, self.seed = batch_size, seed
         self.before = self._before(device)
-        self.module = Balanced(part, method, len(self.before)).to(device)
+        self.module = BalancedModule(part, method, len(self.before)).to(device)
 
     def rows(self, step: int, part: int, parts: int) -> Rows:
         """Epochs are permutations; the parts of a step are disjoint."""

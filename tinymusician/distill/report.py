@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinymusician.data.tokens import TokenSet
-from tinymusician.distill.signals import Sequences, condition
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.signals import DecoderBatch, condition
 from tinymusician.models.guidance import passes_of, plays_in_one_pass
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
@@ -19,7 +19,7 @@ from tinymusician.plots import png, pyplot
 from tinymusician.runtime.sampling import guide
 
 
-class SampleFigures(NamedTuple):
+class SampleStats(NamedTuple):
     """`cross_entropy` under the teacher (nats a code), and `variety`: the entropy of the codes' frequencies (nats)."""
 
     cross_entropy: float
@@ -30,13 +30,13 @@ class SampleFigures(NamedTuple):
 def sample_figures(
     teacher: Any,
     student: Any,
-    prompts: TokenSet,
+    prompts: TokenDataset,
     guidance: float,
     top_k: int,
     temperature: float,
     seed: int,
     at_once: int,
-) -> SampleFigures:
+) -> SampleStats:
     """The student plays `prompts` freely; the teacher (with text, without guidance) says how likely that is.
 
     So many are played `at_once`: that many caches and logits are in memory.
@@ -56,11 +56,11 @@ def sample_figures(
         logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
         surprises.append(np.asarray(cross_entropies(logits, codes).cpu()))
         variety.append(varieties(codes))
-    return SampleFigures(float(np.concatenate(surprises).mean()), float(np.concatenate(variety).mean()))
+    return SampleStats(float(np.concatenate(surprises).mean()), float(np.concatenate(variety).mean()))
 
 
 @torch.no_grad()
-def played_logits(student: Any, decoder: ConditionedDecoder, sequences: Sequences) -> Tensor:
+def played_logits(student: Any, decoder: ConditionedDecoder, sequences: DecoderBatch) -> Tensor:
     """The logits [R, K, S, V] that a student is played from along sequences, at their guidance scales.
 
     One that has its guidance within it needs one pass; another's two are combined.

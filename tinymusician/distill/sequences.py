@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.artifacts.blobs import digest_of
-from tinymusician.data.shards import ShardSet, read_arrays
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.shards import ShardCache, read_arrays
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.sampling import sample_codes
@@ -25,13 +25,13 @@ _FILES = 32
 Make = Callable[[int], dict[str, Any]]
 
 
-class Sharded(Protocol):
+class ShardedSource(Protocol):
     """Sequences that are made in shards, in any order by any worker."""
 
     def make(self, index: int) -> dict[str, Any]:
         """The arrays of one shard."""
 
-    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+    def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
         """All of a complete set of shards; `make` makes one anew that is found damaged."""
 
 
@@ -77,11 +77,11 @@ class TeacherSamples:
         codes = [self._play(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
-    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+    def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
         """All samples of a complete set of shards, in order; `make` makes one anew that is found damaged."""
         parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
         names = ("codes", "text_ids", "text_mask")
-        return TokenSet(*(np.concatenate([part[name] for part in parts]) for name in names))
+        return TokenDataset(*(np.concatenate([part[name] for part in parts]) for name in names))
 
     @torch.no_grad()
     def _play(self, ids: Any, mask: Any, generator: torch.Generator) -> npt.NDArray[np.int16]:
@@ -137,7 +137,7 @@ class ClipCodes:
         found = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
         return {"codes": found.astype(np.int16), "pieces": np.array(counts)}
 
-    def read(self, shards: ShardSet, cache: Path, make: Make | None) -> TokenSet:
+    def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
         """All pieces of a complete set of shards, with their captions; `make` makes one anew that is found damaged.
 
         Raises:
@@ -149,17 +149,17 @@ class ClipCodes:
             seconds = self._frames / self._codec.config.frame_rate
             raise DataError(f"clips {self._folder}: none is {seconds:g} s long, which sequences.seconds asks for")
         codes = np.concatenate([part["codes"] for part in parts if len(part["codes"])])
-        return TokenSet(codes, *tokenize_captions(self._tokenizer, captions.tolist()))
+        return TokenDataset(codes, *tokenize_captions(self._tokenizer, captions.tolist()))
 
 
-def mix(samples: TokenSet, clips: TokenSet, clip_share: float) -> TokenSet:
+def mix(samples: TokenDataset, clips: TokenDataset, clip_share: float) -> TokenDataset:
     """Samples and clips in one set in which clips have the share `clip_share`; clips repeat where they are too few."""
     if clip_share == 1:
         return clips
     wanted = round(len(samples.codes) * clip_share / (1 - clip_share))
     rows = np.arange(wanted) % len(clips.codes)
     length = max(samples.text_ids.shape[1], clips.text_ids.shape[1])
-    return TokenSet(
+    return TokenDataset(
         np.concatenate([samples.codes, clips.codes[rows]]),
         np.concatenate([_padded(samples.text_ids, length), _padded(clips.text_ids[rows], length)]),
         np.concatenate([_padded(samples.text_mask, length), _padded(clips.text_mask[rows], length)]),

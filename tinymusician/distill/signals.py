@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text
 from tinymusician.runtime.sampling import guide
 
@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.int64]
 Target = Literal["conditional", "guided"]
 
 
-class Sequences(NamedTuple):
+class DecoderBatch(NamedTuple):
     """Delayed decoder `inputs` [R, K, S], their `mask` [R, K, S], text `ids` and `text_mask` [R, L].
 
     `with_text` [R] is false for rows that run under the null condition. `scale` [R] is for a student that is told its
@@ -38,21 +38,21 @@ class Sequences(NamedTuple):
     scale: Tensor
 
 
-class Signals(NamedTuple):
+class TeacherSignals(NamedTuple):
     """Sequences and the teacher's logits [R, K, S, V] on them; where they are asked for, its states [N, R, S, D]."""
 
-    sequences: Sequences
+    sequences: DecoderBatch
     logits: Tensor
     states: Tensor | None = None
 
 
-def joined(one: Signals, other: Signals) -> Signals:
+def joined(one: TeacherSignals, other: TeacherSignals) -> TeacherSignals:
     """The rows of both."""
     both = (torch.cat(pair) for pair in zip(one.sequences, other.sequences, strict=True))
     states = None
     if one.states is not None and other.states is not None:
         states = torch.cat([one.states, other.states], 1)
-    return Signals(Sequences(*both), torch.cat([one.logits, other.logits]), states)
+    return TeacherSignals(DecoderBatch(*both), torch.cat([one.logits, other.logits]), states)
 
 
 class SignalSource(Protocol):
@@ -62,53 +62,53 @@ class SignalSource(Protocol):
     def ahead(self) -> int:
         """How many batches ahead it can make use of knowing what it will be asked for."""
 
-    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         """The signals of these rows; two rows each, with and without text, if the target is `conditional`.
 
         `then` are the batches that will be asked for next.
         """
 
 
-class Prefetched:
+class PrefetchingSource:
     """Answers that take time are begun when they are announced: at most `ahead` of them, and the one that is due."""
 
-    def __init__(self, ask: Callable[[Rows], Callable[[], Signals]], ahead: int) -> None:
+    def __init__(self, ask: Callable[[Rows], Callable[[], TeacherSignals]], ahead: int) -> None:
         """`ask` begins an answer and returns what waits for it."""
         self._ask, self.ahead = ask, ahead
-        self._begun: dict[bytes, Callable[[], Signals]] = {}
+        self._begun: dict[bytes, Callable[[], TeacherSignals]] = {}
 
-    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         for one in (rows, *then[: self.ahead]):
             if one.tobytes() not in self._begun:
                 self._begun[one.tobytes()] = self._ask(one)
         return self._begun.pop(rows.tobytes())()
 
 
-def sequences_of(tokens: TokenSet, rows: Rows, target: Target, pad: int) -> Sequences:
+def sequences_of(tokens: TokenDataset, rows: Rows, target: Target, pad: int) -> DecoderBatch:
     """Rows of a token set as decoder inputs, doubled for the pass without text if the target is `conditional`."""
     codes = tokens.codes[rows].astype(np.int64)
     inputs = torch.from_numpy(inputs_for(delay(codes, pad), pad))
     mask = torch.from_numpy(valid(codes.shape[1], codes.shape[2])).expand(len(rows), -1, -1)
     ids, text_mask = torch.from_numpy(tokens.text_ids[rows]), torch.from_numpy(tokens.text_mask[rows])
     with_text = torch.ones(len(rows), dtype=torch.bool)
-    one = Sequences(inputs, mask, ids, text_mask, with_text, torch.ones(len(rows)))
+    one = DecoderBatch(inputs, mask, ids, text_mask, with_text, torch.ones(len(rows)))
     if target == "guided":
         return one
-    both = Sequences(*(torch.cat([part, part]) for part in one))
+    both = DecoderBatch(*(torch.cat([part, part]) for part in one))
     return both._replace(with_text=torch.cat([with_text, ~with_text]))
 
 
-def guided_at(signals: Signals, scale_R: Tensor) -> Signals:
+def guided_at(signals: TeacherSignals, scale_R: Tensor) -> TeacherSignals:
     """One pass out of two, 2R rows: the distribution that each row has at its guidance scale."""
     with_text, without = signals.logits.float().chunk(2)
     scale = scale_R.to(with_text.device)
     logits = guide(with_text, without, scale[:, None, None, None])
-    rows = Sequences(*(part[: len(scale)] for part in signals.sequences))
+    rows = DecoderBatch(*(part[: len(scale)] for part in signals.sequences))
     states = None if signals.states is None else signals.states[:, : len(scale)]
-    return Signals(rows._replace(scale=scale), logits, states)
+    return TeacherSignals(rows._replace(scale=scale), logits, states)
 
 
-def condition(model: Any, sequences: Sequences) -> TextCondition:
+def condition(model: Any, sequences: DecoderBatch) -> TextCondition:
     """The text condition of each row, encoded by `model`'s frozen text encoder; null where there is no text."""
     with torch.no_grad():
         return encode_text(model, sequences.ids, sequences.text_mask).dropped(~sequences.with_text)
@@ -122,7 +122,7 @@ class OnlineTeacher:
     def __init__(
         self,
         model: Any,
-        tokens: TokenSet,
+        tokens: TokenDataset,
         target: Target,
         guidance: float,
         dtype: torch.dtype,
@@ -138,29 +138,29 @@ class OnlineTeacher:
         self._pad = int(model.config.decoder.vocab_size)
 
     @torch.no_grad()
-    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         sequences = self._moved(sequences_of(self._tokens, rows, "conditional", self._pad))
         signals = self._answer(sequences)
         if self._target == "conditional":
             return signals
         return guided_at(signals, torch.full((len(rows),), self._guidance))
 
-    def _answer(self, sequences: Sequences) -> Signals:
+    def _answer(self, sequences: DecoderBatch) -> TeacherSignals:
         text = condition(self._model, sequences)
         half, kind = self._dtype != torch.float32, text.states.device.type
         # Each weight is used once, so no copy of it in lower precision is worth keeping: that would be half a teacher.
         with torch.autocast(kind, self._dtype, enabled=half, cache_enabled=False):
             if not self._layers:
-                return Signals(sequences, self._decoder(sequences.inputs, text.states, text.mask))
+                return TeacherSignals(sequences, self._decoder(sequences.inputs, text.states, text.mask))
             logits, states = self._decoder.with_states(sequences.inputs, text.states, text.mask)
-        return Signals(sequences, logits, torch.stack([states[layer] for layer in self._layers]))
+        return TeacherSignals(sequences, logits, torch.stack([states[layer] for layer in self._layers]))
 
-    def _moved(self, sequences: Sequences) -> Sequences:
+    def _moved(self, sequences: DecoderBatch) -> DecoderBatch:
         device = next(self._decoder.parameters()).device
-        return Sequences(*(part.to(device) for part in sequences))
+        return DecoderBatch(*(part.to(device) for part in sequences))
 
 
-class SharedTeacher:
+class TensorParallelTeacher:
     """A teacher that is split over the workers of `group`: each has its own rows, and all take part in all of them.
 
     Rows that several ask for are answered once.
@@ -171,7 +171,7 @@ class SharedTeacher:
     def __init__(self, teacher: SignalSource, group: dist.ProcessGroup) -> None:
         self._teacher, self._group = teacher, group
 
-    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         """Every worker of the group must call it."""
         asked: list[Rows] = [rows] * self._group.size()
         dist.all_gather_object(asked, rows, self._group)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
 from tinymusician.distill.hidden import relative_error
 from tinymusician.distill.maps import fit
-from tinymusician.distill.part import PartTask
+from tinymusician.distill.part import ComponentTask
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
@@ -28,21 +28,21 @@ _JUDGED, _PLACES = 48, 8192
 """Held-out pieces that are judged, and places at most by which a map begins."""
 
 
-class Sound(NamedTuple):
+class CodecOutput(NamedTuple):
     """What a decoder makes of latents: `wave` [B, N], and what its stages give on, each [B, C, n]."""
 
     wave: Tensor
     features: tuple[Tensor, ...]
 
 
-def played(codec: Any, latent_BDT: Tensor) -> Sound:
+def played(codec: Any, latent_BDT: Tensor) -> CodecOutput:
     """Run an EnCodec's decoder on dequantized latents; its stages end with the LSTM and with every upsampling."""
     features, values = [], latent_BDT
     for layer in codec.decoder.layers:
         values = layer(values)
         if type(layer).__name__ in {"EncodecLSTM", "EncodecConvTranspose1d"}:
             features.append(values)
-    return Sound(values[:, 0], tuple(features))
+    return CodecOutput(values[:, 0], tuple(features))
 
 
 def latents_of(codec: Any, codes_BKT: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def expected_latents(codec: Any, logits_BKTV: Tensor) -> Tensor:
     return torch.stack([shares[:, k] @ book for k, book in enumerate(books)]).sum(0).transpose(1, 2)
 
 
-class FollowingCodec(nn.Module):
+class ProjectedCodec(nn.Module):
     """A student's codec with one linear map a stage to its teacher's channels, which are no part of the student."""
 
     def __init__(self, codec: Any, teacher: Any) -> None:
@@ -80,14 +80,14 @@ class FollowingCodec(nn.Module):
             every = -(-len(some[0]) // _PLACES)
             fit(one, some[0][::every], some[1][::every])
 
-    def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[Sound, Tensor]:
+    def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[CodecOutput, Tensor]:
         """The sound of latents with its features as wide as the teacher's, and the encoder's latents of a wave."""
         sound = played(self.codec, latent_BDT)
         features = (one(stage) for one, stage in zip(self.projections, sound.features, strict=True))
-        return Sound(sound.wave, tuple(features)), self.codec.encoder(wave_BN[:, None])
+        return CodecOutput(sound.wave, tuple(features)), self.codec.encoder(wave_BN[:, None])
 
 
-def pieces(tokens: TokenSet, rows: Any, frames: int, rng: np.random.Generator) -> Tensor:
+def pieces(tokens: TokenDataset, rows: Any, frames: int, rng: np.random.Generator) -> Tensor:
     """From each of these rows, codes of so many frames from anywhere, [B, K, frames]."""
     longest = tokens.codes.shape[2]
     places = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
@@ -95,23 +95,23 @@ def pieces(tokens: TokenSet, rows: Any, frames: int, rng: np.random.Generator) -
     return torch.from_numpy(np.stack(cut).astype(np.int64))
 
 
-class Wanted(NamedTuple):
+class CodecTargets(NamedTuple):
     """Of codes: their `latent` [B, D, T], the teacher's `sound` of it, and what its encoder makes of that."""
 
     latent: Tensor
-    sound: Sound
+    sound: CodecOutput
     encoded: Tensor
 
 
-class SoundTask(PartTask):
+class CodecDistillTask(ComponentTask):
     """Trains a codec; its quantizer and the teacher stay as they are."""
 
     def __init__(
         self,
-        codec: FollowingCodec,
+        codec: ProjectedCodec,
         teacher: Any,
-        tokens: TokenSet,
-        held_out: TokenSet,
+        tokens: TokenDataset,
+        held_out: TokenDataset,
         frames: int,
         method: Method,
         batch_size: int,
@@ -130,17 +130,17 @@ class SoundTask(PartTask):
         rng = np.random.default_rng((self.seed, step, part))
         return pieces(self.tokens, self.rows(step, part, parts), self.frames, rng)
 
-    def wanted(self, batch: Tensor) -> Wanted:
+    def wanted(self, batch: Tensor) -> CodecTargets:
         """The teacher's sound of codes, and its encoder's latents of it."""
         latent = latents_of(self.teacher, batch)
         sound = played(self.teacher, latent)
-        return Wanted(latent, sound, self.teacher.encoder(sound.wave[:, None]))
+        return CodecTargets(latent, sound, self.teacher.encoder(sound.wave[:, None]))
 
-    def asked(self, batch: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    def asked(self, batch: Tensor, wanted: CodecTargets) -> tuple[Tensor, Tensor]:
         """The latents, and the wave."""
         return wanted.latent, wanted.sound.wave
 
-    def losses(self, answer: tuple[Sound, Tensor], batch: Tensor, wanted: Wanted) -> dict[str, Tensor]:
+    def losses(self, answer: tuple[CodecOutput, Tensor], batch: Tensor, wanted: CodecTargets) -> dict[str, Tensor]:
         """All four."""
         (wave, features), latents = answer
         true = wanted.sound.wave

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.hidden import FollowingDecoder, HiddenLoss, hidden_loss
-from tinymusician.distill.objective import Mixture, distillation_loss, in_pieces
-from tinymusician.distill.on_policy import OwnSamples
+from tinymusician.distill.hidden import HiddenLoss, ProjectedDecoder, hidden_loss
+from tinymusician.distill.objective import LossWeights, chunked, distillation_loss
+from tinymusician.distill.on_policy import OnPolicySampler
 from tinymusician.distill.schedules import temperature
-from tinymusician.distill.signals import Rows, Signals, SignalSource, condition, guided_at, joined
+from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals, condition, guided_at, joined
 from tinymusician.models.divergences import cross_entropy, entropy, forward_kl, mean_over_valid, mean_per_codebook
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.training.task import Model
 
 
 @dataclass(frozen=True)
-class Scales:
+class GuidanceSampler:
     """The guidance scales that a student is told: drawn evenly from `low` to `high`, judged at a few between them."""
 
     low: float
@@ -40,18 +40,18 @@ class Scales:
         return torch.from_numpy(rng.uniform(self.low, self.high, rows).astype(np.float32))
 
 
-class AtScale:
+class FixedScaleSource:
     """A source of both passes as one of their guided distribution at `scale`."""
 
     def __init__(self, source: SignalSource, scale: float) -> None:
         self._source, self._scale, self.ahead = source, scale, source.ahead
 
-    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> Signals:
+    def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         return guided_at(self._source(rows, then), torch.full((len(rows),), self._scale))
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenLossConfig:
     """The loss on hidden states: its kind, its weight beside the objective, and the teacher's width."""
 
     kind: HiddenLoss
@@ -60,7 +60,7 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Softening:
+class TemperatureSchedule:
     """τ from `initial` to `final`, along the `steps` of training or along the sequence."""
 
     initial: float
@@ -83,13 +83,13 @@ class ObjectiveTask:
         student: Any,
         train: SignalSource,
         train_rows: int,
-        mixture_at: Callable[[int], Mixture],
-        softening: Softening,
+        mixture_at: Callable[[int], LossWeights],
+        softening: TemperatureSchedule,
         batch_size: int,
         seed: int,
-        own: OwnSamples | None = None,
-        scales: Scales | None = None,
-        hidden: Hidden | None = None,
+        own: OnPolicySampler | None = None,
+        scales: GuidanceSampler | None = None,
+        hidden: HiddenLossConfig | None = None,
     ) -> None:
         """`own` are the student's samples, which take the places of some rows.
 
@@ -97,7 +97,7 @@ class ObjectiveTask:
         follow those of the teacher whose states the source gives.
         """
         self.student, self.hidden = student, hidden
-        self.module = FollowingDecoder(student, hidden.width) if hidden else ConditionedDecoder(student)
+        self.module = ProjectedDecoder(student, hidden.width) if hidden else ConditionedDecoder(student)
         self.own, self.scales = own, scales
         self.train, self.train_rows = train, train_rows
         self.mixture_at, self.softening = mixture_at, softening
@@ -107,7 +107,7 @@ class ObjectiveTask:
         """Epochs are permutations; the parts of a step are disjoint."""
         return rows_of_step(step, part, parts, self.batch_size, self.train_rows, self.seed)
 
-    def batch(self, step: int, part: int, parts: int) -> Signals:
+    def batch(self, step: int, part: int, parts: int) -> TeacherSignals:
         """The signals of a part's rows; its source hears what the same part of the following steps will ask."""
         (rows, own), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
         heard = []
@@ -119,7 +119,7 @@ class ObjectiveTask:
             heard.append(self.guided(played, step, parts + part))
         return reduce(joined, heard)
 
-    def guided(self, signals: Signals, step: int, draw: int) -> Signals:
+    def guided(self, signals: TeacherSignals, step: int, draw: int) -> TeacherSignals:
         """Signals at scales of their own, if the student is told them."""
         if self.scales is None:
             return signals
@@ -131,7 +131,7 @@ class ObjectiveTask:
         own = self.own.count(step, len(rows)) if self.own else 0
         return rows[: len(rows) - own], rows[len(rows) - own :]
 
-    def loss(self, model: Model, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
         logits, states = self._answer(model, batch)
         loss, scalars = self.objective(logits, batch, step)
@@ -144,7 +144,7 @@ class ObjectiveTask:
             loss = loss + self.hidden.weight * scalars["hidden"]
         return loss, scalars
 
-    def objective(self, logits: Tensor, batch: Signals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, logits: Tensor, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective alone, of logits that are already there."""
         mask, mixture = batch.sequences.mask, self.mixture_at(step)
         tau = self.softening.at(step, mask.shape[-1]).to(logits.device)
@@ -155,11 +155,11 @@ class ObjectiveTask:
         scalars["temperature"] = tau.mean()
         return mean_over_valid(values, mask), scalars
 
-    def student_logits(self, model: Model, signals: Signals) -> Tensor:
+    def student_logits(self, model: Model, signals: TeacherSignals) -> Tensor:
         """What the student, as `model` trains it, says of these sequences, [R, K, S, V]."""
         return self._answer(model, signals)[0]
 
-    def _answer(self, model: Model, signals: Signals) -> tuple[Tensor, Any]:
+    def _answer(self, model: Model, signals: TeacherSignals) -> tuple[Tensor, Any]:
         """The logits, and the layers' states projected to the teacher's width if they are to follow it."""
         text = condition(self.student, signals.sequences)
         answer = model(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
@@ -186,14 +186,14 @@ class DistillTask(ObjectiveTask):
 
         if self.scales is None:
             return closeness_to(self.held_out)
-        found = {scale: closeness_to(AtScale(self.held_out, scale)) for scale in self.scales.judged}
+        found = {scale: closeness_to(FixedScaleSource(self.held_out, scale)) for scale in self.scales.judged}
         names = next(iter(found.values()))
         means = {name: sum(figures[name] for figures in found.values()) / len(found) for name in names}
         return means | {f"kl@{scale:g}": figures["kl"] for scale, figures in found.items()}
 
 
 def held_out_closeness(
-    source: SignalSource, rows: int, batch_size: int, student_logits: Callable[[Signals], Tensor]
+    source: SignalSource, rows: int, batch_size: int, student_logits: Callable[[TeacherSignals], Tensor]
 ) -> dict[str, float]:
     """The means of `closeness` over all `rows` of a signal source."""
     totals: dict[str, float] = {}
@@ -213,10 +213,10 @@ def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> d
     `kl`: forward, nats a code. `agreement`: the share of equal likeliest codes. `entropy` of the student.
     `cross_entropy`: of the student's next codes under the teacher, in the context of the given sequences.
     """
-    kl = in_pieces(forward_kl, teacher_RKSV, student_RKSV, mask_RKS)
+    kl = chunked(forward_kl, teacher_RKSV, student_RKSV, mask_RKS)
     same = (teacher_RKSV.argmax(-1) == student_RKSV.argmax(-1)) & mask_RKS
-    uncertainty = in_pieces(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
-    surprise = in_pieces(cross_entropy, teacher_RKSV, student_RKSV, mask_RKS)
+    uncertainty = chunked(lambda _, log_q: entropy(log_q), teacher_RKSV, student_RKSV, mask_RKS)
+    surprise = chunked(cross_entropy, teacher_RKSV, student_RKSV, mask_RKS)
     measures = {"kl": kl, "agreement": same.float(), "entropy": uncertainty, "cross_entropy": surprise}
     figures = {}
     for name, values in measures.items():
@@ -226,7 +226,7 @@ def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> d
     return figures
 
 
-def _stage(mixture: Mixture) -> float:
+def _stage(mixture: LossWeights) -> float:
     """The share of the mixture that is forward: α where the weights sum to one."""
     forward, reverse = mixture.forward + mixture.skew_forward, mixture.reverse + mixture.skew_reverse
     return forward / (forward + reverse)

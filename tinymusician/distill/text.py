@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinymusician.data.tokens import TokenSet
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
 from tinymusician.distill.hidden import relative_error
 from tinymusician.distill.maps import fit
-from tinymusician.distill.objective import in_pieces
-from tinymusician.distill.part import PartTask
-from tinymusician.distill.signals import Rows, Sequences, sequences_of
+from tinymusician.distill.objective import chunked
+from tinymusician.distill.part import ComponentTask
+from tinymusician.distill.signals import DecoderBatch, Rows, sequences_of
 from tinymusician.models.divergences import forward_kl, mean_over_valid
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
-from tinymusician.models.narrow_text import MappedText
+from tinymusician.models.narrow_text import ProjectedTextEncoder
 from tinymusician.training.task import Model, to_device
 
 
@@ -32,22 +32,22 @@ def state_error(states_BLE: Tensor, wanted_BLE: Tensor, mask_BL: Tensor) -> Tens
 
 
 @torch.no_grad()
-def fit_text(text: MappedText, teacher: Any, ids_BL: Tensor, mask_BL: Tensor) -> None:
+def fit_text(text: ProjectedTextEncoder, teacher: Any, ids_BL: Tensor, mask_BL: Tensor) -> None:
     """Let a text encoder's map begin where it is best for these texts."""
     words = mask_BL.bool()
     own = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     fit(text.to_teacher, own[words], encode_text(teacher, ids_BL, mask_BL).states[words])
 
 
-class TextTask(PartTask):
+class TextEncoderDistillTask(ComponentTask):
     """Trains a text encoder with its map; the teacher stays as it is."""
 
     def __init__(
         self,
-        text: MappedText,
+        text: ProjectedTextEncoder,
         teacher: Any,
-        tokens: TokenSet,
-        held_out: TokenSet,
+        tokens: TokenDataset,
+        held_out: TokenDataset,
         method: Method,
         batch_size: int,
         seed: int,
@@ -57,24 +57,24 @@ class TextTask(PartTask):
         self._decoder = ConditionedDecoder(teacher).eval()
         super().__init__(text, method, len(tokens.codes), batch_size, seed, device)
 
-    def batch(self, step: int, part: int, parts: int) -> Sequences:
+    def batch(self, step: int, part: int, parts: int) -> DecoderBatch:
         """Sequences with their text."""
         return self._sequences(self.tokens, self.rows(step, part, parts))
 
-    def wanted(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+    def wanted(self, batch: DecoderBatch) -> tuple[Tensor, Tensor]:
         """The teacher's states, and its logits when it hears them."""
         states = encode_text(self.teacher, batch.ids, batch.text_mask).states
         return states, self._decoder(batch.inputs, states, batch.text_mask)
 
-    def asked(self, batch: Sequences, wanted: Any) -> tuple[Tensor, Tensor]:
+    def asked(self, batch: DecoderBatch, wanted: Any) -> tuple[Tensor, Tensor]:
         """The text."""
         return batch.ids, batch.text_mask
 
-    def losses(self, answer: Tensor, batch: Sequences, wanted: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses(self, answer: Tensor, batch: DecoderBatch, wanted: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The error of the states, and the KL through the teacher's decoder."""
         states, logits = wanted
         heard = self._decoder(batch.inputs, answer.to(states.dtype), batch.text_mask)
-        kl = mean_over_valid(in_pieces(forward_kl, logits, heard, batch.mask), batch.mask)
+        kl = mean_over_valid(chunked(forward_kl, logits, heard, batch.mask), batch.mask)
         return {"states": state_error(answer, states, batch.text_mask), "kl": kl}
 
     def validate(self, model: Model) -> dict[str, float]:
@@ -90,5 +90,5 @@ class TextTask(PartTask):
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids) / rows
         return totals
 
-    def _sequences(self, tokens: TokenSet, rows: Rows) -> Sequences:
+    def _sequences(self, tokens: TokenDataset, rows: Rows) -> DecoderBatch:
         return sequences_of(tokens, rows, "guided", int(self.teacher.config.decoder.vocab_size))

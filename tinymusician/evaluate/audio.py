@@ -19,14 +19,14 @@ _SHORTEST_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Heard:
+class LoadedClip:
     """A clip as a mono `wave` in [-1, 1], and what was `changed` to make it that."""
 
     wave: Wave
     changed: tuple[str, ...] = ()
 
 
-def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None = None) -> Heard:
+def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None = None) -> LoadedClip:
     """Read `seconds` of a file from `start` on, or all of it.
 
     Raises:
@@ -51,8 +51,8 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
     changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
     wave = frames.mean(axis=1)
     if own != rate:
-        return Heard(resampled(wave, own, rate), (*changed, f"resampled from {own} Hz"))
-    return Heard(wave, changed)
+        return LoadedClip(resampled(wave, own, rate), (*changed, f"resampled from {own} Hz"))
+    return LoadedClip(wave, changed)
 
 
 def resampled(wave: Wave, own: int, rate: int) -> Wave:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.intervals import Interval, mean_interval
-from tinymusician.evaluate.vectors import Floats, Vectors
+from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ClapScore:
         return {"score": self.score.facts(), "shuffled": self.shuffled, "p_shuffled": self.p_shuffled}
 
 
-def clap_score(clips: Vectors, prompts_ND: Floats, seed: int = 0, shuffles: int = 1000) -> ClapScore:
+def clap_score(clips: ClipEmbeddings, prompts_ND: Floats, seed: int = 0, shuffles: int = 1000) -> ClapScore:
     """The score of clips against one embedded prompt each.
 
     Raises:
@@ -58,7 +58,7 @@ def clap_score(clips: Vectors, prompts_ND: Floats, seed: int = 0, shuffles: int 
     return ClapScore(mean_interval(own, seed), float(likeness[other].mean()), as_high, own)
 
 
-def _likeness(clips: Vectors, prompts_ND: Floats) -> npt.NDArray[np.float64]:
+def _likeness(clips: ClipEmbeddings, prompts_ND: Floats) -> npt.NDArray[np.float64]:
     """The mean cosine of every clip's windows with every prompt, [N, N]."""
     cosines = _unit(clips.values) @ _unit(prompts_ND).T
     summed = np.zeros((clips.clips, len(prompts_ND)))

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymusician.evaluate.musicians import Musician, Settings, TorchMusician
+from tinymusician.evaluate.musicians import Generator, SamplingSettings, TorchGenerator
 from tinymusician.runtime.memory import peak_memory
 
 _POWERCAP = Path("/sys/class/powercap")
@@ -49,9 +49,9 @@ class Cost:
         return asdict(self)
 
 
-def measure(musician: Musician, prompts: list[str], settings: Settings, bare: int = 0) -> Cost:
+def measure(musician: Generator, prompts: list[str], settings: SamplingSettings, bare: int = 0) -> Cost:
     """Play each prompt alone, after a short one that does not count; `bare` bytes were held before the model came."""
-    short = Settings(min(1.0, settings.seconds), settings.guidance, settings.top_k, settings.temperature)
+    short = SamplingSettings(min(1.0, settings.seconds), settings.guidance, settings.top_k, settings.temperature)
     musician.play(prompts[:1], [0], short)
     walls, busy, energies = [], [], []
     for number, prompt in enumerate(prompts):
@@ -73,13 +73,13 @@ def measure(musician: Musician, prompts: list[str], settings: Settings, bare: in
         cpu=statistics.median(busy),
         memory=peak_memory() - bare,
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        flops=operations(musician, prompts[0], short) if isinstance(musician, TorchMusician) else None,
+        flops=operations(musician, prompts[0], short) if isinstance(musician, TorchGenerator) else None,
         joules=statistics.median(known) if known else None,
         sizes=musician.sizes,
     )
 
 
-def operations(musician: Musician, prompt: str, settings: Settings) -> float:
+def operations(musician: Generator, prompt: str, settings: SamplingSettings) -> float:
     """Floating-point operations a second of music, counted on a short clip: attention over longer ones adds to them.
 
     Attention is computed by plain products meanwhile: the counter does not know its fused kernel on a CPU.

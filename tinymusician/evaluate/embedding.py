@@ -33,7 +33,7 @@ class TextEmbedder(Embedder, Protocol):
         """A vector for every prompt, [N, D]."""
 
 
-class Tagger(Protocol):
+class AudioClassifier(Protocol):
     """A classifier of clips. `facts` as for an embedder."""
 
     rate: int

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.intervals import Interval, centred_interval, resampled_clips
-from tinymusician.evaluate.vectors import Floats, Vectors
+from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
 
 _SIZES, _DRAWS = 8, 4
 _SMALLEST_SHARE = 0.5
@@ -38,7 +38,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Extrapolation:
+class FadInfinity:
     """FAD∞: the line through FAD over 1/N, `value` at 0, and the `points` (clips, FAD) that it was laid through."""
 
     value: float
@@ -60,7 +60,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     return max(0.0, float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * shared))
 
 
-def fad(clips: Vectors, reference: Vectors) -> float:
+def fad(clips: ClipEmbeddings, reference: ClipEmbeddings) -> float:
     """FAD of two sets.
 
     Raises:
@@ -70,7 +70,7 @@ def fad(clips: Vectors, reference: Vectors) -> float:
     return frechet_distance(Gaussian.of(clips.values), Gaussian.of(reference.values))
 
 
-def fad_interval(clips: Vectors, reference: Vectors, seed: int = 0, resamples: int = 200) -> Interval:
+def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
     """FAD with the interval of what other clips, as many as these, would have given against this reference."""
     value = fad(clips, reference)
     if clips.clips < 2:
@@ -78,14 +78,16 @@ def fad_interval(clips: Vectors, reference: Vectors, seed: int = 0, resamples: i
     return centred_interval(value, resampled_fad(clips, reference, seed, resamples))
 
 
-def resampled_fad(clips: Vectors, reference: Vectors, seed: int, resamples: int) -> npt.NDArray[np.float64]:
+def resampled_fad(
+    clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int, resamples: int
+) -> npt.NDArray[np.float64]:
     """FAD of every resample of the clips."""
     fixed = Gaussian.of(reference.values)
     draws = resampled_clips(clips.clips, resamples, seed)
     return np.array([frechet_distance(Gaussian.of(clips.chosen(draw).values), fixed) for draw in draws])
 
 
-def fad_infinity(clips: Vectors, reference: Vectors, seed: int = 0, draws: int = _DRAWS) -> Extrapolation:
+def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, draws: int = _DRAWS) -> FadInfinity:
     """FAD extrapolated to infinitely many clips on both sides.
 
     Both sets are drawn from in the same share, from a half to all of their clips, so the bias of both falls together;
@@ -111,12 +113,12 @@ def fad_infinity(clips: Vectors, reference: Vectors, seed: int = 0, draws: int =
         ]
         points.append((count, float(np.mean(found))))
     slope, value = np.polyfit([1 / count for count, _ in points], [found for _, found in points], 1)
-    return Extrapolation(float(value), float(slope), tuple(points))
+    return FadInfinity(float(value), float(slope), tuple(points))
 
 
 def fad_infinity_interval(
-    clips: Vectors, reference: Vectors, seed: int = 0, resamples: int = 100
-) -> tuple[Interval, Extrapolation]:
+    clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 100
+) -> tuple[Interval, FadInfinity]:
     """FAD∞ with its interval, by resamples of the clips that are extrapolated each, and the extrapolation itself."""
     found = fad_infinity(clips, reference, seed)
     drawn = resampled_clips(clips.clips, resamples, seed)
@@ -124,7 +126,7 @@ def fad_infinity_interval(
     return centred_interval(found.value, again), found
 
 
-def fad_by_clip(clips: Vectors, reference: Vectors) -> npt.NDArray[np.float64]:
+def fad_by_clip(clips: ClipEmbeddings, reference: ClipEmbeddings) -> npt.NDArray[np.float64]:
     """Per-song FAD: of each clip by itself against the reference, [N] (Gui et al., section 3.3).
 
     A clip of one window has a covariance of 0: what is left tells how far it lies from the reference's middle.
@@ -134,11 +136,11 @@ def fad_by_clip(clips: Vectors, reference: Vectors) -> npt.NDArray[np.float64]:
     return np.array([frechet_distance(Gaussian.of(clips.clip(n)), fixed) for n in range(clips.clips)])
 
 
-def _drawn(clips: Vectors, count: int, random: np.random.Generator) -> Gaussian:
+def _drawn(clips: ClipEmbeddings, count: int, random: np.random.Generator) -> Gaussian:
     return Gaussian.of(clips.chosen(random.permutation(clips.clips)[:count]).values)
 
 
-def _check(clips: Vectors, reference: Vectors, share: float = 1.0) -> None:
+def _check(clips: ClipEmbeddings, reference: ClipEmbeddings, share: float = 1.0) -> None:
     if clips.dimension != reference.dimension:
         raise DataError(
             f"FAD: embeddings of {clips.dimension} and {reference.dimension} dimensions; equal ones are needed"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.evaluate.vectors import Floats
-from tinymusician.recipe import Degeneration
+from tinymusician.recipe import DegenerateThresholds
 
 _FRAME_SECONDS = 0.02
 _SILENT_DB = -60.0
@@ -18,7 +18,7 @@ KINDS = ("not finite", "silent", "clipped", "offset", "looped")
 
 
 @dataclass(frozen=True)
-class Health:
+class ClipHealth:
     """What was measured of one clip; `lag` is the best lag of the loop in frames."""
 
     finite: bool
@@ -29,18 +29,18 @@ class Health:
     lag: int
 
 
-def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -> Health:
+def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -> ClipHealth:
     """Look at one clip, mono samples in [-1, 1], and at the codes it was decoded from where they are known."""
     looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
     if not np.isfinite(wave).all():
-        return Health(False, 0.0, 0.0, 0.0, looped, lag)
+        return ClipHealth(False, 0.0, 0.0, 0.0, looped, lag)
     if len(wave) == 0:
-        return Health(True, 1.0, 0.0, 0.0, looped, lag)
+        return ClipHealth(True, 1.0, 0.0, 0.0, looped, lag)
     clipped = float(np.mean(np.abs(wave) >= _FULL_SCALE))
-    return Health(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
+    return ClipHealth(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
 
 
-def problems(health: Health, limits: Degeneration) -> tuple[str, ...]:
+def problems(health: ClipHealth, limits: DegenerateThresholds) -> tuple[str, ...]:
     """The kinds of fault that a clip has."""
     if not health.finite:
         return ("not finite",)

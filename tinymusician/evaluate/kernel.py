@@ -16,13 +16,13 @@ from scipy.spatial.distance import cdist, pdist
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.intervals import Interval, centred_interval, resampled_clips
-from tinymusician.evaluate.vectors import Floats, Vectors
+from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
 
 SCALE = 100.0
 _BLOCK, _MOST_FOR_MEDIAN, _MOST = 1024, 2000, 8000
 
 
-def bandwidth(reference: Vectors) -> float:
+def bandwidth(reference: ClipEmbeddings) -> float:
     """The median distance of two vectors of the reference, of 2,000 evenly chosen ones where there are more.
 
     Raises:
@@ -35,7 +35,7 @@ def bandwidth(reference: Vectors) -> float:
     return found
 
 
-def kad(clips: Vectors, reference: Vectors, seed: int = 0, resamples: int = 200) -> Interval:
+def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
     """KAD with the interval of what other clips, as many as these, would have given against this reference.
 
     Raises:
@@ -61,18 +61,18 @@ def kad(clips: Vectors, reference: Vectors, seed: int = 0, resamples: int = 200)
     return centred_interval(float(found[0]), drawn) if len(drawn) > resamples / 2 else Interval(float(found[0]))
 
 
-def thinned(side: Vectors) -> Vectors:
+def thinned(side: ClipEmbeddings) -> ClipEmbeddings:
     """At most 8,000 vectors, or one a clip: of each clip evenly spaced ones."""
     if len(side.values) <= _MOST:
         return side
     share = max(1, _MOST // side.clips)
     whole = [side.clip(number) for number in range(side.clips)]
-    return Vectors.of(
+    return ClipEmbeddings.of(
         [clip[np.linspace(0, len(clip) - 1, min(share, len(clip))).round().astype(int)] for clip in whole]
     )
 
 
-def _within(side: Vectors, weights_RN: Floats, width: float) -> npt.NDArray[np.float64]:
+def _within(side: ClipEmbeddings, weights_RN: Floats, width: float) -> npt.NDArray[np.float64]:
     """The mean kernel of two vectors of different clips, when clip n counts `weights_RN[r, n]` times, [R]."""
     each = weights_RN[:, side.owners]
     total, pairs = np.zeros(len(each)), each.sum(axis=1) ** 2
@@ -85,7 +85,7 @@ def _within(side: Vectors, weights_RN: Floats, width: float) -> npt.NDArray[np.f
         return np.asarray(total / (pairs - np.square(weights_RN * side.windows).sum(axis=1)))
 
 
-def _between(one: Vectors, weights_RN: Floats, other: Vectors, width: float) -> npt.NDArray[np.float64]:
+def _between(one: ClipEmbeddings, weights_RN: Floats, other: ClipEmbeddings, width: float) -> npt.NDArray[np.float64]:
     """The mean kernel of a vector of each side, [R]."""
     each = weights_RN[:, one.owners]
     total = np.zeros(len(each))

@@ -25,14 +25,14 @@ from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
 from tinymusician.models.student import weights_digest
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
-from tinymusician.runtime.player import Wish, open_player
-from tinymusician.runtime.rollout import Sequences, rollout
+from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.rollout import ForcedBatch, rollout
 
 Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """How everybody is asked to play; models of one pass have their guidance within them."""
 
     seconds: float
@@ -42,14 +42,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Played:
+class GeneratedClip:
     """A clip: its codes [K, T], and their wave."""
 
     codes: Codes
     wave: Wave
 
 
-class Musician(Protocol):
+class Generator(Protocol):
     """Anything that plays. `sizes` are bytes by component; `one_pass` says that guidance is in its weights.
 
     One that is told its guidance knows the scales of its `guidance_range`.
@@ -62,7 +62,7 @@ class Musician(Protocol):
     one_pass: bool
     guidance_range: tuple[float, float] | None
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
@@ -72,7 +72,7 @@ class Musician(Protocol):
         """
 
 
-class TorchMusician:
+class TorchGenerator:
     """A MusicGen in PyTorch."""
 
     def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
@@ -87,7 +87,7 @@ class TorchMusician:
             name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
         }
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
         codes = sample_codes(
             self.model,
@@ -100,7 +100,7 @@ class TorchMusician:
             seeds,
         )
         waves = decode_audio(self.model, codes.to(self._device)).float().cpu().numpy()
-        return [Played(own, wave) for own, wave in zip(codes.cpu().numpy(), waves, strict=True)]
+        return [GeneratedClip(own, wave) for own, wave in zip(codes.cpu().numpy(), waves, strict=True)]
 
     @torch.no_grad()
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
@@ -125,7 +125,7 @@ class TorchMusician:
         return told_condition(self.model, text["input_ids"], text["attention_mask"], guidance)
 
 
-class BundleMusician:
+class OnnxGenerator:
     """A bundle in the engine."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
@@ -136,13 +136,13 @@ class BundleMusician:
         self.one_pass, self.guidance_range = manifest.sampling.one_pass, manifest.sampling.guidance_range
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Played]:
+    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
         player = self._player
         guidance = None if player.manifest.sampling.is_fixed else settings.guidance
         tracks = [
             player.start(
-                Wish(
+                GenerationRequest(
                     prompt,
                     settings.seconds,
                     seed,
@@ -161,7 +161,7 @@ class BundleMusician:
             for track in tracks:
                 if track.error is not None:
                     raise track.error
-            return [Played(track.codes, player.codec(track.codes)) for track in tracks]
+            return [GeneratedClip(track.codes, player.codec(track.codes)) for track in tracks]
         finally:
             for track in tracks:
                 track.cancel()
@@ -170,11 +170,11 @@ class BundleMusician:
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
         scales = (guidance,) * len(prompts) if self.guidance_range else None
-        logits = rollout(self._player, Sequences(list(prompts), codes_NKT, not self.one_pass, scales))
+        logits = rollout(self._player, ForcedBatch(list(prompts), codes_NKT, not self.one_pass, scales))
         return torch.from_numpy(logits).permute(1, 2, 0, 3)
 
 
-def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Musician:
+def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Generator:
     """A bundle's folder, or a MusicGen by folder, hub id or packaged name.
 
     Raises:
@@ -183,10 +183,10 @@ def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Musician:
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file():
         read_manifest(folder)
-        return BundleMusician(folder, threads)
+        return OnnxGenerator(folder, threads)
     if folder.is_dir() and not (folder / "config.json").is_file() and not is_release(folder):
         raise ModelError(
             f"model {name!r}: the folder is neither a bundle ({MANIFEST}) nor a MusicGen (config.json, or "
             f"{' and '.join(RELEASE)} of audiocraft)"
         )
-    return TorchMusician(load_musicgen(name), load_tokenizer(name), device)
+    return TorchGenerator(load_musicgen(name), load_tokenizer(name), device)

@@ -15,10 +15,10 @@ import numpy as np
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
 from tinymusician.data.corpus import RenderedSplit
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import Heard, read_clip, resampled
+from tinymusician.evaluate.audio import LoadedClip, read_clip, resampled
 
 
-class RealClips(Protocol):
+class ReferenceSet(Protocol):
     """Captioned clips. `told` says what the set is, for the report."""
 
     captions: list[str]
@@ -27,7 +27,7 @@ class RealClips(Protocol):
     def facts(self, index: int) -> dict[str, Any]:
         """What a clip's sound depends on."""
 
-    def wave(self, index: int, rate: int) -> Heard:
+    def wave(self, index: int, rate: int) -> LoadedClip:
         """A clip at a rate.
 
         Raises:
@@ -35,7 +35,7 @@ class RealClips(Protocol):
         """
 
 
-class BandClips:
+class RenderedClips:
     """Rendered test tunes of the house band."""
 
     rate = 16_000
@@ -57,11 +57,11 @@ class BandClips:
         samples = self._split.samples[index][: self._samples]
         return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
 
-    def wave(self, index: int, rate: int) -> Heard:
+    def wave(self, index: int, rate: int) -> LoadedClip:
         """A clip at a rate."""
         wave = self._split.audio(slice(index, index + 1))[0][: self._samples]
         changed = () if rate == self.rate else (f"resampled from {self.rate} Hz",)
-        return Heard(resampled(wave, self.rate, rate), changed)
+        return LoadedClip(resampled(wave, self.rate, rate), changed)
 
 
 class FileClips:
@@ -83,12 +83,12 @@ class FileClips:
             raise DataError(f"{clip.path}: cannot be read ({error.strerror})") from error
         return {"sha256": digest, "start": clip.start, "seconds": self._seconds}
 
-    def wave(self, index: int, rate: int) -> Heard:
+    def wave(self, index: int, rate: int) -> LoadedClip:
         """A clip at a rate."""
         clip = self._clips[index]
         heard = read_clip(clip.path, rate, *_span(clip, self._seconds))
         short = len(heard.wave) < 0.99 * self._seconds * rate
-        return Heard(heard.wave, (*heard.changed, f"shorter than {self._seconds:g} s")) if short else heard
+        return LoadedClip(heard.wave, (*heard.changed, f"shorter than {self._seconds:g} s")) if short else heard
 
 
 def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
@@ -115,7 +115,7 @@ def _thinned(there: int, count: int, seed: int, kind: str) -> Sequence[int]:
     return sorted(np.random.default_rng(seed).permutation(there)[:count].tolist())
 
 
-def open_reference(asked: Any, count: int, seconds: float, seed: int, corpus: Path) -> RealClips:
+def open_reference(asked: Any, count: int, seconds: float, seed: int, corpus: Path) -> ReferenceSet:
     """The clips that a recipe's `evaluate.reference` asks for; `corpus` is where the band's tunes are rendered.
 
     Raises:
@@ -126,7 +126,7 @@ def open_reference(asked: Any, count: int, seconds: float, seed: int, corpus: Pa
     if asked.kind == "band":
         from tinymusician.data.corpus import HELD_OUT_CLIPS, load_test_split
 
-        return BandClips(load_test_split(corpus, HELD_OUT_CLIPS), count, seconds, seed)
+        return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), count, seconds, seed)
     audio = Path(asked.audio).expanduser()
     if asked.kind == "folder":
         return FileClips(load_folder(audio), f"folder {audio.name}", count, seconds, seed)

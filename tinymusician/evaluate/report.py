@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Listened:
+class AudioSample:
     """A clip to listen to, encoded as FLAC."""
 
     name: str
@@ -31,7 +31,7 @@ class Listened:
 def html_report(
     name: str,
     content: Figures,
-    listened: Sequence[tuple[str, list[Listened]]],
+    listened: Sequence[tuple[str, list[AudioSample]]],
     curves: Figures,
     sensitivities: Sequence[tuple[str, bytes]],
 ) -> str:
@@ -302,7 +302,7 @@ _COST = (
 )
 
 
-def _heard(prompt: str, clips: list[Listened]) -> str:
+def _heard(prompt: str, clips: list[AudioSample]) -> str:
     players = [html_player(one.flac, "audio/flac", one.name, plot_spectrogram(one.wave, one.rate)) for one in clips]
     return html_note(prompt) + html_side_by_side(players)
 

@@ -16,7 +16,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
-from tinymusician.evaluate.embedding import Tagger, in_batches, windows
+from tinymusician.evaluate.embedding import AudioClassifier, in_batches, windows
 from tinymusician.evaluate.vectors import Floats
 from tinymusician.models.musicgen import model_location
 from tinymusician.models.student import weights_digest
@@ -79,7 +79,7 @@ class TransformersTagger:
         return {"class": np.concatenate(found)}
 
 
-def open_tagger(name: str, device: str = "cpu") -> Tagger:
+def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:
     """The packaged band-tagger, or one of transformers' by folder or hub id."""
     folder = Path(model_location(name))
     config = folder / "config.json"

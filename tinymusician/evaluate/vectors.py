@@ -17,14 +17,14 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Vectors:
+class ClipEmbeddings:
     """`values` [M, D]: the windows or frames of all clips in order; `owners` [M], rising: whose clip each is."""
 
     values: Floats
     owners: Indices
 
     @classmethod
-    def of(cls, clips: Sequence[Floats]) -> Vectors:
+    def of(cls, clips: Sequence[Floats]) -> ClipEmbeddings:
         """From one array [windows, D] a clip.
 
         Raises:
@@ -61,10 +61,10 @@ class Vectors:
         end = int(self.windows[: index + 1].sum())
         return self.values[end - int(self.windows[index]) : end]
 
-    def chosen(self, clips: Indices) -> Vectors:
+    def chosen(self, clips: Indices) -> ClipEmbeddings:
         """These clips, in this order; a clip that is named twice counts as two."""
         starts = (np.cumsum(self.windows) - self.windows)[clips]
         counts = self.windows[clips]
         first = np.cumsum(counts) - counts
         places = np.arange(counts.sum()) - np.repeat(first - starts, counts)
-        return Vectors(self.values[places], np.repeat(np.arange(len(clips)), counts))
+        return ClipEmbeddings(self.values[places], np.repeat(np.arange(len(clips)), counts))

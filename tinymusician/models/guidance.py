@@ -36,7 +36,7 @@ class GuidanceEmbedding(nn.Module):
         return embedding
 
 
-class ToldMusicgen(MusicgenForConditionalGeneration):  # type: ignore[misc]
+class GuidanceConditionedMusicgen(MusicgenForConditionalGeneration):  # type: ignore[misc]
     """transformers' MusicGen with the embedding of `config.guidance_range`, saved and loaded with it."""
 
     def __init__(self, config: Any, **parts: Any) -> None:
@@ -45,11 +45,11 @@ class ToldMusicgen(MusicgenForConditionalGeneration):  # type: ignore[misc]
         self.guidance_embedding = GuidanceEmbedding(low, high, config.text_encoder.d_model)
 
 
-def told_its_guidance(student: Any, low: float, high: float) -> ToldMusicgen:
+def told_its_guidance(student: Any, low: float, high: float) -> GuidanceConditionedMusicgen:
     """The same student, told its scale from `low` to `high`; until it has learned to listen it plays as before."""
     config = copy.deepcopy(student.config)
     config.guidance_range = [low, high]
-    told: ToldMusicgen = ToldMusicgen(config)
+    told: GuidanceConditionedMusicgen = GuidanceConditionedMusicgen(config)
     nn.init.zeros_(told.guidance_embedding.last.weight)  # transformers initialises new modules in its own way
     told.load_state_dict(student.state_dict(), strict=False)
     told.generation_config = copy.deepcopy(student.generation_config)

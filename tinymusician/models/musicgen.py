@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGenera
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
-from tinymusician.models.guidance import ToldMusicgen, is_told
+from tinymusician.models.guidance import GuidanceConditionedMusicgen, is_told
 
 
 class TextCondition(NamedTuple):
@@ -111,7 +111,7 @@ def load_musicgen(name: str) -> Any:
     folder = model_location(name)
     try:
         ranged = getattr(AutoConfig.from_pretrained(folder), "guidance_range", None)
-        kind = ToldMusicgen if ranged else MusicgenForConditionalGeneration
+        kind = GuidanceConditionedMusicgen if ranged else MusicgenForConditionalGeneration
         model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
         raise ModelError(_cannot_load(name, error)) from error

@@ -27,7 +27,7 @@ from tinymusician.models.size import check_text, check_text_width
 from tinymusician.models.student import built
 
 
-class MappedText(nn.Module):
+class ProjectedTextEncoder(nn.Module):
     """A student's text encoder, and the map of its states to its teacher's width."""
 
     def __init__(self, encoder: Any, to_teacher: nn.Linear) -> None:
@@ -40,7 +40,7 @@ class MappedText(nn.Module):
         return states
 
 
-def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> MappedText:
+def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> ProjectedTextEncoder:
     """A T5 encoder of the teacher's `layers`; its map begins by putting every kept channel back in its place.
 
     Raises:
@@ -77,10 +77,10 @@ def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, fee
     with torch.no_grad():
         to_teacher.weight.zero_()[channels, torch.arange(width)] = 1
         to_teacher.bias.zero_()
-    return MappedText(student.eval(), to_teacher)
+    return ProjectedTextEncoder(student.eval(), to_teacher)
 
 
-def with_text(model: Any, text: MappedText) -> Any:
+def with_text(model: Any, text: ProjectedTextEncoder) -> Any:
     """A MusicGen that hears through another text encoder: map and projection of the text states become one.
 
     Raises:

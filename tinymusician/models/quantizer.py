@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Quantized(NamedTuple):
+class QuantizerOutput(NamedTuple):
     """`latent` [B, D, T] with straight-through gradients, the scalar `commitment` loss, and `codes` [B, K, T]."""
 
     latent: Tensor
@@ -43,7 +43,7 @@ class QuantizerTrainer(nn.Module):
             book.embed_avg.copy_(centres * book.cluster_size[:, None])
             residual = residual - centres[book.quantize(residual)]
 
-    def forward(self, latent_BDT: Tensor, depth_B: Tensor, generator: torch.Generator | None) -> Quantized:
+    def forward(self, latent_BDT: Tensor, depth_B: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         """Quantize with the first `depth_B[b]` codebooks of each row; in training mode also update the codebooks."""
         batch, width, frames = latent_BDT.shape
         residual = latent_BDT.permute(0, 2, 1).reshape(-1, width).float()
@@ -61,7 +61,7 @@ class QuantizerTrainer(nn.Module):
             codes.append(index.view(batch, frames))
         quantized = total.view(batch, frames, width).permute(0, 2, 1)
         straight = latent_BDT + (quantized - latent_BDT).detach()
-        return Quantized(straight, commitment, torch.stack(codes, 1))
+        return QuantizerOutput(straight, commitment, torch.stack(codes, 1))
 
     @torch.no_grad()
     def _update(self, book: Any, residual: Tensor, index: Tensor, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.models.musicgen import TextCondition
-from tinymusician.runtime.sampling import Sampling, draw, guide, numbers_of
+from tinymusician.runtime.sampling import SamplingParams, draw, guide, numbers_of
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def sample_codes(
     states, mask = _project(model, both), both.mask
     carries = torch.from_numpy(valid(books, frames)).to(states.device)
     steps = carries.shape[1]
-    sampling = Sampling(temperature if numbers is not None else 0, top_k)
+    sampling = SamplingParams(temperature if numbers is not None else 0, top_k)
     delayed = torch.full((rows, books, steps), pad, device=states.device)
     column, past = torch.full((rows, books), pad, device=states.device), None
     for step in range(steps):
@@ -77,7 +77,7 @@ def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] 
     return lambda books: torch.rand((rows, books), generator=generator, device=place).double().cpu().numpy()
 
 
-def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: Sampling) -> Tensor:
+def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: SamplingParams) -> Tensor:
     """The engine's own draw."""
     books = logits_BKV.shape[1]
     uniforms = numbers(books) if numbers is not None else np.zeros(logits_BKV.shape[:-1])

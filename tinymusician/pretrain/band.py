@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinymusician.data.corpus import SEED, RenderedSplit, load_split
 from tinymusician.data.scores import TUNES, Split, load_tunes
-from tinymusician.data.tokens import TokenSet, tokenize_captions
+from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.models.band import build_band
 from tinymusician.models.saving import save_musicgen
 from tinymusician.pretrain.clap import TrainableClap, clap_features, new_clap
@@ -36,14 +36,14 @@ def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
 
 
 @torch.no_grad()
-def encode_split(codec: Any, tokenizer: Any, split: RenderedSplit, batch: int = 50) -> TokenSet:
+def encode_split(codec: Any, tokenizer: Any, split: RenderedSplit, batch: int = 50) -> TokenDataset:
     """The codec's tokens of every clip of a split, with its caption's."""
     device = next(codec.parameters()).device
     codes = []
     for start in range(0, len(split.clips), batch):
         audio = torch.from_numpy(split.audio(slice(start, start + batch))).to(device)
         codes.append(codec.encode(audio[:, None]).audio_codes[0].cpu().numpy().astype(np.int16))
-    return TokenSet(np.concatenate(codes), *tokenize_captions(tokenizer, split.captions))
+    return TokenDataset(np.concatenate(codes), *tokenize_captions(tokenizer, split.captions))
 
 
 def assemble(folder: Path, codec: Any, tokenizer: Any, weights: dict[str, Tensor], layers: int) -> None:

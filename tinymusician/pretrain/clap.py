@@ -19,7 +19,7 @@ from tinymusician.data.tokens import tokenize_captions
 from tinymusician.training.task import Model, to_device
 
 
-class ClipsAndCaptions(NamedTuple):
+class ClapBatch(NamedTuple):
     """Log-mel `features` [B, 1, 251, 64], text `ids` and `mask` [B, L]."""
 
     features: Tensor
@@ -98,7 +98,7 @@ class TrainableClap(nn.Module):
         for name in ("logit_scale_a", "logit_scale_t"):
             setattr(self.clap, name, nn.Parameter(getattr(self.clap, name).detach().reshape(shape)))
 
-    def forward(self, batch: ClipsAndCaptions) -> Tensor:
+    def forward(self, batch: ClapBatch) -> Tensor:
         never_longer = torch.zeros(len(batch.ids), 1, dtype=torch.bool, device=batch.ids.device)
         output = self.clap(
             input_features=batch.features, is_longer=never_longer, input_ids=batch.ids, attention_mask=batch.mask
@@ -122,11 +122,11 @@ class ClapTask:
         """Random clips."""
         return np.random.default_rng((self.seed, step, part, parts)).integers(0, len(self.train.clips), self.batch_size)
 
-    def batch(self, step: int, part: int, parts: int) -> ClipsAndCaptions:
+    def batch(self, step: int, part: int, parts: int) -> ClapBatch:
         """A part's clips and captions."""
         return self._read(self.train, self.rows(step, part, parts))
 
-    def loss(self, model: Model, batch: ClipsAndCaptions, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: ClapBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of both directions, in nats."""
         return contrastive_loss(model(batch)), {}
 
@@ -140,11 +140,11 @@ class ClapTask:
         recall = (nearest == own).any(1).float().mean().item()
         return {"loss": contrastive_loss(similarity).item(), "recall_at_10": recall}
 
-    def _read(self, split: RenderedSplit, rows: Any) -> ClipsAndCaptions:
+    def _read(self, split: RenderedSplit, rows: Any) -> ClapBatch:
         audio = list(split.audio(rows))
         features = self.features(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
         ids, mask = tokenize_captions(self.tokenizer, [split.clips[row].caption for row in rows])
-        return ClipsAndCaptions(features, torch.from_numpy(ids), torch.from_numpy(mask))
+        return ClapBatch(features, torch.from_numpy(ids), torch.from_numpy(mask))
 
 
 def contrastive_loss(similarity_BB: Tensor) -> Tensor:

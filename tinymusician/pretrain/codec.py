@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tinymusician.data.corpus import RenderedSplit
 from tinymusician.models.codec import start_from_closed_form
-from tinymusician.models.quantizer import Quantized, QuantizerTrainer
+from tinymusician.models.quantizer import QuantizerOutput, QuantizerTrainer
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
@@ -35,7 +35,7 @@ class TrainableCodec(nn.Module):
         self.codec = codec
         self.quantizer = QuantizerTrainer(codec.quantizer)
 
-    def forward(self, batch: AudioBatch) -> tuple[Tensor, Quantized]:
+    def forward(self, batch: AudioBatch) -> tuple[Tensor, QuantizerOutput]:
         latent = self.codec.encoder(batch.audio[:, None]).float()
         quantized = self.quantizer(latent, batch.depth, batch.generator)
         return self.codec.decoder(quantized.latent)[:, 0, : batch.audio.shape[1]].float(), quantized

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.data.tokens import TokenSet, rows_of_step
+from tinymusician.data.tokens import TokenDataset, rows_of_step
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
 from tinymusician.training.task import Model, to_device
 
 NO_TEXT_SHARE = 0.1
 
 
-class CaptionedCodes(NamedTuple):
+class LMBatch(NamedTuple):
     """Delayed `inputs` and `targets` [B, K, S], text `ids` and `mask` [B, L], rows to train without text `drop` [B]."""
 
     inputs: Tensor
@@ -36,7 +36,7 @@ class TrainableMusicgen(nn.Module):
         self.text_encoder = model.text_encoder
         self.language_model = ConditionedDecoder(model)
 
-    def forward(self, batch: CaptionedCodes) -> Tensor:
+    def forward(self, batch: LMBatch) -> Tensor:
         text = encode_text(self, batch.ids, batch.mask).dropped(batch.drop)
         logits: Tensor = self.language_model(batch.inputs, text.states, text.mask)
         return logits
@@ -46,7 +46,13 @@ class LanguageModelTask:
     """Next-code cross-entropy over the valid positions of the delay pattern, a tenth of the rows without text."""
 
     def __init__(
-        self, model: Any, train: TokenSet, held_out: TokenSet, batch_size: int, seed: int, held_out_rows: int = 128
+        self,
+        model: Any,
+        train: TokenDataset,
+        held_out: TokenDataset,
+        batch_size: int,
+        seed: int,
+        held_out_rows: int = 128,
     ) -> None:
         self.module = TrainableMusicgen(model)
         self.train, self.held_out = train, held_out
@@ -57,13 +63,13 @@ class LanguageModelTask:
         """Rows of epoch after epoch, each in an order of its own; the parts of a step are disjoint."""
         return rows_of_step(step, part, parts, self.batch_size, len(self.train.codes), self.seed)
 
-    def batch(self, step: int, part: int, parts: int) -> CaptionedCodes:
+    def batch(self, step: int, part: int, parts: int) -> LMBatch:
         """A part's rows, some without their text."""
         rng = np.random.default_rng((self.seed, step, part, parts))
         drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
         return captioned(self.train, self.rows(step, part, parts), self.pad, drop)
 
-    def loss(self, model: Model, batch: CaptionedCodes, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: LMBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of the codebooks' cross-entropies, in nats a code."""
         per_book = cross_entropy_per_codebook(model(batch), batch.targets)
         return per_book.mean(), {f"cross_entropy/{k + 1}": value for k, value in enumerate(per_book)}
@@ -87,14 +93,14 @@ class LanguageModelTask:
 
 
 def captioned(
-    tokens: TokenSet, rows: np.ndarray[Any, Any], pad: int, drop: Tensor, caption_shift: int = 0
-) -> CaptionedCodes:
+    tokens: TokenDataset, rows: np.ndarray[Any, Any], pad: int, drop: Tensor, caption_shift: int = 0
+) -> LMBatch:
     """Rows of a token set in the delay pattern, with the captions of the rows `caption_shift` further on."""
     targets = delay(tokens.codes[rows].astype(np.int64), pad)
     inputs = inputs_for(targets, pad)
     told = (rows + caption_shift) % len(tokens.codes)
     ids, mask = torch.from_numpy(tokens.text_ids[told]), torch.from_numpy(tokens.text_mask[told])
-    return CaptionedCodes(torch.from_numpy(inputs), torch.from_numpy(targets), ids, mask, drop)
+    return LMBatch(torch.from_numpy(inputs), torch.from_numpy(targets), ids, mask, drop)
 
 
 def cross_entropy_per_codebook(logits_BKSV: Tensor, targets_BKS: Tensor) -> Tensor:

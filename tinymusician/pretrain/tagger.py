@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinymusician.data.corpus import RenderedSplit
-from tinymusician.data.facts import INSTRUMENTS, PITCH_CLASSES, TEMPI, Facts
+from tinymusician.data.facts import INSTRUMENTS, PITCH_CLASSES, TEMPI, ClipAttributes
 from tinymusician.models.tagger import BandTagger, Classes
 from tinymusician.training.task import Model, to_device
 
@@ -20,13 +20,13 @@ CLASSES: Classes = {"instrument": tuple(INSTRUMENTS), "tempo": tuple(TEMPI), "ke
 """What is asked of a clip, and the possible answers."""
 
 
-def labels_of(facts: Facts) -> dict[str, int]:
+def labels_of(facts: ClipAttributes) -> dict[str, int]:
     """The right answers, as numbers of classes."""
     answers = {"instrument": facts.instrument, "tempo": facts.tempo, "key": facts.key}
     return {question: CLASSES[question].index(answer) for question, answer in answers.items()}
 
 
-class LabelledClips(NamedTuple):
+class TaggerBatch(NamedTuple):
     """`waves` [B, N], and the `labels` [B, questions] in the order of `CLASSES`."""
 
     waves: Tensor
@@ -46,18 +46,18 @@ class TaggerTask:
         """Random clips."""
         return self._draw(step, part, parts)[0]
 
-    def batch(self, step: int, part: int, parts: int) -> LabelledClips:
+    def batch(self, step: int, part: int, parts: int) -> TaggerBatch:
         """A part's clips at random levels."""
         rows, rng = self._draw(step, part, parts)
         clips = _read(self.train, rows)
         gains = torch.from_numpy(rng.uniform(0.5, 1.5, (self.batch_size, 1)).astype(np.float32))
-        return LabelledClips(clips.waves * gains, clips.labels)
+        return TaggerBatch(clips.waves * gains, clips.labels)
 
     def _draw(self, step: int, part: int, parts: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
         rng = np.random.default_rng((self.seed, step, part, parts))
         return rng.integers(0, len(self.train.clips), self.batch_size), rng
 
-    def loss(self, model: Model, batch: LabelledClips, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: TaggerBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the questions, in nats."""
         losses = {question: F.cross_entropy(*pair) for question, pair in _pairs(model(batch.waves), batch).items()}
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
@@ -79,10 +79,10 @@ class TaggerTask:
         return totals
 
 
-def _pairs(logits: dict[str, Tensor], batch: LabelledClips) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs(logits: dict[str, Tensor], batch: TaggerBatch) -> dict[str, tuple[Tensor, Tensor]]:
     return {question: (logits[question], batch.labels[:, place]) for place, question in enumerate(CLASSES)}
 
 
-def _read(split: RenderedSplit, rows: np.ndarray) -> LabelledClips:
+def _read(split: RenderedSplit, rows: np.ndarray) -> TaggerBatch:
     labels = [[labels_of(split.clips[row].facts)[question] for question in CLASSES] for row in rows]
-    return LabelledClips(torch.from_numpy(split.audio(rows)), torch.tensor(labels))
+    return TaggerBatch(torch.from_numpy(split.audio(rows)), torch.tensor(labels))

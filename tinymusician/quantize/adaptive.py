@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 
 from tinymusician.quantize.apply import GRAPHS, WEIGHTED, group_of, quantize_graph
-from tinymusician.quantize.precision import Plan
-from tinymusician.quantize.sensitivity import Measure, Table
+from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.quantize.sensitivity import GroupSensitivity, Table
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest
-from tinymusician.runtime.player import Player
-from tinymusician.runtime.rollout import Sequences, compare, rollout, rollout_with_ranges
+from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
 """What the codec may become: convolutions know no blocks."""
@@ -49,13 +49,13 @@ def trials(groups: Sequence[str], precisions: Sequence[Precision]) -> list[tuple
     ]
 
 
-def alone(group: str, precision: Precision, how: Plan) -> Plan:
+def alone(group: str, precision: Precision, how: PrecisionPlan) -> PrecisionPlan:
     """A plan that changes one group only; block size, symmetry and method are those of `how`."""
     return how.model_copy(update={"default": "float32", "groups": {group: precision}, "cache": "float32"})
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanMetrics:
     """What a plan makes of the graphs: bytes of all files, each codebook's KL (nats a code), the codec's SNR in dB."""
 
     size: int
@@ -63,10 +63,10 @@ class Outcome:
     codec_snr: float
 
 
-class Measurer:
+class PlanEvaluator:
     """Measures plans on the float32 graphs in `folder` against their own logits on `sequences`; 0 threads means all."""
 
-    def __init__(self, folder: Path, manifest: BundleManifest, sequences: Sequences, threads: int = 0) -> None:
+    def __init__(self, folder: Path, manifest: BundleManifest, sequences: ForcedBatch, threads: int = 0) -> None:
         self._threads = threads
         self.folder, self.manifest, self.sequences = folder, manifest, sequences
         self.in_graph: dict[str, dict[str, int]] = {
@@ -79,11 +79,11 @@ class Measurer:
         self._wanted, self.ranges = rollout_with_ranges(player, sequences)
         self._wave = player.codec(sequences.codes[0])
 
-    def player(self, folder: Path) -> Player:
+    def player(self, folder: Path) -> MusicGenerator:
         """The graphs in `folder` ready to run; they are this process's own, so nothing is checked."""
-        return Player(Bundle(folder, self.manifest), self._threads)
+        return MusicGenerator(Bundle(folder, self.manifest), self._threads)
 
-    def measure(self, plan: Plan) -> Outcome:
+    def measure(self, plan: PrecisionPlan) -> PlanMetrics:
         """What a plan makes of the graphs."""
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as name:
             target = Path(name)
@@ -91,22 +91,22 @@ class Measurer:
             player = self.player(target)
             difference = compare(self._wanted, rollout(player, self.sequences))
             heard = snr(self._wave, player.codec(self.sequences.codes[0]))
-            return Outcome(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), heard)
+            return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), heard)
 
-    def table(self, found: Mapping[tuple[str, Precision], Outcome]) -> Table:
+    def table(self, found: Mapping[tuple[str, Precision], PlanMetrics]) -> Table:
         """What each group costs in each precision, from what was measured of it alone; what broke it is left out."""
         nothing = (0.0,) * self.manifest.architecture.codebooks
-        table: dict[str, dict[Precision, Measure]] = {
-            group: {"float32": Measure(size, nothing)} for group, size in self.groups.items()
+        table: dict[str, dict[Precision, GroupSensitivity]] = {
+            group: {"float32": GroupSensitivity(size, nothing)} for group, size in self.groups.items()
         }
         for (group, precision), outcome in found.items():
             size = self.groups[group] + outcome.size - self.whole
             if not np.isfinite(outcome.by_codebook).all():
                 continue
-            table[group][precision] = Measure(size, outcome.by_codebook)
+            table[group][precision] = GroupSensitivity(size, outcome.by_codebook)
         return table
 
-    def _change(self, plan: Plan, target: Path) -> None:
+    def _change(self, plan: PrecisionPlan, target: Path) -> None:
         """Write the graphs that the plan changes, link the others."""
         for path in self.folder.iterdir():
             if path.suffix == ".onnx" and self._touches(plan, path.stem):
@@ -117,7 +117,7 @@ class Measurer:
             if not (target / data.name).exists() and not self._touches(plan, Path(data.stem).stem):
                 os.link(data, target / data.name)
 
-    def _touches(self, plan: Plan, graph: str) -> bool:
+    def _touches(self, plan: PrecisionPlan, graph: str) -> bool:
         kept = plan.cache == "int8" and graph == "decoder"
         return kept or plan.uniform_int8 or any(plan.of(group) != "float32" for group in self.in_graph[graph])
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinymusician.quantize.graph import MICROSOFT, MOST_IN_ONE_FILE, save
-from tinymusician.quantize.precision import Plan
+from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Role
 
@@ -40,7 +40,7 @@ CacheRanges = Sequence[tuple[Any, Any]]
 """By layer the largest absolute key and value of each channel, [H, D] each."""
 
 
-def apply_plan(plan: Plan, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
+def apply_plan(plan: PrecisionPlan, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
     """Write the graphs of `source`, quantized by `plan`, into `target`, with everything else that lies there.
 
     `ranges` are needed where the plan keeps the cache in int8.
@@ -54,7 +54,9 @@ def apply_plan(plan: Plan, source: Path, target: Path, ranges: CacheRanges | Non
             quantize_graph(plan, name, source / f"{name}.onnx", target / f"{name}.onnx", ranges)
 
 
-def quantize_graph(plan: Plan, name: str, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
+def quantize_graph(
+    plan: PrecisionPlan, name: str, source: Path, target: Path, ranges: CacheRanges | None = None
+) -> None:
     """Write one graph of the fused flavour, quantized by `plan`."""
     if plan.uniform_int8 and name != "codec_encoder":
         quantize_uniformly(source, target)
@@ -102,7 +104,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def quantize_model(plan: Plan, model: onnx.ModelProto, group: Callable[[str], str]) -> onnx.ModelProto:
+def quantize_model(plan: PrecisionPlan, model: onnx.ModelProto, group: Callable[[str], str]) -> onnx.ModelProto:
     """Give every node with weights the precision of its group; `group` tells it from the node's name.
 
     A table whose rows are no whole number of blocks becomes float16 where the plan asks for fewer bits.
@@ -151,7 +153,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
     return [name for name in nodes if name not in products]
 
 
-def split_heads(model: onnx.ModelProto, plan: Plan) -> None:
+def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     """Where a plan gives the codebooks' heads several precisions, make the one product of all heads one for each."""
     books = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
     if len({plan.of(f"lm_heads.{book}") for book in range(books)}) == 1:
@@ -193,7 +195,7 @@ def cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
         node.attribute.append(helper.make_attribute("kv_cache_bit_width", 8))
 
 
-def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: Plan) -> onnx.ModelProto:
+def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: PrecisionPlan) -> onnx.ModelProto:
     """Keep the weights of these products in blocks of few bits."""
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,

@@ -59,7 +59,7 @@ def codec_decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     `cut` says how many frames at the beginning and at the end of `codes` are context only. The N = T - cut frames
     between them go through the LSTM; `latent` [B, D, P + N] are the kept frames and these, `audio` their samples.
     """
-    codec = _Codec(config, weights)
+    codec = _CodecGraphBuilder(config, weights)
     g = codec.g
     wide = config.num_filters * 2 ** len(config.upsampling_ratios)
     g.input("codes", "int64", ["B", config.num_quantizers, "T"])
@@ -86,7 +86,7 @@ def codec_decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
 
 def codec_encoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     """`audio` [B, samples], a whole number of frames, to `codes` [B, K, T]."""
-    codec = _Codec(config, weights)
+    codec = _CodecGraphBuilder(config, weights)
     g = codec.g
     g.input("audio", "float32", ["B", "samples"])
     x = codec.convolution(g.node("Unsqueeze", ["audio", g.ints(1)], "wave"), "encoder.layers.0")
@@ -111,7 +111,7 @@ def _cut(g: GraphWriter, x: str) -> str:
     return g.node("Slice", [x, parts, g.node("Sub", [length, "cut_right"], "cut_end"), g.ints(2)], "new_frames")
 
 
-class _Codec:
+class _CodecGraphBuilder:
     """EnCodec's layers as nodes."""
 
     def __init__(self, config: Any, weights: Weights) -> None:

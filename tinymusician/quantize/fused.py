@@ -85,10 +85,10 @@ def decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     width = decoder.hidden_size // decoder.num_attention_heads
     if width % 8:
         raise ModelError(f"decoder: heads of width {width}; a multiple of 8 is needed")
-    return _Decoder(decoder, weights).graph()
+    return _DecoderGraphBuilder(decoder, weights).graph()
 
 
-class _Decoder:
+class _DecoderGraphBuilder:
     """The decoder's parts in the order in which a step runs through them."""
 
     def __init__(self, config: Any, weights: Weights) -> None:

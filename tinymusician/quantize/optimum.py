@@ -23,8 +23,8 @@ from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError
 from tinymusician.quantize.apply import quantize_model, quantize_uniformly, quietly
 from tinymusician.quantize.graph import save
-from tinymusician.quantize.precision import Plan
-from tinymusician.runtime.rollout import Floats, Sequences
+from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.runtime.rollout import Floats, ForcedBatch
 
 DECODERS = ("decoder_model", "decoder_with_past_model")
 _DECODER_GROUPS = (
@@ -51,7 +51,7 @@ def export_optimum(model: Path, folder: Path) -> None:
         raise ModelError(f"model {model}: Optimum cannot export it ({' '.join(str(error).split())[:200]})") from error
 
 
-def apply_to_optimum(plan: Plan, source: Path, target: Path) -> None:
+def apply_to_optimum(plan: PrecisionPlan, source: Path, target: Path) -> None:
     """Write Optimum's float32 files in `source`, quantized by `plan`, into `target`, with the two decoders merged."""
     from optimum.onnx import merge_decoders
 
@@ -80,7 +80,7 @@ def group_in_optimum(graph: str, node: str) -> str:
     raise ModelError(f"{graph}: node {node} is in no group that a plan knows")
 
 
-def optimum_logits(folder: Path, tokenizer: Any, sequences: Sequences) -> Floats:
+def optimum_logits(folder: Path, tokenizer: Any, sequences: ForcedBatch) -> Floats:
     """The merged decoder's logits along the sequences, [S, R, K, V]: the first step without a past, others with it."""
     import onnxruntime
 
@@ -101,7 +101,7 @@ def optimum_logits(folder: Path, tokenizer: Any, sequences: Sequences) -> Floats
     return _along(decoder, inputs, {"encoder_hidden_states": states, "encoder_attention_mask": mask})
 
 
-def optimum_wave(folder: Path, sequences: Sequences) -> Floats:
+def optimum_wave(folder: Path, sequences: ForcedBatch) -> Floats:
     """The codec's wave of the first sequence, [T · hop]."""
     import onnxruntime
 
@@ -132,7 +132,7 @@ def _along(decoder: Any, inputs_RKS: Any, conditions: dict[str, Any]) -> Floats:
     return np.stack(found)
 
 
-def _quantize(plan: Plan, source: Path, target: Path) -> None:
+def _quantize(plan: PrecisionPlan, source: Path, target: Path) -> None:
     if source.stem == "build_delay_pattern_mask":
         shutil.copyfile(source, target)
     elif plan.uniform_int8:

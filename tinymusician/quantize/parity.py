@@ -20,12 +20,12 @@ from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
 from tinymusician.quantize.adaptive import snr
-from tinymusician.runtime.player import Player
-from tinymusician.runtime.rollout import Floats, Sequences, compare, rollout
+from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityReport:
     """How far a bundle is from PyTorch in float32. Lists are by codebook.
 
     `by_part` is the KL at the first step, at the delay's beginning and end (K - 1 steps each), between, and at the
@@ -49,10 +49,10 @@ class Parity:
         return asdict(self)
 
 
-class Reference:
+class ReferenceOutputs:
     """PyTorch's own answers on some sequences."""
 
-    def __init__(self, model: Any, tokenizer: Any, sequences: Sequences) -> None:
+    def __init__(self, model: Any, tokenizer: Any, sequences: ForcedBatch) -> None:
         self.sequences = sequences
         pad = model.config.decoder.vocab_size
         inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
@@ -81,8 +81,8 @@ def _run(model: Any, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floa
 
 
 def measure(
-    reference: Reference, logits: Floats, wave: Floats, errors: npt.NDArray[np.float64] | None = None
-) -> Parity:
+    reference: ReferenceOutputs, logits: Floats, wave: Floats, errors: npt.NDArray[np.float64] | None = None
+) -> ParityReport:
     """How far graphs are from the reference that gave these logits and this wave.
 
     `errors` are those of the layers, [layers, S], where the graphs let one look at them.
@@ -91,7 +91,7 @@ def measure(
     first_step, first_layer = -1, -1
     if errors is not None and len(off := np.argwhere(~(errors.T <= 0.01))):
         first_step, first_layer = (int(value) for value in off[0])
-    return Parity(
+    return ParityReport(
         kl=difference.by_codebook,
         agreement=np.nanmean(difference.agreement, axis=0).tolist(),
         by_part=_by_part(difference.kl),
@@ -104,14 +104,14 @@ def measure(
     )
 
 
-def measure_fused(reference: Reference, player: Player, folder: Path) -> Parity:
+def measure_fused(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> ParityReport:
     """How far the fused graphs in `folder`, loaded as `player`, are from the reference."""
     sequences = reference.sequences
     wave = player.codec(sequences.codes[0])
     return measure(reference, rollout(player, sequences), wave, layer_errors(reference, player, folder))
 
 
-def check(parity: Parity, name: str, kl: float, agreement: float, codec_snr: float) -> None:
+def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_snr: float) -> None:
     """Refuse graphs whose worst codebook has more KL, or a lower agreement, or whose codec has a lower SNR (dB).
 
     Raises:
@@ -128,7 +128,7 @@ def check(parity: Parity, name: str, kl: float, agreement: float, codec_snr: flo
         raise ParityError(f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {codec_snr:g} is needed")
 
 
-def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDArray[np.float64]:
+def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> npt.NDArray[np.float64]:
     """The error of every layer's output over its size, on the first sequence with text, [layers, S]."""
     import onnxruntime
 
@@ -145,7 +145,7 @@ def layer_errors(reference: Reference, player: Player, folder: Path) -> npt.NDAr
     return np.asarray(np.sqrt(np.square(found.astype(np.float64) - wanted).mean(-1)) / np.maximum(size, 1e-12))
 
 
-def _tapped(session: Any, names: list[str], player: Player, sequences: Sequences, steps: int) -> Floats:
+def _tapped(session: Any, names: list[str], player: MusicGenerator, sequences: ForcedBatch, steps: int) -> Floats:
     """The named outputs at every step of the first sequence, [layers, S, D]."""
     text = sequences.text(player, 0)
     pad = player.decoder.vocabulary

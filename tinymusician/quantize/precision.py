@@ -26,7 +26,7 @@ Method = Literal["rtn", "hqq"]
 _TABLES = ("embeddings", "text_embedding", "codec")
 
 
-class Plan(BaseModel):
+class PrecisionPlan(BaseModel):
     """Precisions by group. `default` is for every decoder layer and other group that is not named.
 
     `int8` and `int4` keep weights in blocks of `block_size` with a scale each (and a zero point each unless
@@ -55,7 +55,7 @@ class Plan(BaseModel):
     note: Annotated[str, Field(description="where the plan comes from")] = ""
 
     @model_validator(mode="after")
-    def _known(self) -> Plan:
+    def _known(self) -> PrecisionPlan:
         for group, precision in self.groups.items():
             if not re.fullmatch(r"layers\.\d+|lm_heads(\.\d+)?|embeddings|cross|text|text_embedding|codec", group):
                 raise ValueError(f"groups.{group}: no such group")
@@ -97,7 +97,7 @@ PLANS: dict[str, dict[str, Any]] = {
 once. `adaptive` is measured, not given."""
 
 
-def packaged_plan(name: str) -> Plan:
+def packaged_plan(name: str) -> PrecisionPlan:
     """A plan that comes with the package.
 
     Raises:
@@ -105,7 +105,7 @@ def packaged_plan(name: str) -> Plan:
     """
     if name not in PLANS:
         raise PlanError(f"plan {name!r}: allowed are {', '.join(PLANS)}, adaptive, or a YAML file's path")
-    return Plan(name=name, **PLANS[name])
+    return PrecisionPlan(name=name, **PLANS[name])
 
 
 def is_file(name: str) -> bool:
@@ -113,7 +113,7 @@ def is_file(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def load_plan(name: str | dict[str, Any]) -> Plan:
+def load_plan(name: str | dict[str, Any]) -> PrecisionPlan:
     """A packaged plan by name, a file by path, or a plan's own content.
 
     Raises:
@@ -123,7 +123,7 @@ def load_plan(name: str | dict[str, Any]) -> Plan:
         return packaged_plan(name)
     try:
         content = name if isinstance(name, dict) else yaml.safe_load(Path(name).read_text("utf-8"))
-        return Plan.model_validate(content)
+        return PrecisionPlan.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"plan {name}: cannot be read ({' '.join(str(error).split())})") from error
     except ValidationError as error:
@@ -132,13 +132,13 @@ def load_plan(name: str | dict[str, Any]) -> Plan:
         raise PlanError(f"plan {name}: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
-def coarsest(plan: Plan) -> Precision:
+def coarsest(plan: PrecisionPlan) -> Precision:
     """The precision with the fewest bits that a plan uses."""
     order: tuple[Precision, ...] = ("int4", "int8", "float16", "float32")
     used = {plan.default, *plan.groups.values()} | ({"int8"} if plan.uniform_int8 or plan.cache == "int8" else set())
     return next(precision for precision in order if precision in used)
 
 
-def save_plan(plan: Plan, path: Path) -> None:
+def save_plan(plan: PrecisionPlan, path: Path) -> None:
     """Write a plan as YAML that `load_plan` reads."""
     path.write_text(yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False), "utf-8")

@@ -25,7 +25,7 @@ WEBGPU = frozenset(_ON_WEBGPU.split())
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProviderSupport:
     """One graph on one provider: the operators it lacks, and what is said about it."""
 
     graph: str
@@ -34,15 +34,17 @@ class Verdict:
     said: str
 
 
-def verdicts(folder: Path) -> list[Verdict]:
+def verdicts(folder: Path) -> list[ProviderSupport]:
     """What each provider makes of every graph in `folder`."""
     found = []
     for path in sorted(folder.rglob("*.onnx")):
         kinds = operators(onnx.load(str(path), load_external_data=False).graph)
-        found.append(Verdict(path.stem, "CPU (x86, ARM)", (), "runs whole"))
+        found.append(ProviderSupport(path.stem, "CPU (x86, ARM)", (), "runs whole"))
         found.append(coreml(path))
         lacks = tuple(sorted(kinds - WEBGPU))
-        found.append(Verdict(path.stem, "WebGPU", lacks, "runs whole" if not lacks else "the rest runs on the CPU"))
+        found.append(
+            ProviderSupport(path.stem, "WebGPU", lacks, "runs whole" if not lacks else "the rest runs on the CPU")
+        )
     return found
 
 
@@ -56,7 +58,7 @@ def operators(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def coreml(path: Path) -> Verdict:
+def coreml(path: Path) -> ProviderSupport:
     """The verdict of ONNX Runtime's `check_onnx_model_mobile_usability`."""
     from onnxruntime.tools.mobile_helpers.usability_checker import analyze_model
 
@@ -66,11 +68,11 @@ def coreml(path: Path) -> Verdict:
     try:
         analyze_model(path, logger=logger)  # its answer is of NNAPI, too
     except Exception as error:  # of any of ONNX Runtime's parts; the report says what, and goes on
-        return Verdict(path.stem, "CoreML", (), f"the checker failed: {type(error).__name__}")
+        return ProviderSupport(path.stem, "CoreML", (), f"the checker failed: {type(error).__name__}")
     program = messages.text[messages.text.rfind("Checking CoreML MLProgram") :]
     lacking = re.findall(r"Unsupported ops: (\S+)", program)
     lacks = tuple(name.partition(":")[2] for name in lacking[0].split(",")) if lacking else ()
-    return Verdict(path.stem, "CoreML", lacks, coreml_gain(program))
+    return ProviderSupport(path.stem, "CoreML", lacks, coreml_gain(program))
 
 
 def coreml_gain(program: str) -> str:

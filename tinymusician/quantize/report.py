@@ -17,7 +17,7 @@ _COLOURS = {"float16": "tab:green", "int8": "tab:blue", "int4": "tab:red"}
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """A plan on the plane of size (bytes of the graphs) and KL (nats a code, of its worst codebook)."""
 
     name: str
@@ -49,7 +49,7 @@ def plot_sensitivity(table: Table) -> bytes:
     return png(figure)
 
 
-def plot_front(table: Table | None, points: Sequence[Point], budget: float | None) -> bytes:
+def plot_front(table: Table | None, points: Sequence[ParetoPoint], budget: float | None) -> bytes:
     """A PNG: size against KL, the front of the relaxation where groups were measured, and every plan on it."""
     figure, axis = pyplot().subplots(figsize=(11, 6), layout="constrained")
     if table is not None:

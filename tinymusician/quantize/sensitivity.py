@@ -18,7 +18,7 @@ from tinymusician.recipe import Precision
 
 
 @dataclass(frozen=True)
-class Measure:
+class GroupSensitivity:
     """What one group costs in one precision: bytes in the bundle, and the KL it causes alone, by codebook (nats)."""
 
     size: int
@@ -30,7 +30,7 @@ class Measure:
         return sum(self.by_codebook) / len(self.by_codebook)
 
 
-Table = Mapping[str, Mapping[Precision, Measure]]
+Table = Mapping[str, Mapping[Precision, GroupSensitivity]]
 """Groups to precisions to measures; every group has `float32`, whose KL is 0."""
 
 
@@ -42,13 +42,16 @@ def as_facts(table: Table) -> dict[str, Any]:
 def from_facts(facts: dict[str, Any]) -> Table:
     """The table that `as_facts` wrote down."""
     return {
-        group: {cast(Precision, name): Measure(one["size"], tuple(one["by_codebook"])) for name, one in options.items()}
+        group: {
+            cast(Precision, name): GroupSensitivity(one["size"], tuple(one["by_codebook"]))
+            for name, one in options.items()
+        }
         for group, options in facts.items()
     }
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlanChoice:
     """A precision for every group, with what it was expected to cost and what it was measured to."""
 
     groups: dict[str, Precision]
@@ -87,7 +90,7 @@ def front(table: Table) -> list[tuple[dict[str, Precision], int, float]]:
     return plans
 
 
-def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]], float]) -> Choice:
+def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]], float]) -> PlanChoice:
     """The smallest plan of the front whose joint KL, measured by `joint_kl`, is at most `budget`.
 
     The front is searched by bisection, since KL falls along it as bytes rise.
@@ -102,7 +105,7 @@ def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]
         groups, size, expected = plans[middle]
         measured = joint_kl(groups)
         if measured <= budget:
-            best, high = Choice(groups, size, expected, measured), middle - 1
+            best, high = PlanChoice(groups, size, expected, measured), middle - 1
         else:
             low = middle + 1
     if best is None:

@@ -4,56 +4,56 @@ A recipe is a YAML file that says what differs from the defaults of its parts; `
 Packaged recipes are named without a path (`band`); anything with a `/` or ending in `.yaml` is a file.
 """
 
-from tinymusician.recipe.compression import Gate, Precision, Quantize
+from tinymusician.recipe.compression import Precision, QualityThreshold, QuantizeConfig
 from tinymusician.recipe.distillation import (
-    ActorSignals,
-    CachedSignals,
-    CutStudent,
-    FixedBiKL,
-    FromLayers,
-    NarrowStudent,
+    ActorSignalsConfig,
+    CachedSignalsConfig,
+    FixedBiKLConfig,
+    LayerPrunedStudent,
+    LayerSubset,
     Objective,
-    OnPolicy,
-    PlainObjective,
-    StageMixed,
-    SteppedBiKL,
-    Teacher,
-    Training,
+    OnPolicyConfig,
+    PlainObjectiveConfig,
+    StageMixedConfig,
+    SwitchedBiKLConfig,
+    TeacherConfig,
+    TrainingConfig,
+    WidthPrunedStudent,
 )
-from tinymusician.recipe.evaluation import Degeneration, Evaluate, Grid, LaionClapEmbedding
-from tinymusician.recipe.parts import Codec, TextEncoder
-from tinymusician.recipe.pretraining import Pretraining
-from tinymusician.recipe.release import Publish, ReleaseGates, Step
+from tinymusician.recipe.evaluation import DegenerateThresholds, EvaluateConfig, Grid, LaionClapEmbeddingConfig
+from tinymusician.recipe.parts import CodecConfig, TextEncoderConfig
+from tinymusician.recipe.pretraining import PretrainConfig
+from tinymusician.recipe.release import PublishConfig, ReleaseGatesConfig, Step
 from tinymusician.recipe.whole import Recipe, load_recipe, overridden, parse_recipe, recipe_names
 
 __all__ = [
-    "ActorSignals",
-    "CachedSignals",
-    "Codec",
-    "CutStudent",
-    "Degeneration",
-    "Evaluate",
-    "FixedBiKL",
-    "FromLayers",
-    "Gate",
+    "ActorSignalsConfig",
+    "CachedSignalsConfig",
+    "CodecConfig",
+    "DegenerateThresholds",
+    "EvaluateConfig",
+    "FixedBiKLConfig",
     "Grid",
-    "LaionClapEmbedding",
-    "NarrowStudent",
+    "LaionClapEmbeddingConfig",
+    "LayerPrunedStudent",
+    "LayerSubset",
     "Objective",
-    "OnPolicy",
-    "PlainObjective",
+    "OnPolicyConfig",
+    "PlainObjectiveConfig",
     "Precision",
-    "Pretraining",
-    "Publish",
-    "Quantize",
+    "PretrainConfig",
+    "PublishConfig",
+    "QualityThreshold",
+    "QuantizeConfig",
     "Recipe",
-    "ReleaseGates",
-    "StageMixed",
+    "ReleaseGatesConfig",
+    "StageMixedConfig",
     "Step",
-    "SteppedBiKL",
-    "Teacher",
-    "TextEncoder",
-    "Training",
+    "SwitchedBiKLConfig",
+    "TeacherConfig",
+    "TextEncoderConfig",
+    "TrainingConfig",
+    "WidthPrunedStudent",
     "load_recipe",
     "overridden",
     "parse_recipe",

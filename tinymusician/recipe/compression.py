@@ -6,12 +6,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import Count, Part, Positive, Share
+from tinymusician.recipe.part import ConfigModel, Count, Positive, Share
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 
 
-class Gate(Part):
+class QualityThreshold(ConfigModel):
     """What a bundle must keep against PyTorch in float32; one that does not is not stored."""
 
     kl: Positive = Field(description="largest KL in nats a code, of the worst codebook")
@@ -19,13 +19,13 @@ class Gate(Part):
     codec_snr: float = Field(description="smallest signal-to-noise ratio of the codec's wave, in dB")
 
 
-class Gates(Part):
+class QualityThresholds(ConfigModel):
     """A gate for every precision; a plan must pass that of its coarsest one."""
 
-    float32: Gate = Gate(kl=1e-6, agreement=0.999, codec_snr=60)
-    float16: Gate = Gate(kl=1e-3, agreement=0.98, codec_snr=40)
-    int8: Gate = Gate(kl=0.02, agreement=0.9, codec_snr=20)
-    int4: Gate = Gate(kl=0.2, agreement=0.75, codec_snr=20)
+    float32: QualityThreshold = QualityThreshold(kl=1e-6, agreement=0.999, codec_snr=60)
+    float16: QualityThreshold = QualityThreshold(kl=1e-3, agreement=0.98, codec_snr=40)
+    int8: QualityThreshold = QualityThreshold(kl=0.02, agreement=0.9, codec_snr=20)
+    int4: QualityThreshold = QualityThreshold(kl=0.2, agreement=0.75, codec_snr=20)
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +40,7 @@ class Gates(Part):
         }
 
 
-class Quantize(Part):
+class QuantizeConfig(ConfigModel):
     """How a model becomes a bundle."""
 
     model: str | None = Field(
@@ -66,7 +66,7 @@ class Quantize(Part):
     seconds: Positive = Field(3.0, description="length of each of them")
     parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")
     continuation: bool = Field(False, description="include the codec's encoder, so that clips can be continued")
-    gates: Gates = Gates()
+    gates: QualityThresholds = QualityThresholds()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import Count, Part, Positive, Share
+from tinymusician.recipe.part import ConfigModel, Count, Positive, Share
 
 
-class Teacher(Part):
+class TeacherConfig(ConfigModel):
     """The model that is imitated, and what it is asked."""
 
     kind: Literal["transformers", "audiocraft"] = Field(
@@ -49,7 +49,7 @@ class Teacher(Part):
         return self
 
 
-class FromLayers(Part):
+class LayerSubset(ConfigModel):
     """A student whose decoder layers come from chosen teacher layers."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
@@ -57,13 +57,13 @@ class FromLayers(Part):
     )
 
 
-class CutStudent(FromLayers):
+class LayerPrunedStudent(LayerSubset):
     """A student of the teacher's width."""
 
     kind: Literal["cut"] = "cut"
 
 
-class NarrowStudent(FromLayers):
+class WidthPrunedStudent(LayerSubset):
     """A student of a smaller width, cut out of the teacher's matrices."""
 
     kind: Literal["narrow"] = "narrow"
@@ -72,14 +72,14 @@ class NarrowStudent(FromLayers):
     feed_forward: Count = Field(description="width of the feed-forward blocks")
 
 
-class ReadyStudent(Part):
+class PretrainedStudent(ConfigModel):
     """A student that already exists, such as MusicGen-Small under MusicGen-Large."""
 
     kind: Literal["model"] = "model"
     model: str = Field(description="hub id or local folder")
 
 
-class Sequences(Part):
+class SequencesConfig(ConfigModel):
     """The code sequences on which teacher and student are compared."""
 
     prompts: str = Field("general", description="packaged prompt file (general, band) or a path to a JSON-lines file")
@@ -101,13 +101,13 @@ class Sequences(Part):
         return self
 
 
-class OnlineSignals(Part):
+class OnlineSignalsConfig(ConfigModel):
     """The teacher runs in each worker."""
 
     source: Literal["online"] = "online"
 
 
-class ActorSignals(Part):
+class ActorSignalsConfig(ConfigModel):
     """The teacher runs on Ray actors of its own, ahead of the workers that train."""
 
     source: Literal["actors"] = "actors"
@@ -115,7 +115,7 @@ class ActorSignals(Part):
     ahead: Count = Field(2, description="batches that each worker has them prepare ahead, and no more")
 
 
-class CachedSignals(Part):
+class CachedSignalsConfig(ConfigModel):
     """The teacher's logits are read from shards that `submit precompute` made with the same recipe."""
 
     source: Literal["cached"] = "cached"
@@ -124,17 +124,17 @@ class CachedSignals(Part):
     )
 
 
-Signals = Annotated[OnlineSignals | ActorSignals | CachedSignals, Field(discriminator="source")]
+Signals = Annotated[OnlineSignalsConfig | ActorSignalsConfig | CachedSignalsConfig, Field(discriminator="source")]
 
 
-class Hidden(Part):
+class HiddenConfig(ConfigModel):
     """A loss on hidden states: each student layer follows a teacher layer, through a projection that is learned."""
 
     weight: Annotated[float, Field(ge=0)] = Field(0.0, description="beside the objective; 0 is none")
     kind: Literal["mse", "cosine"] = Field("cosine", description="mse: TinyBERT's; cosine: DistilBERT's and PKD's")
 
 
-class OnPolicy(Part):
+class OnPolicyConfig(ConfigModel):
     """The student's own samples, judged by the teacher, among a step's sequences (GKD, arXiv 2306.13649)."""
 
     share: Share = Field(0.0, description="share of a step's sequences that the student plays itself")
@@ -143,7 +143,7 @@ class OnPolicy(Part):
     refresh: Count = Field(10, description="steps for which it plays together; no sample is older")
 
 
-class Temperature(Part):
+class TemperatureConfig(ConfigModel):
     """Softening of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
 
     initial: Positive = 1.0
@@ -159,20 +159,20 @@ Transition = Annotated[
 Switch = Annotated[float, Field(ge=0, le=1, description="share of the run after which reverse replaces forward")]
 
 
-class PlainObjective(Part):
+class PlainObjectiveConfig(ConfigModel):
     """KL(p ‖ q), KL(q ‖ p), or their sum."""
 
     name: Literal["forward", "reverse", "bikl"]
 
 
-class FixedBiKL(Part):
+class FixedBiKLConfig(ConfigModel):
     """w·KL(p ‖ q) + (1-w)·KL(q ‖ p)."""
 
     name: Literal["fixed_bikl"]
     weight: Share = 0.5
 
 
-class SteppedBiKL(Part):
+class SwitchedBiKLConfig(ConfigModel):
     """Forward KL first, reverse KL after the switch."""
 
     name: Literal["stepped_bikl"]
@@ -180,7 +180,7 @@ class SteppedBiKL(Part):
     transition: Transition = 0.0
 
 
-class StageMixed(Part):
+class StageMixedConfig(ConfigModel):
     """TinyMusician's stage-mixed bidirectional skewed KL (eq. 4)."""
 
     name: Literal["stage_mixed"] = "stage_mixed"
@@ -191,10 +191,12 @@ class StageMixed(Part):
     skew: float = Field(0.1, ge=0, lt=1, description="λ: how much of the other distribution is mixed in")
 
 
-Objective = Annotated[PlainObjective | FixedBiKL | SteppedBiKL | StageMixed, Field(discriminator="name")]
+Objective = Annotated[
+    PlainObjectiveConfig | FixedBiKLConfig | SwitchedBiKLConfig | StageMixedConfig, Field(discriminator="name")
+]
 
 
-class Training(Part):
+class TrainingConfig(ConfigModel):
     """Steps, sizes and rates. The learning rate warms up, then follows half a cosine.
 
     A step's batch consists of `parts` of `batch_size` sequences, which are dealt to however many workers there are.

@@ -6,23 +6,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import Count, Part, Positive, Share
+from tinymusician.recipe.part import ConfigModel, Count, Positive, Share
 
 
-class BandReference(Part):
+class BandReferenceConfig(ConfigModel):
     """The rendered test tunes of the house band, with their captions."""
 
     kind: Literal["band"] = "band"
 
 
-class FolderReference(Part):
+class FolderReferenceConfig(ConfigModel):
     """Clips of one's own, each with its caption in a .txt of the same name."""
 
     kind: Literal["folder"] = "folder"
     audio: str = Field(description="the folder")
 
 
-class MusicCapsReference(Part):
+class MusicCapsReferenceConfig(ConfigModel):
     """MusicCaps: its published table, and the audio that was gathered for it."""
 
     kind: Literal["musiccaps"] = "musiccaps"
@@ -31,7 +31,7 @@ class MusicCapsReference(Part):
     subset: Literal["all", "balanced", "eval"] = "all"
 
 
-class MusicBenchReference(Part):
+class MusicBenchReferenceConfig(ConfigModel):
     """MusicBench: one of its published tables, and its unpacked audio."""
 
     kind: Literal["musicbench"] = "musicbench"
@@ -40,32 +40,33 @@ class MusicBenchReference(Part):
 
 
 Reference = Annotated[
-    BandReference | FolderReference | MusicCapsReference | MusicBenchReference, Field(discriminator="kind")
+    BandReferenceConfig | FolderReferenceConfig | MusicCapsReferenceConfig | MusicBenchReferenceConfig,
+    Field(discriminator="kind"),
 ]
 
 
-class ClapEmbedding(Part):
+class ClapEmbeddingConfig(ConfigModel):
     """A CLAP of transformers' layout: windows of its own length, in a space that holds prompts too."""
 
     kind: Literal["clap"] = "clap"
     model: str = Field("laion/larger_clap_music", description="hub id, local folder, or band-clap")
 
 
-class EncodecEmbedding(Part):
+class EncodecEmbeddingConfig(ConfigModel):
     """The states of an EnCodec's encoder, a vector a frame."""
 
     kind: Literal["encodec"] = "encodec"
     model: str = Field("facebook/encodec_32khz", description="hub id or folder of an EnCodec or a MusicGen")
 
 
-class VggishEmbedding(Part):
+class VggishEmbeddingConfig(ConfigModel):
     """VGGish, the embedding of the first FAD."""
 
     kind: Literal["vggish"] = "vggish"
     checkpoint: str = Field(description="vggish-10086976.pth of harritaylor/torchvggish")
 
 
-class LaionClapEmbedding(Part):
+class LaionClapEmbeddingConfig(ConfigModel):
     """laion-clap itself, in an environment of its own."""
 
     kind: Literal["laion-clap"] = "laion-clap"
@@ -76,11 +77,12 @@ class LaionClapEmbedding(Part):
 
 
 Embedding = Annotated[
-    ClapEmbedding | EncodecEmbedding | VggishEmbedding | LaionClapEmbedding, Field(discriminator="kind")
+    ClapEmbeddingConfig | EncodecEmbeddingConfig | VggishEmbeddingConfig | LaionClapEmbeddingConfig,
+    Field(discriminator="kind"),
 ]
 
 
-class Degeneration(Part):
+class DegenerateThresholds(ConfigModel):
     """Beyond what a clip counts as degenerate."""
 
     silent: Share = Field(0.9, description="share of its 20 ms frames below -60 dB of full scale")
@@ -89,7 +91,7 @@ class Degeneration(Part):
     looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
 
 
-class Evaluate(Part):
+class EvaluateConfig(ConfigModel):
     """How models are judged: against which clips, in which embedding, with how many clips."""
 
     models: tuple[str, ...] = Field((), description="what is judged; none: the newest student of this recipe")
@@ -98,7 +100,7 @@ class Evaluate(Part):
         1100, description="prompts of the reference that every model plays; FAD needs more windows than dimensions"
     )
     seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
-    embedding: Embedding = Field(ClapEmbedding(), description="the space of FAD and KAD")
+    embedding: Embedding = Field(ClapEmbeddingConfig(), description="the space of FAD and KAD")
     clap: str = Field(
         "laion/larger_clap_music",
         description="the ClapModel of the CLAP score; `embedding` takes the one of FAD, if it knows texts",
@@ -116,7 +118,7 @@ class Evaluate(Part):
     batch: Count = Field(16, description="clips played side by side")
     seed: Annotated[int, Field(ge=0)] = 0
     damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with real clips that cannot be read")
-    degeneration: Degeneration = Degeneration()
+    degeneration: DegenerateThresholds = DegenerateThresholds()
 
     @model_validator(mode="after")
     def _knows_texts(self) -> Self:
@@ -128,7 +130,7 @@ class Evaluate(Part):
 Grid = Literal["objectives", "temperature", "skew", "switch"]
 
 
-class Sweep(Part):
+class SweepConfig(ConfigModel):
     """Trainings that differ in one thing each, by one yardstick; steps and sizes are those of `training`."""
 
     over: tuple[Grid, ...] = Field(

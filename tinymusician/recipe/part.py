@@ -11,7 +11,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Part(BaseModel):
+class ConfigModel(BaseModel):
     """A frozen, closed piece of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

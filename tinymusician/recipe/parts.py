@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tinymusician.recipe.part import Count, Part, Positive
+from tinymusician.recipe.part import ConfigModel, Count, Positive
 
 Steps = Annotated[int, Field(ge=2, description="training steps of this part")]
 
 
-class TextEncoder(Part):
+class TextEncoderConfig(ConfigModel):
     """A smaller text encoder, cut out of the teacher's and trained to be heard alike."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
@@ -24,7 +24,7 @@ class TextEncoder(Part):
     learning_rate: Positive = 1e-3
 
 
-class Codec(Part):
+class CodecConfig(ConfigModel):
     """A codec with fewer filters, cut out of the teacher's and trained to sound alike."""
 
     filters: Count = Field(description="filters next to the wave; every stage has twice as many as the one before")
@@ -35,7 +35,7 @@ class Codec(Part):
     seconds: Positive = Field(1.0, le=30.0, description="length of a piece of sound")
 
 
-class Joint(Part):
+class JointConfig(ConfigModel):
     """What is tuned together at last: language model, text encoder and codec, with all their losses at once."""
 
     steps: Annotated[int, Field(ge=0)] = Field(

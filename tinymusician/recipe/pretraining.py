@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import Count, Part, Positive
+from tinymusician.recipe.part import ConfigModel, Count, Positive
 
 BandPart = Literal["codec", "band-large", "band-small", "band-clap", "band-tagger"]
 
 
-class Pretraining(Part):
+class PretrainConfig(ConfigModel):
     """How the house band is made: corpus, codec and language model. Only the band's recipe has this part."""
 
     parts: tuple[BandPart, ...] = Field(

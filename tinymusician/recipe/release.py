@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import Count, Part, Positive, Share
+from tinymusician.recipe.part import ConfigModel, Count, Positive, Share
 
 Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
 
 
-class Pipeline(Part):
+class PipelineConfig(ConfigModel):
     """Which steps of the pipeline are done; earlier ones must have been done before."""
 
     first: Step = Field("precompute", description="the first step that is done (`--from`)")
@@ -25,7 +25,7 @@ class Pipeline(Part):
         return self
 
 
-class ReleaseGates(Part):
+class ReleaseGatesConfig(ConfigModel):
     """What a bundle must keep of its baseline; the defaults are the paper's."""
 
     clap: Share = Field(0.93, description="smallest share of the baseline's CLAP score")
@@ -34,10 +34,10 @@ class ReleaseGates(Part):
     degenerate: Annotated[int, Field(ge=0)] = Field(0, description="most degenerate clips")
 
 
-class Publish(Part):
+class PublishConfig(ConfigModel):
     """How a bundle is released."""
 
     alias: str = Field("candidate", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="what points at a new release")
     baseline: str = Field("teacher", description="the model of the evaluation that gates compare with")
     days: Count = Field(90, description="days until a release expires, unless it is signed anew")
-    gates: ReleaseGates = ReleaseGates()
+    gates: ReleaseGatesConfig = ReleaseGatesConfig()

@@ -11,52 +11,54 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.errors import RecipeError
-from tinymusician.recipe.compression import Quantize
+from tinymusician.recipe.compression import QuantizeConfig
 from tinymusician.recipe.distillation import (
-    CutStudent,
-    Hidden,
-    NarrowStudent,
+    HiddenConfig,
+    LayerPrunedStudent,
     Objective,
-    OnlineSignals,
-    OnPolicy,
-    ReadyStudent,
-    Sequences,
+    OnlineSignalsConfig,
+    OnPolicyConfig,
+    PretrainedStudent,
+    SequencesConfig,
     Signals,
-    StageMixed,
-    Teacher,
-    Temperature,
-    Training,
+    StageMixedConfig,
+    TeacherConfig,
+    TemperatureConfig,
+    TrainingConfig,
+    WidthPrunedStudent,
 )
-from tinymusician.recipe.evaluation import Evaluate, Sweep
-from tinymusician.recipe.part import Part
-from tinymusician.recipe.parts import Codec, Joint, TextEncoder
-from tinymusician.recipe.pretraining import Pretraining
-from tinymusician.recipe.release import Pipeline, Publish
+from tinymusician.recipe.evaluation import EvaluateConfig, SweepConfig
+from tinymusician.recipe.part import ConfigModel
+from tinymusician.recipe.parts import CodecConfig, JointConfig, TextEncoderConfig
+from tinymusician.recipe.pretraining import PretrainConfig
+from tinymusician.recipe.release import PipelineConfig, PublishConfig
 
 
-class Recipe(Part):
+class Recipe(ConfigModel):
     """One model's recipe; jobs read the parts they need."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the name of the artifact")
     description: str
-    teacher: Teacher
-    student: Annotated[CutStudent | NarrowStudent | ReadyStudent, Field(discriminator="kind")]
-    text_encoder: TextEncoder | None = Field(None, description="a smaller text encoder; if not given, the teacher's")
-    codec: Codec | None = Field(None, description="a smaller codec; if not given, the teacher's")
-    joint: Joint = Joint()
-    sequences: Sequences = Sequences()
-    signals: Signals = OnlineSignals()
-    temperature: Temperature = Temperature()
-    hidden: Hidden = Hidden()
-    on_policy: OnPolicy = OnPolicy()
-    objective: Objective = StageMixed()
-    training: Training = Training()
-    quantize: Quantize = Quantize()
-    evaluate: Evaluate = Evaluate()
-    sweep: Sweep = Sweep()
-    publish: Publish = Publish()
-    pipeline: Pipeline = Pipeline()
-    pretrain: Pretraining | None = None
+    teacher: TeacherConfig
+    student: Annotated[LayerPrunedStudent | WidthPrunedStudent | PretrainedStudent, Field(discriminator="kind")]
+    text_encoder: TextEncoderConfig | None = Field(
+        None, description="a smaller text encoder; if not given, the teacher's"
+    )
+    codec: CodecConfig | None = Field(None, description="a smaller codec; if not given, the teacher's")
+    joint: JointConfig = JointConfig()
+    sequences: SequencesConfig = SequencesConfig()
+    signals: Signals = OnlineSignalsConfig()
+    temperature: TemperatureConfig = TemperatureConfig()
+    hidden: HiddenConfig = HiddenConfig()
+    on_policy: OnPolicyConfig = OnPolicyConfig()
+    objective: Objective = StageMixedConfig()
+    training: TrainingConfig = TrainingConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sweep: SweepConfig = SweepConfig()
+    publish: PublishConfig = PublishConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    pretrain: PretrainConfig | None = None
 
     @property
     def asks_the_teacher(self) -> bool:
@@ -87,7 +89,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.has_small_parts and isinstance(self.student, ReadyStudent):
+        if self.has_small_parts and isinstance(self.student, PretrainedStudent):
             raise ValueError(
                 "student.kind: a ready student has parts of its own; with text_encoder or codec, cut, narrow"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.artifacts.draft import whole_file
+from tinymusician.artifacts.draft import atomic_write
 from tinymusician.errors import DataError
 
 
@@ -20,7 +20,7 @@ def write_wave(path: Path, samples: npt.NDArray[np.float32], rate: int) -> None:
     """
     pcm = (np.clip(samples, -1, 1) * 32767).round().astype("<i2")
     try:
-        with whole_file(path) as draft, wave.open(str(draft), "wb") as file:
+        with atomic_write(path) as draft, wave.open(str(draft), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(rate)

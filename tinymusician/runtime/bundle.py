@@ -37,13 +37,13 @@ NEEDED: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder",
 Count = Annotated[int, Field(ge=1)]
 
 
-class Part(BaseModel):
+class ConfigModel(BaseModel):
     """A frozen, closed piece of the manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class BundleFile(Part):
+class BundleFile(ConfigModel):
     """One file. `dtype` says how its weights are kept; `weights` is the role of a graph's external data."""
 
     path: str
@@ -61,7 +61,7 @@ class BundleFile(Part):
         return path
 
 
-class Architecture(Part):
+class Architecture(ConfigModel):
     """What the engine must know of the models.
 
     `positions` bound the steps of a sequence, frames plus delay; `window` is how many frames the decoder was trained
@@ -81,7 +81,7 @@ class Architecture(Part):
     text_tokens: Count
 
 
-class SamplingDefaults(Part):
+class SamplingDefaults(ConfigModel):
     """What a request that says nothing gets. With `one_pass` guidance is in the weights and a step needs one pass.
 
     A `guidance_range` is that of a model of one pass that is told its scale; another of one pass has a single one.
@@ -119,7 +119,7 @@ class SamplingDefaults(Part):
         return {name: value for name, value in found.items() if name != "guidance_range" or value is not None}
 
 
-class BundleManifest(Part):
+class BundleManifest(ConfigModel):
     """Everything that is known of a bundle."""
 
     format: int

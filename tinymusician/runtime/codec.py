@@ -18,7 +18,7 @@ Samples = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class CodecShape:
+class CodecSpec:
     """`sampling_rate` in Hz, samples a frame `hop`, frames of context before and after the LSTM."""
 
     sampling_rate: int
@@ -35,7 +35,7 @@ class CodecShape:
 class CodecDecoder:
     """Runs the codec decoder's graph."""
 
-    def __init__(self, session: Any, shape: CodecShape) -> None:
+    def __init__(self, session: Any, shape: CodecSpec) -> None:
         self.session, self.shape = session, shape
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self.state_shape = (1, int(inputs["state"][1]), int(inputs["state"][2]))
@@ -43,10 +43,10 @@ class CodecDecoder:
 
     def __call__(self, codes_KT: Codes) -> Samples:
         """The wave [T · hop] of finished codes."""
-        return AudioStream(self).feed(codes_KT, last=True)
+        return StreamingDecoder(self).feed(codes_KT, last=True)
 
 
-class AudioStream:
+class StreamingDecoder:
     """One piece of music on its way: give it the codes so far, get the samples that are settled by them."""
 
     def __init__(self, decoder: CodecDecoder) -> None:

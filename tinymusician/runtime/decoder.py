@@ -19,7 +19,7 @@ _TEXT_STEP = 16
 
 
 @dataclass(eq=False)
-class Row:
+class BatchSlot:
     """One sequence under generation. `index` is its present place in the batch, `position` how many codes it holds."""
 
     index: int
@@ -27,7 +27,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class CrossStates:
+class CrossAttentionKV:
     """One prompt's cross-attention: `arrays` keys and values by layer in turn, each [H, L, D], and its `mask` [L]."""
 
     arrays: Sequence[Floats]
@@ -48,7 +48,7 @@ class Decoder:
         _, self._heads, _, self._size = shapes["past_key.0"]
         types = {value.name: value.type for value in session.get_inputs()}
         self._kept_as = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
-        self._rows: list[Row] = []
+        self._rows: list[BatchSlot] = []
         self._forget()
 
     @property
@@ -56,7 +56,7 @@ class Decoder:
         """How many rows are in the batch."""
         return len(self._rows)
 
-    def add(self, texts: Sequence[CrossStates], steps: int) -> list[Row]:
+    def add(self, texts: Sequence[CrossAttentionKV], steps: int) -> list[BatchSlot]:
         """Take a row in for each of `texts`, at position 0, with room for `steps` steps."""
         first = len(self._rows)
         self._reserve(first + len(texts), steps, max(len(text.mask) for text in texts))
@@ -66,11 +66,11 @@ class Decoder:
             for buffer, array in zip(self._cross, text.arrays, strict=True):
                 buffer[index] = 0  # a row without text attends evenly to all columns, masked or not
                 buffer[index, :, : array.shape[1]] = array
-            self._rows.append(Row(index))
+            self._rows.append(BatchSlot(index))
         self._bind()
         return self._rows[first:]
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: BatchSlot) -> None:
         """Let a row go; the last row takes its place."""
         last = self._rows.pop()
         if last is not row:

@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
-from tinymusician.runtime.decoder import CrossStates, Decoder, Row
+from tinymusician.runtime.decoder import BatchSlot, CrossAttentionKV, Decoder
 from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.sampling import Logits, Sampling, draw, guide, numbers_of
+from tinymusician.runtime.sampling import Logits, SamplingParams, draw, guide, numbers_of
 
 Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """What is to be played.
 
     `text` and `without` are what the two passes attend to; `without` is None where one pass suffices. `prefix` [K, P]
@@ -31,25 +31,25 @@ class Request:
     `window` of a longer piece has its own.
     """
 
-    text: CrossStates
-    without: CrossStates | None
+    text: CrossAttentionKV
+    without: CrossAttentionKV | None
     frames: int
     seed: int
     guidance: float = 3.0
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     prefix: Codes | None = None
     window: int = 0
 
 
-class Generation:
+class RequestState:
     """A request on its way through the engine."""
 
-    def __init__(self, request: Request, books: int, pad: int) -> None:
+    def __init__(self, request: EngineRequest, books: int, pad: int) -> None:
         frames = request.frames
         self.request = request
         self.error: EngineError | None = None
         self.cancelled = False
-        self.rows: list[Row] = []
+        self.rows: list[BatchSlot] = []
         self._random = numbers_of(request.seed, request.window)
         self._books, self._pad = books, pad
         self._delayed = np.full((books, frames + books - 1), pad, np.int64)
@@ -119,8 +119,8 @@ class Engine:
     def __init__(self, decoder: Decoder, positions: int, most_rows: int = 16) -> None:
         """At most `most_rows` rows are in the batch; further requests wait for their turn, first come first served."""
         self._decoder, self._positions, self.most_rows = decoder, positions, most_rows
-        self._waiting: deque[Generation] = deque()
-        self._playing: list[Generation] = []
+        self._waiting: deque[RequestState] = deque()
+        self._playing: list[RequestState] = []
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
 
@@ -146,7 +146,7 @@ class Engine:
         with self._lock:
             return not self._waiting and not self._playing
 
-    def start(self, request: Request) -> Generation:
+    def start(self, request: EngineRequest) -> RequestState:
         """Let a request join at the next step.
 
         Raises:
@@ -158,7 +158,7 @@ class Engine:
             raise RequestError(
                 f"frames {request.frames}: allowed are {given + 1} to {self._positions - books + 1} at once"
             )
-        generation = Generation(request, books, self._decoder.vocabulary)
+        generation = RequestState(request, books, self._decoder.vocabulary)
         with self._lock:
             self._waiting.append(generation)
         return generation
@@ -189,7 +189,7 @@ class Engine:
             for row in generation.rows:
                 columns[row.index] = generation.column()
         logits = self._decoder.step(np.stack(columns))
-        alike: dict[Sampling, list[Generation]] = {}
+        alike: dict[SamplingParams, list[RequestState]] = {}
         for generation in self._playing:
             alike.setdefault(generation.request.sampling, []).append(generation)
         for sampling, generations in alike.items():
@@ -211,7 +211,7 @@ class Engine:
         self._playing.clear()
         self._decoder.clear()
 
-    def run(self, generation: Generation) -> None:
+    def run(self, generation: RequestState) -> None:
         """Step until this one is finished."""
         while not generation.finished:
             self.step()

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from tinymusician.errors import BundleError, EngineError, RequestError
 from tinymusician.runtime.bundle import MANIFEST, Bundle, Role, open_bundle
-from tinymusician.runtime.codec import AudioStream, CodecDecoder, CodecShape
+from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
 from tinymusician.runtime.decoder import Decoder
-from tinymusician.runtime.engine import Engine, Request
+from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.failure import as_engine_error
 from tinymusician.runtime.pages import use_large_pages
-from tinymusician.runtime.sampling import Sampling
+from tinymusician.runtime.sampling import SamplingParams
 from tinymusician.runtime.text import TextEncoder
-from tinymusician.runtime.track import Track
+from tinymusician.runtime.track import WindowedGeneration
 
 Samples = npt.NDArray[np.float32]
 FIRST_CHUNK, CHUNK = 0.5, 1.0
@@ -38,7 +38,7 @@ _INPUTS: dict[str, set[str]] = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """What somebody wants to hear; what is None is the bundle's default.
 
     `clip` [samples] is audio to go on from, and is part of the `seconds`. Without `windows` nothing longer than what
@@ -57,7 +57,7 @@ class Wish:
     windows: bool = True
 
 
-class Player:
+class MusicGenerator:
     """Plays one bundle."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
@@ -68,10 +68,10 @@ class Player:
         """
         self.bundle, self.manifest = bundle, bundle.manifest
         shape = self.manifest.architecture
-        open_ = _Sessions(bundle, threads, provider)
+        open_ = _SessionFactory(bundle, threads, provider)
         self.decoder = Decoder(open_("decoder"))  # the largest first: loading one takes twice its memory for a moment
         self.text = TextEncoder(bundle.path("tokenizer"), open_("text_encoder"), open_("cross"), shape.text_tokens)
-        codec = CodecShape(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
+        codec = CodecSpec(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
         self.codec = CodecDecoder(open_("codec_decoder"), codec)
         self._encoder = open_("codec_encoder") if bundle.has("codec_encoder") else None
         self.engine = Engine(self.decoder, shape.positions)
@@ -87,7 +87,7 @@ class Player:
         """The fewest seconds that can be played."""
         return self.codec.fewest / self.codec.shape.frame_rate
 
-    def request(self, wish: Wish) -> Request:
+    def request(self, wish: GenerationRequest) -> EngineRequest:
         """A wish with the bundle's defaults, checked, and its prompt encoded.
 
         Raises:
@@ -106,7 +106,7 @@ class Player:
                 raise RequestError(f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}")
         elif own.is_fixed and guidance != 1:
             raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
-        sampling = Sampling(
+        sampling = SamplingParams(
             own.temperature if wish.temperature is None else wish.temperature,
             own.top_k if wish.top_k is None else wish.top_k,
             own.top_p if wish.top_p is None else wish.top_p,
@@ -121,20 +121,22 @@ class Player:
         without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
         prefix = None if wish.clip is None else self._encoded(wish.clip, seconds)
         text = self.text(wish.prompt, None if own.guidance_range is None else guidance)
-        return Request(text, without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
+        return EngineRequest(text, without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
 
-    def start(self, wish: Wish) -> Track:
+    def start(self, wish: GenerationRequest) -> WindowedGeneration:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
         return self.track(self.request(wish))
 
-    def track(self, request: Request) -> Track:
+    def track(self, request: EngineRequest) -> WindowedGeneration:
         """The same for a request that was made before, by another thread perhaps: encoding its prompt takes a while."""
-        return Track(self.engine, request, self.manifest.architecture.window)
+        return WindowedGeneration(self.engine, request, self.manifest.architecture.window)
 
-    def stream(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Iterator[Samples]:
+    def stream(
+        self, wish: GenerationRequest, told: Callable[[int, int], None] = lambda done, frames: None
+    ) -> Iterator[Samples]:
         """Chunks of audio as they become ready; `told` hears of frames done. Closing the iterator cancels."""
         track = self.start(wish)
-        audio, rate = AudioStream(self.codec), self.codec.shape.frame_rate
+        audio, rate = StreamingDecoder(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
         try:
             while not track.finished:
@@ -151,11 +153,11 @@ class Player:
             track.cancel()
             self.engine.sweep()
 
-    def play(self, wish: Wish, told: Callable[[int, int], None] = lambda done, frames: None) -> Samples:
+    def play(self, wish: GenerationRequest, told: Callable[[int, int], None] = lambda done, frames: None) -> Samples:
         """All of the audio at once, [samples]."""
         return np.concatenate(list(self.stream(wish, told)))
 
-    def play_all(self, wishes: list[Wish]) -> list[Samples]:
+    def play_all(self, wishes: list[GenerationRequest]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
         requests = [self.request(wish) for wish in wishes]
         tracks = [self.track(request) for request in requests]
@@ -170,7 +172,7 @@ class Player:
                 track.cancel()
             self.engine.sweep()
 
-    def _wave(self, track: Track) -> Samples:
+    def _wave(self, track: WindowedGeneration) -> Samples:
         if track.error is not None:
             raise track.error
         return self.codec(track.codes)
@@ -194,12 +196,12 @@ class Player:
         return codes[0]
 
 
-def open_player(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> Player:
+def open_player(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
     """Check the bundle in `folder` and load it."""
-    return Player(open_bundle(folder), threads, provider)
+    return MusicGenerator(open_bundle(folder), threads, provider)
 
 
-class _Sessions:
+class _SessionFactory:
     """Opens the graphs of a bundle."""
 
     def __init__(self, bundle: Bundle, threads: int, provider: str) -> None:
@@ -240,7 +242,7 @@ class _Sessions:
         return session
 
 
-def _check(guidance: float, sampling: Sampling, seed: int) -> None:
+def _check(guidance: float, sampling: SamplingParams, seed: int) -> None:
     if not 0 <= guidance <= 1000:
         raise RequestError(f"guidance {guidance:g}: 0 to 1000 is allowed")
     if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 100):

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.runtime.decoder import CrossStates
-from tinymusician.runtime.player import Player
+from tinymusician.runtime.decoder import CrossAttentionKV
+from tinymusician.runtime.player import MusicGenerator
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Sequences:
+class ForcedBatch:
     """Prompts, and codes [N, K, T] to be forced under each of them.
 
     With `null` they are also forced without text, as guidance needs it. `scales` are what a model that is told its
@@ -32,13 +32,13 @@ class Sequences:
     null: bool = True
     scales: tuple[float, ...] | None = None
 
-    def text(self, player: Player, row: int) -> CrossStates:
+    def text(self, player: MusicGenerator, row: int) -> CrossAttentionKV:
         """What a player's decoder attends to along one of them."""
         return player.text(self.prompts[row], None if self.scales is None else self.scales[row])
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogitDiff:
     """How a decoder differs from the one it should equal, at every step and codebook, [S, K], mean over the rows.
 
     `kl` is in nats, `agreement` the share of equal top codes, `gap` the largest difference of two logits. Where the
@@ -55,13 +55,13 @@ class Difference:
         return [float(value) for value in np.nanmean(self.kl, axis=0)]
 
 
-def rollout(player: Player, sequences: Sequences) -> Floats:
+def rollout(player: MusicGenerator, sequences: ForcedBatch) -> Floats:
     """The decoder's logits along the sequences, [S, R, K, V]."""
     logits, _ = rollout_with_ranges(player, sequences)
     return logits
 
 
-def rollout_with_ranges(player: Player, sequences: Sequences) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+def rollout_with_ranges(player: MusicGenerator, sequences: ForcedBatch) -> tuple[Floats, list[tuple[Floats, Floats]]]:
     """The logits [S, R, K, V], and by layer the largest absolute key and value of each channel, [H, D] each."""
     decoder = player.decoder
     inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
@@ -77,7 +77,7 @@ def rollout_with_ranges(player: Player, sequences: Sequences) -> tuple[Floats, l
     return logits, list(zip(largest[0::2], largest[1::2], strict=True))
 
 
-def compare(wanted: Floats, found: Floats) -> Difference:
+def compare(wanted: Floats, found: Floats) -> LogitDiff:
     """How `found` differs from `wanted`, both [S, R, K, V]."""
     steps, _, books, _ = wanted.shape
     kl, agreement, gap = (np.zeros((steps, books)) for _ in range(3))
@@ -88,7 +88,7 @@ def compare(wanted: Floats, found: Floats) -> Difference:
         agreement[step] = (sound & (log_p.argmax(-1) == log_q.argmax(-1))).mean(0)
         gap[step] = np.where(sound, np.abs(found[step] - wanted[step]).max(-1), np.inf).max(0)
     carries = valid(books, steps - books + 1).T
-    return Difference(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
+    return LogitDiff(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
 
 
 def _log_softmax(z: Any) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How codes are drawn. `top_k` 0 and `top_p` 1 leave all codes in; temperature 0 takes the likeliest (greedy)."""
 
     temperature: float = 1.0
@@ -39,7 +39,7 @@ def numbers_of(seed: int, window: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed).jumped(window))
 
 
-def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.int64]:
+def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: SamplingParams) -> npt.NDArray[np.int64]:
     """One code from each row of `logits` [..., V] by the inverse of its distribution at `uniforms` [...] in [0, 1)."""
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1))
@@ -48,7 +48,7 @@ def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: Sampling) 
     return np.asarray(np.minimum(places, logits.shape[-1] - 1))
 
 
-def probabilities(logits: Logits, sampling: Sampling) -> npt.NDArray[np.float64]:
+def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.float64]:
     """The distribution that `draw` draws from, [..., V]."""
     scores = logits.astype(np.float64) / sampling.temperature
     size = scores.shape[-1]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinymusician.errors import RequestError
-from tinymusician.runtime.decoder import CrossStates
+from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.failure import as_engine_error
 
 LONGEST_PROMPT = 5_000
@@ -28,7 +28,7 @@ class TextEncoder:
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
 
-    def __call__(self, prompt: str, scale: float | None = None) -> CrossStates:
+    def __call__(self, prompt: str, scale: float | None = None) -> CrossAttentionKV:
         """What the decoder attends to for a prompt; `scale` is for a model that is told its guidance.
 
         Raises:
@@ -49,14 +49,14 @@ class TextEncoder:
         told = {} if scale is None else {"guidance": np.array([scale], np.float32)}
         return self._attended(states, mask, told)
 
-    def nothing(self) -> CrossStates:
+    def nothing(self) -> CrossAttentionKV:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
         return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
 
-    def _attended(self, states: Any, mask: Any, told: dict[str, Any]) -> CrossStates:
+    def _attended(self, states: Any, mask: Any, told: dict[str, Any]) -> CrossAttentionKV:
         names = [value.name for value in self._cross.get_outputs()]
         values = self._cross.run(None, {"text_states": states, "text_mask": mask, **told})
         found = dict(zip(names, values, strict=True))
         layers = len(names) // 2
         order = [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
-        return CrossStates([found[name][0] for name in order], mask[0])
+        return CrossAttentionKV([found[name][0] for name in order], mask[0])

@@ -11,16 +11,16 @@ from dataclasses import replace
 import numpy as np
 
 from tinymusician.errors import EngineError
-from tinymusician.runtime.engine import Codes, Engine, Generation, Request
+from tinymusician.runtime.engine import Codes, Engine, EngineRequest, RequestState
 
 OVERLAP = 0.4
 """The share of a window that the next one hears again; audiocraft's is 12 of 30 seconds."""
 
 
-class Track:
+class WindowedGeneration:
     """`request.frames` frames in windows of at most `window`, after the codes of a clip [K, C] if there is one."""
 
-    def __init__(self, engine: Engine, request: Request, window: int) -> None:
+    def __init__(self, engine: Engine, request: EngineRequest, window: int) -> None:
         """`request.prefix` are the clip's codes; they are part of the frames."""
         self._engine, self._request, self._window = engine, request, window
         clip = request.prefix
@@ -69,7 +69,7 @@ class Track:
         self._cancelled = True
         self._generation.cancel()
 
-    def _next(self) -> Generation:
+    def _next(self) -> RequestState:
         done, frames = self._done.shape[1], self._request.frames
         heard = done if frames <= self._window else min(done, int(OVERLAP * self._window))
         length = min(self._window, heard + frames - done)

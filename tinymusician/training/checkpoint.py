@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import Corrupt
+from tinymusician.errors import DigestMismatchError
 from tinymusician.training.engine import EngineState
 
 _WEIGHTS, _MOMENTS = "weights/", "moments/"
@@ -34,7 +34,7 @@ class Checkpoint:
     figures: dict[str, float]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, under `prefix` of a store: the newest two and the best one are kept.
 
     The best one has the lowest figure `judge`.
@@ -97,13 +97,13 @@ class Checkpoints:
             path = Path(folder) / "state.safetensors"
             self._store.download(key, path)
             if digest_of(path) != note["sha256"]:
-                raise Corrupt(
+                raise DigestMismatchError(
                     f"checkpoint {key}: damaged in the store; delete its .json note to go on from an older one"
                 )
             try:
                 tensors = load_file(path)
             except SafetensorError as error:
-                raise Corrupt(f"checkpoint {key}: not a safetensors file ({error})") from error
+                raise DigestMismatchError(f"checkpoint {key}: not a safetensors file ({error})") from error
         weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
         moments = {key.removeprefix(_MOMENTS): value for key, value in tensors.items() if key.startswith(_MOMENTS)}
         return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["figures"])
@@ -114,7 +114,9 @@ class Checkpoints:
             note: dict[str, Any] = json.loads(self._store.get(key))
             note = {name: note[name] for name in ("step", "updates", "figures", "size", "sha256")}
         except (ValueError, KeyError, TypeError) as error:
-            raise Corrupt(f"checkpoint note {key}: damaged in the store; delete it to go on without it") from error
+            raise DigestMismatchError(
+                f"checkpoint note {key}: damaged in the store; delete it to go on without it"
+            ) from error
         return note
 
     def _key(self, step: int, suffix: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tinymusician.training.engine import MOMENTS, AdamSettings, EngineState, Precision, adam, load_weights, moments_of
+from tinymusician.training.engine import MOMENTS, AdamConfig, EngineState, Precision, adam, load_weights, moments_of
 
 
 class DeepSpeedEngine:
@@ -24,7 +24,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         module: nn.Module,
-        settings: AdamSettings,
+        settings: AdamConfig,
         batch_size: int,
         zero: Literal[0, 1, 2, 3],
         precision: Precision = "float32",
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
-        model = _UnderAutocast(module) if self._autocast else module
+        model = _AutocastModule(module) if self._autocast else module
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=adam(trained, settings), config=config)
         self._updates = state.updates if state is not None else 0
         if state is not None:
@@ -158,7 +158,7 @@ class DeepSpeedEngine:
             self._engine.optimizer.state[parameter][moment].copy_(value)
 
 
-class _UnderAutocast(nn.Module):
+class _AutocastModule(nn.Module):
     """A module whose products run in bfloat16. DeepSpeed ends the autocast that it is called in, on a GPU."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class AdamSettings:
+class AdamConfig:
     """AdamW's settings that do not change during a run."""
 
     beta1: float = 0.9
@@ -37,7 +37,7 @@ class EngineState:
     updates: int
 
 
-class Engine(Protocol):
+class TrainEngine(Protocol):
     """A module under training."""
 
     @property
@@ -80,7 +80,7 @@ class TorchEngine:
     def __init__(
         self,
         module: nn.Module,
-        settings: AdamSettings,
+        settings: AdamConfig,
         precision: Precision = "float32",
         device: str = "cpu",
         state: EngineState | None = None,
@@ -129,7 +129,7 @@ class TorchEngine:
         return EngineState(weights, {key: value.cpu() for key, value in moments.items()}, self._updates)
 
 
-def adam(parameters: list[nn.Parameter], settings: AdamSettings) -> torch.optim.AdamW:
+def adam(parameters: list[nn.Parameter], settings: AdamConfig) -> torch.optim.AdamW:
     """AdamW without decay on vectors (biases and norms), as is usual for transformers."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinymusician.errors import Diverged
-from tinymusician.training.checkpoint import Checkpoint, Checkpoints
-from tinymusician.training.engine import Engine
+from tinymusician.errors import NonFiniteLossError
+from tinymusician.training.checkpoint import Checkpoint, CheckpointManager
+from tinymusician.training.engine import TrainEngine
 from tinymusician.training.metrics import MetricsLog
 from tinymusician.training.rate import learning_rate
 from tinymusician.training.task import Task, to_device
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainerConfig:
     """How long and how often.
 
     `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_part` is what a part
@@ -45,7 +45,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Worker:
+class RankInfo:
     """This process among `world` workers."""
 
     rank: int = 0
@@ -64,17 +64,17 @@ class Worker:
         return own + [(self.rank % parts, 0.0)] * (self.turns(parts) - len(own))
 
 
-class Loop:
+class Trainer:
     """One run of a task through an engine, from the checkpoint `start` or from the beginning."""
 
     def __init__(
         self,
         task: Task,
-        engine: Engine,
-        plan: Plan,
+        engine: TrainEngine,
+        plan: TrainerConfig,
         metrics: MetricsLog,
-        checkpoints: Checkpoints,
-        worker: Worker = Worker(),
+        checkpoints: CheckpointManager,
+        worker: RankInfo = RankInfo(),
         start: Checkpoint | None = None,
         beat: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -89,7 +89,7 @@ class Loop:
         if self.fresh:
             self._checkpoint(self._validate())
         self.task.module.train()
-        window = Window()
+        window = MetricWindow()
         while self.done < self.plan.steps:
             if self.done in self.plan.left_out:
                 self.done += 1
@@ -103,12 +103,12 @@ class Loop:
             if kept:
                 self._checkpoint(figures)
             if kept or self._is_time(self.plan.log_every):
-                window = Window()
+                window = MetricWindow()
 
     def _is_time(self, every: int) -> bool:
         return self.done == self.plan.steps or self.done % every == 0
 
-    def _step(self, window: Window) -> None:
+    def _step(self, window: MetricWindow) -> None:
         rate = learning_rate(self.done, self.plan.peak_rate, self.plan.warmup, self.plan.steps)
         *earlier, (last, weight) = self.worker.shares(self.parts)
         losses = []
@@ -123,7 +123,7 @@ class Loop:
         window.close(norm, rate)
         self.beat(self.done)
 
-    def _part(self, part: int, share: float, window: Window) -> Tensor:
+    def _part(self, part: int, share: float, window: MetricWindow) -> Tensor:
         """The loss of one part of the step, weighted by its share."""
         torch.manual_seed(seed_of_step(self.plan.seed, self.done, part))
         batch = to_device(self.task.batch(self.done, part, self.parts), self.engine.device)
@@ -148,14 +148,14 @@ class Loop:
         rows = [self.task.rows(self.done, part, self.parts) for part in sorted(bad) or range(self.parts)]
         steps = self.checkpoints.steps()
         kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        error = Diverged(
+        error = NonFiniteLossError(
             f"{what} at step {self.done + 1}, on rows {', '.join(str(row) for row in np.concatenate(rows))}; {kept}; "
             "lower the learning rate, or leave such steps out with training.skips"
         )
         error.step = self.done
         raise error
 
-    def _report(self, window: Window) -> None:
+    def _report(self, window: MetricWindow) -> None:
         row = window.means(self.worker.world)
         if self.plan.codes_a_part:
             row["codes_a_second"] = self.plan.codes_a_part * self.parts / row["seconds_a_step"]
@@ -196,7 +196,7 @@ def most_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-class Window:
+class MetricWindow:
     """Sums over the steps between two reports, on the loss's device. A window ends with a report or a checkpoint."""
 
     def __init__(self) -> None:

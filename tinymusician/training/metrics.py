@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFound
+from tinymusician.errors import NotFoundError
 
 Row = dict[str, Any]
 _FLUSH_SECONDS = 5.0
 
 
-class Watcher(Protocol):
+class MetricSink(Protocol):
     """Sees every row as it is added, such as TensorBoard's writer."""
 
     def add(self, row: Row) -> None:
@@ -28,7 +28,7 @@ class Watcher(Protocol):
 class MetricsLog:
     """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and goes on from there."""
 
-    def __init__(self, store: Store, key: str, resume_at: int, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, store: Store, key: str, resume_at: int, watchers: Sequence[MetricSink] = ()) -> None:
         self._store, self._key, self._watchers = store, key, watchers
         self._flushed = time.monotonic()
         self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
@@ -53,7 +53,7 @@ def read_metrics(store: Store, key: str) -> list[Row]:
     """The rows of a run's metrics, none if it has not written any."""
     try:
         return [json.loads(line) for line in store.get(key).decode().splitlines()]
-    except NotFound:
+    except NotFoundError:
         return []
 
 
