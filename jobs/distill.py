@@ -138,7 +138,7 @@ def own_samples(context: WorkerContext, pair: TeacherStudent, tokens: TokenDatas
         top_k=asked.top_k,
         temperature=asked.temperature,
         seed=recipe.training.seed,
-        kept=ShardCache(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
+        cache=ShardCache(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
         at_once=recipe.sequences.samples_at_once,
     )
 

@@ -63,7 +63,7 @@ class LogUploader:
             try:
                 self._send()
                 if time.monotonic() - self._stirred > _STIR_SECONDS:
-                    self._run.stir() if self._owned() else self._superseded()
+                    self._run.heartbeat() if self._owned() else self._superseded()
                     self._stirred = time.monotonic()
             except StoreError as error:
                 print(f"log: {error}", file=sys.stderr)
@@ -84,7 +84,7 @@ def supervise(run_id: str, submission: str) -> int:
     def owned() -> bool:
         return run.record().submission == submission
 
-    run.stir()
+    run.heartbeat()
     _sweep(run)
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
     child = subprocess.Popen(

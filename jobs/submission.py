@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import cluster
-from tinymusician.artifacts.address import PATIENCE_VARIABLE
-from tinymusician.artifacts.runs import ENDED, SILENCE, STOPPED, RunRecord, RunStore, check_run_name, now, presumed
+from tinymusician.artifacts.address import STORE_TIMEOUT_VARIABLE
+from tinymusician.artifacts.runs import (
+    ENDED,
+    SILENCE,
+    STOPPED,
+    RunRecord,
+    RunStore,
+    check_run_name,
+    effective_status,
+    now,
+)
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -48,7 +57,7 @@ def submit(
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
     environment = cluster.runtime_environment(store, where)
-    environment["env_vars"][PATIENCE_VARIABLE] = os.environ.get(PATIENCE_VARIABLE, PATIENCE)
+    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, PATIENCE)
     submission = f"{run.id}-{secrets.token_hex(3)}"
     content = recipe.model_dump(mode="json")
     if kind in _TRAINING:
@@ -129,7 +138,7 @@ def stop(run: RunStore) -> None:
         RunError: the run has ended already.
     """
     record = run.record()
-    state = presumed(run).state
+    state = effective_status(run).state
     if state in ENDED:
         raise RunError(f"run {run.id!r}: has ended ({state})")
     client, _ = cluster.connect(record.cluster, start=False)
@@ -149,7 +158,7 @@ def reconcile(run: RunStore) -> None:
         client, _ = cluster.connect(record.cluster, start=False)
         job = client.get_job_info(record.submission)
     except (ClusterError, RuntimeError):
-        asked = run.status().asked
+        asked = run.status().stop_requested_at
         if run.status().state == "PENDING" and asked is not None and now() - asked > SILENCE:
             message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
             run.update(state="FAILED", ended=now(), message=message)

@@ -15,26 +15,26 @@ Mask = npt.NDArray[np.bool_]
 
 def delay(codes_BKT: Codes, pad: int) -> Codes:
     """Lay codes [B, K, T] out in the delay pattern: [B, K, T + K - 1], `pad` where a codebook has nothing to say."""
-    batch, books, frames = codes_BKT.shape
-    delayed = np.full((batch, books, frames + books - 1), pad, codes_BKT.dtype)
-    for k in range(books):
+    batch, num_codebooks, frames = codes_BKT.shape
+    delayed = np.full((batch, num_codebooks, frames + num_codebooks - 1), pad, codes_BKT.dtype)
+    for k in range(num_codebooks):
         delayed[:, k, k : k + frames] = codes_BKT[:, k]
     return delayed
 
 
 def undelay(delayed_BKS: Codes) -> Codes:
     """The inverse of `delay`: [B, K, S] to [B, K, S - K + 1]."""
-    _, books, steps = delayed_BKS.shape
-    frames = steps - books + 1
+    _, num_codebooks, steps = delayed_BKS.shape
+    frames = steps - num_codebooks + 1
     if frames < 1:
-        raise ValueError(f"delayed codes have {steps} steps; {books} codebooks need at least {books}")
-    return np.stack([delayed_BKS[:, k, k : k + frames] for k in range(books)], axis=1)
+        raise ValueError(f"delayed codes have {steps} steps; {num_codebooks} codebooks need at least {num_codebooks}")
+    return np.stack([delayed_BKS[:, k, k : k + frames] for k in range(num_codebooks)], axis=1)
 
 
-def valid(books: int, frames: int) -> Mask:
+def valid(num_codebooks: int, frames: int) -> Mask:
     """Which (codebook, step) pairs of the delay pattern carry a code: [K, T + K - 1], K·T of them true."""
-    step = np.arange(frames + books - 1)[None]
-    book = np.arange(books)[:, None]
+    step = np.arange(frames + num_codebooks - 1)[None]
+    book = np.arange(num_codebooks)[:, None]
     return (step >= book) & (step < book + frames)
 
 

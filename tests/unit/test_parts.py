@@ -219,7 +219,7 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: 
     batch = task.batch(0, 0, 1)
     wanted = task.wanted(batch)
     answer, _ = task.module(*task.asked(batch, wanted))
-    heard = task.losses(answer, batch, wanted)["heard"]
+    heard = task.losses(answer, batch, wanted)["audio"]
     (gradient,) = torch.autograd.grad(heard, student.text_encoder.shared.weight)
     assert gradient.abs().max() > 0
     before, after = trained(task, 40, 3e-3)

@@ -40,7 +40,7 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
     run.write_record(record("r1"))
     assert summary(run)["state"] == "PENDING"
     run.update(state="RUNNING", started=now())
-    run.stir()
+    run.heartbeat()
     run.tell("distill", 5, 10)
     assert (summary(run)["state"], summary(run)["step"], summary(run)["steps"]) == ("RUNNING", 5, 10)
     run.update(state="SUCCEEDED", ended=now(), artifact="band@sha256:00", metrics={"kl_final": 0.1})
@@ -58,7 +58,7 @@ def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
     store.put(run.key("alive.txt"), (now() - timedelta(seconds=90)).isoformat().encode())
     assert summary(run)["state"] == "FAILED"
     assert "--resume" in summary(run)["message"]
-    run.stir()
+    run.heartbeat()
     assert summary(run)["state"] == "RUNNING"
 
 

@@ -13,13 +13,13 @@ from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import StoreError
 
-STORE_VARIABLE, PATIENCE_VARIABLE = "TMCTL_STORE", "TMCTL_STORE_PATIENCE"
+STORE_VARIABLE, STORE_TIMEOUT_VARIABLE = "TMCTL_STORE", "TMCTL_STORE_TIMEOUT"
 
 
 def open_store(url: str | None = None) -> Store:
     """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
 
-    Where TMCTL_STORE_PATIENCE says so many seconds, as within jobs, a server that does not answer is waited for.
+    Where TMCTL_STORE_TIMEOUT says so many seconds, as within jobs, a server that does not answer is waited for.
 
     Raises:
         StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
@@ -32,8 +32,8 @@ def open_store(url: str | None = None) -> Store:
             raise StoreError(f"{STORE_VARIABLE} {address!r}: {root} is a file; a folder is needed")
         return LocalStore(root)
     if parts.scheme == "s3" and parts.netloc:
-        store, patience = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(PATIENCE_VARIABLE)
-        return RetryingStore(store, _seconds(patience)) if patience else store
+        store, timeout = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(STORE_TIMEOUT_VARIABLE)
+        return RetryingStore(store, _seconds(timeout)) if timeout else store
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
 
 
@@ -41,4 +41,4 @@ def _seconds(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise StoreError(f"{PATIENCE_VARIABLE} {text!r}: a number of seconds is needed") from None
+        raise StoreError(f"{STORE_TIMEOUT_VARIABLE} {text!r}: a number of seconds is needed") from None

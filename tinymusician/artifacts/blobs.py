@@ -48,8 +48,8 @@ def get_blob(store: Store, digest: str, path: Path) -> None:
     try:
         with atomic_write(path) as draft:
             store.download(blob_key(digest), draft)
-            found = digest_of(draft)
-            if found != digest:
-                raise DigestMismatchError(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {found}")
+            actual = digest_of(draft)
+            if actual != digest:
+                raise DigestMismatchError(f"store {store.url}: {blob_key(digest)} holds bytes of SHA-256 {actual}")
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error

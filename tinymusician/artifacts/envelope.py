@@ -92,13 +92,13 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dic
     envelope, payload = _parsed(data, name)
     if envelope.kind != kind:
         raise UntrustedError(f"{name}: is a {envelope.kind}; a {kind} is needed")
-    known = [one for one in envelope.signatures if one.keyid in trusted]
-    if not known:
+    signatures = [one for one in envelope.signatures if one.keyid in trusted]
+    if not signatures:
         ids = ", ".join(one.keyid[:12] for one in envelope.signatures)
         raise UntrustedError(
             f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}"
         )
-    if not any(_signed(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in known):
+    if not any(_signed(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in signatures):
         raise UntrustedError(f"{name}: its signature is wrong; it was changed after it was signed")
     try:
         content = json.loads(payload)

@@ -22,9 +22,9 @@ from tinymusician.artifacts.runs import ENDED, RunStore
 from tinymusician.artifacts.store import DAY, Store, StoreEntry
 from tinymusician.errors import NotFoundError, StoreError
 
-KEPT_RELEASES = 2
+RETAINED_RELEASES = 2
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*@sha256:[0-9a-f]{64}")
-Told = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_garbage(
     releases = _released(registry)
     manifests = {one.reference: one for one in list_manifests(store, _refuse)}
     open_runs = dict(_open_runs(store))
-    needed = _closed(_wanted(list(manifests.values()), releases, open_runs.values(), keep), manifests)
+    needed = _closure(_live_manifests(list(manifests.values()), releases, open_runs.values(), keep), manifests)
     dropped = {one.key for name, one in manifests.items() if name not in needed}
     artifacts = {
         entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped and entry.modified <= old
@@ -72,40 +72,42 @@ def find_garbage(
     files = {file.sha256 for one in manifests.values() if one.key not in artifacts for file in one.files}
     files |= {file.sha256 for release in releases for file in release.files}
     files |= {digest for entry in notes if entry.key not in shards for digest in _noted(store, entry)}
-    wanted = {blob_key(digest) for digest in files}
+    live_blobs = {blob_key(digest) for digest in files}
     blobs = {
         entry.key: entry.size
         for entry in store.list("blobs/sha256/")
-        if entry.key not in wanted and entry.modified <= old
+        if entry.key not in live_blobs and entry.modified <= old
     }
     return GcPlan(artifacts, shards, blobs, tuple(open_runs))
 
 
-def collect(store: Store, find: Callable[[], GcPlan], told: Told, clock: Callable[[], float] = time.time) -> int:
+def collect(
+    store: Store, find: Callable[[], GcPlan], on_progress: ProgressCallback, clock: Callable[[], float] = time.time
+) -> int:
     """Remove what `find` finds, manifests and notes first, so that none is left without files; returns the bytes."""
     gone = 0
     for part in ("artifacts", "shards", "blobs"):
-        found: dict[str, int] = getattr(find(), part)
-        gone += sum(_removed(store, key, size, told, clock) for key, size in found.items())
+        sizes: dict[str, int] = getattr(find(), part)
+        gone += sum(_removed(store, key, size, on_progress, clock) for key, size in sizes.items())
     return gone
 
 
-def _removed(store: Store, key: str, size: int, told: Told, clock: Callable[[], float]) -> int:
+def _removed(store: Store, key: str, size: int, on_progress: ProgressCallback, clock: Callable[[], float]) -> int:
     if any(entry.key == key and entry.modified > clock() - GRACE for entry in store.list(key)):
         return 0
     store.delete(key)
-    told(key)
+    on_progress(key)
     return size
 
 
 def _released(registry: ReleaseRegistry) -> list[Release]:
     """Those of every alias's last artifacts; all releases where every key that signed one was revoked."""
-    found: list[Release] = []
+    releases: list[Release] = []
     for alias in registry.aliases(revoked=True):
         counting = registry.history(*alias)
-        last = list(dict.fromkeys(release.artifact for release in reversed(counting)))[:KEPT_RELEASES]
-        found += [one for one in counting if one.artifact in last] or registry.history(*alias, revoked=True)
-    return found
+        last = list(dict.fromkeys(release.artifact for release in reversed(counting)))[:RETAINED_RELEASES]
+        releases += [one for one in counting if one.artifact in last] or registry.history(*alias, revoked=True)
+    return releases
 
 
 def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
@@ -118,28 +120,28 @@ def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
                 yield run.id, store.get(entry.key).decode()
 
 
-def _wanted(
+def _live_manifests(
     manifests: Sequence[Manifest], releases: Collection[Release], records: Collection[str], keep: int
 ) -> set[str]:
     """What somebody needs: releases, the newest of every name, and what runs that have not ended name."""
     newest: dict[str, list[str]] = {}
     for one in manifests:
         newest.setdefault(one.name, []).append(one.reference)
-    wanted = {release.artifact for release in releases}
-    wanted |= {reference for references in newest.values() for reference in references[-keep:]}
-    return wanted | {reference for record in records for reference in _REFERENCE.findall(record)}
+    live = {release.artifact for release in releases}
+    live |= {reference for references in newest.values() for reference in references[-keep:]}
+    return live | {reference for record in records for reference in _REFERENCE.findall(record)}
 
 
-def _closed(wanted: Collection[str], manifests: dict[str, Manifest]) -> set[str]:
+def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]:
     """These, and all that they were made of."""
-    found: set[str] = set()
-    waiting = [name for name in wanted if name in manifests]
+    closure: set[str] = set()
+    waiting = [name for name in roots if name in manifests]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in closure:
+            closure.add(name)
             waiting += [str(m) for m in manifests[name].lineage.values() if isinstance(m, str) and m in manifests]
-    return found
+    return closure
 
 
 def _noted(store: Store, note: StoreEntry) -> list[str]:

@@ -56,7 +56,7 @@ class InstallState(BaseModel):
     pinned: str
     root: RootMetadata
     seen: datetime
-    known: dict[str, tuple[int, str]] = {}
+    latest: dict[str, tuple[int, str]] = {}
     followed: tuple[str, ...] = ()
     current: InstalledVersion | None = None
     previous: InstalledVersion | None = None
@@ -138,22 +138,22 @@ class Installation:
 
     def tidy(self, record: InstallState) -> None:
         """Remove versions, blobs and partial files that neither the current nor the previous version needs."""
-        kept = [version for version in (record.current, record.previous) if version is not None]
-        folders = {Path(version.folder).name for version in kept}
-        blobs = {file.sha256 for version in kept for file in version.release.files}
+        retained = [version for version in (record.current, record.previous) if version is not None]
+        folders = {Path(version.folder).name for version in retained}
+        blobs = {file.sha256 for version in retained for file in version.release.files}
         for path in (self.folder / "versions").glob("*"):
             if path.name not in folders:
                 shutil.rmtree(path, ignore_errors=True)
         for path in (self.folder / "blobs").glob("*"):
             if path.name not in blobs:
                 path.unlink(missing_ok=True)
-        self.forget_partial_but(())
+        self.remove_partial_except(())
 
-    def forget_partial_but(self, digests: Iterable[str]) -> None:
+    def remove_partial_except(self, digests: Iterable[str]) -> None:
         """Remove what arrived of other files, so that it takes no room."""
-        kept = set(digests)
+        retained = set(digests)
         for path in (self.folder / "partial").glob("*"):
-            if path.name.removesuffix(".tag") not in kept:
+            if path.name.removesuffix(".tag") not in retained:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager

@@ -58,8 +58,8 @@ def write_pin(folder: Path, pin: RootPin) -> None:
 
 def keys_folder() -> Path:
     """TMCTL_KEYS, or `keys` in the user's configuration folder."""
-    own = os.environ.get(KEYS_VARIABLE)
-    return Path(own).expanduser() if own else user_config_path("tinymusician") / "keys"
+    override = os.environ.get(KEYS_VARIABLE)
+    return Path(override).expanduser() if override else user_config_path("tinymusician") / "keys"
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:
@@ -101,22 +101,22 @@ def load_key(role: Role, folder: Path, trusted: Collection[str]) -> Ed25519Priva
     )
 
 
-def _file(role: Role, known_as: str, folder: Path) -> Path:
-    return folder / f"{role}-{known_as[:12]}.pem"
+def _file(role: Role, key_id: str, folder: Path) -> Path:
+    return folder / f"{role}-{key_id[:12]}.pem"
 
 
-def _loaded(path: Path, known_as: str) -> Ed25519PrivateKey:
+def _loaded(path: Path, expected_id: str) -> Ed25519PrivateKey:
     try:
-        found = path.stat()
-        mode = stat.S_IMODE(found.st_mode)
+        info = path.stat()
+        mode = stat.S_IMODE(info.st_mode)
         # A secret that a cluster mounts is root's, and is read through a group that has nobody else in it.
-        mounted = found.st_uid == 0 and os.geteuid() != 0
+        mounted = info.st_uid == 0 and os.geteuid() != 0
         if mode & (0o037 if mounted else 0o077):
             raise KeyFileError(f"{path}: others can read it (mode {mode:o}); `chmod 600 {path}`")
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{path}: cannot be read as a private key ({error})") from None
-    if not isinstance(key, Ed25519PrivateKey) or key_id(public_hex(key)) != known_as:
+    if not isinstance(key, Ed25519PrivateKey) or key_id(public_hex(key)) != expected_id:
         raise KeyFileError(f"{path}: holds another key than its name says")
     return key
 

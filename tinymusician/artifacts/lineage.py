@@ -39,21 +39,21 @@ def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
     ]
 
 
-def backward(reference: str, found: Sequence[LineageEdge]) -> list[LineageEdge]:
+def backward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The steps that led to an artifact, the nearest first."""
-    return _walked(reference, found, lambda link: (link.made, link.origin))
+    return _walked(reference, edges, lambda link: (link.made, link.origin))
 
 
-def forward(reference: str, found: Sequence[LineageEdge]) -> list[LineageEdge]:
+def forward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The steps that lead on from an artifact, the nearest first."""
-    return _walked(reference, found, lambda link: (link.origin, link.made))
+    return _walked(reference, edges, lambda link: (link.origin, link.made))
 
 
-def _walked(start: str, found: Sequence[LineageEdge], ends: Any) -> list[LineageEdge]:
+def _walked(start: str, edges: Sequence[LineageEdge], ends: Any) -> list[LineageEdge]:
     waiting, seen, steps = [start], {start}, []
     while waiting:
         here = waiting.pop(0)
-        for link in found:
+        for link in edges:
             near, far = ends(link)
             if near == here and link not in steps:
                 steps.append(link)
@@ -69,14 +69,14 @@ def circumstances(manifest: Manifest) -> dict[str, str]:
     changed = ", with changes that were not committed" if git.get("changed") == "yes" else ""
     data = [str(lineage["prompts"])] if lineage.get("prompts") else []
     data += [f"sha256:{str(lineage['prompts_sha256'])[:8]}"] if lineage.get("prompts_sha256") else []
-    found = {
+    facts = {
         "run": str(lineage.get("run", "")),
         "recipe": str(manifest.recipe.get("name", "")),
         "data": " ".join(data),
         "code": f"{str(git['commit'])[:12]}{changed}" if git.get("commit") else "",
         "environment": ", ".join(f"{name} {version}" for name, version in lineage.get("versions", {}).items()),
     }
-    return {name: said for name, said in found.items() if said}
+    return {name: said for name, said in facts.items() if said}
 
 
 def attestation(manifest: Manifest) -> dict[str, Any]:

@@ -101,25 +101,25 @@ def find(store: Store, reference: str) -> Manifest:
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise StoreError(f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST")
-    wanted = parts["digest"] or ""
-    keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{wanted}")]
+    prefix = parts["digest"] or ""
+    keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{prefix}")]
     fitting = _by_age([_read(store, key) for key in keys])
     if not fitting:
         raise NotFoundError(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
-    if wanted and len(fitting) > 1:
+    if prefix and len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
     return fitting[-1]
 
 
 def list_manifests(store: Store, damaged: Callable[[str], None]) -> list[Manifest]:
     """Every artifact, oldest first; of manifests that cannot be read, `damaged` hears why."""
-    found = []
+    manifests = []
     for entry in store.list("artifacts/"):
         try:
-            found.append(_read(store, entry.key))
+            manifests.append(_read(store, entry.key))
         except DigestMismatchError as error:
             damaged(str(error))
-    return _by_age(found)
+    return _by_age(manifests)
 
 
 def _by_age(manifests: list[Manifest]) -> list[Manifest]:
@@ -141,11 +141,13 @@ def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
     return problems
 
 
-def fetch(store: Store, manifest: Manifest, folder: Path, told: Callable[[str], None] = lambda path: None) -> None:
+def fetch(
+    store: Store, manifest: Manifest, folder: Path, on_progress: Callable[[str], None] = lambda path: None
+) -> None:
     """Write an artifact's files into `folder`, each checked against its digest before it appears."""
     for file in manifest.files:
         get_blob(store, file.sha256, folder / check_key(file.path))
-        told(file.path)
+        on_progress(file.path)
 
 
 def _read(store: Store, key: str) -> Manifest:

@@ -28,30 +28,30 @@ class RetryingStore:
         return self._store.url
 
     def put(self, key: str, data: bytes) -> None:
-        self._asked(lambda: self._store.put(key, data))
+        self._retry(lambda: self._store.put(key, data))
 
     def get(self, key: str) -> bytes:
-        return self._asked(lambda: self._store.get(key))
+        return self._retry(lambda: self._store.get(key))
 
     def upload(self, path: Path, key: str) -> None:
-        self._asked(lambda: self._store.upload(path, key))
+        self._retry(lambda: self._store.upload(path, key))
 
     def download(self, key: str, path: Path) -> None:
-        self._asked(lambda: self._store.download(key, path))
+        self._retry(lambda: self._store.download(key, path))
 
     def exists(self, key: str) -> bool:
-        return self._asked(lambda: self._store.exists(key))
+        return self._retry(lambda: self._store.exists(key))
 
     def list(self, prefix: str) -> Iterator[StoreEntry]:
-        yield from self._asked(lambda: [*self._store.list(prefix)])
+        yield from self._retry(lambda: [*self._store.list(prefix)])
 
     def delete(self, key: str) -> None:
-        self._asked(lambda: self._store.delete(key))
+        self._retry(lambda: self._store.delete(key))
 
     def sweep(self, age: float = DAY) -> None:
-        self._asked(lambda: self._store.sweep(age))
+        self._retry(lambda: self._store.sweep(age))
 
-    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+    def _retry(self, ask: Callable[[], Answer]) -> Answer:
         deadline, wait = time.monotonic() + self._seconds, _FIRST
         while True:
             try:

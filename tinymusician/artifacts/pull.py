@@ -32,7 +32,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 RESERVE = 16 << 20
 """Bytes of the disk that stay free."""
 
-Told = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Hears the file that is on its way, and how many bytes of how many are there."""
 
 
@@ -80,13 +80,13 @@ class PullClient:
             Refused: no source has a release that can be trusted and is not older than the installed one.
             StoreError: no source answers.
         """
-        record, trouble = self._informed()
+        record, trouble = self._load_state()
         if trouble is not None:
             raise trouble
         return self._offer(record)
 
     def pull(
-        self, told: Told = lambda path, done, size: None, pace: BandwidthLimiter | None = None
+        self, on_progress: ProgressCallback = lambda path, done, size: None, pace: BandwidthLimiter | None = None
     ) -> InstalledVersion:
         """Install what there is; returns the version in use.
 
@@ -95,26 +95,26 @@ class PullClient:
         """
         try:
             with self.installation.locked():
-                return self._pull(told, pace or BandwidthLimiter())
+                return self._pull(on_progress, pace or BandwidthLimiter())
         except OSError as error:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
-    def _pull(self, told: Told, pace: BandwidthLimiter) -> InstalledVersion:
-        record, trouble = self._informed()
+    def _pull(self, on_progress: ProgressCallback, pace: BandwidthLimiter) -> InstalledVersion:
+        record, trouble = self._load_state()
         self._keep(record)
         if trouble is not None:
             raise trouble
         offer = self._offer(record)
         release = offer.version.release
         if offer.is_new or not self.installation.is_whole(offer.version):
-            self._bring(release, told, pace)
+            self._download(release, on_progress, pace)
             self.installation.lay_out(offer.version)
         before = record.current if offer.is_new else record.previous
         fallback = next((one for one in (before, record.previous) if one and self.installation.is_whole(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
-                "known": {**record.known, self.reference: (release.version, offer.version.digest)},
+                "latest": {**record.latest, self.reference: (release.version, offer.version.digest)},
                 "current": offer.version,
                 "previous": fallback,
             }
@@ -123,8 +123,8 @@ class PullClient:
         self.installation.tidy(fresh)
         return offer.version
 
-    def _bring(self, release: Release, told: Told, pace: BandwidthLimiter) -> None:
-        self.installation.forget_partial_but(file.sha256 for file in release.files)
+    def _download(self, release: Release, on_progress: ProgressCallback, pace: BandwidthLimiter) -> None:
+        self.installation.remove_partial_except(file.sha256 for file in release.files)
         missing, done = self._missing(release), 0
         self._check_space(release, missing)
 
@@ -132,7 +132,7 @@ class PullClient:
             def count(size: int) -> None:
                 nonlocal done
                 done += size
-                told(path, done, missing)
+                on_progress(path, done, missing)
 
             return count
 
@@ -143,7 +143,7 @@ class PullClient:
         if record != self.installation.record():
             self.installation.write(record)
 
-    def _informed(self) -> tuple[InstallState, StoreError | None]:
+    def _load_state(self) -> tuple[InstallState, StoreError | None]:
         """What the device knows, with the newest root document that any source leads to; why no source led to its end.
 
         Where none of the release keys that it knew is trusted any more, the versions that they signed are forgotten:
@@ -157,46 +157,46 @@ class PullClient:
         keys = dict.fromkeys([record.pinned, *record.followed, *followed, *root.root])
         if self._pinned not in keys:  # an app may come with any root key that followed
             raise UntrustedError(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
-        known = record.known if set(record.root.release) & set(root.release) else {}
+        latest = record.latest if set(record.root.release) & set(root.release) else {}
         seen = max(record.seen, self._past(root.created))
-        fresh = {"pinned": self._pinned, "root": root, "seen": seen, "known": known, "followed": tuple(keys)}
+        fresh = {"pinned": self._pinned, "root": root, "seen": seen, "latest": latest, "followed": tuple(keys)}
         return record.model_copy(update=fresh), trouble
 
     def _past(self, moment: datetime) -> datetime:
         """A document's date as far as this device has lived to see it: a wrong date must not make all others old."""
         return min(moment, self._clock())
 
-    def _newest_root(self, known: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
+    def _newest_root(self, current: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
         """The newest root document, the root keys on the way to it, and what is wrong if no source is good."""
-        found, errors, followed, good = known, list[StoreError](), list[str](), False
+        newest, errors, followed, good = current, list[StoreError](), list[str](), False
         for source in self._sources:
             denied = list[StoreError]()
             try:
-                for root in follow(self._pinned, found, partial(_fetch, source, denied)):
-                    found, followed = root, [*followed, *root.root]
+                for root in follow(self._pinned, newest, partial(_fetch, source, denied)):
+                    newest, followed = root, [*followed, *root.root]
                 good = True
             except StoreError as error:
                 errors.append(error)
-            errors += denied if found is None else []
-        if found is None:
+            errors += denied if newest is None else []
+        if newest is None:
             raise _gravest(
                 [*errors, UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…")]
             )
-        return found, followed, None if good else _gravest(errors)
+        return newest, followed, None if good else _gravest(errors)
 
     def _offer(self, record: InstallState) -> AvailableUpdate:
         """The newest release that any source has; those that cannot be trusted are passed over if another can."""
         moment = max(self._clock(), record.seen)
         check_current(record.root, moment)
-        found, errors = list[InstalledVersion](), list[StoreError]()
+        versions, errors = list[InstalledVersion](), list[StoreError]()
         for source in self._sources:
             try:
-                found.append(self._from(source, record, moment))
+                versions.append(self._from(source, record, moment))
             except StoreError as error:
                 errors.append(error)
-        if not found:
+        if not versions:
             raise _gravest(errors)
-        version = max(found, key=lambda one: one.release.version)
+        version = max(versions, key=lambda one: one.release.version)
         is_new = record.current is None or record.current.digest != version.digest
         return AvailableUpdate(version, self._missing(version.release), is_new)
 
@@ -205,8 +205,8 @@ class PullClient:
         release = read_release(data, self.reference, record.root.release_keys)
         check_fresh(release, moment)
         version = InstalledVersion(release=release, digest=hashlib.sha256(data).hexdigest())
-        if self.reference in record.known:
-            _check_not_older(version, *record.known[self.reference])
+        if self.reference in record.latest:
+            _check_not_older(version, *record.latest[self.reference])
         return version
 
     def _missing(self, release: Release) -> int:
@@ -244,16 +244,18 @@ def _gravest(errors: Sequence[StoreError]) -> StoreError:
     )
 
 
-def _check_not_older(found: InstalledVersion, here: int, digest: str) -> None:
+def _check_not_older(version: InstalledVersion, here: int, digest: str) -> None:
     """Raise if what a source has is older than what was installed, or something else of the same version.
 
     Raises:
         Refused: it is.
     """
-    there = found.release.version
+    there = version.release.version
     if there < here:
-        raise UntrustedError(f"release {found.release.reference}: version {there} is offered, and {here} was installed")
-    if there == here and found.digest != digest:
         raise UntrustedError(
-            f"release {found.release.reference}: version {there} is offered with other content than installed"
+            f"release {version.release.reference}: version {there} is offered, and {here} was installed"
+        )
+    if there == here and version.digest != digest:
+        raise UntrustedError(
+            f"release {version.release.reference}: version {there} is offered with other content than installed"
         )

@@ -56,23 +56,23 @@ class ReleaseRegistry:
             KeyFileError: there is none.
             Refused: one is not signed as it must be, or they are not those that were made with these keys.
         """
-        found, digests = list[RootMetadata](), dict[int, str]()
+        roots, digests = list[RootMetadata](), dict[int, str]()
         for version in range(1, trust.MOST + 1):
             try:
                 data = self.store.get(root_key(version))
             except NotFoundError:
                 break
-            found.append(read_root(data, version, found[-1].root) if found else read_first(data))
+            roots.append(read_root(data, version, roots[-1].root) if roots else read_first(data))
             digests[version] = hashlib.sha256(data).hexdigest()
-        if not found:
+        if not roots:
             raise KeyFileError(f"store {self.store.url}: has no root document; `tmctl keys create` makes keys and one")
         pin = read_pin(self._keys)
-        if pin is not None and (pin.root not in found[0].root or digests.get(pin.version) != pin.sha256):
+        if pin is not None and (pin.root not in roots[0].root or digests.get(pin.version) != pin.sha256):
             raise UntrustedError(
                 f"store {self.store.url}: its root documents are not those that were made with the keys of "
                 f"{self._keys}; either this is another store, or somebody changed them"
             )
-        return found
+        return roots
 
     def create(self) -> RootMetadata:
         """Make both keys, and the first root document.
@@ -88,7 +88,7 @@ class ReleaseRegistry:
     def extend(self) -> RootMetadata:
         """The same keys for another year."""
         before = self.roots()[-1]
-        root, release = self._own("root", before), self._own("release", before)
+        root, release = self._signing_key("root", before), self._signing_key("release", before)
         return self._publish(next_root(before, root, release, self._clock(), before.revoked), root)
 
     def rotate(self, role: Role, revoke: bool = False) -> RootMetadata:
@@ -99,9 +99,11 @@ class ReleaseRegistry:
         """
         roots = self.roots()
         before = roots[-1]
-        old = self._own("root", before)
+        old = self._signing_key("root", before)
         root = new_key("root", self._keys) if role == "root" else old
-        release = new_key("release", self._keys) if role == "release" or revoke else self._own("release", before)
+        release = (
+            new_key("release", self._keys) if role == "release" or revoke else self._signing_key("release", before)
+        )
         revoked = dict.fromkeys(public for one in roots for public in one.release) if revoke else before.revoked
         after = next_root(before, root, release, self._clock(), tuple(revoked))
         self._publish(after, *([old] if root is old else [old, root]))
@@ -115,17 +117,17 @@ class ReleaseRegistry:
     def aliases(self, revoked: bool = False) -> list[tuple[str, str]]:
         """Every name and alias that has a release which counts, in order; on demand those of revoked keys, too."""
         parts = [entry.key.split("/") for entry in self.store.list("releases/")]
-        found = sorted({(part[1], part[2]) for part in parts if len(part) == 4})
-        return [one for one in found if next(self._signed(*one, revoked=revoked), None) is not None]
+        aliases = sorted({(part[1], part[2]) for part in parts if len(part) == 4})
+        return [one for one in aliases if next(self._signed(*one, revoked=revoked), None) is not None]
 
     def history(self, name: str, alias: str, revoked: bool = False) -> list[Release]:
         """All releases of an alias that count, oldest first; on demand those of revoked keys, too."""
         copied = self._copied(name, alias)
-        found: dict[int, tuple[str, Release]] = {}
+        releases: dict[int, tuple[str, Release]] = {}
         for key, release in self._signed(name, alias, revoked=revoked):
-            if release.version not in found or key.endswith(copied):
-                found[release.version] = (key, release)
-        return [found[version][1] for version in sorted(found)]
+            if release.version not in releases or key.endswith(copied):
+                releases[release.version] = (key, release)
+        return [releases[version][1] for version in sorted(releases)]
 
     def newest(self, name: str, alias: str) -> Release:
         """The newest release of an alias.
@@ -133,12 +135,12 @@ class ReleaseRegistry:
         Raises:
             NotFound: there is none.
         """
-        found = self.history(name, alias)
-        if not found:
+        releases = self.history(name, alias)
+        if not releases:
             raise NotFoundError(
                 f"release {name}@{alias}: not in {self.store.url}; `tmctl artifacts aliases` lists those that are"
             )
-        return found[-1]
+        return releases[-1]
 
     def release(self, manifest: Manifest, alias: str, about: dict[str, Any], days: int = DAYS) -> Release:
         """Sign an artifact's files as the next version of its name's alias."""
@@ -162,7 +164,7 @@ class ReleaseRegistry:
         about = {**source.about, "why": textual(why)}
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
 
-    def _own(self, role: Role, root: RootMetadata) -> Ed25519PrivateKey:
+    def _signing_key(self, role: Role, root: RootMetadata) -> Ed25519PrivateKey:
         """The private key of a role. Nothing is signed on a machine that cannot tell whose root documents these are.
 
         Raises:
@@ -177,8 +179,8 @@ class ReleaseRegistry:
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
             raise KeyFileError(f"root document {root.version}: somebody else wrote one at the same time; theirs counts")
-        known = read_pin(self._keys)
-        first = known.root if known and root.version > 1 else root.root[0]
+        pin = read_pin(self._keys)
+        first = pin.root if pin and root.version > 1 else root.root[0]
         write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
         return root
 
@@ -190,7 +192,7 @@ class ReleaseRegistry:
             Refused: no device would take it.
         """
         root = self.roots()[-1]
-        key = self._own("release", root)
+        key = self._signing_key("release", root)
         for file in draft.files:
             if not self.store.exists(blob_key(file.sha256)):
                 raise StoreError(f"release {draft.reference}: {file.path} is not in the store any more; make it again")
@@ -211,7 +213,7 @@ class ReleaseRegistry:
             time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
         raise StoreError(f"release {draft.reference}: others publish it all the time; try again later")
 
-    def _point(self, own: str, release: Release) -> None:
+    def _point(self, release_key: str, release: Release) -> None:
         """Copy a release, or a newer one that has come, and look afterwards whether the copy is the newest still."""
         name, alias = release.name, release.alias
         while True:
@@ -219,7 +221,7 @@ class ReleaseRegistry:
             try:
                 ends = self._copied(name, alias)
                 same = [one for one, _ in self._signed(name, alias, newest.version) if one.endswith(ends)]
-                data = self.store.get(own if newest.version == release.version else same[0] if same else key)
+                data = self.store.get(release_key if newest.version == release.version else same[0] if same else key)
             except NotFoundError:  # withdrawn meanwhile
                 continue
             self.store.put(latest_key(name, alias), data)
@@ -232,8 +234,8 @@ class ReleaseRegistry:
     ) -> Iterator[tuple[str, Release]]:
         """Keys and releases of an alias, or of one of its versions, the newest first; what does not count is passed."""
         roots = self.roots()
-        trusted = {known: public for root in roots for known, public in root.release_keys.items()}
-        trusted = {known: public for known, public in trusted.items() if revoked or public not in roots[-1].revoked}
+        trusted = {keyid: public for root in roots for keyid, public in root.release_keys.items()}
+        trusted = {keyid: public for keyid, public in trusted.items() if revoked or public not in roots[-1].revoked}
         folder = f"releases/{name}/{alias}/v"
         entries = list(self.store.list(folder if version is None else f"{folder}{version:08}-"))
         for entry in reversed(entries):

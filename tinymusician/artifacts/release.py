@@ -85,10 +85,10 @@ def split_reference(reference: str) -> tuple[str, str]:
     Raises:
         StoreError: it has another form.
     """
-    found = _REFERENCE.fullmatch(reference)
-    if found is None or found[2] == "sha256":
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or match[2] == "sha256":
         raise StoreError(f"release {reference!r}: the form is NAME@ALIAS, such as band@stable")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def latest_key(name: str, alias: str) -> str:

@@ -58,7 +58,7 @@ class RunStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     state: State = "PENDING"
-    asked: datetime | None = None
+    stop_requested_at: datetime | None = None
     started: datetime | None = None
     ended: datetime | None = None
     message: str = ""
@@ -137,17 +137,17 @@ class RunStore:
     def steps(self) -> list[dict[str, Any]]:
         """How the steps of a pipeline stand; none before it has begun."""
         try:
-            found: list[dict[str, Any]] = json.loads(self.store.get(self.key(STEPS_FILE)))
+            steps: list[dict[str, Any]] = json.loads(self.store.get(self.key(STEPS_FILE)))
         except NotFoundError:
             return []
-        return found
+        return steps
 
     def tell(self, stage: str, step: int, steps: int) -> None:
         """Say how far the run is."""
         progress = Progress(stage=stage, step=step, steps=steps)
         self.store.put(self.key("progress.json"), progress.model_dump_json().encode())
 
-    def stir(self) -> None:
+    def heartbeat(self) -> None:
         """Give a sign of life."""
         self.store.put(self.key("alive.txt"), now().isoformat().encode())
 
@@ -168,23 +168,23 @@ class RunStore:
 
 def list_runs(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
     """The summary of every run of a store, oldest first; of those that cannot be read, `damaged` hears why."""
-    found = []
+    statuses = []
     for entry in store.list("runs/"):
         if entry.key.count("/") == 2 and entry.key.endswith("/record.json"):
             folder = RunStore(store, entry.key.split("/")[1])
             try:
                 record = folder.record()
                 if not record.part_of:
-                    found.append((record.created, summary(folder)))
+                    statuses.append((record.created, summary(folder)))
             except DigestMismatchError as error:
                 damaged(str(error))
-    return [facts for _, facts in sorted(found, key=lambda pair: pair[0])]
+    return [facts for _, facts in sorted(statuses, key=lambda pair: pair[0])]
 
 
 def summary(folder: RunStore) -> dict[str, Any]:
     """A run as scripts see it."""
     record, progress = folder.record(), folder.progress()
-    status = presumed(folder)
+    status = effective_status(folder)
     return {
         "id": record.id,
         "kind": record.kind,
@@ -203,7 +203,7 @@ def summary(folder: RunStore) -> dict[str, Any]:
     }
 
 
-def presumed(folder: RunStore) -> RunStatus:
+def effective_status(folder: RunStore) -> RunStatus:
     """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died.
 
     The sign is the cluster's clock and the minute is this machine's, so the two must agree to some seconds.

@@ -74,11 +74,11 @@ class S3Store:
         """A value from `start` on, if it has this ETag or none is given: where it begins, its ETag, its bytes."""
         place = {"Bucket": self._bucket, "Key": self._key(key)}
         with self._speaking("read", key):
-            found = self._client.head_object(**place)
-            begin = start if tag in ("", found["ETag"]) and start < found["ContentLength"] else 0
-            asked = {"Range": f"bytes={begin}-"} if begin else {}
-            body = self._client.get_object(**place, IfMatch=found["ETag"], **asked)["Body"]
-        return begin, found["ETag"], self._chunks(body, key)
+            head = self._client.head_object(**place)
+            begin = start if tag in ("", head["ETag"]) and start < head["ContentLength"] else 0
+            range_header = {"Range": f"bytes={begin}-"} if begin else {}
+            body = self._client.get_object(**place, IfMatch=head["ETag"], **range_header)["Body"]
+        return begin, head["ETag"], self._chunks(body, key)
 
     def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
         with self._speaking("read", key):
@@ -105,9 +105,9 @@ class S3Store:
         )
         with self._speaking("list", prefix):
             for page in pages:
-                for found in page.get("Contents", ()):
-                    key, modified = found["Key"].removeprefix(self._prefix), found["LastModified"].timestamp()
-                    yield StoreEntry(key, found["Size"], modified)
+                for item in page.get("Contents", ()):
+                    key, modified = item["Key"].removeprefix(self._prefix), item["LastModified"].timestamp()
+                    yield StoreEntry(key, item["Size"], modified)
 
     def delete(self, key: str) -> None:
         with self._speaking("delete", key), contextlib.suppress(NotFoundError):
@@ -119,8 +119,8 @@ class S3Store:
             for page in pages:
                 for upload in page.get("Uploads", ()):
                     if (datetime.now(UTC) - upload["Initiated"]).total_seconds() > age:
-                        known_by = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-                        self._client.abort_multipart_upload(Bucket=self._bucket, **known_by)
+                        upload_id = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                        self._client.abort_multipart_upload(Bucket=self._bucket, **upload_id)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)

@@ -23,7 +23,7 @@ CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
 _REDIRECTS = 5
 _LONGEST_LIST = 4 << 20
-_PATIENCE = 30.0
+_TIMEOUT_SECONDS = 30.0
 """Seconds for a small value."""
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
@@ -127,8 +127,8 @@ class HttpSource:
                 answer, start = self._get(address, {}), 0
         with contextlib.closing(answer):
             place = self._place(answer, key, start)
-            found = answer.headers.get("ETag", "")
-            yield RangeResponse(place, "" if found.startswith("W/") else found, self._chunks(answer))
+            etag = answer.headers.get("ETag", "")
+            yield RangeResponse(place, "" if etag.startswith("W/") else etag, self._chunks(answer))
 
     def _chunks(self, answer: Any) -> Iterator[bytes]:
         """Bytes as soon as they arrive, however few."""
@@ -185,12 +185,12 @@ class PresignedSource(HttpSource):
 
     def _address(self, key: str) -> str:
         try:
-            found = json.loads(self._list())["addresses"].get(key)
+            url = json.loads(self._list())["addresses"].get(key)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StoreError(f"{self.url}: is no list of addresses, as `tmctl artifacts presign` makes them") from None
-        if not isinstance(found, str):
+        if not isinstance(url, str):
             raise NotFoundError(f"{self.url}: lists nothing for {key!r}")
-        return _led(self.url, self.url, found)
+        return _led(self.url, self.url, url)
 
     def _list(self) -> bytes:
         parts = urlparse(self.url)
@@ -232,8 +232,8 @@ def meaning(code: int, content_range: str | None, start: int) -> Meaning:
     if code == 200:
         return "whole"
     if code == 206 and start:
-        found = _RANGE.fullmatch(content_range or "")
-        exact = found is not None and int(found[1]) == start and int(found[2]) + 1 == int(found[3])
+        match = _RANGE.fullmatch(content_range or "")
+        exact = match is not None and int(match[1]) == start and int(match[2]) + 1 == int(match[3])
         return "append" if exact else "without range"
     if code == 416 and start:
         return "without range"
@@ -261,11 +261,11 @@ def open_source(url: str) -> Source:
 
 
 def _first(chunks: Iterator[bytes], most: int) -> bytes:
-    found, began = bytearray(), time.monotonic()
+    body, began = bytearray(), time.monotonic()
     for chunk in chunks:
-        found += chunk
-        if len(found) >= most:
+        body += chunk
+        if len(body) >= most:
             break
-        if time.monotonic() - began > _PATIENCE:
-            raise TransientStoreError(f"sends {len(found)} bytes in {_PATIENCE:g} s")
-    return bytes(found[:most])
+        if time.monotonic() - began > _TIMEOUT_SECONDS:
+            raise TransientStoreError(f"sends {len(body)} bytes in {_TIMEOUT_SECONDS:g} s")
+    return bytes(body[:most])

@@ -107,8 +107,8 @@ class LocalStore:
         for path in sorted(paths, key=lambda path: path.relative_to(self._root).as_posix()):
             with contextlib.suppress(FileNotFoundError):  # deleted by another process meanwhile
                 if path.is_file() and not path.name.startswith(DRAFT):
-                    found = path.stat()
-                    yield StoreEntry(path.relative_to(self._root).as_posix(), found.st_size, found.st_mtime)
+                    info = path.stat()
+                    yield StoreEntry(path.relative_to(self._root).as_posix(), info.st_size, info.st_mtime)
 
     def delete(self, key: str) -> None:
         try:

@@ -26,10 +26,10 @@ _TRIES, _MOST_TRIES = 5, 50
 _READS = 4
 """How often a small value is asked for."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-_SLOWEST, _PATIENCE = 1000, 30.0
+_SLOWEST, _TIMEOUT_SECONDS = 1000, 30.0
 """Bytes a second, over so many seconds, below which a mirror counts as busy."""
 
-Told = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Hears of bytes that are there; fewer than none when they have to be fetched again."""
 
 
@@ -68,7 +68,9 @@ def read_small(source: Source, key: str, most: int) -> bytes:
     return source.read(key, most)
 
 
-def download(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: Told, pace: BandwidthLimiter) -> Path:
+def download(
+    sources: Sequence[Source], file: ReleasedFile, folder: Path, on_progress: ProgressCallback, pace: BandwidthLimiter
+) -> Path:
     """The place of a file below `folder`, brought there if it is not there yet.
 
     Sources are asked in turn, with pauses that double while nothing arrives; one that has other bytes is asked once
@@ -90,12 +92,12 @@ def download(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: 
         directory.mkdir(parents=True, exist_ok=True)
     left, wrong, errors = list(sources), Counter[str](), list[StoreError]()
     fruitless, turn, apart = 0, 0, False
-    told(_size(part))
+    on_progress(_size(part))
     for _ in range(_MOST_TRIES * len(sources)):
         source, before = left[turn % len(left)], _size(part)
         try:
-            found = _continue(source, file, part, told, pace, apart)
-            _settle(part, found, place, file, source.url, told)
+            digest = _continue(source, file, part, on_progress, pace, apart)
+            _settle(part, digest, place, file, source.url, on_progress)
             return place
         except StoreError as error:
             errors.append(error)
@@ -107,8 +109,8 @@ def download(sources: Sequence[Source], file: ReleasedFile, folder: Path, told: 
             if not left or fruitless >= _TRIES * len(left):
                 break
             if fruitless and fruitless % len(left) == 0:
-                asked = error.wait if isinstance(error, TransientStoreError) else 0.0
-                time.sleep(min(_LONGEST_WAIT, max(asked, _FIRST_WAIT * 2 ** (fruitless // len(left) - 1))))
+                retry_after = error.wait if isinstance(error, TransientStoreError) else 0.0
+                time.sleep(min(_LONGEST_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (fruitless // len(left) - 1))))
     raise _worst(errors, file)
 
 
@@ -116,7 +118,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: BandwidthLimiter, apart: bool) -> str:
+def _continue(
+    source: Source, file: ReleasedFile, part: Path, on_progress: ProgressCallback, pace: BandwidthLimiter, apart: bool
+) -> str:
     """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256.
 
     A key is the digest of its value, so another mirror may go on where this one stopped, unless they are kept `apart`.
@@ -124,20 +128,25 @@ def _continue(source: Source, file: ReleasedFile, part: Path, told: Told, pace: 
     have, (whose, tag) = _size(part), _origin(part)
     if have > file.size or (apart and whose != source.url):
         part.unlink(missing_ok=True)
-        told(-have)
+        on_progress(-have)
         have = 0
     if have == file.size and have:
         return digest_of(part)
     with source.open(blob_key(file.sha256), have, tag if whose == source.url else "") as answer:
         alone = not answer.start or whose == source.url
         _tag_file(part).write_text(f"{source.url if alone else ''}\n{answer.tag if alone else ''}")
-        told(-have if not answer.start else 0)
+        on_progress(-have if not answer.start else 0)
         with part.open("r+b" if answer.start else "w+b") as out:
-            return _append(answer, out, file, told, pace, source.url)
+            return _append(answer, out, file, on_progress, pace, source.url)
 
 
 def _append(
-    answer: RangeResponse, out: BinaryIO, file: ReleasedFile, told: Told, pace: BandwidthLimiter, url: str
+    answer: RangeResponse,
+    out: BinaryIO,
+    file: ReleasedFile,
+    on_progress: ProgressCallback,
+    pace: BandwidthLimiter,
+    url: str,
 ) -> str:
     seen = hashlib.sha256()
     while answer.start and (block := out.read(CHUNK)):
@@ -147,14 +156,14 @@ def _append(
         got += len(chunk)
         if answer.start + got > file.size:
             out.truncate(0)
-            told(len(chunk) - answer.start - got)
+            on_progress(len(chunk) - answer.start - got)
             raise DigestMismatchError(f"{url}: sends more than the {file.size} bytes of {file.path}")
         out.write(chunk)
         seen.update(chunk)
-        told(len(chunk))
+        on_progress(len(chunk))
         pace.wait(len(chunk))
         spent = time.monotonic() - began
-        if spent > _PATIENCE and not 0 < pace.limit < 2 * _SLOWEST:
+        if spent > _TIMEOUT_SECONDS and not 0 < pace.limit < 2 * _SLOWEST:
             if got - got_before < _SLOWEST * spent:
                 raise TransientStoreError(f"{url}: sends {(got - got_before) / spent:.0f} bytes a second")
             began, got_before = time.monotonic(), got
@@ -163,15 +172,17 @@ def _append(
     return seen.hexdigest()
 
 
-def _settle(part: Path, found: str, place: Path, file: ReleasedFile, url: str, told: Told) -> None:
+def _settle(part: Path, digest: str, place: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback) -> None:
     """Move a whole file to its place if its digest is right, and throw it away otherwise."""
-    if found != file.sha256:
+    if digest != file.sha256:
         whose, _ = _origin(part)
-        told(-part.stat().st_size)
+        on_progress(-part.stat().st_size)
         part.unlink()
         if whose != url:
             raise MirrorMismatch(f"{file.path}: what several mirrors have does not fit together")
-        raise DigestMismatchError(f"{url}: {file.path} has SHA-256 {found[:12]}…; the release says {file.sha256[:12]}…")
+        raise DigestMismatchError(
+            f"{url}: {file.path} has SHA-256 {digest[:12]}…; the release says {file.sha256[:12]}…"
+        )
     with part.open("rb") as whole:
         os.fsync(whole.fileno())
     part.chmod(0o444)

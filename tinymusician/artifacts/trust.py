@@ -89,10 +89,10 @@ def read_first(data: bytes) -> RootMetadata:
     """
     name = "root document 1"
     try:
-        own = RootMetadata.model_validate(claimed(data, name)).root
+        root = RootMetadata.model_validate(claimed(data, name)).root
     except ValidationError as error:
         raise UntrustedError(f"{name}: {error.errors()[0]['msg']}") from None
-    return read_root(data, 1, own)
+    return read_root(data, 1, root)
 
 
 def read_root(data: bytes, version: int, signers: Collection[str]) -> RootMetadata:
@@ -113,7 +113,7 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> RootMetada
     return root
 
 
-def follow(pinned: str, known: RootMetadata | None, fetch: Callable[[int], bytes | None]) -> Iterator[RootMetadata]:
+def follow(pinned: str, trusted: RootMetadata | None, fetch: Callable[[int], bytes | None]) -> Iterator[RootMetadata]:
     """The root documents after the one that is known, in order; `fetch` gives a version's bytes, None if there is none.
 
     `pinned` is the public root key that the device was given. One that knows no document begins at the first version
@@ -122,13 +122,13 @@ def follow(pinned: str, known: RootMetadata | None, fetch: Callable[[int], bytes
     Raises:
         Refused: the chain is broken.
     """
-    current = known
-    for version in range(known.version + 1 if known else 1, MOST + 1):
-        found = fetch(version)
-        if found is None:
+    current = trusted
+    for version in range(trusted.version + 1 if trusted else 1, MOST + 1):
+        data = fetch(version)
+        if data is None:
             return
-        if current is not None or _names(found, version, pinned):
-            current = read_root(found, version, current.root if current else (pinned,))
+        if current is not None or _names(data, version, pinned):
+            current = read_root(data, version, current.root if current else (pinned,))
             yield current
 
 

@@ -60,17 +60,17 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
             start, end = float(row["start_s"]), float(row["end_s"])
         except ValueError as error:
             raise DataError(f"{table}: {row['ytid']}: start_s and end_s must be numbers") from error
-        own = row["ytid"]
-        cut = (f"{own}_{row['start_s']}_{row['end_s']}", f"[{own}]-[{row['start_s']}-{row['end_s']}]")
-        found = _first(audio, cut)
-        whole = _first(audio, (own,))
-        if found is not None:
-            clips.append(CaptionedClip(own, row["caption"], found))
+        clip_id = row["ytid"]
+        cut = (f"{clip_id}_{row['start_s']}_{row['end_s']}", f"[{clip_id}]-[{row['start_s']}-{row['end_s']}]")
+        path = _first_existing(audio, cut)
+        whole = _first_existing(audio, (clip_id,))
+        if path is not None:
+            clips.append(CaptionedClip(clip_id, row["caption"], path))
         elif whole is not None:
-            clips.append(CaptionedClip(own, row["caption"], whole, start, end))
+            clips.append(CaptionedClip(clip_id, row["caption"], whole, start, end))
         else:
-            missing.append(audio / f"{own}.wav")
-    return _some(CaptionedSet(clips, missing), table)
+            missing.append(audio / f"{clip_id}.wav")
+    return _non_empty(CaptionedSet(clips, missing), table)
 
 
 def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
@@ -89,7 +89,7 @@ def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
         if not path.resolve().is_relative_to(audio.resolve()):
             raise DataError(f"{table}: row {number}: location {location!r} leads out of {audio}")
         clips.append(CaptionedClip(location, caption, path)) if path.is_file() else missing.append(path)
-    return _some(CaptionedSet(clips, missing), table)
+    return _non_empty(CaptionedSet(clips, missing), table)
 
 
 def load_folder(audio: Path) -> CaptionedSet:
@@ -100,11 +100,11 @@ def load_folder(audio: Path) -> CaptionedSet:
     """
     _folder(audio)
     files = sorted(path for path in audio.iterdir() if path.suffix.lower() in SUFFIXES)
-    told = [path for path in files if path.with_suffix(".txt").is_file()]
-    clips = [CaptionedClip(path.name, path.with_suffix(".txt").read_text().strip(), path) for path in told]
+    captioned = [path for path in files if path.with_suffix(".txt").is_file()]
+    clips = [CaptionedClip(path.name, path.with_suffix(".txt").read_text().strip(), path) for path in captioned]
     if not clips:
         raise DataError(f"{audio}: no clip with a caption; put NAME.wav and NAME.txt there, one pair a clip")
-    return CaptionedSet(clips, [path.with_suffix(".txt") for path in files if path not in told])
+    return CaptionedSet(clips, [path.with_suffix(".txt") for path in files if path not in captioned])
 
 
 def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -140,13 +140,13 @@ def _folder(audio: Path) -> None:
         raise DataError(f"{audio}: no such folder; the clips' audio belongs there")
 
 
-def _first(folder: Path, stems: Sequence[str]) -> Path | None:
-    places = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    return next((place for place in places if place.is_file()), None)
+def _first_existing(folder: Path, stems: Sequence[str]) -> Path | None:
+    candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    return next((place for place in candidates if place.is_file()), None)
 
 
-def _some(found: CaptionedSet, table: Path) -> CaptionedSet:
-    if not found.clips:
-        where = f", first of all {found.missing[0]}" if found.missing else ""
-        raise DataError(f"{table}: none of its {len(found.missing)} clips has its audio here{where}")
-    return found
+def _non_empty(captioned: CaptionedSet, table: Path) -> CaptionedSet:
+    if not captioned.clips:
+        where = f", first of all {captioned.missing[0]}" if captioned.missing else ""
+        raise DataError(f"{table}: none of its {len(captioned.missing)} clips has its audio here{where}")
+    return captioned

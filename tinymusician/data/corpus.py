@@ -58,11 +58,11 @@ def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, se
 
     The files' names tell what they were rendered from, so a corpus of other tunes is never taken for this one.
     """
-    own = [tune for tune in tunes if tune.split == split]
-    known_by = hashlib.sha256(repr((own, split, count, seed)).encode()).hexdigest()[:12]
-    audio, facts = folder / f"{split}-{known_by}.npy", folder / f"{split}-{known_by}.json"
+    selected = [tune for tune in tunes if tune.split == split]
+    digest = hashlib.sha256(repr((selected, split, count, seed)).encode()).hexdigest()[:12]
+    audio, facts = folder / f"{split}-{digest}.npy", folder / f"{split}-{digest}.json"
     if not facts.exists():
-        _render(audio, facts, own, f"{seed}/{split}", count)
+        _render(audio, facts, selected, f"{seed}/{split}", count)
     entries = json.loads(facts.read_text())
     clips = [Clip(ClipAttributes(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips)

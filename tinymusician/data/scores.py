@@ -92,8 +92,8 @@ def corpus_files() -> list[tuple[str, Path]]:
 def tunes_in(collection: str, path: Path) -> list[Tune]:
     """The usable tunes of one file."""
     warnings.filterwarnings("ignore", module="music21")
-    found = (_tune_of(score, collection, path.stem) for score in _scores_in(path))
-    return [tune for tune in found if tune is not None]
+    tunes = (_tune_of(score, collection, path.stem) for score in _scores_in(path))
+    return [tune for tune in tunes if tune is not None]
 
 
 def _scores_in(path: Path) -> list[Any]:

@@ -123,7 +123,7 @@ def make_missing(
     make: Callable[[int], Arrays],
     rank: int,
     world: int,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
     leads: bool = True,
     missing: Sequence[int] | None = None,
 ) -> None:
@@ -137,7 +137,7 @@ def make_missing(
             arrays = make(index)
             if leads:
                 shards.write(index, arrays)
-                told(index)
+                on_progress(index)
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -31,7 +31,7 @@ def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[
 def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     """The rows of `count` in one of the `parts` of a step: every epoch is a fresh permutation, dealt in order."""
     first = (step * parts + part) * batch_size
-    places = np.arange(first, first + batch_size)
-    epochs = places // count
+    positions = np.arange(first, first + batch_size)
+    epochs = positions // count
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place % count] for epoch, place in zip(epochs, places, strict=True)])
+    return np.array([orders[epoch][place % count] for epoch, place in zip(epochs, positions, strict=True)])

@@ -36,10 +36,10 @@ def signal_shard(
     source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None
 ) -> dict[str, Any]:
     """One shard's signals [N, passes, K, S, …]; a pass a row, or two for the conditional target. See `packed`."""
-    own = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
+    shard_rows = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
     parts = []
-    for start in range(0, len(own), batch_size):
-        piece = own[start : start + batch_size]
+    for start in range(0, len(shard_rows), batch_size):
+        piece = shard_rows[start : start + batch_size]
         logits = source(piece).logits.cpu()
         passes = len(logits) // len(piece)
         parts.append(packed(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1), top))
@@ -66,15 +66,15 @@ def _half(values: Tensor) -> Any:
     return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
 
 
-def unpacked(kept: dict[str, Tensor], vocabulary: int) -> Tensor:
+def unpacked(packed: dict[str, Tensor], vocabulary: int) -> Tensor:
     """Logits [..., V], up to a constant, from what a shard keeps of them."""
-    if "logits" in kept:
-        return kept["logits"]
-    values = kept["values"].float()
+    if "logits" in packed:
+        return packed["logits"]
+    values = packed["values"].float()
     others = vocabulary - values.shape[-1]
-    each = kept["rest"].float()[..., None] - math.log(max(others, 1))
+    each = packed["rest"].float()[..., None] - math.log(max(others, 1))
     logits = each.expand(*values.shape[:-1], vocabulary).clone()
-    return logits.scatter_(-1, kept["codes"].long(), values)
+    return logits.scatter_(-1, packed["codes"].long(), values)
 
 
 class CachedTeacher:

@@ -56,6 +56,6 @@ def hidden_loss(kind: HiddenLoss, student_NRSD: Tensor, teacher_NRSD: Tensor, ma
     return torch.stack([relative_error(one[carries], other[carries]) for one, other in pairs]).mean()
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+def relative_error(states: Tensor, targets: Tensor) -> Tensor:
     """The mean square of what is wrong over that of what is wanted."""
-    return (found - wanted).square().mean() / wanted.square().mean()
+    return (states - targets).square().mean() / targets.square().mean()

@@ -31,7 +31,7 @@ from tinymusician.models.narrow_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
 
-_HEARD = 1
+_AUDIO_STREAM = 1
 """Tells the draws of what is heard from those of the codec's pieces."""
 
 
@@ -49,7 +49,7 @@ class JointOutput(NamedTuple):
     logits: Tensor
     states: Tensor
     sound: tuple[CodecOutput, Tensor]
-    heard: Tensor
+    audio: Tensor
 
 
 class JointTargets(NamedTuple):
@@ -57,7 +57,7 @@ class JointTargets(NamedTuple):
 
     states: Tensor
     sound: CodecTargets
-    heard: Tensor
+    audio: Tensor
 
 
 class JointStudent(nn.Module):
@@ -76,8 +76,8 @@ class JointStudent(nn.Module):
         states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         text = TextCondition(states, mask).dropped(~sequences.with_text)
         logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
-        heard = sound_of(self.codec.codec, logits, place, self._frames)
-        return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), heard)
+        audio = sound_of(self.codec.codec, logits, place, self._frames)
+        return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), audio)
 
 
 def sound_of(codec: Any, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
@@ -94,12 +94,16 @@ class JointTask(ComponentTask):
         objective: DistillTask,
         text: ProjectedTextEncoder,
         sound: CodecDistillTask,
-        heard: Any,
+        teacher_text: Any,
         method: Method,
         device: str,
     ) -> None:
         """`text` and the codec of `sound` are the objective's student's own; `heard` is the teacher's text encoder."""
-        self.objective, self.sound, self._heard = objective, sound, heard.to(device).eval().requires_grad_(False)
+        self.objective, self.sound, self._teacher_text = (
+            objective,
+            sound,
+            teacher_text.to(device).eval().requires_grad_(False),
+        )
         whole = JointStudent(objective.module, text, sound.codec, sound.frames)
         super().__init__(whole, method, objective.train_rows, objective.batch_size, objective.seed, device)
         self._at_first = self._figures()
@@ -108,7 +112,7 @@ class JointTask(ComponentTask):
         """The objective's batch, and the codec's."""
         signals = self.objective.batch(step, part, parts)
         longest = int(signals.sequences.mask[0, 0].sum()) - self.sound.frames
-        place = np.random.default_rng((self.seed, step, part, _HEARD)).integers(0, max(longest, 0) + 1)
+        place = np.random.default_rng((self.seed, step, part, _AUDIO_STREAM)).integers(0, max(longest, 0) + 1)
         return JointBatch(signals, self.sound.batch(step, part, parts), int(place))
 
     def first_batch(self) -> JointBatch:
@@ -116,25 +120,25 @@ class JointTask(ComponentTask):
         rows = np.arange(min(self.batch_size, self.count))
         return JointBatch(self.objective.guided(self.objective.train(rows), 0, 0), self.sound.first_batch(), 0)
 
-    def wanted(self, batch: JointBatch) -> JointTargets:
+    def targets(self, batch: JointBatch) -> JointTargets:
         """The teacher's states of the text, its sound of the codes, and that of what it expects."""
         sequences = batch.signals.sequences
-        states = self._heard(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
-        heard = sound_of(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
-        return JointTargets(states, self.sound.wanted(batch.codes), heard)
+        states = self._teacher_text(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
+        audio = sound_of(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
+        return JointTargets(states, self.sound.targets(batch.codes), audio)
 
-    def asked(self, batch: JointBatch, wanted: JointTargets) -> tuple[Any, ...]:
+    def inputs(self, batch: JointBatch, targets: JointTargets) -> tuple[Any, ...]:
         """Sequences, where to listen, and the codec's question."""
-        return batch.signals.sequences, batch.place, *self.sound.asked(batch.codes, wanted.sound)
+        return batch.signals.sequences, batch.place, *self.sound.inputs(batch.codes, targets.sound)
 
-    def losses(self, answer: JointOutput, batch: JointBatch, wanted: JointTargets) -> dict[str, Tensor]:
+    def losses(self, answer: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
         """The objective, the states, the codec's, and what is heard of all three."""
         kl, _ = self.objective.objective(answer.logits, batch.signals, 0)
         return {
             "kl": kl,
-            "states": state_error(answer.states, wanted.states, batch.signals.sequences.text_mask),
-            **self.sound.losses(answer.sound, batch.codes, wanted.sound),
-            "heard": spectral_distance(answer.heard, wanted.heard, self.sound.teacher.config.sampling_rate),
+            "states": state_error(answer.states, targets.states, batch.signals.sequences.text_mask),
+            **self.sound.losses(answer.sound, batch.codes, targets.sound),
+            "audio": spectral_distance(answer.audio, targets.audio, self.sound.teacher.config.sampling_rate),
         }
 
     def validate(self, model: Model) -> dict[str, float]:

@@ -9,17 +9,17 @@ _RIDGE = 1e-3
 
 
 @torch.no_grad()
-def fit(map_: nn.Linear | nn.Conv1d, states_NC: Tensor, wanted_ND: Tensor) -> None:
+def fit(map_: nn.Linear | nn.Conv1d, states_NC: Tensor, targets_ND: Tensor) -> None:
     """Give a linear map its least-squares solution: wanted ≈ states·Wᵀ + b, with a ridge of a thousandth.
 
     The ridge is a share of the states' mean variance, so the scale of the states makes no difference.
     """
-    states, wanted = (each.double().cpu() for each in (states_NC, wanted_ND))
-    from_mean, to_mean = states.mean(0), wanted.mean(0)
+    states, targets = (each.double().cpu() for each in (states_NC, targets_ND))
+    from_mean, to_mean = states.mean(0), targets.mean(0)
     centred = states - from_mean
     square = centred.T @ centred
     square += _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    weight = torch.linalg.solve(square, centred.T @ (wanted - to_mean)).T
+    weight = torch.linalg.solve(square, centred.T @ (targets - to_mean)).T
     assert map_.bias is not None, "all maps have one"
     map_.weight.copy_(weight.reshape(map_.weight.shape))
     map_.bias.copy_(to_mean - weight @ from_mean)

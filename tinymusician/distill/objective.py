@@ -118,12 +118,12 @@ class _ChunkedLoss(torch.autograd.Function):
         vocabulary = student.shape[-1]
         tau = torch.as_tensor(temperature, device=student.device).expand(mask.shape).reshape(-1)
         rows_p, rows_q = teacher.reshape(-1, vocabulary), student.reshape(-1, vocabulary)
-        places = mask.reshape(-1).nonzero()[:, 0]
+        positions = mask.reshape(-1).nonzero()[:, 0]
         at_once = _ON_A_GPU if student.is_cuda else _NUMBERS_AT_A_TIME
         wide = torch.promote_types(student.dtype, torch.float32)
         values = torch.zeros(mask.numel(), dtype=wide, device=student.device)
         gradient = torch.zeros_like(rows_q) if ctx.needs_input_grad[1] else None
-        for piece in torch.split(places, max(1, at_once // vocabulary)):
+        for piece in torch.split(positions, max(1, at_once // vocabulary)):
             with torch.set_grad_enabled(gradient is not None):
                 logits = rows_q[piece].detach().requires_grad_(gradient is not None)
                 whole = torch.ones(len(piece), dtype=torch.bool, device=student.device)

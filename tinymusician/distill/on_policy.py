@@ -39,7 +39,7 @@ class OnPolicySampler:
         top_k: int,
         temperature: float,
         seed: int,
-        kept: ShardCache,
+        cache: ShardCache,
         at_once: int = 32,
     ) -> None:
         """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends.
@@ -48,7 +48,7 @@ class OnPolicySampler:
         or in one that has guidance within it.
         """
         self._student, self._tokens, self._judge, self._share_at = student, tokens, judge, share_at
-        self._refresh, self._steps, self._kept, self._seed = refresh, steps, kept, seed
+        self._refresh, self._steps, self._cache, self._seed = refresh, steps, cache, seed
         self._at_once = at_once
         self._guidance, self._one_pass, self._top_k, self._temperature = guidance, one_pass, top_k, temperature
         self._judged: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
@@ -62,10 +62,10 @@ class OnPolicySampler:
         """The signals at `step`; `rows_at` tells whose captions are played at a step, by this part."""
         first = step - step % self._refresh
         if (first, part) not in self._judged:
-            self._judged = {known: value for known, value in self._judged.items() if known[0] == first}
+            self._judged = {key: value for key, value in self._judged.items() if key[0] == first}
             self._judged[first, part] = self._played(first, part, parts, rows_at)
-        source, places = self._judged[first, part]
-        return source(places[step])
+        source, rows = self._judged[first, part]
+        return source(rows[step])
 
     def _played(
         self, first: int, part: int, parts: int, rows_at: Callable[[int], Rows]
@@ -73,29 +73,31 @@ class OnPolicySampler:
         """The source of signals on a part's samples from step `first` on, and each step's places among them."""
         began = time.monotonic()
         rows = {step: rows_at(step) for step in range(first, min(first + self._refresh, self._steps))}
-        ends = np.cumsum([len(own) for own in rows.values()])
-        places = {step: np.arange(end - len(own), end) for (step, own), end in zip(rows.items(), ends, strict=True)}
-        asked = self._tokens.taken(np.concatenate(list(rows.values())))
+        ends = np.cumsum([len(indices) for indices in rows.values()])
+        positions = {
+            step: np.arange(end - len(indices), end) for (step, indices), end in zip(rows.items(), ends, strict=True)
+        }
+        prompts = self._tokens.taken(np.concatenate(list(rows.values())))
         index = first // self._refresh * parts + part
-        if index in self._kept.missing():
-            self._kept.write(index, {"codes": self._play(asked, first, part)})
-        tokens = TokenDataset(self._kept.read(index)["codes"], asked.text_ids, asked.text_mask)
+        if index in self._cache.missing():
+            self._cache.write(index, {"codes": self._play(prompts, first, part)})
+        tokens = TokenDataset(self._cache.read(index)["codes"], prompts.text_ids, prompts.text_mask)
         self.seconds += time.monotonic() - began
-        return self._judge(tokens), places
+        return self._judge(tokens), positions
 
     @torch.no_grad()
-    def _play(self, asked: TokenDataset, first: int, part: int) -> Any:
+    def _play(self, prompts: TokenDataset, first: int, part: int) -> Any:
         decoder = self._student.decoder
         weight = next(decoder.parameters())
-        ids, mask = (torch.from_numpy(array).to(weight.device) for array in (asked.text_ids, asked.text_mask))
+        ids, mask = (torch.from_numpy(array).to(weight.device) for array in (prompts.text_ids, prompts.text_mask))
         seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
         generator = torch.Generator(weight.device).manual_seed(int(seed))
         trained = decoder.training
-        frames, passes = asked.codes.shape[2], 1.0 if self._one_pass else self._guidance
+        frames, passes = prompts.codes.shape[2], 1.0 if self._one_pass else self._guidance
         decoder.eval()
         codes = []
-        for own_ids, own_mask in zip(*(torch.split(each, self._at_once) for each in (ids, mask)), strict=True):
-            text = told_condition(self._student, own_ids, own_mask, self._guidance)
+        for batch_ids, batch_mask in zip(*(torch.split(each, self._at_once) for each in (ids, mask)), strict=True):
+            text = told_condition(self._student, batch_ids, batch_mask, self._guidance)
             text = TextCondition(text.states.to(weight.dtype), text.mask)
             codes.append(sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature))
         decoder.train(trained)

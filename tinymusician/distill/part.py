@@ -40,15 +40,15 @@ class ComponentTask(ABC):
         """The batch of part `part` of the `parts` of `step`."""
 
     @abstractmethod
-    def wanted(self, batch: Any) -> Any:
+    def targets(self, batch: Any) -> Any:
         """What the teacher says of it; no gradient is taken."""
 
     @abstractmethod
-    def asked(self, batch: Any, wanted: Any) -> tuple[Any, ...]:
+    def inputs(self, batch: Any, targets: Any) -> tuple[Any, ...]:
         """What the part is called with."""
 
     @abstractmethod
-    def losses(self, answer: Any, batch: Any, wanted: Any) -> dict[str, Tensor]:
+    def losses(self, answer: Any, batch: Any, targets: Any) -> dict[str, Tensor]:
         """The losses of what it answered, by name."""
 
     def first_batch(self) -> Any:
@@ -62,9 +62,9 @@ class ComponentTask(ABC):
     def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The balanced losses; each of them and its weight beside it."""
         with torch.no_grad():
-            wanted = self.wanted(batch)
-        answer, log_variances = model(*self.asked(batch, wanted))
-        losses = self.losses(answer, batch, wanted)
+            targets = self.targets(batch)
+        answer, log_variances = model(*self.inputs(batch, targets))
+        losses = self.losses(answer, batch, targets)
         total, weights = balance(self.method, losses, self.before, log_variances)
         return total, {
             **{name: value.detach() for name, value in losses.items()},
@@ -76,6 +76,6 @@ class ComponentTask(ABC):
         """What the losses are before training, on the first batch: the same wherever and whenever a run goes on."""
         batch = to_device(self.first_batch(), torch.device(device))
         self.part.eval()
-        wanted = self.wanted(batch)
-        losses = self.losses(self.part(*self.asked(batch, wanted)), batch, wanted)
+        targets = self.targets(batch)
+        losses = self.losses(self.part(*self.inputs(batch, targets)), batch, targets)
         return {name: max(value.item(), _LEAST) for name, value in losses.items()}

@@ -49,8 +49,8 @@ def sample_figures(
     generator = torch.Generator(device).manual_seed(seed)
     surprises, variety = [], []
     for first in range(0, len(prompts.codes), at_once):
-        own = slice(first, first + at_once)
-        ids, mask = (torch.from_numpy(part[own]).to(device) for part in (prompts.text_ids, prompts.text_mask))
+        rows = slice(first, first + at_once)
+        ids, mask = (torch.from_numpy(part[rows]).to(device) for part in (prompts.text_ids, prompts.text_mask))
         text = told_condition(student, ids, mask, guidance)
         codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
         logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
@@ -77,12 +77,15 @@ def played_logits(student: Any, decoder: ConditionedDecoder, sequences: DecoderB
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
     """A PNG with loss, held-out KL by codebook, agreement and rates over the training steps."""
-    books = sum(name.startswith("loss/") for name in max(rows, key=len))
+    num_codebooks = sum(name.startswith("loss/") for name in max(rows, key=len))
     panels: list[tuple[str, dict[str, str]]] = [
-        ("training loss (nats)", {"all": "loss"} | {f"codebook {k + 1}": f"loss/{k + 1}" for k in range(books)}),
+        (
+            "training loss (nats)",
+            {"all": "loss"} | {f"codebook {k + 1}": f"loss/{k + 1}" for k in range(num_codebooks)},
+        ),
         (
             "held-out KL to the teacher (nats a code)",
-            {"all": "held_out/kl"} | {f"codebook {k + 1}": f"held_out/kl/{k + 1}" for k in range(books)},
+            {"all": "held_out/kl"} | {f"codebook {k + 1}": f"held_out/kl/{k + 1}" for k in range(num_codebooks)},
         ),
         (
             "agreement of the likeliest code",
@@ -109,14 +112,14 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path) -> None:
 def plot_parts(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """A PNG with a row a stage: its losses as shares of their first, their weights, and held-out losses likewise."""
     figure, axes = pyplot().subplots(len(rows), 3, figsize=(13, 3.4 * len(rows)), layout="constrained", squeeze=False)
-    for line, (stage, found) in zip(axes, rows.items(), strict=True):
-        weights = sorted({name for row in found for name in row if name.startswith("weight/")})
+    for line, (stage, stage_rows) in zip(axes, rows.items(), strict=True):
+        weights = sorted({name for row in stage_rows for name in row if name.startswith("weight/")})
         losses = [name.removeprefix("weight/") for name in weights]
-        held_out = [name for name in (f"held_out/{loss}" for loss in losses) if any(name in row for row in found)]
+        held_out = [name for name in (f"held_out/{loss}" for loss in losses) if any(name in row for row in stage_rows)]
         panels = (("losses, share of the first", losses), ("their weights", weights), ("held out, share", held_out))
         for axis, (title, names) in zip(line, panels, strict=True):
             for name in names:
-                points = [(row["step"], row[name]) for row in found if row.get(name) is not None]
+                points = [(row["step"], row[name]) for row in stage_rows if row.get(name) is not None]
                 steps, values = zip(*points, strict=True)
                 first = 1.0 if name in weights else values[0]
                 axis.plot(steps, [value / first for value in values], label=name.rpartition("/")[2], marker=".")

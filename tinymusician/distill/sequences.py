@@ -69,8 +69,8 @@ class TeacherSamples:
     def make(self, index: int) -> dict[str, Any]:
         """Sample one shard, `at_once` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
         size = self._shard * self._samples
-        own = slice(index * size, (index + 1) * size)
-        ids, mask = self._ids[own], self._mask[own]
+        rows = slice(index * size, (index + 1) * size)
+        ids, mask = self._ids[rows], self._mask[rows]
         device = next(self._teacher.decoder.parameters()).device
         generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
         pieces = range(0, len(ids), self._at_once)
@@ -134,8 +134,8 @@ class ClipCodes:
             waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
             codes += [self._codec.encode(wave).audio_codes[0].cpu().numpy() for wave in waves]
             counts.append(len(pieces))
-        found = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
-        return {"codes": found.astype(np.int16), "pieces": np.array(counts)}
+        merged = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
+        return {"codes": merged.astype(np.int16), "pieces": np.array(counts)}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
         """All pieces of a complete set of shards, with their captions; `make` makes one anew that is found damaged.
@@ -156,8 +156,8 @@ def mix(samples: TokenDataset, clips: TokenDataset, clip_share: float) -> TokenD
     """Samples and clips in one set in which clips have the share `clip_share`; clips repeat where they are too few."""
     if clip_share == 1:
         return clips
-    wanted = round(len(samples.codes) * clip_share / (1 - clip_share))
-    rows = np.arange(wanted) % len(clips.codes)
+    num_clips = round(len(samples.codes) * clip_share / (1 - clip_share))
+    rows = np.arange(num_clips) % len(clips.codes)
     length = max(samples.text_ids.shape[1], clips.text_ids.shape[1])
     return TokenDataset(
         np.concatenate([samples.codes, clips.codes[rows]]),

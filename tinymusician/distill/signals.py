@@ -173,10 +173,10 @@ class TensorParallelTeacher:
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         """Every worker of the group must call it."""
-        asked: list[Rows] = [rows] * self._group.size()
-        dist.all_gather_object(asked, rows, self._group)
+        gathered: list[Rows] = [rows] * self._group.size()
+        dist.all_gather_object(gathered, rows, self._group)
         mine = None
-        for each in {one.tobytes(): one for one in asked}.values():
+        for each in {one.tobytes(): one for one in gathered}.values():
             signals = self._teacher(each)
             mine = signals if np.array_equal(each, rows) else mine
         assert mine is not None, "a worker is one of its group"

@@ -24,7 +24,7 @@ from tinymusician.distill.part import ComponentTask
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
-_JUDGED, _PLACES = 48, 8192
+_JUDGED, _MAX_FIT_FRAMES = 48, 8192
 """Held-out pieces that are judged, and places at most by which a map begins."""
 
 
@@ -54,8 +54,8 @@ def latents_of(codec: Any, codes_BKT: Tensor) -> Tensor:
 def expected_latents(codec: Any, logits_BKTV: Tensor) -> Tensor:
     """The mean of the latents over a distribution of codes, [B, D, T]: it can be differentiated, drawn codes cannot."""
     shares = logits_BKTV.float().softmax(-1)
-    books = [layer.codebook.embed for layer in codec.quantizer.layers[: logits_BKTV.shape[1]]]
-    return torch.stack([shares[:, k] @ book for k, book in enumerate(books)]).sum(0).transpose(1, 2)
+    embeddings = [layer.codebook.embed for layer in codec.quantizer.layers[: logits_BKTV.shape[1]]]
+    return torch.stack([shares[:, k] @ book for k, book in enumerate(embeddings)]).sum(0).transpose(1, 2)
 
 
 class ProjectedCodec(nn.Module):
@@ -67,17 +67,17 @@ class ProjectedCodec(nn.Module):
         latent = torch.zeros(1, codec.config.hidden_size, 1)
         with torch.no_grad():
             widths = [[stage.shape[1] for stage in played(one, latent).features] for one in (codec, teacher)]
-        self.projections = nn.ModuleList(nn.Conv1d(own, wide, 1) for own, wide in zip(*widths, strict=True))
+        self.projections = nn.ModuleList(nn.Conv1d(narrow, wide, 1) for narrow, wide in zip(*widths, strict=True))
 
     @torch.no_grad()
     def fit(self, teacher: Any, codes_BKT: Tensor) -> None:
         """Let the maps begin where they are best for these codes."""
         latent = latents_of(teacher, codes_BKT)
         pairs = zip(played(self.codec, latent).features, played(teacher, latent).features, strict=True)
-        for one, (own, wanted) in zip(self.projections, pairs, strict=True):
+        for one, (states, targets) in zip(self.projections, pairs, strict=True):
             assert isinstance(one, nn.Conv1d)
-            some = [stage.transpose(1, 2).flatten(0, 1) for stage in (own, wanted)]
-            every = -(-len(some[0]) // _PLACES)
+            some = [stage.transpose(1, 2).flatten(0, 1) for stage in (states, targets)]
+            every = -(-len(some[0]) // _MAX_FIT_FRAMES)
             fit(one, some[0][::every], some[1][::every])
 
     def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[CodecOutput, Tensor]:
@@ -90,8 +90,8 @@ class ProjectedCodec(nn.Module):
 def pieces(tokens: TokenDataset, rows: Any, frames: int, rng: np.random.Generator) -> Tensor:
     """From each of these rows, codes of so many frames from anywhere, [B, K, frames]."""
     longest = tokens.codes.shape[2]
-    places = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
-    cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, places, strict=True)]
+    starts = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
+    cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, starts, strict=True)]
     return torch.from_numpy(np.stack(cut).astype(np.int64))
 
 
@@ -130,26 +130,26 @@ class CodecDistillTask(ComponentTask):
         rng = np.random.default_rng((self.seed, step, part))
         return pieces(self.tokens, self.rows(step, part, parts), self.frames, rng)
 
-    def wanted(self, batch: Tensor) -> CodecTargets:
+    def targets(self, batch: Tensor) -> CodecTargets:
         """The teacher's sound of codes, and its encoder's latents of it."""
         latent = latents_of(self.teacher, batch)
         sound = played(self.teacher, latent)
         return CodecTargets(latent, sound, self.teacher.encoder(sound.wave[:, None]))
 
-    def asked(self, batch: Tensor, wanted: CodecTargets) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Tensor, targets: CodecTargets) -> tuple[Tensor, Tensor]:
         """The latents, and the wave."""
-        return wanted.latent, wanted.sound.wave
+        return targets.latent, targets.sound.wave
 
-    def losses(self, answer: tuple[CodecOutput, Tensor], batch: Tensor, wanted: CodecTargets) -> dict[str, Tensor]:
+    def losses(self, answer: tuple[CodecOutput, Tensor], batch: Tensor, targets: CodecTargets) -> dict[str, Tensor]:
         """All four."""
         (wave, features), latents = answer
-        true = wanted.sound.wave
-        errors = [relative_error(one, other) for one, other in zip(features, wanted.sound.features, strict=True)]
+        true = targets.sound.wave
+        errors = [relative_error(one, other) for one, other in zip(features, targets.sound.features, strict=True)]
         return {
             "spectral": spectral_distance(wave, true, self.teacher.config.sampling_rate),
             "waveform": (wave - true).abs().mean() / true.abs().mean(),
             "features": torch.stack(errors).mean(),
-            "latents": relative_error(latents, wanted.encoded),
+            "latents": relative_error(latents, targets.encoded),
         }
 
     @torch.no_grad()
@@ -170,12 +170,12 @@ def sound_closeness(codec: Any, teacher: Any, codes_BKT: Tensor) -> dict[str, fl
     codec's own encoder finds in the teacher's sound where the teacher's does.
     """
     latent, rate = latents_of(teacher, codes_BKT), teacher.config.sampling_rate
-    wanted, made = played(teacher, latent).wave, played(codec, latent).wave
-    mels = [log_mel(wave, rate, 1024, 64, 256) for wave in (made, wanted)]
-    codes = [one.encode(wanted[:, None]).audio_codes for one in (codec, teacher)]
+    target, made = played(teacher, latent).wave, played(codec, latent).wave
+    mels = [log_mel(wave, rate, 1024, 64, 256) for wave in (made, target)]
+    codes = [one.encode(target[:, None]).audio_codes for one in (codec, teacher)]
     return {
-        "spectral": spectral_distance(made, wanted, rate).item(),
+        "spectral": spectral_distance(made, target, rate).item(),
         "log_mel": (mels[0] - mels[1]).abs().mean().item(),
-        "si_sdr": si_sdr(made, wanted).mean().item(),
+        "si_sdr": si_sdr(made, target).mean().item(),
         "same_codes": (codes[0] == codes[1]).float().mean().item(),
     }

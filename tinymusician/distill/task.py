@@ -87,7 +87,7 @@ class ObjectiveTask:
         softening: TemperatureSchedule,
         batch_size: int,
         seed: int,
-        own: OnPolicySampler | None = None,
+        on_policy: OnPolicySampler | None = None,
         scales: GuidanceSampler | None = None,
         hidden: HiddenLossConfig | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class ObjectiveTask:
         """
         self.student, self.hidden = student, hidden
         self.module = ProjectedDecoder(student, hidden.width) if hidden else ConditionedDecoder(student)
-        self.own, self.scales = own, scales
+        self.on_policy, self.scales = on_policy, scales
         self.train, self.train_rows = train, train_rows
         self.mixture_at, self.softening = mixture_at, softening
         self.batch_size, self.seed = batch_size, seed
@@ -109,15 +109,15 @@ class ObjectiveTask:
 
     def batch(self, step: int, part: int, parts: int) -> TeacherSignals:
         """The signals of a part's rows; its source hears what the same part of the following steps will ask."""
-        (rows, own), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
-        heard = []
+        (rows, sampled), *then = (self._dealt(step + later, part, parts) for later in range(self.train.ahead + 1))
+        batches = []
         if len(rows):
             announced = [later for later, _ in then if len(later)]
-            heard.append(self.guided(self.train(rows, announced), step, part))
-        if self.own is not None and len(own):
-            played = self.own(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
-            heard.append(self.guided(played, step, parts + part))
-        return reduce(joined, heard)
+            batches.append(self.guided(self.train(rows, announced), step, part))
+        if self.on_policy is not None and len(sampled):
+            played = self.on_policy(step, part, parts, lambda at: self._dealt(at, part, parts)[1])
+            batches.append(self.guided(played, step, parts + part))
+        return reduce(joined, batches)
 
     def guided(self, signals: TeacherSignals, step: int, draw: int) -> TeacherSignals:
         """Signals at scales of their own, if the student is told them."""
@@ -128,16 +128,16 @@ class ObjectiveTask:
     def _dealt(self, step: int, part: int, parts: int) -> tuple[Rows, Rows]:
         """A part's rows: those whose sequences are given, and those whose captions the student plays itself."""
         rows = self.rows(step, part, parts)
-        own = self.own.count(step, len(rows)) if self.own else 0
-        return rows[: len(rows) - own], rows[len(rows) - own :]
+        num_sampled = self.on_policy.count(step, len(rows)) if self.on_policy else 0
+        return rows[: len(rows) - num_sampled], rows[len(rows) - num_sampled :]
 
     def loss(self, model: Model, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's mean over valid codes, with per-codebook loss, KL, agreement and entropy beside it."""
         logits, states = self._answer(model, batch)
         loss, scalars = self.objective(logits, batch, step)
-        if self.own:
-            scalars["own_share"] = torch.tensor(self.own.count(step, self.batch_size) / self.batch_size)
-            scalars["sampling_seconds"], self.own.seconds = torch.tensor(self.own.seconds), 0.0
+        if self.on_policy:
+            scalars["own_share"] = torch.tensor(self.on_policy.count(step, self.batch_size) / self.batch_size)
+            scalars["sampling_seconds"], self.on_policy.seconds = torch.tensor(self.on_policy.seconds), 0.0
         if self.hidden:
             assert batch.states is not None, "the source was asked for states"
             scalars["hidden"] = hidden_loss(self.hidden.kind, states, batch.states, batch.sequences.mask)
@@ -186,10 +186,10 @@ class DistillTask(ObjectiveTask):
 
         if self.scales is None:
             return closeness_to(self.held_out)
-        found = {scale: closeness_to(FixedScaleSource(self.held_out, scale)) for scale in self.scales.judged}
-        names = next(iter(found.values()))
-        means = {name: sum(figures[name] for figures in found.values()) / len(found) for name in names}
-        return means | {f"kl@{scale:g}": figures["kl"] for scale, figures in found.items()}
+        by_scale = {scale: closeness_to(FixedScaleSource(self.held_out, scale)) for scale in self.scales.judged}
+        names = next(iter(by_scale.values()))
+        means = {name: sum(figures[name] for figures in by_scale.values()) / len(by_scale) for name in names}
+        return means | {f"kl@{scale:g}": figures["kl"] for scale, figures in by_scale.items()}
 
 
 def held_out_closeness(

@@ -25,18 +25,18 @@ from tinymusician.models.narrow_text import ProjectedTextEncoder
 from tinymusician.training.task import Model, to_device
 
 
-def state_error(states_BLE: Tensor, wanted_BLE: Tensor, mask_BL: Tensor) -> Tensor:
+def state_error(states_BLE: Tensor, targets_BLE: Tensor, mask_BL: Tensor) -> Tensor:
     """The relative error of the states of those tokens that are text."""
     text = mask_BL.bool()
-    return relative_error(states_BLE[text].float(), wanted_BLE[text].float())
+    return relative_error(states_BLE[text].float(), targets_BLE[text].float())
 
 
 @torch.no_grad()
 def fit_text(text: ProjectedTextEncoder, teacher: Any, ids_BL: Tensor, mask_BL: Tensor) -> None:
     """Let a text encoder's map begin where it is best for these texts."""
     words = mask_BL.bool()
-    own = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-    fit(text.to_teacher, own[words], encode_text(teacher, ids_BL, mask_BL).states[words])
+    states = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    fit(text.to_teacher, states[words], encode_text(teacher, ids_BL, mask_BL).states[words])
 
 
 class TextEncoderDistillTask(ComponentTask):
@@ -61,20 +61,20 @@ class TextEncoderDistillTask(ComponentTask):
         """Sequences with their text."""
         return self._sequences(self.tokens, self.rows(step, part, parts))
 
-    def wanted(self, batch: DecoderBatch) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: DecoderBatch) -> tuple[Tensor, Tensor]:
         """The teacher's states, and its logits when it hears them."""
         states = encode_text(self.teacher, batch.ids, batch.text_mask).states
         return states, self._decoder(batch.inputs, states, batch.text_mask)
 
-    def asked(self, batch: DecoderBatch, wanted: Any) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: DecoderBatch, targets: Any) -> tuple[Tensor, Tensor]:
         """The text."""
         return batch.ids, batch.text_mask
 
-    def losses(self, answer: Tensor, batch: DecoderBatch, wanted: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses(self, answer: Tensor, batch: DecoderBatch, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The error of the states, and the KL through the teacher's decoder."""
-        states, logits = wanted
-        heard = self._decoder(batch.inputs, answer.to(states.dtype), batch.text_mask)
-        kl = mean_over_valid(chunked(forward_kl, logits, heard, batch.mask), batch.mask)
+        states, logits = targets
+        student_logits = self._decoder(batch.inputs, answer.to(states.dtype), batch.text_mask)
+        kl = mean_over_valid(chunked(forward_kl, logits, student_logits, batch.mask), batch.mask)
         return {"states": state_error(answer, states, batch.text_mask), "kl": kl}
 
     def validate(self, model: Model) -> dict[str, float]:
@@ -84,9 +84,9 @@ class TextEncoderDistillTask(ComponentTask):
         for place in range(0, rows, self.batch_size):
             batch = self._sequences(self.held_out, torch.arange(place, min(place + self.batch_size, rows)).numpy())
             batch = to_device(batch, device)
-            wanted = self.wanted(batch)
-            answer, _ = model(*self.asked(batch, wanted))
-            for name, value in self.losses(answer, batch, wanted).items():
+            targets = self.targets(batch)
+            answer, _ = model(*self.inputs(batch, targets))
+            for name, value in self.losses(answer, batch, targets).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids) / rows
         return totals
 
