@@ -194,7 +194,7 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
     added = decoder.add([text] * rows, position + count)
     for row in added:
         row.position = position
-    codes = np.random.default_rng(0).integers(0, decoder.vocabulary, (rows, decoder.books))
+    codes = np.random.default_rng(0).integers(0, decoder.vocabulary, (rows, decoder.num_codebooks))
     took = [clocked(lambda: decoder.step(codes)) for _ in range(count)]
     for row in reversed(added):
         decoder.remove(row)

@@ -11,14 +11,14 @@ import sys
 from jobs.evaluation import Evaluator
 from jobs.worker import WorkerContext
 from tinymusician.evaluate.cost import measure
-from tinymusician.runtime.memory import start_anew
+from tinymusician.runtime.memory import reset_peak_memory
 
 
 def main() -> None:
     """Open the model, play the prompts, print the cost."""
     asked = json.loads(sys.argv[1])
     evaluation = Evaluator(WorkerContext(asked["store"], asked["run"], 0, 1, asked["device"]))
-    bare = start_anew()
+    bare = reset_peak_memory()
     found = measure(evaluation.musician(asked["voice"]), asked["prompts"], evaluation.settings, bare)
     print(json.dumps(found.facts()))
 

@@ -34,7 +34,7 @@ from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.embedders import open_embedder
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.guards import examine
-from tinymusician.evaluate.musicians import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_musician
+from tinymusician.evaluate.musicians import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_generator
 from tinymusician.evaluate.reference import ReferenceSet, open_reference
 from tinymusician.evaluate.taggers import open_tagger
 from tinymusician.models.likelihood import cross_entropies, varieties
@@ -126,7 +126,7 @@ class Evaluator:
     def _opened(self, voice: str) -> Generator:
         if voice == "untrained":
             return TorchGenerator(*untrained(self.recipe), self.context.device)
-        musician = open_musician(self.location(voice), self.context.device, self.context.threads)
+        musician = open_generator(self.location(voice), self.context.device, self.context.threads)
         if musician.guidance_range is not None:
             check_guidance(voice, self.settings.guidance, musician.guidance_range)
         return musician

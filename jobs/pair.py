@@ -76,7 +76,7 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
 
     Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
     """
-    from tinymusician.models.guidance import told_its_guidance
+    from tinymusician.models.guidance import add_guidance_conditioning
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.narrow import narrow_student
     from tinymusician.models.narrow_codec import with_codec
@@ -93,7 +93,7 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
     parts = parts or untrained_parts(recipe, teacher)
     student = student if parts.text is None else with_text(student, parts.text)
     student = student if parts.codec is None else with_codec(student, parts.codec.codec)
-    student = told_its_guidance(student, *ranged) if ranged else student
+    student = add_guidance_conditioning(student, *ranged) if ranged else student
     if recipe.training.recompute:
         student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     return student

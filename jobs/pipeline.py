@@ -83,7 +83,7 @@ class Pipeline:
             known = self._known(step, inputs)
             if step == "precompute" and place >= first and not self._known("distill", self._inputs("distill")):
                 known = None  # shards may have gone since; those that are there are not made again
-            if step == "precompute" and self._recipe.asks_the_teacher:
+            if step == "precompute" and self._recipe.needs_teacher:
                 known = {"run": None, "artifact": None, "metrics": {}}  # shards would not be read
             if known is not None:
                 self._tell(step, "SKIPPED", known)
@@ -141,7 +141,7 @@ class Pipeline:
         """The recipe as a step's own job reads it: on what the steps before made."""
         recipe = self._recipe
         if step in ("precompute", "distill"):
-            as_it_is = recipe.asks_the_teacher or isinstance(recipe.signals, CachedSignalsConfig)
+            as_it_is = recipe.needs_teacher or isinstance(recipe.signals, CachedSignalsConfig)
             return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignalsConfig()})
         if step == "quantize":
             model = {"model": self._found["distill"]["artifact"]}

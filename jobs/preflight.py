@@ -86,7 +86,7 @@ def check(kind: Kind, recipe: Recipe, here: bool) -> None:
         check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
     from_actors = recipe.signals.source == "actors"
-    if kind == "sweep" and (recipe.asks_the_teacher or recipe.has_small_parts or ranged or split or from_actors):
+    if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_parts or ranged or split or from_actors):
         raise RecipeError(
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
             "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"

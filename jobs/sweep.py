@@ -141,7 +141,7 @@ def how(trials: SweepEvaluator, clips: int) -> dict[str, str]:
         "student": str(recipe.student.model_dump()),
         "trainings": f"{training.steps} steps of {training.batch_size} sequences of {recipe.sequences.seconds:g} s",
         "seeds": str(recipe.sweep.seeds),
-        "what they play": f"{clips} captions of {trials.reference.told['reference']}",
+        "what they play": f"{clips} captions of {trials.reference.provenance['reference']}",
         "KAD and CLAP by": f"{recipe.evaluate.embedding.model_dump()}, {recipe.evaluate.clap}",
         "run": record.id,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),

@@ -49,13 +49,13 @@ class ClipFeatures:
     clap: ClipEmbeddings
     classes: dict[str, Floats]
     health: Floats | None
-    told: Counter[str]
+    provenance: Counter[str]
 
     def at(self, places: Indices) -> ClipFeatures:
         """The clips of these numbers alone."""
         index = np.searchsorted(self.places, places)
         classes = {question: values[index] for question, values in self.classes.items()}
-        return ClipFeatures(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.told)
+        return ClipFeatures(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.provenance)
 
 
 def write_report(evaluation: Evaluator) -> None:
@@ -199,9 +199,9 @@ def how(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
     """What a figure must not be quoted without."""
     asked, record = evaluation.asked, evaluation.context.record
     return {
-        **evaluation.reference.told,
+        **evaluation.reference.provenance,
         "real clips": len(real.places),
-        "done to them": dict(real.told),
+        "done to them": dict(real.provenance),
         "clips a model": asked.clips,
         "seconds a clip": asked.seconds,
         "embedding": {**asked.embedding.model_dump(), **evaluation.embedder.facts, "D": real.vectors.dimension},

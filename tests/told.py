@@ -14,11 +14,11 @@ def told_student(name: str, loudness: float) -> Any:
     """A model with a random embedding of scales from 1 to 5, whose entries are about `loudness` times the weights'."""
     import torch
 
-    from tinymusician.models.guidance import told_its_guidance
+    from tinymusician.models.guidance import add_guidance_conditioning
     from tinymusician.models.musicgen import load_musicgen
 
     torch.manual_seed(5)
-    student = told_its_guidance(load_musicgen(name), *RANGE)
+    student = add_guidance_conditioning(load_musicgen(name), *RANGE)
     with torch.no_grad():
         student.guidance_embedding.last.weight.normal_(std=loudness)
         student.guidance_embedding.last.bias.normal_(std=0.5)

@@ -10,7 +10,7 @@ import torch
 
 from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.musicians import SamplingSettings, open_musician
+from tinymusician.evaluate.musicians import SamplingSettings, open_generator
 from tinymusician.models.audiocraft import converted, is_release
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
 from tinymusician.recipe import load_recipe
@@ -62,7 +62,7 @@ def test_it_is_converted_once(release: Path) -> None:
 
 def test_it_plays(release: Path) -> None:
     """What evaluates models takes a release as any other folder."""
-    musician = open_musician(str(release))
+    musician = open_generator(str(release))
     (played,) = musician.play(["loud jazz guitar"], [0], SamplingSettings(0.4, 3.0, 64, 1.0))
     assert played.codes.shape == (4, 10)
     assert np.isfinite(played.wave).all()

@@ -18,8 +18,13 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask, FixedScaleSource, GuidanceSampler
 from tinymusician.errors import RecipeError
 from tinymusician.evaluate.musicians import TorchGenerator
-from tinymusician.models.guidance import is_told, passes_of, plays_in_one_pass, told_its_guidance
-from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen, load_tokenizer, told_condition
+from tinymusician.models.guidance import (
+    add_guidance_conditioning,
+    is_guidance_conditioned,
+    passes_of,
+    plays_in_one_pass,
+)
+from tinymusician.models.musicgen import ConditionedDecoder, guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
 from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
@@ -44,7 +49,7 @@ def task(folder: Path, tokens: TokenDataset, student: Any, scales: GuidanceSampl
 def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """The teacher's logits are s·with + (1 - s)·without, of the two passes; every step draws other scales."""
     scales = GuidanceSampler(1.0, 5.0)
-    of_student = task(tiny_musicgen, tokens, told_its_guidance(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
+    of_student = task(tiny_musicgen, tokens, add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
     batch = of_student.batch(3, 0, 1)
     told = batch.sequences.scale
     assert told.shape == (8,)
@@ -59,7 +64,7 @@ def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: T
 def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its first logits are its teacher's with text, whatever it is told."""
     teacher = load_musicgen(str(tiny_musicgen))
-    student = told_its_guidance(cut_student(teacher, range(4)), 1.0, 5.0)
+    student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
     found = played_logits(
         student, ConditionedDecoder(student), FixedScaleSource(lambda_source(signals), 4.0)(ROWS).sequences
@@ -79,7 +84,7 @@ def lambda_source(signals: Any) -> Any:
 
 def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Told its scale, a student is nearer to its teacher at that scale than when it is told the wrong one."""
-    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
+    student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
     student.generation_config.guidance_scale = 3.0
     learning = task(tiny_musicgen, tokens, student, GuidanceSampler(1.0, 5.0))
     engine = TorchEngine(learning.module, AdamConfig())
@@ -105,17 +110,19 @@ def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -
 
 
 def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_path: Path) -> None:
-    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
+    student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
     with torch.no_grad():
         student.guidance_embedding.last.weight.normal_()
     tokenizer = load_tokenizer(str(tiny_musicgen))
     save_musicgen(tmp_path, student, tokenizer)
     loaded = load_musicgen(str(tmp_path))
-    assert is_told(loaded)
+    assert is_guidance_conditioned(loaded)
     assert (plays_in_one_pass(loaded), passes_of(loaded, 4.0)) == (True, 1.0)
     ids, mask = (torch.from_numpy(each) for each in tokenize_captions(tokenizer, CAPTIONS))
     with torch.no_grad():
-        states = [told_condition(model, ids, mask, scale).states for model in (student, loaded) for scale in (2.0, 4.0)]
+        states = [
+            guidance_condition(model, ids, mask, scale).states for model in (student, loaded) for scale in (2.0, 4.0)
+        ]
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[3])
     assert not torch.equal(states[0], states[1])
@@ -123,7 +130,7 @@ def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_p
     codes = np.random.default_rng(1).integers(0, 16, (4, 4, 6))
     assert len(musician.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
     plain = load_musicgen(str(tiny_musicgen))
-    assert not is_told(plain)
+    assert not is_guidance_conditioned(plain)
     assert passes_of(plain, 4.0) == 4.0
 
 

@@ -14,7 +14,7 @@ from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.errors import BundleError, ModelError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.cost import energy, measure, operations
-from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator, open_musician
+from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator, open_generator
 from tinymusician.models.musicgen import load_musicgen
 
 SETTINGS = SamplingSettings(0.4, 3.0, 8, 0.9)
@@ -24,7 +24,7 @@ SETTINGS = SamplingSettings(0.4, 3.0, 8, 0.9)
 def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchGenerator, OnnxGenerator]:
     folder = tmp_path_factory.mktemp("bundle") / "b"
     write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", folder)
-    torch_one, bundle = open_musician(str(tiny_musicgen)), open_musician(str(folder))
+    torch_one, bundle = open_generator(str(tiny_musicgen)), open_generator(str(folder))
     assert isinstance(torch_one, TorchGenerator)
     assert isinstance(bundle, OnnxGenerator)
     return torch_one, bundle
@@ -92,7 +92,7 @@ def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
     """Twice the layers: what is added is their products, 2 operations a weight, a row and a step."""
     counts = []
     for layers in (2, 4):
-        musician = open_musician(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
+        musician = open_generator(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
         assert isinstance(musician, TorchGenerator)
         counts.append(operations(musician, CAPTIONS[0], SETTINGS) * SETTINGS.seconds)
         config = musician.model.config.decoder
@@ -112,7 +112,7 @@ def test_energy_is_read_where_the_machine_tells(tmp_path: Path, monkeypatch: pyt
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a bundle"):
-        open_musician(str(tmp_path))
+        open_generator(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(BundleError):
-        open_musician(str(tmp_path))
+        open_generator(str(tmp_path))

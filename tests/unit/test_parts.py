@@ -32,7 +32,7 @@ from tinymusician.distill.sound import (
 from tinymusician.distill.task import GuidanceSampler
 from tinymusician.distill.text import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
-from tinymusician.models.guidance import told_its_guidance
+from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
 from tinymusician.models.narrow import narrow_student
 from tinymusician.models.narrow_codec import narrow_codec, with_codec
@@ -210,7 +210,7 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: 
     fit_text(text, teacher, *text_of(tokens))
     codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
     student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
-    student = told_its_guidance(student, scales.low, scales.high) if scales else student
+    student = add_guidance_conditioning(student, scales.low, scales.high) if scales else student
     kept = copy.deepcopy(student)
     text, codec.codec = ProjectedTextEncoder(student.text_encoder, text.to_teacher), student.audio_encoder
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)

@@ -24,8 +24,8 @@ from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
 from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator
-from tinymusician.models.guidance import told_its_guidance
-from tinymusician.models.musicgen import load_musicgen, load_tokenizer, told_condition
+from tinymusician.models.guidance import add_guidance_conditioning
+from tinymusician.models.musicgen import guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.parity import ReferenceOutputs, measure_fused
@@ -103,14 +103,14 @@ def test_scales_that_it_does_not_know(student: Any, player: MusicGenerator, scal
         player.request(GenerationRequest(PROMPT, guidance=scale))
     ids = torch.ones(1, 2, dtype=torch.long)
     with pytest.raises(ModelError, match=f"guidance {scale:g}: .* was trained for 1 to 5"):
-        told_condition(student, ids, ids, scale)
+        guidance_condition(student, ids, ids, scale)
 
 
 def test_ends_that_float32_rounds_are_known(tiny_musicgen: Path) -> None:
     """1.3 in float32 is less than 1.3."""
-    student = told_its_guidance(load_musicgen(str(tiny_musicgen)), 1.3, 4.7)
+    student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.3, 4.7)
     ids = torch.ones(2, 2, dtype=torch.long)
-    assert told_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
+    assert guidance_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
 
 
 def test_there_is_no_second_pass(player: MusicGenerator) -> None:

@@ -16,7 +16,7 @@ import torch
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals
-from tinymusician.models.musicgen import TextCondition, told_condition
+from tinymusician.models.musicgen import TextCondition, guidance_condition
 from tinymusician.models.sampling import sample_codes
 
 
@@ -97,7 +97,7 @@ class OnPolicySampler:
         decoder.eval()
         codes = []
         for batch_ids, batch_mask in zip(*(torch.split(each, self._at_once) for each in (ids, mask)), strict=True):
-            text = told_condition(self._student, batch_ids, batch_mask, self._guidance)
+            text = guidance_condition(self._student, batch_ids, batch_mask, self._guidance)
             text = TextCondition(text.states.to(weight.dtype), text.mask)
             codes.append(sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature))
         decoder.train(trained)

@@ -13,7 +13,7 @@ from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import DecoderBatch, condition
 from tinymusician.models.guidance import passes_of, plays_in_one_pass
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.models.sampling import sample_codes
 from tinymusician.plots import png, pyplot
 from tinymusician.runtime.sampling import guide
@@ -51,7 +51,7 @@ def sample_figures(
     for first in range(0, len(prompts.codes), at_once):
         rows = slice(first, first + at_once)
         ids, mask = (torch.from_numpy(part[rows]).to(device) for part in (prompts.text_ids, prompts.text_mask))
-        text = told_condition(student, ids, mask, guidance)
+        text = guidance_condition(student, ids, mask, guidance)
         codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
         logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
         surprises.append(np.asarray(cross_entropies(logits, codes).cpu()))

@@ -41,28 +41,28 @@ class Agreement:
 
 def agreement(teacher_2NKSV: Tensor, model_RKSV: Tensor, guidance: float) -> Agreement:
     """Of the teacher's two passes with a model's two passes, or with its one pass."""
-    clips, books, steps = teacher_2NKSV.shape[0] // 2, *teacher_2NKSV.shape[1:3]
-    mask = torch.from_numpy(valid(books, steps - books + 1)).expand(clips, -1, -1)
+    clips, num_codebooks, steps = teacher_2NKSV.shape[0] // 2, *teacher_2NKSV.shape[1:3]
+    mask = torch.from_numpy(valid(num_codebooks, steps - num_codebooks + 1)).expand(clips, -1, -1)
     one_pass = len(model_RKSV) == clips
-    played = model_RKSV if one_pass else _guided(model_RKSV, guidance)
-    asked = _guided(teacher_2NKSV, guidance)
-    same = (asked.argmax(-1) == played.argmax(-1)).double()
-    plain = torch.full((clips, books, steps), torch.nan, dtype=torch.double)
+    model = model_RKSV if one_pass else _guided(model_RKSV, guidance)
+    teacher = _guided(teacher_2NKSV, guidance)
+    same = (teacher.argmax(-1) == model.argmax(-1)).double()
+    plain = torch.full((clips, num_codebooks, steps), torch.nan, dtype=torch.double)
     if not one_pass:
         plain = _values(forward_kl, teacher_2NKSV[:clips], model_RKSV[:clips], mask)
-    found = (_values(forward_kl, asked, played, mask), _values(reverse_kl, asked, played, mask), same, plain)
-    return Agreement(*(_by_book(values, mask) for values in found))
+    measures = (_values(forward_kl, teacher, model, mask), _values(reverse_kl, teacher, model, mask), same, plain)
+    return Agreement(*(_mean_by_codebook(values, mask) for values in measures))
 
 
 def _guided(logits_2NKSV: Tensor, guidance: float) -> Tensor:
-    told, without = logits_2NKSV.float().chunk(2)
-    return guide(told, without, guidance)
+    conditional, unconditional = logits_2NKSV.float().chunk(2)
+    return guide(conditional, unconditional, guidance)
 
 
 def _values(divergence: Divergence, teacher: Tensor, model: Tensor, mask: Tensor) -> Tensor:
     return on_logits(divergence, teacher.float(), model.float(), mask).double()
 
 
-def _by_book(values_NKS: Tensor, mask_NKS: Tensor) -> Floats:
-    kept = torch.where(mask_NKS, values_NKS, 0.0)
-    return np.asarray((kept.sum(-1) / mask_NKS.sum(-1)).numpy())
+def _mean_by_codebook(values_NKS: Tensor, mask_NKS: Tensor) -> Floats:
+    masked = torch.where(mask_NKS, values_NKS, 0.0)
+    return np.asarray((masked.sum(-1) / mask_NKS.sum(-1)).numpy())

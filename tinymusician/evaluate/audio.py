@@ -36,32 +36,32 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
 
     try:
         with soundfile.SoundFile(path) as file:
-            own = int(file.samplerate)
-            begin, count = round(start * own), -1 if seconds is None else round(seconds * own)
+            file_rate = int(file.samplerate)
+            begin, count = round(start * file_rate), -1 if seconds is None else round(seconds * file_rate)
             if begin >= file.frames:
-                raise DataError(f"{path}: lasts {file.frames / own:g} s; a clip from {start:g} s on is needed")
+                raise DataError(f"{path}: lasts {file.frames / file_rate:g} s; a clip from {start:g} s on is needed")
             file.seek(begin)
             frames = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise DataError(f"{path}: cannot be read as audio ({' '.join(str(error).split())})") from error
-    if len(frames) < _SHORTEST_SECONDS * own:
-        raise DataError(f"{path}: {len(frames) / own:g} s of audio; {_SHORTEST_SECONDS:g} s or more are needed")
+    if len(frames) < _SHORTEST_SECONDS * file_rate:
+        raise DataError(f"{path}: {len(frames) / file_rate:g} s of audio; {_SHORTEST_SECONDS:g} s or more are needed")
     if not np.isfinite(frames).all():
         raise DataError(f"{path}: holds samples that are no numbers")
     changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
     wave = frames.mean(axis=1)
-    if own != rate:
-        return LoadedClip(resampled(wave, own, rate), (*changed, f"resampled from {own} Hz"))
+    if file_rate != rate:
+        return LoadedClip(resampled(wave, file_rate, rate), (*changed, f"resampled from {file_rate} Hz"))
     return LoadedClip(wave, changed)
 
 
-def resampled(wave: Wave, own: int, rate: int) -> Wave:
+def resampled(wave: Wave, source_rate: int, rate: int) -> Wave:
     """A wave at another rate."""
     import soxr
 
-    if own == rate:
+    if source_rate == rate:
         return wave
-    return np.asarray(soxr.resample(wave, own, rate, quality="VHQ"), np.float32)
+    return np.asarray(soxr.resample(wave, source_rate, rate, quality="VHQ"), np.float32)
 
 
 def encode_flac(wave: Wave, rate: int) -> bytes:

@@ -54,19 +54,19 @@ class ClapEmbedder:
     def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
         """Vectors [windows, D] of every wave."""
         clips = [windows(wave, self._size) for wave in waves]
-        found = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
-        return parted(np.concatenate(found), clips)
+        embeddings = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
+        return parted(np.concatenate(embeddings), clips)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Floats:
         """A vector for every prompt, [N, D]."""
-        found = []
+        embeddings = []
         for start in range(0, len(prompts), _BATCH):
             words = list(prompts[start : start + _BATCH])
             inputs = self._tokenizer(words, padding=True, truncation=True, return_tensors="pt")
-            known = {name: inputs[name].to(self.mel.device) for name in ("input_ids", "attention_mask")}
-            found.append(self.model.get_text_features(**known))
-        return _unit(torch.cat(found))
+            tensors = {name: inputs[name].to(self.mel.device) for name in ("input_ids", "attention_mask")}
+            embeddings.append(self.model.get_text_features(**tensors))
+        return _unit(torch.cat(embeddings))
 
     @torch.no_grad()
     def _embedded(self, batch: Floats) -> Floats:
@@ -94,8 +94,8 @@ class MelSpectrogram:
 
     def _decibels(self, waves_BN: Tensor) -> Tensor:
         size = len(self._window)
-        found = torch.stft(waves_BN, size, self._hop, window=self._window, pad_mode="reflect", return_complex=True)
-        power = found.real.square().addcmul_(found.imag, found.imag)
+        spectrum = torch.stft(waves_BN, size, self._hop, window=self._window, pad_mode="reflect", return_complex=True)
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         return 10 * torch.log10((power.transpose(1, 2) @ self._filters).clamp_(min=_LEAST_POWER))[:, None]
 
 

@@ -47,15 +47,15 @@ def clap_score(clips: ClipEmbeddings, prompts_ND: Floats, seed: int = 0, shuffle
             f"one prompt a clip is needed"
         )
     likeness = _likeness(clips, prompts_ND)
-    own = np.diagonal(likeness).copy()
+    matched = np.diagonal(likeness).copy()
     _, kinds = np.unique(prompts_ND, axis=0, return_inverse=True)
     other = kinds[:, None] != kinds
     if not other.any():
-        return ClapScore(mean_interval(own, seed), None, None, own)
-    random, places = np.random.default_rng(seed), np.arange(clips.clips)
-    found = [likeness[places, random.permutation(places)].mean() for _ in range(shuffles)]
-    as_high = (1 + int(np.sum(np.array(found) >= own.mean()))) / (1 + shuffles)
-    return ClapScore(mean_interval(own, seed), float(likeness[other].mean()), as_high, own)
+        return ClapScore(mean_interval(matched, seed), None, None, matched)
+    random, indices = np.random.default_rng(seed), np.arange(clips.clips)
+    shuffled = [likeness[indices, random.permutation(indices)].mean() for _ in range(shuffles)]
+    as_high = (1 + int(np.sum(np.array(shuffled) >= matched.mean()))) / (1 + shuffles)
+    return ClapScore(mean_interval(matched, seed), float(likeness[other].mean()), as_high, matched)
 
 
 def _likeness(clips: ClipEmbeddings, prompts_ND: Floats) -> npt.NDArray[np.float64]:

@@ -39,11 +39,11 @@ class EncodecEmbedder:
     @torch.no_grad()
     def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
         """Vectors [frames, D] of every wave."""
-        found = []
+        latents = []
         for wave in waves:
             states = self._codec.encoder(torch.from_numpy(np.asarray(wave, np.float32))[None, None].to(self._device))
-            found.append(np.asarray(states[0].T.cpu().numpy()))
-        return found
+            latents.append(np.asarray(states[0].T.cpu().numpy()))
+        return latents
 
 
 def _codec(name: str) -> Any:

@@ -49,20 +49,20 @@ class Cost:
         return asdict(self)
 
 
-def measure(musician: Generator, prompts: list[str], settings: SamplingSettings, bare: int = 0) -> Cost:
+def measure(generator: Generator, prompts: list[str], settings: SamplingSettings, bare: int = 0) -> Cost:
     """Play each prompt alone, after a short one that does not count; `bare` bytes were held before the model came."""
     short = SamplingSettings(min(1.0, settings.seconds), settings.guidance, settings.top_k, settings.temperature)
-    musician.play(prompts[:1], [0], short)
+    generator.play(prompts[:1], [0], short)
     walls, busy, energies = [], [], []
     for number, prompt in enumerate(prompts):
         began, worked, spent = time.perf_counter(), time.process_time(), energy()
-        musician.play([prompt], [number], settings)
+        generator.play([prompt], [number], settings)
         _finish()
         walls.append(time.perf_counter() - began)
         busy.append((time.process_time() - worked) / walls[-1])
         now = energy()
         energies.append(None if now is None or spent is None or now < spent else (now - spent) / settings.seconds)
-    known = [joules for joules in energies if joules is not None]
+    measured = [joules for joules in energies if joules is not None]
     wall = statistics.median(walls)
     return Cost(
         length=settings.seconds,
@@ -73,29 +73,29 @@ def measure(musician: Generator, prompts: list[str], settings: SamplingSettings,
         cpu=statistics.median(busy),
         memory=peak_memory() - bare,
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        flops=operations(musician, prompts[0], short) if isinstance(musician, TorchGenerator) else None,
-        joules=statistics.median(known) if known else None,
-        sizes=musician.sizes,
+        flops=operations(generator, prompts[0], short) if isinstance(generator, TorchGenerator) else None,
+        joules=statistics.median(measured) if measured else None,
+        sizes=generator.sizes,
     )
 
 
-def operations(musician: Generator, prompt: str, settings: SamplingSettings) -> float:
+def operations(generator: Generator, prompt: str, settings: SamplingSettings) -> float:
     """Floating-point operations a second of music, counted on a short clip: attention over longer ones adds to them.
 
     Attention is computed by plain products meanwhile: the counter does not know its fused kernel on a CPU.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        musician.play([prompt], [0], settings)
+        generator.play([prompt], [0], settings)
     return float(counter.get_total_flops() / settings.seconds)
 
 
 def energy() -> float | None:
     """Joules that the machine's processors have used so far (RAPL), None where that cannot be read."""
-    total, found = 0.0, False
+    total, available = 0.0, False
     for meter in _POWERCAP.glob("intel-rapl:*"):
         if meter.name.count(":") == 1 and os.access(meter / "energy_uj", os.R_OK):
-            total, found = total + int((meter / "energy_uj").read_text()) / 1e6, True
-    return total if found else None
+            total, available = total + int((meter / "energy_uj").read_text()) / 1e6, True
+    return total if available else None
 
 
 def _finish() -> None:

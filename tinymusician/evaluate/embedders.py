@@ -7,20 +7,20 @@ from typing import Any
 from tinymusician.evaluate.embedding import Embedder
 
 
-def open_embedder(asked: Any, device: str = "cpu") -> Embedder:
+def open_embedder(config: Any, device: str = "cpu") -> Embedder:
     """The embedding model that a recipe's `evaluate.embedding` asks for.
 
     Raises:
         ModelError: what is missing, and where it belongs.
     """
-    if asked.kind == "clap":
+    if config.kind == "clap":
         from tinymusician.evaluate.clap_model import ClapEmbedder
 
-        return ClapEmbedder(asked.model, device)
-    if asked.kind == "encodec":
+        return ClapEmbedder(config.model, device)
+    if config.kind == "encodec":
         from tinymusician.evaluate.codec_model import EncodecEmbedder
 
-        return EncodecEmbedder(asked.model, device)
+        return EncodecEmbedder(config.model, device)
     from tinymusician.evaluate.vggish import VggishEmbedder
 
-    return VggishEmbedder(asked.checkpoint, device)
+    return VggishEmbedder(config.checkpoint, device)

@@ -107,12 +107,12 @@ def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0
     points = []
     for share in shares:
         count, beside = (max(2, round(share * side.clips)) for side in (clips, reference))
-        found = [
+        distances = [
             frechet_distance(_drawn(clips, count, random), _drawn(reference, beside, random))
             for _ in range(1 if share == 1 else draws)
         ]
-        points.append((count, float(np.mean(found))))
-    slope, value = np.polyfit([1 / count for count, _ in points], [found for _, found in points], 1)
+        points.append((count, float(np.mean(distances))))
+    slope, value = np.polyfit([1 / count for count, _ in points], [distances for _, distances in points], 1)
     return FadInfinity(float(value), float(slope), tuple(points))
 
 
@@ -120,10 +120,10 @@ def fad_infinity_interval(
     clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 100
 ) -> tuple[Interval, FadInfinity]:
     """FAD∞ with its interval, by resamples of the clips that are extrapolated each, and the extrapolation itself."""
-    found = fad_infinity(clips, reference, seed)
+    estimate = fad_infinity(clips, reference, seed)
     drawn = resampled_clips(clips.clips, resamples, seed)
     again = [fad_infinity(clips.chosen(draw), reference, seed + number, 1).value for number, draw in enumerate(drawn)]
-    return centred_interval(found.value, again), found
+    return centred_interval(estimate.value, again), estimate
 
 
 def fad_by_clip(clips: ClipEmbeddings, reference: ClipEmbeddings) -> npt.NDArray[np.float64]:

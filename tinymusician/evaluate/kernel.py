@@ -29,10 +29,10 @@ def bandwidth(reference: ClipEmbeddings) -> float:
         DataError: they are all the same.
     """
     step = max(1, -(-len(reference.values) // _MOST_FOR_MEDIAN))
-    found = float(np.median(pdist(reference.values[::step]))) if len(reference.values) > 1 else 0.0
-    if found == 0:
+    median = float(np.median(pdist(reference.values[::step]))) if len(reference.values) > 1 else 0.0
+    if median == 0:
         raise DataError("KAD: the vectors of the reference are all the same; a set of different clips is needed")
-    return found
+    return median
 
 
 def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
@@ -54,11 +54,11 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     draws = resampled_clips(clips.clips, resamples, seed)
     counts = np.stack([np.bincount(draw, minlength=clips.clips) for draw in draws]) if resamples else every[:0]
     weights = np.concatenate([every, counts])
-    own = np.ones((len(weights), reference.clips))
-    within = _within(clips, weights, width) + _within(reference, own[:1], width)
-    found = SCALE * (within - 2 * _between(clips, weights, reference, width))
-    drawn = found[1:][np.isfinite(found[1:])]  # a draw of one clip alone has no pair
-    return centred_interval(float(found[0]), drawn) if len(drawn) > resamples / 2 else Interval(float(found[0]))
+    reference_weights = np.ones((len(weights), reference.clips))
+    within = _within(clips, weights, width) + _within(reference, reference_weights[:1], width)
+    distances = SCALE * (within - 2 * _between(clips, weights, reference, width))
+    drawn = distances[1:][np.isfinite(distances[1:])]  # a draw of one clip alone has no pair
+    return centred_interval(float(distances[0]), drawn) if len(drawn) > resamples / 2 else Interval(float(distances[0]))
 
 
 def thinned(side: ClipEmbeddings) -> ClipEmbeddings:

@@ -48,20 +48,20 @@ class LaionClap:
         """Vectors [windows, D] of every wave, mono at 48 kHz; rounded to 16 bits, as the package does with files."""
         clips = [windows(_sixteen_bits(wave), SECONDS * RATE) for wave in waves]
         joined = np.concatenate(clips)
-        found = [
+        embeddings = [
             self._model.get_audio_embedding_from_data(x=joined[start : start + _BATCH], use_tensor=False)
             for start in range(0, len(joined), _BATCH)
         ]
-        return parted(np.concatenate(found), clips)
+        return parted(np.concatenate(embeddings), clips)
 
     def text(self, prompts: Sequence[str]) -> Floats:
         """A vector for every prompt, [N, D]."""
-        found = []
+        embeddings = []
         for start in range(0, len(prompts), _BATCH):
             words = list(prompts[start : start + _BATCH])
             several = [*words, words[0]]  # the package fails on a single prompt
-            found.append(self._model.get_text_embedding(several)[: len(words)])
-        return np.concatenate(found)
+            embeddings.append(self._model.get_text_embedding(several)[: len(words)])
+        return np.concatenate(embeddings)
 
 
 def new_module(tokenizer: str, audio_model: str, device: str) -> Any:

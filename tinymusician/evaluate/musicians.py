@@ -20,7 +20,7 @@ from tinymusician.evaluate.audio import Wave
 from tinymusician.models.audiocraft import is_release
 from tinymusician.models.guidance import passes_of, plays_in_one_pass, range_of
 from tinymusician.models.likelihood import forced_logits
-from tinymusician.models.musicgen import TextCondition, load_musicgen, load_tokenizer, told_condition
+from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
 from tinymusician.models.student import weights_digest
@@ -100,29 +100,29 @@ class TorchGenerator:
             seeds,
         )
         waves = decode_audio(self.model, codes.to(self._device)).float().cpu().numpy()
-        return [GeneratedClip(own, wave) for own, wave in zip(codes.cpu().numpy(), waves, strict=True)]
+        return [GeneratedClip(clip_codes, wave) for clip_codes, wave in zip(codes.cpu().numpy(), waves, strict=True)]
 
     @torch.no_grad()
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
-        told = self._condition(prompts, guidance)
-        logits, _ = forced_logits(self.model, told, codes_NKT)
+        condition = self._condition(prompts, guidance)
+        logits, _ = forced_logits(self.model, condition, codes_NKT)
         if self.one_pass:
             return logits.float().cpu()
-        without, _ = forced_logits(self.model, told.without_text(), codes_NKT)
+        without, _ = forced_logits(self.model, condition.without_text(), codes_NKT)
         return torch.cat([logits, without]).float().cpu()
 
     @torch.no_grad()
     def coded(self, wave: Wave) -> Wave:
         """A wave at `rate`, through the codec and back: what is lost before anybody plays."""
-        codec, heard = self.model.audio_encoder, torch.from_numpy(np.asarray(wave, np.float32))[None, None]
-        codes = codec.encode(heard.to(self._device)).audio_codes
+        codec, samples = self.model.audio_encoder, torch.from_numpy(np.asarray(wave, np.float32))[None, None]
+        codes = codec.encode(samples.to(self._device)).audio_codes
         return np.asarray(codec.decode(codes, [None]).audio_values[0, 0, : len(wave)].float().cpu().numpy())
 
     @torch.no_grad()
     def _condition(self, prompts: Sequence[str], guidance: float) -> TextCondition:
         text = self._tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self._device)
-        return told_condition(self.model, text["input_ids"], text["attention_mask"], guidance)
+        return guidance_condition(self.model, text["input_ids"], text["attention_mask"], guidance)
 
 
 class OnnxGenerator:
@@ -174,7 +174,7 @@ class OnnxGenerator:
         return torch.from_numpy(logits).permute(1, 2, 0, 3)
 
 
-def open_musician(name: str, device: str = "cpu", threads: int = 0) -> Generator:
+def open_generator(name: str, device: str = "cpu", threads: int = 0) -> Generator:
     """A bundle's folder, or a MusicGen by folder, hub id or packaged name.
 
     Raises:

@@ -22,7 +22,7 @@ class ReferenceSet(Protocol):
     """Captioned clips. `told` says what the set is, for the report."""
 
     captions: list[str]
-    told: dict[str, Any]
+    provenance: dict[str, Any]
 
     def facts(self, index: int) -> dict[str, Any]:
         """What a clip's sound depends on."""
@@ -50,7 +50,7 @@ class RenderedClips:
         self._split = RenderedSplit(split.samples[chosen], [split.clips[index] for index in chosen])
         self._samples = round(seconds * self.rate)
         self.captions = self._split.captions
-        self.told = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
+        self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
 
     def facts(self, index: int) -> dict[str, Any]:
         """What a clip's sound depends on."""
@@ -67,11 +67,15 @@ class RenderedClips:
 class FileClips:
     """Clips in files."""
 
-    def __init__(self, found: CaptionedSet, kind: str, count: int, seconds: float, seed: int) -> None:
-        self._clips = [found.clips[index] for index in _thinned(len(found.clips), count, seed, kind)]
+    def __init__(self, captioned: CaptionedSet, kind: str, count: int, seconds: float, seed: int) -> None:
+        self._clips = [captioned.clips[index] for index in _thinned(len(captioned.clips), count, seed, kind)]
         self._seconds = seconds
         self.captions = [clip.caption for clip in self._clips]
-        self.told = {"reference": kind, "clips there": len(found.clips), "without audio": len(found.missing)}
+        self.provenance = {
+            "reference": kind,
+            "clips there": len(captioned.clips),
+            "without audio": len(captioned.missing),
+        }
 
     def facts(self, index: int) -> dict[str, Any]:
         """What a clip's sound depends on: where it lies in which bytes."""
@@ -86,9 +90,9 @@ class FileClips:
     def wave(self, index: int, rate: int) -> LoadedClip:
         """A clip at a rate."""
         clip = self._clips[index]
-        heard = read_clip(clip.path, rate, *_span(clip, self._seconds))
-        short = len(heard.wave) < 0.99 * self._seconds * rate
-        return LoadedClip(heard.wave, (*heard.changed, f"shorter than {self._seconds:g} s")) if short else heard
+        loaded = read_clip(clip.path, rate, *_span(clip, self._seconds))
+        short = len(loaded.wave) < 0.99 * self._seconds * rate
+        return LoadedClip(loaded.wave, (*loaded.changed, f"shorter than {self._seconds:g} s")) if short else loaded
 
 
 def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
@@ -115,7 +119,7 @@ def _thinned(there: int, count: int, seed: int, kind: str) -> Sequence[int]:
     return sorted(np.random.default_rng(seed).permutation(there)[:count].tolist())
 
 
-def open_reference(asked: Any, count: int, seconds: float, seed: int, corpus: Path) -> ReferenceSet:
+def open_reference(config: Any, count: int, seconds: float, seed: int, corpus: Path) -> ReferenceSet:
     """The clips that a recipe's `evaluate.reference` asks for; `corpus` is where the band's tunes are rendered.
 
     Raises:
@@ -123,15 +127,15 @@ def open_reference(asked: Any, count: int, seconds: float, seed: int, corpus: Pa
     """
     from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps
 
-    if asked.kind == "band":
+    if config.kind == "band":
         from tinymusician.data.corpus import HELD_OUT_CLIPS, load_test_split
 
         return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), count, seconds, seed)
-    audio = Path(asked.audio).expanduser()
-    if asked.kind == "folder":
+    audio = Path(config.audio).expanduser()
+    if config.kind == "folder":
         return FileClips(load_folder(audio), f"folder {audio.name}", count, seconds, seed)
-    table = Path(asked.table).expanduser()
-    if asked.kind == "musiccaps":
-        found = load_musiccaps(table, audio, asked.subset)
-        return FileClips(found, f"MusicCaps ({asked.subset})", count, seconds, seed)
+    table = Path(config.table).expanduser()
+    if config.kind == "musiccaps":
+        captioned = load_musiccaps(table, audio, config.subset)
+        return FileClips(captioned, f"MusicCaps ({config.subset})", count, seconds, seed)
     return FileClips(load_musicbench(table, audio), f"MusicBench ({table.name})", count, seconds, seed)

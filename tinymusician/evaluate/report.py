@@ -37,22 +37,22 @@ def html_report(
 ) -> str:
     """The page. `curves` are the metrics of students by name, `sensitivities` pictures of bundles with their names."""
     models = content["models"]
-    played = {one: found for one, found in models.items() if "bytes" in found}
+    played = {one: result for one, result in models.items() if "bytes" in result}
     parts = [
         ("Summary", html_table(*summary_table(models)) + html_note(_SUMMARY)),
         ("Less the first model", html_table(*difference_table(played)) + html_note(_DIFFERENCE)),
-        ("Listen", "".join(_heard(prompt, clips) for prompt, clips in listened)),
+        ("Listen", "".join(_players(prompt, clips) for prompt, clips in listened)),
         ("Size against quality", html_picture(plot_front(played), "size of each model against its FAD and CLAP score")),
     ]
-    if any(found["fad_points"] for found in played.values()):
+    if any(result["fad_points"] for result in played.values()):
         picture = html_picture(plot_extrapolation(played), "FAD over one over the number of clips")
         parts.append(("FAD and the number of clips", picture))
-    if any(found["agreement"] for found in played.values()):
+    if any(result["agreement"] for result in played.values()):
         picture = html_picture(plot_codebooks(played), "KL to the teacher by codebook")
         parts.append(("Agreement with the teacher", html_table(*agreement_table(played)) + picture))
-    if any(found["labels"] for found in played.values()):
+    if any(result["labels"] for result in played.values()):
         parts.append(("What a classifier hears", html_table(*label_table(models))))
-    if any(found["cost"] for found in played.values()):
+    if any(result["cost"] for result in played.values()):
         picture = html_picture(plot_cost(played), "what playing costs")
         parts.append(("Cost", html_table(*cost_table(played)) + picture + html_note(_COST)))
     if curves:
@@ -63,16 +63,16 @@ def html_report(
         parts.append(("How much each group minds few bits", "".join(pictures)))
     parts.append(("Degenerate clips", html_table(*degenerate_table(played))))
     parts.append(("The clips furthest from the reference", _worst(content["worst"])))
-    if notes := [f"{one}: {note}" for one, found in played.items() for note in found["notes"]]:
+    if notes := [f"{one}: {note}" for one, result in played.items() for note in result["notes"]]:
         parts.append(("What could not be told", html_text("\n".join(notes))))
-    parts.append(("How this was measured", html_table(("what", "how"), _told(content["how"]))))
+    parts.append(("How this was measured", html_table(("what", "how"), _provenance_rows(content["how"]))))
     return page(f"{name}: evaluation", parts)
 
 
 def markdown_report(name: str, content: Figures) -> str:
     """The tables in Markdown."""
     models = content["models"]
-    played = {one: found for one, found in models.items() if "bytes" in found}
+    played = {one: result for one, result in models.items() if "bytes" in result}
     tables = [
         ("Summary", summary_table(models)),
         ("Less the first model", difference_table(played)),
@@ -80,9 +80,9 @@ def markdown_report(name: str, content: Figures) -> str:
         ("What a classifier hears", label_table(models)),
         ("Cost", cost_table(played)),
         ("Degenerate clips", degenerate_table(played)),
-        ("How this was measured", (("what", "how"), _told(content["how"]))),
+        ("How this was measured", (("what", "how"), _provenance_rows(content["how"]))),
     ]
-    notes = [f"- {one}: {note}" for one, found in played.items() for note in found["notes"]]
+    notes = [f"- {one}: {note}" for one, result in played.items() for note in result["notes"]]
     text = [f"# {name}: evaluation\n"]
     text += [f"## {title}\n\n{markdown(*table)}\n" for title, table in tables if table[1]]
     text += ["## What could not be told\n\n" + "\n".join(notes) + "\n"] if notes else []
@@ -96,21 +96,21 @@ def summary_table(models: Figures) -> Table:
     """Everything at a glance."""
     columns = ("model", "MB", "FAD", "FAD∞", "KAD", "CLAP", "CLAP, shuffled", "KL to teacher", "degenerate", "RTF")
     rows = []
-    for name, found in models.items():
-        clap = found["clap"]
+    for name, result in models.items():
+        clap = result["clap"]
         shuffled = "—" if clap["shuffled"] is None else f"{clap['shuffled']:.3f} (p {clap['p_shuffled']:.1g})"
         rows.append(
             (
                 name,
-                f"{found['bytes'] / 1e6:.1f}" if found.get("bytes") else "—",
-                shown(found.get("fad")),
-                shown(found.get("fad_infinity")),
-                shown(found.get("kad")),
+                f"{result['bytes'] / 1e6:.1f}" if result.get("bytes") else "—",
+                shown(result.get("fad")),
+                shown(result.get("fad_infinity")),
+                shown(result.get("kad")),
                 shown(clap["score"]),
                 shuffled,
-                shown((found.get("agreement") or {}).get("forward")),
-                f"{found['degenerate']['any']} of {found['clips']}" if found.get("degenerate") else "—",
-                f"{found['cost']['real_time_factor']:.2f}" if found.get("cost") else "—",
+                shown((result.get("agreement") or {}).get("forward")),
+                f"{result['degenerate']['any']} of {result['clips']}" if result.get("degenerate") else "—",
+                f"{result['cost']['real_time_factor']:.2f}" if result.get("cost") else "—",
             )
         )
     return columns, rows
@@ -120,9 +120,9 @@ def difference_table(played: Figures) -> Table:
     """CLAP scores clip by clip, and distances, less those of the first model."""
     (first, base), *others = played.items()
     rows = []
-    for name, found in others:
-        distances = [_less(found[key], base[key]) for key in ("fad", "fad_infinity", "kad")]
-        rows.append((name, shown(found["clap_less_first"], signed=True), *distances))
+    for name, result in others:
+        distances = [_less(result[key], base[key]) for key in ("fad", "fad_infinity", "kad")]
+        rows.append((name, shown(result["clap_less_first"], signed=True), *distances))
     return (f"less {first}", "CLAP", "FAD", "FAD∞", "KAD"), rows
 
 
@@ -131,16 +131,16 @@ def agreement_table(played: Figures) -> Table:
     columns: tuple[str, ...] = ("model", "KL(teacher‖model)", "KL(model‖teacher)", "top-1", "KL without guidance")
     columns += ("teacher's surprise at its own clips", "variety of its codes")
     names = ("forward", "reverse", "top_1", "with_text", "surprise", "variety")
-    told = [(name, found["agreement"]) for name, found in played.items() if found["agreement"]]
-    return columns, [(name, *(shown(one[key]) for key in names)) for name, one in told]
+    agreements = [(name, result["agreement"]) for name, result in played.items() if result["agreement"]]
+    return columns, [(name, *(shown(one[key]) for key in names)) for name, one in agreements]
 
 
 def label_table(models: Figures) -> Table:
     """Of each question that the classifier answers."""
     rows = [
         (name, question, *(shown(one[key]) for key in ("forward", "reverse", "agreement")))
-        for name, found in models.items()
-        for question, one in found.get("labels", {}).items()
+        for name, result in models.items()
+        for question, one in result.get("labels", {}).items()
     ]
     return ("model", "question", "KL(real‖played)", "KL(played‖real)", "same likeliest answer"), rows
 
@@ -157,7 +157,7 @@ def cost_table(played: Figures) -> Table:
     )
     columns += ("GFLOP a second", "J a second", "components MB")
     rows = []
-    for name, one in ((name, found["cost"]) for name, found in played.items() if found["cost"]):
+    for name, one in ((name, result["cost"]) for name, result in played.items() if result["cost"]):
         spread = f"{one['real_time_factor']:.3f} ({one['lowest']:.3f} to {one['highest']:.3f})"
         rows.append(
             (
@@ -178,7 +178,7 @@ def cost_table(played: Figures) -> Table:
 def degenerate_table(played: Figures) -> Table:
     """How many clips have each fault."""
     kinds = list(next(iter(played.values()))["degenerate"])
-    rows = [(name, found["clips"], *found["degenerate"].values()) for name, found in played.items()]
+    rows = [(name, result["clips"], *result["degenerate"].values()) for name, result in played.items()]
     return ("model", "clips", *kinds), rows
 
 
@@ -195,11 +195,11 @@ def shown(figure: Figures | None, signed: bool = False) -> str:
 def plot_front(played: Figures) -> bytes:
     """Size against FAD∞ (FAD where that could not be told) and against the CLAP score."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
-        size = found["bytes"] / 1e6
-        _point(left, size, found["fad_infinity"] or found["fad"] or found["kad"], name, colour)
-        _point(right, size, found["clap"]["score"], name, colour)
-    lower = "FAD∞" if all(found["fad_infinity"] for found in played.values()) else "FAD or KAD"
+    for colour, (name, result) in zip(_colours(played), played.items(), strict=True):
+        size = result["bytes"] / 1e6
+        _point(left, size, result["fad_infinity"] or result["fad"] or result["kad"], name, colour)
+        _point(right, size, result["clap"]["score"], name, colour)
+    lower = "FAD∞" if all(result["fad_infinity"] for result in played.values()) else "FAD or KAD"
     for axis, label in ((left, f"{lower} (lower is better)"), (right, "CLAP score (higher is better)")):
         axis.set_xlabel("MB")
         axis.set_ylabel(label)
@@ -210,10 +210,10 @@ def plot_front(played: Figures) -> bytes:
 def plot_extrapolation(played: Figures) -> bytes:
     """FAD over 1/N with the line to infinitely many clips."""
     figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
-    for colour, (name, found) in zip(_colours(played), played.items(), strict=True):
-        if not found["fad_points"]:
+    for colour, (name, result) in zip(_colours(played), played.items(), strict=True):
+        if not result["fad_points"]:
             continue
-        x, y = np.array([[1 / count, value] for count, value in found["fad_points"]]).T
+        x, y = np.array([[1 / count, value] for count, value in result["fad_points"]]).T
         axis.plot(x, y, "o", color=colour, label=name)
         axis.plot([0, x.max()], np.polyval(np.polyfit(x, y, 1), [0, x.max()]), color=colour, lw=1)
     axis.set_xlabel("1 / clips")
@@ -226,14 +226,14 @@ def plot_extrapolation(played: Figures) -> bytes:
 
 def plot_codebooks(played: Figures) -> bytes:
     """KL to the teacher by codebook, a group of bars a model."""
-    told = {name: found["agreement"] for name, found in played.items() if found["agreement"]}
+    agreements = {name: result["agreement"] for name, result in played.items() if result["agreement"]}
     figure, axis = pyplot().subplots(figsize=(9, 4), layout="constrained")
-    width = 0.8 / len(told)
-    for number, (colour, (name, one)) in enumerate(zip(_colours(told), told.items(), strict=True)):
+    width = 0.8 / len(agreements)
+    for number, (colour, (name, one)) in enumerate(zip(_colours(agreements), agreements.items(), strict=True)):
         values = one["forward_by_codebook"]
         axis.bar(np.arange(len(values)) + number * width, values, width, color=colour, label=name)
-    books = len(next(iter(told.values()))["forward_by_codebook"])
-    axis.set_xticks(np.arange(books) + 0.4 - width / 2, [f"codebook {k + 1}" for k in range(books)])
+    num_codebooks = len(next(iter(agreements.values()))["forward_by_codebook"])
+    axis.set_xticks(np.arange(num_codebooks) + 0.4 - width / 2, [f"codebook {k + 1}" for k in range(num_codebooks)])
     axis.set_ylabel("KL(teacher‖model), nats a code")
     axis.grid(alpha=0.3, axis="y")
     axis.legend(fontsize="small")
@@ -242,15 +242,15 @@ def plot_codebooks(played: Figures) -> bytes:
 
 def plot_cost(played: Figures) -> bytes:
     """Real-time factor, memory and size, bars beside each other."""
-    told = {name: found["cost"] for name, found in played.items() if found["cost"]}
-    figure, axes = pyplot().subplots(1, 3, figsize=(11, 0.6 + 0.5 * len(told)), sharey=True, layout="constrained")
+    costs = {name: result["cost"] for name, result in played.items() if result["cost"]}
+    figure, axes = pyplot().subplots(1, 3, figsize=(11, 0.6 + 0.5 * len(costs)), sharey=True, layout="constrained")
     panels = (
-        ("real-time factor", [one["real_time_factor"] for one in told.values()]),
-        ("peak memory (MB)", [one["memory"] / 1e6 for one in told.values()]),
-        ("size (MB)", [sum(one["sizes"].values()) / 1e6 for one in told.values()]),
+        ("real-time factor", [one["real_time_factor"] for one in costs.values()]),
+        ("peak memory (MB)", [one["memory"] / 1e6 for one in costs.values()]),
+        ("size (MB)", [sum(one["sizes"].values()) / 1e6 for one in costs.values()]),
     )
     for axis, (title, values) in zip(axes, panels, strict=True):
-        axis.barh(list(told), values, color=_colours(told))
+        axis.barh(list(costs), values, color=_colours(costs))
         axis.set_title(title, fontsize="medium")
         axis.grid(alpha=0.3, axis="x")
     axes[0].invert_yaxis()
@@ -302,7 +302,7 @@ _COST = (
 )
 
 
-def _heard(prompt: str, clips: list[AudioSample]) -> str:
+def _players(prompt: str, clips: list[AudioSample]) -> str:
     players = [html_player(one.flac, "audio/flac", one.name, plot_spectrogram(one.wave, one.rate)) for one in clips]
     return html_note(prompt) + html_side_by_side(players)
 
@@ -312,7 +312,7 @@ def _worst(worst: Figures) -> str:
     return html_table(("model", "clip", "FAD of the clip", "prompt"), rows)
 
 
-def _told(how: Figures) -> list[tuple[str, str]]:
+def _provenance_rows(how: Figures) -> list[tuple[str, str]]:
     def line(value: Any) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{name} {line(one)}" for name, one in value.items()) or "nothing"

@@ -46,19 +46,19 @@ def spread(values: Sequence[float]) -> Interval:
     )
 
 
-def verdict(own: Sequence[float], others: Mapping[str, Sequence[float]], sign: int) -> str:
+def verdict(runs: Sequence[float], others: Mapping[str, Sequence[float]], sign: int) -> str:
     """Whether one value of a grid is the best: by all seeds of all, by none, or not to be told.
 
     It is if its worst seed is better than the best seed of every other; it is not if the worst seed of some other is
     better than its best. One training each tells nothing.
     """
-    if min(len(values) for values in (own, *others.values())) < 2:
+    if min(len(values) for values in (runs, *others.values())) < 2:
         return "cannot be told at this scale"
-    mine = sign * np.asarray(own)
-    theirs = {name: sign * np.asarray(values) for name, values in others.items()}
-    if all(mine.min() > values.max() for values in theirs.values()):
+    signed = sign * np.asarray(runs)
+    signed_others = {name: sign * np.asarray(values) for name, values in others.items()}
+    if all(signed.min() > values.max() for values in signed_others.values()):
         return "holds"
-    better = [name for name, values in theirs.items() if values.min() > mine.max()]
+    better = [name for name, values in signed_others.items() if values.min() > signed.max()]
     return f"does not hold: better is {', '.join(better)}" if better else "cannot be told at this scale"
 
 
@@ -72,21 +72,21 @@ def claims(grid: Figures, champion: str) -> list[tuple[str, str]]:
         others = {name: values(name, take) for name in grid if name != champion}
         return verdict(values(champion, take), others, sign)
 
-    found = [
+    results = [
         ("its validation loss fluctuates least", judged(lambda seed: seed["final"]["fluctuation"], -1)),
         (
             "its test loss is the lowest (each by its own objective, so this says little)",
             judged(lambda seed: seed["final"]["test_loss"], -1),
         ),
     ]
-    for name, (told, sign) in YARDSTICK.items():
-        found.append((f"best by {told}", judged(lambda seed, name=name: seed["final"][name], sign)))
-    return found
+    for name, (description, sign) in YARDSTICK.items():
+        results.append((f"best by {description}", judged(lambda seed, name=name: seed["final"][name], sign)))
+    return results
 
 
 def yardstick_table(grid: Figures) -> Table:
     """Every value by every figure, mean with lowest and highest seed."""
-    columns = ("", "test loss of its own", "fluctuation", *(told for told, _ in YARDSTICK.values()))
+    columns = ("", "test loss of its own", "fluctuation", *(description for description, _ in YARDSTICK.values()))
     names = ("test_loss", "fluctuation", *YARDSTICK)
     rows = [
         (value, *(shown(spread([seed["final"][name] for seed in seeds])._asdict()) for name in names))
@@ -166,11 +166,11 @@ def plot_yardstick(grid: Figures) -> bytes:
     figure, axes = pyplot().subplots(
         1, len(YARDSTICK), figsize=(13, 0.9 + 0.35 * len(grid)), sharey=True, layout="constrained"
     )
-    for axis, (name, (told, sign)) in zip(axes, YARDSTICK.items(), strict=True):
+    for axis, (name, (description, sign)) in zip(axes, YARDSTICK.items(), strict=True):
         for place, seeds in enumerate(grid.values()):
             values = [seed["final"][name] for seed in seeds]
             axis.plot(values, [place] * len(values), "o", color=COLOURS[place % len(COLOURS)], alpha=0.7)
-        axis.set_title(f"{told}\n({'higher' if sign > 0 else 'lower'} is better)", fontsize="x-small")
+        axis.set_title(f"{description}\n({'higher' if sign > 0 else 'lower'} is better)", fontsize="x-small")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(grid)), list(grid))
     axes[0].invert_yaxis()

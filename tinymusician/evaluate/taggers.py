@@ -69,14 +69,14 @@ class TransformersTagger:
     @torch.no_grad()
     def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
         """Class probabilities [N, classes] of every wave, under the one question `class`."""
-        found = []
+        probabilities = []
         for start in range(0, len(waves), _BATCH):
             inputs = self._features(
                 list(waves[start : start + _BATCH]), sampling_rate=self.rate, return_tensors="pt", padding=True
             )
             logits = self._model(**{name: value.to(self._device) for name, value in inputs.items()}).logits
-            found.append(logits.softmax(-1).cpu().numpy())
-        return {"class": np.concatenate(found)}
+            probabilities.append(logits.softmax(-1).cpu().numpy())
+        return {"class": np.concatenate(probabilities)}
 
 
 def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:

@@ -66,5 +66,5 @@ class ClipEmbeddings:
         starts = (np.cumsum(self.windows) - self.windows)[clips]
         counts = self.windows[clips]
         first = np.cumsum(counts) - counts
-        places = np.arange(counts.sum()) - np.repeat(first - starts, counts)
-        return ClipEmbeddings(self.values[places], np.repeat(np.arange(len(clips)), counts))
+        indices = np.arange(counts.sum()) - np.repeat(first - starts, counts)
+        return ClipEmbeddings(self.values[indices], np.repeat(np.arange(len(clips)), counts))

@@ -57,8 +57,8 @@ class VggishEmbedder:
     def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
         """Vectors [windows, 128] of every wave."""
         clips = [windows(wave, _EXAMPLE) for wave in waves]
-        found = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
-        return parted(np.concatenate(found), clips)
+        embeddings = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
+        return parted(np.concatenate(embeddings), clips)
 
     @torch.no_grad()
     def _embedded(self, batch: Floats) -> Floats:

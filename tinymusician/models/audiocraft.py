@@ -61,11 +61,11 @@ def converted(folder: Path) -> Path:
     Raises:
         ModelError: a file that cannot be read, a model of another kind, or a text encoder that cannot be had.
     """
-    known_by = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in (LANGUAGE_MODEL, CODEC):
         with (folder / name).open("rb") as file:
-            known_by.update(hashlib.file_digest(file, "sha256").digest())
-    place = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / known_by.hexdigest()
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    place = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / digest.hexdigest()
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
@@ -93,7 +93,7 @@ def convert(folder: Path, to: Path) -> None:
     if projection:
         model.enc_to_dec_proj.load_state_dict(projection)
     card = settings["transformer_lm"]["card"]
-    books = settings["transformer_lm"]["n_q"]
+    num_codebooks = settings["transformer_lm"]["n_q"]
     model.generation_config = GenerationConfig(
         pad_token_id=card,
         bos_token_id=card,
@@ -101,7 +101,7 @@ def convert(folder: Path, to: Path) -> None:
         do_sample=True,
         guidance_scale=float(settings.get("classifier_free_guidance", {}).get("inference_coef", 3.0)),
         top_k=250,
-        max_length=round(_LONGEST_SECONDS * codec.config.frame_rate) + books - 1,
+        max_length=round(_LONGEST_SECONDS * codec.config.frame_rate) + num_codebooks - 1,
     )
     model.save_pretrained(to, safe_serialization=True)
     tokenizer.save_pretrained(to)
@@ -128,8 +128,10 @@ def _package(path: Path) -> dict[str, Any]:
 
 def _check(settings: dict[str, Any], folder: Path) -> None:
     pattern = settings.get("codebooks_pattern", {})
-    books = settings["transformer_lm"]["n_q"]
-    if pattern.get("modeling") != "delay" or list(pattern.get("delay", {}).get("delays", [])) != list(range(books)):
+    num_codebooks = settings["transformer_lm"]["n_q"]
+    if pattern.get("modeling") != "delay" or list(pattern.get("delay", {}).get("delays", [])) != list(
+        range(num_codebooks)
+    ):
         raise ModelError(f"audiocraft release {folder}: codebook pattern {pattern}; the delay pattern is needed")
     if settings.get("interleave_stereo_codebooks", {}).get("use"):
         raise ModelError(f"audiocraft release {folder}: plays stereo; only mono models are supported")
@@ -141,19 +143,19 @@ def _check(settings: dict[str, Any], folder: Path) -> None:
 def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
     """The language model, its packed projections taken apart."""
     width = shape["dim"]
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.startswith("emb."):
-            found[f"model.decoder.embed_tokens.{name.removeprefix('emb.')}"] = value
+            tensors[f"model.decoder.embed_tokens.{name.removeprefix('emb.')}"] = value
         elif name.startswith(("transformer.", "out_norm.", "linears.")):
-            own = name
+            target = name
             for old, new in _RENAMED:
-                own = own.replace(old, new)
-            if own.endswith("in_proj_weight"):
+                target = target.replace(old, new)
+            if target.endswith("in_proj_weight"):
                 for letter, part in zip("qkv", torch.split(value, width), strict=True):
-                    found[own.replace("in_proj_weight", f"{letter}_proj.weight")] = part
+                    tensors[target.replace("in_proj_weight", f"{letter}_proj.weight")] = part
             else:
-                found[own] = value
+                tensors[target] = value
     config = MusicgenDecoderConfig(
         vocab_size=shape["card"],
         hidden_size=width,
@@ -167,7 +169,7 @@ def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
         max_position_embeddings=_POSITIONS,
     )
     decoder = MusicgenForCausalLM(config)
-    _load(decoder, found, "language model")
+    _load(decoder, tensors, "language model")
     return decoder
 
 
@@ -185,11 +187,11 @@ def _codec(folder: Path) -> Any:
                 f"audiocraft release {folder}: its codec {named} is not here; put it at {beside}"
             ) from error
     weights, settings = _read(path)
-    shape, books = settings["seanet"], settings["rvq"]
+    shape, quantizer = settings["seanet"], settings["rvq"]
     rate = settings["encodec"]["sample_rate"] if "encodec" in settings else settings["sample_rate"]
     hop = math.prod(shape["ratios"])
     config = EncodecConfig(
-        target_bandwidths=[rate / hop * books["n_q"] * math.log2(books["bins"]) / 1000],
+        target_bandwidths=[rate / hop * quantizer["n_q"] * math.log2(quantizer["bins"]) / 1000],
         sampling_rate=rate,
         audio_channels=shape["channels"],
         normalize=False,
@@ -207,17 +209,17 @@ def _codec(folder: Path) -> Any:
         compress=shape["compress"],
         num_lstm_layers=shape["lstm"],
         trim_right_ratio=shape["decoder"]["trim_right_ratio"],
-        codebook_size=books["bins"],
+        codebook_size=quantizer["bins"],
         codebook_dim=shape["dimension"],
         use_conv_shortcut=not shape["true_skip"],
     )
     codec = EncodecModel(config)
-    known = set(codec.state_dict())
-    _load(codec, {_codec_name(name, known): value for name, value in weights.items()}, "codec")
+    expected_keys = set(codec.state_dict())
+    _load(codec, {_codec_name(name, expected_keys): value for name, value in weights.items()}, "codec")
     return codec
 
 
-def _codec_name(name: str, known: set[str]) -> str:
+def _codec_name(name: str, expected_keys: set[str]) -> str:
     """A codec tensor's name in transformers."""
     for old, new in (
         ("encoder.model.", "encoder.layers."),
@@ -228,7 +230,7 @@ def _codec_name(name: str, known: set[str]) -> str:
         ("._codebook.", ".codebook."),
     ):
         name = name.replace(old, new)
-    if name in known:
+    if name in expected_keys:
         return name
     name = name.replace("weight_g", "parametrizations.weight.original0")
     return name.replace("weight_v", "parametrizations.weight.original1")

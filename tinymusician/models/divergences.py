@@ -94,8 +94,8 @@ def on_logits(
 def log_probabilities(logits: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
     """Log softmax(z / τ) in at least float32, with all rows outside the mask made uniform."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    kept = torch.where(mask[..., None], wide, torch.zeros((), dtype=wide.dtype, device=wide.device))
-    return F.log_softmax(kept / temperature.to(wide.dtype)[..., None], dim=-1)
+    masked = torch.where(mask[..., None], wide, torch.zeros((), dtype=wide.dtype, device=wide.device))
+    return F.log_softmax(masked / temperature.to(wide.dtype)[..., None], dim=-1)
 
 
 def mean_over_valid(values_BKT: Tensor, mask_BKT: Tensor) -> Tensor:

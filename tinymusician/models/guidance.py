@@ -45,31 +45,31 @@ class GuidanceConditionedMusicgen(MusicgenForConditionalGeneration):  # type: ig
         self.guidance_embedding = GuidanceEmbedding(low, high, config.text_encoder.d_model)
 
 
-def told_its_guidance(student: Any, low: float, high: float) -> GuidanceConditionedMusicgen:
+def add_guidance_conditioning(student: Any, low: float, high: float) -> GuidanceConditionedMusicgen:
     """The same student, told its scale from `low` to `high`; until it has learned to listen it plays as before."""
     config = copy.deepcopy(student.config)
     config.guidance_range = [low, high]
-    told: GuidanceConditionedMusicgen = GuidanceConditionedMusicgen(config)
-    nn.init.zeros_(told.guidance_embedding.last.weight)  # transformers initialises new modules in its own way
-    told.load_state_dict(student.state_dict(), strict=False)
-    told.generation_config = copy.deepcopy(student.generation_config)
-    told.eval()
-    return told
+    conditioned: GuidanceConditionedMusicgen = GuidanceConditionedMusicgen(config)
+    nn.init.zeros_(conditioned.guidance_embedding.last.weight)  # transformers initialises new modules in its own way
+    conditioned.load_state_dict(student.state_dict(), strict=False)
+    conditioned.generation_config = copy.deepcopy(student.generation_config)
+    conditioned.eval()
+    return conditioned
 
 
-def is_told(model: Any) -> bool:
+def is_guidance_conditioned(model: Any) -> bool:
     """Whether a model is told its guidance scale."""
     return getattr(model, "guidance_embedding", None) is not None
 
 
 def range_of(model: Any) -> tuple[float, float] | None:
     """The scales that a model can be told; None if it is told none."""
-    return tuple(model.config.guidance_range) if is_told(model) else None
+    return tuple(model.config.guidance_range) if is_guidance_conditioned(model) else None
 
 
 def plays_in_one_pass(model: Any) -> bool:
     """Whether guidance is in a model's weights, for one scale or for those that it is told."""
-    return is_told(model) or model.generation_config.guidance_scale == 1
+    return is_guidance_conditioned(model) or model.generation_config.guidance_scale == 1
 
 
 def passes_of(model: Any, guidance: float) -> float:

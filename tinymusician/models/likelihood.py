@@ -29,10 +29,10 @@ def forced_logits(model: Any, text: TextCondition, codes_BKT: npt.NDArray[np.int
 
 def cross_entropies(logits_BKSV: Tensor, codes_BKT: npt.NDArray[np.int64]) -> Tensor:
     """The mean surprise of each clip's codes under the logits of `forced_logits`, in nats a code, [B]."""
-    books, frames = codes_BKT.shape[1:]
+    num_codebooks, frames = codes_BKT.shape[1:]
     pad = logits_BKSV.shape[-1]
     targets = torch.from_numpy(delay(codes_BKT, pad)).to(logits_BKSV.device)
-    carries = torch.from_numpy(valid(books, frames)).to(targets.device)
+    carries = torch.from_numpy(valid(num_codebooks, frames)).to(targets.device)
     safe = torch.where(carries, targets, 0)
     surprise = F.cross_entropy(logits_BKSV.float().flatten(0, 2), safe.flatten(), reduction="none").view(safe.shape)
     return (surprise * carries).sum((1, 2)) / carries.sum()

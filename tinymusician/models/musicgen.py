@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGenera
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
-from tinymusician.models.guidance import GuidanceConditionedMusicgen, is_told
+from tinymusician.models.guidance import GuidanceConditionedMusicgen, is_guidance_conditioned
 
 
 class TextCondition(NamedTuple):
@@ -61,20 +61,20 @@ class ConditionedDecoder(nn.Module):
     def _run(
         self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None, hidden: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        batch, books, steps = inputs_BKS.shape
+        batch, num_codebooks, steps = inputs_BKS.shape
         states = states_BLE.to(self.decoder.lm_heads[0].weight.dtype)
         if self.guidance_embedding is not None and scale_B is not None:
             states = states + self.guidance_embedding(scale_B)[:, None]
         states = self.project(states) if self.project is not None else states
         states = states * mask_BL[..., None].to(states.dtype)
         output = self.decoder(
-            input_ids=inputs_BKS.reshape(batch * books, steps),
+            input_ids=inputs_BKS.reshape(batch * num_codebooks, steps),
             encoder_hidden_states=states,
             encoder_attention_mask=mask_BL,
             use_cache=False,
             output_hidden_states=hidden,
         )
-        return output.logits.view(batch, books, steps, -1), output.hidden_states[1:] if hidden else ()
+        return output.logits.view(batch, num_codebooks, steps, -1), output.hidden_states[1:] if hidden else ()
 
 
 def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
@@ -83,14 +83,14 @@ def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
     return TextCondition(states, mask_BL)
 
 
-def told_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]) -> TextCondition:
+def guidance_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]) -> TextCondition:
     """The text condition under which a model plays; one that is told its guidance hears of the scale, or each row's.
 
     Raises:
         ModelError: a scale that it was not trained for.
     """
     text = encode_text(model, ids_BL, mask_BL)
-    if not is_told(model):
+    if not is_guidance_conditioned(model):
         return text
     low, high = model.config.guidance_range
     for scale in [guidance] if isinstance(guidance, float | int) else guidance:

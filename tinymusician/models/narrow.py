@@ -34,21 +34,21 @@ def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, 
     """
     config = teacher.config.decoder
     check_layers(layers, config.num_hidden_layers)
-    own, text = (
+    sizes, text = (
         (config.hidden_size, config.num_attention_heads, config.ffn_dim),
         teacher.config.text_encoder.hidden_size,
     )
-    check_narrow(width, heads, feed_forward, *own, text)
+    check_narrow(width, heads, feed_forward, *sizes, text)
     shape = copy.deepcopy(teacher.config)
     shape.decoder.num_hidden_layers = len(layers)
     shape.decoder.hidden_size, shape.decoder.num_attention_heads, shape.decoder.ffn_dim = width, heads, feed_forward
     weights = teacher.state_dict()
-    kept = {name: value for name, value in weights.items() if not name.startswith(("decoder.", "enc_to_dec_proj."))}
-    kept |= _outside_layers(weights, config, width, shape.text_encoder.hidden_size)
+    pruned = {name: value for name, value in weights.items() if not name.startswith(("decoder.", "enc_to_dec_proj."))}
+    pruned |= _outside_layers(weights, config, width, shape.text_encoder.hidden_size)
     for new, old in enumerate(layers):
         cut = _layer(weights, f"{_BODY}layers.{old}.", config, width, heads, feed_forward)
-        kept |= {f"{_BODY}layers.{new}.{name}": value for name, value in cut.items()}
-    return built(shape, kept, teacher)
+        pruned |= {f"{_BODY}layers.{new}.{name}": value for name, value in cut.items()}
+    return built(shape, pruned, teacher)
 
 
 def channels(count: int, width: int) -> Tensor:
@@ -59,20 +59,20 @@ def channels(count: int, width: int) -> Tensor:
 
 def _outside_layers(weights: dict[str, Tensor], config: Any, width: int, text_width: int) -> dict[str, Tensor]:
     """Embeddings, last norm, heads, and the projection of the text states."""
-    own, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
-    kept = {}
+    retained, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
+    pruned = {}
     for book in range(config.num_codebooks):
         embedding, head = f"{_BODY}embed_tokens.{book}.weight", f"decoder.lm_heads.{book}.weight"
-        kept[embedding] = weights[embedding][:, own]
-        kept[head] = weights[head][:, own] * gain
+        pruned[embedding] = weights[embedding][:, retained]
+        pruned[head] = weights[head][:, retained] * gain
     for name in ("weight", "bias"):
-        kept[f"{_BODY}layer_norm.{name}"] = weights[f"{_BODY}layer_norm.{name}"][own]
+        pruned[f"{_BODY}layer_norm.{name}"] = weights[f"{_BODY}layer_norm.{name}"][retained]
     if text_width != width:
         # A teacher as wide as its text states has no projection: it is the identity.
         matrix = weights.get("enc_to_dec_proj.weight", torch.eye(config.hidden_size))
-        kept["enc_to_dec_proj.weight"] = matrix[own]
-        kept["enc_to_dec_proj.bias"] = weights.get("enc_to_dec_proj.bias", torch.zeros(config.hidden_size))[own]
-    return kept
+        pruned["enc_to_dec_proj.weight"] = matrix[retained]
+        pruned["enc_to_dec_proj.bias"] = weights.get("enc_to_dec_proj.bias", torch.zeros(config.hidden_size))[retained]
+    return pruned
 
 
 def _layer(
@@ -80,20 +80,20 @@ def _layer(
 ) -> dict[str, Tensor]:
     """One layer's weights, by their names within it."""
     whole = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    own, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
-    kept = {name: value[own] for name, value in whole.items() if "layer_norm" in name}
+    retained, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
+    pruned = {name: value[retained] for name, value in whole.items() if "layer_norm" in name}
     for attention in ("self_attn", "encoder_attn"):
         out = whole[f"{attention}.out_proj.weight"]
         by_head = out.view(len(out), config.num_attention_heads, -1).square().sum((0, 2))
         rows = wide(largest(by_head, heads), config.hidden_size // config.num_attention_heads)
         for part in "qkv":
             name = f"{attention}.{part}_proj.weight"
-            kept[name] = whole[name][rows][:, own] * gain
-        kept[f"{attention}.out_proj.weight"] = out[own][:, rows]
+            pruned[name] = whole[name][rows][:, retained] * gain
+        pruned[f"{attention}.out_proj.weight"] = out[retained][:, rows]
     first, second = whole["fc1.weight"], whole["fc2.weight"]
     neurons = largest(first.norm(dim=1) * second.norm(dim=0), feed_forward)
-    kept["fc1.weight"], kept["fc2.weight"] = first[neurons][:, own] * gain, second[own][:, neurons]
-    return kept
+    pruned["fc1.weight"], pruned["fc2.weight"] = first[neurons][:, retained] * gain, second[retained][:, neurons]
+    return pruned
 
 
 def largest(values: Tensor, count: int) -> Tensor:

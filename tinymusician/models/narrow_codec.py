@@ -52,26 +52,26 @@ def with_codec(model: Any, codec: Any) -> Any:
 
 def _cut(old: Any, new: Any, residual_layers: int) -> None:
     """Fill the new layers from the old ones that have a place among them."""
-    kept, blocks, places = None, 0, iter(new)
+    retained, blocks, targets = None, 0, iter(new)
     for layer in old:
         kind = type(layer).__name__
         blocks = blocks + 1 if kind == "EncodecResnetBlock" else 0
         if blocks > residual_layers:
             continue
-        place = next(places)
+        target = next(targets)
         if kind == "EncodecResnetBlock":
-            _cut_block(layer, place, kept)
+            _cut_block(layer, target, retained)
         elif kind == "EncodecLSTM":
-            _cut_lstm(layer.lstm, place.lstm, kept)
+            _cut_lstm(layer.lstm, target.lstm, retained)
         elif kind != "ELU":
-            kept = _cut_convolution(layer.conv, place.conv, kept)
+            retained = _cut_convolution(layer.conv, target.conv, retained)
 
 
-def _cut_convolution(old: Any, new: Any, kept: Tensor | None, out: Tensor | None = None) -> Tensor:
+def _cut_convolution(old: Any, new: Any, retained: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Fill a convolution that reads the channels `kept` (None: all); returns the output channels it keeps."""
     transposed = isinstance(old, nn.ConvTranspose1d)
     weight = old.weight.transpose(0, 1) if transposed else old.weight  # [out, in, kernel]
-    weight = weight if kept is None else weight[:, kept]
+    weight = weight if retained is None else weight[:, retained]
     if out is None:
         out = largest(weight.flatten(1).norm(dim=1), new.out_channels)
     new.weight = (weight[out].transpose(0, 1) if transposed else weight[out]).clone()
@@ -79,21 +79,21 @@ def _cut_convolution(old: Any, new: Any, kept: Tensor | None, out: Tensor | None
     return out
 
 
-def _cut_block(old: Any, new: Any, kept: Tensor | None) -> None:
-    channels = kept
-    for layer, place in zip(old.block, new.block, strict=True):
+def _cut_block(old: Any, new: Any, retained: Tensor | None) -> None:
+    channels = retained
+    for layer, target in zip(old.block, new.block, strict=True):
         if layer is old.block[-1]:
-            _cut_convolution(layer.conv, place.conv, channels, kept)
+            _cut_convolution(layer.conv, target.conv, channels, retained)
         elif hasattr(layer, "conv"):
-            channels = _cut_convolution(layer.conv, place.conv, channels)
+            channels = _cut_convolution(layer.conv, target.conv, channels)
     if hasattr(old.shortcut, "conv"):
-        _cut_convolution(old.shortcut.conv, new.shortcut.conv, kept, kept)
+        _cut_convolution(old.shortcut.conv, new.shortcut.conv, retained, retained)
 
 
-def _cut_lstm(old: Any, new: Any, kept: Tensor | None) -> None:
+def _cut_lstm(old: Any, new: Any, retained: Tensor | None) -> None:
     """Its four gates keep the channels that it reads, for it adds its output to its input."""
-    assert kept is not None, "a convolution comes first"
-    gates = torch.cat([kept + gate * old.hidden_size for gate in range(4)])
+    assert retained is not None, "a convolution comes first"
+    gates = torch.cat([retained + gate * old.hidden_size for gate in range(4)])
     for name, value in old.named_parameters():
-        cut = value[gates][:, kept] if name.startswith("weight") else value[gates]
+        cut = value[gates][:, retained] if name.startswith("weight") else value[gates]
         getattr(new, name).copy_(cut)

@@ -47,13 +47,13 @@ def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, fee
         RecipeError: it is larger than the teacher's somewhere.
         ModelError: the teacher's has gated feed-forward blocks.
     """
-    own = teacher.config
-    if own.is_gated_act:
+    config = teacher.config
+    if config.is_gated_act:
         raise ModelError(
-            f"text_encoder: the teacher's feed_forward_proj is {own.feed_forward_proj!r}; relu is supported"
+            f"text_encoder: the teacher's feed_forward_proj is {config.feed_forward_proj!r}; relu is supported"
         )
-    check_text(layers, width, heads, feed_forward, own.num_layers, own.d_model, own.num_heads, own.d_ff)
-    shape = copy.deepcopy(own)
+    check_text(layers, width, heads, feed_forward, config.num_layers, config.d_model, config.num_heads, config.d_ff)
+    shape = copy.deepcopy(config)
     shape.num_layers, shape.d_model, shape.num_heads, shape.d_ff = len(layers), width, heads, feed_forward
     student = T5EncoderModel(shape)
     weights = {name: value.detach() for name, value in teacher.state_dict().items()}
@@ -62,18 +62,18 @@ def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, fee
         value.square().sum(1) for block in blocks for name, value in block.items() if name.endswith((".o", ".wo"))
     )
     channels = largest(written, width)
-    by_head = [block["attention.o"].view(len(written), own.num_heads, -1).square().sum((0, 2)) for block in blocks]
-    kept_heads = largest(torch.stack(by_head).sum(0), heads)
-    gain = (own.d_model / width) ** 0.5
+    by_head = [block["attention.o"].view(len(written), config.num_heads, -1).square().sum((0, 2)) for block in blocks]
+    retained_heads = largest(torch.stack(by_head).sum(0), heads)
+    gain = (config.d_model / width) ** 0.5
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    kept = dict.fromkeys(("shared.weight", "encoder.embed_tokens.weight"), weights["shared.weight"][:, channels])
-    kept |= {first: weights[first][:, kept_heads]}
-    kept["encoder.final_layer_norm.weight"] = weights["encoder.final_layer_norm.weight"][channels]
+    pruned = dict.fromkeys(("shared.weight", "encoder.embed_tokens.weight"), weights["shared.weight"][:, channels])
+    pruned |= {first: weights[first][:, retained_heads]}
+    pruned["encoder.final_layer_norm.weight"] = weights["encoder.final_layer_norm.weight"][channels]
     for new, block in enumerate(blocks):
-        cut = _cut(block, channels, wide(kept_heads, own.d_kv), feed_forward, gain)
-        kept |= {_NAMES[part].format(new): value for part, value in cut.items()}
-    student.load_state_dict(kept)
-    to_teacher = nn.Linear(width, own.d_model)
+        cut = _cut(block, channels, wide(retained_heads, config.d_kv), feed_forward, gain)
+        pruned |= {_NAMES[part].format(new): value for part, value in cut.items()}
+    student.load_state_dict(pruned)
+    to_teacher = nn.Linear(width, config.d_model)
     with torch.no_grad():
         to_teacher.weight.zero_()[channels, torch.arange(width)] = 1
         to_teacher.bias.zero_()

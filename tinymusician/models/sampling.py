@@ -36,14 +36,14 @@ def sample_codes(
     seed: a row then does not depend on those beside it, and a bundle plays the same up to its rounding.
     """
     numbers = _numbers(rows := len(text.states), generator, seeds)
-    books, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
+    num_codebooks, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
     both = _with_null(text) if guidance != 1 else text
     states, mask = _project(model, both), both.mask
-    carries = torch.from_numpy(valid(books, frames)).to(states.device)
+    carries = torch.from_numpy(valid(num_codebooks, frames)).to(states.device)
     steps = carries.shape[1]
     sampling = SamplingParams(temperature if numbers is not None else 0, top_k)
-    delayed = torch.full((rows, books, steps), pad, device=states.device)
-    column, past = torch.full((rows, books), pad, device=states.device), None
+    delayed = torch.full((rows, num_codebooks, steps), pad, device=states.device)
+    column, past = torch.full((rows, num_codebooks), pad, device=states.device), None
     for step in range(steps):
         copies = column.repeat(len(states) // rows, 1)
         output = model.decoder(
@@ -54,7 +54,7 @@ def sample_codes(
             use_cache=True,
         )
         past = output.past_key_values
-        logits = output.logits[:, -1].view(len(states), books, -1).float()
+        logits = output.logits[:, -1].view(len(states), num_codebooks, -1).float()
         if guidance != 1:
             logits = guide(logits[:rows], logits[rows:], guidance)
         column = torch.where(carries[:, step], _drawn(logits, numbers, sampling), pad)
@@ -69,18 +69,20 @@ Numbers = Callable[[int], npt.NDArray[np.float64]]
 def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] | None) -> Numbers | None:
     if seeds is not None:
         assert len(seeds) == rows, "one seed a row"
-        own = [numbers_of(seed) for seed in seeds]
-        return lambda books: np.stack([row.random(books) for row in own])
+        generators = [numbers_of(seed) for seed in seeds]
+        return lambda num_codebooks: np.stack([row.random(num_codebooks) for row in generators])
     if generator is None:
         return None
     place = generator.device
-    return lambda books: torch.rand((rows, books), generator=generator, device=place).double().cpu().numpy()
+    return lambda num_codebooks: (
+        torch.rand((rows, num_codebooks), generator=generator, device=place).double().cpu().numpy()
+    )
 
 
 def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: SamplingParams) -> Tensor:
     """The engine's own draw."""
-    books = logits_BKV.shape[1]
-    uniforms = numbers(books) if numbers is not None else np.zeros(logits_BKV.shape[:-1])
+    num_codebooks = logits_BKV.shape[1]
+    uniforms = numbers(num_codebooks) if numbers is not None else np.zeros(logits_BKV.shape[:-1])
     return torch.from_numpy(draw(logits_BKV.cpu().numpy(), uniforms, sampling)).to(logits_BKV.device)
 
 

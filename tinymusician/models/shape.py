@@ -72,8 +72,8 @@ def shape_of(name: str) -> DecoderShape | None:
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     if not folder.is_dir():
         if "/" not in name:
-            own = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
-            raise ModelError(f"model {name!r}: allowed are a folder, a hub id OWNER/NAME, and {own}")
+            packaged = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
+            raise ModelError(f"model {name!r}: allowed are a folder, a hub id OWNER/NAME, and {packaged}")
         return None
     if (folder / "state_dict.bin").is_file():
         return None

@@ -97,9 +97,9 @@ def check_text(
         "heads": (heads, teacher_heads),
         "feed_forward": (feed_forward, teacher_feed_forward),
     }
-    for name, (wanted, most) in sizes.items():
-        if wanted > most:
-            raise RecipeError(f"text_encoder.{name} = {wanted}: at most the teacher's {most}")
+    for name, (value, most) in sizes.items():
+        if value > most:
+            raise RecipeError(f"text_encoder.{name} = {value}: at most the teacher's {most}")
     if len(layers) > teacher_layers:
         raise RecipeError(f"text_encoder.layers: {len(layers)} layers; the teacher has {teacher_layers}")
     for layer in layers:

@@ -97,9 +97,9 @@ def weights_digest(model: Any) -> str:
 def _renumbered(weights: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     """The teacher's weights with the chosen layers under their new numbers."""
     prefix = "decoder.model.decoder.layers."
-    kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    renumbered = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     for new, old in enumerate(layers):
-        own = f"{prefix}{old}."
-        moved = {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
-        kept |= {f"{prefix}{new}.{rest}": value for rest, value in moved.items()}
-    return kept
+        old_prefix = f"{prefix}{old}."
+        moved = {name.removeprefix(old_prefix): value for name, value in weights.items() if name.startswith(old_prefix)}
+        renumbered |= {f"{prefix}{new}.{rest}": value for rest, value in moved.items()}
+    return renumbered

@@ -103,10 +103,10 @@ def semitones() -> Any:
 
 def _spectra(waves_BN: Tensor, window: int, hop: int, filters: Tensor) -> Tensor:
     """Log energies [B, 1, frames, filters], each clip less its mean."""
-    found = torch.stft(
+    spectrum = torch.stft(
         waves_BN, window, hop, window=torch.hann_window(window, device=waves_BN.device), return_complex=True
     )
-    energy = torch.log1p(100 * (found.abs().square().transpose(1, 2) @ filters))
+    energy = torch.log1p(100 * (spectrum.abs().square().transpose(1, 2) @ filters))
     return (energy - energy.mean((1, 2), keepdim=True))[:, None]
 
 

@@ -57,8 +57,8 @@ def assemble(folder: Path, codec: Any, tokenizer: Any, weights: dict[str, Tensor
 
 
 def _split_prefix(weights: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    return own, {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    selected = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return selected, {name: value for name, value in weights.items() if not name.startswith(prefix)}
 
 
 def save_clap(folder: Path, tokenizer: Any, weights: dict[str, Tensor]) -> None:

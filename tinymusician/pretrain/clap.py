@@ -136,8 +136,8 @@ class ClapTask:
         device = next(self.module.parameters()).device
         similarity = model(to_device(self._read(self.held_out, np.arange(count)), device))
         nearest = similarity.topk(10, dim=1).indices
-        own = torch.arange(count, device=device)[:, None]
-        recall = (nearest == own).any(1).float().mean().item()
+        targets = torch.arange(count, device=device)[:, None]
+        recall = (nearest == targets).any(1).float().mean().item()
         return {"loss": contrastive_loss(similarity).item(), "recall_at_10": recall}
 
     def _read(self, split: RenderedSplit, rows: Any) -> ClapBatch:
@@ -149,5 +149,5 @@ class ClapTask:
 
 def contrastive_loss(similarity_BB: Tensor) -> Tensor:
     """Cross-entropy of the diagonal by rows and by columns, averaged."""
-    own = torch.arange(len(similarity_BB), device=similarity_BB.device)
-    return (F.cross_entropy(similarity_BB, own) + F.cross_entropy(similarity_BB.T, own)) / 2
+    targets = torch.arange(len(similarity_BB), device=similarity_BB.device)
+    return (F.cross_entropy(similarity_BB, targets) + F.cross_entropy(similarity_BB.T, targets)) / 2

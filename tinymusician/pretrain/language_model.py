@@ -98,21 +98,21 @@ def captioned(
     """Rows of a token set in the delay pattern, with the captions of the rows `caption_shift` further on."""
     targets = delay(tokens.codes[rows].astype(np.int64), pad)
     inputs = inputs_for(targets, pad)
-    told = (rows + caption_shift) % len(tokens.codes)
-    ids, mask = torch.from_numpy(tokens.text_ids[told]), torch.from_numpy(tokens.text_mask[told])
+    caption_rows = (rows + caption_shift) % len(tokens.codes)
+    ids, mask = torch.from_numpy(tokens.text_ids[caption_rows]), torch.from_numpy(tokens.text_mask[caption_rows])
     return LMBatch(torch.from_numpy(inputs), torch.from_numpy(targets), ids, mask, drop)
 
 
 def cross_entropy_per_codebook(logits_BKSV: Tensor, targets_BKS: Tensor) -> Tensor:
     """Mean cross-entropy of each codebook's valid positions, [K], in nats."""
-    _, books, steps, vocabulary = logits_BKSV.shape
-    carries = torch.from_numpy(valid(books, steps - books + 1)).to(logits_BKSV.device)
+    _, num_codebooks, steps, vocabulary = logits_BKSV.shape
+    carries = torch.from_numpy(valid(num_codebooks, steps - num_codebooks + 1)).to(logits_BKSV.device)
     return torch.stack(
         [
             F.cross_entropy(
                 logits_BKSV[:, k, carries[k]].reshape(-1, vocabulary).float(), targets_BKS[:, k, carries[k]].reshape(-1)
             )
-            for k in range(books)
+            for k in range(num_codebooks)
         ]
     )
 

@@ -45,17 +45,17 @@ def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
     return np.asarray((peaks + _LATE_FRAMES) * HOP_SECONDS, np.float64)
 
 
-def onset_f_measure(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64], tolerance: float = 0.05) -> float:
+def onset_f_measure(detected: npt.NDArray[np.float64], true: npt.NDArray[np.float64], tolerance: float = 0.05) -> float:
     """F-measure of onsets matched one to one within `tolerance` seconds (MIREX's definition)."""
-    if len(found) == 0 or len(true) == 0:
-        return float(len(found) == len(true))
+    if len(detected) == 0 or len(true) == 0:
+        return float(len(detected) == len(true))
     matched, place = 0, 0
     for time in np.sort(true):
-        while place < len(found) and found[place] < time - tolerance:
+        while place < len(detected) and detected[place] < time - tolerance:
             place += 1
-        if place < len(found) and found[place] <= time + tolerance:
+        if place < len(detected) and detected[place] <= time + tolerance:
             matched, place = matched + 1, place + 1
-    return 2 * matched / (len(found) + len(true))
+    return 2 * matched / (len(detected) + len(true))
 
 
 def chroma(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
@@ -87,8 +87,8 @@ def band_shape(wave: Wave, rate: int, bands: int = 24) -> npt.NDArray[np.float64
     frequencies, magnitude = spectrogram(wave, rate)
     edges = np.geomspace(100, rate / 2, bands + 1)
     energy = (magnitude**2).mean(axis=1)
-    places = np.digitize(frequencies, edges)
-    levels = np.array([np.log(energy[places == k + 1].sum() + 1e-6) for k in range(bands)])
+    band_index = np.digitize(frequencies, edges)
+    levels = np.array([np.log(energy[band_index == k + 1].sum() + 1e-6) for k in range(bands)])
     return np.asarray(levels - levels.mean())
 
 

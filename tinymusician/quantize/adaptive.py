@@ -28,15 +28,15 @@ def groups_of(path: Path) -> dict[str, int]:
     """Every group of a float32 graph, with the bytes of its weights; each codebook's head is a group of its own."""
     model = onnx.load(str(path), load_external_data=False)
     sizes = {tensor.name: 4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-    found: dict[str, int] = {}
+    groups: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type in WEIGHTED:
             group = group_of(path.stem, node.name)
-            found[group] = found.get(group, 0) + sum(sizes.get(name, 0) for name in node.input)
-    if heads := found.pop("lm_heads.0", None):
-        books = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1]
-        found |= {f"lm_heads.{book}": heads // books.dim_value for book in range(books.dim_value)}
-    return found
+            groups[group] = groups.get(group, 0) + sum(sizes.get(name, 0) for name in node.input)
+    if heads := groups.pop("lm_heads.0", None):
+        codes_dim = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1]
+        groups |= {f"lm_heads.{book}": heads // codes_dim.dim_value for book in range(codes_dim.dim_value)}
+    return groups
 
 
 def trials(groups: Sequence[str], precisions: Sequence[Precision]) -> list[tuple[str, Precision]]:
@@ -76,7 +76,7 @@ class PlanEvaluator:
         self.groups = {name: size for name, size in everything.items() if name != "codec_encoder"}
         self.whole = _bytes(folder)
         player = self.player(folder)
-        self._wanted, self.ranges = rollout_with_ranges(player, sequences)
+        self._expected, self.ranges = rollout_with_ranges(player, sequences)
         self._wave = player.codec(sequences.codes[0])
 
     def player(self, folder: Path) -> MusicGenerator:
@@ -89,17 +89,17 @@ class PlanEvaluator:
             target = Path(name)
             self._change(plan, target)
             player = self.player(target)
-            difference = compare(self._wanted, rollout(player, self.sequences))
-            heard = snr(self._wave, player.codec(self.sequences.codes[0]))
-            return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), heard)
+            difference = compare(self._expected, rollout(player, self.sequences))
+            codec_snr = snr(self._wave, player.codec(self.sequences.codes[0]))
+            return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), codec_snr)
 
-    def table(self, found: Mapping[tuple[str, Precision], PlanMetrics]) -> Table:
+    def table(self, metrics: Mapping[tuple[str, Precision], PlanMetrics]) -> Table:
         """What each group costs in each precision, from what was measured of it alone; what broke it is left out."""
         nothing = (0.0,) * self.manifest.architecture.codebooks
         table: dict[str, dict[Precision, GroupSensitivity]] = {
             group: {"float32": GroupSensitivity(size, nothing)} for group, size in self.groups.items()
         }
-        for (group, precision), outcome in found.items():
+        for (group, precision), outcome in metrics.items():
             size = self.groups[group] + outcome.size - self.whole
             if not np.isfinite(outcome.by_codebook).all():
                 continue
@@ -118,16 +118,20 @@ class PlanEvaluator:
                 os.link(data, target / data.name)
 
     def _touches(self, plan: PrecisionPlan, graph: str) -> bool:
-        kept = plan.cache == "int8" and graph == "decoder"
-        return kept or plan.uniform_int8 or any(plan.of(group) != "float32" for group in self.in_graph[graph])
+        cache_is_quantized = plan.cache == "int8" and graph == "decoder"
+        return (
+            cache_is_quantized
+            or plan.uniform_int8
+            or any(plan.of(group) != "float32" for group in self.in_graph[graph])
+        )
 
 
-def snr(wanted: Any, found: Any) -> float:
+def snr(expected: Any, actual: Any) -> float:
     """Signal to noise in dB of a wave against the one it should be; minus infinity if it holds no numbers."""
-    if not np.isfinite(found).all():
+    if not np.isfinite(actual).all():
         return -float("inf")
-    noise = float(np.square(found.astype(np.float64) - wanted).sum())
-    power = float(np.square(wanted.astype(np.float64)).sum())
+    noise = float(np.square(actual.astype(np.float64) - expected).sum())
+    power = float(np.square(expected.astype(np.float64)).sum())
     return float("inf") if noise == 0 else 10 * float(np.log10(power / noise))
 
 

@@ -74,7 +74,7 @@ def quantize_uniformly(source: Path, target: Path) -> None:
     """ONNX Runtime's dynamic quantization of everything in a graph."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    known = {"DefaultTensorType": TensorProto.FLOAT}
+    options = {"DefaultTensorType": TensorProto.FLOAT}
     with quietly():
         quantize_dynamic(
             str(source),
@@ -83,7 +83,7 @@ def quantize_uniformly(source: Path, target: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=_float_bytes(onnx.load(str(source), load_external_data=False))
             > 4 * MOST_IN_ONE_FILE,
-            extra_options=known,
+            extra_options=options,
         )
 
 
@@ -139,7 +139,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
     if products:
         with quietly(), tempfile.TemporaryDirectory() as scratch:
             target = f"{scratch}/quantized.onnx"
-            known = {"DefaultTensorType": TensorProto.FLOAT}
+            options = {"DefaultTensorType": TensorProto.FLOAT}
             quantize_dynamic(
                 model,
                 target,
@@ -147,7 +147,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=sorted(products),
                 use_external_data_format=_float_bytes(model) > 4 * MOST_IN_ONE_FILE,
-                extra_options=known,
+                extra_options=options,
             )
             model.CopyFrom(onnx.load(target))
     return [name for name in nodes if name not in products]
@@ -155,13 +155,15 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
 
 def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     """Where a plan gives the codebooks' heads several precisions, make the one product of all heads one for each."""
-    books = next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
-    if len({plan.of(f"lm_heads.{book}") for book in range(books)}) == 1:
+    num_codebooks = (
+        next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
+    )
+    if len({plan.of(f"lm_heads.{book}") for book in range(num_codebooks)}) == 1:
         return
     place, node = next((place, node) for place, node in enumerate(model.graph.node) if node.name == "lm_heads")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    parts = np.split(numpy_helper.to_array(weight), books, axis=1)
-    names = [f"lm_heads.{book}" for book in range(books)]
+    parts = np.split(numpy_helper.to_array(weight), num_codebooks, axis=1)
+    names = [f"lm_heads.{book}" for book in range(num_codebooks)]
     _replace(
         model, node.input[1], {f"{name}.weight": np.ascontiguousarray(p) for name, p in zip(names, parts, strict=True)}
     )
@@ -259,7 +261,7 @@ def blocks_of(table: Any, bits: int, block: int) -> tuple[Any, Any]:
 def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
     """Keep the weights of these nodes in float16, widened by a Cast that ONNX Runtime folds when it loads the graph."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    wanted = dict.fromkeys(
+    renames = dict.fromkeys(
         name
         for node in model.graph.node
         if node.name in nodes
@@ -267,7 +269,7 @@ def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
         if name in weights and weights[name].data_type == TensorProto.FLOAT
     )
     casts = []
-    for name in wanted:
+    for name in renames:
         narrow = numpy_helper.to_array(weights[name]).astype(np.float16)
         _replace(model, name, {f"{name}.float16": narrow})
         casts.append(helper.make_node("Cast", [f"{name}.float16"], [name], name=f"{name}.widen", to=TensorProto.FLOAT))

@@ -31,16 +31,16 @@ def codec_weights(codec: Any) -> dict[str, npt.NDArray[np.float32]]:
         ModelError: a normalisation other than by weight, causal convolutions, or normalised input.
     """
     config = codec.config
-    for field, wanted in (("norm_type", "weight_norm"), ("use_causal_conv", False), ("normalize", False)):
-        if getattr(config, field) != wanted:
-            raise ModelError(f"codec: {field} = {getattr(config, field)!r}; only {wanted!r} can be exported")
-    found = {
+    for field, expected in (("norm_type", "weight_norm"), ("use_causal_conv", False), ("normalize", False)):
+        if getattr(config, field) != expected:
+            raise ModelError(f"codec: {field} = {getattr(config, field)!r}; only {expected!r} can be exported")
+    weights = {
         name: value.detach().numpy() for name, value in codec.state_dict().items() if "parametrizations" not in name
     }
     for name, module in codec.named_modules():
         if hasattr(module, "parametrizations"):
-            found[f"{name}.weight"] = module.weight.detach().numpy()
-    return found
+            weights[f"{name}.weight"] = module.weight.detach().numpy()
+    return weights
 
 
 def frames_around(config: Any) -> tuple[int, int]:
@@ -119,12 +119,12 @@ class _CodecGraphBuilder:
 
     def embedding(self) -> str:
         """The sum of the codebooks' vectors, from one table of all of them: [B, hidden, T]."""
-        g, books = self.g, self.config.num_quantizers
-        tables = [self.weights[f"quantizer.layers.{book}.codebook.embed"] for book in range(books)]
-        starts = (np.arange(books, dtype=np.int64) * len(tables[0]))[:, None]
+        g, num_codebooks = self.g, self.config.num_quantizers
+        tables = [self.weights[f"quantizer.layers.{book}.codebook.embed"] for book in range(num_codebooks)]
+        starts = (np.arange(num_codebooks, dtype=np.int64) * len(tables[0]))[:, None]
         rows = g.node("Add", ["codes", g.weight("codebook_starts", starts)], "rows")
-        found = g.node("Gather", [g.weight("codebooks", np.concatenate(tables)), rows], "vectors")
-        summed = g.node("ReduceSum", [found, g.ints(1)], "vector", keepdims=0)
+        vectors = g.node("Gather", [g.weight("codebooks", np.concatenate(tables)), rows], "vectors")
+        summed = g.node("ReduceSum", [vectors, g.ints(1)], "vector", keepdims=0)
         return g.node("Transpose", [summed], "vector_columns", perm=[0, 2, 1])
 
     def convolution(self, x: str, name: str, stride: int = 1, dilation: int = 1) -> str:

@@ -39,8 +39,8 @@ def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     if "enc_to_dec_proj.weight" in weights:
         bias = weights["enc_to_dec_proj.bias"]
         states = g.product(states, weights["enc_to_dec_proj.weight"], "project", bias)
-    kept = g.node("Cast", [g.node("Unsqueeze", [mask, g.ints(2)], "mask_column")], "mask_float", to=1)
-    states = g.node("Mul", [states, kept], "states")
+    mask_float = g.node("Cast", [g.node("Unsqueeze", [mask, g.ints(2)], "mask_column")], "mask_float", to=1)
+    states = g.node("Mul", [states, mask_float], "states")
     heads, size = decoder.num_attention_heads, decoder.hidden_size // decoder.num_attention_heads
     for layer in range(decoder.num_hidden_layers):
         for role, part in (("key", "k_proj"), ("value", "v_proj")):
@@ -115,15 +115,15 @@ class _DecoderGraphBuilder:
 
     def _embed(self) -> str:
         """The sum of the codebooks' embeddings, from one table of all of them, plus the position's: [B, 1, width]."""
-        g, books = self.g, self.config.num_codebooks
-        tables = [self.weights[f"{_BODY}embed_tokens.{book}.weight"] for book in range(books)]
-        starts = np.arange(books, dtype=np.int64) * len(tables[0])
+        g, num_codebooks = self.g, self.config.num_codebooks
+        tables = [self.weights[f"{_BODY}embed_tokens.{book}.weight"] for book in range(num_codebooks)]
+        starts = np.arange(num_codebooks, dtype=np.int64) * len(tables[0])
         rows = g.node("Add", ["codes", g.weight("codebook_starts", starts)], "rows")
         table = np.concatenate(tables)
-        found = g.node("Gather", [g.weight("embed_tokens", table), rows], "code_embeddings")
-        summed = g.node("ReduceSum", [found, g.ints(1)], "code_embedding", keepdims=1)
-        places = g.weight("embed_positions", self.weights[f"{_BODY}embed_positions.weights"])
-        place = g.node("Unsqueeze", [g.node("Gather", [places, "positions"], "place"), g.ints(1)], "place_embedding")
+        embeddings = g.node("Gather", [g.weight("embed_tokens", table), rows], "code_embeddings")
+        summed = g.node("ReduceSum", [embeddings, g.ints(1)], "code_embedding", keepdims=1)
+        positions = g.weight("embed_positions", self.weights[f"{_BODY}embed_positions.weights"])
+        place = g.node("Unsqueeze", [g.node("Gather", [positions, "positions"], "place"), g.ints(1)], "place_embedding")
         return g.node("Add", [summed, place], "embedding")
 
     def _layer(self, x: str, layer: int) -> str:
@@ -142,16 +142,16 @@ class _DecoderGraphBuilder:
         qkv = g.product(y, packed, f"{name}.qkv")
         axes = ["B", self.heads, "M", self.size]
         past = [g.input(f"past_{role}.{layer}", "float32", axes) for role in ("key", "value")]
-        kept = [g.output(f"kept_{role}.{layer}", "float32", axes) for role in ("key", "value")]
-        found = g.nodes(
+        outputs = [g.output(f"kept_{role}.{layer}", "float32", axes) for role in ("key", "value")]
+        attended = g.nodes(
             "GroupQueryAttention",
             [qkv, "", "", *past, "positions", "longest"],
-            [f"{name}.found", *kept],
+            [f"{name}.found", *outputs],
             MICROSOFT,
             num_heads=self.heads,
             kv_num_heads=self.heads,
         )
-        return g.product(found, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
+        return g.product(attended, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
 
     def _cross_attention(self, y: str, layer: int) -> str:
         g, name = self.g, f"layers.{layer}.encoder_attn"
@@ -159,8 +159,8 @@ class _DecoderGraphBuilder:
         axes = ["B", self.heads, "L", self.size]
         sources = [g.input(f"cross_{role}.{layer}", "float32", axes) for role in ("key", "value")]
         inputs = [query, *sources, "", "text_mask"]
-        found = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=self.heads)
-        return g.product(found, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
+        attended = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=self.heads)
+        return g.product(attended, self._weight(f"{name}.out_proj"), f"{name}.out_proj")
 
     def _weight(self, name: str) -> npt.NDArray[np.float32]:
         return self.weights[f"{_BODY}{name}.weight"]

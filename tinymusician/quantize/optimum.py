@@ -75,8 +75,8 @@ def group_in_optimum(graph: str, node: str) -> str:
     if graph not in DECODERS:
         return "codec"
     for pattern, group in _DECODER_GROUPS:
-        if found := re.search(pattern, node):
-            return group or found[0]
+        if match := re.search(pattern, node):
+            return group or match[0]
     raise ModelError(f"{graph}: node {node} is in no group that a plan knows")
 
 
@@ -88,8 +88,11 @@ def optimum_logits(folder: Path, tokenizer: Any, sequences: ForcedBatch) -> Floa
         return onnxruntime.InferenceSession(str(folder / "onnx" / f"{name}.onnx"), providers=["CPUExecutionProvider"])
 
     text, decoder = open_("text_encoder"), open_("decoder_model_merged")
-    told = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="np")
-    feeds = {"input_ids": told["input_ids"].astype(np.int64), "attention_mask": told["attention_mask"].astype(np.int64)}
+    encoded = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="np")
+    feeds = {
+        "input_ids": encoded["input_ids"].astype(np.int64),
+        "attention_mask": encoded["attention_mask"].astype(np.int64),
+    }
     (states,) = text.run(None, feeds)
     mask = feeds["attention_mask"]
     states = states * mask[..., None].astype(np.float32)
@@ -112,24 +115,24 @@ def optimum_wave(folder: Path, sequences: ForcedBatch) -> Floats:
 
 
 def _along(decoder: Any, inputs_RKS: Any, conditions: dict[str, Any]) -> Floats:
-    rows, books, steps = inputs_RKS.shape
+    rows, num_codebooks, steps = inputs_RKS.shape
     past = {value.name: value.shape for value in decoder.get_inputs() if value.name.startswith("past_key_values")}
     names = [value.name for value in decoder.get_outputs()]
     feeds = {name: np.zeros((rows, shape[1], 1, shape[3]), np.float32) for name, shape in past.items()}
     feeds |= conditions
-    found = []
+    logits = []
     for step in range(steps):
         feeds |= {
-            "input_ids": inputs_RKS[:, :, step].reshape(rows * books, 1),
+            "input_ids": inputs_RKS[:, :, step].reshape(rows * num_codebooks, 1),
             "use_cache_branch": np.array([step > 0]),
         }
         values = dict(zip(names, decoder.run(None, feeds), strict=True))
-        found.append(values["logits"].reshape(rows, books, -1))
+        logits.append(values["logits"].reshape(rows, num_codebooks, -1))
         for name, value in values.items():
             # From the second step on, the branch with a past gives empty keys and values of the text: those stay.
             if name.startswith("present") and (step == 0 or ".decoder." in name):
                 feeds[name.replace("present", "past_key_values")] = value
-    return np.stack(found)
+    return np.stack(logits)
 
 
 def _quantize(plan: PrecisionPlan, source: Path, target: Path) -> None:

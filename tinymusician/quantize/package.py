@@ -33,13 +33,13 @@ def describe(
 
     `dtypes` says by graph how its weights are kept; `facts` are the manifest's other fields.
     """
-    kept = dtypes or {}
+    graph_dtypes = dtypes or {}
     files: list[tuple[str, Role, str]] = []
     for role in GRAPHS:
         if (folder / f"{role}.onnx").exists():
-            files.append((f"{role}.onnx", role, kept.get(role, "float32")))
+            files.append((f"{role}.onnx", role, graph_dtypes.get(role, "float32")))
         if (folder / f"{role}.onnx.data").exists():
-            files.append((f"{role}.onnx.data", "weights", kept.get(role, "float32")))
+            files.append((f"{role}.onnx.data", "weights", graph_dtypes.get(role, "float32")))
     files.append(("tokenizer.json", "tokenizer", ""))
     if (folder / PLAN_FILE).exists():
         files.append((PLAN_FILE, "plan", ""))

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, told_condition
+from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.quantize.adaptive import snr
 from tinymusician.runtime.player import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout
@@ -59,9 +59,9 @@ class ReferenceOutputs:
         with torch.no_grad():
             text = tokenizer(sequences.prompts, padding=True, truncation=True, return_tensors="pt")
             ids, mask, scales = text["input_ids"], text["attention_mask"], sequences.scales
-            told = told_condition(model, ids, mask, scales) if scales else encode_text(model, ids, mask)
-            null = told.without_text()
-            conditions = (told, null) if sequences.null else (told,)
+            conditional = guidance_condition(model, ids, mask, scales) if scales else encode_text(model, ids, mask)
+            null = conditional.without_text()
+            conditions = (conditional, null) if sequences.null else (conditional,)
             parts = [_run(model, inputs, condition) for condition in conditions]
             codes = torch.from_numpy(sequences.codes[:1])[None]
             self.wave: Floats = model.audio_encoder.decode(codes, [None]).audio_values[0, 0].numpy()
@@ -139,10 +139,10 @@ def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Pa
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         onnx.save(model, f"{scratch}/d.onnx", save_as_external_data=True, location="d.data")
         session = onnxruntime.InferenceSession(f"{scratch}/d.onnx", providers=["CPUExecutionProvider"])
-        found = _tapped(session, names, player, reference.sequences, steps)
-    wanted = reference.hidden
-    size = np.sqrt(np.square(wanted.astype(np.float64)).mean(-1))
-    return np.asarray(np.sqrt(np.square(found.astype(np.float64) - wanted).mean(-1)) / np.maximum(size, 1e-12))
+        actual = _tapped(session, names, player, reference.sequences, steps)
+    expected = reference.hidden
+    size = np.sqrt(np.square(expected.astype(np.float64)).mean(-1))
+    return np.asarray(np.sqrt(np.square(actual.astype(np.float64) - expected).mean(-1)) / np.maximum(size, 1e-12))
 
 
 def _tapped(session: Any, names: list[str], player: MusicGenerator, sequences: ForcedBatch, steps: int) -> Floats:
@@ -153,28 +153,30 @@ def _tapped(session: Any, names: list[str], player: MusicGenerator, sequences: F
     feeds: dict[str, Any] = {"text_mask": text.mask[None]}
     for number, array in enumerate(text.arrays):
         feeds[f"cross_{('key', 'value')[number % 2]}.{number // 2}"] = array[None]
-    kept = [value.name for value in session.get_outputs() if value.name.startswith("kept_")]
+    cache_outputs = [value.name for value in session.get_outputs() if value.name.startswith("kept_")]
     inputs_by_name = {value.name: value for value in session.get_inputs()}
-    for name in kept:
+    for name in cache_outputs:
         past = inputs_by_name[name.replace("kept", "past")]
         _, heads, _, size = past.shape
         feeds[past.name] = np.zeros((1, heads, steps, size), np.int8 if past.type == "tensor(int8)" else np.float32)
-    found = []
+    states = []
     for step in range(steps):
         feeds |= {"codes": inputs[:, :, step], "positions": np.array([step], np.int32)}
-        values = session.run([*names, *kept], feeds)
-        feeds |= {name.replace("kept", "past"): value for name, value in zip(kept, values[len(names) :], strict=True)}
-        found.append([value[0, 0] for value in values[: len(names)]])
-    return np.asarray(found, np.float32).transpose(1, 0, 2)
+        values = session.run([*names, *cache_outputs], feeds)
+        feeds |= {
+            name.replace("kept", "past"): value for name, value in zip(cache_outputs, values[len(names) :], strict=True)
+        }
+        states.append([value[0, 0] for value in values[: len(names)]])
+    return np.asarray(states, np.float32).transpose(1, 0, 2)
 
 
 def _by_part(kl_SK: npt.NDArray[np.float64]) -> dict[str, float]:
-    steps, books = kl_SK.shape
+    steps, num_codebooks = kl_SK.shape
     parts = {
         "first step": slice(0, 1),
-        "delay's beginning": slice(0, books - 1),
-        "between": slice(books - 1, steps - books + 1),
-        "delay's end": slice(steps - books + 1, steps),
+        "delay's beginning": slice(0, num_codebooks - 1),
+        "between": slice(num_codebooks - 1, steps - num_codebooks + 1),
+        "delay's end": slice(steps - num_codebooks + 1, steps),
         "last step": slice(steps - 1, steps),
     }
     return {name: float(np.nanmean(kl_SK[part])) for name, part in parts.items()}

@@ -55,7 +55,7 @@ class PrecisionPlan(BaseModel):
     note: Annotated[str, Field(description="where the plan comes from")] = ""
 
     @model_validator(mode="after")
-    def _known(self) -> PrecisionPlan:
+    def _check_values(self) -> PrecisionPlan:
         for group, precision in self.groups.items():
             if not re.fullmatch(r"layers\.\d+|lm_heads(\.\d+)?|embeddings|cross|text|text_embedding|codec", group):
                 raise ValueError(f"groups.{group}: no such group")

@@ -36,26 +36,26 @@ class ProviderSupport:
 
 def verdicts(folder: Path) -> list[ProviderSupport]:
     """What each provider makes of every graph in `folder`."""
-    found = []
+    results = []
     for path in sorted(folder.rglob("*.onnx")):
         kinds = operators(onnx.load(str(path), load_external_data=False).graph)
-        found.append(ProviderSupport(path.stem, "CPU (x86, ARM)", (), "runs whole"))
-        found.append(coreml(path))
+        results.append(ProviderSupport(path.stem, "CPU (x86, ARM)", (), "runs whole"))
+        results.append(coreml(path))
         lacks = tuple(sorted(kinds - WEBGPU))
-        found.append(
+        results.append(
             ProviderSupport(path.stem, "WebGPU", lacks, "runs whole" if not lacks else "the rest runs on the CPU")
         )
-    return found
+    return results
 
 
 def operators(graph: onnx.GraphProto) -> set[str]:
     """The kinds of a graph's nodes, with those of the graphs within it."""
-    found = {node.op_type for node in graph.node}
+    names = {node.op_type for node in graph.node}
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found |= operators(attribute.g)
-    return found
+                names |= operators(attribute.g)
+    return names
 
 
 def coreml(path: Path) -> ProviderSupport:

@@ -35,8 +35,8 @@ def plot_sensitivity(table: Table) -> bytes:
         above.semilogy(kls, "o-", color=_COLOURS[precision], label=precision)
     above.set_title("KL of one group alone (nats a code, mean of the codebooks)")
     coarse = precisions[-1]
-    books = len(next(iter(table.values()))["float32"].by_codebook)
-    for book in range(books):
+    num_codebooks = len(next(iter(table.values()))["float32"].by_codebook)
+    for book in range(num_codebooks):
         kls = [
             max(FLOOR, table[group][coarse].by_codebook[book]) if coarse in table[group] else np.nan for group in groups
         ]

@@ -71,13 +71,13 @@ def at_price(table: Table, price: float) -> tuple[dict[str, Precision], int, flo
 
 def prices(table: Table) -> list[float]:
     """Every price at which some group changes its mind, from cheap to dear: between two of them nothing changes."""
-    found = {0.0}
+    values = {0.0}
     for options in table.values():
         for one in options.values():
             for other in options.values():
                 if other.kl < one.kl and other.size > one.size:
-                    found.add((other.size - one.size) / (one.kl - other.kl))
-    return sorted(found)
+                    values.add((other.size - one.size) / (one.kl - other.kl))
+    return sorted(values)
 
 
 def front(table: Table) -> list[tuple[dict[str, Precision], int, float]]:

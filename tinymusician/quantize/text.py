@@ -68,8 +68,8 @@ def _position_bias(g: GraphWriter, config: Any, table: npt.NDArray[np.float32]) 
     by_distance = table[buckets(config.relative_attention_num_buckets, config.relative_attention_max_distance)].T
     zero, one = g.weight("zero", np.array(0, np.int64)), g.weight("one", np.array(1, np.int64))
     length = g.node("Squeeze", [g.node("Shape", ["ids"], "ids_length", start=1)], "length")
-    places = g.node("Range", [zero, length, one], "places")
-    row, column = (g.node("Unsqueeze", [places, g.ints(axis)], f"places.{axis}") for axis in (0, 1))
+    positions = g.node("Range", [zero, length, one], "places")
+    row, column = (g.node("Unsqueeze", [positions, g.ints(axis)], f"places.{axis}") for axis in (0, 1))
     distance = g.node("Sub", [row, column], "distance")
     index = g.node("Add", [distance, g.weight("most", np.array(LONGEST_TEXT - 1, np.int64))], "distance_index")
     pairs = g.node("Gather", [g.weight("position_bias", by_distance), index], "bias_pairs", axis=1)
@@ -80,8 +80,8 @@ def _attention(g: GraphWriter, x: str, name: str, config: Any, weights: Weights,
     """T5's attention: not scaled, with the bias of positions."""
     parts = [g.product(x, weights[f"{name}.{part}.weight"], f"{name}.{part}") for part in "qkv"]
     inputs = [*parts, "", mask, bias]
-    found = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=config.num_heads, scale=1.0)
-    return g.product(found, weights[f"{name}.o.weight"], f"{name}.o")
+    attended = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=config.num_heads, scale=1.0)
+    return g.product(attended, weights[f"{name}.o.weight"], f"{name}.o")
 
 
 def _forward(g: GraphWriter, x: str, name: str, config: Any, weights: Weights) -> str:

@@ -33,9 +33,9 @@ class QualityThresholds(ConfigModel):
         """A gate that says only some of its values keeps the defaults of the others."""
         if not isinstance(content, dict):
             return content
-        own = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
+        defaults = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
         return {
-            name: {**own[name], **gate} if name in own and isinstance(gate, dict) else gate
+            name: {**defaults[name], **gate} if name in defaults and isinstance(gate, dict) else gate
             for name, gate in content.items()
         }
 

@@ -61,7 +61,7 @@ class Recipe(ConfigModel):
     pretrain: PretrainConfig | None = None
 
     @property
-    def asks_the_teacher(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether training needs more of the teacher than shards can hold."""
         return bool(self.on_policy.share or self.hidden.weight)
 
@@ -102,7 +102,7 @@ class Recipe(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _own_samples_can_be_judged(self) -> Self:
+    def _check_on_policy(self) -> Self:
         share, batch = self.on_policy.share, self.training.batch_size
         if share == 0:
             return self

@@ -115,8 +115,8 @@ class SamplingDefaults(ConfigModel):
     @model_serializer(mode="wrap")
     def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A range that is not there is not written, so that players that know of none read the bundle."""
-        found: dict[str, Any] = fields(self)
-        return {name: value for name, value in found.items() if name != "guidance_range" or value is not None}
+        present: dict[str, Any] = fields(self)
+        return {name: value for name, value in present.items() if name != "guidance_range" or value is not None}
 
 
 class BundleManifest(ConfigModel):

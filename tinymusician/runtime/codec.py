@@ -53,9 +53,9 @@ class StreamingDecoder:
         self._decoder = decoder
         width = decoder.state_shape[2]
         self._state = np.zeros(decoder.state_shape, np.float32)
-        self._kept = np.zeros((1, width, 0), np.float32)
+        self._latent_tail = np.zeros((1, width, 0), np.float32)
         self._remembered = 0
-        self._kept_from = 0
+        self._tail_start = 0
         self._given = 0
 
     def feed(self, codes_KT: Codes, last: bool) -> Samples:
@@ -73,14 +73,14 @@ class StreamingDecoder:
             "codes": np.ascontiguousarray(codes_KT[None, :, start:]),
             "cut": np.array([self._remembered - start, available - through], np.int64),
             "state": self._state,
-            "kept": self._kept,
+            "kept": self._latent_tail,
         }
         try:
             audio, latent, self._state = self._decoder.session.run(["audio", "latent", "state_after"], feeds)
         except Exception as error:  # ONNX Runtime's own kinds
             raise as_engine_error("the codec", error) from error
-        first, end = ((frame - self._kept_from) * shape.hop for frame in (self._given, ready))
+        first, end = ((frame - self._tail_start) * shape.hop for frame in (self._given, ready))
         keep_from = max(0, ready - shape.context_after)
-        self._kept = np.ascontiguousarray(latent[:, :, keep_from - self._kept_from :])
-        self._remembered, self._kept_from, self._given = through, keep_from, ready
+        self._latent_tail = np.ascontiguousarray(latent[:, :, keep_from - self._tail_start :])
+        self._remembered, self._tail_start, self._given = through, keep_from, ready
         return np.asarray(audio[0, first:end], np.float32)

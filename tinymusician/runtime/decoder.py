@@ -42,12 +42,12 @@ class Decoder:
         self._session, self._binding = session, session.io_binding()
         shapes = {value.name: value.shape for value in session.get_inputs()}
         self.layers = sum(name.startswith("past_key.") for name in shapes)
-        self.books = int(shapes["codes"][1])
+        self.num_codebooks = int(shapes["codes"][1])
         outputs = {value.name: value.shape for value in session.get_outputs()}
         self.vocabulary = int(outputs["logits"][2])
         _, self._heads, _, self._size = shapes["past_key.0"]
         types = {value.name: value.type for value in session.get_inputs()}
-        self._kept_as = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
+        self._cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
         self._rows: list[BatchSlot] = []
         self._forget()
 
@@ -100,7 +100,7 @@ class Decoder:
             row.position += 1
         return self._logits[:count]
 
-    def kept(self) -> list[npt.NDArray[Any]]:
+    def cache_arrays(self) -> list[npt.NDArray[Any]]:
         """Keys and values of each layer in turn, [rows, H, M, D]; positions that no row has reached are zero."""
         return [buffer[: len(self._rows)] for buffer in self._caches]
 
@@ -123,15 +123,15 @@ class Decoder:
         cache, cross = (capacity, self._heads, length, self._size), (capacity, self._heads, width, self._size)
         count = 2 * self.layers
         nothing = np.zeros((0, self._heads, 0, self._size), np.float32)
-        caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._kept_as)] * count]
+        caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._cache_dtype)] * count]
         crosses = [_grown(old, cross, used) for old in self._cross or [nothing] * count]
         mask = np.zeros((capacity, width), np.int32)
         mask[:used, : self._mask.shape[1]] = self._mask[:used]
         # All memory is there: only now is anything changed.
         self._caches, self._cross, self._mask, self._length, self._text = caches, crosses, mask, length, width
-        self._codes = np.zeros((capacity, self.books), np.int64)
+        self._codes = np.zeros((capacity, self.num_codebooks), np.int64)
         self._positions = np.zeros(capacity, np.int32)
-        self._logits = np.zeros((capacity, self.books, self.vocabulary), np.float32)
+        self._logits = np.zeros((capacity, self.num_codebooks, self.vocabulary), np.float32)
 
     def _bind(self) -> None:
         """Point the graph's inputs and outputs at the first rows of the buffers."""

@@ -44,15 +44,15 @@ class EngineRequest:
 class RequestState:
     """A request on its way through the engine."""
 
-    def __init__(self, request: EngineRequest, books: int, pad: int) -> None:
+    def __init__(self, request: EngineRequest, num_codebooks: int, pad: int) -> None:
         frames = request.frames
         self.request = request
         self.error: EngineError | None = None
         self.cancelled = False
         self.rows: list[BatchSlot] = []
         self._random = numbers_of(request.seed, request.window)
-        self._books, self._pad = books, pad
-        self._delayed = np.full((books, frames + books - 1), pad, np.int64)
+        self._num_codebooks, self._pad = num_codebooks, pad
+        self._delayed = np.full((num_codebooks, frames + num_codebooks - 1), pad, np.int64)
         self._given = 0
         self.steps_done = 0
         if request.prefix is not None:
@@ -78,13 +78,13 @@ class RequestState:
     @property
     def frames_ready(self) -> int:
         """How many frames have all their codes."""
-        return max(0, self.steps_done - self._books + 1)
+        return max(0, self.steps_done - self._num_codebooks + 1)
 
     @property
     def codes(self) -> Codes:
         """The frames that are ready, [K, T]."""
         ready = self.frames_ready
-        return np.stack([self._delayed[k, k : k + ready] for k in range(self._books)])
+        return np.stack([self._delayed[k, k : k + ready] for k in range(self._num_codebooks)])
 
     def cancel(self) -> None:
         """Give up; its rows are free at the next step."""
@@ -93,7 +93,7 @@ class RequestState:
     def column(self) -> npt.NDArray[np.int64]:
         """The codes [K] that the next step reads: those of the step before."""
         if self.steps_done == 0:
-            return np.full(self._books, self._pad, np.int64)
+            return np.full(self._num_codebooks, self._pad, np.int64)
         return self._delayed[:, self.steps_done - 1]
 
     def scores(self, logits: Logits) -> Logits:
@@ -102,12 +102,12 @@ class RequestState:
 
     def numbers(self) -> npt.NDArray[np.float64]:
         """The random numbers [K] of this step."""
-        return self._random.random(self._books)
+        return self._random.random(self._num_codebooks)
 
     def take(self, drawn: Codes) -> None:
         """Keep the codes [K] of this step, where they are not given or outside the pattern."""
-        step, books = self.steps_done, np.arange(self._books)
-        frame = step - books
+        step, codebooks = self.steps_done, np.arange(self._num_codebooks)
+        frame = step - codebooks
         open_ = (frame >= self._given) & (frame < self.request.frames)
         self._delayed[open_, step] = drawn[open_]
         self.steps_done += 1
@@ -125,9 +125,9 @@ class Engine:
         self._stepping = threading.Lock()
 
     @property
-    def books(self) -> int:
+    def num_codebooks(self) -> int:
         """The decoder's codebooks."""
-        return self._decoder.books
+        return self._decoder.num_codebooks
 
     @property
     def rows(self) -> int:
@@ -152,13 +152,13 @@ class Engine:
         Raises:
             RequestError: its length does not fit the decoder.
         """
-        books = self._decoder.books
+        num_codebooks = self._decoder.num_codebooks
         given = 0 if request.prefix is None else request.prefix.shape[1]
-        if not given < request.frames <= self._positions - books + 1:
+        if not given < request.frames <= self._positions - num_codebooks + 1:
             raise RequestError(
-                f"frames {request.frames}: allowed are {given + 1} to {self._positions - books + 1} at once"
+                f"frames {request.frames}: allowed are {given + 1} to {self._positions - num_codebooks + 1} at once"
             )
-        generation = RequestState(request, books, self._decoder.vocabulary)
+        generation = RequestState(request, num_codebooks, self._decoder.vocabulary)
         with self._lock:
             self._waiting.append(generation)
         return generation

@@ -14,7 +14,7 @@ from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST
 
 
-def located(model: str, told: Callable[[str], None] = lambda path: None) -> Path:
+def located(model: str, on_progress: Callable[[str], None] = lambda path: None) -> Path:
     """The folder of a bundle; `told` hears of files that are fetched.
 
     Raises:
@@ -33,6 +33,6 @@ def located(model: str, told: Callable[[str], None] = lambda path: None) -> Path
         )
     folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
     if not (folder / ".whole").exists():
-        fetch(store, manifest, folder, told)
+        fetch(store, manifest, folder, on_progress)
         (folder / ".whole").touch()
     return folder

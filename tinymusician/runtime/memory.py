@@ -11,15 +11,15 @@ def peak_memory() -> int:
 
     Linux counts it anew for a program that is started, where `getrusage` goes on from its parent's.
     """
-    found = _status("VmHWM")
-    if found is not None:
-        return found
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def start_anew() -> int:
+def reset_peak_memory() -> int:
     """Let `peak_memory` count from now on, where the system can; returns the bytes that are held already.
 
     What a process took to import its libraries is then not taken for what it does with them.

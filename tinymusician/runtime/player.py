@@ -87,62 +87,64 @@ class MusicGenerator:
         """The fewest seconds that can be played."""
         return self.codec.fewest / self.codec.shape.frame_rate
 
-    def request(self, wish: GenerationRequest) -> EngineRequest:
+    def request(self, request: GenerationRequest) -> EngineRequest:
         """A wish with the bundle's defaults, checked, and its prompt encoded.
 
         Raises:
             RequestError: a value that is not allowed.
         """
-        own, rate = self.manifest.sampling, self.codec.shape.frame_rate
-        seconds = own.seconds if wish.seconds is None else wish.seconds
-        guidance = own.guidance if wish.guidance is None else wish.guidance
-        least, most = self.shortest, LONGEST if wish.windows else self.window
+        defaults, rate = self.manifest.sampling, self.codec.shape.frame_rate
+        seconds = defaults.seconds if request.seconds is None else request.seconds
+        guidance = defaults.guidance if request.guidance is None else request.guidance
+        least, most = self.shortest, LONGEST if request.windows else self.window
         if not least <= seconds <= most:
-            more = "" if wish.windows else "; more with windows"
+            more = "" if request.windows else "; more with windows"
             raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
-        if own.guidance_range is not None:
-            low, high = own.guidance_range
+        if defaults.guidance_range is not None:
+            low, high = defaults.guidance_range
             if not low <= guidance <= high:
                 raise RequestError(f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}")
-        elif own.is_fixed and guidance != 1:
+        elif defaults.is_fixed and guidance != 1:
             raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
         sampling = SamplingParams(
-            own.temperature if wish.temperature is None else wish.temperature,
-            own.top_k if wish.top_k is None else wish.top_k,
-            own.top_p if wish.top_p is None else wish.top_p,
+            defaults.temperature if request.temperature is None else request.temperature,
+            defaults.top_k if request.top_k is None else request.top_k,
+            defaults.top_p if request.top_p is None else request.top_p,
         )
-        _check(guidance, sampling, wish.seed)
-        two = guidance != 1 and not own.one_pass
-        if wish.negative_prompt is not None and not wish.negative_prompt.strip():
+        _check(guidance, sampling, request.seed)
+        two = guidance != 1 and not defaults.one_pass
+        if request.negative_prompt is not None and not request.negative_prompt.strip():
             raise RequestError("negative_prompt: is empty; leave it out, or give some words")
-        if wish.negative_prompt and not two:
-            why = "this model" if own.one_pass else "guidance 1"
+        if request.negative_prompt and not two:
+            why = "this model" if defaults.one_pass else "guidance 1"
             raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
-        without = (self.text(wish.negative_prompt) if wish.negative_prompt else self.text.nothing()) if two else None
-        prefix = None if wish.clip is None else self._encoded(wish.clip, seconds)
-        text = self.text(wish.prompt, None if own.guidance_range is None else guidance)
-        return EngineRequest(text, without, round(seconds * rate), wish.seed, guidance, sampling, prefix)
+        without = (
+            (self.text(request.negative_prompt) if request.negative_prompt else self.text.nothing()) if two else None
+        )
+        prefix = None if request.clip is None else self._encoded(request.clip, seconds)
+        text = self.text(request.prompt, None if defaults.guidance_range is None else guidance)
+        return EngineRequest(text, without, round(seconds * rate), request.seed, guidance, sampling, prefix)
 
-    def start(self, wish: GenerationRequest) -> WindowedGeneration:
+    def start(self, request: GenerationRequest) -> WindowedGeneration:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
-        return self.track(self.request(wish))
+        return self.track(self.request(request))
 
     def track(self, request: EngineRequest) -> WindowedGeneration:
         """The same for a request that was made before, by another thread perhaps: encoding its prompt takes a while."""
         return WindowedGeneration(self.engine, request, self.manifest.architecture.window)
 
     def stream(
-        self, wish: GenerationRequest, told: Callable[[int, int], None] = lambda done, frames: None
+        self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
     ) -> Iterator[Samples]:
         """Chunks of audio as they become ready; `told` hears of frames done. Closing the iterator cancels."""
-        track = self.start(wish)
+        track = self.start(request)
         audio, rate = StreamingDecoder(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
         try:
             while not track.finished:
                 self.engine.step()
                 track.advance()
-                told(track.frames_ready, track.frames)
+                on_progress(track.frames_ready, track.frames)
                 if track.frames_ready >= due and not track.finished:
                     due = track.frames_ready + CHUNK * rate
                     yield audio.feed(track.codes, last=False)
@@ -153,14 +155,16 @@ class MusicGenerator:
             track.cancel()
             self.engine.sweep()
 
-    def play(self, wish: GenerationRequest, told: Callable[[int, int], None] = lambda done, frames: None) -> Samples:
+    def play(
+        self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
+    ) -> Samples:
         """All of the audio at once, [samples]."""
-        return np.concatenate(list(self.stream(wish, told)))
+        return np.concatenate(list(self.stream(request, on_progress)))
 
-    def play_all(self, wishes: list[GenerationRequest]) -> list[Samples]:
+    def play_all(self, requests: list[GenerationRequest]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
-        requests = [self.request(wish) for wish in wishes]
-        tracks = [self.track(request) for request in requests]
+        engine_requests = [self.request(request) for request in requests]
+        tracks = [self.track(engine_request) for engine_request in engine_requests]
         try:
             while not all(track.finished for track in tracks):
                 self.engine.step()
@@ -216,7 +220,7 @@ class _SessionFactory:
                 f"provider {provider!r}: the bundle is meant for {', '.join(meant)} (its plan's `providers`)"
             )
         self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
-        self._is_told = bundle.manifest.sampling.guidance_range is not None
+        self._is_guidance_conditioned = bundle.manifest.sampling.guidance_range is not None
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
@@ -230,12 +234,12 @@ class _SessionFactory:
         except Exception as error:  # ONNX Runtime raises its own kinds for whatever is wrong with a graph
             said = " ".join(str(error).split())
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
-        wanted = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_told else set())
+        inputs = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_guidance_conditioned else set())
         names = {value.name for value in session.get_inputs()}
-        if lacking := wanted - names:
+        if lacking := inputs - names:
             why = f"it has no input {', '.join(sorted(lacking))}"
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {why}")
-        if "guidance" in names - wanted:
+        if "guidance" in names - inputs:
             raise BundleError(
                 f"bundle {self._bundle.folder}: {path.name} is told its guidance, and {MANIFEST} gives no range of it"
             )

@@ -71,23 +71,23 @@ def rollout_with_ranges(player: MusicGenerator, sequences: ForcedBatch) -> tuple
     steps = inputs.shape[2]
     rows = decoder.add(texts, steps)
     logits = np.stack([decoder.step(inputs[:, :, step]).copy() for step in range(steps)])
-    largest = [np.abs(buffer).max(axis=(0, 2)) for buffer in decoder.kept()]
+    largest = [np.abs(buffer).max(axis=(0, 2)) for buffer in decoder.cache_arrays()]
     for row in reversed(rows):
         decoder.remove(row)
     return logits, list(zip(largest[0::2], largest[1::2], strict=True))
 
 
-def compare(wanted: Floats, found: Floats) -> LogitDiff:
+def compare(expected: Floats, actual: Floats) -> LogitDiff:
     """How `found` differs from `wanted`, both [S, R, K, V]."""
-    steps, _, books, _ = wanted.shape
-    kl, agreement, gap = (np.zeros((steps, books)) for _ in range(3))
+    steps, _, num_codebooks, _ = expected.shape
+    kl, agreement, gap = (np.zeros((steps, num_codebooks)) for _ in range(3))
     for step in range(steps):
-        log_p, log_q = _log_softmax(wanted[step]), _log_softmax(found[step])
-        sound = np.isfinite(found[step]).all(-1)
+        log_p, log_q = _log_softmax(expected[step]), _log_softmax(actual[step])
+        sound = np.isfinite(actual[step]).all(-1)
         kl[step] = np.where(sound, (np.exp(log_p) * (log_p - log_q)).sum(-1), np.inf).mean(0)
         agreement[step] = (sound & (log_p.argmax(-1) == log_q.argmax(-1))).mean(0)
-        gap[step] = np.where(sound, np.abs(found[step] - wanted[step]).max(-1), np.inf).max(0)
-    carries = valid(books, steps - books + 1).T
+        gap[step] = np.where(sound, np.abs(actual[step] - expected[step]).max(-1), np.inf).max(0)
+    carries = valid(num_codebooks, steps - num_codebooks + 1).T
     return LogitDiff(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
 
 

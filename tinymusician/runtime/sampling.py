@@ -44,8 +44,8 @@ def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: SamplingPa
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1))
     cumulative = np.cumsum(probabilities(logits, sampling), axis=-1)
-    places = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
-    return np.asarray(np.minimum(places, logits.shape[-1] - 1))
+    codes = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
+    return np.asarray(np.minimum(codes, logits.shape[-1] - 1))
 
 
 def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.float64]:

@@ -46,17 +46,17 @@ class TextEncoder:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
         except Exception as error:  # ONNX Runtime's own kinds
             raise as_engine_error("the text encoder", error) from error
-        told = {} if scale is None else {"guidance": np.array([scale], np.float32)}
-        return self._attended(states, mask, told)
+        extra_inputs = {} if scale is None else {"guidance": np.array([scale], np.float32)}
+        return self._attended(states, mask, extra_inputs)
 
     def nothing(self) -> CrossAttentionKV:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
         return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
 
-    def _attended(self, states: Any, mask: Any, told: dict[str, Any]) -> CrossAttentionKV:
+    def _attended(self, states: Any, mask: Any, extra_inputs: dict[str, Any]) -> CrossAttentionKV:
         names = [value.name for value in self._cross.get_outputs()]
-        values = self._cross.run(None, {"text_states": states, "text_mask": mask, **told})
-        found = dict(zip(names, values, strict=True))
+        values = self._cross.run(None, {"text_states": states, "text_mask": mask, **extra_inputs})
+        arrays = dict(zip(names, values, strict=True))
         layers = len(names) // 2
         order = [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
-        return CrossAttentionKV([found[name][0] for name in order], mask[0])
+        return CrossAttentionKV([arrays[name][0] for name in order], mask[0])

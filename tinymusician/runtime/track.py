@@ -24,7 +24,7 @@ class WindowedGeneration:
         """`request.prefix` are the clip's codes; they are part of the frames."""
         self._engine, self._request, self._window = engine, request, window
         clip = request.prefix
-        self._done: Codes = np.zeros((engine.books, 0), np.int64) if clip is None else clip
+        self._done: Codes = np.zeros((engine.num_codebooks, 0), np.int64) if clip is None else clip
         self._number, self._given, self._cancelled = 0, 0, False
         self._generation = self._next()
 
@@ -71,8 +71,8 @@ class WindowedGeneration:
 
     def _next(self) -> RequestState:
         done, frames = self._done.shape[1], self._request.frames
-        heard = done if frames <= self._window else min(done, int(OVERLAP * self._window))
-        length = min(self._window, heard + frames - done)
-        self._given = heard
-        prefix = self._done[:, done - heard :] if heard else None
+        overlap = done if frames <= self._window else min(done, int(OVERLAP * self._window))
+        length = min(self._window, overlap + frames - done)
+        self._given = overlap
+        prefix = self._done[:, done - overlap :] if overlap else None
         return self._engine.start(replace(self._request, frames=length, prefix=prefix, window=self._number))

@@ -128,9 +128,9 @@ class CheckpointManager:
         for step in steps[:-2]:
             if step != best:
                 self._store.delete(self._key(step, "json"))
-        kept = {self._key(step, "safetensors") for step in {*steps[-2:], best} if step is not None}
+        retained = {self._key(step, "safetensors") for step in {*steps[-2:], best} if step is not None}
         for entry in list(self._store.list(f"{self._prefix}/")):
-            if entry.key.endswith(".safetensors") and entry.key not in kept:
+            if entry.key.endswith(".safetensors") and entry.key not in retained:
                 self._store.delete(entry.key)
 
 

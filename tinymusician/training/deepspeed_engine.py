@@ -80,24 +80,24 @@ class DeepSpeedEngine:
         seen = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         self._engine.step()
         self._updates += 1
-        known = self._engine.get_global_grad_norm()  # None where no optimizer of DeepSpeed's clips: stage 0, float32
-        norm = float(seen if known is None else known)
+        reported = self._engine.get_global_grad_norm()  # None where no optimizer of DeepSpeed's clips: stage 0, float32
+        norm = float(seen if reported is None else reported)
         return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
 
     def state(self) -> EngineState:
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        kept = torch.distributed.get_rank() == 0  # all of them on every worker would fill a machine of many
+        is_main = torch.distributed.get_rank() == 0  # all of them on every worker would fill a machine of many
         self._link_moments()
         for name, value in self._module.state_dict(keep_vars=True).items():
             whole = self._whole_weight(value)
-            if kept:
+            if is_main:
                 weights[name] = whole
         for name, parameter in self._named():
             if self._updates:
-                found = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
-                if kept:
-                    moments |= dict(moments_of(found, name))
+                values = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
+                if is_main:
+                    moments |= dict(moments_of(values, name))
         return EngineState(weights, moments, self._updates)
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
@@ -116,8 +116,8 @@ class DeepSpeedEngine:
         if self._is_sharded(parameter):
             whole: Tensor = _utils().safe_get_full_optimizer_state(parameter, moment).cpu().clone()
             return whole
-        own: Tensor = self._engine.optimizer.state[parameter][moment].cpu().clone()
-        return own
+        local: Tensor = self._engine.optimizer.state[parameter][moment].cpu().clone()
+        return local
 
     def _is_sharded(self, value: Tensor) -> bool:
         """Whether DeepSpeed keeps float32 weights and moments in flat partitions beside this tensor."""
@@ -151,7 +151,7 @@ class DeepSpeedEngine:
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         value = value.to(self.device)
         if hasattr(parameter, "ds_id"):
-            parameter._z3_optimizer.set_local_hp_param(_own_part(value, parameter), parameter, moment)  # type: ignore[attr-defined]
+            parameter._z3_optimizer.set_local_hp_param(_local_shard(value, parameter), parameter, moment)  # type: ignore[attr-defined]
         elif hasattr(parameter, "_hp_mapping"):
             parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
         elif moment is not None:
@@ -171,7 +171,7 @@ class _AutocastModule(nn.Module):
             return self.module(*inputs)
 
 
-def _own_part(value: Tensor, parameter: Any) -> Tensor:
+def _local_shard(value: Tensor, parameter: Any) -> Tensor:
     """This worker's slice of a ZeRO-3 parameter, padded with zeros where the parameter does not divide evenly."""
     size = parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank(parameter.ds_process_group)

@@ -60,8 +60,8 @@ class RankInfo:
 
         Every `world`-th part is its own. Where that makes fewer than others have, one is repeated with weight 0.
         """
-        own = [(part, self.world / parts) for part in range(self.rank, parts, self.world)]
-        return own + [(self.rank % parts, 0.0)] * (self.turns(parts) - len(own))
+        local = [(part, self.world / parts) for part in range(self.rank, parts, self.world)]
+        return local + [(self.rank % parts, 0.0)] * (self.turns(parts) - len(local))
 
 
 class Trainer:
@@ -96,13 +96,13 @@ class Trainer:
             else:
                 self._step(window)
             judged = self._is_time(self.plan.validate_every)
-            kept = judged or self._is_time(self.plan.checkpoint_every)
-            if window.steps and (kept or self._is_time(self.plan.log_every)):
+            checkpoint_due = judged or self._is_time(self.plan.checkpoint_every)
+            if window.steps and (checkpoint_due or self._is_time(self.plan.log_every)):
                 self._report(window)
             figures = self._validate() if judged else {}
-            if kept:
+            if checkpoint_due:
                 self._checkpoint(figures)
-            if kept or self._is_time(self.plan.log_every):
+            if checkpoint_due or self._is_time(self.plan.log_every):
                 window = MetricWindow()
 
     def _is_time(self, every: int) -> bool:
@@ -138,18 +138,18 @@ class Trainer:
         Raises:
             Diverged: always.
         """
-        own = self.worker.shares(self.parts)
-        found = {part: loss for (part, _), loss in zip(own, losses, strict=True) if not math.isfinite(loss)}
-        every: list[dict[int, float]] = [found] * self.worker.world
+        shares = self.worker.shares(self.parts)
+        nonfinite = {part: loss for (part, _), loss in zip(shares, losses, strict=True) if not math.isfinite(loss)}
+        every: list[dict[int, float]] = [nonfinite] * self.worker.world
         if self.worker.world > 1:
-            dist.all_gather_object(every, found)
+            dist.all_gather_object(every, nonfinite)
         bad = {part: loss for each in every for part, loss in each.items()}
         what = f"loss is {next(iter(bad.values()))}" if bad else f"gradient norm is {norm}"
         rows = [self.task.rows(self.done, part, self.parts) for part in sorted(bad) or range(self.parts)]
         steps = self.checkpoints.steps()
-        kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        advice = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         error = NonFiniteLossError(
-            f"{what} at step {self.done + 1}, on rows {', '.join(str(row) for row in np.concatenate(rows))}; {kept}; "
+            f"{what} at step {self.done + 1}, on rows {', '.join(str(row) for row in np.concatenate(rows))}; {advice}; "
             "lower the learning rate, or leave such steps out with training.skips"
         )
         error.step = self.done
@@ -207,8 +207,8 @@ class MetricWindow:
         """Take in one part of a step, with its weight in the mean over the workers."""
         device = scalars["loss"].device
         for name, value in scalars.items():
-            own = share * value.detach().float().to(device)
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + own
+            weighted = share * value.detach().float().to(device)
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + weighted
 
     def close(self, norm: float, rate: float) -> None:
         """A step is done."""
