@@ -52,15 +52,15 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
     Raises:
         ParityError, PlanError: the graphs are too far from PyTorch; nothing is stored.
     """
-    context, asked = compression.context, compression.asked
+    context, config = compression.context, compression.config
     chosen = choose_plan(compression, measurer)
     context.run.tell("parity", 0, 2)
     reference = ReferenceOutputs(
-        compression.model, compression.tokenizer, compression.sequences("test", asked.parity_sequences, None)
+        compression.model, compression.tokenizer, compression.sequences("test", config.parity_sequences, None)
     )
     with tempfile.TemporaryDirectory(dir=compression.exported.parent) as scratch:
         folder = Path(scratch) / "bundle"
-        maker = _OptimumExporter(compression) if asked.flavour == "optimum" else _FusedExporter(compression, measurer)
+        maker = _OptimumExporter(compression) if config.flavour == "optimum" else _FusedExporter(compression, measurer)
         plain = maker.exact(reference)
         context.run.tell("parity", 1, 2)
         maker.make(chosen.plan, folder)
@@ -77,7 +77,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
             return figures
 
         tell({})  # what misses its gate has a report too
-        check(plain, "float32 graphs", **asked.gates.float32.model_dump())
+        check(plain, "float32 graphs", **config.gates.float32.model_dump())
         check(parity, f"plan {chosen.plan.name}", **_gate(compression, chosen.plan).model_dump())
         save_plan(chosen.plan, folder / PLAN_FILE)
         figures = tell(maker.describe(chosen, folder, {"float32": plain.facts(), "bundle": parity.facts()}))
@@ -97,12 +97,12 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
 
 def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> PlanSelection:
     """The recipe's plan, or the smallest one within its KL budget."""
-    asked, trials = compression.asked, compression.trials(measurer)
+    config, trials = compression.config, compression.trials(measurer)
     outcomes = compression.measured(measurer, trials)
     points = [ParetoPoint("float32", measurer.whole, 0.0)]
     points += [_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None and o.size]
-    if asked.plan != "adaptive":
-        plan = load_plan(asked.plan)
+    if config.plan != "adaptive":
+        plan = load_plan(config.plan)
         check_groups(plan, measurer)
         outcome = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
         others = [point for point in points if point.name != plan.name]
@@ -112,15 +112,15 @@ def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> 
 
     def joint(groups: dict[str, Precision]) -> float:
         plan = how.model_copy(update={"name": "adaptive", "groups": groups})
-        found = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
-        tried[tuple(groups.items())] = found
+        metrics = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
+        tried[tuple(groups.items())] = metrics
         compression.context.run.tell("choice", len(tried), len(tried) + 1)
-        print(f"choice: {found.size / 1e6:.1f} MB, worst codebook {max(found.by_codebook):.4g} nats", flush=True)
-        return max(found.by_codebook)
+        print(f"choice: {metrics.size / 1e6:.1f} MB, worst codebook {max(metrics.by_codebook):.4g} nats", flush=True)
+        return max(metrics.by_codebook)
 
-    best = choose(table, RESERVE * asked.kl_budget, joint)
+    best = choose(table, RESERVE * config.kl_budget, joint)
     note = (
-        f"chosen for {compression.asked.model} under a KL budget of {asked.kl_budget:g} nats a code, "
+        f"chosen for {compression.config.model} under a KL budget of {config.kl_budget:g} nats a code, "
         f"{best.measured:.4g} measured in the worst codebook"
     )
     plan = how.model_copy(update={"name": "adaptive", "groups": best.groups, "note": note})
@@ -237,8 +237,8 @@ def played(folder: Path) -> dict[str, Any]:
     """
     # This very code, wherever it came to with the job.
     roots = {str(Path(file).parents[1]) for file in (__file__, tinymusician.__file__) if file}
-    own = os.environ.get("PYTHONPATH")
-    paths = {"PYTHONPATH": os.pathsep.join([*sorted(roots), *([own] if own else [])])}
+    python_path = os.environ.get("PYTHONPATH")
+    paths = {"PYTHONPATH": os.pathsep.join([*sorted(roots), *([python_path] if python_path else [])])}
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "jobs.cli.main", "generate", PROBE, "--model", str(folder), "--json"]
         command += ["-o", f"{scratch}/probe.wav"]
@@ -257,7 +257,7 @@ def lineage(compression: QuantizationWorkspace) -> dict[str, Any]:
     record = compression.context.record
     return {
         "run": record.id,
-        "model": compression.asked.model,
+        "model": compression.config.model,
         "model_sha256": compression.digest,
         "versions": record.versions,
         "git": record.git,
@@ -269,16 +269,16 @@ def licence(compression: QuantizationWorkspace) -> str:
     """The model's own licence: an artifact says it, packaged weights are the project's, others MusicGen's."""
     if compression.artifact is not None:
         return compression.artifact.licence
-    if compression.asked.model is not None and is_packaged(compression.asked.model):
+    if compression.config.model is not None and is_packaged(compression.config.model):
         return BAND_LICENCE
     return "CC-BY-NC-4.0 (derived from MusicGen's weights)"
 
 
 def _gate(compression: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:
     """The gate of the plan's coarsest precision; where a budget was set, that is the KL it must keep."""
-    asked = compression.asked
-    gate: QualityThreshold = getattr(asked.gates, coarsest(plan))
-    return gate.model_copy(update={"kl": asked.kl_budget}) if asked.plan == "adaptive" else gate
+    config = compression.config
+    gate: QualityThreshold = getattr(config.gates, coarsest(plan))
+    return gate.model_copy(update={"kl": config.kl_budget}) if config.plan == "adaptive" else gate
 
 
 def _figures(
@@ -303,10 +303,10 @@ def _report(
     compression: QuantizationWorkspace,
     chosen: PlanSelection,
     parities: dict[str, ParityReport],
-    found: list[ProviderSupport],
+    support: list[ProviderSupport],
     figures: dict[str, Any],
 ) -> str:
-    budget = compression.asked.kl_budget if chosen.table is not None else None
+    budget = compression.config.kl_budget if chosen.table is not None else None
     parts = [("Figures", html_table(("figure", "value"), list(figures.items())))]
     parts.append(("Size against KL", html_picture(plot_front(chosen.table, chosen.points, budget), "size against KL")))
     rows = [(point.name, point.size, point.kl) for point in chosen.points if point.name]
@@ -317,10 +317,10 @@ def _report(
         parts.append(("Sensitivity", html_picture(plot_sensitivity(chosen.table), "KL of each group alone")))
     for name, parity in parities.items():
         parts.append((f"Parity with PyTorch: {name}", html_table(("what", "value"), _parity_rows(parity))))
-    lines = [(one.graph, one.provider, ", ".join(one.lacks) or "nothing", one.said) for one in found]
+    lines = [(one.graph, one.provider, ", ".join(one.lacks) or "nothing", one.said) for one in support]
     parts.append(("Where it runs", html_table(("graph", "provider", "lacks", "verdict"), lines)))
     parts.append(("The plan", html_text(json.dumps(chosen.plan.model_dump(mode="json"), indent=2))))
-    return page(f"{compression.recipe.name}: {compression.asked.model} compressed", parts)
+    return page(f"{compression.recipe.name}: {compression.config.model} compressed", parts)
 
 
 def _parity_rows(parity: ParityReport) -> list[tuple[str, Any]]:

@@ -31,27 +31,27 @@ def lower(one: Row, other: Row, name: str) -> str:
 
 def higher(one: Row, other: Row) -> str:
     """Whether the CLAP score of `one` is above that of `other`, clip by clip."""
-    found = clap_difference(one, other)
-    if found.low is None or found.high is None:
+    difference = clap_difference(one, other)
+    if difference.low is None or difference.high is None:
         return UNKNOWN
-    told = HOLDS if found.low > 0 else FAILS if found.high < 0 else UNKNOWN
-    return f"{told} ({_shown(found)})"
+    verdict = HOLDS if difference.low > 0 else FAILS if difference.high < 0 else UNKNOWN
+    return f"{verdict} ({_shown(difference)})"
 
 
-def not_worse(told: str) -> str:
+def not_worse(lower_verdict: str) -> str:
     """What "is not worse" amounts to, of what was told of "is worse": not to find a difference is not to prove none."""
-    verdict, _, beside = told.partition(" (")
+    verdict, _, beside = lower_verdict.partition(" (")
     worse = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: "no difference was found"}[verdict]
     return f"{worse} ({beside}" if beside else UNKNOWN
 
 
 def within_tolerance(one: Row, other: Row, share: float) -> str:
     """Whether the CLAP score of `one` differs from that of `other` by no more than a share of it."""
-    found, most = clap_difference(one, other), share * abs(other["clap"]["score"]["value"] or 0)
-    if found.low is None or found.high is None:
+    difference, most = clap_difference(one, other), share * abs(other["clap"]["score"]["value"] or 0)
+    if difference.low is None or difference.high is None:
         return UNKNOWN
-    inside, outside = max(-found.low, found.high) <= most, found.low > most or found.high < -most
-    return f"{HOLDS if inside else FAILS if outside else UNKNOWN} ({_shown(found)}, allowed {most:.3f})"
+    inside, outside = max(-difference.low, difference.high) <= most, difference.low > most or difference.high < -most
+    return f"{HOLDS if inside else FAILS if outside else UNKNOWN} ({_shown(difference)}, allowed {most:.3f})"
 
 
 def slower(one: Row, other: Row) -> str:
@@ -67,8 +67,8 @@ def rising(rows: Sequence[Row]) -> str:
     """Whether the CLAP score rises from each to the next."""
     steps = [higher(after, before).partition(" (")[0] for before, after in pairwise(rows)]
     values = ", ".join(f"{row['clap']['score']['value']:.3f}" for row in rows)
-    told = FAILS if FAILS in steps else UNKNOWN if UNKNOWN in steps else HOLDS
-    return f"{told} ({values})"
+    verdict = FAILS if FAILS in steps else UNKNOWN if UNKNOWN in steps else HOLDS
+    return f"{verdict} ({values})"
 
 
 def clap_difference(one: Row, other: Row) -> Interval:
@@ -78,5 +78,5 @@ def clap_difference(one: Row, other: Row) -> Interval:
     return difference(first[both], second[both]) if both.sum() > 1 else Interval(float("nan"))
 
 
-def _shown(found: Interval) -> str:
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _shown(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

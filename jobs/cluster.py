@@ -35,13 +35,13 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     Raises:
         ClusterError: no cluster answers there, or no local one could be started.
     """
-    wanted = address or os.environ.get(CLUSTER_VARIABLE)
-    if wanted and urlparse(wanted).scheme not in {"http", "https"}:
-        raise ClusterError(f"cluster {wanted!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
-    if not wanted and start and not _answers(LOCAL):
+    target = address or os.environ.get(CLUSTER_VARIABLE)
+    if target and urlparse(target).scheme not in {"http", "https"}:
+        raise ClusterError(f"cluster {target!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
+    if not target and start and not _answers(LOCAL):
         _start_local()
     _use_token()
-    return _client(wanted or LOCAL), wanted or LOCAL
+    return _client(target or LOCAL), target or LOCAL
 
 
 def is_here(address: str) -> bool:

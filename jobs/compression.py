@@ -63,17 +63,17 @@ class QuantizationWorkspace:
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
         from tinymusician.models.student import check_codec, weights_digest
 
-        self.context, self.recipe, self.asked = context, context.recipe, context.recipe.quantize
-        assert self.asked.model is not None
+        self.context, self.recipe, self.config = context, context.recipe, context.recipe.quantize
+        assert self.config.model is not None
         self.artifact: Manifest | None
-        self.name, self.artifact = fetch_artifact(context.run.store, self.asked.model, context.cache)
+        self.name, self.artifact = fetch_artifact(context.run.store, self.config.model, context.cache)
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
-        check_codec(self.model, f"model {self.asked.model}")
+        check_codec(self.model, f"model {self.config.model}")
         self.digest = weights_digest(self.model)
         self.one_pass = plays_in_one_pass(self.model)
         self.guidance_range = range_of(self.model)
         if self.guidance_range is not None:
-            check_told(self.asked, self.recipe.teacher.guidance, self.guidance_range)
+            check_guidance_input(self.config, self.recipe.teacher.guidance, self.guidance_range)
         self.exported = self._export()
 
     @cached_property
@@ -103,8 +103,8 @@ class QuantizationWorkspace:
     def sequences(self, split: Split, count: int, seconds: float | None) -> ForcedBatch:
         """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
         shape = self.manifest.architecture
-        asked = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
-        frames = min(shape.window, asked)
+        max_frames = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
+        frames = min(shape.window, max_frames)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
         scales = scales_within(self.guidance_range, len(texts)) if self.guidance_range else None
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
@@ -128,37 +128,37 @@ class QuantizationWorkspace:
             how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
             for name, default, method, symmetric in _COMPARED
         ]
-        found = [PlanTrial(plan) for plan in compared]
-        if self.asked.plan == "adaptive":
-            pairs = trials(list(measurer.groups), self.asked.precisions)
-            found += [PlanTrial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
-        return found
+        result = [PlanTrial(plan) for plan in compared]
+        if self.config.plan == "adaptive":
+            pairs = trials(list(measurer.groups), self.config.precisions)
+            result += [PlanTrial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
+        return result
 
     def how(self) -> PrecisionPlan:
         """The recipe's way of rounding, with every group still in float32."""
-        asked = self.asked
+        config = self.config
         return PrecisionPlan(
             name="float32",
-            block_size=asked.block_size,
-            symmetric=asked.symmetric,
-            method=asked.method,
-            cache=asked.cache,
+            block_size=config.block_size,
+            symmetric=config.symmetric,
+            method=config.method,
+            cache=config.cache,
             uniform_int8=False,
         )
 
-    def measure(self, measurer: PlanEvaluator, found: list[PlanTrial]) -> None:
+    def measure(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> None:
         """See to it that the store has the outcome of each of these trials."""
-        for trial in found:
-            kept = self._kept(measurer.sequences, trial.plan)
-            if kept.missing():
-                kept.write(0, _as_arrays(self._outcome(measurer, trial)))
+        for trial in trials:
+            cache = self._cache_of(measurer.sequences, trial.plan)
+            if cache.missing():
+                cache.write(0, _as_arrays(self._outcome(measurer, trial)))
                 print(f"measured {trial.name}", flush=True)
 
-    def measured(self, measurer: PlanEvaluator, found: list[PlanTrial]) -> list[PlanMetrics]:
+    def measured(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics]:
         """The outcome of every trial."""
-        self.measure(measurer, found)
-        kept = [self._kept(measurer.sequences, trial.plan) for trial in found]
-        return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in kept]
+        self.measure(measurer, trials)
+        caches = [self._cache_of(measurer.sequences, trial.plan) for trial in trials]
+        return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
 
     def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
         """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
@@ -172,7 +172,7 @@ class QuantizationWorkspace:
             print(f"plan {trial.name} is not possible here: {' '.join(str(error).split())[:200]}", flush=True)
             return PlanMetrics(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
 
-    def _kept(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
+    def _cache_of(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
         """Where the store keeps what a plan was measured to do to this model."""
         codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
         content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
@@ -186,7 +186,7 @@ class QuantizationWorkspace:
 
         tokens = self.tokenizer.backend_tokenizer.to_str()
         facts = {"weights": self.digest, "config": without_paths(self.model.config.to_dict()), "tokenizer": tokens}
-        facts |= {"encoder": self.asked.continuation, "graphs": GRAPHS_VERSION}
+        facts |= {"encoder": self.config.continuation, "graphs": GRAPHS_VERSION}
         folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class QuantizationWorkspace:
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 tokenizer = Path(scratch) / "tokenizer.json"
                 self.tokenizer.backend_tokenizer.save(str(tokenizer))
-                export_fused(self.model, tokenizer, Path(scratch) / "graphs", self.asked.continuation)
+                export_fused(self.model, tokenizer, Path(scratch) / "graphs", self.config.continuation)
                 try:
                     os.rename(Path(scratch) / "graphs", folder)
                 except OSError:  # another worker of this machine was first
@@ -209,7 +209,7 @@ class QuantizationWorkspace:
         player, top_k = self.player(), self.recipe.teacher.top_k
         without = None if guidance == 1 else player.text.nothing()
         sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
-        attended = [player.text(*told) for told in zip(texts, scales or [None] * len(texts), strict=True)]
+        attended = [player.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
         generations = [
             player.engine.start(EngineRequest(text, without, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
@@ -222,18 +222,18 @@ class QuantizationWorkspace:
         return np.stack([generation.codes for generation in generations])
 
 
-def check_told(asked: QuantizeConfig, guidance: float, range_: tuple[float, float]) -> None:
+def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[float, float]) -> None:
     """A student that is told its guidance becomes a bundle of the fused flavour, which is asked for scales it knows.
 
     Raises:
         RecipeError: another flavour, or a default guidance outside its range.
     """
-    if asked.flavour != "fused":
+    if config.flavour != "fused":
         raise RecipeError(
-            f"quantize.flavour = {asked.flavour}: has no input for the guidance that {asked.model} is told; allowed is "
+            f"quantize.flavour = {config.flavour}: has no guidance input, which {config.model} needs; allowed is "
             "fused"
         )
-    check_guidance(str(asked.model), guidance, range_)
+    check_guidance(str(config.model), guidance, range_)
 
 
 def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:
@@ -244,8 +244,8 @@ def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A model's configuration without the places that its parts were loaded from."""
-    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
-    return {key: without_paths(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    cleaned = {key: value for key, value in config.items() if key != "_name_or_path"}
+    return {key: without_paths(value) if isinstance(value, dict) else value for key, value in cleaned.items()}
 
 
 def sweep_scratch(folder: Path) -> None:

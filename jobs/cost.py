@@ -45,11 +45,11 @@ def _parts(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape |
         return {}
     figures = _counted("teacher", teacher, *shapes)
     text, codec = shapes
-    if (own := recipe.text_encoder) is not None:
-        layers, feed_forward = len(own.layers), own.feed_forward
-        text = replace(text, layers=layers, width=own.width, heads=own.heads, feed_forward=feed_forward)
-    if (wanted := recipe.codec) is not None:
-        codec = replace(codec, filters=wanted.filters, residual_layers=wanted.residual_layers)
+    if (text_config := recipe.text_encoder) is not None:
+        layers, feed_forward = len(text_config.layers), text_config.feed_forward
+        text = replace(text, layers=layers, width=text_config.width, heads=text_config.heads, feed_forward=feed_forward)
+    if (codec_config := recipe.codec) is not None:
+        codec = replace(codec, filters=codec_config.filters, residual_layers=codec_config.residual_layers)
     return figures | _counted("student", student, text, codec)
 
 
@@ -80,15 +80,15 @@ def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
 
 def quantizing_cost(recipe: Recipe) -> dict[str, Any]:
     """What a compression measures, and how large the decoder would be in each precision, where its shape is known."""
-    asked = recipe.quantize
-    shape = None if asked.model is None or "@" in asked.model else shape_of(asked.model)
-    figures: dict[str, Any] = {"model": asked.model or f"the newest student of {recipe.name}", "plan": asked.plan}
-    if asked.plan == "adaptive":
+    config = recipe.quantize
+    shape = None if config.model is None or "@" in config.model else shape_of(config.model)
+    figures: dict[str, Any] = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
+    if config.plan == "adaptive":
         figures["rollouts"] = "every group in every precision: about " + (
-            str(len(asked.precisions) * (shape.layers + shape.codebooks + 4)) if shape else "three a decoder layer"
+            str(len(config.precisions) * (shape.layers + shape.codebooks + 4)) if shape else "three a decoder layer"
         )
     if shape:
-        a_weight = 4 / asked.block_size
+        a_weight = 4 / config.block_size
         for precision, size in (("float32", 4.0), ("float16", 2.0), ("int8", 1 + a_weight), ("int4", 0.5 + a_weight)):
             figures[f"decoder_megabytes_{precision}"] = round(shape.parameters * size / 1e6, 1)
         figures["memory_a_worker_gib"] = round(3 * 4 * shape.parameters / _GIB, 2)
@@ -129,7 +129,7 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
-    own = student.parameters * (_ADAM_BYTES - shared + shared / workers)
+    student_bytes = student.parameters * (_ADAM_BYTES - shared + shared / workers)
     passes = 2 if recipe.teacher.target == "conditional" else 1
     length = frames(recipe, teacher) + student.codebooks
     steps = training.batch_size * passes * length
@@ -141,4 +141,4 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     sampling = at_hand + caches / recipe.teacher.split
     if recipe.signals.source != "online":
         at_hand = 0
-    return max(own + at_hand + logits + activations, sampling)
+    return max(student_bytes + at_hand + logits + activations, sampling)

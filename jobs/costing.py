@@ -16,11 +16,11 @@ from tinymusician.runtime.memory import reset_peak_memory
 
 def main() -> None:
     """Open the model, play the prompts, print the cost."""
-    asked = json.loads(sys.argv[1])
-    evaluation = Evaluator(WorkerContext(asked["store"], asked["run"], 0, 1, asked["device"]))
+    request = json.loads(sys.argv[1])
+    evaluation = Evaluator(WorkerContext(request["store"], request["run"], 0, 1, request["device"]))
     bare = reset_peak_memory()
-    found = measure(evaluation.musician(asked["voice"]), asked["prompts"], evaluation.settings, bare)
-    print(json.dumps(found.facts()))
+    cost = measure(evaluation.generator(request["voice"]), request["prompts"], evaluation.settings, bare)
+    print(json.dumps(cost.facts()))
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def submit() -> dict[str, Any]:
     ended = subprocess.run([tmctl, "submit", "distill", "band", "--name", name], check=False)
     if ended.returncode != 0:
         sys.exit(ended.returncode)
-    told = subprocess.run([tmctl, "status", name, "--json"], check=True, capture_output=True, text=True)
-    run: dict[str, Any] = json.loads(told.stdout)
+    status = subprocess.run([tmctl, "status", name, "--json"], check=True, capture_output=True, text=True)
+    run: dict[str, Any] = json.loads(status.stdout)
     return run
 
 
@@ -79,7 +79,7 @@ def play_all(reference: str, folder: Path) -> None:
         play(model, tokenizer, recipe.teacher, folder, name)
 
 
-def play(model: Any, tokenizer: Any, asked: TeacherConfig, folder: Path, name: str) -> None:
+def play(model: Any, tokenizer: Any, config: TeacherConfig, folder: Path, name: str) -> None:
     """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 
@@ -93,7 +93,7 @@ def play(model: Any, tokenizer: Any, asked: TeacherConfig, folder: Path, name: s
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
         generator = torch.Generator().manual_seed(0)
         frames = round(SECONDS * codec.frame_rate)
-        codes = sample_codes(model, condition, frames, generator, asked.guidance, asked.top_k, asked.temperature)
+        codes = sample_codes(model, condition, frames, generator, config.guidance, config.top_k, config.temperature)
     for number, samples in enumerate(decode_audio(model, codes), 1):
         write_wave(folder / f"{number}-{name}.wav", samples.numpy(), codec.sampling_rate)
 

@@ -47,15 +47,15 @@ def work(context: WorkerContext) -> None:
     if recipe.has_small_parts:
         parts = train_parts(context, pair.teacher, train_tokens, held_out)
         pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
-    asked, steps = recipe.hidden, training.steps
+    hidden, steps = recipe.hidden, training.steps
     width = pair.teacher.config.decoder.hidden_size
     soft = TemperatureSchedule(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
     task = DistillTask(
         **objective(context, pair, train_tokens, held_out),
         mixture_at=partial(mixture_at, recipe.objective, steps),
         softening=soft,
-        own=own_samples(context, pair, train_tokens) if recipe.on_policy.share else None,
-        hidden=HiddenLossConfig(asked.kind, asked.weight, width) if asked.weight else None,
+        own=on_policy_sampler(context, pair, train_tokens) if recipe.on_policy.share else None,
+        hidden=HiddenLossConfig(hidden.kind, hidden.weight, width) if hidden.weight else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = plan_of(training, steps, training.learning_rate, JUDGE, codes_a_part)
@@ -119,35 +119,35 @@ def objective(
     }
 
 
-def own_samples(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
+def on_policy_sampler(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
     """The student's own samples, as the recipe schedules them."""
     from tinymusician.distill.on_policy import OnPolicySampler
 
-    recipe, asked = context.recipe, context.recipe.teacher
-    own, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
+    recipe, teacher = context.recipe, context.recipe.teacher
+    on_policy, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
     facts = {"run": context.run_id}
     return OnPolicySampler(
         pair.student,
         tokens,
         judge=partial(signals, context, pair),
-        share_at=partial(own_share, own, steps),
-        refresh=own.refresh,
+        share_at=partial(on_policy_share, on_policy, steps),
+        refresh=on_policy.refresh,
         steps=steps,
-        guidance=asked.guidance,
-        one_pass=asked.target == "guided",
-        top_k=asked.top_k,
-        temperature=asked.temperature,
+        guidance=teacher.guidance,
+        one_pass=teacher.target == "guided",
+        top_k=teacher.top_k,
+        temperature=teacher.temperature,
         seed=recipe.training.seed,
-        cache=ShardCache(context.run.store, "on-policy", facts, -(-steps // own.refresh) * parts),
+        cache=ShardCache(context.run.store, "on-policy", facts, -(-steps // on_policy.refresh) * parts),
         at_once=recipe.sequences.samples_at_once,
     )
 
 
-def own_share(own: OnPolicyConfig, steps: int, step: int) -> float:
+def on_policy_share(config: OnPolicyConfig, steps: int, step: int) -> float:
     """The on-policy share at a training step of `steps`."""
     from tinymusician.distill.schedules import stage
 
-    return own.share * (1 - stage(step, round(own.begin * steps), round(own.ramp * steps)))
+    return config.share * (1 - stage(step, round(config.begin * steps), round(config.ramp * steps)))
 
 
 def mixture_at(objective: Objective, steps: int, step: int) -> Any:
@@ -168,10 +168,10 @@ def mixture_at(objective: Objective, steps: int, step: int) -> Any:
 def run(run_id: str) -> None:
     """The driver: training on the asked number of workers, beside the teacher's actors, then the report on one."""
     folder = RunStore(open_store(), run_id)
-    asked = parse_recipe(folder.record().recipe, run_id).signals
+    signals = parse_recipe(folder.record().recipe, run_id).signals
     drive(
         folder,
         work,
         finish,
-        SidecarActors(asked.actors, TeacherPool) if isinstance(asked, ActorSignalsConfig) else NO_SIDECARS,
+        SidecarActors(signals.actors, TeacherPool) if isinstance(signals, ActorSignalsConfig) else NO_SIDECARS,
     )

@@ -27,7 +27,7 @@ from tinymusician.artifacts.runs import STOPPED, RunStore, now
 from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
-_STIR_SECONDS = 10.0
+_HEARTBEAT_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
@@ -42,7 +42,7 @@ class LogUploader:
         """`owned` tells whether this process still speaks for the run; if not, `superseded` is called."""
         self._run, self._owned, self._superseded = run, owned, superseded
         self._text, self._sent = run.log(), -1
-        self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_STIR_SECONDS
+        self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
 
@@ -62,7 +62,7 @@ class LogUploader:
         while not self._stop.wait(_UPLOAD_SECONDS):
             try:
                 self._send()
-                if time.monotonic() - self._stirred > _STIR_SECONDS:
+                if time.monotonic() - self._stirred > _HEARTBEAT_SECONDS:
                     self._run.heartbeat() if self._owned() else self._superseded()
                     self._stirred = time.monotonic()
             except StoreError as error:
@@ -183,8 +183,8 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
                 "training.zero and teacher.split save memory too; --resume goes on"
             )
         for failure in getattr(error, "worker_failures", {}).values():
-            if (found := to_user_error(failure)) is not None:
-                return found
+            if (user_error := to_user_error(failure)) is not None:
+                return user_error
         error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
     return None
 

@@ -23,7 +23,7 @@ class EvalTask:
     """A piece of the work: what to do with some clips of a voice."""
 
     task: Literal["train", "hear", "agree", "cost", "report"]
-    voice: str = ""
+    model_id: str = ""
     clips: range = range(0)
 
 
@@ -43,13 +43,13 @@ class EvalWorker:
         if unit.task == "report":
             self.report()
         elif unit.task == "cost":
-            evaluation.cost(unit.voice)
+            evaluation.cost(unit.model_id)
         elif unit.task == "agree":
-            evaluation.agreed(unit.voice, unit.clips)
-        elif unit.voice in (REAL, RECONSTRUCTED):
-            evaluation.heard_real(unit.clips, unit.voice == RECONSTRUCTED)
+            evaluation.agreement(unit.model_id, unit.clips)
+        elif unit.model_id in (REAL, RECONSTRUCTED):
+            evaluation.real_features(unit.clips, unit.model_id == RECONSTRUCTED)
         else:
-            evaluation.heard(unit.voice, unit.clips)
+            evaluation.features(unit.model_id, unit.clips)
 
     def report(self) -> None:
         """Write what came out."""
@@ -62,12 +62,18 @@ def run(run_id: str) -> None:
     folder = RunStore(store, run_id)
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
-    asked, voices = recipe.evaluate, judged(recipe)
+    config, model_ids = recipe.evaluate, judged(recipe)
     do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
-    compared, all_clips = pieces(agreement_clips(asked), AGREEMENT_GROUP), pieces(asked.clips, asked.batch)
+    compared, all_clips = pieces(agreement_clips(config), AGREEMENT_GROUP), pieces(config.clips, config.batch)
     do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
-    do("teacher's clips", [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(asked), asked.batch)])
-    do("clips", [EvalTask("hear", voice, clips) for voice in (REAL, RECONSTRUCTED, *voices) for clips in all_clips])
-    do("agreement", [EvalTask("agree", voice, clips) for voice in voices for clips in compared])
-    do("cost", [EvalTask("cost", voice) for voice in voices if asked.cost_runs], at_once=1)
+    do(
+        "teacher's clips",
+        [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(config), config.batch)],
+    )
+    do(
+        "clips",
+        [EvalTask("hear", model_id, clips) for model_id in (REAL, RECONSTRUCTED, *model_ids) for clips in all_clips],
+    )
+    do("agreement", [EvalTask("agree", model_id, clips) for model_id in model_ids for clips in compared])
+    do("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], at_once=1)
     do("report", [EvalTask("report")], at_once=1)

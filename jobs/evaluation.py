@@ -55,63 +55,63 @@ class Evaluator:
     """The models, the clips, and what is kept of them."""
 
     def __init__(self, context: WorkerContext) -> None:
-        self.context, self.recipe, self.asked = context, context.recipe, context.recipe.evaluate
+        self.context, self.recipe, self.config = context, context.recipe, context.recipe.evaluate
         self.store = context.run.store
         self._open: dict[str, Generator] = {}
-        self._known: dict[str, ModelFacts] = {}
+        self._facts: dict[str, ModelFacts] = {}
 
     @cached_property
     def settings(self) -> SamplingSettings:
         """How everybody is asked to play: as the recipe asks its teacher."""
         teacher = self.recipe.teacher
-        return SamplingSettings(self.asked.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
+        return SamplingSettings(self.config.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
 
     @cached_property
     def reference(self) -> ReferenceSet:
         """The real clips."""
-        asked = self.asked
-        assert asked.reference is not None
+        config = self.config
+        assert config.reference is not None
         corpus = self.context.cache / "corpus"
-        return open_reference(asked.reference, asked.clips, asked.seconds, asked.seed, corpus)
+        return open_reference(config.reference, config.clips, config.seconds, config.seed, corpus)
 
     @cached_property
     def embedder(self) -> Embedder:
         """The space of FAD and KAD."""
-        if isinstance(self.asked.embedding, LaionClapEmbeddingConfig):
-            return LaionClapActor(self.asked.embedding)
-        return open_embedder(self.asked.embedding, self.context.device)
+        if isinstance(self.config.embedding, LaionClapEmbeddingConfig):
+            return LaionClapActor(self.config.embedding)
+        return open_embedder(self.config.embedding, self.context.device)
 
     @cached_property
     def clap(self) -> TextEmbedder:
         """The space of the CLAP score."""
-        own = self.asked.clap in ("embedding", getattr(self.asked.embedding, "model", ""))
-        if own and isinstance(self.embedder, ClapEmbedder | LaionClapActor):
+        shared = self.config.clap in ("embedding", getattr(self.config.embedding, "model", ""))
+        if shared and isinstance(self.embedder, ClapEmbedder | LaionClapActor):
             return self.embedder
-        return ClapEmbedder(self.asked.clap, self.context.device)
+        return ClapEmbedder(self.config.clap, self.context.device)
 
     @cached_property
     def tagger(self) -> AudioClassifier | None:
         """The classifier, if one is asked for."""
-        return open_tagger(self.asked.tagger, self.context.device) if self.asked.tagger else None
+        return open_tagger(self.config.tagger, self.context.device) if self.config.tagger else None
 
-    def musician(self, voice: str) -> Generator:
+    def generator(self, model_id: str) -> Generator:
         """Whoever plays under this name; the last one stays at hand, and so does the teacher."""
-        voice = labelled(voice)[1]
-        if voice not in self._open:
-            self._open = {name: musician for name, musician in self._open.items() if name == "teacher"}
-            self._open[voice] = self._opened(voice)
-        return self._open[voice]
+        model_id = labelled(model_id)[1]
+        if model_id not in self._open:
+            self._open = {name: generator for name, generator in self._open.items() if name == "teacher"}
+            self._open[model_id] = self._opened(model_id)
+        return self._open[model_id]
 
-    def known(self, voice: str) -> ModelFacts:
+    def facts(self, model_id: str) -> ModelFacts:
         """What must be known of a musician to find its clips, without opening it again."""
-        if voice not in self._known:
-            musician = self.musician(voice)
-            self._known[voice] = ModelFacts(musician.digest, musician.rate, sum(musician.sizes.values()))
-        return self._known[voice]
+        if model_id not in self._facts:
+            generator = self.generator(model_id)
+            self._facts[model_id] = ModelFacts(generator.digest, generator.rate, sum(generator.sizes.values()))
+        return self._facts[model_id]
 
-    def location(self, voice: str) -> str:
+    def location(self, model_id: str) -> str:
         """The folder, hub id or packaged name behind a voice, fetched here if it is an artifact."""
-        name = self.recipe.teacher.model if voice == "teacher" else voice
+        name = self.recipe.teacher.model if model_id == "teacher" else model_id
         if "@sha256:" not in name:
             return name
         manifest = find(self.store, name)
@@ -123,13 +123,13 @@ class Evaluator:
             (folder / ".whole").touch()
         return str(folder)
 
-    def _opened(self, voice: str) -> Generator:
-        if voice == "untrained":
+    def _opened(self, model_id: str) -> Generator:
+        if model_id == "untrained":
             return TorchGenerator(*untrained(self.recipe), self.context.device)
-        musician = open_generator(self.location(voice), self.context.device, self.context.threads)
-        if musician.guidance_range is not None:
-            check_guidance(voice, self.settings.guidance, musician.guidance_range)
-        return musician
+        generator = open_generator(self.location(model_id), self.context.device, self.context.threads)
+        if generator.guidance_range is not None:
+            check_guidance(model_id, self.settings.guidance, generator.guidance_range)
+        return generator
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
         """The captions of these clips."""
@@ -137,42 +137,44 @@ class Evaluator:
 
     def seed(self, clip: int) -> int:
         """The seed of a clip, for whoever plays it."""
-        return self.asked.seed * 1_000_000 + clip
+        return self.config.seed * 1_000_000 + clip
 
-    def clips(self, voice: str, clips: Sequence[int]) -> ShardCache:
+    def clips(self, model_id: str, clips: Sequence[int]) -> ShardCache:
         """Where the clips of a voice are kept, one shard each."""
-        facts = {"musician": self.known(voice).digest, **self.settings.__dict__, "device": self.context.device}
+        facts = {"musician": self.facts(model_id).digest, **self.settings.__dict__, "device": self.context.device}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
         names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
         return ShardCache(self.store, "clips", facts, names=names)
 
-    def played(self, voice: str, clips: Sequence[int]) -> list[Arrays]:
+    def generated(self, model_id: str, clips: Sequence[int]) -> list[Arrays]:
         """The clips of a voice; those that the store lacks are played now, side by side."""
-        kept = self.clips(voice, clips)
-        missing = kept.missing()
+        cache = self.clips(model_id, clips)
+        missing = cache.missing()
         if missing:
-            musician = self.musician(voice)
-            wanted = [clips[place] for place in missing]
-            found = musician.play(self.prompts(wanted), [self.seed(clip) for clip in wanted], self.settings)
-            for place, clip, one in zip(missing, wanted, found, strict=True):
-                kept.write(place, _as_arrays(one, musician.rate))
-                print(f"played {voice} {clip}", flush=True)
-        return [kept.read(place) for place in range(len(clips))]
+            generator = self.generator(model_id)
+            to_generate = [clips[index] for index in missing]
+            clips_made = generator.play(
+                self.prompts(to_generate), [self.seed(clip) for clip in to_generate], self.settings
+            )
+            for index, clip, one in zip(missing, to_generate, clips_made, strict=True):
+                cache.write(index, _as_arrays(one, generator.rate))
+                print(f"played {model_id} {clip}", flush=True)
+        return [cache.read(index) for index in range(len(clips))]
 
-    def heard(self, voice: str, clips: Sequence[int]) -> Arrays:
+    def features(self, model_id: str, clips: Sequence[int]) -> Arrays:
         """Vectors, classes and health of clips of a voice."""
-        kept = self._heard(fingerprint({"clips": self._names(voice, clips)}))
-        if kept.missing():
-            rate = self.known(voice).rate
-            played = self.played(voice, clips)
-            waves = [clip["wave"].astype(np.float32) / 32767 for clip in played]
-            arrays = self._listened(lambda wanted: [resampled(wave, rate, wanted) for wave in waves])
-            arrays["health"] = np.stack([clip["health"] for clip in played])
+        cache = self._feature_cache(fingerprint({"clips": self._names(model_id, clips)}))
+        if cache.missing():
+            rate = self.facts(model_id).rate
+            generated = self.generated(model_id, clips)
+            waves = [clip["wave"].astype(np.float32) / 32767 for clip in generated]
+            arrays = self._embed(lambda target_rate: [resampled(wave, rate, target_rate) for wave in waves])
+            arrays["health"] = np.stack([clip["health"] for clip in generated])
             arrays["kept"] = arrays["health"][:, 0] > 0
-            kept.write(0, arrays)
-        return kept.read(0)
+            cache.write(0, arrays)
+        return cache.read(0)
 
-    def heard_real(self, clips: Sequence[int], coded: bool = False) -> Arrays:
+    def real_features(self, clips: Sequence[int], coded: bool = False) -> Arrays:
         """Vectors and classes of real clips, or of what is left of them behind the teacher's codec (`coded`).
 
         `kept` is false for those that could not be read.
@@ -181,79 +183,79 @@ class Evaluator:
             DataError: one cannot be read, and the recipe says to refuse.
         """
         facts: dict[str, Any] = {"real": [self._facts_of(clip) for clip in clips]}
-        facts |= {"codec": self.known("teacher").digest} if coded else {}
-        kept = self._heard(fingerprint({**facts, "rates": "each hearer's own"}))
-        if kept.missing():
-            told = Counter[str]()
-            first = [self._real(clip, coded, self.embedder.rate, told) for clip in clips]
+        facts |= {"codec": self.facts("teacher").digest} if coded else {}
+        cache = self._feature_cache(fingerprint({**facts, "rates": "each hearer's own"}))
+        if cache.missing():
+            notes = Counter[str]()
+            first = [self._real(clip, coded, self.embedder.rate, notes) for clip in clips]
 
             def at(rate: int) -> list[Wave]:
-                own = rate == self.embedder.rate
-                waves = first if own else [self._real(clip, coded, rate, Counter()) for clip in clips]
+                is_embedder_rate = rate == self.embedder.rate
+                waves = first if is_embedder_rate else [self._real(clip, coded, rate, Counter()) for clip in clips]
                 return [np.zeros(rate, np.float32) if wave is None else wave for wave in waves]
 
-            arrays = self._listened(at)
+            arrays = self._embed(at)
             arrays["kept"] = np.array([wave is not None for wave in first])
-            arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
-            kept.write(0, arrays)
-        found = kept.read(0)
-        if self.asked.damaged == "refuse" and not found["kept"].all():
-            told = json.loads(found["told"].tobytes())
-            raise DataError(next(what.removeprefix(_SKIPPED) for what in told if what.startswith(_SKIPPED)))
-        return found
+            arrays["told"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+            cache.write(0, arrays)
+        cached = cache.read(0)
+        if self.config.damaged == "refuse" and not cached["kept"].all():
+            notes = json.loads(cached["told"].tobytes())
+            raise DataError(next(what.removeprefix(_SKIPPED) for what in notes if what.startswith(_SKIPPED)))
+        return cached
 
-    def _real(self, clip: int, coded: bool, rate: int, told: Counter[str]) -> Wave | None:
+    def _real(self, clip: int, coded: bool, rate: int, notes: Counter[str]) -> Wave | None:
         """A real clip at a rate, None if it cannot be read; `told` counts what was done."""
         try:
-            heard = self.reference.wave(clip, self._codec().rate if coded else rate)
+            loaded = self.reference.wave(clip, self._codec().rate if coded else rate)
         except DataError as error:
             print(f"{_SKIPPED}{error}", flush=True)
-            told.update([f"{_SKIPPED}{error}"])
+            notes.update([f"{_SKIPPED}{error}"])
             return None
-        told.update(heard.changed)
-        return resampled(self._codec().coded(heard.wave), self._codec().rate, rate) if coded else heard.wave
+        notes.update(loaded.changed)
+        return resampled(self._codec().coded(loaded.wave), self._codec().rate, rate) if coded else loaded.wave
 
     def _codec(self) -> TorchGenerator:
         """The teacher, for its codec."""
-        teacher = self.musician("teacher")
+        teacher = self.generator("teacher")
         assert isinstance(teacher, TorchGenerator), "a teacher is a model, never a bundle"
         return teacher
 
-    def agreed(self, voice: str, clips: Sequence[int]) -> Arrays:
+    def agreement(self, model_id: str, clips: Sequence[int]) -> Arrays:
         """A voice against the teacher along the teacher's clips, and the teacher's surprise at the voice's own."""
-        names = {"teacher": self._names("teacher", clips), "voice": self._names(voice, clips)}
+        names = {"teacher": self._names("teacher", clips), "voice": self._names(model_id, clips)}
         guidance = self.settings.guidance
-        kept = ShardCache(self.store, "agreements", {**names, "guidance": guidance}, 1)
-        if kept.missing():
-            codes = np.stack([clip["codes"] for clip in self.played("teacher", clips)]).astype(np.int64)
-            own = np.stack([clip["codes"] for clip in self.played(voice, clips)]).astype(np.int64)
+        cache = ShardCache(self.store, "agreements", {**names, "guidance": guidance}, 1)
+        if cache.missing():
+            codes = np.stack([clip["codes"] for clip in self.generated("teacher", clips)]).astype(np.int64)
+            model_codes = np.stack([clip["codes"] for clip in self.generated(model_id, clips)]).astype(np.int64)
             prompts = self.prompts(clips)
-            found = self.musician(voice).forced(prompts, codes, guidance)
-            teacher = self.musician("teacher")
-            arrays = agreement(teacher.forced(prompts, codes, guidance), found, guidance).arrays()
-            surprise = cross_entropies(teacher.forced(prompts, own, guidance)[: len(clips)], own)
-            arrays |= {"surprise": surprise.numpy(), "variety": varieties(own)}
-            kept.write(0, arrays)
-        return kept.read(0)
+            logits = self.generator(model_id).forced(prompts, codes, guidance)
+            teacher = self.generator("teacher")
+            arrays = agreement(teacher.forced(prompts, codes, guidance), logits, guidance).arrays()
+            surprise = cross_entropies(teacher.forced(prompts, model_codes, guidance)[: len(clips)], model_codes)
+            arrays |= {"surprise": surprise.numpy(), "variety": varieties(model_codes)}
+            cache.write(0, arrays)
+        return cache.read(0)
 
-    def cost(self, voice: str) -> dict[str, Any]:
+    def cost(self, model_id: str) -> dict[str, Any]:
         """What a voice's playing costs on this machine, measured once a run in a process of its own."""
-        key = self.context.run.key(f"cost/{fingerprint({'voice': voice})[:16]}.json")
+        key = self.context.run.key(f"cost/{fingerprint({'voice': model_id})[:16]}.json")
         try:
-            found: dict[str, Any] = json.loads(self.store.get(key))
-            return found
+            cost: dict[str, Any] = json.loads(self.store.get(key))
+            return cost
         except NotFoundError:
             pass
-        asked = {
+        request = {
             "run": self.context.run_id,
             "store": self.context.store_url,
-            "voice": voice,
+            "voice": model_id,
             "device": self.context.device,
-            "prompts": self.prompts(range(min(self.asked.cost_runs, self.asked.clips))),
+            "prompts": self.prompts(range(min(self.config.cost_runs, self.config.clips))),
         }
         everything = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", "jobs.costing", json.dumps(asked)],
+            [sys.executable, "-P", "-m", "jobs.costing", json.dumps(request)],
             cwd=Path(__file__).parents[1],
             env=everything,
             capture_output=True,
@@ -261,36 +263,36 @@ class Evaluator:
             check=False,
         )
         if ended.returncode != 0:
-            raise DataError(f"cost of {voice}: could not be measured ({' '.join(ended.stderr.split())[-300:]})")
-        found = json.loads(ended.stdout.splitlines()[-1])
-        self.store.put(key, json.dumps(found).encode())
-        return found
+            raise DataError(f"cost of {model_id}: could not be measured ({' '.join(ended.stderr.split())[-300:]})")
+        cost = json.loads(ended.stdout.splitlines()[-1])
+        self.store.put(key, json.dumps(cost).encode())
+        return cost
 
-    def _listened(self, at: Callable[[int], list[Wave]]) -> Arrays:
+    def _embed(self, at: Callable[[int], list[Wave]]) -> Arrays:
         """Vectors by the embedder and CLAP with their clips, and the tagger's classes; `at` gives clips at a rate."""
         arrays: Arrays = {}
-        hearers = {"vectors": self.embedder} | ({} if self.clap is self.embedder else {"clap": self.clap})
-        for name, hearer in hearers.items():
-            found = hearer(at(hearer.rate))
-            arrays[name] = np.concatenate(found).astype(np.float32)
-            arrays[f"{name}_owners"] = np.repeat(np.arange(len(found)), [len(clip) for clip in found])
+        embedders = {"vectors": self.embedder} | ({} if self.clap is self.embedder else {"clap": self.clap})
+        for name, embedder in embedders.items():
+            embeddings = embedder(at(embedder.rate))
+            arrays[name] = np.concatenate(embeddings).astype(np.float32)
+            arrays[f"{name}_owners"] = np.repeat(np.arange(len(embeddings)), [len(clip) for clip in embeddings])
         if self.tagger is not None:
             classes = self.tagger(at(self.tagger.rate))
             arrays |= {f"classes/{question}": values for question, values in classes.items()}
         return arrays
 
-    def _heard(self, name: str) -> ShardCache:
+    def _feature_cache(self, name: str) -> ShardCache:
         facts: dict[str, Any] = {"embedding": self.embedder.facts, "clap": self.clap.facts, "layout": 1}
         facts["tagger"] = self.tagger.facts if self.tagger is not None else None
         return ShardCache(self.store, "heard", facts, names=[name])
 
-    def _names(self, voice: str, clips: Sequence[int]) -> list[str]:
-        kept = self.clips(voice, clips)
-        return [kept.fingerprint, *kept.names]
+    def _names(self, model_id: str, clips: Sequence[int]) -> list[str]:
+        cache = self.clips(model_id, clips)
+        return [cache.fingerprint, *cache.names]
 
     def _facts_of(self, clip: int) -> dict[str, Any]:
         try:
-            return {**self.reference.facts(clip), "seconds": self.asked.seconds}
+            return {**self.reference.facts(clip), "seconds": self.config.seconds}
         except DataError as error:
             return {"damaged": str(error)}
 
@@ -307,9 +309,9 @@ def judged(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(recipe.evaluate.models))
 
 
-def agreement_clips(asked: EvaluateConfig) -> int:
+def agreement_clips(config: EvaluateConfig) -> int:
     """How many of the teacher's clips the models are held against."""
-    return min(asked.agreement_clips, asked.clips)
+    return min(config.agreement_clips, config.clips)
 
 
 def pieces(count: int, size: int) -> list[range]:
@@ -317,21 +319,21 @@ def pieces(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def label(voice: str) -> str:
+def label(model_id: str) -> str:
     """A voice's short name, for people: its label, if it was given one."""
-    own, voice = labelled(voice)
-    if own:
-        return own
-    if voice in (*STAND_INS, REAL, RECONSTRUCTED):
-        return voice
-    name, _, digest = voice.partition("@sha256:")
-    return f"{name}@{digest[:8]}" if digest else Path(voice).name
+    given, model_id = labelled(model_id)
+    if given:
+        return given
+    if model_id in (*STAND_INS, REAL, RECONSTRUCTED):
+        return model_id
+    name, _, digest = model_id.partition("@sha256:")
+    return f"{name}@{digest[:8]}" if digest else Path(model_id).name
 
 
-def labels(voices: Sequence[str]) -> dict[str, str]:
+def labels(model_ids: Sequence[str]) -> dict[str, str]:
     """Every voice's short name, or its whole one where two would share the short one."""
-    times = Counter(label(voice) for voice in voices)
-    return {voice: label(voice) if times[label(voice)] == 1 else voice for voice in voices}
+    times = Counter(label(model_id) for model_id in model_ids)
+    return {model_id: label(model_id) if times[label(model_id)] == 1 else model_id for model_id in model_ids}
 
 
 def _as_arrays(played: GeneratedClip, rate: int) -> Arrays:

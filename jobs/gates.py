@@ -18,19 +18,19 @@ class GateResult(NamedTuple):
     said: str
 
 
-def findings(own: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGatesConfig) -> list[GateResult]:
+def findings(metrics: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGatesConfig) -> list[GateResult]:
     """Every gate on an evaluation's figures of a bundle and of its baseline. A figure that is not there passes none."""
     return [
-        _at_least("clap", _value(own, "clap"), _value(baseline, "clap"), gates.clap),
-        _at_most("fad", _value(own, "fad"), _value(baseline, "fad"), 1 + gates.fad),
-        _at_most("size", _value(own, "bytes"), _value(baseline, "bytes"), gates.size),
-        _degenerate(own.get("degenerate"), gates.degenerate),
+        _at_least("clap", _value(metrics, "clap"), _value(baseline, "clap"), gates.clap),
+        _at_most("fad", _value(metrics, "fad"), _value(baseline, "fad"), 1 + gates.fad),
+        _at_most("size", _value(metrics, "bytes"), _value(baseline, "bytes"), gates.size),
+        _degenerate(metrics.get("degenerate"), gates.degenerate),
     ]
 
 
-def refusal(found: list[GateResult]) -> str:
+def refusal(results: list[GateResult]) -> str:
     """Which gates failed, in one line; empty if none did."""
-    return "; ".join(f"{one.gate}: {one.said}" for one in found if not one.passed)
+    return "; ".join(f"{one.gate}: {one.said}" for one in results if not one.passed)
 
 
 def _value(figures: dict[str, Any], name: str) -> float | None:
@@ -41,23 +41,27 @@ def _value(figures: dict[str, Any], name: str) -> float | None:
         return None
 
 
-def _at_least(gate: str, own: float | None, base: float | None, share: float) -> GateResult:
-    if own is None or not base:
+def _at_least(gate: str, value: float | None, base: float | None, share: float) -> GateResult:
+    if value is None or not base:
         return GateResult(gate, False, "was not measured")
     return GateResult(
-        gate, own >= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at least {share:g}"
+        gate,
+        value >= share * base,
+        f"{value:.4g} is {value / base:.3f} of the baseline's {base:.4g}; at least {share:g}",
     )
 
 
-def _at_most(gate: str, own: float | None, base: float | None, share: float) -> GateResult:
-    if own is None or not base:
+def _at_most(gate: str, value: float | None, base: float | None, share: float) -> GateResult:
+    if value is None or not base:
         return GateResult(gate, False, "was not measured")
     return GateResult(
-        gate, own <= share * base, f"{own:.4g} is {own / base:.3f} of the baseline's {base:.4g}; at most {share:g}"
+        gate,
+        value <= share * base,
+        f"{value:.4g} is {value / base:.3f} of the baseline's {base:.4g}; at most {share:g}",
     )
 
 
-def _degenerate(found: Any, most: int) -> GateResult:
-    if not isinstance(found, int):
+def _degenerate(counts: Any, most: int) -> GateResult:
+    if not isinstance(counts, int):
         return GateResult("degenerate", False, "was not measured")
-    return GateResult("degenerate", found <= most, f"{found} clips; at most {most}")
+    return GateResult("degenerate", counts <= most, f"{counts} clips; at most {most}")

@@ -17,6 +17,6 @@ def choose() -> None:
     import ray
 
     address = ray.util.get_node_ip_address()
-    for name, places in psutil.net_if_addrs().items():
-        if any(place.family == socket.AF_INET and place.address == address for place in places):
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(place.family == socket.AF_INET and place.address == address for place in addresses):
             os.environ.setdefault(_VARIABLE, name)

@@ -18,7 +18,7 @@ class LaionClapActor:
 
     rate = RATE
 
-    def __init__(self, asked: LaionClapEmbeddingConfig) -> None:
+    def __init__(self, config: LaionClapEmbeddingConfig) -> None:
         """Start the actor.
 
         Raises:
@@ -26,14 +26,14 @@ class LaionClapActor:
         """
         import ray
 
-        python = Path(asked.environment).expanduser() / "bin" / "python"
-        for path in (python, Path(asked.checkpoint).expanduser(), Path(asked.tokenizer).expanduser() / "vocab.json"):
+        python = Path(config.environment).expanduser() / "bin" / "python"
+        for path in (python, Path(config.checkpoint).expanduser(), Path(config.tokenizer).expanduser() / "vocab.json"):
             if not path.exists():
                 raise ModelError(f"evaluate.embedding: {path} is not there; make the environment with {_MADE}")
         code = {"PYTHONPATH": str(Path(__file__).parents[1])}
         kind = ray.remote(num_cpus=0, runtime_env={"py_executable": str(python), "env_vars": code})(LaionClap)
         self._actor: Any = kind.remote(
-            str(Path(asked.checkpoint).expanduser()), str(Path(asked.tokenizer).expanduser()), asked.audio_model
+            str(Path(config.checkpoint).expanduser()), str(Path(config.tokenizer).expanduser()), config.audio_model
         )
         try:
             self.facts: dict[str, Any] = ray.get(self._actor.facts.remote())
@@ -45,15 +45,15 @@ class LaionClapActor:
         """Vectors [windows, D] of every wave."""
         import ray
 
-        found: list[Floats] = ray.get(self._actor.audio.remote(list(waves)))
-        return found
+        embeddings: list[Floats] = ray.get(self._actor.audio.remote(list(waves)))
+        return embeddings
 
     def text(self, prompts: Sequence[str]) -> Floats:
         """A vector for every prompt, [N, D]."""
         import ray
 
-        found: Floats = ray.get(self._actor.text.remote(list(prompts)))
-        return found
+        embeddings: Floats = ray.get(self._actor.text.remote(list(prompts)))
+        return embeddings
 
 
 _MADE = "`infra/environments/install laion-clap FOLDER`, and see docs/evaluation.md for the other files"

@@ -17,7 +17,7 @@ _COLUMN, _ROW, _BOX = 3.2, 1.1, (2.7, 0.85)
 """Inches."""
 
 
-def draw(own: Manifest, steps: Sequence[LineageEdge], known: Mapping[str, Manifest], path: Path) -> None:
+def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str, Manifest], path: Path) -> None:
     """Write the steps around an artifact, which is set off, to a file of one of `_KINDS`.
 
     Raises:
@@ -25,13 +25,15 @@ def draw(own: Manifest, steps: Sequence[LineageEdge], known: Mapping[str, Manife
     """
     if path.suffix not in _KINDS:
         raise RequestError(f"--picture {path}: allowed are files that end in {', '.join(_KINDS)}")
-    places = placed(own.reference, steps)
-    width, height = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
+    positions = placed(subject.reference, steps)
+    width, height = (1 + max(place[axis] for place in positions.values()) for axis in (0, 1))
     figure, axes = pyplot().subplots(figsize=(width * _COLUMN, height * _ROW), layout="constrained")
-    for name, (column, row) in places.items():
-        _box(axes, column * _COLUMN, -row * _ROW, _said(name, known.get(name)), own=name == own.reference)
+    for name, (column, row) in positions.items():
+        _box(
+            axes, column * _COLUMN, -row * _ROW, _said(name, manifests.get(name)), is_subject=name == subject.reference
+        )
     for step in steps:
-        (column, row), (to_column, to_row) = places[step.origin], places[step.made]
+        (column, row), (to_column, to_row) = positions[step.origin], positions[step.made]
         start = (column * _COLUMN + _BOX[0] / 2, -row * _ROW)
         end = (to_column * _COLUMN - _BOX[0] / 2, -to_row * _ROW)
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLOURS[7]})
@@ -52,15 +54,15 @@ def placed(reference: str, steps: Sequence[LineageEdge]) -> dict[str, tuple[int,
         for step in steps:
             columns[step.made] = max(columns[step.made], columns[step.origin] + 1)
     rows = dict.fromkeys(columns.values(), 0)
-    found = {}
+    positions = {}
     for name, column in columns.items():
-        found[name] = (column, rows[column])
+        positions[name] = (column, rows[column])
         rows[column] += 1
-    return found
+    return positions
 
 
-def _box(axes: Any, x: float, y: float, text: str, own: bool) -> None:
-    edge = {"edgecolor": COLOURS[0 if own else 7], "linewidth": 2.5 if own else 1, "facecolor": "white"}
+def _box(axes: Any, x: float, y: float, text: str, is_subject: bool) -> None:
+    edge = {"edgecolor": COLOURS[0 if is_subject else 7], "linewidth": 2.5 if is_subject else 1, "facecolor": "white"}
     patch = pyplot().Rectangle((x - _BOX[0] / 2, y - _BOX[1] / 2), *_BOX, **edge)
     axes.add_patch(patch)
     axes.text(x, y, text, ha="center", va="center", fontsize=7)

@@ -21,12 +21,12 @@ def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
         NotFound, ModelError: there is no such artifact or folder, or it is nothing that the job can work on.
     """
     if kind == "quantize":
-        asked_for = recipe.quantize.model or _newest(store, recipe, "quantize.model")
-        name = _pinned(store, asked_for, "quantize.model", here, MODELS)
+        model = recipe.quantize.model or _newest(store, recipe, "quantize.model")
+        name = _pinned(store, model, "quantize.model", here, MODELS)
         return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
     if kind == "evaluate":
-        asked = recipe.evaluate.models or (_newest(store, recipe, "evaluate.models"),)
-        names = tuple(_judged(store, name, here) for name in asked)
+        models = recipe.evaluate.models or (_newest(store, recipe, "evaluate.models"),)
+        names = tuple(_judged(store, name, here) for name in models)
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})
     return recipe
 

@@ -20,10 +20,10 @@ Curves = dict[str, list[Row]]
 
 def curves(store: Store, names: Mapping[str, str]) -> Curves:
     """Metrics of every student that is judged, or that a judged bundle was made of, each once; `names` by voice."""
-    found: Curves = {}
+    curves: Curves = {}
     seen = set()
-    for voice, name in names.items():
-        manifest = _manifest(store, voice)
+    for model_id, name in names.items():
+        manifest = _manifest(store, model_id)
         if manifest is not None and manifest.kind != "student":
             manifest = _manifest(store, str(manifest.lineage.get("model")))
         if manifest is None or manifest.digest in seen:
@@ -31,23 +31,23 @@ def curves(store: Store, names: Mapping[str, str]) -> Curves:
         seen.add(manifest.digest)
         rows = read_metrics(store, f"runs/{manifest.lineage.get('run')}/{metrics_name('distill')}")
         if rows:
-            found[name] = rows
-    return found
+            curves[name] = rows
+    return curves
 
 
 def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, bytes]]:
     """A picture for every bundle whose groups were measured one by one."""
-    found = []
-    for voice, name in names.items():
-        manifest = _manifest(store, voice)
+    tables = []
+    for model_id, name in names.items():
+        manifest = _manifest(store, model_id)
         table = _report(store, manifest).get("sensitivity") if manifest is not None else None
         if table:
-            found.append((name, plot_sensitivity(from_facts(table))))
-    return found
+            tables.append((name, plot_sensitivity(from_facts(table))))
+    return tables
 
 
-def _manifest(store: Store, voice: str) -> Manifest | None:
-    reference = labelled(voice)[1]
+def _manifest(store: Store, model_id: str) -> Manifest | None:
+    reference = labelled(model_id)[1]
     if "@sha256:" not in reference:
         return None
     try:
@@ -58,7 +58,7 @@ def _manifest(store: Store, voice: str) -> Manifest | None:
 
 def _report(store: Store, manifest: Manifest) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(store.get(f"runs/{manifest.lineage.get('run')}/report.json"))
+        report: dict[str, Any] = json.loads(store.get(f"runs/{manifest.lineage.get('run')}/report.json"))
     except NotFoundError:
         return {}
-    return found
+    return report

@@ -52,8 +52,8 @@ class PaperReproduction:
         recipe = recipe or self.recipe
         sets = tuple(word for before, word in pairwise(words) if before == "--set")
         content = load_recipe(recipe, sets).model_dump(mode="json")
-        known_by = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
-        name = f"paper-{what}-{known_by}"
+        digest = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
+        name = f"paper-{what}-{digest}"
         state = _state(name)
         if state in ("PENDING", "RUNNING"):  # left behind by one that was interrupted
             print(f"== {what}: {name} runs already", flush=True)
@@ -65,9 +65,9 @@ class PaperReproduction:
             print(f"== {what}: {' '.join(command[3:])}", flush=True)
             if subprocess.run(command, check=False).returncode != 0:
                 raise TinyMusicianError(f"paper: {what} failed; see `tmctl logs {name}`, then run this again")
-        found = summary(RunStore(open_store(), name))
+        result = summary(RunStore(open_store(), name))
         self._copy(name, what)
-        return found
+        return result
 
     def _copy(self, run: str, what: str) -> None:
         store = open_store()
@@ -79,8 +79,8 @@ class PaperReproduction:
 
     def report(self, what: str) -> dict[str, Any]:
         """A run's figures."""
-        found: dict[str, Any] = json.loads((self.folder / f"{what}.json").read_text())
-        return found
+        report: dict[str, Any] = json.loads((self.folder / f"{what}.json").read_text())
+        return report
 
     def figures(self) -> None:
         """Figures 2 and 3: the six objectives, three seeds each."""
@@ -125,15 +125,15 @@ class PaperReproduction:
         guided = self.distilled("guided", "--set", "teacher.target=guided")
         names = dict(zip(("an eighth of the layers", "a quarter", "half"), sizes, strict=True))
         rows = self.judged("table4", **{"KD": distilled, **plans, **names, "guided": guided})
-        own, full, int8, mixed, adaptive, *smaller, one_pass = rows.values()
+        original, full, int8, mixed, adaptive, *smaller, one_pass = rows.values()
         self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
         self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
         self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
         share = within(adaptive["bytes"] / full["bytes"], 0.45)
         self._claim("beyond", "adaptive: at most 45 % of the float32 bundle", share)
         self._claim("beyond", "adaptive: FAD not higher than float32", not_worse(lower(full, adaptive, "fad_infinity")))
-        self._claim("beyond", "guided: one pass takes less time than two", slower(own, one_pass))
-        self._claim("beyond", "guided: CLAP not lower", not_worse(higher(own, one_pass)))
+        self._claim("beyond", "guided: one pass takes less time than two", slower(original, one_pass))
+        self._claim("beyond", "guided: CLAP not lower", not_worse(higher(original, one_pass)))
         self._claim("beyond", "more layers, higher CLAP", rising(smaller))
 
     def precision(self) -> None:
@@ -174,22 +174,22 @@ class PaperReproduction:
             raise RecipeError(f"teacher.model = {teacher!r}: its layers are not known here; give a folder")
         return shape.layers
 
-    def judged(self, what: str, **voices: str) -> dict[str, dict[str, Any]]:
+    def judged(self, what: str, **model_ids: str) -> dict[str, dict[str, Any]]:
         """Figures of models, by the names they have in the report."""
-        words = [word for name, voice in voices.items() for word in ("--model", f"{name}={voice}")]
+        words = [word for name, model_id in model_ids.items() for word in ("--model", f"{name}={model_id}")]
         self.run("evaluate", what, None, *words)
         models = self.report(what)["models"]
-        return {name: models[name] for name in voices}
+        return {name: models[name] for name in model_ids}
 
-    def _claim(self, where: str, claim: str, told: str) -> None:
-        self.claims.append((where, claim, told))
+    def _claim(self, where: str, claim: str, verdict: str) -> None:
+        self.claims.append((where, claim, verdict))
 
     def close(self, began: float) -> None:
         """The page with the verdicts, and the same as JSON."""
         earlier = self.folder / "claims.json"
-        known = json.loads(earlier.read_text())["claims"] if earlier.exists() else []
-        own = {(where, claim) for where, claim, _ in self.claims}
-        self.claims = [tuple(one) for one in known if (one[0], one[1]) not in own] + self.claims
+        earlier_claims = json.loads(earlier.read_text())["claims"] if earlier.exists() else []
+        current = {(where, claim) for where, claim, _ in self.claims}
+        self.claims = [tuple(one) for one in earlier_claims if (one[0], one[1]) not in current] + self.claims
         links = [f'<li><a href="{path.name}">{path.stem}</a></li>' for path in sorted(self.folder.glob("*.html"))]
         parts = [
             ("What holds here", html_table(("where", "claim", "here"), self.claims) + html_note(_NOTE)),
@@ -198,8 +198,8 @@ class PaperReproduction:
         (self.folder / "index.html").write_text(page(f"{self.recipe}: the paper's claims", parts))
         facts = {"recipe": self.recipe, "minutes": round((time.monotonic() - began) / 60, 1), "claims": self.claims}
         (self.folder / "claims.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False))
-        for where, claim, told in self.claims:
-            print(f"{where:<13} {claim}: {told}")
+        for where, claim, verdict in self.claims:
+            print(f"{where:<13} {claim}: {verdict}")
         print(f"\nreports {self.folder}/index.html, after {facts['minutes']} minutes")
 
 

@@ -42,11 +42,14 @@ def untrained_parts(recipe: Recipe, teacher: Any) -> StudentComponents:
     from tinymusician.models.narrow_text import narrow_text
 
     text = codec = None
-    if (asked := recipe.text_encoder) is not None:
-        text = narrow_text(teacher.text_encoder, asked.layers, asked.width, asked.heads, asked.feed_forward)
-    if (wanted := recipe.codec) is not None:
+    if (text_config := recipe.text_encoder) is not None:
+        text = narrow_text(
+            teacher.text_encoder, text_config.layers, text_config.width, text_config.heads, text_config.feed_forward
+        )
+    if (codec_config := recipe.codec) is not None:
         codec = ProjectedCodec(
-            narrow_codec(teacher.audio_encoder, wanted.filters, wanted.residual_layers), teacher.audio_encoder
+            narrow_codec(teacher.audio_encoder, codec_config.filters, codec_config.residual_layers),
+            teacher.audio_encoder,
         )
     return StudentComponents(text, codec)
 
@@ -95,22 +98,22 @@ def train_parts(
 def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDataset, held_out: TokenDataset) -> None:
     from tinymusician.distill.text import TextEncoderDistillTask
 
-    asked, training = context.recipe.text_encoder, context.recipe.training
-    assert asked is not None
+    config, training = context.recipe.text_encoder, context.recipe.training
+    assert config is not None
     method, seed = context.recipe.joint.balance, training.seed
     fit_maps_of_text(text, teacher, tokens)
     task = TextEncoderDistillTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
-    _train(context, "text-encoder", task, asked.steps, asked.learning_rate, context.precision())
+    _train(context, "text-encoder", task, config.steps, config.learning_rate, context.precision())
 
 
 def _train_codec(
     context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset
 ) -> None:
-    asked = context.recipe.codec
-    assert asked is not None
+    config = context.recipe.codec
+    assert config is not None
     fit_maps_of_codec(codec, teacher, tokens, sound_frames(context.recipe, teacher), context.recipe.training.seed)
     task = sound_task(context, teacher, codec, tokens, held_out)
-    _train(context, "codec", task, asked.steps, asked.learning_rate, "float32")
+    _train(context, "codec", task, config.steps, config.learning_rate, "float32")
 
 
 def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenDataset) -> None:
@@ -237,14 +240,14 @@ def load_whole(student: Any, weights: dict[str, Any]) -> None:
     """Put the weights of the joint tuning into a student; the maps that only training needs are left."""
     from tinymusician.models.musicgen import ConditionedDecoder
 
-    places = {
+    targets = {
         "decoder.": ConditionedDecoder(student),
         "text.encoder.": student.text_encoder,
         "codec.codec.": student.audio_encoder,
     }
-    for prefix, place in places.items():
-        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        place.load_state_dict(own)
+    for prefix, place in targets.items():
+        selected = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        place.load_state_dict(selected)
 
 
 def parameters(model: Any) -> dict[str, int]:

@@ -64,8 +64,8 @@ class Pipeline:
         self._store, self._folder = store, RunStore(store, run_id)
         self._record = self._folder.record()
         self._recipe = parse_recipe(self._record.recipe, run_id)
-        self._found: dict[Step, dict[str, Any]] = {}
-        self._told: list[dict[str, Any]] = [{"step": step, "state": "PENDING"} for step in STEPS]
+        self._results: dict[Step, dict[str, Any]] = {}
+        self._step_states: list[dict[str, Any]] = [{"step": step, "state": "PENDING"} for step in STEPS]
 
     def run(self) -> None:
         """Do, or skip, every step that is asked for.
@@ -73,42 +73,42 @@ class Pipeline:
         Raises:
             RunError: a step before the first one that is asked for was never done with these inputs.
         """
-        asked = self._recipe.pipeline
-        first, last = STEPS.index(asked.first), STEPS.index(asked.last)
+        config = self._recipe.pipeline
+        first, last = STEPS.index(config.first), STEPS.index(config.last)
         for place, step in enumerate(STEPS):
             if place > last:
-                self._tell(step, "NOT ASKED FOR")
+                self._report_step(step, "NOT ASKED FOR")
                 continue
             inputs = self._inputs(step)
-            known = self._known(step, inputs)
-            if step == "precompute" and place >= first and not self._known("distill", self._inputs("distill")):
-                known = None  # shards may have gone since; those that are there are not made again
+            cached = self._cached_result(step, inputs)
+            if step == "precompute" and place >= first and not self._cached_result("distill", self._inputs("distill")):
+                cached = None  # shards may have gone since; those that are there are not made again
             if step == "precompute" and self._recipe.needs_teacher:
-                known = {"run": None, "artifact": None, "metrics": {}}  # shards would not be read
-            if known is not None:
-                self._tell(step, "SKIPPED", known)
+                cached = {"run": None, "artifact": None, "metrics": {}}  # shards would not be read
+            if cached is not None:
+                self._report_step(step, "SKIPPED", cached)
             elif place < first:
                 raise RunError(
-                    f"--from {asked.first}: {step} has not been done with this recipe; begin with --from {step}"
+                    f"--from {config.first}: {step} has not been done with this recipe; begin with --from {step}"
                 )
             else:
-                known = self._done(step, inputs)
-            self._found[step] = known
-        bundle = self._found.get("quantize") or self._found.get("distill") or {}
+                cached = self._done(step, inputs)
+            self._results[step] = cached
+        bundle = self._results.get("quantize") or self._results.get("distill") or {}
         result = {"artifact": bundle.get("artifact"), "metrics": self._metrics()}
         self._folder.store.put(self._folder.key("result.json"), json.dumps(result).encode())
 
     def _done(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         """Do a step now, and write down that it is done with these inputs."""
-        self._tell(step, "RUNNING")
+        self._report_step(step, "RUNNING")
         print(f"== {step}", flush=True)
         try:
             result = self._publish() if step == "publish" else self._part(step, inputs)
         except BaseException:
-            self._tell(step, "FAILED")
+            self._report_step(step, "FAILED")
             raise
         self._store.put(_index(inputs), json.dumps(result).encode())
-        self._tell(step, "SUCCEEDED", result)
+        self._report_step(step, "SUCCEEDED", result)
         return result
 
     def _part(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -127,14 +127,14 @@ class Pipeline:
             part.update(state="FAILED", ended=now(), message=" ".join(str(error).split())[-300:])
             raise
         result: dict[str, Any] = json.loads(self._store.get(part.key("result.json")))
-        found = {"run": name, "artifact": result.get("artifact"), "metrics": result["metrics"]}
-        part.update(state="SUCCEEDED", ended=now(), artifact=found["artifact"], metrics=found["metrics"])
-        return found
+        step_result = {"run": name, "artifact": result.get("artifact"), "metrics": result["metrics"]}
+        part.update(state="SUCCEEDED", ended=now(), artifact=step_result["artifact"], metrics=step_result["metrics"])
+        return step_result
 
     def _publish(self) -> dict[str, Any]:
-        asked, bundle = self._recipe.publish, str(self._found["quantize"]["artifact"])
-        judged = evaluated(self._store, self._found["evaluate"]["run"], bundle, asked.baseline)
-        release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), judged, asked)
+        config, bundle = self._recipe.publish, str(self._results["quantize"]["artifact"])
+        judged = evaluated(self._store, self._results["evaluate"]["run"], bundle, config.baseline)
+        release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), judged, config)
         return {"run": None, "artifact": bundle, "metrics": {"release": release.reference, "version": release.version}}
 
     def _content(self, step: Step) -> Recipe:
@@ -144,9 +144,9 @@ class Pipeline:
             as_it_is = recipe.needs_teacher or isinstance(recipe.signals, CachedSignalsConfig)
             return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignalsConfig()})
         if step == "quantize":
-            model = {"model": self._found["distill"]["artifact"]}
+            model = {"model": self._results["distill"]["artifact"]}
             return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=model)})
-        models = {"models": (recipe.publish.baseline, str(self._found["quantize"]["artifact"]))}
+        models = {"models": (recipe.publish.baseline, str(self._results["quantize"]["artifact"]))}
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=models)})
 
     def _inputs(self, step: Step) -> dict[str, Any]:
@@ -162,40 +162,40 @@ class Pipeline:
             prompts = load_prompts(self._recipe.sequences.prompts)
             inputs["prompts"] = fingerprint({"prompts": [(prompt.split, prompt.text) for prompt in prompts]})
         if step in MADE:
-            made = self._found[MADE[step]]
+            made = self._results[MADE[step]]
             inputs["made_from"] = made["artifact"] or made["run"]
         if step == "evaluate":
             inputs["baseline"] = self._recipe.publish.baseline
         return inputs
 
-    def _known(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    def _cached_result(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """What an earlier run made of the same inputs, if the store still has it, and devices still see it."""
         try:
-            found: dict[str, Any] = json.loads(self._store.get(_index(inputs)))
-            if found["artifact"]:
-                find(self._store, found["artifact"])
-            if found["run"]:
-                RunStore(self._store, found["run"]).record()
+            cached: dict[str, Any] = json.loads(self._store.get(_index(inputs)))
+            if cached["artifact"]:
+                find(self._store, cached["artifact"])
+            if cached["run"]:
+                RunStore(self._store, cached["run"]).record()
             if step == "publish":
                 newest = ReleaseRegistry(self._store, keys_folder()).newest(
-                    *split_reference(found["metrics"]["release"])
+                    *split_reference(cached["metrics"]["release"])
                 )
-                if newest.artifact != found["artifact"] or newest.expires <= now():
+                if newest.artifact != cached["artifact"] or newest.expires <= now():
                     return None
         except (NotFoundError, RunError):
             return None
-        return found
+        return cached
 
     def _metrics(self) -> dict[str, Any]:
         """What the steps say of themselves, the figures of the distillation first, as scripts know them."""
-        own = {step: found["metrics"] for step, found in self._found.items() if step != "distill"}
-        return {**self._found.get("distill", {}).get("metrics", {}), **own}
+        metrics = {step: result["metrics"] for step, result in self._results.items() if step != "distill"}
+        return {**self._results.get("distill", {}).get("metrics", {}), **metrics}
 
-    def _tell(self, step: Step, state: str, found: dict[str, Any] | None = None) -> None:
+    def _report_step(self, step: Step, state: str, result: dict[str, Any] | None = None) -> None:
         place = STEPS.index(step)
-        facts = {"run": found["run"], "artifact": found["artifact"]} if found else {}
-        self._told[place] = {"step": step, "state": state, "at": now().isoformat(), **facts}
-        self._store.put(self._folder.key(STEPS_FILE), json.dumps(self._told, indent=2).encode())
+        facts = {"run": result["run"], "artifact": result["artifact"]} if result else {}
+        self._step_states[place] = {"step": step, "state": state, "at": now().isoformat(), **facts}
+        self._store.put(self._folder.key(STEPS_FILE), json.dumps(self._step_states, indent=2).encode())
         self._folder.tell(step, place + (state in ("SUCCEEDED", "SKIPPED")), len(STEPS))
 
 
@@ -209,12 +209,12 @@ def weights_of(name: str) -> str:
     folder = Path(model_location(name)) if name else None
     if folder is None or not folder.is_dir():
         return name
-    known_by = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        known_by.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
-            known_by.update(hashlib.file_digest(file, "sha256").digest())
-    return known_by.hexdigest()
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _index(inputs: dict[str, Any]) -> str:

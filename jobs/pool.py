@@ -22,7 +22,7 @@ ActorFactory = Callable[[WorkerContext], Any]
 class ActorPool:
     """Actors on the cluster that a job runs on."""
 
-    def __init__(self, bench: ActorFactory, store_url: str, run_id: str, workers: int, restarts: int) -> None:
+    def __init__(self, factory: ActorFactory, store_url: str, run_id: str, workers: int, restarts: int) -> None:
         """Each actor has a GPU if the cluster has any, and an equal share of a node's CPUs otherwise.
 
         Raises:
@@ -36,10 +36,12 @@ class ActorPool:
         )
         device = "cuda" if gpu else "cpu"
         self._hands = [
-            kind.remote(bench, WorkerContext(store_url, run_id, rank, workers, device)) for rank in range(workers)
+            kind.remote(factory, WorkerContext(store_url, run_id, rank, workers, device)) for rank in range(workers)
         ]
 
-    def do(self, units: Sequence[Any], told: Callable[[int], None] = lambda done: None, at_once: int = 0) -> None:
+    def do(
+        self, units: Sequence[Any], on_progress: Callable[[int], None] = lambda done: None, at_once: int = 0
+    ) -> None:
         """Do all units, at most `at_once` at the same time if given; `told` hears how many are done.
 
         The first error ends it, as it was raised there; units that are being done go on to their end. A unit whose
@@ -63,7 +65,7 @@ class ActorPool:
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
             done += 1
-            told(done)
+            on_progress(done)
 
     def keep(self, count: int) -> None:
         """Let all actors but so many go, and with them what of the cluster they held."""
@@ -98,11 +100,11 @@ class _SingleTask:
 class _LazyActor:
     """What an actor is: a bench that is set up at its first unit, so that a broken one is reported as that unit's."""
 
-    def __init__(self, bench: ActorFactory, context: WorkerContext) -> None:
-        self._bench, self._context = bench, context
+    def __init__(self, factory: ActorFactory, context: WorkerContext) -> None:
+        self._factory, self._context = factory, context
         self._made: Any = None
 
     def do(self, unit: Any) -> None:
         if self._made is None:
-            self._made = self._bench(self._context)
+            self._made = self._factory(self._context)
         self._made.do(unit)

@@ -36,11 +36,11 @@ def signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: 
     """This worker's share of the teacher's signals on one split's sequences."""
     shards = signal_shards(context, pair, tokens)
 
-    def told(index: int) -> None:
+    def on_progress(index: int) -> None:
         print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
 
-    make_by_teams(context, pair, shards, signal_maker(context, pair, tokens), told)
+    make_by_teams(context, pair, shards, signal_maker(context, pair, tokens), on_progress)
     return shards
 
 

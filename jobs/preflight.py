@@ -136,8 +136,8 @@ def check_quantize(recipe: Recipe, here: bool) -> None:
 
 def check_evaluate(recipe: Recipe, here: bool) -> None:
     """There must be a reference, its files must be there, and so must what reads them."""
-    asked = recipe.evaluate
-    if asked.reference is None:
+    config = recipe.evaluate
+    if config.reference is None:
         kinds = "band, folder, musiccaps or musicbench"
         raise RecipeError(
             f"evaluate.reference: none is given; allowed are {kinds}, such as --set evaluate.reference.kind=folder "
@@ -148,10 +148,10 @@ def check_evaluate(recipe: Recipe, here: bool) -> None:
     for package in ("soundfile", "soxr"):
         if find_spec(package) is None:
             raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[evaluate]'`")
-    if asked.reference.kind != "band":
+    if config.reference.kind != "band":
         from tinymusician.evaluate.reference import open_reference
 
-        open_reference(asked.reference, asked.clips, asked.seconds, asked.seed, Path())
+        open_reference(config.reference, config.clips, config.seconds, config.seed, Path())
 
 
 def check_release(recipe: Recipe, here: bool) -> None:
@@ -198,9 +198,9 @@ def check_shapes(recipe: Recipe) -> None:
             )
         if max(layers) >= teacher.layers:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
-    if isinstance(own := recipe.student, WidthPrunedStudent):
+    if isinstance(student_config := recipe.student, WidthPrunedStudent):
         shape = teacher.width, teacher.heads, teacher.feed_forward
-        check_narrow(own.width, own.heads, own.feed_forward, *shape, teacher.text)
+        check_narrow(student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text)
     check_parts(recipe)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
@@ -223,12 +223,12 @@ def check_parts(recipe: Recipe) -> None:
     shapes, teacher = parts_of(recipe.teacher.model), shape_of(recipe.teacher.model)
     if shapes is None or teacher is None:
         return
-    if (own := recipe.text_encoder) is not None:
-        wanted = own.layers, own.width, own.heads, own.feed_forward
-        check_text(*wanted, shapes[0].layers, shapes[0].width, shapes[0].heads, shapes[0].feed_forward)
+    if (part := recipe.text_encoder) is not None:
+        requested = part.layers, part.width, part.heads, part.feed_forward
+        check_text(*requested, shapes[0].layers, shapes[0].width, shapes[0].heads, shapes[0].feed_forward)
         student = student_shape(recipe, teacher)
         if student is not None:
-            check_text_width(own.width, student.width)
+            check_text_width(part.width, student.width)
     if recipe.codec is not None:
         seconds, filters = min(recipe.codec.seconds, recipe.sequences.seconds), recipe.codec.filters
         check_piece(seconds, teacher.frame_rate, math.prod(shapes[1].ratios))

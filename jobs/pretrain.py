@@ -114,10 +114,12 @@ def tokens_work(context: WorkerContext) -> None:
         shards = _token_shards(context, name, len(split.clips))
 
         def make(index: int, split: RenderedSplit = split) -> dict[str, Any]:
-            own = slice(index * _CLIPS_A_SHARD, (index + 1) * _CLIPS_A_SHARD)
-            return {"codes": encode_split(codec, tokenizer, RenderedSplit(split.samples[own], split.clips[own])).codes}
+            rows = slice(index * _CLIPS_A_SHARD, (index + 1) * _CLIPS_A_SHARD)
+            return {
+                "codes": encode_split(codec, tokenizer, RenderedSplit(split.samples[rows], split.clips[rows])).codes
+            }
 
-        make_missing(shards, make, context.rank, context.world, partial(_told, context, name, shards.count))
+        make_missing(shards, make, context.rank, context.world, partial(_print_progress, context, name, shards.count))
     context.meet()
 
 
@@ -131,7 +133,7 @@ def _token_shards(context: WorkerContext, split: str, clips: int) -> Any:
     return ShardCache(context.run.store, "tokens", facts, -(-clips // _CLIPS_A_SHARD))
 
 
-def _told(context: WorkerContext, split: str, count: int, index: int) -> None:
+def _print_progress(context: WorkerContext, split: str, count: int, index: int) -> None:
     print(f"{split} tokens: shard {index + 1} of {count}", flush=True)
     context.run.tell(f"{split} tokens", index + 1, count)
 

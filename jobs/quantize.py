@@ -45,8 +45,8 @@ class QuantWorker:
         """The float32 graphs on the sequences of the validation prompts, which are played if the store has none."""
         from tinymusician.quantize.adaptive import PlanEvaluator
 
-        compression, asked = self._compression, self._compression.asked
-        sequences = compression.sequences("validation", asked.sequences, asked.seconds)
+        compression, config = self._compression, self._compression.config
+        sequences = compression.sequences("validation", config.sequences, config.seconds)
         return PlanEvaluator(compression.exported, compression.manifest, sequences, compression.context.threads)
 
     def do(self, unit: QuantTask) -> None:

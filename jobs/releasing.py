@@ -18,7 +18,17 @@ from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import NotFoundError, StoreError, UntrustedError
 from tinymusician.recipe import PublishConfig
 
-_KEPT = ("fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor")
+_RELEASE_METRICS = (
+    "fad",
+    "fad_infinity",
+    "kad",
+    "clap",
+    "clap_shuffled",
+    "kl",
+    "degenerate",
+    "bytes",
+    "real_time_factor",
+)
 
 
 def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
@@ -28,26 +38,26 @@ def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str
         NotFound: the run did not judge both.
     """
     models = RunStore(store, run).status().metrics
-    for name, wanted in (("it", reference), ("its baseline", baseline)):
-        if label(wanted) not in models:
+    for name, expected in (("it", reference), ("its baseline", baseline)):
+        if label(expected) not in models:
             judged = ", ".join(models) or "nothing"
-            raise NotFoundError(f"run {run!r}: has not judged {name}, {label(wanted)}; it has judged {judged}")
-    own, base = ({key: models[label(one)].get(key) for key in _KEPT} for one in (reference, baseline))
-    return {"run": run, "own": own, "baseline": {"model": baseline, **base}}
+            raise NotFoundError(f"run {run!r}: has not judged {name}, {label(expected)}; it has judged {judged}")
+    metrics, base = ({key: models[label(one)].get(key) for key in _RELEASE_METRICS} for one in (reference, baseline))
+    return {"run": run, "own": metrics, "baseline": {"model": baseline, **base}}
 
 
 def publish(
-    registry: ReleaseRegistry, manifest: Manifest, evaluation: dict[str, Any] | None, asked: PublishConfig
+    registry: ReleaseRegistry, manifest: Manifest, evaluation: dict[str, Any] | None, config: PublishConfig
 ) -> Release:
     """Sign an artifact as the newest release of the recipe's alias, with what is known of it."""
     about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": manifest.metrics}
     if evaluation is not None:
         about["evaluation"] = evaluation
-    return registry.release(manifest, asked.alias, about, asked.days)
+    return registry.release(manifest, config.alias, about, config.days)
 
 
 def promote(
-    registry: ReleaseRegistry, source: Release, alias: str, asked: PublishConfig, reason: str | None
+    registry: ReleaseRegistry, source: Release, alias: str, config: PublishConfig, reason: str | None
 ) -> Release:
     """Let an alias point at what another one points at, if its evaluation passes the gates or somebody says why.
 
@@ -55,19 +65,19 @@ def promote(
         Refused: it does not pass, and no reason is given.
     """
     evaluation = source.about.get("evaluation")
-    found = findings(evaluation["own"], evaluation["baseline"], asked.gates) if evaluation else []
-    failed = refusal(found) if evaluation else "evaluation: it has none"
+    results = findings(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
+    failed = refusal(results) if evaluation else "evaluation: it has none"
     if failed and not reason:
         raise UntrustedError(
             f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "
             f"does it all the same, and is kept"
         )
-    told: dict[str, Any] = {
+    about: dict[str, Any] = {
         "promoted_from": f"{source.reference}, version {source.version}",
-        "gates": [one._asdict() for one in found],
+        "gates": [one._asdict() for one in results],
         "overridden": reason if failed else None,
     }
-    return registry.move(source, alias, told, asked.days)
+    return registry.move(source, alias, about, config.days)
 
 
 def addresses(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:

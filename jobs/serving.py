@@ -17,7 +17,7 @@ _ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFou
 _ADDRESS = "For further information visit"
 """What pydantic adds to an error of its own."""
 _POLL_SECONDS = 0.5
-_PATIENCE = 20.0
+_TIMEOUT_SECONDS = 20.0
 """Seconds for a cluster to say anything of an application that it was given."""
 
 
@@ -72,13 +72,13 @@ class ServeDeployment:
 
     def state(self) -> DeploymentStatus:
         """How it is."""
-        found = self._applications().get(NAME)
-        if found is None:
+        application = self._applications().get(NAME)
+        if application is None:
             return DeploymentStatus("ABSENT", "")
-        told = [*(one["message"] for one in found["deployments"].values()), found["message"]]
-        return DeploymentStatus(found["status"], next((message for message in told if message.strip()), ""))
+        messages = [*(one["message"] for one in application["deployments"].values()), application["message"]]
+        return DeploymentStatus(application["status"], next((message for message in messages if message.strip()), ""))
 
-    def wait(self, told: Callable[[DeploymentStatus], None] = lambda state: None) -> None:
+    def wait(self, on_status: Callable[[DeploymentStatus], None] = lambda state: None) -> None:
         """Wait until every engine has warmed up; `told` hears of changes.
 
         If one cannot, what was served before comes back.
@@ -89,8 +89,8 @@ class ServeDeployment:
         seen, began = None, time.monotonic()
         while (state := self.state()).status != "RUNNING":
             if state != seen:
-                told(state)
-            absent = state.status == "ABSENT" and time.monotonic() - began > _PATIENCE
+                on_status(state)
+            absent = state.status == "ABSENT" and time.monotonic() - began > _TIMEOUT_SECONDS
             if absent or state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 self._put(self._before)
                 raise ClusterError(f"cluster {self.where}: {_reason(state.message)}")
@@ -104,9 +104,9 @@ class ServeDeployment:
     def _put(self, mine: dict[str, Any] | None, http: dict[str, Any] | None = None) -> None:
         """Make `mine` the endpoint; Ray Serve is told of all its applications at once."""
         others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
-        wanted = [one for one in (*others, mine) if one]
-        if wanted:
-            config: dict[str, Any] = {"applications": wanted} | ({"http_options": http} if http else {})
+        applications = [one for one in (*others, mine) if one]
+        if applications:
+            config: dict[str, Any] = {"applications": applications} | ({"http_options": http} if http else {})
             self._ask(self._client.deploy_applications, config)
         else:
             self._ask(self._client.delete_applications)

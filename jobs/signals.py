@@ -18,15 +18,15 @@ def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, 
     Raises:
         RunError: the source is `cached`, and shards are missing.
     """
-    asked = context.recipe.signals
-    if isinstance(asked, CachedSignalsConfig):
+    config = context.recipe.signals
+    if isinstance(config, CachedSignalsConfig):
         return cached(context, pair, tokens)
-    if isinstance(asked, ActorSignalsConfig):
+    if isinstance(config, ActorSignalsConfig):
         from tinymusician.distill.signals import PrefetchingSource
 
         pad = pair.teacher.config.decoder.vocab_size
-        actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, asked.actors)
-        return PrefetchingSource(actors.ask, asked.ahead)
+        actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
+        return PrefetchingSource(actors.ask, config.ahead)
     return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
 
 

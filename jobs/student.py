@@ -78,18 +78,18 @@ def load_distilled(context: WorkerContext, student: Any) -> int:
     best = checkpoints(context, "distill").best()
     if best is None:
         raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
-    own = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
-    ConditionedDecoder(student).load_state_dict(own)
+    weights = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
+    ConditionedDecoder(student).load_state_dict(weights)
     return int(best.step)
 
 
 def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
     """The figures on the validation prompts before training and at the best checkpoint."""
-    books = sum(name.startswith("held_out/kl/") for name in final)
+    num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
     return {
         "kl_initial": first["held_out/kl"],
         "kl_final": final["held_out/kl"],
-        "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(books)],
+        "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(num_codebooks)],
         "agreement": final["held_out/agreement"],
         "cross_entropy_initial": first["held_out/cross_entropy"],
         "cross_entropy_final": final["held_out/cross_entropy"],
@@ -108,9 +108,9 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
     from tinymusician.distill.task import FixedScaleSource, held_out_closeness
     from tinymusician.models.musicgen import ConditionedDecoder
 
-    recipe, asked = context.recipe, context.recipe.teacher
+    recipe, teacher = context.recipe, context.recipe.teacher
     test = sequences(context, pair, "test")
-    if asked.split > 1:  # no device here holds the teacher, but memory does
+    if teacher.split > 1:  # no device here holds the teacher, but memory does
         context = replace(context, device="cpu")
     decoder = ConditionedDecoder(student.to(context.device)).eval()
     rows, batch = len(test.codes), recipe.training.batch_size
@@ -120,22 +120,24 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
         return decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
 
     with torch.no_grad():
-        asked_of = {} if asked.guidance_range else held_out_closeness(online(context, pair, test), rows, batch, plain)
+        closeness = (
+            {} if teacher.guidance_range else held_out_closeness(online(context, pair, test), rows, batch, plain)
+        )
         both = online(context, pair, test, "conditional")
         played = {
             scale: held_out_closeness(
                 FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
             )
-            for scale in {asked.guidance, *scales_between(asked.guidance_range)}
+            for scale in {teacher.guidance, *scales_between(teacher.guidance_range)}
         }
-    figures = {"kl_test": (asked_of or played[asked.guidance])["kl"]}
-    figures |= {"kl_played": played[asked.guidance]["kl"]}
-    figures |= {f"kl_played@{scale:g}": found["kl"] for scale, found in sorted(played.items()) if len(played) > 1}
+    figures = {"kl_test": (closeness or played[teacher.guidance])["kl"]}
+    figures |= {"kl_played": played[teacher.guidance]["kl"]}
+    figures |= {f"kl_played@{scale:g}": result["kl"] for scale, result in sorted(played.items()) if len(played) > 1}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
-        sampling = (asked.guidance, asked.top_k, asked.temperature, recipe.training.seed)
-        found = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.samples_at_once)
-        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = found
+        sampling = (teacher.guidance, teacher.top_k, teacher.temperature, recipe.training.seed)
+        result = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.samples_at_once)
+        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = result
     return figures
 
 

@@ -29,7 +29,7 @@ from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
 Kind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
-PATIENCE = "600"
+STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job waits for a store that does not answer."""
 _TRAINING: tuple[Kind, ...] = ("pretrain", "distill", "pipeline")
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
@@ -57,7 +57,7 @@ def submit(
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
     environment = cluster.runtime_environment(store, where)
-    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, PATIENCE)
+    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     submission = f"{run.id}-{secrets.token_hex(3)}"
     content = recipe.model_dump(mode="json")
     if kind in _TRAINING:
@@ -158,8 +158,8 @@ def reconcile(run: RunStore) -> None:
         client, _ = cluster.connect(record.cluster, start=False)
         job = client.get_job_info(record.submission)
     except (ClusterError, RuntimeError):
-        asked = run.status().stop_requested_at
-        if run.status().state == "PENDING" and asked is not None and now() - asked > SILENCE:
+        stop_requested_at = run.status().stop_requested_at
+        if run.status().state == "PENDING" and stop_requested_at is not None and now() - stop_requested_at > SILENCE:
             message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
             run.update(state="FAILED", ended=now(), message=message)
         return
@@ -188,13 +188,13 @@ def new_name(recipe: str, kind: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what a run's figures depend on."""
-    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    result = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            result[package] = "not installed"
+    return result
 
 
 def git_state() -> dict[str, str]:

@@ -17,7 +17,7 @@ from jobs.evaluate import EvalTask, EvalWorker
 from jobs.evaluation import AGREEMENT_GROUP, REAL, pieces
 from jobs.pool import ActorPool, stages
 from jobs.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
-from jobs.verdict import heard
+from jobs.verdict import clip_features
 from jobs.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -44,7 +44,7 @@ class SweepWorker(EvalWorker):
     def do(self, unit: EvalTask) -> None:
         """Do one unit, or what of it is not done yet."""
         if unit.task == "train":
-            self.evaluation.trained(self.evaluation.trials[unit.voice])
+            self.evaluation.trained(self.evaluation.trials[unit.model_id])
         else:
             super().do(unit)
 
@@ -61,15 +61,15 @@ def run(run_id: str) -> None:
     recipe = parse_recipe(record.recipe, run_id)
     run_ray_train(precompute.work, folder)
     do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
-    voices = list(dict.fromkeys(trial.voice for trial in trials_of(recipe)))
+    model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
     real = [EvalTask("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
     do("reference", real[:1])  # by one, so that the band's tunes are parsed once
-    do("trainings", [EvalTask("train", voice) for voice in voices])
+    do("trainings", [EvalTask("train", model_id) for model_id in model_ids])
     do("teacher's clips", [EvalTask("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
-    do("clips", real + [EvalTask("hear", voice, group) for voice in voices for group in pieces(clips, batch)])
+    do("clips", real + [EvalTask("hear", model_id, group) for model_id in model_ids for group in pieces(clips, batch)])
     forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
-    do("agreement", [EvalTask("agree", voice, group) for voice in voices for group in forced])
+    do("agreement", [EvalTask("agree", model_id, group) for model_id in model_ids for group in forced])
     do("report", [EvalTask("report")])
 
 
@@ -77,11 +77,11 @@ def write_report(trials: SweepEvaluator) -> None:
     """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
     recipe, run = trials.recipe, trials.context.run
     clips = min(recipe.sweep.clips, recipe.evaluate.clips)
-    real, prompts = heard(trials, REAL), trials.clap.text(trials.prompts(range(clips)))
+    real, prompts = clip_features(trials, REAL), trials.clap.text(trials.prompts(range(clips)))
 
     def final(trial: SweepTrial, rows: list[dict[str, Any]]) -> dict[str, float]:
-        own = heard(trials, trial.voice, clips)
-        judged = [trials.agreed(trial.voice, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
+        features = clip_features(trials, trial.model_id, clips)
+        judged = [trials.agreement(trial.model_id, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
         last = [row for row in rows if "held_out/kl" in row][-1]
         return {
             "kl": last["held_out/test/kl"],
@@ -89,8 +89,8 @@ def write_report(trials: SweepEvaluator) -> None:
             "agreement": last["held_out/test/agreement"],
             "test_loss": last["held_out/test/loss"],
             "fluctuation": fluctuation([row["held_out/validation/loss"] for row in rows if "held_out/kl" in row]),
-            "kad": kad(own.vectors, real.vectors, resamples=0).value,
-            "clap": clap_score(own.clap, prompts[own.places], shuffles=1).score.value,
+            "kad": kad(features.vectors, real.vectors, resamples=0).value,
+            "clap": clap_score(features.clap, prompts[features.indices], shuffles=1).score.value,
             "surprise": float(np.concatenate([part["surprise"] for part in judged]).mean()),
             "variety": float(np.concatenate([part["variety"] for part in judged]).mean()),
         }
@@ -120,15 +120,15 @@ def gathered(
     trials: SweepEvaluator, final: Callable[[SweepTrial, list[dict[str, Any]]], dict[str, float]]
 ) -> dict[str, Any]:
     """By grid and value, every seed's curves and figures; a training that stands in two grids is looked at once."""
-    known: dict[str, dict[str, Any]] = {}
+    evaluated: dict[str, dict[str, Any]] = {}
     grids: dict[str, Any] = {
         grid: {value: [] for value in values} for grid, values in GRIDS.items() if grid in trials.recipe.sweep.over
     }
     for trial in trials_of(trials.recipe):
-        if trial.voice not in known:
+        if trial.model_id not in evaluated:
             rows = trials.trained(trial)[1]
-            known[trial.voice] = {"curves": rows, "final": final(trial, rows)}
-        grids[trial.grid][trial.value].append({"seed": trial.seed, **known[trial.voice]})
+            evaluated[trial.model_id] = {"curves": rows, "final": final(trial, rows)}
+        grids[trial.grid][trial.value].append({"seed": trial.seed, **evaluated[trial.model_id]})
     return grids
 
 

@@ -25,35 +25,35 @@ if TYPE_CHECKING:
 def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
     part = context.recipe.sequences
-    wanted: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
-    wanted = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
+    makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
+    makers = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
     if part.clip_share:
-        wanted["clips"] = clips
+        makers["clips"] = clips
     if part.clip_share == 1:
-        del wanted["train samples"]
-    for name, of in wanted.items():
+        del makers["train samples"]
+    for name, of in makers.items():
         source, shards = of(context, pair)
 
-        def told(index: int, name: str = name, count: int = shards.count) -> None:
+        def on_progress(index: int, name: str = name, count: int = shards.count) -> None:
             print(f"{name}: shard {index + 1} of {count}", flush=True)
             context.run.tell(name, index + 1, count)
 
-        make_by_teams(context, pair, shards, maker(context, pair, source), told)
+        make_by_teams(context, pair, shards, maker(context, pair, source), on_progress)
 
 
 def make_by_teams(
-    context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, told: Callable[[int], None]
+    context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, on_progress: Callable[[int], None]
 ) -> None:
     """Make what is missing: each worker, or each team that holds a teacher together, its share."""
     if pair.team is None:
-        make_missing(shards, make, context.rank, context.world, told)
+        make_missing(shards, make, context.rank, context.world, on_progress)
         return
     import torch.distributed as dist
 
     number, teams, leads, group = pair.team
     missing = [shards.missing()]
     dist.broadcast_object_list(missing, src=dist.get_global_rank(group, 0), group=group)
-    make_missing(shards, make, number, teams, told, leads, missing[0])
+    make_missing(shards, make, number, teams, on_progress, leads, missing[0])
 
 
 def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
@@ -65,10 +65,10 @@ def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> Tok
     from tinymusician.distill.sequences import mix
 
     share = context.recipe.sequences.clip_share if split == "train" else 0
-    found: list[tuple[ShardedSource, ShardCache]] = [clips(context, pair)] if share else []
-    found += [samples(context, pair, split)] if share < 1 else []
+    sources: list[tuple[ShardedSource, ShardCache]] = [clips(context, pair)] if share else []
+    sources += [samples(context, pair, split)] if share < 1 else []
     sets = []
-    for source, shards in found:
+    for source, shards in sources:
         check_complete(shards)
         sets.append(source.read(shards, context.cache, None if pair.team else maker(context, pair, source)))
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
@@ -104,14 +104,14 @@ def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple
     from tinymusician.distill.sequences import TeacherSamples
 
     recipe = context.recipe
-    part, asked = recipe.sequences, recipe.teacher
+    part, teacher = recipe.sequences, recipe.teacher
     texts = texts_of(load_prompts(part.prompts), split)
     sampling: dict[str, Any] = {
         "samples": part.samples if split == "train" else 1,
         "frames": frames(context, pair),
-        "guidance": asked.guidance,
-        "top_k": asked.top_k,
-        "temperature": asked.temperature,
+        "guidance": teacher.guidance,
+        "top_k": teacher.top_k,
+        "temperature": teacher.temperature,
         "seed": recipe.training.seed,
         "shard_prompts": part.shard_prompts,
         "at_once": part.samples_at_once,
@@ -136,10 +136,10 @@ def online(
 
     from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
 
-    asked = context.recipe.teacher
+    teacher_config = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
     teacher = OnlineTeacher(
-        pair.teacher.to(context.device), tokens, passes or asked.passes, asked.guidance, dtype, layers
+        pair.teacher.to(context.device), tokens, passes or teacher_config.passes, teacher_config.guidance, dtype, layers
     )
     return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
 
@@ -149,10 +149,15 @@ def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDat
     from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
     content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
-    asked = context.recipe.teacher
+    teacher = context.recipe.teacher
     facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
-    facts |= {"device": context.device, "precision": context.precision(), "format": FORMAT, "top": kept(context)}
-    facts |= {"target": asked.passes} | ({"guidance": asked.guidance} if asked.passes == "guided" else {})
+    facts |= {
+        "device": context.device,
+        "precision": context.precision(),
+        "format": FORMAT,
+        "top": sparse_top_k(context),
+    }
+    facts |= {"target": teacher.passes} | ({"guidance": teacher.guidance} if teacher.passes == "guided" else {})
     return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
 
@@ -162,15 +167,15 @@ def signal_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenData
 
     def make(index: int) -> dict[str, Any]:
         batch = context.recipe.training.batch_size
-        return signal_shard(online(context, pair, tokens), index, len(tokens.codes), batch, kept(context))
+        return signal_shard(online(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context))
 
     return make
 
 
-def kept(context: WorkerContext) -> int | None:
+def sparse_top_k(context: WorkerContext) -> int | None:
     """How many codes of a position shards keep; None for all."""
-    asked = context.recipe.signals
-    return asked.top if isinstance(asked, CachedSignalsConfig) else None
+    signals = context.recipe.signals
+    return signals.top if isinstance(signals, CachedSignalsConfig) else None
 
 
 def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
@@ -185,9 +190,9 @@ def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -
     shards = signal_shards(context, pair, tokens)
     check_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
-    asked = context.recipe.teacher
-    make = signal_maker(context, pair, tokens) if asked.split == 1 else None
-    reader = CachedTeacher(shards, tokens, asked.passes, vocabulary, context.cache, context.device, make)
+    teacher = context.recipe.teacher
+    make = signal_maker(context, pair, tokens) if teacher.split == 1 else None
+    reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
     return PrefetchingSource(reader.ask, ahead=2)
 
 

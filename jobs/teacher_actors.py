@@ -67,8 +67,8 @@ class TeacherClient:
     def __init__(self, context: WorkerContext, tokens: TokenDataset, target: Target, pad: int, actors: int) -> None:
         import ray
 
-        own = range(context.rank, context.rank + actors)
-        self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in own])
+        local_actors = range(context.rank, context.rank + actors)
+        self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in local_actors])
         self._tokens, self._target, self._pad, self._device = tokens, target, pad, context.device
 
     def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:

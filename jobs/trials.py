@@ -75,7 +75,7 @@ class SweepTrial:
         return {part: content[part] for part in _DEPENDS_ON}
 
     @property
-    def voice(self) -> str:
+    def model_id(self) -> str:
         """Its student's name among the voices of an evaluation."""
         return f"trial {fingerprint(self.facts)[:16]}"
 
@@ -111,13 +111,13 @@ class TrackedDistillTask(ObjectiveTask):
 
     def validate(self, model: Model) -> dict[str, float]:
         """By split: the objective's loss, forward KL (`kl`), reverse KL and agreement."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for split, batches in self._splits.items():
             parts = [self._measured(model, batch) for batch in batches]
             rows = [len(batch.logits) for batch in batches]
             for name in parts[0]:
-                found[f"{split}/{name}"] = float(np.average([part[name] for part in parts], weights=rows))
-        return found | {JUDGE: found[f"validation/{JUDGE}"]}
+                metrics[f"{split}/{name}"] = float(np.average([part[name] for part in parts], weights=rows))
+        return metrics | {JUDGE: metrics[f"validation/{JUDGE}"]}
 
     def _measured(self, model: Model, batch: TeacherSignals) -> dict[str, float]:
         logits, mask = self.student_logits(model, batch), batch.sequences.mask
@@ -139,7 +139,7 @@ class SweepEvaluator(Evaluator):
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
         self._alone = WorkerContext(context.store_url, context.run_id, 0, 1, context.device)
-        self.trials = {trial.voice: trial for trial in trials_of(self.recipe)}
+        self.trials = {trial.model_id: trial for trial in trials_of(self.recipe)}
 
     @cached_property
     def _pair(self) -> TeacherStudent:
@@ -170,13 +170,13 @@ class SweepEvaluator(Evaluator):
 
     def trained(self, trial: SweepTrial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
-        kept = ShardCache(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
-        place = self.context.run.key(f"checkpoints/trials/{trial.voice.removeprefix('trial ')}")
-        if kept.missing():
-            kept.write(0, self._train(trial, CheckpointManager(self.store, place, JUDGE)))
+        cache = ShardCache(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
+        place = self.context.run.key(f"checkpoints/trials/{trial.model_id.removeprefix('trial ')}")
+        if cache.missing():
+            cache.write(0, self._train(trial, CheckpointManager(self.store, place, JUDGE)))
         for entry in list(self.store.list(f"{place}/")):
             self.store.delete(entry.key)
-        arrays = kept.read(0)
+        arrays = cache.read(0)
         rows: list[dict[str, Any]] = json.loads(arrays.pop("rows").tobytes())
         return {name.removeprefix(_WEIGHTS): torch.from_numpy(value) for name, value in arrays.items()}, rows
 
@@ -212,7 +212,7 @@ class SweepEvaluator(Evaluator):
         settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
         plan = plan_of(training, training.steps, training.learning_rate, JUDGE)
-        log = run.key(f"trials/{trial.voice.removeprefix('trial ')}.jsonl")
+        log = run.key(f"trials/{trial.model_id.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
         how = f"trained {trial.grid}, {trial.value}, seed {trial.seed}"
         try:
@@ -220,19 +220,19 @@ class SweepEvaluator(Evaluator):
             weights, last = engine.state().weights, []
         except NonFiniteLossError as error:  # a result like any other: what it was at its last checkpoint is judged
             metrics.flush()
-            kept = checkpoints.latest()
-            assert kept is not None, "the loop begins with a checkpoint"
-            weights, last = kept.state.weights, [{"step": kept.step, DIVERGED: str(error)}]
+            checkpoint = checkpoints.latest()
+            assert checkpoint is not None, "the loop begins with a checkpoint"
+            weights, last = checkpoint.state.weights, [{"step": checkpoint.step, DIVERGED: str(error)}]
             how += f", diverged: {error}"
         print(how, flush=True)
         rows = [*read_metrics(self.store, log), *last]
         arrays = {_WEIGHTS + name: value.numpy() for name, value in weights.items()}
         return {**arrays, "rows": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
 
-    def _opened(self, voice: str) -> Generator:
-        if voice not in self.trials:
-            return super()._opened(voice)
-        trial = self.trials[voice]
+    def _opened(self, model_id: str) -> Generator:
+        if model_id not in self.trials:
+            return super()._opened(model_id)
+        trial = self.trials[model_id]
         student = new_student(trial.recipe, self._pair.teacher)
         ConditionedDecoder(student).load_state_dict(self.trained(trial)[0])
         guided = trial.recipe.teacher.target == "guided"

@@ -44,41 +44,43 @@ WORST = 5
 class ClipFeatures:
     """Everything that was heard of a voice's clips; `places` are the numbers of those that are sound."""
 
-    places: Indices
+    indices: Indices
     vectors: ClipEmbeddings
     clap: ClipEmbeddings
     classes: dict[str, Floats]
     health: Floats | None
     provenance: Counter[str]
 
-    def at(self, places: Indices) -> ClipFeatures:
+    def at(self, indices: Indices) -> ClipFeatures:
         """The clips of these numbers alone."""
-        index = np.searchsorted(self.places, places)
+        index = np.searchsorted(self.indices, indices)
         classes = {question: values[index] for question, values in self.classes.items()}
-        return ClipFeatures(places, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.provenance)
+        return ClipFeatures(
+            indices, self.vectors.chosen(index), self.clap.chosen(index), classes, None, self.provenance
+        )
 
 
 def write_report(evaluation: Evaluator) -> None:
     """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
-    run, asked = evaluation.context.run, evaluation.asked
-    real = heard(evaluation, REAL)
-    prompts = evaluation.clap.text(evaluation.prompts(range(asked.clips)))
-    voices = judged(evaluation.recipe)
-    names = labels(voices)
-    found: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
-    found[RECONSTRUCTED] = compared(evaluation, heard(evaluation, RECONSTRUCTED), real, prompts)
+    run, config = evaluation.context.run, evaluation.config
+    real = clip_features(evaluation, REAL)
+    prompts = evaluation.clap.text(evaluation.prompts(range(config.clips)))
+    model_ids = judged(evaluation.recipe)
+    names = labels(model_ids)
+    results: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
+    results[RECONSTRUCTED] = compared(evaluation, clip_features(evaluation, RECONSTRUCTED), real, prompts)
     scores: dict[str, Floats] = {}
     far: dict[str, Any] = {}
-    for voice in voices:
-        print(f"figures of {names[voice]}", flush=True)
-        one = heard(evaluation, voice)
-        found[names[voice]] = figures(evaluation, voice, one, real, prompts)
-        scores[names[voice]] = _by_clip(evaluation, one, prompts)
-        far[names[voice]] = worst(evaluation, one, real)
-    for name, own in scores.items():
-        found[name]["clap_less_first"] = less(own, scores[names[voices[0]]], asked.seed)
-        found[name]["clap_by_clip"] = own.round(5).tolist()
-    content = as_json({"models": found, "how": how(evaluation, real), "worst": far})
+    for model_id in model_ids:
+        print(f"figures of {names[model_id]}", flush=True)
+        one = clip_features(evaluation, model_id)
+        results[names[model_id]] = figures(evaluation, model_id, one, real, prompts)
+        scores[names[model_id]] = _by_clip(evaluation, one, prompts)
+        far[names[model_id]] = worst(evaluation, one, real)
+    for name, features in scores.items():
+        results[name]["clap_less_first"] = mean_difference(features, scores[names[model_ids[0]]], config.seed)
+        results[name]["clap_by_clip"] = features.round(5).tolist()
+    content = as_json({"models": results, "how": how(evaluation, real), "worst": far})
     listened, store = _listened(evaluation, names), run.store
     page = html_report(evaluation.recipe.name, content, listened, curves(store, names), sensitivities(store, names))
     run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
@@ -88,66 +90,66 @@ def write_report(evaluation: Evaluator) -> None:
     run.store.put(run.key("result.json"), json.dumps(result).encode())
 
 
-def heard(evaluation: Evaluator, voice: str, clips: int | None = None) -> ClipFeatures:
+def clip_features(evaluation: Evaluator, model_id: str, clips: int | None = None) -> ClipFeatures:
     """All groups of a voice's clips (the first `clips`) together, without those that cannot be read or are no numbers.
 
     Raises:
         DataError: none of the real clips is left, and so nothing can be compared with them.
     """
-    asked = evaluation.asked
-    listen = partial(evaluation.heard, voice)
-    if voice in (REAL, RECONSTRUCTED):
-        listen = partial(evaluation.heard_real, coded=voice == RECONSTRUCTED)
-    parts = [listen(group) for group in pieces(clips or asked.clips, asked.batch)]
-    kept = np.concatenate([part["kept"] for part in parts])
-    places = np.flatnonzero(kept)
-    if len(places) == 0 and voice in (REAL, RECONSTRUCTED):
-        raise DataError(f"evaluation: not one clip of {label(voice)} is sound")
-    told = Counter[str]()
+    config = evaluation.config
+    listen = partial(evaluation.features, model_id)
+    if model_id in (REAL, RECONSTRUCTED):
+        listen = partial(evaluation.real_features, coded=model_id == RECONSTRUCTED)
+    parts = [listen(group) for group in pieces(clips or config.clips, config.batch)]
+    valid = np.concatenate([part["kept"] for part in parts])
+    indices = np.flatnonzero(valid)
+    if len(indices) == 0 and model_id in (REAL, RECONSTRUCTED):
+        raise DataError(f"evaluation: not one clip of {label(model_id)} is sound")
+    notes = Counter[str]()
     for part in parts:
-        told.update(json.loads(part["told"].tobytes()) if "told" in part else {})
-    vectors = _joined(parts, "vectors", kept)
+        notes.update(json.loads(part["told"].tobytes()) if "told" in part else {})
+    vectors = _joined(parts, "vectors", valid)
     questions = [name for name in parts[0] if name.startswith("classes/")]
-    classes = {name.removeprefix("classes/"): _stacked(parts, name)[kept] for name in questions}
+    classes = {name.removeprefix("classes/"): _stacked(parts, name)[valid] for name in questions}
     health = _stacked(parts, "health") if "health" in parts[0] else None
-    clap = _joined(parts, "clap", kept) if "clap" in parts[0] else vectors
-    return ClipFeatures(places, vectors, clap, classes, health, told)
+    clap = _joined(parts, "clap", valid) if "clap" in parts[0] else vectors
+    return ClipFeatures(indices, vectors, clap, classes, health, notes)
 
 
-def less(own: Floats, first: Floats, seed: int) -> Interval | None:
+def mean_difference(scores: Floats, first: Floats, seed: int) -> Interval | None:
     """The mean difference of the CLAP scores of clips that both have; None if there are none."""
-    both = np.isfinite(own) & np.isfinite(first)
-    return difference(own[both], first[both], seed) if both.any() else None
+    both = np.isfinite(scores) & np.isfinite(first)
+    return difference(scores[both], first[both], seed) if both.any() else None
 
 
 def _stacked(parts: list[Arrays], name: str) -> Floats:
     return np.concatenate([part[name] for part in parts])
 
 
-def _joined(parts: list[Arrays], name: str, kept: Any) -> ClipEmbeddings:
+def _joined(parts: list[Arrays], name: str, valid: Any) -> ClipEmbeddings:
     """The vectors of the kept clips, numbered through."""
     clips = [part[name][part[f"{name}_owners"] == clip] for part in parts for clip in range(int(part["kept"].shape[0]))]
-    sound = [clip for clip, good in zip(clips, kept, strict=True) if good]
+    sound = [clip for clip, good in zip(clips, valid, strict=True) if good]
     return ClipEmbeddings.of(sound) if sound else ClipEmbeddings(parts[0][name][:0], np.zeros(0, np.int64))
 
 
 def figures(
-    evaluation: Evaluator, voice: str, own: ClipFeatures, real: ClipFeatures, prompts: Floats
+    evaluation: Evaluator, model_id: str, features: ClipFeatures, real: ClipFeatures, prompts: Floats
 ) -> dict[str, Any]:
     """Everything that is said of one voice."""
-    assert own.health is not None
+    assert features.health is not None
     return {
-        **compared(evaluation, own, real, prompts),
-        "degenerate": degenerate(own.health, evaluation.asked.degeneration),
-        "agreement": _agreement(evaluation, voice),
-        "cost": evaluation.cost(voice) if evaluation.asked.cost_runs else None,
-        "bytes": evaluation.known(voice).size,
+        **compared(evaluation, features, real, prompts),
+        "degenerate": degenerate(features.health, evaluation.config.degeneration),
+        "agreement": _agreement(evaluation, model_id),
+        "cost": evaluation.cost(model_id) if evaluation.config.cost_runs else None,
+        "bytes": evaluation.facts(model_id).size,
     }
 
 
-def compared(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures, prompts: Floats) -> dict[str, Any]:
+def compared(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures, prompts: Floats) -> dict[str, Any]:
     """How clips compare with the real ones and their captions; what cannot be told is None, and why is in `notes`."""
-    asked = evaluation.asked
+    config = evaluation.config
     notes: list[str] = []
 
     def tried(measure: Callable[[], Any]) -> Any:
@@ -157,21 +159,21 @@ def compared(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures, promp
             notes.append(str(error))
             return None
 
-    few = max(20, asked.resamples // 2)
-    beyond = tried(lambda: fad_infinity_interval(own.vectors, real.vectors, asked.seed, few))
-    if len(own.places) == 0:
+    few = max(20, config.resamples // 2)
+    beyond = tried(lambda: fad_infinity_interval(features.vectors, real.vectors, config.seed, few))
+    if len(features.indices) == 0:
         notes.append("not one of its clips is sound, see the degenerate ones")
-    both = np.intersect1d(own.places, real.places)
-    ours, theirs = own.at(both), real.at(both)
+    both = np.intersect1d(features.indices, real.indices)
+    ours, theirs = features.at(both), real.at(both)
     return {
-        "clips": len(own.places),
-        "fad": tried(lambda: fad_interval(own.vectors, real.vectors, asked.seed, asked.resamples)),
+        "clips": len(features.indices),
+        "fad": tried(lambda: fad_interval(features.vectors, real.vectors, config.seed, config.resamples)),
         "fad_infinity": beyond[0] if beyond else None,
         "fad_points": list(beyond[1].points) if beyond else None,
-        "kad": tried(lambda: kad(own.vectors, real.vectors, asked.seed, asked.resamples)),
-        "clap": _clap(evaluation, own, prompts),
+        "kad": tried(lambda: kad(features.vectors, real.vectors, config.seed, config.resamples)),
+        "clap": _clap(evaluation, features, prompts),
         "labels": {
-            question: asdict(label_divergence(theirs.classes[question], ours.classes[question], asked.seed))
+            question: asdict(label_divergence(theirs.classes[question], ours.classes[question], config.seed))
             for question in (ours.classes if len(both) else ())
         },
         "notes": notes,
@@ -181,104 +183,106 @@ def compared(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures, promp
 def degenerate(health: Floats, limits: DegenerateThresholds) -> dict[str, int]:
     """How many clips have each kind of fault, and any."""
     kinds = [problems(ClipHealth(*row), limits) for row in health.tolist()]
-    counted = Counter(kind for found in kinds for kind in found)
-    return {"any": sum(bool(found) for found in kinds), **{kind: counted[kind] for kind in KINDS}}
+    counted = Counter(kind for labels in kinds for kind in labels)
+    return {"any": sum(bool(labels) for labels in kinds), **{kind: counted[kind] for kind in KINDS}}
 
 
-def worst(evaluation: Evaluator, own: ClipFeatures, real: ClipFeatures) -> list[dict[str, Any]]:
+def worst(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures) -> list[dict[str, Any]]:
     """The clips that lie furthest from the reference by themselves; none where that cannot be told."""
     try:
-        far = fad_by_clip(own.vectors, real.vectors)
+        far = fad_by_clip(features.vectors, real.vectors)
     except DataError:
         return []
-    places = [(int(own.places[n]), float(far[n])) for n in np.argsort(far)[::-1][:WORST]]
-    return [{"clip": clip, "fad": value, "prompt": evaluation.prompts([clip])[0]} for clip, value in places]
+    indices = [(int(features.indices[n]), float(far[n])) for n in np.argsort(far)[::-1][:WORST]]
+    return [{"clip": clip, "fad": value, "prompt": evaluation.prompts([clip])[0]} for clip, value in indices]
 
 
 def how(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
     """What a figure must not be quoted without."""
-    asked, record = evaluation.asked, evaluation.context.record
+    config, record = evaluation.config, evaluation.context.record
     return {
         **evaluation.reference.provenance,
-        "real clips": len(real.places),
+        "real clips": len(real.indices),
         "done to them": dict(real.provenance),
-        "clips a model": asked.clips,
-        "seconds a clip": asked.seconds,
-        "embedding": {**asked.embedding.model_dump(), **evaluation.embedder.facts, "D": real.vectors.dimension},
-        "CLAP score by": {"model": asked.clap, **evaluation.clap.facts},
-        "classes by": None if evaluation.tagger is None else {"model": asked.tagger, **evaluation.tagger.facts},
+        "clips a model": config.clips,
+        "seconds a clip": config.seconds,
+        "embedding": {**config.embedding.model_dump(), **evaluation.embedder.facts, "D": real.vectors.dimension},
+        "CLAP score by": {"model": config.clap, **evaluation.clap.facts},
+        "classes by": None if evaluation.tagger is None else {"model": config.tagger, **evaluation.tagger.facts},
         "sampling": evaluation.settings.__dict__,
-        "seed": asked.seed,
-        "resamples": asked.resamples,
-        "limits": asked.degeneration.model_dump(),
+        "seed": config.seed,
+        "resamples": config.resamples,
+        "limits": config.degeneration.model_dump(),
         "run": record.id,
         "versions": record.versions,
         "machine": f"{platform.machine()}, {platform.system()}, {evaluation.context.device}",
     }
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def summary(results: dict[str, Any]) -> dict[str, Any]:
     """A voice's figures as the run's metrics show them."""
 
     def value(name: str) -> Any:
-        one = found.get(name)
+        one = results.get(name)
         return one["value"] if isinstance(one, dict) and "value" in one else None
 
-    agreement = found.get("agreement") or {}
+    agreement = results.get("agreement") or {}
     return {
         **{name: value(name) for name in ("fad", "fad_infinity", "kad")},
-        "clap": found["clap"]["score"]["value"],
-        "clap_shuffled": found["clap"]["shuffled"],
+        "clap": results["clap"]["score"]["value"],
+        "clap_shuffled": results["clap"]["shuffled"],
         "kl": agreement.get("forward", {}).get("value"),
-        "degenerate": found.get("degenerate", {}).get("any"),
-        "bytes": found.get("bytes"),
-        "real_time_factor": (found.get("cost") or {}).get("real_time_factor"),
+        "degenerate": results.get("degenerate", {}).get("any"),
+        "bytes": results.get("bytes"),
+        "real_time_factor": (results.get("cost") or {}).get("real_time_factor"),
     }
 
 
-def _clap(evaluation: Evaluator, own: ClipFeatures, prompts: Floats) -> dict[str, Any]:
-    if len(own.places) == 0:
+def _clap(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> dict[str, Any]:
+    if len(features.indices) == 0:
         return {"score": Interval(np.nan), "shuffled": None, "p_shuffled": None}
-    return clap_score(own.clap, prompts[own.places], evaluation.asked.seed).facts()
+    return clap_score(features.clap, prompts[features.indices], evaluation.config.seed).facts()
 
 
-def _by_clip(evaluation: Evaluator, own: ClipFeatures, prompts: Floats) -> Floats:
+def _by_clip(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> Floats:
     """The CLAP score of every clip, NaN where it was not kept."""
     scores = np.full(len(prompts), np.nan)
-    if len(own.places):
-        scores[own.places] = clap_score(own.clap, prompts[own.places], evaluation.asked.seed, shuffles=1).by_clip
+    if len(features.indices):
+        scores[features.indices] = clap_score(
+            features.clap, prompts[features.indices], evaluation.config.seed, shuffles=1
+        ).by_clip
     return scores
 
 
-def _agreement(evaluation: Evaluator, voice: str) -> dict[str, Any] | None:
-    groups = pieces(agreement_clips(evaluation.asked), AGREEMENT_GROUP)
+def _agreement(evaluation: Evaluator, model_id: str) -> dict[str, Any] | None:
+    groups = pieces(agreement_clips(evaluation.config), AGREEMENT_GROUP)
     if not groups:
         return None
-    parts = [evaluation.agreed(voice, clips) for clips in groups]
-    seed = evaluation.asked.seed
-    found: dict[str, Any] = {"clips": sum(len(part["forward"]) for part in parts)}
+    parts = [evaluation.agreement(model_id, clips) for clips in groups]
+    seed = evaluation.config.seed
+    result: dict[str, Any] = {"clips": sum(len(part["forward"]) for part in parts)}
     for name in ("forward", "reverse", "top_1", "with_text"):
         values = _stacked(parts, name)
-        found[name] = mean_interval(values.mean(axis=1), seed)
-        found[f"{name}_by_codebook"] = values.mean(axis=0).tolist()
+        result[name] = mean_interval(values.mean(axis=1), seed)
+        result[f"{name}_by_codebook"] = values.mean(axis=0).tolist()
     for name in ("surprise", "variety"):
-        found[name] = mean_interval(_stacked(parts, name), seed)
-    return found
+        result[name] = mean_interval(_stacked(parts, name), seed)
+    return result
 
 
 def _listened(evaluation: Evaluator, names: dict[str, str]) -> list[tuple[str, list[AudioSample]]]:
     """For the first prompts, the clips of everybody."""
-    clips, rate = range(min(evaluation.asked.listen, evaluation.asked.clips)), evaluation.embedder.rate
-    found: list[tuple[str, list[AudioSample]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
+    clips, rate = range(min(evaluation.config.listen, evaluation.config.clips)), evaluation.embedder.rate
+    samples: list[tuple[str, list[AudioSample]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
     for clip in clips:
         try:
             wave = evaluation.reference.wave(clip, rate).wave
-            found[clip][1].append(AudioSample(REAL, wave, rate, encode_flac(wave, rate)))
+            samples[clip][1].append(AudioSample(REAL, wave, rate, encode_flac(wave, rate)))
         except DataError as error:
             print(f"skipped: {error}", flush=True)
-    for voice, name in names.items():
-        own = evaluation.known(voice).rate
-        for clip, played in enumerate(evaluation.played(voice, clips)):
+    for model_id, name in names.items():
+        model_rate = evaluation.facts(model_id).rate
+        for clip, played in enumerate(evaluation.generated(model_id, clips)):
             wave = played["wave"].astype(np.float32) / 32767
-            found[clip][1].append(AudioSample(name, wave, own, encode_flac(wave, own)))
-    return found
+            samples[clip][1].append(AudioSample(name, wave, model_rate, encode_flac(wave, model_rate)))
+    return samples

@@ -21,7 +21,7 @@ from tinymusician.errors import ClusterError, NonFiniteLossError, RunError, Stor
 from tinymusician.recipe import Recipe, TrainingConfig, parse_recipe
 
 _BEAT_SECONDS = 2.0
-_LOOK_SECONDS, _PATIENCE = 5.0, 600.0
+_LOOK_SECONDS, _RESOURCE_TIMEOUT_SECONDS = 5.0, 600.0
 _LONGEST_WAIT = 24 * 3600
 
 
@@ -64,9 +64,9 @@ class WorkerContext:
         """The recipe's precision, with `auto` settled by the device."""
         import torch
 
-        wish = self.recipe.training.precision
-        if wish != "auto":
-            return wish
+        requested = self.recipe.training.precision
+        if requested != "auto":
+            return requested
         return "bfloat16" if self.device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
     def meet(self) -> None:
@@ -93,7 +93,7 @@ class SidecarActors(NamedTuple):
 NO_SIDECARS = SidecarActors(0, lambda run, gpu, cpus: contextlib.nullcontext())
 
 
-def run_ray_train(work: Work, run: RunStore, company: SidecarActors = NO_SIDECARS) -> None:
+def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECARS) -> None:
     """Run `work` on the run's Ray Train workers, each with a GPU if the cluster has any, restarted when they die.
 
     Where the recipe allows fewer, Ray goes on with those that are left, and adds others when machines come back.
@@ -104,8 +104,8 @@ def run_ray_train(work: Work, run: RunStore, company: SidecarActors = NO_SIDECAR
     record = run.record()
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
     least = min(training.least_workers or workers, workers)
-    gpu, cpus = allocate_resources(workers + company.number, least + company.number)
-    with tempfile.TemporaryDirectory() as folder, company.start(run, gpu, cpus):
+    gpu, cpus = allocate_resources(workers + sidecars.number, least + sidecars.number)
+    with tempfile.TemporaryDirectory() as folder, sidecars.start(run, gpu, cpus):
         trainer = TorchTrainer(
             _on_worker,
             train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "gpu": gpu},
@@ -142,7 +142,7 @@ def allocate_resources(workers: int, least: int | None = None) -> tuple[bool, in
         environment = {"env_vars": address, "worker_process_setup_hook": "jobs.interface.choose"}
         ray.init(address="auto", runtime_env=environment, log_to_driver=True, logging_level="WARNING")
     most = state.get_max_resources_from_cluster_config() or {}
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _RESOURCE_TIMEOUT_SECONDS
     while True:
         nodes = ray.nodes()
         gpus = max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0))

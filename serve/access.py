@@ -147,7 +147,7 @@ class ApiKeyAuthenticator:
         """Whether no key is needed."""
         return self._path is None
 
-    def known(self, authorization: str | None) -> ApiKey | None:
+    def authenticate(self, authorization: str | None) -> ApiKey | None:
         """The key of an `Authorization: Bearer KEY` header; None where none is needed.
 
         Raises:
@@ -206,10 +206,10 @@ class ApiKeyAuthenticator:
 
     def _load(self, path: Path) -> None:
         try:
-            found = path.stat()
+            info = path.stat()
         except OSError as error:
             raise KeyFileError(f"API keys {path}: {error.strerror}; `tmctl access create NAME` makes it") from None
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
         if stamp != self._stamp:
             self._keys = {key.id: key for key in read_keys(path).keys}
             self._stamp = stamp

@@ -14,16 +14,16 @@ _LONGEST_WAIT = 60
 class OverloadedError(Exception):
     """No place is free; `wait` is in how many whole seconds one should be."""
 
-    def __init__(self, places: int, wait: int) -> None:
-        super().__init__(f"all {places} places are taken")
+    def __init__(self, limit: int, wait: int) -> None:
+        super().__init__(f"all {limit} places are taken")
         self.wait = wait
 
 
 class ConcurrencyLimiter:
     """A number of places."""
 
-    def __init__(self, places: int) -> None:
-        self._places, self._mean = places, 1.0
+    def __init__(self, limit: int) -> None:
+        self._limit, self._mean = limit, 1.0
         self.taken = 0
 
     @contextlib.contextmanager
@@ -33,8 +33,8 @@ class ConcurrencyLimiter:
         Raises:
             Full: there is none.
         """
-        if self.taken >= self._places:
-            raise OverloadedError(self._places, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
+        if self.taken >= self._limit:
+            raise OverloadedError(self._limit, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
         self.taken += 1
         try:
             yield

@@ -41,9 +41,9 @@ class ServeEngineClient:
         self._about = musicians.options(method_name="about")
 
     async def play(
-        self, wish: GenerationRequest, whole: bool, request: str
+        self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        async with aclosing(_passed_on(self._play.remote(wish, whole, request))) as parts:
+        async with aclosing(_passed_on(self._play.remote(generation, whole, request))) as parts:
             async for part in parts:
                 yield part
 
@@ -104,7 +104,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": settings.threads or 1},
         autoscaling_config=scaling,
         max_ongoing_requests=settings.rows,
-        graceful_shutdown_timeout_s=settings.limits.patience,
+        graceful_shutdown_timeout_s=settings.limits.request_timeout_s,
         health_check_period_s=_LOOK_SECONDS,
         health_check_timeout_s=_LOOK_SECONDS,
     ).bind(settings)
@@ -114,6 +114,6 @@ def build(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0, "resources": _HEAD},
         num_replicas=1,
         max_ongoing_requests=_UNBOUNDED,
-        graceful_shutdown_timeout_s=settings.limits.patience,
+        graceful_shutdown_timeout_s=settings.limits.request_timeout_s,
     )
     return front.bind(musicians, settings)

@@ -65,12 +65,12 @@ class FlacEncoder:
         self._file, self._samples, self._begun = _SndfileEncoder(rate, "FLAC", "PCM_16"), samples, False
 
     def feed(self, samples: Samples) -> bytes:
-        return self._told(self._file.packed(samples))
+        return self._with_length(self._file.packed(samples))
 
     def end(self) -> bytes:
-        return self._told(self._file.ended())
+        return self._with_length(self._file.ended())
 
-    def _told(self, data: bytes) -> bytes:
+    def _with_length(self, data: bytes) -> bytes:
         """The bytes; in the first ones the number of samples is written (RFC 9639, 8.2: the last 36 bits but MD5)."""
         if self._begun or not data:
             return data
@@ -126,24 +126,24 @@ class _Sink(io.RawIOBase):
     """Where libsndfile writes. What it writes over bytes that have left already is dropped."""
 
     def __init__(self) -> None:
-        self._kept, self._gone, self._place = bytearray(), 0, 0
+        self._buffer, self._gone, self._place = bytearray(), 0, 0
 
     def taken(self) -> bytes:
         """What came since the last call."""
-        new = bytes(self._kept)
+        new = bytes(self._buffer)
         self._gone += len(new)
-        self._kept.clear()
+        self._buffer.clear()
         return new
 
     def write(self, data: Any) -> int:
         start = self._place - self._gone
         if start >= 0:
-            self._kept[start : start + len(data)] = data
+            self._buffer[start : start + len(data)] = data
         self._place += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._gone + len(self._kept)}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._gone + len(self._buffer)}[whence]
         self._place = origin + offset
         return self._place
 

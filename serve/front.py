@@ -39,22 +39,22 @@ class Ingress:
             KeyFileError: the settings' file of keys is none.
         """
         self._engines, self._limits = engines, settings.limits
-        self._gate, self._places, self.metrics = (
+        self._gate, self._limiter, self.metrics = (
             ApiKeyAuthenticator(settings.keys),
-            ConcurrencyLimiter(settings.limits.places),
+            ConcurrencyLimiter(settings.limits.max_concurrent_requests),
             IngressMetrics(),
         )
         self._downloads = ConcurrencyLimiter(DOWNLOADS)
         self._model: tuple[float, ModelInfo] | None = None
 
-    def known(self, authorization: str | None) -> ApiKey | None:
+    def authenticate(self, authorization: str | None) -> ApiKey | None:
         """The key that a request shows.
 
         Raises:
             Refusal: it shows none that counts, and one is needed.
         """
         try:
-            return self._gate.known(authorization)
+            return self._gate.authenticate(authorization)
         except AuthenticationError as error:
             raise ApiError(401, "unauthorized", str(error)) from None
 
@@ -96,13 +96,13 @@ class Ingress:
             raise
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
         body = cast(AsyncIterator[bytes], parts)
-        return AudioStreamingResponse(body, headers, _BINARY, held.close, self._limits.patience)
+        return AudioStreamingResponse(body, headers, _BINARY, held.close, self._limits.request_timeout_s)
 
-    def _entered(self, places: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
+    def _entered(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
         """A place and one of the key's requests, until they are closed."""
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(places.entered())
+                held.enter_context(limiter.entered())
                 held.enter_context(self._gate.entered(key))
             except RateLimitError as error:
                 raise ApiError(429, "rate_limited", str(error), wait=error.wait) from None
@@ -110,47 +110,47 @@ class Ingress:
                 raise ApiError(429, "busy", str(error), wait=error.wait) from None
             return held.pop_all()
 
-    async def generate(self, asked: CreateAudioRequest, key: ApiKey | None) -> Response:
+    async def generate(self, body: CreateAudioRequest, key: ApiKey | None) -> Response:
         """The audio.
 
         Raises:
             Refusal: it cannot be had, or not now.
         """
         began = time.monotonic()
-        seed = secrets.randbelow(LARGEST_SEED) if asked.seed is None else asked.seed
-        performance = self._begun(asked, seed, key)
+        seed = secrets.randbelow(LARGEST_SEED) if body.seed is None else body.seed
+        performance = self._begun(body, seed, key)
         try:
             heading = await performance.fetch()
             first = await performance.fetch()
             assert isinstance(heading, StreamMetadata)
             assert isinstance(first, bytes)
-            if asked.stream:
+            if body.stream:
                 self.metrics.first_audio.observe(time.monotonic() - began)
             headers = {"X-Seed": str(seed), "X-Bundle": heading.digest}
             if heading.version is not None:
                 headers["X-Bundle-Version"] = str(heading.version)
-            if asked.stream:
-                return self._stream(asked, performance, heading, first, headers)
+            if body.stream:
+                return self._stream(body, performance, heading, first, headers)
             parts = [first, *await performance.rest()]
             took, lasts = time.monotonic() - began, heading.samples / heading.rate
             headers["X-Real-Time-Factor"] = f"{took / lasts:.3f}"
-            content = await asyncio.to_thread(_encoded, asked, heading, parts)
-            return Response(content, headers=headers, media_type=MEDIA_TYPES[asked.format])
+            content = await asyncio.to_thread(_encoded, body, heading, parts)
+            return Response(content, headers=headers, media_type=MEDIA_TYPES[body.format])
         except BaseException:
             performance.stop()
             raise
 
-    def _begun(self, asked: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
+    def _begun(self, body: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
         """The piece on its way; key and place are held as long as it is played."""
         began = time.monotonic()
-        wish = asked.wish(seed, self._limits.seconds, self._limits.prompt)
-        held = self._entered(self._places, key)
+        generation = body.to_generation_request(seed, self._limits.seconds, self._limits.prompt)
+        held = self._entered(self._limiter, key)
 
         def ended(whole: bool) -> None:
             held.close()
-            self._places.took(time.monotonic() - began)
+            self._limiter.took(time.monotonic() - began)
             took = time.monotonic() - began
-            self.metrics.places.set(self._places.taken)
+            self.metrics.requests_in_flight.set(self._limiter.taken)
             if performance.losses:
                 self.metrics.losses.inc(performance.losses)
             if whole:
@@ -163,29 +163,29 @@ class Ingress:
                 key=key.id if key else None,
             )
 
-        self.metrics.places.set(self._places.taken)
-        performance = GenerationTask(self._engines, wish, self._limits.patience, not asked.stream, ended)
+        self.metrics.requests_in_flight.set(self._limiter.taken)
+        performance = GenerationTask(self._engines, generation, self._limits.request_timeout_s, not body.stream, ended)
         return performance
 
     def _stream(
         self,
-        asked: CreateAudioRequest,
+        audio_request: CreateAudioRequest,
         performance: GenerationTask,
         heading: StreamMetadata,
         first: bytes,
         headers: dict[str, str],
     ) -> Response:
         async def body() -> AsyncIterator[bytes]:
-            file = encoder(asked.format, heading.rate, heading.samples)
+            file = encoder(audio_request.format, heading.rate, heading.samples)
             yield file.feed(_samples(first))
             while isinstance(part := await performance.fetch(), bytes):
                 yield file.feed(_samples(part))
             yield file.end()
 
-        if asked.format == "wav":
+        if audio_request.format == "wav":
             headers = {**headers, "Content-Length": str(wave_size(heading.samples))}
         return AudioStreamingResponse(
-            body(), headers, MEDIA_TYPES[asked.format], performance.stop, 2 * self._limits.patience
+            body(), headers, MEDIA_TYPES[audio_request.format], performance.stop, 2 * self._limits.request_timeout_s
         )
 
 
@@ -215,6 +215,6 @@ def _samples(part: bytes) -> Samples:
     return np.frombuffer(part, np.float32)
 
 
-def _encoded(asked: CreateAudioRequest, heading: StreamMetadata, parts: list[bytes]) -> bytes:
-    file = encoder(asked.format, heading.rate, heading.samples)
+def _encoded(body: CreateAudioRequest, heading: StreamMetadata, parts: list[bytes]) -> bytes:
+    file = encoder(body.format, heading.rate, heading.samples)
     return b"".join([*(file.feed(_samples(part)) for part in parts), file.end()])

@@ -14,9 +14,9 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 def log_event(event: str, **facts: Any) -> None:
     """Write one line to standard error, which Ray keeps by process; facts that are None are left out."""
-    told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+    record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
     if request_id.get():
-        told["request_id"] = request_id.get()
-    told |= {name: value for name, value in facts.items() if value is not None}
-    sys.stderr.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+        record["request_id"] = request_id.get()
+    record |= {name: value for name, value in facts.items() if value is not None}
+    sys.stderr.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
     sys.stderr.flush()

@@ -66,7 +66,7 @@ class CreateAudioRequest(BaseModel):
     format: Format = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
     stream: bool = Field(False, description="Send the audio while it is made.")
 
-    def wish(self, seed: int, seconds: float, prompt: int) -> GenerationRequest:
+    def to_generation_request(self, seed: int, seconds: float, prompt: int) -> GenerationRequest:
         """What the engine is asked for, with the limits of this endpoint.
 
         Raises:
@@ -77,8 +77,8 @@ class CreateAudioRequest(BaseModel):
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
             if len(text) > prompt:
                 raise RequestError(f"{name}: {len(text)} characters; at most {prompt} here")
-        own = self.model_dump(include={"prompt", "guidance", "temperature", "top_k", "top_p", "negative_prompt"})
-        return GenerationRequest(seconds=self.seconds, seed=seed, **own)
+        fields = self.model_dump(include={"prompt", "guidance", "temperature", "top_k", "top_p", "negative_prompt"})
+        return GenerationRequest(seconds=self.seconds, seed=seed, **fields)
 
 
 class StreamMetadata(BaseModel):

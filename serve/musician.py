@@ -20,7 +20,7 @@ from serve.log import log_event, request_id
 from serve.messages import ModelInfo, StreamMetadata
 from serve.room import AudioOutput, EngineLoop, RequestHandle
 from serve.settings import ServeConfig
-from serve.shelf import ResolvedBundle, open_shelf
+from serve.shelf import ResolvedBundle, open_bundle_source
 from serve.watch import EngineMetrics
 from tinymusician.errors import BundleError, EngineError, NotFoundError
 from tinymusician.runtime.bundle import MANIFEST
@@ -33,24 +33,24 @@ _PIECE = 1 << 20
 class LoadedBundle:
     """A bundle that is played, and its room."""
 
-    def __init__(self, found: ResolvedBundle, player: MusicGenerator, room: EngineLoop) -> None:
-        self.found, self.player, self.room = found, player, room
-        self.digest = found.digest
+    def __init__(self, bundle: ResolvedBundle, player: MusicGenerator, loop: EngineLoop) -> None:
+        self.found, self.player, self.room = bundle, player, loop
+        self.digest = bundle.digest
 
 
 class AsyncOutputQueue:
     """What a room's thread plays for somebody who waits on an event loop."""
 
     def __init__(self) -> None:
-        self._loop, self._heard = asyncio.get_running_loop(), asyncio.Queue[AudioOutput]()
+        self._loop, self._outputs = asyncio.get_running_loop(), asyncio.Queue[AudioOutput]()
 
-    def __call__(self, heard: AudioOutput) -> None:
+    def __call__(self, output: AudioOutput) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and so has whoever waited
-            self._loop.call_soon_threadsafe(self._heard.put_nowait, heard)
+            self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
 
     async def next(self) -> AudioOutput:
         """What comes next."""
-        return await self._heard.get()
+        return await self._outputs.get()
 
 
 class EngineReplica:
@@ -63,7 +63,7 @@ class EngineReplica:
             TinyMusicianError: there is no bundle that can be played.
         """
         self._settings, self._metrics = settings, EngineMetrics()
-        self._shelf = open_shelf(settings)
+        self._source = open_bundle_source(settings)
         self._refused: set[str] = set()
         self._playing = self._first()
         self._closed = threading.Event()
@@ -76,7 +76,7 @@ class EngineReplica:
         self._playing.room.close()
 
     async def play(
-        self, wish: GenerationRequest, whole: bool, request: str
+        self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         """A heading, then the samples (float32) as they come, or all at once. Closing the iterator frees the rows.
 
@@ -85,29 +85,29 @@ class EngineReplica:
             EngineError: playing failed.
         """
         request_id.set(request)
-        ear = AsyncOutputQueue()
-        playing, seat, frames = await self._seated(wish, ear, whole)
+        outputs = AsyncOutputQueue()
+        playing, handle, frames = await self._submit(generation, outputs, whole)
         try:
             yield self._heading(playing, frames)
-            while (heard := await ear.next()) is not None:
-                if isinstance(heard, EngineError):
-                    raise heard
+            while (output := await outputs.next()) is not None:
+                if isinstance(output, EngineError):
+                    raise output
                 self._measure()
-                yield heard.tobytes()
+                yield output.tobytes()
         finally:
-            seat.leave()
+            handle.leave()
 
-    async def _seated(
-        self, wish: GenerationRequest, ear: AsyncOutputQueue, whole: bool
+    async def _submit(
+        self, generation: GenerationRequest, outputs: AsyncOutputQueue, whole: bool
     ) -> tuple[LoadedBundle, RequestHandle, int]:
         """A seat in the room of the day, and how many frames it is for."""
         while True:
             playing = self._playing
-            if wish.seconds is None:
-                wish = replace(wish, seconds=self._seconds(playing))
-            request = await asyncio.to_thread(playing.player.request, wish)
+            if generation.seconds is None:
+                generation = replace(generation, seconds=self._seconds(playing))
+            request = await asyncio.to_thread(playing.player.request, generation)
             try:
-                return playing, playing.room.join(request, ear, whole), request.frames
+                return playing, playing.room.join(request, outputs, whole), request.frames
             except EngineError:
                 if playing is self._playing:  # else a new bundle came meanwhile
                     raise
@@ -116,7 +116,7 @@ class EngineReplica:
         """What plays here."""
         playing, limits = self._playing, self._settings.limits
         manifest, version = playing.player.manifest, playing.found.version
-        own = manifest.sampling
+        defaults = manifest.sampling
         return ModelInfo(
             id=version.release.reference if version else manifest.name,
             digest=playing.digest,
@@ -129,10 +129,10 @@ class EngineReplica:
             codebooks=manifest.architecture.codebooks,
             seconds=self._seconds(playing),
             most_seconds=limits.seconds,
-            guidance=own.guidance,
-            temperature=own.temperature,
-            one_pass=own.one_pass,
-            guidance_range=own.guidance_range,
+            guidance=defaults.guidance,
+            temperature=defaults.temperature,
+            one_pass=defaults.one_pass,
+            guidance_range=defaults.guidance_range,
         )
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
@@ -142,8 +142,8 @@ class EngineReplica:
             NotFound: another bundle plays here by now, or it has no such file.
         """
         playing = self._playing
-        known = {MANIFEST, *(file.path for file in playing.player.manifest.files)}
-        if digest != playing.digest or path not in known:
+        paths = {MANIFEST, *(file.path for file in playing.player.manifest.files)}
+        if digest != playing.digest or path not in paths:
             raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not played here")
         with (playing.found.folder / path).open("rb") as file:
             yield os.fstat(file.fileno()).st_size
@@ -169,49 +169,49 @@ class EngineReplica:
 
     def _first(self) -> LoadedBundle:
         trouble: Exception | None = None
-        for found in self._shelf.bundles():
+        for bundle in self._source.bundles():
             try:
-                return self._opened(found)
+                return self._opened(bundle)
             except Exception as error:  # whatever is wrong with a bundle, the one before may be good
                 trouble = trouble or error
-                self._refuse(found, error)
+                self._refuse(bundle, error)
         assert trouble is not None  # a shelf without bundles raises
         raise trouble
 
     def _follow(self) -> None:
         while not self._closed.wait(self._settings.follow):
             try:
-                found = self._shelf.newer(self._refused)
+                bundle = self._source.newer(self._refused)
             except Exception as error:  # whatever it is, the next look may go better
                 self._metrics.store_errors.inc()
                 log_event("store_error", error=str(error))
                 continue
-            if found is not None and found.mark != self._playing.found.mark:
-                self._take(found)
+            if bundle is not None and bundle.mark != self._playing.found.mark:
+                self._reload(bundle)
 
-    def _take(self, found: ResolvedBundle) -> None:
+    def _reload(self, bundle: ResolvedBundle) -> None:
         """Play a bundle from now on, unless there is something wrong with it."""
         try:
-            self._switch(self._opened(found))
+            self._switch(self._opened(bundle))
         except Exception as error:
             if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
-                log_event("bundle_waits", folder=str(found.folder), error=str(error))  # that may pass: tried again
+                log_event("bundle_waits", folder=str(bundle.folder), error=str(error))  # that may pass: tried again
             else:
-                self._refuse(found, error)
+                self._refuse(bundle, error)
 
-    def _opened(self, found: ResolvedBundle) -> LoadedBundle:
+    def _opened(self, bundle: ResolvedBundle) -> LoadedBundle:
         """A bundle that was loaded, and has played."""
         began = time.monotonic()
-        player = open_player(found.folder, self._settings.threads)
+        player = open_player(bundle.folder, self._settings.threads)
         player.engine.most_rows = self._settings.rows
-        own = player.manifest.sampling
-        for guidance in own.guidance_range or ((1.0,) if own.one_pass else (1.0, 3.0)):
+        defaults = player.manifest.sampling
+        for guidance in defaults.guidance_range or ((1.0,) if defaults.one_pass else (1.0, 3.0)):
             samples = player.play(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
-                raise BundleError(f"bundle {found.folder}: its codec gives numbers that are not finite")
-        self._metrics.version.set(found.version.release.version if found.version else 0)
-        log_event("bundle_opened", folder=str(found.folder), seconds=round(time.monotonic() - began, 2))
-        return LoadedBundle(found, player, EngineLoop(player, self._over))
+                raise BundleError(f"bundle {bundle.folder}: its codec gives numbers that are not finite")
+        self._metrics.version.set(bundle.version.release.version if bundle.version else 0)
+        log_event("bundle_opened", folder=str(bundle.folder), seconds=round(time.monotonic() - began, 2))
+        return LoadedBundle(bundle, player, EngineLoop(player, self._on_finished))
 
     def _switch(self, fresh: LoadedBundle) -> None:
         before, self._playing = self._playing, fresh
@@ -221,17 +221,17 @@ class EngineReplica:
         self._metrics.switches.inc(tags={"outcome": "taken"})
         log_event("bundle_switched", digest=fresh.digest, before=before.digest)
 
-    def _refuse(self, found: ResolvedBundle, error: Exception) -> None:
-        self._refused.add(found.mark)
-        self._shelf.refuse(found)
+    def _refuse(self, bundle: ResolvedBundle, error: Exception) -> None:
+        self._refused.add(bundle.mark)
+        self._source.refuse(bundle)
         self._metrics.switches.inc(tags={"outcome": "refused"})
-        log_event("bundle_refused", folder=str(found.folder), error=str(error))
+        log_event("bundle_refused", folder=str(bundle.folder), error=str(error))
 
-    def _over(self, seat: RequestHandle) -> None:
+    def _on_finished(self, handle: RequestHandle) -> None:
         self._measure()
-        took = time.monotonic() - seat.began
-        self._metrics.factor.observe(took / seat.seconds)
-        self._metrics.audio.inc(seat.seconds)
+        took = time.monotonic() - handle.began
+        self._metrics.factor.observe(took / handle.seconds)
+        self._metrics.audio.inc(handle.seconds)
 
     def _measure(self) -> None:
         engine = self._playing.player.engine

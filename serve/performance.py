@@ -26,7 +26,9 @@ class EngineDeadError(Exception):
 class EngineClient(Protocol):
     """Those who play. Whoever is lost on the way raises `Lost`."""
 
-    def play(self, wish: GenerationRequest, whole: bool, request: str) -> AsyncGenerator[StreamMetadata | bytes, None]:
+    def play(
+        self, generation: GenerationRequest, whole: bool, request: str
+    ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         """A heading, then samples (float32) as they come or all at once; whoever closes it frees the rows."""
 
     async def about(self) -> ModelInfo:
@@ -42,8 +44,8 @@ class GenerationTask:
     def __init__(
         self,
         engines: EngineClient,
-        wish: GenerationRequest,
-        patience: float,
+        generation: GenerationRequest,
+        timeout: float,
         whole: bool,
         ended: Callable[[bool], None],
     ) -> None:
@@ -51,7 +53,7 @@ class GenerationTask:
 
         With `whole` nothing is fetched until all is there, so a lost engine can be replaced until the end.
         """
-        self._engines, self._wish, self._whole, self._patience = engines, wish, whole, patience
+        self._engines, self._generation, self._whole, self._timeout = engines, generation, whole, timeout
         self._parts: asyncio.Queue[StreamMetadata | bytes | ApiError | None] = asyncio.Queue()
         self.attempts, self.losses, self._given, self._complete = 0, 0, False, False
         self._task = asyncio.create_task(self._play())
@@ -86,10 +88,10 @@ class GenerationTask:
 
     async def _play(self) -> None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 self._complete = await self._somewhere()
         except TimeoutError:
-            self._parts.put_nowait(ApiError(504, "too_slow", f"not done within {self._patience:g} seconds", wait=5))
+            self._parts.put_nowait(ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", wait=5))
         except TinyMusicianError as error:
             self._parts.put_nowait(refused(error))
         except Exception as error:
@@ -114,7 +116,7 @@ class GenerationTask:
 
     async def _once(self) -> None:
         held: list[StreamMetadata | bytes] = []
-        async with aclosing(self._engines.play(self._wish, self._whole, request_id.get())) as parts:
+        async with aclosing(self._engines.play(self._generation, self._whole, request_id.get())) as parts:
             async for part in parts:
                 held.append(part)
                 if not self._whole and isinstance(part, bytes):

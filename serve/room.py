@@ -36,11 +36,11 @@ class RequestHandle:
         request: EngineRequest,
         hear: Callable[[AudioOutput], None],
         whole: bool,
-        room: EngineLoop,
+        loop: EngineLoop,
     ) -> None:
         """With `whole` its samples come together at the end, which takes the codec less time."""
         self._track, self._audio, self._hear = player.track(request), StreamingDecoder(player.codec), hear
-        self._rate, self._room = player.codec.shape.frame_rate, room
+        self._rate, self._loop = player.codec.shape.frame_rate, loop
         self._due = math.inf if whole else FIRST_CHUNK * self._rate
         self._decoding: Future[None] | None = None
         self.over = False
@@ -73,7 +73,7 @@ class RequestHandle:
         self._hear(as_engine_error("a piece", error))
 
     def _sound(self, last: bool) -> None:
-        self._decoding = self._room.pool.submit(self._sounded, self._track.codes, last, self._decoding)
+        self._decoding = self._loop.pool.submit(self._sounded, self._track.codes, last, self._decoding)
 
     def _sounded(self, codes: Codes, last: bool, before: Future[None] | None) -> None:
         """The samples that `codes` settle, after those that went `before`."""
@@ -86,13 +86,13 @@ class RequestHandle:
             return
         if last:
             self._hear(None)
-            self._room.done(self)
+            self._loop.done(self)
 
 
 class EngineLoop:
     """Plays until it is closed and the last piece is over."""
 
-    def __init__(self, player: MusicGenerator, done: Callable[[RequestHandle], None] = lambda seat: None) -> None:
+    def __init__(self, player: MusicGenerator, done: Callable[[RequestHandle], None] = lambda handle: None) -> None:
         """`done` hears of every piece that was played to its end, on a thread of the room's."""
         self.player, self.done = player, done
         self.pool = ThreadPoolExecutor(_CODECS, "codec")
@@ -123,10 +123,10 @@ class EngineLoop:
         with self._changed:
             if self._closed:
                 raise EngineError("the room is closed")
-            seat = RequestHandle(self.player, request, hear, whole, self)
-            self._seats.append(seat)
+            handle = RequestHandle(self.player, request, hear, whole, self)
+            self._seats.append(handle)
             self._changed.notify()
-        return seat
+        return handle
 
     def close(self) -> None:
         """Let nobody in any more; those who are in are played to their end."""
@@ -135,16 +135,16 @@ class EngineLoop:
             self._changed.notify()
 
     def _play(self) -> None:
-        while seats := self._present():
+        while handles := self._present():
             try:
                 self.player.engine.step()
             except Exception as error:  # it catches what ONNX Runtime may do; a fault of its own must not end the room
-                for seat in seats:
-                    seat.lose(error)
-            for seat in seats:
-                seat.attend()
+                for handle in handles:
+                    handle.lose(error)
+            for handle in handles:
+                handle.attend()
             with self._changed:
-                self._seats = [seat for seat in self._seats if not seat.over]
+                self._seats = [handle for handle in self._seats if not handle.over]
         self.pool.shutdown(wait=False)
 
     def _present(self) -> list[RequestHandle]:

@@ -26,8 +26,8 @@ class RequestLimits(ConfigModel):
     seconds: float = Field(60.0, gt=0, le=600, description="the longest music, in seconds")
     prompt: int = Field(1000, ge=1, le=4000, description="the longest prompt, in characters")
     body: int = Field(65536, ge=1024, description="the largest request body, in bytes")
-    places: Count = Field(32, description="requests that play or wait; more are refused with 429")
-    patience: Positive = Field(120.0, description="seconds until a request must be answered whole")
+    max_concurrent_requests: Count = Field(32, description="requests that play or wait; more are refused with 429")
+    request_timeout_s: Positive = Field(120.0, description="seconds until a request must be answered whole")
 
 
 class ServeConfig(ConfigModel):

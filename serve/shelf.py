@@ -62,11 +62,11 @@ class BundleSource(Protocol):
             StoreError: it cannot be had now; what is there stays.
         """
 
-    def refuse(self, found: ResolvedBundle) -> None:
+    def refuse(self, bundle: ResolvedBundle) -> None:
         """Take note that a bundle is not to be played, so that the one before it is kept."""
 
 
-def open_shelf(settings: ServeConfig) -> BundleSource:
+def open_bundle_source(settings: ServeConfig) -> BundleSource:
     """The shelf that the settings mean."""
     if not settings.follows:
         return StaticSource(settings.model)
@@ -91,7 +91,7 @@ class StaticSource:
     def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
         return None
 
-    def refuse(self, found: ResolvedBundle) -> None:
+    def refuse(self, bundle: ResolvedBundle) -> None:
         """There is no other."""
 
 
@@ -117,16 +117,16 @@ class AliasSource:
         whole = [version for version in versions if installation.is_whole(version)]
         if not whole:
             raise trouble or StoreError(f"{installation.folder}: no version is whole; pull again")
-        yield from (self._found(version) for version in whole)
+        yield from (self._resolved(version) for version in whole)
 
     def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
         offer = self._client.check()
         if offer.version.digest in refused:
             return None
-        return self._found(self._client.pull() if offer.is_new else offer.version)
+        return self._resolved(self._client.pull() if offer.is_new else offer.version)
 
-    def refuse(self, found: ResolvedBundle) -> None:
-        self._client.installation.step_back(found.mark)
+    def refuse(self, bundle: ResolvedBundle) -> None:
+        self._client.installation.step_back(bundle.mark)
 
-    def _found(self, version: InstalledVersion) -> ResolvedBundle:
+    def _resolved(self, version: InstalledVersion) -> ResolvedBundle:
         return ResolvedBundle(self._client.installation.folder / version.folder, version.digest, version)

@@ -43,13 +43,13 @@ class RequestIdMiddleware:
         given = Headers(scope=scope).get("X-Request-Id", "")
         request_id.set(given if _ID.fullmatch(given) else uuid.uuid4().hex)
         began, status = time.monotonic(), _LEFT
-        own = {} if self._marked else {"X-Request-Id": request_id.get()}
+        headers = {} if self._marked else {"X-Request-Id": request_id.get()}
 
         async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                MutableHeaders(scope=message).update({**own, **_GUARDS})
+                MutableHeaders(scope=message).update({**headers, **_GUARDS})
             await send(message)
 
         try:

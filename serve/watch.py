@@ -22,7 +22,7 @@ class IngressMetrics:
             "tinymusician_first_audio_seconds", "From the request to its first sound.", _SECONDS
         )
         self.whole = Histogram("tinymusician_request_seconds", "From the request to the end of its audio.", _SECONDS)
-        self.places = Gauge("tinymusician_places_taken", "Requests that play or wait.")
+        self.requests_in_flight = Gauge("tinymusician_places_taken", "Requests that play or wait.")
         self.losses = Counter("tinymusician_engine_losses", "Engines that were lost while they played for somebody.")
 
 

@@ -78,12 +78,12 @@ def create_app(front: Ingress, limits: RequestLimits, marked: bool = False) -> F
     )
     bearer = HTTPBearer(auto_error=False, description="`tmctl access create NAME` makes a key.")
 
-    def known(
+    def authenticate(
         request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> ApiKey | None:
-        return front.known(request.headers.get("Authorization"))
+        return front.authenticate(request.headers.get("Authorization"))
 
-    Key = Annotated[ApiKey | None, Depends(known)]
+    Key = Annotated[ApiKey | None, Depends(authenticate)]
 
     @app.post(
         "/v1/audio/generations",
@@ -91,10 +91,12 @@ def create_app(front: Ingress, limits: RequestLimits, marked: bool = False) -> F
         responses=_AUDIO | _failures(400, 401, 413, 422, 429, 500, 503, 504),
         summary="Play a prompt",
     )
-    async def generate(asked: Annotated[CreateAudioRequest, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
-        return await front.generate(asked, key)
+    async def generate(body: Annotated[CreateAudioRequest, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
+        return await front.generate(body, key)
 
-    @app.get("/v1/models", dependencies=[Depends(known)], responses=_failures(401, 503), summary="Which bundle plays")
+    @app.get(
+        "/v1/models", dependencies=[Depends(authenticate)], responses=_failures(401, 503), summary="Which bundle plays"
+    )
     async def models() -> ModelList:
         return await front.models()
 

@@ -33,44 +33,46 @@ Json = Annotated[bool, typer.Option("--json", help="Print the manifest(s) as JSO
 @app.command("list")
 def list_all(json: Json = False) -> None:
     """List all artifacts, oldest first."""
-    found = manifests.list_manifests(open_store(), warn)
+    manifests_found = manifests.list_manifests(open_store(), warn)
     rows = [
         [m.reference[: len(m.name) + 20], m.kind, f"{m.size / 1e6:.1f} MB", f"{m.created:%Y-%m-%d %H:%M}", m.licence]
-        for m in found
+        for m in manifests_found
     ]
     text = table(["ARTIFACT", "KIND", "SIZE", "CREATED", "LICENCE"], rows) if rows else "no artifacts yet"
-    emit([{**m.model_dump(mode="json"), "digest": m.digest} for m in found], json, text)
+    emit([{**m.model_dump(mode="json"), "digest": m.digest} for m in manifests_found], json, text)
 
 
 @app.command()
 def show(reference: Reference, json: Json = False) -> None:
     """Show one artifact: files, figures, lineage, licence."""
-    found = manifests.find(open_store(), reference)
+    manifest = manifests.find(open_store(), reference)
     lines = [
-        f"artifact {found.reference}",
-        f"kind {found.kind}, made {found.created:%Y-%m-%d %H:%M} UTC",
-        f"licence {found.licence}",
+        f"artifact {manifest.reference}",
+        f"kind {manifest.kind}, made {manifest.created:%Y-%m-%d %H:%M} UTC",
+        f"licence {manifest.licence}",
     ]
-    lines += ["files"] + [f"  {file.path}  {file.size} bytes  sha256:{file.sha256[:12]}" for file in found.files]
-    lines += ["figures"] + [f"  {name}: {value}" for name, value in found.metrics.items()]
-    lines += ["lineage"] + [f"  {name}: {value}" for name, value in found.lineage.items()]
-    emit({**found.model_dump(mode="json"), "digest": found.digest}, json, "\n".join(lines))
+    lines += ["files"] + [f"  {file.path}  {file.size} bytes  sha256:{file.sha256[:12]}" for file in manifest.files]
+    lines += ["figures"] + [f"  {name}: {value}" for name, value in manifest.metrics.items()]
+    lines += ["lineage"] + [f"  {name}: {value}" for name, value in manifest.lineage.items()]
+    emit({**manifest.model_dump(mode="json"), "digest": manifest.digest}, json, "\n".join(lines))
 
 
 @app.command()
 def verify(reference: Reference) -> None:
     """Read every file of an artifact and compare it with its digest."""
     store = open_store()
-    found = manifests.find(store, reference)
+    manifest = manifests.find(store, reference)
     with tempfile.TemporaryDirectory() as scratch:
-        problems = manifests.verify(store, found, Path(scratch))
+        problems = manifests.verify(store, manifest, Path(scratch))
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise DigestMismatchError(
-            f"artifact {found.reference}: {len(problems)} of {len(found.files)} files are damaged or missing"
+            f"artifact {manifest.reference}: {len(problems)} of {len(manifest.files)} files are damaged or missing"
         )
-    print(f"artifact {found.reference}: {len(found.files)} files, {found.size} bytes, all as their digests say")
+    print(
+        f"artifact {manifest.reference}: {len(manifest.files)} files, {manifest.size} bytes, all as their digests say"
+    )
 
 
 @app.command()
@@ -90,10 +92,10 @@ def publish(
     from jobs.releasing import publish as signed
 
     store = open_store()
-    found = manifests.find(store, reference)
-    asked = asked_of(recipe, found.reference)
-    judged = evaluated(store, evaluation, found.reference, asked.baseline) if evaluation else None
-    _tell(signed(registry(), found, judged, asked), json)
+    manifest = manifests.find(store, reference)
+    config = publish_config(recipe, manifest.reference)
+    judged = evaluated(store, evaluation, manifest.reference, config.baseline) if evaluation else None
+    _tell(signed(registry(), manifest, judged, config), json)
 
 
 @app.command()
@@ -114,7 +116,7 @@ def promote(
     from jobs.releasing import promote as moved
 
     source = registry().newest(*split_reference(release))
-    _tell(moved(registry(), source, to, asked_of(recipe, source.artifact), override), json)
+    _tell(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
 
 
 @app.command()
@@ -129,10 +131,10 @@ def rollback(
     Example: `tmctl artifacts rollback band-bundle@stable --to 3 --reason "version 4 hisses"`
     """
     name, alias = split_reference(release)
-    found = {one.version: one for one in registry().history(name, alias)}
-    if version not in found:
-        raise NotFoundError(f"--to {version}: {release} has versions {', '.join(map(str, found)) or 'none'}")
-    _tell(registry().move(found[version], alias, {"rolled_back_to": version, "reason": reason}), json)
+    releases = {one.version: one for one in registry().history(name, alias)}
+    if version not in releases:
+        raise NotFoundError(f"--to {version}: {release} has versions {', '.join(map(str, releases)) or 'none'}")
+    _tell(registry().move(releases[version], alias, {"rolled_back_to": version, "reason": reason}), json)
 
 
 @app.command()
@@ -145,25 +147,25 @@ def renew(json: Json = False) -> None:
 @app.command()
 def history(release: ReleaseName, json: Json = False) -> None:
     """List every version of an alias: when, what, and why."""
-    found = registry().history(*split_reference(release))
+    releases = registry().history(*split_reference(release))
     rows = [
         [str(r.version), f"{r.created:%Y-%m-%d %H:%M}", f"{r.expires:%Y-%m-%d}", _short(r.artifact), why(r)]
-        for r in found
+        for r in releases
     ]
     text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "WHY"], rows) if rows else "no versions yet"
-    emit([one.model_dump(mode="json") for one in found], json, text)
+    emit([one.model_dump(mode="json") for one in releases], json, text)
 
 
 @app.command()
 def aliases(json: Json = False) -> None:
     """List all aliases with what they point at."""
-    found = [registry().newest(*one) for one in registry().aliases()]
+    newest = [registry().newest(*one) for one in registry().aliases()]
     rows = [
         [r.reference, str(r.version), _short(r.artifact), f"{r.size / 1e6:.1f} MB", f"{r.expires:%Y-%m-%d}"]
-        for r in found
+        for r in newest
     ]
     text = table(["ALIAS", "VERSION", "ARTIFACT", "SIZE", "EXPIRES"], rows) if rows else "no aliases yet"
-    emit([one.model_dump(mode="json") for one in found], json, text)
+    emit([one.model_dump(mode="json") for one in newest], json, text)
 
 
 @app.command()
@@ -225,16 +227,20 @@ def lineage(
 
     store = open_store()
     name = manifests.find(store, reference).reference
-    known = {one.reference: one for one in manifests.list_manifests(store, warn)}
-    every = links(list(known.values()))
+    by_reference = {one.reference: one for one in manifests.list_manifests(store, warn)}
+    every = links(list(by_reference.values()))
     back, on = backward(name, every), forward(name, every)
     if picture is not None:
         from jobs.lineage_picture import draw
 
-        draw(known[name], [*back, *on], known, picture)
+        draw(by_reference[name], [*back, *on], by_reference, picture)
     rows = [["made of", _short(one.origin), _short(one.made), one.how] for one in back]
     rows += [["became", _short(one.origin), _short(one.made), one.how] for one in on]
-    about = {one: circumstances(known[one]) for one in dict.fromkeys([name, *(s.origin for s in back)]) if one in known}
+    about = {
+        one: circumstances(by_reference[one])
+        for one in dict.fromkeys([name, *(s.origin for s in back)])
+        if one in by_reference
+    }
     steps = {"made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
     text = [table(["", "FROM", "TO", "HOW"], rows)] if rows else [f"{_short(name)}: came from outside"]
     for one, said in about.items():
@@ -284,22 +290,22 @@ def collect(
     def find() -> garbage.GcPlan:
         return garbage.find_garbage(store, registry(), keep, shard_days)
 
-    found = find()
+    plan = find()
     gone = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
-    if shard_days is not None and found.open_runs:
-        warn(f"no shards are taken while runs have not ended: {', '.join(found.open_runs)} (`tmctl stop` ends a run)")
-    keys = {"artifacts": list(found.artifacts), "shards": list(found.shards), "blobs": list(found.blobs)}
+    if shard_days is not None and plan.open_runs:
+        warn(f"no shards are taken while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
+    keys = {"artifacts": list(plan.artifacts), "shards": list(plan.shards), "blobs": list(plan.blobs)}
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
-    said = f"{counts}, {found.size / 1e6:.1f} MB"
+    said = f"{counts}, {plan.size / 1e6:.1f} MB"
     text = (
         f"{said}: removed"
         if yes
         else "\n".join([*(k for names in keys.values() for k in names), f"{said}; --yes removes them"])
     )
-    emit({**keys, "bytes": found.size, "removed": gone}, json, text)
+    emit({**keys, "bytes": plan.size, "removed": gone}, json, text)
 
 
-def asked_of(recipe: str | None, artifact: str) -> PublishConfig:
+def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
     """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
     if recipe is not None:
         return load_recipe(recipe).publish

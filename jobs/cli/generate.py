@@ -13,7 +13,7 @@ import typer
 
 from jobs.cli.output import emit
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 def generate(
@@ -63,10 +63,10 @@ def generate(
     player = open_player(located(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
-    heard = None if clip is None else read_wave(clip, rate)
-    wish = GenerationRequest(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, heard, windows)
-    with progress(player.codec.shape.frame_rate) as told:
-        samples = player.play(wish, told)
+    prefix = None if clip is None else read_wave(clip, rate)
+    request = GenerationRequest(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, prefix, windows)
+    with progress(player.codec.shape.frame_rate) as on_progress:
+        samples = player.play(request, on_progress)
     took, length = time.monotonic() - loaded, len(samples) / rate
     write_wave(output, samples, rate)
     facts = {
@@ -83,7 +83,7 @@ def generate(
 
 
 @contextmanager
-def progress(frame_rate: float) -> Iterator[Told]:
+def progress(frame_rate: float) -> Iterator[ProgressCallback]:
     """A bar with the real-time factor on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done, steps: None
@@ -95,8 +95,8 @@ def progress(frame_rate: float) -> Iterator[Told]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar, began = bars.add_task("playing", total=None), time.monotonic()
 
-        def told(done: int, frames: int) -> None:
+        def on_progress(done: int, frames: int) -> None:
             factor = f"{(time.monotonic() - began) * frame_rate / done:.2f}" if done else "…"
             bars.update(bar, total=frames, completed=done, description=f"playing, real-time factor {factor}")
 
-        yield told
+        yield on_progress

@@ -76,8 +76,8 @@ def pull(
 
 
 def _take(store: Store, reference: str, to: Path) -> None:
-    found = find(store, reference)
-    fetch(store, found, to, lambda path: print(path, file=sys.stderr))
+    manifest = find(store, reference)
+    fetch(store, manifest, to, lambda path: print(path, file=sys.stderr))
     print(to)
 
 

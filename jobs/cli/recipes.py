@@ -17,9 +17,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def everything(context: typer.Context, json: Json = False) -> None:
     """List the packaged recipes."""
     if context.invoked_subcommand is None:
-        found = [load_recipe(name) for name in recipe_names()]
-        rows = [[recipe.name, recipe.description] for recipe in found]
-        emit([recipe.model_dump(mode="json") for recipe in found], json, table(["RECIPE", "WHAT IT MAKES"], rows))
+        recipes = [load_recipe(name) for name in recipe_names()]
+        rows = [[recipe.name, recipe.description] for recipe in recipes]
+        emit([recipe.model_dump(mode="json") for recipe in recipes], json, table(["RECIPE", "WHAT IT MAKES"], rows))
 
 
 @app.command()

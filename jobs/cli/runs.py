@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def runs(json: Json = False) -> None:
     """List all runs in the store, oldest first."""
-    found = list_runs(open_store(), warn)
+    statuses = list_runs(open_store(), warn)
     rows = [
         [
             r["id"],
@@ -34,9 +34,11 @@ def runs(json: Json = False) -> None:
             r["artifact"] or "",
             (r["started"] or "")[:19],
         ]
-        for r in found
+        for r in statuses
     ]
-    emit(found, json, table(["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"], rows) if rows else "no runs yet")
+    emit(
+        statuses, json, table(["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"], rows) if rows else "no runs yet"
+    )
 
 
 def status(run: RunName, json: Json = False) -> None:

@@ -68,7 +68,7 @@ def serve(
     from jobs.serving import DeploymentStatus, ServeDeployment
     from serve.access import read_keys
     from serve.settings import read_settings
-    from serve.shelf import open_shelf
+    from serve.shelf import open_bundle_source
     from tinymusician.artifacts.address import open_store
 
     if stop:
@@ -85,16 +85,16 @@ def serve(
     if endpoint.is_here:  # what an engine would meet, said before one is started
         if settings.keys is not None:
             read_keys(settings.keys)
-        open_shelf(settings).check()
+        open_bundle_source(settings).check()
     endpoint.deploy(settings, open_store())
 
-    def told(state: DeploymentStatus) -> None:
+    def on_status(state: DeploymentStatus) -> None:
         print(
             f"{state.status} {state.message.strip().splitlines()[-1] if state.message.strip() else ''}".strip(),
             file=sys.stderr,
         )
 
-    endpoint.wait(told)
+    endpoint.wait(on_status)
     url = f"http://{settings.host}:{settings.port}"
     emit({"url": url, "cluster": endpoint.where, "model": settings.model}, json, f"{settings.model} is played at {url}")
     if detach:

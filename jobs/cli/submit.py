@@ -89,17 +89,17 @@ def start(
 
 def job(words: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """Make a command out of what is special about a kind of job: its text, its own options, and what these set."""
-    own, shared = (signature(one, eval_str=True).parameters for one in (words, start))
+    options, shared = (signature(one, eval_str=True).parameters for one in (words, start))
     _, recipe, *others = shared.values()
-    known = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (recipe, *own.values(), *others)]
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (recipe, *options.values(), *others)]
 
     def command(**given: Any) -> None:
-        sets = words(**{name: given.pop(name) for name in own})
+        sets = words(**{name: given.pop(name) for name in options})
         given["overrides"] = [*(given["overrides"] or []), *sets]
         start(cast(Kind, words.__name__), **given)
 
-    command.__signature__ = Signature(known)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in known}
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
     command.__doc__ = words.__doc__
     app.command(words.__name__)(command)
     return words
@@ -262,10 +262,10 @@ def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, 
                 f"--set {override}: run {run!r} goes on with its own recipe, of which only {', '.join(RESUMABLE_KEYS)} "
                 "may change; start a new run for anything else"
             )
-    own = parse_recipe(overridden(content, overrides), run)
-    if own.name != given.name:
-        raise RunError(f"run {run!r}: is of recipe {own.name}, not {given.name}")
-    return own
+    recipe = parse_recipe(overridden(content, overrides), run)
+    if recipe.name != given.name:
+        raise RunError(f"run {run!r}: is of recipe {recipe.name}, not {given.name}")
+    return recipe
 
 
 def _closing(run: str, facts: dict[str, object]) -> str:
@@ -276,7 +276,7 @@ def _closing(run: str, facts: dict[str, object]) -> str:
     if isinstance(metrics, dict) and "kl_initial" in metrics:
         lines.append(f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats a code")
     if facts["kind"] == "evaluate" and isinstance(metrics, dict):
-        lines += [_told(name, figures) for name, figures in metrics.items()]
+        lines += [_figures_line(name, figures) for name, figures in metrics.items()]
         lines.append(f"report runs/{run}/report.html in the store")
     if facts["kind"] == "sweep" and isinstance(metrics, dict):
         lines.append(f"report runs/{run}/report.html in the store")
@@ -289,7 +289,7 @@ def _closing(run: str, facts: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _told(model: str, figures: dict[str, float | None]) -> str:
+def _figures_line(model: str, figures: dict[str, float | None]) -> str:
     names = {"fad_infinity": "FAD∞", "kad": "KAD", "clap": "CLAP", "clap_shuffled": "shuffled", "kl": "KL"}
-    known = [f"{shown} {figures[name]:.3f}" for name, shown in names.items() if figures.get(name) is not None]
-    return f"{model:<20} {'  '.join(known)}"
+    parts = [f"{shown} {figures[name]:.3f}" for name, shown in names.items() if figures.get(name) is not None]
+    return f"{model:<20} {'  '.join(parts)}"

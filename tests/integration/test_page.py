@@ -26,7 +26,7 @@ HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSou
 
 @pytest.fixture(scope="module")
 def here(band: Path) -> Iterator[Endpoint]:
-    with endpoint(model=str(band), limits={"seconds": 30, "places": 2}) as found:
+    with endpoint(model=str(band), limits={"seconds": 30, "max_concurrent_requests": 2}) as found:
         yield found
 
 

@@ -93,7 +93,7 @@ def served(ray: Ray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 def here(served: Served, bundle: Path) -> Served:
     """Two engines of one thread, and few places; deployed again only where something else is served."""
     words = (str(bundle), "--threads", "1", "--replicas", "2")
-    words += ("--set", "limits.places=12", "--set", "limits.patience=60")
+    words += ("--set", "limits.max_concurrent_requests=12", "--set", "limits.request_timeout_s=60")
     if served.words != words:
         ended = served.serve(*words)
         assert ended.returncode == 0, ended.stderr

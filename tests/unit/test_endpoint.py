@@ -251,7 +251,7 @@ def test_what_looks_after_it_may_ask_by_head(here: Endpoint) -> None:
 
 
 def test_no_more_than_there_are_places(bundle: Path) -> None:
-    with endpoint(model=str(bundle), threads=1, limits={"places": 2}) as here:
+    with endpoint(model=str(bundle), threads=1, limits={"max_concurrent_requests": 2}) as here:
         held = [here.opened(prompt=MARCH, seconds=60) for _ in range(2)]
         answer = here.generate(prompt=MARCH)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
@@ -262,7 +262,7 @@ def test_no_more_than_there_are_places(bundle: Path) -> None:
 
 
 def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
-    with endpoint(model=str(bundle), threads=1, limits={"patience": 0.05}) as here:
+    with endpoint(model=str(bundle), threads=1, limits={"request_timeout_s": 0.05}) as here:
         answer = here.generate(prompt=MARCH, seconds=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
         wait_for(lambda: here.musician._playing.room.seats == 0, 10)

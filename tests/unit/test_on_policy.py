@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill import own_share
+from jobs.distill import on_policy_share
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache
@@ -41,7 +41,18 @@ def build(
     student = cut_student(teacher, [0, 3])
     shards = ShardCache(store, "on-policy", {"run": "r"}, STEPS)
     samples = OnPolicySampler(
-        student, tokens, judge, partial(own_share, own, STEPS), own.refresh, STEPS, 1.0, True, top_k, 1.0, 0, shards
+        student,
+        tokens,
+        judge,
+        partial(on_policy_share, own, STEPS),
+        own.refresh,
+        STEPS,
+        1.0,
+        True,
+        top_k,
+        1.0,
+        0,
+        shards,
     )
     return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, own=samples), judge, tokens
 

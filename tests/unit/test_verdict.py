@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.verdict import ClipFeatures, compared, less
+from jobs.verdict import ClipFeatures, compared, mean_difference
 from tinymusician.evaluate.vectors import ClipEmbeddings
 from tinymusician.recipe import EvaluateConfig
 
@@ -27,7 +27,7 @@ def test_a_model_that_plays_no_numbers_is_told_and_not_fatal() -> None:
     assert np.isnan(found["clap"]["score"].value)
     assert found["labels"] == {}
     assert "not one of its clips is sound, see the degenerate ones" in found["notes"]
-    assert less(np.full(30, np.nan), np.ones(30), 0) is None
+    assert mean_difference(np.full(30, np.nan), np.ones(30), 0) is None
     sound = compared(evaluation, real, real, random.normal(size=(30, 4)))
     assert sound["fad"].value < 1e-9
     assert sound["labels"]["key"]["agreement"].value == 1
