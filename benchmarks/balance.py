@@ -47,27 +47,27 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
             task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, JUDGES[stage])
         ).run()
     task.module.eval()
-    found = task.validate(engine)
-    return {f"{stage}_{name}": found[name] for name in SHOWN[stage]}
+    result = task.validate(engine)
+    return {f"{stage}_{name}": result[name] for name in SHOWN[stage]}
 
 
 def compared(teacher: Any, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int) -> dict[str, float]:
     """Both parts, trained with one rule."""
     recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
     torch.manual_seed(seed)
-    (text, codec), asked, wanted = untrained_parts(recipe, teacher), recipe.text_encoder, recipe.codec
-    assert asked is not None
-    assert wanted is not None
+    (text, codec), text_config, codec_config = untrained_parts(recipe, teacher), recipe.text_encoder, recipe.codec
+    assert text_config is not None
+    assert codec_config is not None
     fit_maps_of_text(text, teacher, tokens)
     batch = recipe.training.batch_size
     hearing = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
-    figures = trained("text-encoder", hearing, recipe, asked.steps, asked.learning_rate)
+    figures = trained("text-encoder", hearing, recipe, text_config.steps, text_config.learning_rate)
     frames = sound_frames(recipe, teacher)
     fit_maps_of_codec(codec, teacher, tokens, frames, seed)
     sounding = CodecDistillTask(
-        codec, teacher.audio_encoder, tokens, held_out, frames, method, wanted.batch_size, seed, "cpu"
+        codec, teacher.audio_encoder, tokens, held_out, frames, method, codec_config.batch_size, seed, "cpu"
     )
-    return figures | trained("codec", sounding, recipe, wanted.steps, wanted.learning_rate)
+    return figures | trained("codec", sounding, recipe, codec_config.steps, codec_config.learning_rate)
 
 
 def main() -> None:
@@ -80,12 +80,12 @@ def main() -> None:
     _, held_out = played_by_the_band("validation", 16, FRAMES, seed=2)
     figures: dict[str, float] = {}
     for method in get_args(Method):
-        found = [compared(teacher, tokens, held_out, method, seed) for seed in range(chosen.seeds)]
-        for name in found[0]:
-            values = [one[name] for one in found]
+        result = [compared(teacher, tokens, held_out, method, seed) for seed in range(chosen.seeds)]
+        for name in result[0]:
+            values = [one[name] for one in result]
             figures[f"{name}/{method}"] = statistics.mean(values)
             figures |= {f"{name}/{method}_least": min(values), f"{name}/{method}_most": max(values)}
-        print(method, {name: figures[f"{name}/{method}"] for name in found[0]}, flush=True)
+        print(method, {name: figures[f"{name}/{method}"] for name in result[0]}, flush=True)
     report("balance", figures, {"seeds": chosen.seeds, "clips": chosen.clips})
 
 

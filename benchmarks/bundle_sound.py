@@ -56,17 +56,17 @@ def main() -> None:
 def described(bundle: Path, texts: list[str], seed: int) -> Any:
     """Timbre, centroid and onset rate of a clip for each text, [clips, 26]."""
     player = open_player(bundle)
-    rate, found = player.codec.shape.sampling_rate, []
+    rate, result = player.codec.shape.sampling_rate, []
     for start in range(0, len(texts), AT_ONCE):
-        wishes = [
+        requests = [
             GenerationRequest(text, seconds=5, seed=seed + start + i)
             for i, text in enumerate(texts[start : start + AT_ONCE])
         ]
-        for wave in player.play_all(wishes):
+        for wave in player.play_all(requests):
             seconds = len(wave) / rate
             rates = [np.log(spectral_centroid(wave, rate)), len(onset_times(wave, rate)) / seconds]
-            found.append(np.concatenate([band_shape(wave, rate), rates]))
-    return np.array(found)
+            result.append(np.concatenate([band_shape(wave, rate), rates]))
+    return np.array(result)
 
 
 def distance(one: Any, other: Any) -> float:
@@ -76,11 +76,11 @@ def distance(one: Any, other: Any) -> float:
 
 def exchanged(one: Any, other: Any, times: int = 2000) -> float:
     """The share of exchanges of clips of the same prompt that give at least as large a distance."""
-    random, found = np.random.default_rng(0), distance(one, other)
+    random, result = np.random.default_rng(0), distance(one, other)
     larger = 0
     for _ in range(times):
         swap = random.integers(0, 2, (len(one), 1)).astype(bool)
-        larger += distance(np.where(swap, other, one), np.where(swap, one, other)) >= found
+        larger += distance(np.where(swap, other, one), np.where(swap, one, other)) >= result
     return (larger + 1) / (times + 1)
 
 

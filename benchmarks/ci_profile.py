@@ -74,13 +74,13 @@ def sample(seen: dict[tuple[int, int], tuple[str, float]]) -> None:
 
 def start_seconds(code: str) -> float:
     """CPU seconds of a new Python that runs a line, the least of three."""
-    found = []
+    result = []
     for _ in range(3):
         before = os.times()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         after = os.times()
-        found.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    return min(found)
+        result.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(result)
 
 
 def main() -> int:

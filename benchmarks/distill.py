@@ -56,8 +56,8 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     torch.manual_seed(0)
     teacher = load_musicgen(model_name)
     rng = np.random.default_rng(0)
-    vocabulary, books = teacher.config.decoder.vocab_size, teacher.config.decoder.num_codebooks
-    codes = rng.integers(0, vocabulary, (ROWS, books, FRAMES)).astype(np.int16)
+    vocabulary, num_codebooks = teacher.config.decoder.vocab_size, teacher.config.decoder.num_codebooks
+    codes = rng.integers(0, vocabulary, (ROWS, num_codebooks, FRAMES)).astype(np.int16)
     ids = rng.integers(3, 40, (ROWS, 8))
     tokens = TokenDataset(codes, ids, np.ones_like(ids))
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
@@ -207,14 +207,14 @@ def teacher_share(model_name: str) -> float:
     torch.set_num_threads(1)
     task = build_task(model_name)
     engine = TorchEngine(task.module, AdamConfig())
-    own, whole = [], []
+    teacher_seconds, step_seconds = [], []
     for step in range(6):
         began = time.perf_counter()
         batch = task.batch(step, 0, 1)
-        own.append(time.perf_counter() - began)
+        teacher_seconds.append(time.perf_counter() - began)
         engine.step(task.loss(engine, batch, step)[0], 1e-3)
-        whole.append(time.perf_counter() - began)
-    return statistics.median(own[2:]) / statistics.median(whole[2:])
+        step_seconds.append(time.perf_counter() - began)
+    return statistics.median(teacher_seconds[2:]) / statistics.median(step_seconds[2:])
 
 
 def loss_peak() -> float:

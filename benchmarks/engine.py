@@ -62,13 +62,13 @@ def main() -> None:
     figures |= together(bundles)
     figures |= memory(bundles["adaptive"], chosen.seconds)
     figures["real_time_factor_12_layers_one_pass"] = one_pass(bundles["adaptive-12"], chosen.seconds)
-    told = profile(bundles["adaptive"])
+    profiled = profile(bundles["adaptive"])
     seconds = figures["generate_s"]
     figures["speedup_vs_optimum"] = with_optimum(chosen.folder, chosen.seconds) / seconds
     if chosen.openvino:
         figures |= with_openvino(chosen.folder)
     figures["speedup_vs_transformers"] = with_transformers(chosen.folder / "model", chosen.seconds) / seconds
-    settings = {"threads": THREADS, "guidance": GUIDANCE, "seconds": chosen.seconds, "profile_ms_a_step": told}
+    settings = {"threads": THREADS, "guidance": GUIDANCE, "seconds": chosen.seconds, "profile_ms_a_step": profiled}
     report("engine", figures, settings)
 
 
@@ -84,9 +84,9 @@ def prepare(folder: Path) -> dict[str, Path]:
     half_plan = plans["adaptive"].model_copy(
         update={"groups": {g: p for g, p in plans["adaptive"].groups.items() if _within(g, 12)}}
     )
-    wanted = plans | {"adaptive-12": half_plan}
-    made = {name: folder / name for name in wanted}
-    if not all(_is_made(path, wanted[name]) for name, path in made.items()):
+    expected = plans | {"adaptive-12": half_plan}
+    made = {name: folder / name for name in expected}
+    if not all(_is_made(path, expected[name]) for name, path in made.items()):
         model = load_musicgen(str(model_folder))
         export(model, model_folder, folder / "float32")
         for name, plan in plans.items():
@@ -141,12 +141,12 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
 
     player = open_player(folder, THREADS)
     player.play(GenerationRequest(PROMPT, seconds=1))
-    wish = GenerationRequest(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
-    took = statistics.median(clocked(lambda: player.play(wish)) for _ in range(3))
+    request = GenerationRequest(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
+    took = statistics.median(clocked(lambda: player.play(request)) for _ in range(3))
     first = []
     for _ in range(5):
         began = time.perf_counter()
-        stream = player.stream(wish)
+        stream = player.stream(request)
         next(stream)
         first.append(time.perf_counter() - began)
         stream.close()
@@ -159,8 +159,8 @@ def one_pass(folder: Path, seconds: float) -> float:
 
     player = open_player(folder, THREADS)
     player.play(GenerationRequest(PROMPT, seconds=1, guidance=1))
-    wish = GenerationRequest(PROMPT, seconds=seconds, guidance=1)
-    return statistics.median(clocked(lambda: player.play(wish)) for _ in range(3)) / seconds
+    request = GenerationRequest(PROMPT, seconds=seconds, guidance=1)
+    return statistics.median(clocked(lambda: player.play(request)) for _ in range(3)) / seconds
 
 
 def steps(folder: Path) -> dict[str, float]:
@@ -168,12 +168,12 @@ def steps(folder: Path) -> dict[str, float]:
     from tinymusician.runtime.player import open_player
 
     player = open_player(folder, THREADS)
-    wanted = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
-    found: dict[str, list[float]] = collections.defaultdict(list)
+    expected = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
+    actual: dict[str, list[float]] = collections.defaultdict(list)
     for _ in range(5):
-        for name, (rows, position) in wanted.items():
-            found[name].append(step_seconds(player, rows, position))
-    took = {name: statistics.median(values) for name, values in found.items()}
+        for name, (rows, position) in expected.items():
+            actual[name].append(step_seconds(player, rows, position))
+    took = {name: statistics.median(values) for name, values in actual.items()}
     tables = 4 * 2049 * 1024 + 2048 * 1024
     read = (folder / "decoder.onnx").stat().st_size - tables
     speed = bandwidth()
@@ -208,21 +208,21 @@ def together(bundles: dict[str, Path]) -> dict[str, float]:
     def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []
         for group in groups:
-            tracks = [player.start(wish) for wish in group]
+            tracks = [player.start(request) for request in group]
             while not all(track.finished for track in tracks):
                 player.engine.step()
             codes += [track.codes for track in tracks]
         return time.perf_counter() - began, codes
 
-    wishes = [GenerationRequest(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
+    requests = [GenerationRequest(PROMPT, seconds=2, seed=seed, guidance=GUIDANCE) for seed in range(8)]
     greedy = [GenerationRequest(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
     alone, batch, same = {}, {}, {}
     for name in ("server", "adaptive"):
         player = open_player(bundles[name], THREADS)
-        run(player, [wishes[:1]])
-        alone[name] = statistics.median(run(player, [[wish] for wish in wishes])[0] for _ in range(2))
-        batch[name] = statistics.median(run(player, [wishes])[0] for _ in range(3))
-        beside, apart = run(player, [greedy])[1], run(player, [[wish] for wish in greedy])[1]
+        run(player, [requests[:1]])
+        alone[name] = statistics.median(run(player, [[request] for request in requests])[0] for _ in range(2))
+        batch[name] = statistics.median(run(player, [requests])[0] for _ in range(3))
+        beside, apart = run(player, [greedy])[1], run(player, [[request] for request in greedy])[1]
         same[name] = float(np.mean([a == b for a, b in zip(beside, apart, strict=True)]))
     return {
         "batch8_speedup": alone["server"] / batch["server"],

@@ -46,8 +46,8 @@ def noises(clips: int, rate: int, seed: int = 0) -> list[Any]:
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and what came out."""
     began = time.perf_counter()
-    found = work()
-    return time.perf_counter() - began, found
+    result = work()
+    return time.perf_counter() - began, result
 
 
 def forward_alone(embedder: ClapEmbedder, clips: list[Any], size: int) -> float:
@@ -91,7 +91,7 @@ def large(clips: int) -> float:
     return whole / forward
 
 
-class Bench:
+class EvaluateBenchmark:
     """What an actor does: embed a group of clips."""
 
     def __init__(self, context: WorkerContext) -> None:
@@ -109,7 +109,7 @@ def by_workers(workers: int, groups: int) -> float:
 
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR")
     try:
-        pool = ActorPool(Bench, "", "", workers, 0)
+        pool = ActorPool(EvaluateBenchmark, "", "", workers, 0)
         pool.do(list(range(workers)))  # each sets itself up
         seconds, _ = timed(lambda: pool.do(list(range(groups))))
     finally:
@@ -122,7 +122,7 @@ def fad_of_many() -> tuple[float, float, float]:
     random = np.random.default_rng(0)
     mixing = random.normal(size=(512, 512)) / 20
     one, other = (ClipEmbeddings.of([random.normal(size=(10_000, 512)) @ mixing + shift]) for shift in (0.0, 0.05))
-    ours, found = timed(lambda: fad(one, other))
+    ours, actual = timed(lambda: fad(one, other))
 
     def scipys() -> float:
         first, second = (Gaussian.of(side.values) for side in (one, other))
@@ -130,9 +130,9 @@ def fad_of_many() -> tuple[float, float, float]:
         apart = np.square(first.mean - second.mean).sum()
         return float(apart + np.trace(first.covariance + second.covariance - 2 * root))
 
-    theirs, wanted = timed(scipys)
+    theirs, expected = timed(scipys)
     assert frechet_distance(Gaussian.of(one.values), Gaussian.of(one.values)) < 1e-6
-    return ours, theirs, abs(found - wanted)
+    return ours, theirs, abs(actual - expected)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from tinymusician.models.guidance import plays_in_one_pass
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 
 
-def heard(student: Any, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
+def student_logits(student: Any, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
     """What a student is played from along a teacher's sequences."""
     return played_logits(student, decoder, signals.sequences)
 
@@ -49,10 +49,10 @@ def main() -> None:
         decoder = ConditionedDecoder(student).eval()
         figures[f"{name}_passes"] = 1 if plays_in_one_pass(student) else 2
         for scale in chosen.scales:
-            found = held_out_closeness(
-                FixedScaleSource(source, scale), len(tokens.codes), 8, partial(heard, student, decoder)
+            result = held_out_closeness(
+                FixedScaleSource(source, scale), len(tokens.codes), 8, partial(student_logits, student, decoder)
             )
-            figures[f"{name}@{scale:g}"] = found["kl"]
+            figures[f"{name}@{scale:g}"] = result["kl"]
     report("guidance", figures, {"clips": len(tokens.codes), "scales": chosen.scales})
 
 

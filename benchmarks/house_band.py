@@ -99,9 +99,9 @@ def language_figures(model: Any, name: str, tokens: TokenDataset) -> dict[str, f
     task = LanguageModelTask(model, tokens, tokens, 1, 0, held_out_rows=len(tokens.codes))
     task.module.eval()
     with torch.no_grad():
-        found = task.validate(task.module)
-    figures = {f"{name}/{key}": value for key, value in found.items()}
-    return figures | {"unigram_entropy": entropy, f"{name}/below_unigram": 1 - found["cross_entropy/right"] / entropy}
+        result = task.validate(task.module)
+    figures = {f"{name}/{key}": value for key, value in result.items()}
+    return figures | {"unigram_entropy": entropy, f"{name}/below_unigram": 1 - result["cross_entropy/right"] / entropy}
 
 
 def prompts(side: int) -> list[tuple[str, str, str]]:
@@ -130,14 +130,17 @@ def generate(model: Any, tokenizer: Any, texts: list[str], frames: int) -> Wave:
 
 
 def steering_figures(
-    wanted: list[tuple[str, str, str]], made: Wave, real: Wave, split: RenderedSplit
+    requested: list[tuple[str, str, str]], made: Wave, real: Wave, split: RenderedSplit
 ) -> dict[str, float]:
     """Do prompts steer the instrument? Spectral centroids and timbres, beside those of the real clips."""
     names = list(INSTRUMENTS)
     figures = {}
     centroids = np.array([spectral_centroid(wave, RATE) for wave in made])
     real_centroids = np.array([spectral_centroid(wave, RATE) for wave in real])
-    instrument, real_instrument = np.array([w[1] for w in wanted]), np.array([c.facts.instrument for c in split.clips])
+    instrument, real_instrument = (
+        np.array([w[1] for w in requested]),
+        np.array([c.facts.instrument for c in split.clips]),
+    )
     means = {name: float(real_centroids[real_instrument == name].mean()) for name in names}
     for name in names:
         figures[f"centroid_hz/{name}"] = float(centroids[instrument == name].mean())
@@ -164,12 +167,12 @@ def tempo_figures(name: str, waves: Wave, tempi: list[str]) -> dict[str, float]:
     By chance (gaps of any length alike) a share of 2 x tolerance / eighth would be.
     """
     onsets = [onset_times(wave, RATE) for wave in waves]
-    rates, tempo = np.array([len(found) for found in onsets]) * RATE / waves.shape[1], np.array(tempi)
+    rates, tempo = np.array([len(result) for result in onsets]) * RATE / waves.shape[1], np.array(tempi)
     figures = {}
     for each in sorted(set(tempi), key=lambda t: -TEMPI[t]):
         eighth = TEMPI[each] / 2 / FRAME_RATE
         figures |= spread(f"onsets_a_second/{name}/{each}", rates[tempo == each].tolist())
-        shares = [on_beat(found, eighth, BEAT) for found, t in zip(onsets, tempi, strict=True) if t == each]
+        shares = [on_beat(result, eighth, BEAT) for result, t in zip(onsets, tempi, strict=True) if t == each]
         figures |= spread(f"on_beat/{name}/{each}", shares)
         figures[f"on_beat/chance/{each}"] = 2 * BEAT / eighth
     fast, slow = rates[tempo == "fast"], rates[tempo == "slow"]
@@ -235,11 +238,11 @@ def main() -> None:
     figures, reconstructed = codec_figures(model.audio_encoder, split, tokens)
     figures |= language_figures(model, "band-large", tokens)
     figures |= language_figures(load_musicgen("band-small"), "band-small", tokens)
-    wanted = prompts(chosen.side)
-    made = generate(model, tokenizer, [text for text, _, _ in wanted], tokens.codes.shape[2])
-    figures |= steering_figures(wanted, made, reconstructed, split)
+    expected = prompts(chosen.side)
+    made = generate(model, tokenizer, [text for text, _, _ in expected], tokens.codes.shape[2])
+    figures |= steering_figures(expected, made, reconstructed, split)
     real, real_tempi = split.audio(slice(None)), [clip.facts.tempo for clip in split.clips]
-    figures |= tempo_figures("generated", made, [tempo for _, _, tempo in wanted])
+    figures |= tempo_figures("generated", made, [tempo for _, _, tempo in expected])
     figures |= tempo_figures("real", real, real_tempi) | tempo_figures("reconstruction", reconstructed, real_tempi)
     figures |= note_figures("generated", made[::3]) | note_figures("real", real[:48])
     noise = np.random.default_rng(0).normal(0, 0.1, (16, made.shape[1])).astype(np.float32)
@@ -249,7 +252,8 @@ def main() -> None:
         ("the same, through the codec", reconstructed[0]),
     ]
     rows += [
-        (f"generated: {wanted[n][0]}", made[n]) for n in (0, chosen.side * 2 + 1, chosen.side * 4, chosen.side * 5 + 1)
+        (f"generated: {expected[n][0]}", made[n])
+        for n in (0, chosen.side * 2 + 1, chosen.side * 4, chosen.side * 5 + 1)
     ]
     picture(rows)
     curves()

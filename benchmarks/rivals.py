@@ -54,29 +54,29 @@ def with_optimum(folder: Path, seconds: float) -> float:
     value = onnxruntime.OrtValue.ortvalue_from_numpy
 
     def run(frames: int) -> None:
-        told = tokenizer([PROMPT], return_tensors="np")
-        ids, mask = told["input_ids"].astype(np.int64), told["attention_mask"].astype(np.int64)
+        encoded = tokenizer([PROMPT], return_tensors="np")
+        ids, mask = encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
         (states,) = text.run(None, {"input_ids": ids, "attention_mask": mask})
         feeds = {
             "encoder_hidden_states": value(np.concatenate([states, 0 * states])),
             "encoder_attention_mask": value(np.concatenate([mask, 0 * mask])),
         }
-        random, books = np.random.default_rng(0), np.arange(4)
+        random, num_codebooks = np.random.default_rng(0), np.arange(4)
         delayed = delay(np.zeros((1, 4, frames), np.int64), 2048)
         for step in range(frames + 3):
             column = inputs_for(delayed, 2048)[0, :, step]
             session = first if step == 0 else later
             feeds["input_ids"] = value(np.tile(column, 2)[:, None])
-            wanted = {entry.name for entry in session.get_inputs()}
+            expected = {entry.name for entry in session.get_inputs()}
             names = [entry.name for entry in session.get_outputs()]
-            given = {name: feed for name, feed in feeds.items() if name in wanted}
-            found = dict(zip(names, session.run_with_ort_values(names, given), strict=True))
-            logits = found["logits"].numpy().reshape(2, 4, -1)
+            given = {name: feed for name, feed in feeds.items() if name in expected}
+            actual = dict(zip(names, session.run_with_ort_values(names, given), strict=True))
+            logits = actual["logits"].numpy().reshape(2, 4, -1)
             guided = guide(logits[0], logits[1], GUIDANCE)
             codes = draw(guided, random.random(4), SamplingParams(1.0, TOP_K))
-            open_books = (step >= books) & (step - books < frames)
-            delayed[0, open_books, step] = codes[open_books]
-            for name, cache in found.items():
+            open_codebooks = (step >= num_codebooks) & (step - num_codebooks < frames)
+            delayed[0, open_codebooks, step] = codes[open_codebooks]
+            for name, cache in actual.items():
                 if name.startswith("present"):
                     feeds[name.replace("present", "past_key_values")] = cache
         final = np.stack([delayed[0, book, book : book + frames] for book in range(4)])

@@ -120,15 +120,15 @@ def overhead(url: str, bundle: Path, seconds: float, turns: int) -> float:
 
 def speedup(url: str, seconds: float, turns: int) -> float:
     """One after another over all at once."""
-    found = []
+    result = []
     for turn in range(turns):
         seeds = [CLIENTS * turn + client for client in range(CLIENTS)]
         alone = sum(generate(url, seconds, seed) for seed in seeds)
         began = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(lambda seed: generate(url, seconds, seed), seeds))
-        found.append(alone / (time.perf_counter() - began))
-    return statistics.median(found)
+        result.append(alone / (time.perf_counter() - began))
+    return statistics.median(result)
 
 
 def first_audio(url: str, seconds: float) -> list[float]:
@@ -152,7 +152,7 @@ def first_audio(url: str, seconds: float) -> list[float]:
         return took
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        return [took for found in pool.map(client, range(CLIENTS)) for took in found]
+        return [took for result in pool.map(client, range(CLIENTS)) for took in result]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tinymusician.distill.cached import packed, unpacked
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.models.divergences import forward_kl
 
-KEPT = (1, 4, 16, 32, 64, 128, 256, None)
+SPARSE_TOP_K = (1, 4, 16, 32, 64, 128, 256, None)
 
 
 def played(logits: torch.Tensor) -> torch.Tensor:
@@ -43,21 +43,25 @@ def main() -> None:
     for row in range(len(tokens.codes)):
         signals = source(np.array([row]))
         whole = signals.logits[signals.sequences.mask].float()
-        for count in KEPT:
-            kept = packed(whole, count)
-            read = unpacked({name: torch.from_numpy(array) for name, array in kept.items()}, whole.shape[-1]).float()
+        for count in SPARSE_TOP_K:
+            packed_logits = packed(whole, count)
+            read = unpacked(
+                {name: torch.from_numpy(array) for name, array in packed_logits.items()}, whole.shape[-1]
+            ).float()
             name = "all" if count is None else str(count)
             log_p, log_q = whole.log_softmax(-1), read.log_softmax(-1)
-            found = {
+            result = {
                 f"kl_{name}": forward_kl(log_p, log_q),
                 f"kl_tau2_{name}": forward_kl((whole / 2).log_softmax(-1), (read / 2).log_softmax(-1)),
-                f"bytes_{name}": torch.tensor(float(sum(array.nbytes for array in kept.values())) / len(whole)),
+                f"bytes_{name}": torch.tensor(
+                    float(sum(array.nbytes for array in packed_logits.values())) / len(whole)
+                ),
             }
             if count is None or count > TOP_K:
-                found[f"kl_played_{name}"] = forward_kl(played(whole), played(read))
+                result[f"kl_played_{name}"] = forward_kl(played(whole), played(read))
             if count is not None:
-                found[f"rest_{name}"] = 1 - log_p.exp().topk(count, dim=-1).values.sum(-1)
-            for key, value in found.items():
+                result[f"rest_{name}"] = 1 - log_p.exp().topk(count, dim=-1).values.sum(-1)
+            for key, value in result.items():
                 totals.setdefault(key, []).append(value.double().mean().item())
     figures = {key: float(np.mean(values)) for key, values in totals.items()}
     report("shards", figures, {"clips": len(tokens.codes), "seconds": chosen.seconds})

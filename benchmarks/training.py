@@ -116,22 +116,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts()))
-        asked = {"folder": chosen.folder.absolute(), "layers": chosen.layers, "seconds": chosen.seconds}
-        asked |= {"prompts": folder / "prompts.jsonl", "steps": chosen.steps, "batch": chosen.batch}
-        (folder / "shapes.yaml").write_text(RECIPE.format(**asked))
+        config = {"folder": chosen.folder.absolute(), "layers": chosen.layers, "seconds": chosen.seconds}
+        config |= {"prompts": folder / "prompts.jsonl", "steps": chosen.steps, "batch": chosen.batch}
+        (folder / "shapes.yaml").write_text(RECIPE.format(**config))
         store = (folder / "store").as_uri()
         # The teacher plays what all cases learn from.
         rows_of("zero0", folder / "shapes.yaml", chosen.workers, store, "samples")
         for case in chosen.cases:
             try:
-                found = rows_of(case, folder / "shapes.yaml", chosen.workers, store)
+                result = rows_of(case, folder / "shapes.yaml", chosen.workers, store)
             except subprocess.CalledProcessError:  # tmctl has said why: there is too little memory for it, say
                 continue
-            seconds = statistics.median(row["seconds_a_step"] for row in found[1:])
+            seconds = statistics.median(row["seconds_a_step"] for row in result[1:])
             speed = product_speed(
                 "bfloat16" if "bfloat16" in case else "float32", (os.cpu_count() or 1) // chosen.workers
             )
-            figures |= {f"{case}_seconds": seconds, f"{case}_gib": found[-1]["memory_gib"]}
+            figures |= {f"{case}_seconds": seconds, f"{case}_gib": result[-1]["memory_gib"]}
             figures[f"{case}_mfu"] = needed / seconds / speed
     settings = {name: getattr(chosen, name) for name in ("layers", "workers", "batch", "seconds", "steps")}
     report("training", figures, {"model": chosen.folder.name, **settings})

@@ -101,7 +101,7 @@ def timed(work: Any) -> float:
     return time.perf_counter() - began
 
 
-class Bench:
+class TransferBenchmark:
     """A publisher in a folder, and web clients."""
 
     def __init__(self, home: Path, size: int) -> None:
@@ -147,13 +147,13 @@ class Bench:
     def memory_ratio(self) -> float:
         """Two pulls of ten times the size in processes of their own."""
         self.released("small", decoder=self._size // 10)
-        found = []
+        result = []
         with served(self._home / "store") as url:
             for name in ("big", "small"):
                 words = [f"{name}@stable", str(self._home / f"memory-{name}"), url, self._pinned]
                 ended = subprocess.run([sys.executable, "-c", PULL, *words], capture_output=True, check=True)
-                found.append(int(ended.stdout))
-        return found[0] / found[1]
+                result.append(int(ended.stdout))
+        return result[0] / result[1]
 
     def publish_figures(self) -> dict[str, float]:
         """Against the same server, one after the other; memory in processes of their own."""
@@ -187,12 +187,12 @@ def main() -> None:
     options.add_argument("--megabytes", type=int, default=1000)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        bench = Bench(Path(home), chosen.megabytes * 1_000_000)
+        benchmark = TransferBenchmark(Path(home), chosen.megabytes * 1_000_000)
         figures = {
-            "pull_over_curl": bench.pull_over_curl(),
-            "memory_ratio": bench.memory_ratio(),
-            "update_share": bench.update_share(),
-            **bench.publish_figures(),
+            "pull_over_curl": benchmark.pull_over_curl(),
+            "memory_ratio": benchmark.memory_ratio(),
+            "update_share": benchmark.update_share(),
+            **benchmark.publish_figures(),
         }
     report("transfer", figures, {"megabytes": chosen.megabytes})
 

@@ -230,8 +230,7 @@ def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[
     """
     if config.flavour != "fused":
         raise RecipeError(
-            f"quantize.flavour = {config.flavour}: has no guidance input, which {config.model} needs; allowed is "
-            "fused"
+            f"quantize.flavour = {config.flavour}: has no guidance input, which {config.model} needs; allowed is fused"
         )
     check_guidance(str(config.model), guidance, range_)
 

@@ -54,7 +54,7 @@ def work(context: WorkerContext) -> None:
         **objective(context, pair, train_tokens, held_out),
         mixture_at=partial(mixture_at, recipe.objective, steps),
         softening=soft,
-        own=on_policy_sampler(context, pair, train_tokens) if recipe.on_policy.share else None,
+        on_policy=on_policy_sampler(context, pair, train_tokens) if recipe.on_policy.share else None,
         hidden=HiddenLossConfig(hidden.kind, hidden.weight, width) if hidden.weight else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]

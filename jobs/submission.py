@@ -78,7 +78,7 @@ def submit(
             submission=submission,
         )
     )
-    run.update(state="PENDING", message="", asked=now(), ended=None)
+    run.update(state="PENDING", message="", stop_requested_at=now(), ended=None)
     try:
         client.submit_job(
             entrypoint=f"{_python(where)} -P -m jobs.entry {shlex.quote(run.id)} {shlex.quote(submission)}",

@@ -63,9 +63,9 @@ class Line:
 @contextlib.contextmanager
 def line(port: int) -> Iterator[Line]:
     """A line to a port of this machine."""
-    found = Line(port)
-    threading.Thread(target=found.serve, daemon=True).start()
+    result = Line(port)
+    threading.Thread(target=result.serve, daemon=True).start()
     try:
-        yield found
+        yield result
     finally:
-        found.close()
+        result.close()

@@ -11,10 +11,10 @@ from typing import Any
 
 import requests
 import uvicorn
+from serve.musician import EngineReplica
 
 from serve.front import Ingress
 from serve.messages import ModelInfo, StreamMetadata
-from serve.musician import EngineReplica
 from serve.performance import EngineDeadError
 from serve.settings import read_settings
 from serve.web import create_app
@@ -26,16 +26,16 @@ from tinymusician.runtime.player import GenerationRequest
 class Engines:
     """One musician, who can be lost for a while: `lose` more performances break off after `after` parts."""
 
-    def __init__(self, musician: EngineReplica) -> None:
-        self.musician, self.lose, self.after, self.begun = musician, 0, 0, 0
+    def __init__(self, replica: EngineReplica) -> None:
+        self.replica, self.lose, self.after, self.begun = replica, 0, 0, 0
 
     async def play(
-        self, wish: GenerationRequest, whole: bool, request: str
+        self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         self.begun += 1
         lost, given = self.lose > 0, 0
         self.lose -= lost
-        async with contextlib.aclosing(self.musician.play(wish, whole, request)) as parts:
+        async with contextlib.aclosing(self.replica.play(generation, whole, request)) as parts:
             async for part in parts:
                 if lost and given == self.after:
                     raise EngineDeadError("as the test wants it")
@@ -43,17 +43,17 @@ class Engines:
                 yield part
 
     async def about(self) -> ModelInfo:
-        return await self.musician.about()
+        return await self.replica.about()
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        return self.musician.file(digest, path)
+        return self.replica.file(digest, path)
 
 
 @dataclass
 class Endpoint:
     url: str
     engines: Engines
-    musician: EngineReplica
+    replica: EngineReplica
 
     def generate(self, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         """The whole answer."""
@@ -71,8 +71,8 @@ class Endpoint:
 @contextlib.contextmanager
 def endpoint(**values: Any) -> Iterator[Endpoint]:
     settings = read_settings(values)
-    musician = EngineReplica(settings)
-    engines = Engines(musician)
+    replica = EngineReplica(settings)
+    engines = Engines(replica)
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(create_app(Ingress(engines, settings), settings.limits), port=port, log_level="error")
@@ -81,8 +81,8 @@ def endpoint(**values: Any) -> Iterator[Endpoint]:
     thread.start()
     try:
         wait_for(lambda: server.started, 30)
-        yield Endpoint(f"http://127.0.0.1:{port}", engines, musician)
+        yield Endpoint(f"http://127.0.0.1:{port}", engines, replica)
     finally:
         server.should_exit = True
         thread.join()
-        musician.close()
+        replica.close()

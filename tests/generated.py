@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-def generated(model: Any, frames: int, **asked: Any) -> tuple[Any, Any]:
+def generated(model: Any, frames: int, **options: Any) -> tuple[Any, Any]:
     """The codes [K, frames] that `generate` hands to its codec for one prompt, and the wave that comes of them."""
     steps, seen = frames + model.config.decoder.num_codebooks - 1, []
     decode = model.audio_encoder.decode
@@ -19,5 +19,5 @@ def generated(model: Any, frames: int, **asked: Any) -> tuple[Any, Any]:
 
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.audio_encoder, "decode", listen)
-        wave = model.generate(max_new_tokens=steps, **asked)
+        wave = model.generate(max_new_tokens=steps, **options)
     return seen[0][0, 0].numpy(), wave[0, 0].numpy()

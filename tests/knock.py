@@ -53,9 +53,9 @@ def call(channel: grpc.Channel, method: str) -> str:
 
 def knock(address: str, port: int) -> dict[str, str]:
     """What each page and call came to."""
-    found = {path: page(address, port, method, path) for method, path in PAGES}
+    result = {path: page(address, port, method, path) for method, path in PAGES}
     with grpc.insecure_channel(f"{address}:{port}") as channel:
-        return found | {method: call(channel, method) for method in CALLS}
+        return result | {method: call(channel, method) for method in CALLS}
 
 
 if __name__ == "__main__":

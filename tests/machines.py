@@ -40,7 +40,7 @@ class NoMachines(Exception):
 class Machine:
     """One of the network's machines."""
 
-    def __init__(self, network: Network, number: int, kept: list[Path], environment: dict[str, str]) -> None:
+    def __init__(self, network: Network, number: int, shared_paths: list[Path], environment: dict[str, str]) -> None:
         self.name, self.address = f"{network.name}n{number}", f"{network.prefix}.{number}"
         self.environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
         self.environment |= {"HOME": "/tmp/home", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
@@ -53,7 +53,7 @@ class Machine:
             _ip(f"-n {self.name} {words}")
         _ip(f"-n {self.name} route add default via {network.address}")
         namespaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-        birth = ["sh", "-c", _BIRTH, "sh", self.name, *map(str, [ROOT, *kept])]
+        birth = ["sh", "-c", _BIRTH, "sh", self.name, *map(str, [ROOT, *shared_paths])]
         life = subprocess.Popen(["ip", "netns", "exec", self.name, *namespaces, *birth], start_new_session=True)
         self._life, children = life, Path(f"/proc/{life.pid}/task/{life.pid}/children")
         _wait(lambda: bool(children.read_text().split()))
@@ -107,9 +107,9 @@ class Network:
         self.address = f"{self.prefix}.254"
         self.machines: list[Machine] = []
 
-    def machine(self, kept: list[Path], environment: dict[str, str]) -> Machine:
+    def machine(self, shared_paths: list[Path], environment: dict[str, str]) -> Machine:
         """One machine more, which has the checkout, the folders `kept` and nothing else of this machine's /tmp."""
-        return Machine(self, len(self.machines) + 1, kept, environment)
+        return Machine(self, len(self.machines) + 1, shared_paths, environment)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.server.root / urlparse(self.path).path.lstrip("/").removeprefix("signed/")
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        self.server.asked.append((self.path, start))
+        self.server.requests.append((self.path, start))
         if not path.is_file():
             self.answer(404, b"")
             return
@@ -70,7 +70,7 @@ class Misbehaving(ThreadingHTTPServer):
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.faults, self.asked = root, list[Fault](), list[tuple[str, int]]()
+        self.root, self.faults, self.requests = root, list[Fault](), list[tuple[str, int]]()
         self.everywhere = False
         self._lock = threading.Lock()
 

@@ -89,19 +89,19 @@ class Ray:
 
     def processes(self, *words: str) -> list[int]:
         """Processes of this Ray (by their environment or command line) whose command line has all `words`."""
-        found = []
+        pids = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    known = (entry / "environ").read_bytes().decode(errors="replace") + line
+                    text = (entry / "environ").read_bytes().decode(errors="replace") + line
                 except OSError:
                     continue
                 if "fork_server/server.py" in line:  # ends with the process that it stands in for
                     continue
-                if (self.address in known or str(self.folder) in known) and all(w in line + known for w in words):
-                    found.append(int(entry.name))
-        return found
+                if (self.address in text or str(self.folder) in text) and all(w in line + text for w in words):
+                    pids.append(int(entry.name))
+        return pids
 
 
 def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[str]:
@@ -111,7 +111,7 @@ def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[st
     )
 
 
-def told(ray: Ray, store: Store, *words: str) -> Any:
+def tmctl_json(ray: Ray, store: Store, *words: str) -> Any:
     ended = tmctl(ray, store, *words, "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(ended.stdout)
@@ -142,10 +142,10 @@ def shards(store: Store) -> dict[str, bytes]:
     return {entry.key: store.get(entry.key) for entry in store.list("shards/")}
 
 
-def check_same_losses(found: dict[int, float], expected: dict[int, float]) -> None:
+def check_same_losses(actual: dict[int, float], expected: dict[int, float]) -> None:
     """At every step, within 1e-5."""
-    assert sorted(found) == sorted(expected)
-    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+    assert sorted(actual) == sorted(expected)
+    assert max(abs(actual[step] - expected[step]) for step in expected) <= 1e-5
 
 
 def wait_for_checkpoint(store: Store, run: str, step: int = 10, stage: str = "distill") -> None:
@@ -170,6 +170,6 @@ class UndisturbedRuns:
             if not file.exists():
                 store = LocalStore(Path(tempfile.mkdtemp(dir=self._folder)))
                 words = ("submit", "distill", str(self._recipe), *settings(LONG), "--workers", str(workers))
-                assert told(self._ray, store, *words, "--name", "calm")["state"] == "SUCCEEDED"
+                assert tmctl_json(self._ray, store, *words, "--name", "calm")["state"] == "SUCCEEDED"
                 file.write_text(json.dumps(losses(store, "calm")))
             return {int(step): loss for step, loss in json.loads(file.read_text()).items()}

@@ -33,14 +33,16 @@ _ABOUT = {
 }
 
 
-def root(version: int, own: Ed25519PrivateKey, release: Ed25519PrivateKey, signers: Keys, days: int = 365) -> bytes:
+def root(
+    version: int, root_key: Ed25519PrivateKey, release: Ed25519PrivateKey, signers: Keys, days: int = 365
+) -> bytes:
     """A root document of the day before."""
     moment = NOW - timedelta(days=1)
     content = {
         "version": version,
         "created": _date(moment),
         "expires": _date(moment + timedelta(days=days)),
-        "root": [public_hex(own)],
+        "root": [public_hex(root_key)],
         "release": [public_hex(release)],
     }
     return seal(trust.KIND, content, signers)
@@ -119,7 +121,7 @@ def cases() -> list[dict[str, Any]]:
 
 def ranges() -> list[dict[str, Any]]:
     """What an answer's status means for a client that has `start` bytes."""
-    asked = [
+    requests = [
         (0, 200, None), (400, 200, None), (400, 206, "bytes 400-999/1000"), (400, 206, "bytes 399-999/1000"),
         (400, 206, "bytes 400-998/1000"), (400, 206, None), (400, 206, "bytes 400-999/*"), (400, 416, "bytes */1000"),
         (0, 404, None), (0, 410, None), (400, 403, None), (0, 401, None), (0, 429, None), (0, 500, None),
@@ -127,7 +129,7 @@ def ranges() -> list[dict[str, Any]]:
     ]  # fmt: skip
     return [
         {"start": start, "status": status, "content_range": place, "do": meaning(status, place, start)}
-        for start, status, place in asked
+        for start, status, place in requests
     ]
 
 
@@ -146,7 +148,7 @@ def content() -> str:
 def _case(
     name: str,
     roots: list[bytes],
-    found: bytes,
+    actual: bytes,
     expect: str,
     installed: tuple[int, str] | None = None,
     pinned: Ed25519PrivateKey = ROOT,
@@ -155,7 +157,7 @@ def _case(
         "name": name,
         "pinned": public_hex(pinned),
         "roots": [base64.b64encode(one).decode() for one in roots],
-        "release": base64.b64encode(found).decode(),
+        "release": base64.b64encode(actual).decode(),
         "installed": None if installed is None else {"version": installed[0], "digest": installed[1]},
         "expect": expect,
     }

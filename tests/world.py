@@ -54,9 +54,9 @@ class World:
         self.clock.now += timedelta(days=days)
 
     def playing(self) -> dict[str, str]:
-        found = self.client().installation.usable()
-        assert found is not None
-        return {path.name: path.read_text() for path in found[1].iterdir()}
+        version = self.client().installation.usable()
+        assert version is not None
+        return {path.name: path.read_text() for path in version[1].iterdir()}
 
     def release_key(self) -> Ed25519PrivateKey:
         """The key that signs releases now; in other hands, a stolen one."""

@@ -127,14 +127,14 @@ def engine() -> Iterator[Engine]:
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--pidfile", f"{folder}/pid", "-H", socket], stdout=log, stderr=log)
-    own = Engine({"DOCKER_HOST": socket})
+    started = Engine({"DOCKER_HOST": socket})
     try:
         deadline = time.monotonic() + 60
-        while subprocess.run([_docker(), "info"], env=own.environment, capture_output=True, check=False).returncode:
+        while subprocess.run([_docker(), "info"], env=started.environment, capture_output=True, check=False).returncode:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise NoEngine(f"dockerd does not start: {(folder / 'log').read_text()[-300:]}")
             time.sleep(0.2)
-        yield own
+        yield started
     finally:
         process.terminate()
         process.wait(60)

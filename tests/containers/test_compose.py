@@ -97,8 +97,8 @@ def test_from_a_pipeline_to_music(system: System) -> None:
     system.wait("head")
     system.wait("worker", 2)
     settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-    told = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
-    assert json.loads(told)["state"] == "SUCCEEDED"
+    submitted = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
+    assert json.loads(submitted)["state"] == "SUCCEEDED"
     root = json.loads(system.tmctl("keys", "show", "--json"))["root"][0]
     system.tmctl("artifacts", "promote", "band-bundle@candidate", "--override", "six steps make no musician")
 
@@ -130,10 +130,10 @@ def test_nobody_is_root_and_nothing_can_be_written(system: System) -> None:
 
 def test_the_endpoint_has_no_torch(system: System) -> None:
     words = ["run", "--rm", "--entrypoint", "python", "tinymusician-endpoint", "-c"]
-    found = system.docker.docker(
+    result = system.docker.docker(
         *words, "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('ray') is not None)"
     )
-    assert found.split() == ["None", "True"]
+    assert result.split() == ["None", "True"]
 
 
 def test_only_two_ports_are_open_and_only_here(system: System) -> None:

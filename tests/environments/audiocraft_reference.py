@@ -18,7 +18,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer, T5TokenizerFast
 
 WORDS = ["calm piano music with soft strings", "loud rock guitar and drums", "upbeat jazz trio"]
 PROMPTS = ["calm piano", "loud jazz guitar"]
-RATE, BOOKS, CARD = 16_000, 4, 64
+RATE, NUM_CODEBOOKS, CARD = 16_000, 4, 64
 
 LANGUAGE_MODEL = """
 device: cpu
@@ -85,8 +85,8 @@ def answers(model: Any, prompt: str, codes: Any) -> torch.Tensor:
     """Logits under one prompt alone: in a batch audiocraft also attends to the padding of shorter prompts."""
     from audiocraft.modules.conditioners import ConditioningAttributes
 
-    told = model.lm.condition_provider.tokenize([ConditioningAttributes(text={"description": prompt})])
-    states = model.lm.condition_provider(told)
+    attributes = model.lm.condition_provider.tokenize([ConditioningAttributes(text={"description": prompt})])
+    states = model.lm.condition_provider(attributes)
     return model.lm(torch.from_numpy(codes), conditions=[], condition_tensors=states)
 
 
@@ -106,28 +106,28 @@ def main() -> None:
         "state_dict.bin": builders.get_lm_model(settings),
         "compression_state_dict.bin": builders.get_compression_model(coding),
     }
-    for (name, part), told in zip(parts.items(), (settings, coding), strict=True):
+    for (name, part), description in zip(parts.items(), (settings, coding), strict=True):
         content = {
             "best_state": part.state_dict(),
-            "xp.cfg": OmegaConf.to_yaml(told),
+            "xp.cfg": OmegaConf.to_yaml(description),
             "version": "1.3.0",
             "exported": True,
         }
         torch.save(content, folder / name)
     model = MusicGen.get_pretrained(str(folder), device="cpu")
     random = np.random.default_rng(0)
-    codes = random.integers(0, CARD, (len(PROMPTS), BOOKS, 12))
+    codes = random.integers(0, CARD, (len(PROMPTS), NUM_CODEBOOKS, 12))
     wave = random.normal(0, 0.3, (1, 1, RATE)).astype(np.float32)
     with torch.no_grad():
         logits = torch.cat([answers(model, prompt, codes[n : n + 1]) for n, prompt in enumerate(PROMPTS)])
-        heard, _ = model.compression_model.encode(torch.from_numpy(wave))
-        played = model.compression_model.decode(heard)
+        encoded, _ = model.compression_model.encode(torch.from_numpy(wave))
+        played = model.compression_model.decode(encoded)
     np.savez(
         folder / "reference.npz",
         codes=codes,
         logits=logits.numpy(),
         wave=wave,
-        heard=heard.numpy(),
+        encoded=encoded.numpy(),
         played=played.numpy(),
     )
 

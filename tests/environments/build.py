@@ -21,8 +21,8 @@ def environment(name: str) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".whole").exists():
         script = ROOT / "infra" / "environments" / "install"
-        told = {**os.environ, "PYTHON": sys.executable}
-        subprocess.run([str(script), name, str(folder)], check=True, env=told)
+        variables = {**os.environ, "PYTHON": sys.executable}
+        subprocess.run([str(script), name, str(folder)], check=True, env=variables)
         (folder / ".whole").touch()
     return python
 

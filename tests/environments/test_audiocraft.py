@@ -36,19 +36,19 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_and_codes_are_audiocrafts(release: Path) -> None:
     assert is_release(release)
     model, tokenizer = load_musicgen(str(release)), load_tokenizer(str(release))
-    wanted = np.load(release / "reference.npz")
+    expected = np.load(release / "reference.npz")
     for number, prompt in enumerate(PROMPTS):
         text = tokenizer([prompt], return_tensors="pt")
         with torch.no_grad():
-            told = encode_text(model, text["input_ids"], text["attention_mask"])
-            codes = torch.from_numpy(wanted["codes"][number : number + 1])
-            logits = ConditionedDecoder(model)(codes, told.states, told.mask)
-        np.testing.assert_allclose(logits[0].numpy(), wanted["logits"][number], atol=1e-4)
+            condition = encode_text(model, text["input_ids"], text["attention_mask"])
+            codes = torch.from_numpy(expected["codes"][number : number + 1])
+            logits = ConditionedDecoder(model)(codes, condition.states, condition.mask)
+        np.testing.assert_allclose(logits[0].numpy(), expected["logits"][number], atol=1e-4)
     with torch.no_grad():
-        heard = model.audio_encoder.encode(torch.from_numpy(wanted["wave"])).audio_codes[0]
-        played = model.audio_encoder.decode(torch.from_numpy(wanted["heard"])[None], [None]).audio_values
-    np.testing.assert_array_equal(heard.numpy(), wanted["heard"])
-    np.testing.assert_allclose(played.numpy(), wanted["played"], atol=1e-4)
+        encoded = model.audio_encoder.encode(torch.from_numpy(expected["wave"])).audio_codes[0]
+        played = model.audio_encoder.decode(torch.from_numpy(expected["encoded"])[None], [None]).audio_values
+    np.testing.assert_array_equal(encoded.numpy(), expected["encoded"])
+    np.testing.assert_allclose(played.numpy(), expected["played"], atol=1e-4)
     assert model.generation_config.guidance_scale == 3.0
     assert model.generation_config.max_length == 30 * 25 + 3
 
@@ -62,8 +62,8 @@ def test_it_is_converted_once(release: Path) -> None:
 
 def test_it_plays(release: Path) -> None:
     """What evaluates models takes a release as any other folder."""
-    musician = open_generator(str(release))
-    (played,) = musician.play(["loud jazz guitar"], [0], SamplingSettings(0.4, 3.0, 64, 1.0))
+    generator = open_generator(str(release))
+    (played,) = generator.play(["loud jazz guitar"], [0], SamplingSettings(0.4, 3.0, 64, 1.0))
     assert played.codes.shape == (4, 10)
     assert np.isfinite(played.wave).all()
 

@@ -35,36 +35,36 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def asked(folder: Path, **changes: str) -> LaionClapEmbeddingConfig:
+def config_of(folder: Path, **changes: str) -> LaionClapEmbeddingConfig:
     home = environment("laion-clap").parents[1]
-    own = {
+    fields = {
         "checkpoint": str(folder / "checkpoint.pt"),
         "tokenizer": str(folder / "tokenizer"),
         "environment": str(home),
     }
-    return LaionClapEmbeddingConfig(**{**own, "audio_model": "HTSAT-tiny", **changes})
+    return LaionClapEmbeddingConfig(**{**fields, "audio_model": "HTSAT-tiny", **changes})
 
 
 @pytest.mark.usefixtures("_ray")
-def test_vectors_are_the_packages_own_in_fixed_windows(checkpoint: Path) -> None:
-    embedder, wanted = LaionClapActor(asked(checkpoint)), np.load(checkpoint / "reference.npz")
-    wave = wanted["wave"]
-    (found,) = embedder([wave])
-    np.testing.assert_allclose(found, wanted["audio"], atol=1e-5)
-    np.testing.assert_allclose(embedder.text(PROMPTS), wanted["text"], atol=1e-5)
-    np.testing.assert_allclose(embedder.text(PROMPTS[1:]), wanted["text"][1:], atol=1e-5)
+def test_embeddings_equal_the_packages_in_fixed_windows(checkpoint: Path) -> None:
+    embedder, expected = LaionClapActor(config_of(checkpoint)), np.load(checkpoint / "reference.npz")
+    wave = expected["wave"]
+    (actual,) = embedder([wave])
+    np.testing.assert_allclose(actual, expected["audio"], atol=1e-5)
+    np.testing.assert_allclose(embedder.text(PROMPTS), expected["text"], atol=1e-5)
+    np.testing.assert_allclose(embedder.text(PROMPTS[1:]), expected["text"][1:], atol=1e-5)
     long = np.concatenate([wave, wave[:240_000]])
     once, again = embedder([long, wave]), embedder([long])
     assert once[0].shape == (2, 512)
     np.testing.assert_allclose(once[0], again[0], atol=1e-5)
-    np.testing.assert_allclose(once[0][0], wanted["audio"][0], atol=1e-5)
+    np.testing.assert_allclose(once[0][0], expected["audio"][0], atol=1e-5)
     assert embedder.facts["window"] == 480_000
 
 
 @pytest.mark.usefixtures("_ray")
 def test_what_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="infra/environments/install laion-clap FOLDER"):
-        LaionClapActor(asked(checkpoint, environment=str(tmp_path)))
+        LaionClapActor(config_of(checkpoint, environment=str(tmp_path)))
     (tmp_path / "broken.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="laion-clap cannot be used"):
-        LaionClapActor(asked(checkpoint, checkpoint=str(tmp_path / "broken.pt")))
+        LaionClapActor(config_of(checkpoint, checkpoint=str(tmp_path / "broken.pt")))

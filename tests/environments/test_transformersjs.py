@@ -40,8 +40,8 @@ def node() -> Path:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
-        told = {**os.environ, "ONNXRUNTIME_NODE_INSTALL_CUDA": "skip"}
-        subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder, check=True, env=told)
+        variables = {**os.environ, "ONNXRUNTIME_NODE_INSTALL_CUDA": "skip"}
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder, check=True, env=variables)
     return folder
 
 
@@ -66,7 +66,7 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
     ended = subprocess.run(words, cwd=node, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     said = json.loads(ended.stdout.splitlines()[-1])
-    found = np.array(said["codes"]).reshape(said["dims"])[0]
+    result = np.array(said["codes"]).reshape(said["dims"])[0]
 
     location = Path(model_location("band-small"))
     write_bundle(load_musicgen(str(location)), location / "tokenizer.json", tmp_path / "bundle")
@@ -79,7 +79,7 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
     assert track.error is None
     # While the later codebooks come to their end, MusicGen reads pads of the earlier ones; transformers.js reads what
     # it went on to play there. Codes of the steps before that depend on neither.
-    books = np.arange(found.shape[0])[:, None]
-    same = np.arange(FRAMES) + books < FRAMES
-    assert found.shape == track.codes.shape
-    np.testing.assert_array_equal(found[same], track.codes[same])
+    num_codebooks = np.arange(result.shape[0])[:, None]
+    same = np.arange(FRAMES) + num_codebooks < FRAMES
+    assert result.shape == track.codes.shape
+    np.testing.assert_array_equal(result[same], track.codes[same])

@@ -29,15 +29,15 @@ def without_setup(command: list[str]) -> list[str]:
     """
     if os.path.basename(command[0]) != "setup_worker.py" or os.path.basename(command[1]) != "default_worker.py":
         return command
-    own = ("--serialized-runtime-env-context=", "--language=")
-    texts = [word.removeprefix(own[0]) for word in command if word.startswith(own[0])]
+    prefixes = ("--serialized-runtime-env-context=", "--language=")
+    texts = [word.removeprefix(prefixes[0]) for word in command if word.startswith(prefixes[0])]
     context = json.loads(texts[0]) if texts and texts[0] else {}
     variables = context.get("env_vars", {})
     other = context.get("py_executable", sys.executable) != sys.executable or context.get("override_worker_entrypoint")
     if other or context.get("command_prefix") or any("$" in value for value in variables.values()):
         return command
     os.environ.update(variables)
-    return [word for word in command[1:] if not word.startswith(own)]
+    return [word for word in command[1:] if not word.startswith(prefixes)]
 
 
 def connect(command: list[str]) -> socket.socket:

@@ -48,7 +48,7 @@ def fork_server(
     Its forks have one thread for each of their parallel regions, and no GPU.
     """
     variables = {"FORK_SERVER": str(address), "PYTHONPATH": str(FOLDER)}
-    own = {
+    variables_here = {
         **environment,
         "FORK_SERVER": str(address),
         "DS_ACCELERATOR": "cpu",
@@ -56,7 +56,7 @@ def fork_server(
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, str(FOLDER / "server.py"), str(address), *modules]
-    server = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, start_new_session=True)
+    server = subprocess.Popen(command, env=variables_here, stdin=subprocess.PIPE, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while not address.exists():

@@ -37,8 +37,8 @@ def band(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
+    with chromium() as result:
+        yield result
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ training:
 
 
 @pytest.fixture(scope="session")
-def asked(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def evaluate_options(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The recipe and what it is evaluated by: a folder of noises, one of which is no sound at all."""
     folder = tmp_path_factory.mktemp("clips")
     write_clips(folder)

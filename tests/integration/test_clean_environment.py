@@ -39,8 +39,8 @@ def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     install = [str(binaries / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), str(source)]
     subprocess.run(install, check=True, cwd=tmp_path)
     look = f"import importlib.util as u; print([name for name in {ABSENT} if u.find_spec(name)])"
-    found = subprocess.run([str(binaries / "python"), "-c", look], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run([str(binaries / "python"), "-c", look], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
     command = [str(binaries / "tmctl"), "generate", "a fast fiddle reel", "--model", str(bundle), "--seconds", "2"]
     ended = subprocess.run(

@@ -95,7 +95,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("submit", "distill", "bnad"), "recipe 'bnad': not packaged; allowed are band"),
         (("submit", "distill", "band", "--set", "training.stepz=1"), "training.stepz = 1: no such key"),
@@ -139,21 +139,21 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("recipes", "show", "none"), "recipe 'none': not packaged"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    assert told in error_of(tmp_path, *words)
+def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    assert message in error_of(tmp_path, *words)
 
 
 def test_an_unreachable_cluster(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}"
-    told = error_of(tmp_path, "submit", "distill", "band", "--cluster", address)
-    assert f"cluster {address}: no Ray dashboard answers there; check --cluster" in told
+    error_text = error_of(tmp_path, "submit", "distill", "band", "--cluster", address)
+    assert f"cluster {address}: no Ray dashboard answers there; check --cluster" in error_text
     assert not list((tmp_path / "store").rglob("record.json")), "nothing half-written"
 
 
 def test_an_unusable_store(tmp_path: Path) -> None:
     assert "allowed are file:///" in error_of(tmp_path, "runs", TMCTL_STORE="ftp://x")
     assert "is a file; a folder is needed" in error_of(tmp_path, "runs", TMCTL_STORE=Path(__file__).as_uri())
-    told = error_of(
+    error_text = error_of(
         tmp_path,
         "runs",
         TMCTL_STORE="s3://x/y",
@@ -162,7 +162,7 @@ def test_an_unusable_store(tmp_path: Path) -> None:
         AWS_SECRET_ACCESS_KEY="b",
         AWS_DEFAULT_REGION="us-east-1",
     )
-    assert "no server answers there; check AWS_ENDPOINT_URL" in told
+    assert "no server answers there; check AWS_ENDPOINT_URL" in error_text
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

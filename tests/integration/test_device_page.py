@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.endpoint import Endpoint, endpoint
-from tests.told import told_student, write_told_bundle
+from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tinymusician.models.musicgen import model_location
 from tinymusician.runtime.player import GenerationRequest, open_player
 
@@ -30,8 +30,8 @@ def here(band: Path) -> Iterator[Endpoint]:
     made = subprocess.run(["make", "-s", "page"], cwd=ROOT, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"npm does not give what the page needs: {made.stderr.strip()[-300:]}")
-    with endpoint(model=str(band)) as found:
-        yield found
+    with endpoint(model=str(band)) as result:
+        yield result
 
 
 @pytest.fixture
@@ -104,11 +104,11 @@ def begin(page: Page, seconds: int) -> None:
 def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds: int) -> None:
     """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
     switch_on(page)
-    heard = play(page, seconds)
+    outputs = play(page, seconds)
     expected = open_player(band).play(GenerationRequest(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
     assert player_of(page) == "the device"
-    assert len(heard) == len(expected)
-    assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
+    assert len(outputs) == len(expected)
+    assert np.abs(outputs - np.clip(expected, -1, 1)).max() < 1e-3
 
 
 def test_a_student_that_is_told_its_guidance_plays_at_any_it_knows(
@@ -116,22 +116,22 @@ def test_a_student_that_is_told_its_guidance_plays_at_any_it_knows(
 ) -> None:
     """`here` sees to it that the page's own files are there."""
     tokenizer = Path(model_location("band-small")) / "tokenizer.json"
-    write_told_bundle(told_student("band-small", 2.0), tokenizer, tmp_path, seconds=4.0)
-    with endpoint(model=str(tmp_path)) as told:
+    write_guidance_bundle(guidance_student("band-small", 2.0), tokenizer, tmp_path, seconds=4.0)
+    with endpoint(model=str(tmp_path)) as conditioned:
         page = context.new_page()
-        page.goto(told.url)
+        page.goto(conditioned.url)
         slider = page.get_by_label("Guidance")
         expect(slider).to_have_value("3")
         assert [slider.get_attribute(end) for end in ("min", "max")] == ["1", "5"]
         switch_on(page)
-        player, heard = open_player(tmp_path), []
+        player, outputs = open_player(tmp_path), []
         for scale in (1.5, 4.0):
             slider.fill(str(scale))
-            heard.append(play(page, 2))
+            outputs.append(play(page, 2))
             expected = player.play(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
             assert player_of(page) == "the device"
-            assert np.abs(heard[-1] - np.clip(expected, -1, 1)).max() < 1e-3
-        assert not np.array_equal(*heard)
+            assert np.abs(outputs[-1] - np.clip(expected, -1, 1)).max() < 1e-3
+        assert not np.array_equal(*outputs)
 
 
 def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:
@@ -199,10 +199,10 @@ def test_a_device_with_too_little_memory_says_so(page: Page) -> None:
 def test_a_device_that_is_too_slow_hands_over(page: Page) -> None:
     page.route("**/device/worker.js", clocked(100))
     switch_on(page)
-    heard = play(page, 4)
+    outputs = play(page, 4)
     expect(page.locator("#device-note")).to_contain_text("too slow")
     assert player_of(page).startswith("the server")
-    assert len(heard) == 64_000
+    assert len(outputs) == 64_000
 
 
 def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:

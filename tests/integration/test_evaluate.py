@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tests.ray_cluster import Ray, settings, tmctl, tmctl_json, wait_for
 from tests.tiny import CLIPS, DAMAGED
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -20,11 +20,13 @@ def report(store: LocalStore, run: str) -> Any:
     return json.loads(store.get(f"runs/{run}/report.json"))
 
 
-def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
     """No clip is played twice, none is lost, the damaged one is named, and a later run plays nothing again."""
     store = LocalStore(tmp_path / "store")
     models = ["--model", "untrained", "--model", "teacher"]
-    ended = tmctl(ray, store, "submit", "evaluate", *asked, *models, "--workers", "2", "--name", "e1", "--no-wait")
+    ended = tmctl(
+        ray, store, "submit", "evaluate", *evaluate_options, *models, "--workers", "2", "--name", "e1", "--no-wait"
+    )
     assert ended.returncode == 0, ended.stderr
     wait_for(lambda: any(True for _ in store.list("shards/clips/")))
     ray.kill("ray::_Hand")
@@ -35,15 +37,15 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
     assert len(lines) == len(set(lines))
     assert len(list(store.list("shards/clips/"))) == 2 * CLIPS
 
-    found = report(store, "e1")
-    assert found["how"]["real clips"] == CLIPS - 1
-    done = found["how"]["done to them"]
+    result = report(store, "e1")
+    assert result["how"]["real clips"] == CLIPS - 1
+    done = result["how"]["done to them"]
     assert done["2 channels averaged"] == 1
     assert done["resampled from 16000 Hz"] == CLIPS / 2 - 1
     assert sum(DAMAGED in what for what in done) == 1
-    teacher, untrained = (found["models"][name] for name in ("teacher", "untrained"))
+    teacher, untrained = (result["models"][name] for name in ("teacher", "untrained"))
     assert teacher["agreement"]["forward"]["value"] == pytest.approx(0, abs=1e-6)
-    assert found["models"]["real, coded"]["fad"]["value"] > 0
+    assert result["models"]["real, coded"]["fad"]["value"] > 0
     assert teacher["agreement"]["top_1"]["value"] == 1
     assert untrained["agreement"]["forward"]["value"] > 0.01
     assert set(untrained["labels"]) == {"instrument", "tempo", "key"}
@@ -58,27 +60,29 @@ def test_two_workers_one_of_them_killed(ray: Ray, asked: list[str], tmp_path: Pa
     assert "| untrained |" in store.get("runs/e1/report.md").decode()
 
     models = ["--model", "the teacher=teacher", "--model", "untrained", "--set", "evaluate.cost_runs=0"]
-    again = told(ray, store, "submit", "evaluate", *asked, *models, "--name", "e2")
+    again = tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *models, "--name", "e2")
     assert again["metrics"]["the teacher"]["kad"] == pytest.approx(teacher["kad"]["value"])
     assert "played " not in RunStore(store, "e2").log()
 
 
-def test_a_damaged_clip_can_be_refused(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+def test_a_damaged_clip_can_be_refused(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     few = ["--model", "teacher", "--set", "evaluate.agreement_clips=0", "--set", "evaluate.cost_runs=0"]
-    assert told(ray, store, "submit", "evaluate", *asked, *few)["state"] == "SUCCEEDED", "it is skipped"
-    ended = tmctl(ray, store, "submit", "evaluate", *asked, *few, "--set", "evaluate.damaged=refuse")
+    assert tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *few)["state"] == "SUCCEEDED", (
+        "it is skipped"
+    )
+    ended = tmctl(ray, store, "submit", "evaluate", *evaluate_options, *few, "--set", "evaluate.damaged=refuse")
     assert ended.returncode == 1
     assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
-def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: Path) -> None:
+def test_a_sweep_trains_each_student_once(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
     """Two objectives' worth of trainings on two actors; a later sweep over more seeds trains the new ones only."""
     store = LocalStore(tmp_path / "store")
     few = settings(("sweep.clips=4", "training.steps=4", "training.warmup=1", "training.validate_every=2"))
     over = ["--over", "skew", *few, "--workers", "2"]
-    run = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=1", "--name", "s1")
+    run = tmctl_json(ray, store, "submit", "sweep", *evaluate_options, *over, "--set", "sweep.seeds=1", "--name", "s1")
     assert set(run["metrics"]["skew"]) == {"λ 0", "λ 0.1", "λ 0.3", "λ 0.5"}
     log = RunStore(store, "s1").log()
     assert log.count("trained skew") == 4
@@ -87,10 +91,12 @@ def test_a_sweep_trains_each_student_once(ray: Ray, asked: list[str], tmp_path: 
     for (one,) in grid.values():
         assert one["curves"][0]["held_out/test/kl"] > one["final"]["kl"]
         assert one["final"]["fluctuation"] >= -1e-9
-    again = told(ray, store, "submit", "sweep", *asked, *over, "--set", "sweep.seeds=2", "--name", "s2")
+    again = tmctl_json(
+        ray, store, "submit", "sweep", *evaluate_options, *over, "--set", "sweep.seeds=2", "--name", "s2"
+    )
     assert RunStore(store, "s2").log().count("trained skew") == 4
     hopeless = ["--set", "sweep.seeds=1", "--set", "training.seed=1", "--set", "training.learning_rate=1e30"]
-    told(ray, store, "submit", "sweep", *asked, *over, *hopeless, "--name", "s3")
+    tmctl_json(ray, store, "submit", "sweep", *evaluate_options, *over, *hopeless, "--name", "s3")
     assert RunStore(store, "s3").log().count("diverged: ") == 4
     assert "judged as of step 0: " in store.get("runs/s3/report.md").decode()
     assert len(report(store, "s2")["grids"]["skew"]["λ 0"]) == 2

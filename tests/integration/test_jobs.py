@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, settings, tmctl, told
+from tests.ray_cluster import Ray, settings, tmctl, tmctl_json
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.training.metrics import read_metrics
@@ -19,7 +19,7 @@ TWO = ("--workers", "2")
 
 def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
     """Distil on two workers with ZeRO 2 into S3; everything that is promised of a run and its artifact is there."""
-    run = told(
+    run = tmctl_json(
         ray, s3_store, "submit", "distill", str(recipe), "--workers", "2", "--set", "training.zero=2", "--name", "r1"
     )
     assert (run["id"], run["kind"], run["state"], run["workers"]) == ("r1", "distill", "SUCCEEDED", 2)
@@ -50,11 +50,11 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     }
     assert all(names <= set(row) for row in rows)
 
-    manifest = told(ray, s3_store, "artifacts", "show", run["artifact"])
+    manifest = tmctl_json(ray, s3_store, "artifacts", "show", run["artifact"])
     assert manifest["lineage"]["run"] == "r1"
     assert len(manifest["lineage"]["teacher_sha256"]) == 64
     assert "CC-BY-NC" in manifest["licence"]
-    assert told(ray, s3_store, "artifacts", "list")[0]["digest"] == manifest["digest"]
+    assert tmctl_json(ray, s3_store, "artifacts", "list")[0]["digest"] == manifest["digest"]
     assert tmctl(ray, s3_store, "artifacts", "verify", "tiny").returncode == 0
     assert tmctl(ray, s3_store, "pull", "tiny", "--to", str(tmp_path / "out")).returncode == 0
     from transformers import MusicgenForConditionalGeneration
@@ -68,7 +68,7 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     quantize = ["submit", "quantize", str(recipe), "--model", str(recipe.parent / "teacher"), *TWO]
     short = settings(("quantize.sequences=2", "quantize.seconds=0.4"))
     few = [*short, "--set", "quantize.block_size=16"]
-    run = told(ray, s3_store, *quantize, *few, "--name", "q1")
+    run = tmctl_json(ray, s3_store, *quantize, *few, "--name", "q1")
     assert run["state"] == "SUCCEEDED"
     figures = run["metrics"]
     assert max(figures["kl_per_codebook"]) <= 0.02
@@ -76,16 +76,16 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     folder = RunStore(s3_store, "q1")
     assert s3_store.get(folder.key("report.html")).count(b"data:image/png") == 2
     assert folder.log().count("measured layers.0 in int4") == 1
-    manifest = told(ray, s3_store, "artifacts", "show", "tiny-bundle")
+    manifest = tmctl_json(ray, s3_store, "artifacts", "show", "tiny-bundle")
     assert (manifest["kind"], manifest["lineage"]["run"]) == ("bundle", "q1")
     assert "CC-BY-NC" in manifest["licence"]
 
     wave = tmp_path / "out.wav"
-    played = told(ray, s3_store, "generate", "a slow fiddle reel", "--model", "tiny-bundle", "-o", str(wave))
+    played = tmctl_json(ray, s3_store, "generate", "a slow fiddle reel", "--model", "tiny-bundle", "-o", str(wave))
     assert played["seconds"] == 0.4
     assert wave.read_bytes()[:4] == b"RIFF"
 
-    dearer = told(ray, s3_store, *quantize, *few, "--set", "quantize.kl_budget=0.5", "--name", "q2")
+    dearer = tmctl_json(ray, s3_store, *quantize, *few, "--set", "quantize.kl_budget=0.5", "--name", "q2")
     assert dearer["metrics"]["size"] < figures["size"]
     assert "measured layers" not in RunStore(s3_store, "q2").log()
 
@@ -93,13 +93,13 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     assert ended.returncode == 1
     assert "float32 graphs: KL" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert len(told(ray, s3_store, "artifacts", "list")) == 2
+    assert len(tmctl_json(ray, s3_store, "artifacts", "list")) == 2
     assert b"float32" in s3_store.get(RunStore(s3_store, "q3").key("report.html")), "what was refused has a report"
 
     other = settings(("quantize.flavour=optimum", "quantize.plan=paper"))
     band = ["submit", "quantize", str(recipe), "--model", "band-small"]  # Optimum's own inputs need a larger vocabulary
-    told(ray, s3_store, *band, *short, *other, "--name", "q4")
-    files = {file["path"] for file in told(ray, s3_store, "artifacts", "show", "tiny-optimum")["files"]}
+    tmctl_json(ray, s3_store, *band, *short, *other, "--name", "q4")
+    files = {file["path"] for file in tmctl_json(ray, s3_store, "artifacts", "show", "tiny-optimum")["files"]}
     assert {"onnx/text_encoder.onnx", "onnx/decoder_model_merged.onnx", "onnx/encodec_decode.onnx"} <= files
     refused = tmctl(ray, s3_store, *quantize, *few, *other)
     assert "quantize.block_size=16: only plan adaptive reads it" in refused.stderr
@@ -161,7 +161,7 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
         "tagger_batch=4",
     )
     values = tuple(f"pretrain.{value}" for value in short)
-    run = told(ray, store, "submit", "pretrain", "band", *settings(values), *TWO, "--name", "p")
+    run = tmctl_json(ray, store, "submit", "pretrain", "band", *settings(values), *TWO, "--name", "p")
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap", "band-tagger"}
     assert run["metrics"]["codec"]["si_sdr/4"] > 0

@@ -18,7 +18,7 @@ from tests.ray_cluster import (
     settings,
     shards,
     tmctl,
-    told,
+    tmctl_json,
     wait_for,
     wait_for_checkpoint,
 )
@@ -33,7 +33,7 @@ TWO = ("--workers", "2")
 
 def start_and_wait(ray: Ray, recipe: Path, store: LocalStore, name: str) -> None:
     """Start a run and wait until it has a checkpoint to go on from."""
-    told(ray, store, "submit", "distill", str(recipe), *settings(LONG), *TWO, "--name", name, "--no-wait")
+    tmctl_json(ray, store, "submit", "distill", str(recipe), *settings(LONG), *TWO, "--name", name, "--no-wait")
     wait_for_checkpoint(store, name)
 
 
@@ -53,12 +53,12 @@ def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore,
 def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """The shards are those of another run, each there once, and no draft of a file is left."""
     precompute = ("submit", "precompute", str(recipe), *settings(("sequences.shard_prompts=8",)), *TWO)
-    told(ray, store, *precompute, "--name", "p", "--no-wait")
+    tmctl_json(ray, store, *precompute, "--name", "p", "--no-wait")
     wait_for(lambda: len(shards(store)) >= 2)
     kill(ray.processes("ray::RayTrainWorker")[:1])
     wait_for(lambda: RunStore(store, "p").status().state == "SUCCEEDED")
     calm = LocalStore(tmp_path / "calm")
-    told(ray, calm, *precompute)
+    tmctl_json(ray, calm, *precompute)
     assert shards(store) == shards(calm)
     assert {blob_key(json.loads(note)["sha256"]) for note in shards(store).values()} == {
         entry.key for entry in store.list("blobs/")
@@ -70,8 +70,8 @@ def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, u
     start_and_wait(ray, recipe, store, "d")
     kill(ray.processes("jobs.entry --child"))
     wait_for(lambda: RunStore(store, "d").status().state == "FAILED")
-    assert "killed by signal 9; continue it with --resume" in told(ray, store, "status", "d")["message"]
-    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"
+    assert "killed by signal 9; continue it with --resume" in tmctl_json(ray, store, "status", "d")["message"]
+    assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "d"), undisturbed.losses(2))
 
 
@@ -81,7 +81,7 @@ def test_stop_and_resume(ray: Ray, recipe: Path, store: LocalStore, undisturbed:
     assert again.returncode == 1
     assert "is still running; stop it first" in again.stderr
     assert tmctl(ray, store, "stop", "s").stdout.strip() == "run s: STOPPED"
-    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "s")["state"] == "SUCCEEDED"
+    assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "s")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "s"), undisturbed.losses(2))
     assert "there is nothing to resume" in tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "s").stderr
 
@@ -95,7 +95,7 @@ def test_a_killed_head(
     ray.kill(*killed)
     wait_for(lambda: not ray.processes("raylet"))
     assert "distill" in tmctl(ray, store, "logs", "h").stdout
-    assert [run["id"] for run in told(ray, store, "runs")] == ["h"]
+    assert [run["id"] for run in tmctl_json(ray, store, "runs")] == ["h"]
     ray.start()
-    assert told(ray, store, "submit", "distill", str(recipe), "--resume", "h")["state"] == "SUCCEEDED"
+    assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "h")["state"] == "SUCCEEDED"
     check_same_losses(losses(store, "h"), undisturbed.losses(2))

@@ -93,10 +93,10 @@ def killed(script: str, *words: str, after: float | None) -> float | None:
 
 def plays(home: Path) -> int | None:
     """The version that the device plays from, every byte of it looked at."""
-    found = Installation(home / "device").usable()
-    if found is None:
+    result = Installation(home / "device").usable()
+    if result is None:
         return None
-    version, folder = found
+    version, folder = result
     for file in version.release.files:
         assert hashlib.sha256((folder / file.path).read_bytes()).hexdigest() == file.sha256
     assert len([path for path in folder.rglob("*") if path.is_file()]) == len(version.release.files)

@@ -15,7 +15,7 @@ from tests.ray_cluster import (
     check_same_losses,
     losses,
     settings,
-    told,
+    tmctl_json,
     wait_for,
     wait_for_checkpoint,
 )
@@ -34,7 +34,7 @@ def test_a_store_that_comes_back(
 ) -> None:
     """No worker is restarted, and the losses at every step are those of a calm run."""
     values = settings((*LONG, "training.restarts=0"))
-    told(ray, s3_store, "submit", "distill", str(recipe), *values, "--name", "r", "--no-wait")
+    tmctl_json(ray, s3_store, "submit", "distill", str(recipe), *values, "--name", "r", "--no-wait")
     wait_for_checkpoint(s3_store, "r")
     with s3.gone():
         time.sleep(AWAY)

@@ -46,12 +46,12 @@ METRICS = {8090, 44217, 44227}
 class Cluster:
     """A head without CPUs and workers of one CPU, each on a machine of its own; the store is on this machine."""
 
-    def __init__(self, net: Network, s3: S3Server, kept: list[Path], fork_server: dict[str, str]) -> None:
-        self._net, self._kept, self.token = net, kept, secrets.token_hex(24)
+    def __init__(self, net: Network, s3: S3Server, shared_paths: list[Path], fork_server: dict[str, str]) -> None:
+        self._net, self._shared_paths, self.token = net, shared_paths, secrets.token_hex(24)
         self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUICK, **fork_server}
-        self.head = self._net.machine(kept, {**self._ours, **CHECKS})
+        self.head = self._net.machine(shared_paths, {**self._ours, **CHECKS})
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"
         self.workers = [self.join(), self.join()]
@@ -59,7 +59,7 @@ class Cluster:
 
     def machine(self) -> Machine:
         """A machine on the network that knows the token."""
-        return self._net.machine(self._kept, self._ours)
+        return self._net.machine(self._shared_paths, self._ours)
 
     def stranger(self) -> Machine:
         """A machine on the network that does not."""
@@ -98,7 +98,7 @@ class Cluster:
         command = [str(BIN / "tmctl"), *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
-    def told(self, store: S3Store, *words: str) -> Any:
+    def tmctl_json(self, store: S3Store, *words: str) -> Any:
         """What tmctl answers in JSON."""
         ended = self.tmctl(store, *words, "--json")
         assert ended.returncode == 0, ended.stderr + ended.stdout
@@ -106,26 +106,26 @@ class Cluster:
 
     def begun(self, store: S3Store, name: str, *words: str) -> RunStore:
         """Submit a run of two workers, and do not wait for it."""
-        self.told(store, "submit", *words, "--workers", "2", "--name", name, "--no-wait")
+        self.tmctl_json(store, "submit", *words, "--workers", "2", "--name", name, "--no-wait")
         return RunStore(store, name)
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A file of API keys, and the key in it."""
-    text, kept = new_key("test", per_minute=10_000, at_once=100, days=None)
+    text, key_record = new_key("test", per_minute=10_000, at_once=100, days=None)
     file = tmp_path_factory.mktemp("keys") / "api-keys.json"
-    write_keys(file, KeyFile(keys=(kept,)))
+    write_keys(file, KeyFile(keys=(key_record,)))
     return file, text
 
 
 @pytest.fixture(scope="module")
 def cluster(
-    recipe: Path, asked: list[str], keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+    recipe: Path, evaluate_options: list[str], keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    reference = next(word for word in asked if "reference.audio" in word)
+    reference = next(word for word in evaluate_options if "reference.audio" in word)
     socket = tmp_path_factory.mktemp("fork-server") / "socket"
-    kept = [recipe.parent, Path(reference.partition("=")[2]), keys[0].parent, socket.parent]
+    shared_paths = [recipe.parent, Path(reference.partition("=")[2]), keys[0].parent, socket.parent]
     try:
         with (
             network() as net,
@@ -133,7 +133,7 @@ def cluster(
             fork_server(socket, dict(os.environ)) as variables,
             pytest.MonkeyPatch.context() as patch,
         ):
-            cluster = Cluster(net, s3, kept, variables)
+            cluster = Cluster(net, s3, shared_paths, variables)
             for name, value in cluster.s3.items():
                 patch.setenv(name, value)
             yield cluster
@@ -223,17 +223,17 @@ def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3S
     assert shards(store) == shards(peace)
 
 
-def test_a_machine_lost_in_evaluate(cluster: Cluster, asked: list[str], store: S3Store) -> None:
+def test_a_machine_lost_in_evaluate(cluster: Cluster, evaluate_options: list[str], store: S3Store) -> None:
     models = ["--model", "untrained", "--model", "teacher"]
-    run = cluster.begun(store, "e", "evaluate", *asked, *models)
+    run = cluster.begun(store, "e", "evaluate", *evaluate_options, *models)
     wait_for(lambda: any(True for _ in store.list("shards/clips/")))
     cluster.lose(0)
     succeeded(run)
     played = [line.partition("played ")[2] for line in run.log().splitlines() if "played " in line]
     assert len(played) >= len(set(played)) - 1 > 0, "but for the clips that the lost machine was at, nothing twice"
     assert len(list(store.list("shards/clips/"))) == 2 * CLIPS
-    found = json.loads(store.get(run.key("report.json")))["models"]
-    assert (found["teacher"]["clips"], found["untrained"]["clips"]) == (CLIPS, CLIPS)
+    result = json.loads(store.get(run.key("report.json")))["models"]
+    assert (result["teacher"]["clips"], result["untrained"]["clips"]) == (CLIPS, CLIPS)
 
 
 @pytest.fixture
@@ -261,35 +261,35 @@ def test_a_machine_lost_in_serving(cluster: Cluster, served: str, keys: tuple[Pa
         answered.append(number)
         return time.monotonic() - began, answer
 
-    def asked(count: int) -> tuple[float, float]:
+    def request_many(count: int) -> tuple[float, float]:
         """95 % of them, and the last, took no longer."""
         with ThreadPoolExecutor(4) as clients:
-            found = list(clients.map(ask, range(count)))
-        assert [answer.status_code for _, answer in found] == [200] * count
-        assert len({(number % 4, answer.content) for number, (_, answer) in enumerate(found)}) == 4
-        seconds = [one for one, _ in found]
+            result = list(clients.map(ask, range(count)))
+        assert [answer.status_code for _, answer in result] == [200] * count
+        assert len({(number % 4, answer.content) for number, (_, answer) in enumerate(result)}) == 4
+        seconds = [one for one, _ in result]
         return float(np.quantile(seconds, 0.95)), max(seconds)
 
-    before, _ = asked(40)
+    before, _ = request_many(40)
     with ThreadPoolExecutor(1) as beside:
-        load = beside.submit(asked, 40)
+        load = beside.submit(request_many, 40)
         wait_for(lambda: len(answered) >= 40 + 4)
         joined = cluster.lose(1)
         during, longest = load.result()
     wait_for(lambda: "musician" in joined.run("pgrep", "-af", "ServeReplica").stdout, 180)
-    wait_for(lambda: asked(8)[0] < 2 * before + 0.2, 60)
+    wait_for(lambda: request_many(8)[0] < 2 * before + 0.2, 60)
     LOG.info("95 %% of the requests: %.2f s, %.2f when a machine was lost, longest %.2f", before, during, longest)
 
 
 def listening(machine: Machine) -> dict[int, str]:
     """The TCP ports on which others reach a machine, and whose they are."""
-    found = {}
+    listeners = {}
     for line in machine.run("ss", "-Hltnp").stdout.splitlines():
         place, owner = line.split()[3], line.partition('(("')[2].partition('"')[0]
         host, _, port = place.rpartition(":")
         if not host.startswith("127.") and host != "[::1]":
-            found[int(port)] = owner
-    return found
+            listeners[int(port)] = owner
+    return listeners
 
 
 def test_without_the_token_others_reach_nothing_but_figures(cluster: Cluster) -> None:
@@ -300,11 +300,11 @@ def test_without_the_token_others_reach_nothing_but_figures(cluster: Cluster) ->
         assert METRICS & set(ports)
         for port, owner in ports.items():
             ended = stranger.run(sys.executable, "-m", "tests.knock", machine.address, str(port))
-            found = json.loads(ended.stdout)
+            result = json.loads(ended.stdout)
             if port in METRICS:
-                assert found["/metrics"] == "200"
-                assert "OK" not in found.values()
+                assert result["/metrics"] == "200"
+                assert "OK" not in result.values()
                 continue
-            answers = set(found.values())
-            assert answers & {"401", "UNAUTHENTICATED"}, (owner, port, found)
-            assert not answers & {"200", "OK"}, (owner, port, found)
+            answers = set(result.values())
+            assert answers & {"401", "UNAUTHENTICATED"}, (owner, port, result)
+            assert not answers & {"200", "OK"}, (owner, port, result)

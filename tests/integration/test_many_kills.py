@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, losses, running_ray, settings, shards, tmctl, told, wait_for
+from tests.ray_cluster import Ray, losses, running_ray, settings, shards, tmctl, tmctl_json, wait_for
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -41,7 +41,7 @@ OF_A_JOB = ("ray::RayTrainWorker", "ray::_Teacher", "jobs.entry")
 
 
 @pytest.fixture
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """A Ray that nobody else needs."""
     with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
         yield ray
@@ -49,7 +49,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
 
 def submitted(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str, *words: str) -> None:
     values = (*settings(WORK[kind]), "--workers", "2" if kind == "precompute" else "1")
-    told(ray, store, "submit", kind, str(recipe), *values, "--name", name, *words)
+    tmctl_json(ray, store, "submit", kind, str(recipe), *values, "--name", name, *words)
 
 
 def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> None:
@@ -77,38 +77,38 @@ def works(ray: Ray) -> bool:
 
 
 @pytest.mark.parametrize("kind", WORK)
-def test_random_kills(own: Ray, recipe: Path, tmp_path: Path, kind: str) -> None:
+def test_random_kills(private_ray: Ray, recipe: Path, tmp_path: Path, kind: str) -> None:
     """The same shards, each once; the same loss at every step; no process and no draft of a file is left."""
     calm = LocalStore(tmp_path / "calm")
-    submitted(own, calm, recipe, kind, kind)
+    submitted(private_ray, calm, recipe, kind, kind)
     rng, kills = random.Random(f"{kind} {SEED}"), 0
     killed = dict.fromkeys(VICTIMS, 0)
     while kills < KILLS:
         place = tmp_path / f"after {kills}"
         store = LocalStore(place)
-        submitted(own, store, recipe, kind, kind, "--no-wait")
+        submitted(private_ray, store, recipe, kind, kind, "--no-wait")
         run = RunStore(store, kind)
         while run.status().state != "SUCCEEDED":
             if kills < KILLS:
                 if rng.random() < 0.7:  # else while it starts, too
-                    wait_for(lambda run=run: works(own) or run.status().state not in ("PENDING", "RUNNING"))
+                    wait_for(lambda run=run: works(private_ray) or run.status().state not in ("PENDING", "RUNNING"))
                 time.sleep(rng.uniform(0, 12))
-                alive = {name: found for name, words in VICTIMS.items() if (found := own.processes(*words))}
+                alive = {name: pids for name, words in VICTIMS.items() if (pids := private_ray.processes(*words))}
                 if run.status().state == "RUNNING" and alive:
                     victim = min(sorted(alive), key=lambda name: (killed[name], rng.random()))
                     killed[victim] += 1
                     os.kill(rng.choice(alive[victim]), signal.SIGKILL)
                     kills += 1
                     log.info("kill %d of %s: %s, at %s", kills, kind, victim, run.progress())
-            gone_on(own, store, recipe, kind, kind)
+            gone_on(private_ray, store, recipe, kind, kind)
             time.sleep(0.5)
         assert shards(store) == shards(calm)
         blobs = {entry.key for entry in store.list("blobs/")}
         named = {blob_key(json.loads(note)["sha256"]) for note in shards(store).values()}
         assert named == blobs if kind == "precompute" else named < blobs
         if kind == "distill":
-            found_losses, wanted = losses(store, kind), losses(calm, kind)
-            assert sorted(found_losses) == sorted(wanted)
-            assert max(abs(found_losses[step] - wanted[step]) for step in wanted) <= 1e-5
-        wait_for(lambda: not any(own.processes(word) for word in OF_A_JOB))
+            actual, expected = losses(store, kind), losses(calm, kind)
+            assert sorted(actual) == sorted(expected)
+            assert max(abs(actual[step] - expected[step]) for step in expected) <= 1e-5
+        wait_for(lambda: not any(private_ray.processes(word) for word in OF_A_JOB))
         assert not list(place.rglob(".draft-*"))

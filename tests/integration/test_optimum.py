@@ -47,8 +47,8 @@ def test_float32_is_pytorch(exported: Path, reference: ReferenceOutputs, tmp_pat
     assert {path.stem for path in (tmp_path / "onnx").glob("*.onnx")} == FILES
     assert (tmp_path / "config.json").exists()
     logits = optimum_logits(tmp_path, load_tokenizer("band-small"), reference.sequences)
-    found = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
-    check(found, "optimum", kl=1e-6, agreement=0.999, codec_snr=60)
+    result = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
+    check(result, "optimum", kl=1e-6, agreement=0.999, codec_snr=60)
 
 
 def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: ReferenceOutputs, tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: ReferenceO
         assert names
         assert all("layers.1" in name or "lm_heads" in name for name in names)
     logits = optimum_logits(tmp_path, load_tokenizer("band-small"), reference.sequences)
-    found = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
-    assert 1e-7 < max(found.kl) < 0.1
+    result = measure(reference, logits, optimum_wave(tmp_path, reference.sequences))
+    assert 1e-7 < max(result.kl) < 0.1
 
 
 def test_groups() -> None:
@@ -75,11 +75,11 @@ def test_groups() -> None:
 
 
 def test_where_it_runs(exported: Path) -> None:
-    found = {(one.graph, one.provider): one for one in verdicts(exported)}
-    assert "LSTM" in found["encodec_decode", "WebGPU"].lacks
-    assert "LSTM" in found["encodec_decode", "CoreML"].lacks
-    assert found["encodec_decode", "CoreML"].said == "the CPU is faster"
-    assert found["decoder_model", "CPU (x86, ARM)"].lacks == ()
+    result = {(one.graph, one.provider): one for one in verdicts(exported)}
+    assert "LSTM" in result["encodec_decode", "WebGPU"].lacks
+    assert "LSTM" in result["encodec_decode", "CoreML"].lacks
+    assert result["encodec_decode", "CoreML"].said == "the CPU is faster"
+    assert result["decoder_model", "CPU (x86, ARM)"].lacks == ()
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
@@ -98,5 +98,5 @@ def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
     graph = onnx.helper.make_graph(nodes, "four", ends[:1], ends[1:])
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "four.onnx")
-    found = coreml(tmp_path / "four.onnx")
-    assert (found.said, found.lacks) == (said, () if kind == "Relu" else ("Floor",))
+    result = coreml(tmp_path / "four.onnx")
+    assert (result.said, result.lacks) == (said, () if kind == "Relu" else ("Floor",))

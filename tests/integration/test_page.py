@@ -16,9 +16,9 @@ from tests.endpoint import Endpoint, endpoint
 
 pytestmark = pytest.mark.slow
 CONTRASTS = (Path(__file__).parents[1] / "contrasts.js").read_text()
-HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSource; " + (
+COUNT_SOUNDS = "window.energy = 0; const create = AudioContext.prototype.createBufferSource; " + (
     "AudioContext.prototype.createBufferSource = function () { const node = create.call(this), start = node.start; "
-    "node.start = function (...at) { window.heard += node.buffer.getChannelData(0).reduce((s, x) => s + x * x, 0); "
+    "node.start = function (...at) { window.energy += node.buffer.getChannelData(0).reduce((s, x) => s + x * x, 0); "
     "return start.apply(node, at) }; return node }"
 )
 """Adds up the energy of everything that the page lets sound."""
@@ -26,8 +26,8 @@ HEARD = "window.heard = 0; const create = AudioContext.prototype.createBufferSou
 
 @pytest.fixture(scope="module")
 def here(band: Path) -> Iterator[Endpoint]:
-    with endpoint(model=str(band), limits={"seconds": 30, "max_concurrent_requests": 2}) as found:
-        yield found
+    with endpoint(model=str(band), limits={"seconds": 30, "max_concurrent_requests": 2}) as result:
+        yield result
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def page(browser: Browser, here: Endpoint) -> Iterator[Page]:
     page = browser.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.add_init_script(HEARD)
+    page.add_init_script(COUNT_SOUNDS)
     page.goto(here.url)
     yield page
     page.close()
@@ -54,13 +54,13 @@ def test_from_words_to_sound(page: Page, here: Endpoint) -> None:
     played = here.generate(prompt="a slow waltz for flute in G major", seconds=3, seed=11, guidance=3, temperature=1)
     with (
         wave.open(io.BytesIO(Path(download.value.path()).read_bytes())) as file,
-        wave.open(io.BytesIO(played.content)) as own,
+        wave.open(io.BytesIO(played.content)) as streamed,
     ):
-        ours, theirs = (np.frombuffer(one.readframes(10**6), "<i2") for one in (file, own))
-        assert file.getframerate() == own.getframerate() == 16_000
+        ours, theirs = (np.frombuffer(one.readframes(10**6), "<i2") for one in (file, streamed))
+        assert file.getframerate() == streamed.getframerate() == 16_000
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
     energy = float(np.square(theirs / 32767).sum())
-    assert page.evaluate("window.heard") == pytest.approx(energy, rel=1e-3)
+    assert page.evaluate("window.energy") == pytest.approx(energy, rel=1e-3)
     assert drawn(page, "spectrogram") > 100
     assert drawn(page, "wave") >= 3
     facts = page.locator("#facts").inner_text()
@@ -90,8 +90,8 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible()
     assert page.evaluate("document.getElementById('seek').max") == "30"
-    assert here.musician._playing.room.seats == 0 or page.wait_for_timeout(2000) is None
-    assert here.musician._playing.room.seats == 0
+    assert here.replica._playing.room.seats == 0 or page.wait_for_timeout(2000) is None
+    assert here.replica._playing.room.seats == 0
 
 
 def test_what_was_heard_is_there_again_after_a_reload(page: Page) -> None:
@@ -105,7 +105,7 @@ def test_what_was_heard_is_there_again_after_a_reload(page: Page) -> None:
     expect(page.locator("#history li .what")).to_contain_text(["a march number 2", "a march number 1"])
     page.get_by_role("button", name="Play a march number 1").click()
     expect(page.get_by_role("heading", name="a march number 1")).to_be_visible()
-    page.wait_for_function("window.heard > 0")
+    page.wait_for_function("window.energy > 0")
     page.get_by_role("button", name="Use a march number 1").click()
     assert page.get_by_label("Seed").input_value() == "1"
     page.get_by_role("button", name="Forget a march number 1").click()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.ray_cluster import Ray, settings, tmctl, told, wait_for, wait_for_checkpoint
+from tests.ray_cluster import Ray, settings, tmctl, tmctl_json, wait_for, wait_for_checkpoint
 from tests.tiny import write_tiny_musicgen
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -46,7 +46,7 @@ def rows_of(store: LocalStore, run: str, stage: str) -> list[dict[str, float]]:
 
 def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Path) -> None:
     """Killed while the codec learns, and while all are tuned: it goes on there, and every loss is the calm run's."""
-    calm = told(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "calm")
+    calm = tmctl_json(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "calm")
     figures = calm["metrics"]
     for name in ("text_kl", "text_states", "codec_spectral", "joint_kl", "joint_spectral", "kl"):
         assert figures[f"{name}_final"] < figures[f"{name}_initial"], name
@@ -56,7 +56,7 @@ def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Pa
     assert figures["parameters_text_encoder"] < 0.5 * figures["teacher_parameters_text_encoder"]
     assert store.get("runs/calm/parts.png").startswith(b"\x89PNG")
 
-    told(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "killed", "--no-wait")
+    tmctl_json(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "killed", "--no-wait")
     wait_for_checkpoint(store, "killed", 12, "codec")
     os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
     wait_for_checkpoint(store, "killed", 6, "joint")
@@ -67,13 +67,15 @@ def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Pa
     assert log.count("codec: from step") >= 1
     assert log.count("joint: from") == 2
     for stage in STAGES:
-        wanted, found = rows_of(store, "calm", stage), rows_of(store, "killed", stage)
-        assert [row["step"] for row in found] == [row["step"] for row in wanted]
-        assert max(abs(one["loss"] - other["loss"]) for one, other in zip(found, wanted, strict=True)) <= 1e-5, stage
+        expected, actual = rows_of(store, "calm", stage), rows_of(store, "killed", stage)
+        assert [row["step"] for row in actual] == [row["step"] for row in expected]
+        assert max(abs(one["loss"] - other["loss"]) for one, other in zip(actual, expected, strict=True)) <= 1e-5, stage
 
     assert tmctl(ray, store, "pull", calm["artifact"], "--to", str(tmp_path / "student")).returncode == 0
     student = load_musicgen(str(tmp_path / "student"))
     counted = sum(weight.numel() for weight in student.text_encoder.parameters())
     assert counted == figures["parameters_text_encoder"]
-    made = told(ray, store, "submit", "quantize", str(smaller), *settings(("quantize.plan=float32",)), "--name", "q")
+    made = tmctl_json(
+        ray, store, "submit", "quantize", str(smaller), *settings(("quantize.plan=float32",)), "--name", "q"
+    )
     assert made["state"] == "SUCCEEDED", "the bundle's graphs agree with PyTorch"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, settings, tmctl, told, wait_for
+from tests.ray_cluster import Ray, settings, tmctl, tmctl_json, wait_for
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
@@ -22,14 +22,16 @@ def states(facts: dict[str, list[dict[str, str]]]) -> list[str]:
     return [step["state"] for step in facts["pipeline"]]
 
 
-def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_recipe_to_device(
+    ray: Ray, evaluate_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, folder = LocalStore(tmp_path / "store"), tmp_path / "device"
     monkeypatch.setitem(ray.environment, "TMCTL_KEYS", str(tmp_path / "keys"))
-    pipeline = ["submit", "pipeline", *asked, *SHORT, "--workers", "2"]
+    pipeline = ["submit", "pipeline", *evaluate_options, *SHORT, "--workers", "2"]
     early = tmctl(ray, store, *pipeline)
     assert early.returncode == 1
     assert "`tmctl keys create` makes keys" in early.stderr, "before hours are spent"
-    root = told(ray, store, "keys", "create")["root"][0]
+    root = tmctl_json(ray, store, "keys", "create")["root"][0]
 
     begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
     assert begun.returncode == 0, begun.stderr
@@ -37,21 +39,21 @@ def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monke
     wait_for(lambda: any(step["state"] == "RUNNING" and step["step"] == "quantize" for step in run.steps()))
     ray.kill("jobs.entry", "--child")
     wait_for(lambda: run.status().state == "FAILED")
-    again = told(ray, store, "submit", "pipeline", asked[0], "--resume", "p1")
+    again = tmctl_json(ray, store, "submit", "pipeline", evaluate_options[0], "--resume", "p1")
     assert states(again) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"]
     assert run.log().count("== distill") == 1, "what was done is not done again"
     assert again["artifact"].startswith("tiny-bundle@sha256:")
     assert again["metrics"]["publish"] == {"release": "tiny-bundle@candidate", "version": 1}
-    assert [one["id"] for one in told(ray, store, "runs")] == ["p1"], "steps are shown with their pipeline"
+    assert [one["id"] for one in tmctl_json(ray, store, "runs")] == ["p1"], "steps are shown with their pipeline"
     status = tmctl(ray, store, "status", "p1").stdout
     assert "  evaluate: SUCCEEDED, p1.evaluate-" in status
 
-    unchanged = told(ray, store, *pipeline, "--name", "p2")
+    unchanged = tmctl_json(ray, store, *pipeline, "--name", "p2")
     assert states(unchanged) == ["SKIPPED"] * 5
-    other = told(ray, store, *pipeline, "--name", "p3", "--until", "quantize", "--set", "quantize.plan=float32")
+    other = tmctl_json(ray, store, *pipeline, "--name", "p3", "--until", "quantize", "--set", "quantize.plan=float32")
     assert states(other) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "NOT ASKED FOR", "NOT ASKED FOR"]
-    told(ray, store, "artifacts", "publish", other["artifact"])
-    again = told(ray, store, *pipeline, "--name", "p4")
+    tmctl_json(ray, store, "artifacts", "publish", other["artifact"])
+    again = tmctl_json(ray, store, *pipeline, "--name", "p4")
     assert states(again) == ["SKIPPED"] * 4 + ["SUCCEEDED"], "the alias pointed at something else"
     assert again["metrics"]["publish"] == {"release": "tiny-bundle@candidate", "version": 3}
     late = tmctl(ray, store, *pipeline, "--from", "quantize", "--set", "training.steps=13")
@@ -64,16 +66,16 @@ def test_from_recipe_to_device(ray: Ray, asked: list[str], tmp_path: Path, monke
     assert refused.returncode == 1
     assert "size: " in refused.stderr, "a student of random weights in float16 is no 45 % of its teacher"
     assert "--override REASON" in refused.stderr
-    moved = told(ray, store, "artifacts", "promote", "tiny-bundle@candidate", "--override", "a test")
+    moved = tmctl_json(ray, store, "artifacts", "promote", "tiny-bundle@candidate", "--override", "a test")
     assert moved["about"]["why"]["overridden"] == "a test"
     assert moved["about"]["attestation"]["predicate"]["runDetails"]["metadata"]["invocationId"].startswith(
         "p1.quantize-"
     )
-    found = told(ray, store, "artifacts", "lineage", "tiny-bundle")
-    assert [step["made"].split("@")[0] for step in found["made_of"]] == ["tiny-bundle", "tiny"]
+    result = tmctl_json(ray, store, "artifacts", "lineage", "tiny-bundle")
+    assert [step["made"].split("@")[0] for step in result["made_of"]] == ["tiny-bundle", "tiny"]
 
     device = ["pull", "tiny-bundle@stable", "--to", str(folder), "--root-key", root]
-    assert told(ray, store, *device)["version"] == 1
+    assert tmctl_json(ray, store, *device)["version"] == 1
     made = tmctl(
         ray, store, "generate", "a reel", "--model", str(folder), "-o", str(tmp_path / "out.wav"), "--seconds", "0.3"
     )

@@ -67,14 +67,14 @@ def as_musicbench(split: RenderedSplit, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("layout", [as_musiccaps, as_musicbench])
 def test_the_same_clips_and_captions(split: RenderedSplit, layout: Any, tmp_path: Path) -> None:
     """Every clip sounds as it was rendered, and band-clap knows its caption from those of others."""
-    asked = SimpleNamespace(**layout(split, tmp_path))
-    found: ReferenceSet = open_reference(asked, CLIPS, SECONDS, 0, tmp_path)
-    assert found.captions == split.captions
-    waves = [found.wave(number, RATE).wave for number in range(CLIPS)]
+    config = SimpleNamespace(**layout(split, tmp_path))
+    result: ReferenceSet = open_reference(config, CLIPS, SECONDS, 0, tmp_path)
+    assert result.captions == split.captions
+    waves = [result.wave(number, RATE).wave for number in range(CLIPS)]
     for wave, rendered in zip(waves, split.samples, strict=True):
         np.testing.assert_allclose(wave, rendered / 32768, atol=2e-5)
     clap = ClapEmbedder()
-    score = clap_score(ClipEmbeddings.of(clap(waves)), clap.text(found.captions), seed=0)
+    score = clap_score(ClipEmbeddings.of(clap(waves)), clap.text(result.captions), seed=0)
     assert score.shuffled is not None
     assert score.score.low is not None
     assert score.score.low > score.shuffled

@@ -83,9 +83,9 @@ def test_an_address_that_redirects_to_presigned_ones(registry: ReleaseRegistry, 
     """A server of the app's own; its first answer for a file bears a signature that S3 refuses."""
     store = registry.store
     assert isinstance(store, S3Store)
-    with redirecting(store) as (url, asked):
+    with redirecting(store) as (url, requested):
         assert pulled(registry, tmp_path / "device", url) == DECODER
-    spoilt = [key for key in asked if key.startswith("blobs/")]
+    spoilt = [key for key in requested if key.startswith("blobs/")]
     assert len(spoilt) == len(set(spoilt)) + 1, "it was asked once more, at its own address"
 
 
@@ -96,9 +96,9 @@ def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_pa
     released(registry, tmp_path / "made-2", DECODER[::-1])
     with pytest.raises(NotFoundError, match="lists nothing for 'blobs/sha256/"):
         pulled(registry, device, listed.as_uri())
-    found = Installation(device).usable()
-    assert found is not None
-    assert found[0].release.version == 1, "the old one plays on"
+    result = Installation(device).usable()
+    assert result is not None
+    assert result[0].release.version == 1, "the old one plays on"
     listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER[::-1]
 
@@ -106,15 +106,15 @@ def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_pa
 @contextmanager
 def redirecting(store: S3Store) -> Iterator[tuple[str, list[str]]]:
     """A server that leads every key to a presigned address, and what it was asked for."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             key = self.path.lstrip("/")
             address = store.presigned(key, 600)
-            if key.startswith("blobs/") and not any(one.startswith("blobs/") for one in asked):
+            if key.startswith("blobs/") and not any(one.startswith("blobs/") for one in requested):
                 address += "0"
-            asked.append(key)
+            requested.append(key)
             self.send_response(302)
             self.send_header("Location", address)
             self.send_header("Content-Length", "0")
@@ -126,7 +126,7 @@ def redirecting(store: S3Store) -> Iterator[tuple[str, list[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requested
     finally:
         server.shutdown()
         server.server_close()

@@ -32,7 +32,7 @@ class Person:
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    def told(self, *words: str) -> Any:
+    def tmctl_json(self, *words: str) -> Any:
         return json.loads(self.says(*words, "--json"))
 
     def refused(self, *words: str) -> str:
@@ -62,41 +62,41 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1")
     first = person.made("band-bundle", "bundle", {"decoder": "d1", "codec": "c"}, model=student.reference, run="r-2")
     assert "`tmctl keys create`" in person.refused("artifacts", "publish", "band-bundle")
-    root = person.told("keys", "create")["root"][0]
+    root = person.tmctl_json("keys", "create")["root"][0]
     assert "has keys already" in person.refused("keys", "create")
-    assert person.told("keys", "show")["root"] == [root]
-    assert person.told("artifacts", "publish", "band-bundle")["artifact"] == first.reference
+    assert person.tmctl_json("keys", "show")["root"] == [root]
+    assert person.tmctl_json("artifacts", "publish", "band-bundle")["artifact"] == first.reference
 
     promote = ("artifacts", "promote", "band-bundle@candidate")
     assert "evaluation: it has none. Nothing was promoted; --override REASON" in person.refused(*promote)
-    assert person.told(*promote, "--override", "by ear")["about"]["why"]["overridden"] == "by ear"
+    assert person.tmctl_json(*promote, "--override", "by ear")["about"]["why"]["overridden"] == "by ear"
     pull = ("pull", "band-bundle@stable", "--to", "phone")
     assert "knows no root key yet; give the publisher's with --root-key" in person.refused(*pull)
-    assert person.told(*pull, "--root-key", root)["version"] == 1
+    assert person.tmctl_json(*pull, "--root-key", root)["version"] == 1
 
     second = person.made("band-bundle", "bundle", {"decoder": "d22", "codec": "c"}, model=student.reference, run="r-3")
     person.says("artifacts", "publish", second.reference)
-    changed = person.told("artifacts", "diff", "band-bundle@stable", "band-bundle@candidate")
+    changed = person.tmctl_json("artifacts", "diff", "band-bundle@stable", "band-bundle@candidate")
     assert changed == {"files": {"codec": "same", "decoder": "changed"}, "to_load": 3}
-    assert person.told(*pull, "--check")["new"] is False
+    assert person.tmctl_json(*pull, "--check")["new"] is False
     person.says(*promote, "--override", "by ear again")
-    offer = person.told(*pull, "--check")
+    offer = person.tmctl_json(*pull, "--check")
     assert (offer["new"], offer["to_load"], offer["version"]) == (True, 3, 2)
     person.says(*pull)
-    assert (person.folder / person.told(*pull)["folder"] / "decoder").read_text() == "d22"
+    assert (person.folder / person.tmctl_json(*pull)["folder"] / "decoder").read_text() == "d22"
 
     rollback = ("artifacts", "rollback", "band-bundle@stable", "--reason", "it hisses")
     assert "has versions 1, 2" in person.refused(*rollback, "--to", "7")
     person.says(*rollback, "--to", "1")
-    assert (person.folder / person.told(*pull)["folder"] / "decoder").read_text() == "d1"
+    assert (person.folder / person.tmctl_json(*pull)["folder"] / "decoder").read_text() == "d1"
     person.says("keys", "rotate")
-    assert person.told(*pull)["version"] == 4, "the rotation signed it anew"
+    assert person.tmctl_json(*pull)["version"] == 4, "the rotation signed it anew"
     history = person.says("artifacts", "history", "band-bundle@stable")
     assert "band-bundle@candidate, version 1, although gates failed: by ear\n" in history
     assert "back to version 1: it hisses" in history
-    (aliased,) = [one for one in person.told("artifacts", "aliases") if one["alias"] == "stable"]
+    (aliased,) = [one for one in person.tmctl_json("artifacts", "aliases") if one["alias"] == "stable"]
     assert (aliased["version"], aliased["artifact"]) == (4, first.reference)
-    assert person.told("artifacts", "collect") == {
+    assert person.tmctl_json("artifacts", "collect") == {
         "artifacts": [],
         "shards": [],
         "blobs": [],
@@ -111,10 +111,10 @@ def test_where_it_comes_from(person: Person) -> None:
     made = {"git": {"commit": "0123456789abcdef", "changed": "yes"}, "versions": {"torch": "2.13.0"}}
     student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1", **data, **made)
     bundle = person.made("band-bundle", "bundle", {"decoder": "d"}, model=student.reference, run="r-2")
-    found = person.told("artifacts", "lineage", "band", "--picture", "lineage.svg")
-    assert [(step["origin"], step["made"]) for step in found["made_of"]] == [("band-large", student.reference)]
-    assert [(step["origin"], step["made"]) for step in found["became"]] == [(student.reference, bundle.reference)]
-    (about,) = found["circumstances"].values()
+    result = person.tmctl_json("artifacts", "lineage", "band", "--picture", "lineage.svg")
+    assert [(step["origin"], step["made"]) for step in result["made_of"]] == [("band-large", student.reference)]
+    assert [(step["origin"], step["made"]) for step in result["became"]] == [(student.reference, bundle.reference)]
+    (about,) = result["circumstances"].values()
     assert about["recipe"] == "band"
     assert about["code"].startswith("0123456789ab, with changes")
     assert about["data"] == "captions sha256:abcdefab"

@@ -67,9 +67,9 @@ class Served:
 
     def metrics(self, name: str) -> dict[str, float]:
         """A metric by its labels."""
-        places = json.loads((self.ray.folder / "prom_metrics_service_discovery.json").read_text())
+        targets_file = json.loads((self.ray.folder / "prom_metrics_service_discovery.json").read_text())
         text = ""
-        for target in places[0]["targets"]:
+        for target in targets_file[0]["targets"]:
             # Some ports are the same for all Rays of a machine: another one's, which may just have ended.
             with contextlib.suppress(requests.exceptions.ConnectionError):
                 text += requests.get(f"http://{target}/metrics", timeout=10).text
@@ -128,7 +128,7 @@ def test_metrics_are_where_prometheus_looks(here: Served) -> None:
 
 def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
     """Every whole request that was accepted is answered, and soon a new engine plays too."""
-    own = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
+    expected = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
     with ThreadPoolExecutor(8) as pool:
 
         def play_more() -> set[str]:
@@ -140,10 +140,10 @@ def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
         answers = [pool.submit(here.generate, seconds=8, seed=number % 4) for number in range(24)]
         wait_for(lambda: sum(one.done() for one in answers) >= 4)
         os.kill(here.engines()[0], signal.SIGKILL)
-        found = [one.result() for one in answers]
-        assert [one.status_code for one in found] == [200] * 24
-        for number, one in enumerate(found):
-            assert np.abs(samples(one.content) - samples(own[number % 4])).max() < 1e-3
+        result = [one.result() for one in answers]
+        assert [one.status_code for one in result] == [200] * 24
+        for number, one in enumerate(result):
+            assert np.abs(samples(one.content) - samples(expected[number % 4])).max() < 1e-3
         wait_for(lambda: len(here.engines()) == 2, 60)
         wait_for(lambda: bool(play_more() - before), 120)
 
@@ -158,9 +158,9 @@ def test_ten_times_too_much(here: Served) -> None:
         return answer.status_code, time.monotonic(), answer.headers.get("Retry-After", "")
 
     with ThreadPoolExecutor(120) as pool:
-        found = list(pool.map(once, range(120)))
-    admitted = [ended for status, ended, _ in found if status == 200]
-    refused = [(ended, wait) for status, ended, wait in found if status == 429]
+        result = list(pool.map(once, range(120)))
+    admitted = [ended for status, ended, _ in result if status == 200]
+    refused = [(ended, wait) for status, ended, wait in result if status == 429]
     LOG.info("admitted %d, refused %d", len(admitted), len(refused))
     assert len(admitted) >= 12
     assert len(admitted) + len(refused) == 120

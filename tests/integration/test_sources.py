@@ -17,7 +17,7 @@ from tests.ray_cluster import (
     losses,
     settings,
     tmctl,
-    told,
+    tmctl_json,
     wait_for,
     wait_for_checkpoint,
 )
@@ -31,7 +31,7 @@ ACTORS = ("signals.source=actors",)
 
 
 def distill(ray: Ray, store: Store, recipe: Path, name: str, *values: str, workers: int = 1) -> None:
-    ended = told(
+    ended = tmctl_json(
         ray, store, "submit", "distill", str(recipe), *settings(values), "--workers", str(workers), "--name", name
     )
     assert ended["state"] == "SUCCEEDED"
@@ -45,12 +45,12 @@ def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: Lo
     assert missing.returncode == 1
     assert "of the teacher's shards are missing; run `tmctl submit precompute`" in missing.stdout
     assert "Traceback" not in missing.stdout + missing.stderr
-    made = told(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
+    made = tmctl_json(ray, store, "submit", "precompute", *guided, "--workers", "2", "--name", "shards")
     assert made["state"] == "SUCCEEDED"
     assert made["metrics"]["shards"] == 5 + 1, "those to train on, and those to judge by"
-    cached = told(ray, store, "submit", "distill", *from_shards, "--name", "cached")
+    cached = tmctl_json(ray, store, "submit", "distill", *from_shards, "--name", "cached")
     assert cached["state"] == "SUCCEEDED"
-    told(ray, store, "submit", "distill", *guided, "--name", "online")
+    tmctl_json(ray, store, "submit", "distill", *guided, "--name", "online")
     check_same_losses(losses(store, "cached"), losses(store, "online"))
     assert tmctl(ray, store, "pull", cached["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -61,7 +61,9 @@ def test_a_teacher_on_an_actor_that_is_killed(
     ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
 ) -> None:
     """It samples, and answers ahead of the worker; Ray starts it again, and the run does not notice."""
-    told(ray, store, "submit", "distill", str(recipe), *settings((*LONG, *ACTORS)), "--name", "actors", "--no-wait")
+    tmctl_json(
+        ray, store, "submit", "distill", str(recipe), *settings((*LONG, *ACTORS)), "--name", "actors", "--no-wait"
+    )
     wait_for_checkpoint(store, "actors")
     (teacher,) = ray.processes("ray::_Teacher")
     os.kill(teacher, signal.SIGKILL)
@@ -100,11 +102,11 @@ def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
 ) -> None:
     """Its steps have as many parts as it began with workers, whoever does them."""
     began = (*settings((*LONG, "training.zero=1")), "--workers", "2", "--name", "r", "--no-wait")
-    told(ray, store, "submit", "distill", str(recipe), *began)
+    tmctl_json(ray, store, "submit", "distill", str(recipe), *began)
     wait_for_checkpoint(store, "r")
     tmctl(ray, store, "stop", "r")
     resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero=3")
-    assert told(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
+    assert tmctl_json(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
     record = RunStore(store, "r").record()
     assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero"]) == (1, 2, 3)
     check_same_losses(losses(store, "r"), undisturbed.losses(2))

@@ -38,27 +38,27 @@ def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) ->
 def test_only_the_very_key_opens(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, gate = made(path), Moment()
-    found = gate.gate(path).known(f"Bearer {text}")
-    assert isinstance(found, ApiKey)
-    assert found.name == "shop"
+    result = gate.gate(path).authenticate(f"Bearer {text}")
+    assert isinstance(result, ApiKey)
+    assert result.name == "shop"
     swapped = text[:-1] + ("A" if text[-1] != "A" else "B")
     for shown in (None, "", "Bearer", text, f"Basic {text}", f"Bearer {swapped}", "Bearer tm_00000000_x", "Bearer ü"):
         with pytest.raises(AuthenticationError):
-            gate.gate(path).known(shown)
+            gate.gate(path).authenticate(shown)
 
 
 def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> None:
     path, moment = tmp_path / "keys.json", Moment()
     short, long = made(path, days=1), made(path)
     gate = moment.gate(path)
-    assert gate.known(f"Bearer {short}") is not None
+    assert gate.authenticate(f"Bearer {short}") is not None
     moment.now += timedelta(days=2)
     with pytest.raises(AuthenticationError, match="expired"):
-        gate.known(f"Bearer {short}")
+        gate.authenticate(f"Bearer {short}")
     with edited(path) as keys:
         keys[:] = [key for key in keys if key.expires < moment.now]
     with pytest.raises(AuthenticationError, match="not known"):
-        gate.known(f"Bearer {long}")
+        gate.authenticate(f"Bearer {long}")
 
 
 def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path
     whole, gate = path.read_text(), Moment().gate(path)
     path.write_text(whole[:50])
     with pytest.raises(AuthenticationError, match="cannot be read"):
-        gate.known(f"Bearer {text}")
+        gate.authenticate(f"Bearer {text}")
     path.write_text(whole)
-    assert gate.known(f"Bearer {text}") is not None
+    assert gate.authenticate(f"Bearer {text}") is not None
     path.write_text("[]")
     with pytest.raises(KeyFileError, match=r"keys\.json"):
         ApiKeyAuthenticator(path)
@@ -81,7 +81,7 @@ def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) 
     path, moment = tmp_path / "keys.json", Moment()
     text = made(path, per_minute=30, at_once=5)
     gate = moment.gate(path)
-    key = gate.known(f"Bearer {text}")
+    key = gate.authenticate(f"Bearer {text}")
     for _ in range(30):
         with gate.entered(key):
             pass
@@ -99,7 +99,7 @@ def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> N
     path = tmp_path / "keys.json"
     text = made(path, at_once=1)
     gate = Moment().gate(path)
-    key = gate.known(f"Bearer {text}")
+    key = gate.authenticate(f"Bearer {text}")
     with pytest.raises(RateLimitError), gate.entered(key), gate.entered(key):
         pass
     with gate.entered(key):
@@ -108,7 +108,7 @@ def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> N
 
 def test_without_a_file_everybody_is_let_in() -> None:
     gate = ApiKeyAuthenticator(None)
-    assert gate.known(None) is None
+    assert gate.authenticate(None) is None
     with gate.entered(None):
         pass
 

@@ -150,9 +150,9 @@ def test_k_means_finds_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     points = centres.repeat(50, 1) + 0.1 * torch.randn(150, 2, generator=generator)
-    found, sizes = k_means(points, 3, generator, 20)
+    result, sizes = k_means(points, 3, generator, 20)
     assert sizes.sum() == 150
-    assert torch.cdist(centres, found).min(1).values.max() < 0.2
+    assert torch.cdist(centres, result).min(1).values.max() < 0.2
 
 
 def quantizer() -> tuple[QuantizerTrainer, torch.Generator]:
@@ -200,11 +200,11 @@ def test_gradients_pass_straight_through() -> None:
 def test_cross_entropy_counts_the_delay_pattern_only() -> None:
     logits = torch.randn(2, 4, 9, 16, dtype=torch.float64)
     targets = torch.randint(0, 16, (2, 4, 9))
-    found = cross_entropy_per_codebook(logits, targets)
+    actual = cross_entropy_per_codebook(logits, targets)
     log = torch.log_softmax(logits.float(), -1).numpy()
     for k in range(4):
-        wanted = [-log[b, k, s, targets[b, k, s]] for b in range(2) for s in range(k, k + 6)]
-        assert found[k].item() == pytest.approx(float(np.mean(wanted)), rel=1e-5)
+        expected = [-log[b, k, s, targets[b, k, s]] for b in range(2) for s in range(k, k + 6)]
+        assert actual[k].item() == pytest.approx(float(np.mean(expected)), rel=1e-5)
 
 
 def test_unigram_entropy() -> None:

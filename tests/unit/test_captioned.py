@@ -52,12 +52,12 @@ class TestMusicCaps:
             "c_30_40.wav": tone(10, pitch=400),
             "[d]-[30-40].wav": tone(10, pitch=500),
         }
-        found = load_musiccaps(*write_musiccaps(tmp_path, names, waves))
-        assert [clip.name for clip in found.clips] == names[:4]
-        assert found.clips[0].caption == "caption 0, with a comma\nand a line"
-        assert found.missing == [tmp_path / "audio" / "e.wav"]
-        clips = FileClips(found, "MusicCaps", 4, 10.0, 0)
-        assert clips.told["without audio"] == 1
+        result = load_musiccaps(*write_musiccaps(tmp_path, names, waves))
+        assert [clip.name for clip in result.clips] == names[:4]
+        assert result.clips[0].caption == "caption 0, with a comma\nand a line"
+        assert result.missing == [tmp_path / "audio" / "e.wav"]
+        clips = FileClips(result, "MusicCaps", 4, 10.0, 0)
+        assert clips.provenance["without audio"] == 1
         for place, pitch in enumerate((200, 900, 400, 500)):
             wave = clips.wave(place, 16_000).wave
             assert len(wave) == 160_000
@@ -97,9 +97,9 @@ class TestMusicBench:
         (tmp_path / "data_aug2").mkdir()
         for number in range(2):
             soundfile.write(tmp_path / "data_aug2" / f"x_{number}.wav", tone(1), 16_000)
-        found = load_musicbench(tmp_path / "t.json", tmp_path)
-        assert [clip.caption for clip in found.clips] == ["caption 0", "caption 1"]
-        assert found.missing == [tmp_path / "data_aug2" / "x_2.wav"]
+        result = load_musicbench(tmp_path / "t.json", tmp_path)
+        assert [clip.caption for clip in result.clips] == ["caption 0", "caption 1"]
+        assert result.missing == [tmp_path / "data_aug2" / "x_2.wav"]
 
     def test_tables_that_are_none(self, tmp_path: Path) -> None:
         for content, message in (
@@ -119,11 +119,11 @@ class TestFolders:
             soundfile.write(tmp_path / name, tone(1), 16_000)
         (tmp_path / "a.txt").write_text("first\n")
         (tmp_path / "b.txt").write_text("second")
-        found = load_folder(tmp_path)
-        assert [clip.caption for clip in found.clips] == ["first", "second"]
-        assert found.missing == [tmp_path / "alone.txt"]
+        result = load_folder(tmp_path)
+        assert [clip.caption for clip in result.clips] == ["first", "second"]
+        assert result.missing == [tmp_path / "alone.txt"]
         with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 with their audio"):
-            FileClips(found, "folder x", 3, 1.0, 0)
+            FileClips(result, "folder x", 3, 1.0, 0)
 
     def test_an_empty_one(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"put NAME\.wav and NAME\.txt there"):
@@ -134,16 +134,16 @@ class TestReading:
     def test_rates_and_channels_are_changed_and_told(self, tmp_path: Path) -> None:
         left, right = tone(1, 44_100, 1000), tone(1, 44_100, 3000)
         soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44_100)
-        heard = read_clip(tmp_path / "a.wav", 16_000)
-        assert heard.changed == ("2 channels averaged", "resampled from 44100 Hz")
-        spectrum = np.abs(np.fft.rfft(heard.wave)) / len(heard.wave)
-        assert len(heard.wave) == 16_000
+        outputs = read_clip(tmp_path / "a.wav", 16_000)
+        assert outputs.changed == ("2 channels averaged", "resampled from 44100 Hz")
+        spectrum = np.abs(np.fft.rfft(outputs.wave)) / len(outputs.wave)
+        assert len(outputs.wave) == 16_000
         assert spectrum[1000] == pytest.approx(0.075, rel=0.02)
         assert spectrum[3000] == pytest.approx(0.075, rel=0.02)
 
     def test_resampling_keeps_what_lies_above_out(self) -> None:
-        found = resampled(tone(1, 48_000, 10_000), 48_000, 16_000)
-        assert np.abs(found[1000:-1000]).max() < 1e-4
+        result = resampled(tone(1, 48_000, 10_000), 48_000, 16_000)
+        assert np.abs(result[1000:-1000]).max() < 1e-4
         wave = tone(1)
         assert resampled(wave, 16_000, 16_000) is wave
 

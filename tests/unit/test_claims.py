@@ -45,8 +45,8 @@ def test_clap_scores_are_compared_clip_by_clip() -> None:
     assert higher(row(0, clips=better), row(0, clips=base)).startswith("holds (+0.0")
     assert higher(row(0, clips=base), row(0, clips=better)).startswith("does not hold (-0.0")
     assert higher(row(0, clips=base), row(0, clips=base)).startswith("cannot be told")
-    found = clap_difference(row(0, clips=[None, 1.0, 2.0, 3.0]), row(0, clips=[9.0, 0.5, 1.5, None]))
-    assert found == pytest.approx((0.5, 0.5, 0.5))
+    result = clap_difference(row(0, clips=[None, 1.0, 2.0, 3.0]), row(0, clips=[9.0, 0.5, 1.5, None]))
+    assert result == pytest.approx((0.5, 0.5, 0.5))
     assert higher(row(0, clips=[None, 1.0]), row(0, clips=[1.0, None])) == "cannot be told at this scale"
 
 

@@ -13,8 +13,8 @@ from tinymusician.codebooks import delay, inputs_for, undelay, valid
 PAD = 16
 
 
-def codes(batch: int = 2, books: int = 4, frames: int = 6) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, PAD, (batch, books, frames))
+def codes(batch: int = 2, num_codebooks: int = 4, frames: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, PAD, (batch, num_codebooks, frames))
 
 
 def test_layout_by_hand() -> None:
@@ -24,11 +24,11 @@ def test_layout_by_hand() -> None:
     assert valid(2, 3).tolist() == [[True, True, True, False], [False, True, True, True]]
 
 
-@pytest.mark.parametrize("books", [1, 2, 4, 8])
-def test_undelay_is_the_inverse(books: int) -> None:
-    original = codes(books=books)
+@pytest.mark.parametrize("num_codebooks", [1, 2, 4, 8])
+def test_undelay_is_the_inverse(num_codebooks: int) -> None:
+    original = codes(num_codebooks=num_codebooks)
     assert np.array_equal(undelay(delay(original, PAD)), original)
-    assert valid(books, 6).sum() == books * 6
+    assert valid(num_codebooks, 6).sum() == num_codebooks * 6
 
 
 def test_too_short_to_undelay() -> None:
@@ -48,6 +48,6 @@ def test_agrees_with_transformers(tiny_musicgen: Path) -> None:
     _, pattern = decoder.build_delay_pattern_mask(torch.cat([start, flat], 1), PAD, max_length=longest)
     theirs = pattern.view(2, 4, longest).numpy()
     ours = np.concatenate([np.full((2, 4, 1), PAD), delay(original, PAD)], axis=2)
-    known = theirs != -1
-    assert known.sum() > 0
-    assert np.array_equal(ours[known], theirs[known])
+    is_valid = theirs != -1
+    assert is_valid.sum() > 0
+    assert np.array_equal(ours[is_valid], theirs[is_valid])

@@ -59,15 +59,15 @@ def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
     """Not the losses, nor what is learned of them; what layers keep for the backward pass becomes less."""
 
     def trained(recompute: bool) -> tuple[list[float], int]:
-        task, kept = build(tiny_musicgen, "conditional", OBJECTIVES[0], 5), 0
+        task, saved_elements = build(tiny_musicgen, "conditional", OBJECTIVES[0], 5), 0
         if recompute:
             task.student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
         engine, losses = TorchEngine(task.module, AdamConfig()), []
         task.module.train()
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept += tensor.numel()
+            nonlocal saved_elements
+            saved_elements += tensor.numel()
             return tensor
 
         for step in range(5):
@@ -75,7 +75,7 @@ def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
                 loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
             losses.append(loss.item())
             engine.step(loss, 3e-3)
-        return losses, kept
+        return losses, saved_elements
 
     (plain, all_of_it), (again, some) = trained(False), trained(True)
     assert again == pytest.approx(plain, rel=1e-6)
@@ -96,13 +96,15 @@ def test_closeness_agrees_with_float64() -> None:
     figures = closeness(torch.from_numpy(teacher), torch.from_numpy(student), mask)
     p, q = (np.exp(log_softmax(z.astype(np.float64), -1)) for z in (teacher, student))
     for k in range(4):
-        own = mask[:, k].numpy()
-        assert figures[f"kl/{k + 1}"].item() == pytest.approx(rel_entr(p, q).sum(-1)[:, k][own].mean(), rel=1e-5)
-        same = (teacher.argmax(-1) == student.argmax(-1))[:, k][own].mean()
+        valid_steps = mask[:, k].numpy()
+        assert figures[f"kl/{k + 1}"].item() == pytest.approx(
+            rel_entr(p, q).sum(-1)[:, k][valid_steps].mean(), rel=1e-5
+        )
+        same = (teacher.argmax(-1) == student.argmax(-1))[:, k][valid_steps].mean()
         assert figures[f"agreement/{k + 1}"].item() == pytest.approx(same)
-        entropy = -(q * np.log(q)).sum(-1)[:, k][own].mean()
+        entropy = -(q * np.log(q)).sum(-1)[:, k][valid_steps].mean()
         assert figures[f"entropy/{k + 1}"].item() == pytest.approx(entropy, rel=1e-5)
-        surprise = -(q * np.log(p)).sum(-1)[:, k][own].mean()
+        surprise = -(q * np.log(p)).sum(-1)[:, k][valid_steps].mean()
         assert figures[f"cross_entropy/{k + 1}"].item() == pytest.approx(surprise, rel=1e-5)
 
 
@@ -117,7 +119,11 @@ def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
     ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)
     prompts = TokenDataset(np.zeros((32, 4, 20), np.int16), ids, mask)
     stranger = cut_student(teacher, [2])
-    own, other = (sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0, at_once=32) for model in (teacher, stranger))
-    assert own.cross_entropy < other.cross_entropy
+    teacher_samples, student_samples = (
+        sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0, at_once=32) for model in (teacher, stranger)
+    )
+    assert teacher_samples.cross_entropy < student_samples.cross_entropy
     few = sample_figures(teacher, teacher, prompts, 1.0, 16, 1.0, 0, at_once=5)
-    assert few.cross_entropy == pytest.approx(own.cross_entropy, rel=0.1), "other draws of the same distribution"
+    assert few.cross_entropy == pytest.approx(teacher_samples.cross_entropy, rel=0.1), (
+        "other draws of the same distribution"
+    )

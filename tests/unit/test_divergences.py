@@ -59,8 +59,8 @@ def test_agrees_with_float64(name: str, tau: float) -> None:
     teacher, student = random_logits(1)
     mask = np.random.default_rng(2).random(teacher.shape[:-1]) < 0.7
     mine = distillation_loss(*map(torch.from_numpy, (teacher, student, mask)), NAMED[name], tau)
-    wanted = np.where(mask, reference(name, teacher, student, tau), 0)
-    np.testing.assert_allclose(mine.numpy(), wanted, rtol=2e-5, atol=2e-6)
+    expected = np.where(mask, reference(name, teacher, student, tau), 0)
+    np.testing.assert_allclose(mine.numpy(), expected, rtol=2e-5, atol=2e-6)
 
 
 def test_temperature_along_the_sequence() -> None:
@@ -70,8 +70,8 @@ def test_temperature_along_the_sequence() -> None:
         torch.from_numpy(teacher), torch.from_numpy(student), torch.ones(2, 4, 7) > 0, NAMED["forward"], tau
     )
     for step in range(7):
-        wanted = reference("forward", teacher[:, :, step], student[:, :, step], float(tau[step]))
-        np.testing.assert_allclose(mine[:, :, step].numpy(), wanted, rtol=2e-5, atol=2e-6)
+        expected = reference("forward", teacher[:, :, step], student[:, :, step], float(tau[step]))
+        np.testing.assert_allclose(mine[:, :, step].numpy(), expected, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_the_six_objectives_are_their_sums(name: str, alpha: float, weights: tup
         torch.ones(2, 4, 7) > 0,
         mixture(name, alpha, weight=0.7, beta=0.6, gamma=0.2, skew=SKEW),  # type: ignore[arg-type]
     )
-    wanted = sum(w * reference(term, teacher, student, 1.0) for w, term in zip(weights, NAMED, strict=True))
-    np.testing.assert_allclose(mine.numpy(), wanted, rtol=5e-5, atol=5e-6)
+    expected = sum(w * reference(term, teacher, student, 1.0) for w, term in zip(weights, NAMED, strict=True))
+    np.testing.assert_allclose(mine.numpy(), expected, rtol=5e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -37,9 +37,9 @@ def noise(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
 
 class TestWindows:
     def test_they_follow_each_other_and_end_with_the_clip(self) -> None:
-        found = windows(np.arange(25, dtype=np.float32), 10)
-        assert found[:, 0].tolist() == [0, 10, 15]
-        assert found[-1, -1] == 24
+        result = windows(np.arange(25, dtype=np.float32), 10)
+        assert result[:, 0].tolist() == [0, 10, 15]
+        assert result[-1, -1] == 24
         assert windows(np.arange(20, dtype=np.float32), 10)[:, 0].tolist() == [0, 10]
 
     def test_a_short_clip_is_repeated_and_padded_as_clap_does(self) -> None:
@@ -66,11 +66,11 @@ class TestClap:
 
     def test_a_long_clip_has_the_vectors_of_its_windows_every_time(self) -> None:
         ours, wave = ClapEmbedder(), noise(12)
-        (found,) = ours([wave])
-        assert found.shape == (3, 128)
+        (result,) = ours([wave])
+        assert result.shape == (3, 128)
         cut = [wave[: 5 * RATE], wave[5 * RATE : 10 * RATE], wave[-5 * RATE :]]
-        np.testing.assert_allclose(found, np.concatenate(ours(cut)), atol=1e-5)
-        np.testing.assert_array_equal(found, ours([wave])[0])
+        np.testing.assert_allclose(result, np.concatenate(ours(cut)), atol=1e-5)
+        np.testing.assert_array_equal(result, ours([wave])[0])
 
     def test_what_is_no_clap_is_refused(self, tiny_musicgen: Path) -> None:
         with pytest.raises(ModelError, match="no loadable CLAP; download"):
@@ -83,11 +83,11 @@ class TestEncodec:
         codec.save_pretrained(tmp_path / "codec")
         wave = noise(1, 3, 800)
         with torch.no_grad():
-            wanted = EncodecModel.from_pretrained(tmp_path / "codec").encoder(torch.from_numpy(wave)[None, None])[0].T
+            expected = EncodecModel.from_pretrained(tmp_path / "codec").encoder(torch.from_numpy(wave)[None, None])[0].T
         for name in (tiny_musicgen, tmp_path / "codec"):
             embedder = EncodecEmbedder(str(name))
-            np.testing.assert_allclose(embedder([wave])[0], wanted.numpy(), atol=1e-6)
-        assert wanted.shape == (50, 8)
+            np.testing.assert_allclose(embedder([wave])[0], expected.numpy(), atol=1e-6)
+        assert expected.shape == (50, 8)
 
     def test_what_is_no_codec_is_refused(self) -> None:
         with pytest.raises(ModelError):
@@ -110,16 +110,16 @@ class TestVggish:
             mel_filters=filters,
             mel_floor=0.0,
         )
-        found = log_mel(torch.from_numpy(wave[None, : 96 * 160]))
-        assert found.shape == (1, 96, 64)
-        np.testing.assert_allclose(found[0, :94].numpy(), np.log(magnitude.T[:94] + 0.01), atol=1e-4)
+        result = log_mel(torch.from_numpy(wave[None, : 96 * 160]))
+        assert result.shape == (1, 96, 64)
+        np.testing.assert_allclose(result[0, :94].numpy(), np.log(magnitude.T[:94] + 0.01), atol=1e-4)
 
     def test_the_network_is_vggs_with_channels_last(self) -> None:
         torch.manual_seed(0)
         net = network().double().eval()
         example = torch.rand(1, 1, 96, 64, dtype=torch.double)
         with torch.no_grad():
-            found = net(example)[0].numpy()
+            result = net(example)[0].numpy()
             states = example[0].numpy()
             weights = {name: value.numpy() for name, value in net.state_dict().items()}
         for layer, pooled in ((0, True), (3, True), (6, False), (8, True), (11, False), (13, True)):
@@ -141,13 +141,13 @@ class TestVggish:
         for layer in (0, 2, 4):
             flat = weights[f"embeddings.{layer}.weight"] @ flat + weights[f"embeddings.{layer}.bias"]
             flat = np.maximum(flat, 0) if layer < 4 else flat
-        np.testing.assert_allclose(found, flat, atol=1e-10)
+        np.testing.assert_allclose(result, flat, atol=1e-10)
 
     def test_a_checkpoint_is_read_and_others_are_refused(self, tmp_path: Path) -> None:
         torch.save({**network().state_dict(), "pproc.pca": torch.zeros(1)}, tmp_path / "v.pth")
         embedder = VggishEmbedder(str(tmp_path / "v.pth"))
-        (found,) = embedder([noise(2)])
-        assert found.shape == (3, 128)
+        (result,) = embedder([noise(2)])
+        assert result.shape == (3, 128)
         (tmp_path / "other.pth").write_bytes(b"nothing")
         with pytest.raises(ModelError, match="download vggish"):
             VggishEmbedder(str(tmp_path / "other.pth"))
@@ -172,8 +172,8 @@ class TestTaggers:
         tagger = open_tagger(str(tmp_path))
         assert isinstance(tagger, TransformersTagger)
         with torch.no_grad():
-            wanted = model(**features(waves, sampling_rate=RATE, return_tensors="pt")).logits.softmax(-1)
-        np.testing.assert_allclose(tagger(waves)["class"], wanted.numpy(), atol=1e-5)
+            expected = model(**features(waves, sampling_rate=RATE, return_tensors="pt")).logits.softmax(-1)
+        np.testing.assert_allclose(tagger(waves)["class"], expected.numpy(), atol=1e-5)
 
     def test_what_is_no_classifier_is_refused(self, tmp_path: Path) -> None:
         shutil.copy(Path(model_location("band-clap")) / "config.json", tmp_path / "config.json")

@@ -19,7 +19,7 @@ import soundfile
 from serve.access import edited, new_key
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
-from tests.told import told_student, write_told_bundle
+from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tinymusician.errors import BundleError, RequestError
 from tinymusician.runtime.player import GenerationRequest, open_player
 
@@ -29,8 +29,8 @@ MARCH = "a happy march"
 
 @pytest.fixture(scope="module")
 def here(bundle: Path) -> Iterator[Endpoint]:
-    with endpoint(model=str(bundle), threads=1) as found:
-        yield found
+    with endpoint(model=str(bundle), threads=1) as result:
+        yield result
 
 
 def samples(content: bytes) -> np.ndarray:
@@ -65,15 +65,15 @@ def test_other_formats_hold_the_same_music(here: Endpoint, kind: str, media: str
     assert answer.headers["Content-Type"] == media
     assert abs(len(read) / rate - 2) < 0.05
     if kind == "flac":
-        own = samples(here.generate(prompt=MARCH, seconds=2, seed=5).content) / 32767
-        assert np.abs(read - own).max() < 2e-4
+        expected = samples(here.generate(prompt=MARCH, seconds=2, seed=5).content) / 32767
+        assert np.abs(read - expected).max() < 2e-4
 
 
 def test_a_stream_begins_before_it_is_made_and_who_leaves_frees_the_rows(here: Endpoint) -> None:
     with here.opened(prompt=MARCH, seconds=60) as answer:
         next(answer.iter_content(100))
-        assert here.musician._playing.room.seats == 1
-    wait_for(lambda: here.musician._playing.room.seats == 0 and here.musician._playing.player.engine.rows == 0, 10)
+        assert here.replica._playing.room.seats == 1
+    wait_for(lambda: here.replica._playing.room.seats == 0 and here.musician._playing.player.engine.rows == 0, 10)
 
 
 def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
@@ -84,7 +84,7 @@ def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         assert slow.recv(12) == b"HTTP/1.1 200"
         assert here.generate(prompt=MARCH, seconds=1).status_code == 200
-        wait_for(lambda: here.musician._playing.room.seats == 0, 60)  # played, though nobody has read it
+        wait_for(lambda: here.replica._playing.room.seats == 0, 60)  # played, though nobody has read it
 
 
 def test_what_plays_is_told_with_digest_and_licence(here: Endpoint, bundle: Path) -> None:
@@ -126,17 +126,19 @@ def test_what_is_not_allowed_is_named(here: Endpoint, body: Any, status: int, fi
 
 def test_a_bundle_that_is_told_its_guidance(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Clients learn which scales it knows, hear those, and are told of others."""
-    write_told_bundle(told_student(str(tiny_musicgen), 10.0), tiny_musicgen / "tokenizer.json", tmp_path, seconds=1.0)
-    with endpoint(model=str(tmp_path), threads=1) as told:
-        model = requests.get(f"{told.url}/v1/models", timeout=10).json()["data"][0]
+    write_guidance_bundle(
+        guidance_student(str(tiny_musicgen), 10.0), tiny_musicgen / "tokenizer.json", tmp_path, seconds=1.0
+    )
+    with endpoint(model=str(tmp_path), threads=1) as conditioned:
+        model = requests.get(f"{conditioned.url}/v1/models", timeout=10).json()["data"][0]
         assert (model["one_pass"], model["guidance_range"], model["guidance"]) == (True, [1, 5], 3)
         low, high, usual = (
-            told.generate(prompt=MARCH, temperature=0, **asked).content
-            for asked in ({"guidance": 1.5}, {"guidance": 5}, {})
+            conditioned.generate(prompt=MARCH, temperature=0, **options).content
+            for options in ({"guidance": 1.5}, {"guidance": 5}, {})
         )
-        assert usual == told.generate(prompt=MARCH, temperature=0, guidance=3).content
+        assert usual == conditioned.generate(prompt=MARCH, temperature=0, guidance=3).content
         assert len({low, high, usual}) == 3
-        refused = told.generate(prompt=MARCH, guidance=6)
+        refused = conditioned.generate(prompt=MARCH, guidance=6)
         assert refused.status_code == 422
         assert "this model was distilled for 1 to 5" in refused.json()["error"]["message"]
 
@@ -172,13 +174,13 @@ def test_a_body_that_does_not_say_how_long_it_is(here: Endpoint) -> None:
 
 
 def test_a_lost_engine_is_nobodys_loss(here: Endpoint) -> None:
-    own = here.generate(prompt=MARCH, seconds=3, seed=1)
+    expected = here.generate(prompt=MARCH, seconds=3, seed=1)
     here.engines.lose, here.engines.after, before = 2, 1, here.engines.begun
     answer = here.generate(prompt=MARCH, seconds=3, seed=1)
     assert (answer.status_code, here.engines.begun - before) == (200, 3)
-    assert answer.content == own.content
+    assert answer.content == expected.content
     here.engines.lose, here.engines.after = 2, 1
-    assert here.generate(prompt=MARCH, seconds=3, seed=1, stream=True).content == own.content
+    assert here.generate(prompt=MARCH, seconds=3, seed=1, stream=True).content == expected.content
 
 
 def test_an_engine_that_stays_lost_is_said(here: Endpoint) -> None:
@@ -225,11 +227,11 @@ def test_a_fault_of_our_own_is_an_answer_and_is_counted(
     answer = here.generate(prompt=MARCH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
     assert "Content-Security-Policy" in answer.headers
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
 
     def about_it() -> list[dict[str, Any]]:
-        told.extend(json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
-        return [line for line in told if line.get("request_id") == answer.headers["X-Request-Id"]]
+        events.extend(json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
+        return [line for line in events if line.get("request_id") == answer.headers["X-Request-Id"]]
 
     wait_for(lambda: any(line["event"] == "answered" for line in about_it()), 10)
     assert [line["status"] for line in about_it() if line["event"] == "answered"] == ["500"]
@@ -238,10 +240,10 @@ def test_a_fault_of_our_own_is_an_answer_and_is_counted(
 
 def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> None:
     (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
-    own = f"{here.url}/v1/bundles/{model['digest']}"
+    base_url = f"{here.url}/v1/bundles/{model['digest']}"
     for path in ("manifest.json", "decoder.onnx", "tokenizer.json"):
-        assert requests.get(f"{own}/{path}", timeout=10).content == (bundle / path).read_bytes()
-    for address in (f"{own}/../secret", f"{own}/%2e%2e/x", f"{here.url}/v1/bundles/{'0' * 64}/manifest.json"):
+        assert requests.get(f"{base_url}/{path}", timeout=10).content == (bundle / path).read_bytes()
+    for address in (f"{base_url}/../secret", f"{base_url}/%2e%2e/x", f"{here.url}/v1/bundles/{'0' * 64}/manifest.json"):
         assert requests.get(address, timeout=10).status_code == 404
 
 
@@ -265,7 +267,7 @@ def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"request_timeout_s": 0.05}) as here:
         answer = here.generate(prompt=MARCH, seconds=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
-        wait_for(lambda: here.musician._playing.room.seats == 0, 10)
+        wait_for(lambda: here.replica._playing.room.seats == 0, 10)
 
 
 def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:

@@ -39,22 +39,22 @@ def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> M
     return open_player(folder, threads=1)
 
 
-def wanted_of(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
+def expected_codes(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     return generated(model, frames, **text, guidance_scale=guidance, **settings)[0]
 
 
-def codes_of(player: MusicGenerator, wish: GenerationRequest) -> Any:
-    generation = player.engine.start(player.request(wish))
+def codes_of(player: MusicGenerator, request: GenerationRequest) -> Any:
+    generation = player.engine.start(player.request(request))
     player.engine.run(generation)
     return generation.codes
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_greedy_codes_are_those_of_transformers(player: MusicGenerator, model: Any, name: str, guidance: float) -> None:
-    wanted = wanted_of(model, name, 60, guidance, do_sample=False)
-    found = codes_of(player, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
-    assert np.array_equal(found, wanted)
+    expected = expected_codes(model, name, 60, guidance, do_sample=False)
+    actual = codes_of(player, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
+    assert np.array_equal(actual, expected)
 
 
 def test_the_same_numbers_give_the_same_codes(
@@ -69,29 +69,29 @@ def test_the_same_numbers_give_the_same_codes(
         return (cumulative <= numbers * cumulative[:, -1:]).sum(-1, keepdim=True).clamp(max=chances.shape[-1] - 1)
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
-    wanted = wanted_of(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
-    wish = GenerationRequest(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
-    assert np.array_equal(codes_of(player, wish), wanted)
+    expected = expected_codes(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
+    request = GenerationRequest(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
+    assert np.array_equal(codes_of(player, request), expected)
 
 
 def test_audio_is_that_of_transformers(player: MusicGenerator, model: Any, name: str) -> None:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     with torch.no_grad():
-        wanted = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
-    found = player.play(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        expected = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
+    actual = player.play(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_neighbours_change_nothing(player: MusicGenerator) -> None:
     """Requests that join and leave at different steps play what they play alone."""
-    wishes = [
+    requests = [
         GenerationRequest(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2])
         for i, prompt in enumerate(CAPTIONS)
     ]
-    alone = [codes_of(player, wish) for wish in wishes]
+    alone = [codes_of(player, request) for request in requests]
     generations = []
-    for wish in wishes:
-        generations.append(player.engine.start(player.request(wish)))
+    for request in requests:
+        generations.append(player.engine.start(player.request(request)))
         for _ in range(5):
             player.engine.step()
     for generation in generations:
@@ -130,17 +130,17 @@ def test_cancelling_frees_the_rows_at_once(player: MusicGenerator) -> None:
 
 
 def test_a_stream_comes_in_time_and_whole(player: MusicGenerator) -> None:
-    wish = GenerationRequest(PROMPT, seconds=3, seed=3)
-    heard: list[tuple[int, int]] = []
-    stream = player.stream(wish, lambda done, frames: heard.append((done, frames)))
-    chunks = [(len(chunk), heard[-1][0]) for chunk in stream]
+    request = GenerationRequest(PROMPT, seconds=3, seed=3)
+    progress: list[tuple[int, int]] = []
+    stream = player.stream(request, lambda done, frames: progress.append((done, frames)))
+    chunks = [(len(chunk), progress[-1][0]) for chunk in stream]
     rate, hop = player.codec.shape.frame_rate, player.codec.shape.hop
     assert chunks[0][1] <= 0.5 * rate + 4, "the first half second comes when it is there"
     assert len(chunks) == 4
     assert sum(length for length, _ in chunks) == 3 * rate * hop
-    assert heard == [(max(0, step - 2), 150) for step in range(153)]
-    whole = player.codec(codes_of(player, wish))
-    np.testing.assert_allclose(player.play(wish), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+    assert progress == [(max(0, step - 2), 150) for step in range(153)]
+    whole = player.codec(codes_of(player, request))
+    np.testing.assert_allclose(player.play(request), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
 def test_seeds(player: MusicGenerator) -> None:
@@ -170,22 +170,22 @@ def test_going_on_from_codes(player: MusicGenerator) -> None:
 def test_what_is_longer_than_the_training_clips_comes_in_windows(player: MusicGenerator) -> None:
     """Each window is the engine's own continuation of the end of the one before."""
     shape = player.manifest.architecture
-    wish = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
-    track = player.start(wish)
+    generation = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
+    track = player.start(generation)
     while not track.finished:
         player.engine.step()
         track.advance()
     overlap = int(0.4 * shape.window)
-    request = player.request(wish)
+    request = player.request(generation)
     first = player.engine.start(replace(request, frames=shape.window))
     player.engine.run(first)
     again = replace(request, frames=overlap + 60, prefix=first.codes[:, -overlap:], window=1)
     second = player.engine.start(again)
     player.engine.run(second)
     assert np.array_equal(track.codes, np.concatenate([first.codes, second.codes[:, overlap:]], axis=1))
-    assert len(player.play(wish)) == (shape.window + 60) * player.codec.shape.hop
+    assert len(player.play(generation)) == (shape.window + 60) * player.codec.shape.hop
     with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
-        player.play(replace(wish, windows=False))
+        player.play(replace(generation, windows=False))
 
 
 def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
@@ -196,15 +196,15 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
         player.engine.step()
     with torch.no_grad():
         whole = torch.from_numpy(clip[: player.codec.shape.hop * 30])[None, None]
-        wanted = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
+        expected = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
     assert track.codes.shape == (4, 50)
-    assert np.array_equal(track.codes[:, :30], wanted)
+    assert np.array_equal(track.codes[:, :30], expected)
     with pytest.raises(RequestError, match=r"clip: lasts .* less than the 0\.5 asked for"):
         player.play(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("generation", "message"),
     [
         (GenerationRequest(""), "prompt: is empty"),
         (GenerationRequest("  \n"), "prompt: is empty"),
@@ -226,23 +226,23 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
         (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
     ],
 )
-def test_wishes_that_cannot_be_played(player: MusicGenerator, wish: GenerationRequest, told: str) -> None:
+def test_wishes_that_cannot_be_played(player: MusicGenerator, generation: GenerationRequest, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        player.play(wish)
-    assert told in str(caught.value)
+        player.play(generation)
+    assert message in str(caught.value)
     assert player.engine.idle
 
 
 def test_who_joins_after_another_left_hears_nothing_of_it(player: MusicGenerator) -> None:
     """The newcomer takes the place of one with a long negative prompt, while a third plays on."""
-    wish = GenerationRequest(PROMPT, seconds=0.4, seed=3, temperature=0)
-    alone = codes_of(player, wish)
+    request = GenerationRequest(PROMPT, seconds=0.4, seed=3, temperature=0)
+    alone = codes_of(player, request)
     player.engine.start(player.request(GenerationRequest("a fast flute jig", seconds=1.0)))
-    before = player.engine.start(player.request(replace(wish, negative_prompt="a sad waltz for piano " * 5)))
+    before = player.engine.start(player.request(replace(request, negative_prompt="a sad waltz for piano " * 5)))
     for _ in range(5):
         player.engine.step()
     before.cancel()
-    after = player.engine.start(player.request(wish))
+    after = player.engine.start(player.request(request))
     player.engine.run(after)
     assert np.array_equal(after.codes, alone)
     while not player.engine.idle:
@@ -276,10 +276,12 @@ def test_threads_may_play_at_once(player: MusicGenerator) -> None:
     """Each hears what it would hear alone."""
     from concurrent.futures import ThreadPoolExecutor
 
-    wishes = [GenerationRequest(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)]
-    alone = [player.play(wish) for wish in wishes]
+    requests = [
+        GenerationRequest(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)
+    ]
+    alone = [player.play(request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(player.play, wishes))
+        together = list(pool.map(player.play, requests))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 

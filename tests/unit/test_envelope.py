@@ -30,8 +30,8 @@ def trusted(key: Ed25519PrivateKey) -> dict[str, str]:
 
 def test_the_specifications_own_example() -> None:
     """protocol.md of DSSE 1.0."""
-    found = encoded("http://example.com/HelloWorld", b"hello world")
-    assert found == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    result = encoded("http://example.com/HelloWorld", b"hello world")
+    assert result == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
 
 def test_a_signature_step_by_step(key: Ed25519PrivateKey) -> None:

@@ -92,21 +92,21 @@ def first(publisher: Publisher) -> str:
 
 @pytest.fixture
 def here(first: str, world: World) -> Iterator[Endpoint]:
-    with endpoint(**settings(world)) as found:
-        yield found
+    with endpoint(**settings(world)) as result:
+        yield result
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str, int], bool]:
+def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[str, int], bool]:
     """Whether the logs have told of something so many times by now."""
-    heard = ""
+    output = ""
 
-    def found(event: str, times: int) -> bool:
-        nonlocal heard
-        heard += capsys.readouterr().err
-        return heard.count(event) >= times
+    def has_event(event: str, times: int) -> bool:
+        nonlocal output
+        output += capsys.readouterr().err
+        return output.count(event) >= times
 
-    return found
+    return has_event
 
 
 def playing(here: Endpoint) -> tuple[str, int]:
@@ -117,8 +117,8 @@ def playing(here: Endpoint) -> tuple[str, int]:
 
 def begins_with(world: World) -> str:
     """What an engine plays that begins now."""
-    with contextlib.closing(EngineReplica(read_settings(settings(world)))) as musician:
-        return asyncio.run(musician.about()).digest
+    with contextlib.closing(EngineReplica(read_settings(settings(world)))) as replica:
+        return asyncio.run(replica.about()).digest
 
 
 def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, publisher: Publisher, first: str) -> None:
@@ -126,21 +126,21 @@ def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, pub
     alone = here.generate(prompt=MARCH, seconds=30, seed=3).content
     with here.opened(prompt=MARCH, seconds=30, seed=3) as answer:
         parts = answer.iter_content(200)
-        heard = next(parts)
+        first_chunk = next(parts)
         second = publisher.release(temperature=0.5)
         wait_for(lambda: playing(here) == (second, 2), 30)
         assert answer.headers["X-Bundle"] == first
-        assert heard + b"".join(parts) == alone
+        assert first_chunk + b"".join(parts) == alone
     after = here.generate(prompt=MARCH)
     assert (after.headers["X-Bundle"], after.headers["X-Bundle-Version"]) == (second, "2")
 
 
 @pytest.mark.parametrize("damage", ["no_graph", "no_numbers"])
 def test_a_bad_bundle_is_refused_and_the_old_one_stays(
-    here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, told: Callable[[str, int], bool]
+    here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(damage)
-    wait_for(lambda: told("bundle_refused", 1), 30)
+    wait_for(lambda: logged("bundle_refused", 1), 30)
     assert playing(here) == (first, 1)
     assert here.generate(prompt=MARCH).status_code == 200
     assert begins_with(world) == first
@@ -149,11 +149,11 @@ def test_a_bad_bundle_is_refused_and_the_old_one_stays(
 
 
 def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
-    here: Endpoint, publisher: Publisher, world: World, first: str, told: Callable[[str, int], bool]
+    here: Endpoint, publisher: Publisher, world: World, first: str, logged: Callable[[str, int], bool]
 ) -> None:
     for number, damage in enumerate(("no_graph", "no_numbers"), 1):
         publisher.release(damage)
-        wait_for(lambda: told("bundle_refused", number), 30)  # noqa: B023 — called at once
+        wait_for(lambda: logged("bundle_refused", number), 30)  # noqa: B023 — called at once
     assert playing(here) == (first, 1)
     tokenizer = requests.get(f"{here.url}/v1/bundles/{first}/tokenizer.json", timeout=10)
     assert tokenizer.status_code == 200
@@ -161,10 +161,10 @@ def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
 
 
 def test_a_bundle_whose_own_defaults_cannot_be_played_is_refused(
-    here: Endpoint, publisher: Publisher, first: str, told: Callable[[str, int], bool]
+    here: Endpoint, publisher: Publisher, first: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(temperature=0.005)
-    wait_for(lambda: told("bundle_refused", 1), 30)
+    wait_for(lambda: logged("bundle_refused", 1), 30)
     assert playing(here) == (first, 1)
     third = publisher.release(temperature=0.7)
     wait_for(lambda: playing(here) == (third, 3), 30)

@@ -20,8 +20,8 @@ from tests.ray_cluster import wait_for
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of commands that a server without libraries runs."""
-    with fork_server(tmp_path_factory.mktemp("fork-server") / "socket", dict(os.environ), ()) as found:
-        yield {**os.environ, **found}
+    with fork_server(tmp_path_factory.mktemp("fork-server") / "socket", dict(os.environ), ()) as result:
+        yield {**os.environ, **result}
 
 
 class Command:
@@ -112,8 +112,8 @@ def test_rays_workers_look_where_ray_says(variables: dict[str, str], tmp_path: P
     script = "import sys, uploaded_module\nprint(uploaded_module.__file__, sys.argv[1:])\n"
     worker = Command(tmp_path, script, "default_worker.py")
     context = json.dumps({"env_vars": {"PYTHONPATH": f"{uploaded}:{variables['PYTHONPATH']}"}})
-    own = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
-    worker.words = [sys.executable, "setup_worker.py", worker.words[1], *own, "--last"]
+    expected = [f"--serialized-runtime-env-context={context}", "--language=PYTHON"]
+    worker.words = [sys.executable, "setup_worker.py", worker.words[1], *expected, "--last"]
     assert worker.run(variables).stdout.split() == [str(uploaded / "uploaded_module.py"), "['--last']"]
 
 
@@ -137,7 +137,7 @@ def test_a_request_that_breaks_off_is_nobody_elses(variables: dict[str, str], tm
 
 
 def test_its_end_is_that_of_its_forks(tmp_path: Path) -> None:
-    with fork_server(tmp_path / "socket", dict(os.environ), ()) as found:
-        process, forked = Command(tmp_path, WAITS.format(handler="")).start({**os.environ, **found})
+    with fork_server(tmp_path / "socket", dict(os.environ), ()) as result:
+        process, forked = Command(tmp_path, WAITS.format(handler="")).start({**os.environ, **result})
     wait_for(lambda: not Path(f"/proc/{forked}").exists(), 30)
     assert process.wait(30) == 1

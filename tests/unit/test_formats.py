@@ -37,8 +37,8 @@ def test_a_wave_says_its_length_before_it_is_whole() -> None:
 @pytest.mark.parametrize("rate", [800, 16_000, 32_000])
 def test_flac_is_lossless_at_sixteen_bits(rate: int) -> None:
     samples = tone(rate)
-    read, found = soundfile.read(io.BytesIO(b"".join(encoded("flac", rate, samples, 5))), dtype="float32")
-    assert found == rate
+    read, result = soundfile.read(io.BytesIO(b"".join(encoded("flac", rate, samples, 5))), dtype="float32")
+    assert result == rate
     assert len(read) == len(samples)
     assert np.abs(read - samples).max() <= 1 / 32768
 
@@ -46,11 +46,11 @@ def test_flac_is_lossless_at_sixteen_bits(rate: int) -> None:
 @pytest.mark.parametrize("rate", [16_000, 32_000])
 def test_opus_keeps_pitch_and_length(rate: int) -> None:
     samples = tone(rate, seconds=3)
-    read, found = soundfile.read(io.BytesIO(b"".join(encoded("opus", rate, samples, 5))), dtype="float32")
-    assert abs(len(read) / found - 3) < 0.05
+    read, result = soundfile.read(io.BytesIO(b"".join(encoded("opus", rate, samples, 5))), dtype="float32")
+    assert abs(len(read) / result - 3) < 0.05
     spectrum = np.abs(np.fft.rfft(read * np.hanning(len(read))))
-    assert abs(np.argmax(spectrum) * found / len(read) - 440) < 1
-    assert 0.4 < np.abs(read[found : 2 * found]).max() < 0.6
+    assert abs(np.argmax(spectrum) * result / len(read) - 440) < 1
+    assert 0.4 < np.abs(read[result : 2 * result]).max() < 0.6
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "opus"])

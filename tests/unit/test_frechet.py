@@ -42,9 +42,9 @@ def test_it_agrees_with_scipys_matrix_square_root(dimension: int) -> None:
     factors = [random.normal(size=(dimension, dimension + 2)) for _ in range(2)]
     one, other = (Gaussian(random.normal(size=dimension), factor @ factor.T) for factor in factors)
     root = sqrtm(one.covariance @ other.covariance).real
-    wanted = np.square(one.mean - other.mean).sum() + np.trace(one.covariance + other.covariance - 2 * root)
-    assert frechet_distance(one, other) == pytest.approx(wanted, rel=1e-8)
-    assert frechet_distance(other, one) == pytest.approx(wanted, rel=1e-8)
+    expected = np.square(one.mean - other.mean).sum() + np.trace(one.covariance + other.covariance - 2 * root)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-8)
 
 
 def test_covariances_without_full_rank_need_no_help() -> None:
@@ -64,9 +64,9 @@ def test_a_set_is_nowhere_from_itself_and_rotation_changes_nothing() -> None:
 def test_the_bias_is_that_of_the_formula() -> None:
     dimension, count = 16, 200
     truth = standard(dimension)
-    found = [frechet_distance(Gaussian.of(drawn(count, dimension, seed).values), truth) for seed in range(200)]
+    result = [frechet_distance(Gaussian.of(drawn(count, dimension, seed).values), truth) for seed in range(200)]
     bias = dimension / count + dimension * (dimension + 1) / (4 * count)
-    assert np.mean(found) == pytest.approx(bias, rel=0.05)
+    assert np.mean(result) == pytest.approx(bias, rel=0.05)
 
 
 def test_extrapolation_takes_the_bias_away() -> None:
@@ -82,10 +82,10 @@ def test_extrapolation_takes_the_bias_away() -> None:
 
 
 def test_the_extrapolation_shows_its_points() -> None:
-    found = fad_infinity(drawn(120, 4, 0), drawn(120, 4, 1))
-    assert found.points[0][0] == 120
-    assert found.points[-1][0] == 60
-    assert found.slope > 0
+    result = fad_infinity(drawn(120, 4, 0), drawn(120, 4, 1))
+    assert result.points[0][0] == 120
+    assert result.points[-1][0] == 60
+    assert result.slope > 0
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -152,7 +152,7 @@ def test_identical_clips_have_no_spread() -> None:
 
 def test_clips_are_chosen_whole_and_in_order() -> None:
     clips = ClipEmbeddings.of([np.full((2, 1), 0.0), np.full((1, 1), 1.0), np.full((3, 1), 2.0)])
-    found = clips.chosen(np.array([2, 0, 2]))
-    assert found.values[:, 0].tolist() == [2, 2, 2, 0, 0, 2, 2, 2]
-    assert found.owners.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    result = clips.chosen(np.array([2, 0, 2]))
+    assert result.values[:, 0].tolist() == [2, 2, 2, 0, 0, 2, 2, 2]
+    assert result.owners.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert clips.clip(2).tolist() == [[2], [2], [2]]

@@ -27,9 +27,9 @@ def later() -> float:
 
 
 def made(world: World, number: int, **lineage: str) -> Manifest:
-    found = world.made(decoder=f"decoder {number}", codec="same")
-    changed = found.model_copy(update={"created": found.created + timedelta(hours=number), "lineage": lineage})
-    world.store.delete(f"artifacts/band/{found.digest}.json")
+    result = world.made(decoder=f"decoder {number}", codec="same")
+    changed = result.model_copy(update={"created": result.created + timedelta(hours=number), "lineage": lineage})
+    world.store.delete(f"artifacts/band/{result.digest}.json")
     world.store.put(f"artifacts/band/{changed.digest}.json", changed.canonical())
     return changed
 
@@ -62,13 +62,13 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     run.write_record(RunRecord(id="r1", kind="quantize", seeds={}, cluster="x", submission="x", **facts))  # type: ignore[arg-type]
     world.store.put(blob_key("0" * 64), b"of a publisher that was killed")
 
-    found = garbage(world)
-    assert list(found.artifacts) == [f"artifacts/band/{unused.digest}.json"]
+    result = garbage(world)
+    assert list(result.artifacts) == [f"artifacts/band/{unused.digest}.json"]
     decoders = {file.path: file.sha256 for file in unused.files}
-    assert set(found.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
-    told: list[str] = []
-    assert collect(world.store, lambda: garbage(world), told.append, later) == found.size
-    assert told == [*found.artifacts, *found.blobs]
+    assert set(result.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
+    removed: list[str] = []
+    assert collect(world.store, lambda: garbage(world), removed.append, later) == result.size
+    assert removed == [*result.artifacts, *result.blobs]
     assert gone(world, unused)
     for manifest in (origin, released, named, newest):
         assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
@@ -85,14 +85,14 @@ def test_what_an_alias_pointed_at_before_stays(world: World) -> None:
     assert list(garbage(world).artifacts) == [f"artifacts/band/{first.digest}.json"]
 
 
-def test_nothing_young_goes(world: World, tmp_path: Path) -> None:
+def test_young_files_are_not_collected(world: World, tmp_path: Path) -> None:
     """Neither now, nor when it became young between the looking and the taking."""
     made(world, 0), made(world, 1)
     assert find_garbage(world.store, world.registry, 1) == GcPlan({}, {}, {})
-    found = garbage(world)
-    assert found.blobs
-    assert collect(world.store, lambda: found, lambda key: None) == 0, "seen as of now, nothing is a week old"
-    assert garbage(world) == found
+    result = garbage(world)
+    assert result.blobs
+    assert collect(world.store, lambda: result, lambda key: None) == 0, "seen as of now, nothing is a week old"
+    assert garbage(world) == result
 
 
 def test_renewals_do_not_count_as_what_was_before(world: World) -> None:
@@ -128,15 +128,15 @@ def test_shards_stay_and_are_made_again(world: World) -> None:
     run.write_record(RunRecord(id="r1", kind="distill", seeds={}, cluster="x", submission="x", **facts))
     assert garbage(world) == GcPlan({}, {}, {})
 
-    def found(days: float = 7) -> GcPlan:
+    def plan(days: float = 7) -> GcPlan:
         return find_garbage(world.store, world.registry, 1, days, later)
 
-    assert found() == GcPlan({}, {}, {}), "a run has not ended"
-    assert found().open_runs == ("r1",)
+    assert plan() == GcPlan({}, {}, {}), "a run has not ended"
+    assert plan().open_runs == ("r1",)
     run.update(state="SUCCEEDED")
-    assert found(30) == GcPlan({}, {}, {}), "too young"
-    assert len(found().shards) == 2
-    collect(world.store, found, lambda key: None, later)
+    assert plan(30) == GcPlan({}, {}, {}), "too young"
+    assert len(plan().shards) == 2
+    collect(world.store, plan, lambda key: None, later)
     assert list(world.store.list("shards/")) == list(world.store.list("blobs/")) == []
     assert ShardCache(world.store, "signals", {"teacher": "x"}, 2).missing() == [0, 1]
 

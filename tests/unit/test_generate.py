@@ -14,7 +14,7 @@ def test_the_bar_begins_before_the_first_frame_is_there(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with progress(50.0) as told:
+    with progress(50.0) as on_progress:
         for done in (0, 0, 5, 10):
-            told(done, 10)
+            on_progress(done, 10)
     assert "Traceback" not in capfd.readouterr().err

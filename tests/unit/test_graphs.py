@@ -38,9 +38,11 @@ def attended(model: Any, folder: Path, states: torch.Tensor, mask: torch.Tensor)
     graph = session(cross_graph(model.config, decoder_weights(model)), folder)
     names = [value.name for value in graph.get_outputs()]
     feeds = {"text_states": states.numpy(), "text_mask": mask.numpy().astype(np.int32)}
-    found = dict(zip(names, graph.run(None, feeds), strict=True))
+    result = dict(zip(names, graph.run(None, feeds), strict=True))
     order = [f"cross_{kind}.{layer}" for layer in range(len(names) // 2) for kind in ("key", "value")]
-    return [CrossAttentionKV([found[name][row] for name in order], feeds["text_mask"][row]) for row in range(len(mask))]
+    return [
+        CrossAttentionKV([result[name][row] for name in order], feeds["text_mask"][row]) for row in range(len(mask))
+    ]
 
 
 def test_decoder_rows_at_positions_of_their_own(model: Any, tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_decoder_rows_at_positions_of_their_own(model: Any, tmp_path: Path) -> N
     inputs = torch.randint(0, config.vocab_size, (rows, config.num_codebooks, steps))
     inputs[:, :, 0] = config.vocab_size
     with torch.no_grad():
-        wanted = ConditionedDecoder(model)(inputs, states * mask[..., None], mask).numpy()
+        expected = ConditionedDecoder(model)(inputs, states * mask[..., None], mask).numpy()
     texts = attended(model, tmp_path, states, mask)
     decoder = Decoder(session(decoder_graph(model.config, decoder_weights(model)), tmp_path))
     joins, leaves = [0, 0, 5, 150], [30, 12, 30, 30]
@@ -69,11 +71,11 @@ def test_decoder_rows_at_positions_of_their_own(model: Any, tmp_path: Path) -> N
         if not present:
             continue
         order = sorted(present, key=lambda number: present[number].index)
-        places = [present[number].position for number in order]
-        logits = decoder.step(inputs.numpy()[order, :, places])
-        for index, (number, place) in enumerate(zip(order, places, strict=True)):
-            worst = max(worst, float(np.abs(logits[index] - wanted[number, :, place]).max()))
-    assert worst < 1e-4 * float(np.abs(wanted).max())
+        positions = [present[number].position for number in order]
+        logits = decoder.step(inputs.numpy()[order, :, positions])
+        for index, (number, place) in enumerate(zip(order, positions, strict=True)):
+            worst = max(worst, float(np.abs(logits[index] - expected[number, :, place]).max()))
+    assert worst < 1e-4 * float(np.abs(expected).max())
 
 
 def test_decoder_refuses_what_it_does_not_know(tiny_musicgen: Path) -> None:
@@ -98,19 +100,19 @@ def test_text_encoder(forward: str, tmp_path: Path) -> None:
     mask[1, 9:] = 0
     mask[2, 1:] = 0
     with torch.no_grad():
-        wanted = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+        expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
     weights = {name: value.numpy() for name, value in encoder.state_dict().items()}
     graph = session(text_graph(config, weights), tmp_path)
-    (found,) = graph.run(None, {"ids": ids.numpy(), "mask": mask.numpy().astype(np.int32)})
+    (actual,) = graph.run(None, {"ids": ids.numpy(), "mask": mask.numpy().astype(np.int32)})
     seen = mask.numpy().astype(bool)
-    np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual[seen], expected[seen], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("count", "largest"), [(32, 128), (16, 64)])
 def test_buckets_are_those_of_transformers(count: int, largest: int) -> None:
     distance = torch.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
-    wanted = T5Attention._relative_position_bucket(distance, True, count, largest)
-    assert np.array_equal(buckets(count, largest), wanted.numpy())
+    expected = T5Attention._relative_position_bucket(distance, True, count, largest)
+    assert np.array_equal(buckets(count, largest), expected.numpy())
 
 
 def test_text_encoder_of_another_kind() -> None:
@@ -163,29 +165,29 @@ def played(codec: Any, frames: int) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 def test_codec_decoder(codec: Any, tmp_path: Path) -> None:
     decoder = decoder_of(codec, tmp_path)
     for frames in (decoder.fewest, 5, 60):
-        codes, wanted = played(codec, frames)
-        np.testing.assert_allclose(decoder(codes), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        codes, expected = played(codec, frames)
+        np.testing.assert_allclose(decoder(codes), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("arrivals", [[60], [1, 2, 9, 10, 31, 60], list(range(1, 61)), [59, 60], [30, 60, 60]])
 def test_a_stream_is_the_whole_in_pieces(codec: Any, tmp_path: Path, arrivals: list[int]) -> None:
     """Whatever the chunks: joined they are the wave decoded at once."""
     decoder = decoder_of(codec, tmp_path)
-    codes, wanted = played(codec, 60)
+    codes, expected = played(codec, 60)
     stream = StreamingDecoder(decoder)
     pieces = [
         stream.feed(codes[:, :arrived], last=number == len(arrivals) - 1) for number, arrived in enumerate(arrivals)
     ]
-    np.testing.assert_allclose(np.concatenate(pieces), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_codec_encoder(codec: Any, tmp_path: Path) -> None:
     _, wave = played(codec, 40)
     with torch.no_grad():
-        wanted = codec.encode(torch.from_numpy(wave)[None, None]).audio_codes[0].numpy()
+        expected = codec.encode(torch.from_numpy(wave)[None, None]).audio_codes[0].numpy()
     graph = session(codec_encoder_graph(codec.config, codec_weights(codec)), tmp_path)
-    (found,) = graph.run(None, {"audio": wave[None]})
-    assert np.array_equal(found, wanted)
+    (actual,) = graph.run(None, {"audio": wave[None]})
+    assert np.array_equal(actual, expected)
 
 
 def test_codec_of_another_kind() -> None:

@@ -51,14 +51,14 @@ def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: T
     scales = GuidanceSampler(1.0, 5.0)
     of_student = task(tiny_musicgen, tokens, add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
     batch = of_student.batch(3, 0, 1)
-    told = batch.sequences.scale
-    assert told.shape == (8,)
-    assert 1 <= told.min() < told.max() <= 5
+    row_scales = batch.sequences.scale
+    assert row_scales.shape == (8,)
+    assert 1 <= row_scales.min() < row_scales.max() <= 5
     with_text, without = both_passes(tiny_musicgen, tokens)(of_student.rows(3, 0, 1)).logits.chunk(2)
-    s = told[:, None, None, None]
+    s = row_scales[:, None, None, None]
     torch.testing.assert_close(batch.logits, s * with_text + (1 - s) * without, rtol=1e-4, atol=1e-4)
-    assert torch.equal(told, of_student.batch(3, 0, 1).sequences.scale)
-    assert not torch.equal(told, of_student.batch(4, 0, 1).sequences.scale)
+    assert torch.equal(row_scales, of_student.batch(3, 0, 1).sequences.scale)
+    assert not torch.equal(row_scales, of_student.batch(4, 0, 1).sequences.scale)
 
 
 def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDataset) -> None:
@@ -66,10 +66,10 @@ def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDatas
     teacher = load_musicgen(str(tiny_musicgen))
     student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
-    found = played_logits(
+    result = played_logits(
         student, ConditionedDecoder(student), FixedScaleSource(lambda_source(signals), 4.0)(ROWS).sequences
     )
-    torch.testing.assert_close(found, signals.logits[:8])
+    torch.testing.assert_close(result, signals.logits[:8])
 
 
 def lambda_source(signals: Any) -> Any:
@@ -98,9 +98,9 @@ def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -
     assert after["kl@5"] < 0.3 * before["kl@5"]
     source = both_passes(tiny_musicgen, tokens)
 
-    def distance(asked: float, told: float) -> float:
-        signals = FixedScaleSource(source, asked)(ROWS)
-        sequences = signals.sequences._replace(scale=torch.full((8,), told))
+    def distance(teacher_scale: float, student_scale: float) -> float:
+        signals = FixedScaleSource(source, teacher_scale)(ROWS)
+        sequences = signals.sequences._replace(scale=torch.full((8,), student_scale))
         logits = played_logits(student, learning.module, sequences)
         log_p, log_q = (each[signals.sequences.mask].log_softmax(-1) for each in (signals.logits, logits))
         return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
@@ -126,9 +126,9 @@ def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_p
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[3])
     assert not torch.equal(states[0], states[1])
-    musician = TorchGenerator(loaded, tokenizer)
+    generator = TorchGenerator(loaded, tokenizer)
     codes = np.random.default_rng(1).integers(0, 16, (4, 4, 6))
-    assert len(musician.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
+    assert len(generator.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
     plain = load_musicgen(str(tiny_musicgen))
     assert not is_guidance_conditioned(plain)
     assert passes_of(plain, 4.0) == 4.0

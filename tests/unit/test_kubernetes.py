@@ -21,8 +21,8 @@ VERSION = "1.33"
 
 
 def documents() -> list[dict[str, Any]]:
-    found = yaml.safe_load((ROOT / "base/kustomization.yaml").read_text())["resources"]
-    return [one for name in found for one in yaml.safe_load_all((ROOT / "base" / name).read_text())]
+    result = yaml.safe_load((ROOT / "base/kustomization.yaml").read_text())["resources"]
+    return [one for name in result for one in yaml.safe_load_all((ROOT / "base" / name).read_text())]
 
 
 def of(kind: str) -> list[dict[str, Any]]:
@@ -39,11 +39,11 @@ def gpu_group() -> dict[str, Any]:
 def templates() -> dict[str, dict[str, Any]]:
     """Every pod template by the name of its group."""
     (jobs,), (serving,) = of("RayCluster"), of("RayService")
-    found = {"gpus": gpu_group()["template"]}
+    result = {"gpus": gpu_group()["template"]}
     for name, spec in (("jobs", jobs["spec"]), ("serving", serving["spec"]["rayClusterConfig"])):
-        found[f"{name}-head"] = spec["headGroupSpec"]["template"]
-        found |= {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
-    return found
+        result[f"{name}-head"] = spec["headGroupSpec"]["template"]
+        result |= {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+    return result
 
 
 @pytest.mark.parametrize("document", [one for one in documents() if "ray.io" not in one["apiVersion"]], ids=str)
@@ -95,11 +95,11 @@ def test_the_run_is_a_command_and_its_cluster_is_there() -> None:
     command = get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    asked = command.make_context("tmctl", words).params
+    parameters = command.make_context("tmctl", words).params
     assert (tmctl, command.name) == ("tmctl", "pipeline")
-    check("pipeline", load_recipe(asked["recipe"]), here=False)
+    check("pipeline", load_recipe(parameters["recipe"]), here=False)
     groups = [*cluster["spec"]["workerGroupSpecs"], gpu_group()]
-    assert asked["workers"] <= max(group["maxReplicas"] for group in groups)
+    assert parameters["workers"] <= max(group["maxReplicas"] for group in groups)
 
 
 def test_no_pod_is_left_without_a_way_in_and_out_and_none_can_reach_all() -> None:

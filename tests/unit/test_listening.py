@@ -33,10 +33,10 @@ def melody(pitches: list[float], seconds: float) -> np.ndarray:
 
 
 def test_onsets_are_where_the_notes_begin() -> None:
-    found = onset_times(melody([60, 64, 67, 72, 67], 0.4), RATE)
+    result = onset_times(melody([60, 64, 67, 72, 67], 0.4), RATE)
     true = 0.25 + 0.4 * np.arange(5)
-    assert onset_f_measure(found, true) == 1.0
-    assert np.abs(found - true).max() < 0.03
+    assert onset_f_measure(result, true) == 1.0
+    assert np.abs(result - true).max() < 0.03
     assert len(onset_times(np.zeros(RATE), RATE)) == 0
 
 
@@ -79,6 +79,6 @@ def test_brighter_is_higher() -> None:
     assert spectral_centroid(tone(69, 0.5, 1), RATE) == pytest.approx(440, rel=0.1)
     assert spectral_centroid(tone(69, 0.5, 8), RATE) > 1.3 * spectral_centroid(tone(69, 0.5, 1), RATE)
     quiet, loud = tone(69, 0.5), 3 * tone(69, 0.5)
-    heard = band_shape(loud, RATE) > 0
+    audible = band_shape(loud, RATE) > 0
     difference = band_shape(quiet, RATE) - band_shape(loud, RATE)
-    assert np.ptp(difference[heard]) < 0.01, "loudness moves all audible bands together"
+    assert np.ptp(difference[audible]) < 0.01, "loudness moves all audible bands together"

@@ -29,14 +29,14 @@ def folder(path: Path, text: str) -> Path:
 
 def test_round_trip(store: LocalStore, tmp_path: Path) -> None:
     made = publish(store, folder(tmp_path / "in", "one"), name="model", **FACTS)
-    found = find(store, made.reference)
-    assert found == made
-    assert [file.path for file in found.files] == ["config.json", "sub/weights"]
-    assert found.size == 203
-    fetch(store, found, tmp_path / "out")
+    result = find(store, made.reference)
+    assert result == made
+    assert [file.path for file in result.files] == ["config.json", "sub/weights"]
+    assert result.size == 203
+    fetch(store, result, tmp_path / "out")
     for name in ("config.json", "sub/weights"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
-    assert verify(store, found, tmp_path) == []
+    assert verify(store, result, tmp_path) == []
 
 
 def test_the_newest_of_a_name(store: LocalStore, tmp_path: Path) -> None:
@@ -45,12 +45,12 @@ def test_the_newest_of_a_name(store: LocalStore, tmp_path: Path) -> None:
     store.put(f"artifacts/model/{newer.digest}.json", newer.canonical())
     assert find(store, "model").digest == newer.digest
     assert find(store, f"model@sha256:{first.digest[:8]}") == first
-    heard: list[str] = []
-    assert list_manifests(store, heard.append) == [first, newer]
-    assert heard == []
+    warnings: list[str] = []
+    assert list_manifests(store, warnings.append) == [first, newer]
+    assert warnings == []
     store.put("artifacts/other/00.json", b"{}")
-    assert list_manifests(store, heard.append) == [first, newer], "one that is damaged hides no other"
-    assert len(heard) == 1
+    assert list_manifests(store, warnings.append) == [first, newer], "one that is damaged hides no other"
+    assert len(warnings) == 1
 
 
 def test_shared_files_are_stored_once(store: LocalStore, tmp_path: Path) -> None:

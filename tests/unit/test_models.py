@@ -71,10 +71,10 @@ def test_samples_follow_the_distribution(tiny_musicgen: Path) -> None:
         start = torch.full((1, 4, 1), 16)
         logits = [ConditionedDecoder(model)(start, c.states, c.mask)[0, 0, 0] for c in (one, one.without_text())]
     best = guide(*logits, guidance).topk(top_k)
-    wanted = torch.softmax(best.values, 0)
+    expected = torch.softmax(best.values, 0)
     counts = torch.stack([(codes[:, 0, 0] == code).sum() for code in best.indices]).double()
     assert counts.sum() == draws
-    chi_square = ((counts - draws * wanted) ** 2 / (draws * wanted)).sum()
+    chi_square = ((counts - draws * expected) ** 2 / (draws * expected)).sum()
     assert chi_square < 18.5  # 0.999 quantile at 4 degrees of freedom
 
 
@@ -186,8 +186,8 @@ def test_seeds_give_every_row_the_engines_own_numbers(tiny_musicgen: Path, tmp_p
     assert torch.equal(both[1:], alone)
     write_bundle(model, tiny_musicgen / "tokenizer.json", tmp_path / "bundle")
     player = open_player(tmp_path / "bundle")
-    wish = GenerationRequest(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
-    generation = player.engine.start(player.request(wish))
+    request = GenerationRequest(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
+    generation = player.engine.start(player.request(request))
     player.engine.run(generation)
     assert torch.equal(both[1], torch.from_numpy(generation.codes))
 

@@ -35,10 +35,10 @@ def queries() -> list[str]:
 def test_every_metric_that_is_asked_for_is_measured() -> None:
     measured = {metric.info["name"] for kind in (IngressMetrics(), EngineMetrics()) for metric in vars(kind).values()}
     measured |= {f"tinymusician_training_{name.replace('/', '_')}" for name in WATCHED}
-    asked = {name for query in queries() for name in re.findall(r"ray_(tinymusician_\w+)", query)}
-    assert {re.sub(r"_(total|bucket)$", "", name) for name in asked} == measured - {"tinymusician_request_seconds"} - {
-        "tinymusician_training_gradient_norm"
-    }
+    queried = {name for query in queries() for name in re.findall(r"ray_(tinymusician_\w+)", query)}
+    assert {re.sub(r"_(total|bucket)$", "", name) for name in queried} == measured - {
+        "tinymusician_request_seconds"
+    } - {"tinymusician_training_gradient_norm"}
 
 
 def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
@@ -56,14 +56,14 @@ def test_grafana_knows_every_field_of_the_dashboard() -> None:
     written = json.loads((MONITORING / "dashboard.json").read_text())
     read = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
 
-    def kept(one: Any, other: Any) -> bool:
+    def survives(one: Any, other: Any) -> bool:
         if isinstance(one, dict):
-            return all(key in other and kept(one[key], other[key]) for key in one)
+            return all(key in other and survives(one[key], other[key]) for key in one)
         if isinstance(one, list):
-            return len(one) == len(other) and all(map(kept, one, other))
+            return len(one) == len(other) and all(map(survives, one, other))
         return bool(one == other)
 
-    assert kept(written, read)
+    assert survives(written, read)
 
 
 def test_panels_do_not_overlap() -> None:

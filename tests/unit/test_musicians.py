@@ -31,7 +31,7 @@ def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
-    ours, theirs = (musician.play(CAPTIONS, [1, 2, 3, 3], SETTINGS) for musician in pair)
+    ours, theirs = (generator.play(CAPTIONS, [1, 2, 3, 3], SETTINGS) for generator in pair)
     for one, other in zip(ours, theirs, strict=True):
         assert one.codes.shape == (4, 20)
         np.testing.assert_array_equal(one.codes, other.codes)
@@ -42,7 +42,7 @@ def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGen
 
 def test_both_answer_the_same_along_given_codes(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
-    ours, theirs = (musician.forced(CAPTIONS[:2], codes, 3.0) for musician in pair)
+    ours, theirs = (generator.forced(CAPTIONS[:2], codes, 3.0) for generator in pair)
     assert ours.shape == theirs.shape == (4, 4, 12, 16)
     carries = agreement(ours, theirs, 3.0)
     assert carries.forward.max() < 1e-6
@@ -52,29 +52,32 @@ def test_both_answer_the_same_along_given_codes(pair: tuple[TorchGenerator, Onnx
 def test_agreement_is_that_of_plain_sums() -> None:
     random = np.random.default_rng(0)
     teacher, model = (random.normal(size=(4, 2, 6, 5)) for _ in range(2))  # two clips, two passes, K 2, T 5, V 5
-    found = agreement(torch.from_numpy(teacher), torch.from_numpy(model), 2.0)
+    actual = agreement(torch.from_numpy(teacher), torch.from_numpy(model), 2.0)
     for clip in range(2):
         for book in range(2):
             forward, reverse, same, plain = [], [], [], []
             for step in range(book, book + 5):
-                told, without = (side[clip, book, step] for side in (teacher[:2], teacher[2:]))
+                conditional, unconditional = (side[clip, book, step] for side in (teacher[:2], teacher[2:]))
                 mine, alone = (side[clip, book, step] for side in (model[:2], model[2:]))
-                p, q = log_softmax(without + 2 * (told - without)), log_softmax(alone + 2 * (mine - alone))
+                p, q = (
+                    log_softmax(unconditional + 2 * (conditional - unconditional)),
+                    log_softmax(alone + 2 * (mine - alone)),
+                )
                 forward.append((np.exp(p) * (p - q)).sum())
                 reverse.append((np.exp(q) * (q - p)).sum())
                 same.append(p.argmax() == q.argmax())
-                p, q = log_softmax(told), log_softmax(mine)
+                p, q = log_softmax(conditional), log_softmax(mine)
                 plain.append((np.exp(p) * (p - q)).sum())
-            for values, wanted in zip(found.arrays().values(), (forward, reverse, same, plain), strict=True):
-                assert values[clip, book] == pytest.approx(np.mean(wanted), rel=1e-4)
+            for values, expected in zip(actual.arrays().values(), (forward, reverse, same, plain), strict=True):
+                assert values[clip, book] == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_a_model_of_one_pass_is_held_against_the_guided_teacher() -> None:
     teacher = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(0))
     guided = teacher[1:] + 3.0 * (teacher[:1] - teacher[1:])
-    found = agreement(teacher, guided, 3.0)
-    assert found.forward.max() == pytest.approx(0, abs=1e-6)
-    assert np.isnan(found.with_text).all()
+    result = agreement(teacher, guided, 3.0)
+    assert result.forward.max() == pytest.approx(0, abs=1e-6)
+    assert np.isnan(result.with_text).all()
 
 
 def test_what_playing_costs(pair: tuple[TorchGenerator, OnnxGenerator], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +95,10 @@ def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
     """Twice the layers: what is added is their products, 2 operations a weight, a row and a step."""
     counts = []
     for layers in (2, 4):
-        musician = open_generator(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
-        assert isinstance(musician, TorchGenerator)
-        counts.append(operations(musician, CAPTIONS[0], SETTINGS) * SETTINGS.seconds)
-        config = musician.model.config.decoder
+        generator = open_generator(str(write_tiny_musicgen(tmp_path / str(layers), layers=layers)))
+        assert isinstance(generator, TorchGenerator)
+        counts.append(operations(generator, CAPTIONS[0], SETTINGS) * SETTINGS.seconds)
+        config = generator.model.config.decoder
     width, wide, steps, rows = config.hidden_size, config.ffn_dim, 20 + 3, 2
     dense = 2 * (4 * width * width + 2 * width * width + 2 * width * wide)  # cross keys and values once a prompt
     assert counts[1] - counts[0] == pytest.approx(2 * dense * steps * rows, rel=0.25)

@@ -27,7 +27,7 @@ CONTENT: dict[str, Any] = {
     "files": [{"path": f"graphs/{n}.onnx", "size": n, "sha256": f"{n:064x}"} for n in range(3)],
 }  # fmt: skip
 GOOD = seal(KIND, CONTENT, [KEY])
-WANTED = read_release(GOOD, "band@stable", TRUSTED)
+EXPECTED = read_release(GOOD, "band@stable", TRUSTED)
 FIELDS = [(name,) for name in CONTENT] + [("files", n, key) for n in range(3) for key in ("path", "size", "sha256")]
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 1 << 70), st.floats(allow_nan=False, allow_infinity=False), st.text(),
@@ -51,7 +51,7 @@ def outcome(data: bytes) -> Release | None:
 @MANY
 @given(EDITS)
 def test_changed_bytes(edits: list[tuple[int, str, int]]) -> None:
-    assert outcome(edited(GOOD, edits)) in (None, WANTED)
+    assert outcome(edited(GOOD, edits)) in (None, EXPECTED)
 
 
 def edited(good: bytes, edits: list[tuple[int, str, int]]) -> bytes:
@@ -99,7 +99,7 @@ def test_changed_fields(field: tuple[Any, ...], value: Any) -> None:
     envelope = json.loads(GOOD)
     envelope["payload"] = base64.b64encode(written(content)).decode()
     unsigned = outcome(json.dumps(envelope).encode())
-    assert unsigned in (None, WANTED)
+    assert unsigned in (None, EXPECTED)
     assert unsigned is None or content == CONTENT
     signed = outcome(signed_as_is(written(content)))
     if signed is not None:
@@ -116,7 +116,7 @@ def test_a_key_that_stands_twice(name: str) -> None:
     """JSON that says one thing twice means different things to different readers."""
     content = json.loads(GOOD)
     text = GOOD.decode()
-    assert outcome(text.replace("{", f'{{"{name}":{json.dumps(content[name])},', 1).encode()) in (None, WANTED)
+    assert outcome(text.replace("{", f'{{"{name}":{json.dumps(content[name])},', 1).encode()) in (None, EXPECTED)
     twice = written(CONTENT).replace(b'"version":7', b'"version":1,"version":7')
     with pytest.raises(UntrustedError, match="not canonical"):
         read_release(signed_as_is(twice), "band@stable", TRUSTED)

@@ -61,10 +61,12 @@ def test_the_largest_heads_stay(tiny_musicgen: Path) -> None:
     with torch.no_grad():
         attention.out_proj.weight[:, 8:16] *= 1e-3  # the second of four heads
     student = narrow_student(teacher, [1], 24, 3, 48)
-    own, kept = channels(24, 32), torch.cat([torch.arange(8), torch.arange(16, 32)])
-    found = student.decoder.model.decoder.layers[0].self_attn
-    torch.testing.assert_close(found.out_proj.weight, attention.out_proj.weight[own][:, kept])
-    torch.testing.assert_close(found.v_proj.weight, attention.v_proj.weight[kept][:, own] * (32 / 24) ** 0.5)
+    channel_rows, head_rows = channels(24, 32), torch.cat([torch.arange(8), torch.arange(16, 32)])
+    result = student.decoder.model.decoder.layers[0].self_attn
+    torch.testing.assert_close(result.out_proj.weight, attention.out_proj.weight[channel_rows][:, head_rows])
+    torch.testing.assert_close(
+        result.v_proj.weight, attention.v_proj.weight[head_rows][:, channel_rows] * (32 / 24) ** 0.5
+    )
 
 
 def test_a_width_that_would_lose_the_projection_of_the_text(tiny_musicgen: Path) -> None:
@@ -75,12 +77,12 @@ def test_a_width_that_would_lose_the_projection_of_the_text(tiny_musicgen: Path)
 def test_channels_keep_their_frequencies() -> None:
     """A channel's place in its half is its frequency: the student's own positions are near those it was cut from."""
     assert channels(4, 8).tolist() == [0, 3, 4, 7]
-    kept = channels(160, 256)
-    assert len(kept.unique()) == 160
-    halves = kept[:80], kept[80:] - 128
+    retained = channels(160, 256)
+    assert len(retained.unique()) == 160
+    halves = retained[:80], retained[80:] - 128
     assert torch.equal(*halves)
-    own, cut = torch.arange(80) / 79, halves[0] / 127
-    assert (own - cut).abs().max() < 0.5 / 127 + 1e-6
+    grid, cut = torch.arange(80) / 79, halves[0] / 127
+    assert (grid - cut).abs().max() < 0.5 / 127 + 1e-6
 
 
 def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenDataset, tmp_path: Path) -> None:
@@ -107,13 +109,13 @@ def test_hidden_losses_agree_with_float64(kind: Any) -> None:
     student, teacher = rng.normal(size=(2, 3, 5, 8)), rng.normal(size=(2, 3, 5, 8)) * 4
     mask = rng.random((3, 4, 5)) < 0.4
     carries = mask.any(1)
-    found = hidden_loss(kind, *(torch.from_numpy(each) for each in (student, teacher)), torch.from_numpy(mask))
+    actual = hidden_loss(kind, *(torch.from_numpy(each) for each in (student, teacher)), torch.from_numpy(mask))
     s, t = student[:, carries], teacher[:, carries]
     if kind == "cosine":
-        wanted = (1 - (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)).mean()
+        expected = (1 - (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)).mean()
     else:
-        wanted = (((s - t) ** 2).mean((1, 2)) / (t**2).mean((1, 2))).mean()
-    assert found.item() == pytest.approx(wanted, rel=1e-5)
+        expected = (((s - t) ** 2).mean((1, 2)) / (t**2).mean((1, 2))).mean()
+    assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, tokens: TokenDataset) -> None:
@@ -125,8 +127,8 @@ def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, 
     text = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.int64)
     student.decoder.model.decoder.layers[0].register_forward_hook(lambda m, i, output: seen.append(output[0]))
     with torch.no_grad():
-        found, states = following(inputs, *text)
-        torch.testing.assert_close(found, ConditionedDecoder(student)(inputs, *text))
+        result, states = following(inputs, *text)
+        torch.testing.assert_close(result, ConditionedDecoder(student)(inputs, *text))
         torch.testing.assert_close(states[0], following.projections[0](seen[0]))
     assert states.shape == (2, 2, 12 - 3, 32)
 

@@ -29,7 +29,7 @@ STEPS, ROWS = 8, 4
 
 
 def build(
-    folder: Path, store: LocalStore, own: OnPolicyConfig, top_k: int = 16
+    folder: Path, store: LocalStore, on_policy: OnPolicyConfig, top_k: int = 16
 ) -> tuple[DistillTask, Any, TokenDataset]:
     """A task, its teacher's source, and the given sequences."""
     teacher = load_musicgen(str(folder))
@@ -44,8 +44,8 @@ def build(
         student,
         tokens,
         judge,
-        partial(on_policy_share, own, STEPS),
-        own.refresh,
+        partial(on_policy_share, on_policy, STEPS),
+        on_policy.refresh,
         STEPS,
         1.0,
         True,
@@ -54,7 +54,7 @@ def build(
         0,
         shards,
     )
-    return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, own=samples), judge, tokens
+    return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, on_policy=samples), judge, tokens
 
 
 def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:
@@ -69,17 +69,17 @@ def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Pat
     with torch.no_grad():
         likeliest = sample_codes(task.student, encode_text(task.student, ids, mask), 12, None, 1.0, 1, 1.0)
     played = TokenDataset(likeliest.numpy().astype(np.int16), ids.numpy(), mask.numpy())
-    wanted = judge(played)(np.arange(2))
-    assert torch.equal(batch.sequences.inputs[2:], wanted.sequences.inputs)
-    torch.testing.assert_close(batch.logits[2:], wanted.logits)
+    expected = judge(played)(np.arange(2))
+    assert torch.equal(batch.sequences.inputs[2:], expected.sequences.inputs)
+    torch.testing.assert_close(batch.logits[2:], expected.logits)
 
 
 def test_the_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> None:
     task, _, _ = build(
         tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.75, begin=0.25, ramp=0.375, refresh=3)
     )
-    assert task.own is not None
-    assert [task.own.count(step, ROWS) for step in range(STEPS)] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert task.on_policy is not None
+    assert [task.on_policy.count(step, ROWS) for step in range(STEPS)] == [0, 0, 1, 2, 2, 3, 3, 3]
     engine = TorchEngine(task.module, AdamConfig())
     shares = [task.loss(engine, task.batch(step, 0, 1), step)[1]["own_share"].item() for step in range(STEPS)]
     assert shares == [0, 0, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75]
@@ -105,13 +105,13 @@ def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path
 
 def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Also in the middle of a refresh, when the student that played them is no more."""
-    store, own = LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4)
-    task, _, _ = build(tiny_musicgen, store, own)
-    heard = [task.batch(step, 0, 1).sequences.inputs for step in range(4)]
-    resumed, _, _ = build(tiny_musicgen, store, own)
+    store, on_policy = LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4)
+    task, _, _ = build(tiny_musicgen, store, on_policy)
+    inputs = [task.batch(step, 0, 1).sequences.inputs for step in range(4)]
+    resumed, _, _ = build(tiny_musicgen, store, on_policy)
     with torch.no_grad():
         resumed.student.decoder.lm_heads[0].weight.mul_(3)
-    assert torch.equal(resumed.batch(3, 0, 1).sequences.inputs, heard[3])
+    assert torch.equal(resumed.batch(3, 0, 1).sequences.inputs, inputs[3])
 
 
 def test_playing_leaves_the_student_as_it_was(tiny_musicgen: Path, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_band_clap_loads() -> None:
     band = SoundfontSynth()
     notes = [Note(16 * i, 16 * i + 15, 67 + i % 3) for i in range(15)]
     waves = [band.play(notes, name, 250) for name in ("flute", "banjo")]
-    heard = features(waves, sampling_rate=16_000, return_tensors="pt")
+    inputs = features(waves, sampling_rate=16_000, return_tensors="pt")
     text = tokenizer(["a fast flute tune", "a fast banjo tune"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        likeness = clap(**heard, input_ids=text["input_ids"], attention_mask=text["attention_mask"]).logits_per_audio
+        likeness = clap(**inputs, input_ids=text["input_ids"], attention_mask=text["attention_mask"]).logits_per_audio
     assert likeness.argmax(1).tolist() == [0, 1]

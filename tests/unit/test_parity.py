@@ -64,58 +64,58 @@ def test_the_reference_is_transformers_own_decoder(reference: ReferenceOutputs, 
     inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
     text = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        told = model(
+        output = model(
             input_ids=text["input_ids"],
             attention_mask=text["attention_mask"],
             decoder_input_ids=inputs.reshape(8, -1),
         ).logits.view(2, 4, -1, pad)
-    assert np.abs(told.permute(2, 0, 1, 3).numpy() - reference.logits[:, :2]).max() < 1e-4
+    assert np.abs(output.permute(2, 0, 1, 3).numpy() - reference.logits[:, :2]).max() < 1e-4
     assert reference.logits.shape[1] == 4
 
 
 def test_float32_graphs_pass(reference: ReferenceOutputs, exported: Path) -> None:
-    found = measure_fused(reference, loaded(exported, exported), exported)
-    check(found, "float32", **GATE)
-    assert found.first_layer == -1
-    assert max(found.layer_errors) < 1e-4
-    assert set(found.by_part) == {"first step", "delay's beginning", "between", "delay's end", "last step"}
+    result = measure_fused(reference, loaded(exported, exported), exported)
+    check(result, "float32", **GATE)
+    assert result.first_layer == -1
+    assert max(result.layer_errors) < 1e-4
+    assert set(result.by_part) == {"first step", "delay's beginning", "between", "delay's end", "last step"}
 
 
 def test_a_spoiled_layer_is_refused_by_name(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     folder = spoiled(exported, tmp_path / "bad", "decoder", "layers.1.fc1.weight", 1.5)
-    found = measure_fused(reference, loaded(folder, exported), folder)
-    assert (found.first_layer, found.first_step) == (1, 0)
+    result = measure_fused(reference, loaded(folder, exported), folder)
+    assert (result.first_layer, result.first_step) == (1, 0)
     with pytest.raises(ParityError, match=r"bad: KL .* at most 1e-06 is allowed \(first off at layer 1, step 0"):
-        check(found, "bad", **GATE)
+        check(result, "bad", **GATE)
 
 
 def test_a_spoiled_codec_is_refused(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     weights = onnx.load(str(exported / "codec_decoder.onnx")).graph.initializer
     largest = max(weights, key=lambda tensor: np.prod(tensor.dims)).name
     folder = spoiled(exported, tmp_path / "bad", "codec_decoder", largest, 1.2)
-    found = measure_fused(reference, loaded(folder, exported), folder)
+    result = measure_fused(reference, loaded(folder, exported), folder)
     with pytest.raises(ParityError, match="the codec's SNR is"):
-        check(found, "bad", **GATE)
+        check(result, "bad", **GATE)
 
 
 def test_differences_are_those_of_scipy(sequences: ForcedBatch) -> None:
     random = np.random.default_rng(1)
     one, other = (random.standard_normal((27, 2, 4, 16)).astype(np.float32) for _ in range(2))
-    found = compare(one, other)
+    actual = compare(one, other)
     log_p, log_q = (log_softmax(z.astype(np.float64), -1) for z in (one, other))
-    wanted = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(1)
-    held = ~np.isnan(found.kl)
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(1)
+    held = ~np.isnan(actual.kl)
     assert held.sum() == 4 * 24, "codebook k is silent for k steps before and 3 - k after its codes"
-    assert np.allclose(found.kl[held], wanted[held])
-    assert np.allclose(found.by_codebook, [wanted[k : k + 24, k].mean() for k in range(4)])
+    assert np.allclose(actual.kl[held], expected[held])
+    assert np.allclose(actual.by_codebook, [expected[k : k + 24, k].mean() for k in range(4)])
 
 
 def test_rows_without_text_can_be_left_out(exported: Path, sequences: ForcedBatch) -> None:
     player = loaded(exported, exported)
     both = rollout(player, sequences)
-    told = rollout(player, ForcedBatch(sequences.prompts, sequences.codes, null=False))
-    assert told.shape[1] == 2
-    assert np.abs(both[:, :2] - told).max() < 1e-4
+    conditional = rollout(player, ForcedBatch(sequences.prompts, sequences.codes, null=False))
+    assert conditional.shape[1] == 2
+    assert np.abs(both[:, :2] - conditional).max() < 1e-4
 
 
 def test_ranges_hold_every_key_and_value(exported: Path, sequences: ForcedBatch) -> None:
@@ -130,5 +130,5 @@ def test_ranges_hold_every_key_and_value(exported: Path, sequences: ForcedBatch)
         x = x + inner.embed_positions.weights[: x.shape[1]]
         keys = layer.self_attn.k_proj(layer.self_attn_layer_norm(x))
     _, ranges = rollout_with_ranges(loaded(exported, exported), sequences)
-    wanted = keys.abs().amax((0, 1)).view(ranges[0][0].shape).numpy()
-    assert np.allclose(ranges[0][0], wanted, rtol=1e-3, atol=1e-4)
+    expected = keys.abs().amax((0, 1)).view(ranges[0][0].shape).numpy()
+    assert np.allclose(ranges[0][0], expected, rtol=1e-3, atol=1e-4)

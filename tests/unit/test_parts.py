@@ -95,11 +95,11 @@ class TestText:
         ids, mask = text_of(tokens)
         inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (8, 4, 9)))
         with torch.no_grad():
-            wanted = ConditionedDecoder(teacher)(inputs, text(ids, mask), mask)
+            expected = ConditionedDecoder(teacher)(inputs, text(ids, mask), mask)
             with_text(teacher, text).save_pretrained(tmp_path)
             student = load_musicgen(str(tmp_path))
-            found = student(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs.flatten(0, 1)).logits
-        torch.testing.assert_close(found.view(wanted.shape), wanted, rtol=1e-4, atol=1e-5)
+            actual = student(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs.flatten(0, 1)).logits
+        torch.testing.assert_close(actual.view(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
     def test_one_as_wide_as_the_decoder(self, teacher: Any) -> None:
         student = narrow_student(teacher, [0], 8, 1, 16)
@@ -120,18 +120,22 @@ class TestText:
 
     def test_states_agree_with_float64(self) -> None:
         rng = np.random.default_rng(0)
-        found, wanted, mask = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4)), np.array([[1, 1, 0], [1, 0, 0]])
-        error = state_error(*(torch.from_numpy(each) for each in (found, wanted, mask)))
-        difference, size = ((found - wanted) ** 2)[mask > 0].sum(), (wanted**2)[mask > 0].sum()
+        actual, expected, mask = (
+            rng.normal(size=(2, 3, 4)),
+            rng.normal(size=(2, 3, 4)),
+            np.array([[1, 1, 0], [1, 0, 0]]),
+        )
+        error = state_error(*(torch.from_numpy(each) for each in (actual, expected, mask)))
+        difference, size = ((actual - expected) ** 2)[mask > 0].sum(), (expected**2)[mask > 0].sum()
         assert error.item() == pytest.approx(difference / size, rel=1e-5)
 
 
 class TestCodec:
     def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
         codec = narrow_codec(teacher.audio_encoder, 4, 1)
-        found = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
-        assert found["spectral"] < 1e-4
-        assert found["same_codes"] == 1
+        result = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
+        assert result["spectral"] < 1e-4
+        assert result["same_codes"] == 1
 
     @torch.no_grad()
     def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenDataset) -> None:
@@ -170,8 +174,8 @@ class TestCodec:
         codec = narrow_codec(teacher.audio_encoder, 2, 1)
         with_codec(teacher, codec).save_pretrained(tmp_path)
         student, codes = load_musicgen(str(tmp_path)), torch.randint(0, 16, (2, 4, 20))
-        wanted = codec.decode(codes[None], [None]).audio_values[:, 0]
-        torch.testing.assert_close(torch.stack(list(decode_audio(student, codes))), wanted)
+        expected = codec.decode(codes[None], [None]).audio_values[:, 0]
+        torch.testing.assert_close(torch.stack(list(decode_audio(student, codes))), expected)
 
     def test_it_learns(self, teacher: Any, tokens: TokenDataset) -> None:
         torch.manual_seed(0)
@@ -198,8 +202,8 @@ class TestCodec:
     def test_certain_codes_are_expected(self, teacher: Any) -> None:
         codes = torch.randint(0, 16, (2, 4, 5))
         logits = 100.0 * nn.functional.one_hot(codes, 16)
-        found = expected_latents(teacher.audio_encoder, logits)
-        torch.testing.assert_close(found, latents_of(teacher.audio_encoder, codes))
+        result = expected_latents(teacher.audio_encoder, logits)
+        torch.testing.assert_close(result, latents_of(teacher.audio_encoder, codes))
 
 
 @pytest.mark.parametrize("scales", [None, GuidanceSampler(1.0, 5.0)], ids=["", "told its guidance"])
@@ -211,16 +215,16 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: 
     codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
     student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
     student = add_guidance_conditioning(student, scales.low, scales.high) if scales else student
-    kept = copy.deepcopy(student)
+    copy_before = copy.deepcopy(student)
     text, codec.codec = ProjectedTextEncoder(student.text_encoder, text.to_teacher), student.audio_encoder
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
     sound = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "equal", 8, 0, "cpu")
     task = JointTask(task_of(student, source, scales=scales), text, sound, teacher.text_encoder, "uncertainty", "cpu")
     batch = task.batch(0, 0, 1)
-    wanted = task.wanted(batch)
-    answer, _ = task.module(*task.asked(batch, wanted))
-    heard = task.losses(answer, batch, wanted)["audio"]
-    (gradient,) = torch.autograd.grad(heard, student.text_encoder.shared.weight)
+    targets = task.targets(batch)
+    answer, _ = task.module(*task.inputs(batch, targets))
+    audio_loss = task.losses(answer, batch, targets)["audio"]
+    (gradient,) = torch.autograd.grad(audio_loss, student.text_encoder.shared.weight)
     assert gradient.abs().max() > 0
     before, after = trained(task, 40, 3e-3)
     assert before["whole"] == 1
@@ -229,8 +233,8 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: 
     assert after["whole"] == pytest.approx(
         (after["kl"] / before["kl"] + after["spectral"] / before["spectral"]) / 2, rel=1e-5
     )
-    load_whole(kept, {name.removeprefix("part."): value for name, value in task.module.state_dict().items()})
-    assert all(torch.equal(kept.state_dict()[name], value) for name, value in student.state_dict().items())
+    load_whole(copy_before, {name.removeprefix("part."): value for name, value in task.module.state_dict().items()})
+    assert all(torch.equal(copy_before.state_dict()[name], value) for name, value in student.state_dict().items())
 
 
 class TestBalance:
@@ -249,10 +253,10 @@ class TestBalance:
 
     def test_rates_weigh_what_fell_least(self) -> None:
         shares = np.array([1.5, 0.2])
-        wanted = 2 * np.exp(shares / 2) / np.exp(shares / 2).sum()
+        expected = 2 * np.exp(shares / 2) / np.exp(shares / 2).sum()
         value, weights = self.total("rates")
-        assert [weight.item() for weight in weights.values()] == pytest.approx(wanted.tolist())
-        assert value.item() == pytest.approx((wanted * shares).sum())
+        assert [weight.item() for weight in weights.values()] == pytest.approx(expected.tolist())
+        assert value.item() == pytest.approx((expected * shares).sum())
 
     def test_equal(self) -> None:
         assert self.total("equal")[0].item() == pytest.approx(1.7)
@@ -260,11 +264,11 @@ class TestBalance:
 
 def test_a_map_begins_with_least_squares() -> None:
     rng = np.random.default_rng(0)
-    states, wanted = rng.normal(size=(400, 5)) * 3 + 1, rng.normal(size=(400, 3))
-    wanted += states @ rng.normal(size=(5, 3)) + 2
+    states, expected = rng.normal(size=(400, 5)) * 3 + 1, rng.normal(size=(400, 3))
+    expected += states @ rng.normal(size=(5, 3)) + 2
     map_ = nn.Linear(5, 3)
-    fit(map_, torch.from_numpy(states), torch.from_numpy(wanted))
-    solution, *_ = np.linalg.lstsq(np.c_[states, np.ones(400)], wanted, rcond=None)
+    fit(map_, torch.from_numpy(states), torch.from_numpy(expected))
+    solution, *_ = np.linalg.lstsq(np.c_[states, np.ones(400)], expected, rcond=None)
     np.testing.assert_allclose(map_.weight.detach(), solution[:-1].T, atol=2e-2)
     np.testing.assert_allclose(map_.bias.detach(), solution[-1], atol=5e-2)
 
@@ -278,10 +282,10 @@ class TestBudget:
             weight.numel() for weight in T5EncoderModel(small.config.text_encoder).parameters()
         )
         assert codec.decoder_parameters == parameters(small)["codec_decoder"]
-        found = parts_of("band-large")
-        assert found is not None
+        result = parts_of("band-large")
+        assert result is not None
         band = parameters(load_musicgen("band-large"))
-        assert (found[0].parameters, found[1].decoder_parameters) == (band["text_encoder"], band["codec_decoder"])
+        assert (result[0].parameters, result[1].decoder_parameters) == (band["text_encoder"], band["codec_decoder"])
 
     def test_tinyttm_keeps_its_budget(self) -> None:
         """89.2 M within 2 %, from 557.6 M: what `--dry-run` says of the packaged recipe, a part a line."""

@@ -41,9 +41,9 @@ def applied(plan: PrecisionPlan, exported: Path, folder: Path, ranges: CacheRang
 def first_logits(player: MusicGenerator, codes: Any) -> Any:
     """Logits along the given codes [K, S], [S, K, V]: the same sequence for every plan."""
     row = player.decoder.add([player.text(PROMPT)], codes.shape[1])[0]
-    found = [player.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
+    result = [player.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
     player.decoder.remove(row)
-    return np.stack(found)
+    return np.stack(result)
 
 
 def divergence(one: Any, other: Any) -> float:
@@ -70,19 +70,19 @@ def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path,
     whole, player = open_player(exported, threads=1), applied(plan, exported, tmp_path)
     assert player.manifest.size < share * whole.manifest.size
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
-    wanted = first_logits(whole, codes)
-    assert 0 < divergence(wanted, first_logits(player, codes)) < most
+    expected = first_logits(whole, codes)
+    assert 0 < divergence(expected, first_logits(player, codes)) < most
     assert np.isfinite(player.play(GenerationRequest(PROMPT, seconds=1))).all()
 
 
 def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
-    wanted = first_logits(open_player(exported, threads=1), codes)
-    found = []
+    expected = first_logits(open_player(exported, threads=1), codes)
+    actual = []
     for number, precision in enumerate(("float16", "int8", "int4")):
         plan = PrecisionPlan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
-        found.append(divergence(wanted, first_logits(applied(plan, exported, tmp_path / str(number)), codes)))
-    assert 0 < found[0] < found[1] < found[2]
+        actual.append(divergence(expected, first_logits(applied(plan, exported, tmp_path / str(number)), codes)))
+    assert 0 < actual[0] < actual[1] < actual[2]
 
 
 def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
     sequences = ForcedBatch([PROMPT], codes, null=False)
     whole = open_player(exported, threads=1)
-    wanted, ranges = rollout_with_ranges(whole, sequences)
+    expected, ranges = rollout_with_ranges(whole, sequences)
     player = applied(PrecisionPlan(name="x", cache="int8"), exported, tmp_path, ranges)
-    found, kept = rollout_with_ranges(player, sequences)
-    assert 0 < divergence(wanted, found) < 2e-3
-    largest = np.stack([np.stack(pair) for pair in kept])
+    actual, ranges_8 = rollout_with_ranges(player, sequences)
+    assert 0 < divergence(expected, actual) < 2e-3
+    largest = np.stack([np.stack(pair) for pair in ranges_8])
     assert largest.dtype == np.int8
     assert largest[0].min() == largest[0].max() == 127, "the first layer's depend on nothing that was rounded before"
 
@@ -142,7 +142,7 @@ def test_a_plan_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("name: x\ngroups: {drums: int8}", r"groups\.drums: no such group"),
         ("name: x\ngroups: {codec: int4}", r"groups\.codec = int4: allowed are float32 and float16"),
@@ -153,9 +153,9 @@ def test_a_plan_is_a_file(tmp_path: Path) -> None:
         ("[1", "cannot be read"),
     ],
 )
-def test_plans_that_say_what_cannot_be(tmp_path: Path, text: str, told: str) -> None:
+def test_plans_that_say_what_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
-    with pytest.raises(PlanError, match=told) as caught:
+    with pytest.raises(PlanError, match=message) as caught:
         load_plan(str(tmp_path / "plan.yaml"))
     assert "\n" not in str(caught.value)
 

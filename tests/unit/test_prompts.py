@@ -55,8 +55,8 @@ def test_mistakes(tmp_path: Path) -> None:
         ([rows[0], {**rows[1], "mood": "x"}, rows[2]], r"prompts\.jsonl:2: mood"),
         ([rows[0], {**rows[1], "split": "dev"}, rows[2]], r"prompts\.jsonl:2: split"),
     ]
-    for content, told in cases:
-        with pytest.raises(DataError, match=told):
+    for content, message in cases:
+        with pytest.raises(DataError, match=message):
             load_prompts(write(path, *content))
     path.write_text("{")
     with pytest.raises(DataError, match=r"prompts\.jsonl:1: not JSON"):

@@ -32,10 +32,10 @@ class TestDevice:
         assert not world.client().check().is_new
 
         world.registry.release(world.made(decoder="two!", codec="same"), "stable", {})
-        heard: list[tuple[str, int, int]] = []
-        version = world.client().pull(lambda *words: heard.append(words))
+        outputs: list[tuple[str, int, int]] = []
+        version = world.client().pull(lambda *words: outputs.append(words))
         assert version.release.version == 2
-        assert heard[-1] == ("decoder", 4, 4), "the codec was there"
+        assert outputs[-1] == ("decoder", 4, 4), "the codec was there"
         assert world.playing()["decoder"] == "two!"
         assert len(list((world.folder / "device" / "versions").iterdir())) == 2, "the one before stays"
         world.registry.release(world.made(decoder="three"), "stable", {})
@@ -60,9 +60,9 @@ class TestDevice:
         world.client().pull()
         place = world.folder / "device" / world.client().check().version.folder
         (place / "decoder").unlink()
-        found = world.client().installation.usable()
-        assert found is not None
-        assert found[0] == version, "the one before is used"
+        result = world.client().installation.usable()
+        assert result is not None
+        assert result[0] == version, "the one before is used"
         world.client().pull()
         assert world.playing() == {"decoder": "two"}
 
@@ -94,21 +94,21 @@ class TestDevice:
         partial = world.folder / "device" / "partial"
         partial.mkdir(parents=True)
         (partial / ("0" * 64)).write_bytes(b"x" * 1000)
-        heard: list[tuple[str, int, int]] = []
-        world.client().pull(lambda *words: heard.append(words))
-        assert heard[-1] == ("decoder", 3, 3)
+        outputs: list[tuple[str, int, int]] = []
+        world.client().pull(lambda *words: outputs.append(words))
+        assert outputs[-1] == ("decoder", 3, 3)
         assert not list(partial.iterdir())
 
     def test_several_at_once(self, world: World) -> None:
         world.registry.release(world.made(**{f"file{n}": str(n) * 10_000 for n in range(8)}), "stable", {})
-        found: list[Any] = []
-        threads = [threading.Thread(target=lambda: found.append(world.client().pull())) for _ in range(6)]
+        result: list[Any] = []
+        threads = [threading.Thread(target=lambda: result.append(world.client().pull())) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(found) == 6
-        assert len({one.digest for one in found}) == 1
+        assert len(result) == 6
+        assert len({one.digest for one in result}) == 1
         assert len(world.playing()) == 8
 
     def test_a_full_disk(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

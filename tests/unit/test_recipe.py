@@ -28,7 +28,7 @@ def test_another_kind_starts_its_part_afresh() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("training.stepz=3", r"training\.stepz = 3: no such key"),
         ("training.steps=abc", r"training\.steps = 'abc': .*integer"),
@@ -48,8 +48,8 @@ def test_another_kind_starts_its_part_afresh() -> None:
         ("training", r"the form is part\.key=value"),
     ],
 )
-def test_mistakes_are_named(override: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told) as caught:
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
         load_recipe("band", (override,))
     assert "\n" not in str(caught.value)
 
@@ -70,8 +70,8 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 def test_a_gate_that_says_a_part_keeps_the_rest() -> None:
     gates = load_recipe("band", ("quantize.gates.int8.kl=0.5",)).quantize.gates
-    own = load_recipe("band").quantize.gates
-    assert gates.int8 == own.int8.model_copy(update={"kl": 0.5})
-    assert gates.int4 == own.int4
+    thresholds = load_recipe("band").quantize.gates
+    assert gates.int8 == thresholds.int8.model_copy(update={"kl": 0.5})
+    assert gates.int4 == thresholds.int4
     with pytest.raises(RecipeError, match=r"quantize\.gates\.int8\.drums = 1: no such key"):
         load_recipe("band", ("quantize.gates.int8.drums=1",))

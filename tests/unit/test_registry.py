@@ -26,12 +26,12 @@ class TestPublishers:
         genuine = world.store.get("keys/root-000001.json")
         thief = ReleaseRegistry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
         first = thief.create()
-        own = load_key("root", tmp_path / "thiefs-keys", by_id(first.root))
+        stolen_key = load_key("root", tmp_path / "thiefs-keys", by_id(first.root))
         second = RootMetadata.model_validate(
             {**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release}
         )
         world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
-        world.store.put("keys/root-000002.json", sealed_root(second, [own]))
+        world.store.put("keys/root-000002.json", sealed_root(second, [stolen_key]))
         for act in (
             world.registry.renew,
             world.registry.roots,
@@ -117,12 +117,12 @@ class TestPublishers:
         manifests = [world.made(decoder=f"number {n}") for n in range(8)]
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda manifest: world.registry.release(manifest, "stable", {}), manifests))
-        found = world.registry.history("band", "stable")
-        versions = [one.version for one in found]
+        result = world.registry.history("band", "stable")
+        versions = [one.version for one in result]
         assert len(set(versions)) == 8
-        assert {one.artifact for one in found} == {one.reference for one in manifests}
+        assert {one.artifact for one in result} == {one.reference for one in manifests}
         world.client().pull()
-        assert world.client().check().version.release == found[-1]
+        assert world.client().check().version.release == result[-1]
 
 
 def test_files_that_would_leave_their_folder() -> None:

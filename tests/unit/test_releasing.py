@@ -15,8 +15,8 @@ from tinymusician.recipe import PublishConfig
 BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0}
 
 
-def candidate(world: World, **own: Any) -> Any:
-    figures = {**BASE, "bytes": 450, **own}
+def candidate(world: World, **metrics: Any) -> Any:
+    figures = {**BASE, "bytes": 450, **metrics}
     evaluation = {"run": "e", "own": figures, "baseline": {"model": "teacher", **BASE}}
     return publish(world.registry, world.made(decoder="one"), evaluation, PublishConfig())
 

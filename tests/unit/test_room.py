@@ -26,74 +26,74 @@ def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Mus
 
 
 @pytest.fixture
-def room(player: MusicGenerator) -> EngineLoop:
+def engine_loop(player: MusicGenerator) -> EngineLoop:
     return EngineLoop(player)
 
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: queue.Queue[AudioOutput] = queue.Queue()
+        self.outputs: queue.Queue[AudioOutput] = queue.Queue()
 
     def __call__(self, one: AudioOutput) -> None:
-        self.heard.put(one)
+        self.outputs.put(one)
 
     def all(self) -> tuple[list[np.ndarray], EngineError | None]:
         parts = []
-        while isinstance(one := self.heard.get(timeout=60), np.ndarray):
+        while isinstance(one := self.outputs.get(timeout=60), np.ndarray):
             parts.append(one)
         return parts, one
 
 
-def join(room: EngineLoop, wish: GenerationRequest) -> tuple[RequestHandle, Listener]:
+def join(engine_loop: EngineLoop, request: GenerationRequest) -> tuple[RequestHandle, Listener]:
     listener = Listener()
-    return room.join(room.player.request(wish), listener), listener
+    return engine_loop.join(engine_loop.player.request(request), listener), listener
 
 
-def test_pieces_side_by_side_sound_as_they_do_alone(player: MusicGenerator, room: EngineLoop) -> None:
-    wishes = [
+def test_pieces_side_by_side_sound_as_they_do_alone(player: MusicGenerator, engine_loop: EngineLoop) -> None:
+    requests = [
         GenerationRequest(prompt, seconds=seconds) for prompt, seconds in (("a slow reel", 1.0), ("a march", 2.5))
     ]
-    alone = [player.play(wish) for wish in wishes]
-    for listener, expected in zip([join(room, wish)[1] for wish in wishes], alone, strict=True):
+    alone = [player.play(request) for request in requests]
+    for listener, expected in zip([join(engine_loop, request)[1] for request in requests], alone, strict=True):
         parts, error = listener.all()
         assert error is None
         assert len(parts) >= 2
         assert np.allclose(np.concatenate(parts), expected, atol=1e-4)
 
 
-def test_whoever_leaves_frees_the_rows_and_the_others_play_on(player: MusicGenerator, room: EngineLoop) -> None:
-    seat, left = join(room, GenerationRequest("a long march", seconds=60.0))
-    left.heard.get(timeout=60)
-    _, stays = join(room, GenerationRequest("a reel", seconds=1.0))
-    seat.leave()
-    seat.leave()
+def test_whoever_leaves_frees_the_rows_and_the_others_play_on(player: MusicGenerator, engine_loop: EngineLoop) -> None:
+    handle, left = join(engine_loop, GenerationRequest("a long march", seconds=60.0))
+    left.outputs.get(timeout=60)
+    _, stays = join(engine_loop, GenerationRequest("a reel", seconds=1.0))
+    handle.leave()
+    handle.leave()
     parts, error = stays.all()
     assert error is None
     assert sum(map(len, parts)) == 800
-    assert wait(lambda: room.seats == 0)
+    assert wait(lambda: engine_loop.seats == 0)
     assert player.engine.rows == 0
 
 
 def test_a_codec_that_fails_ends_its_piece_only(
-    player: MusicGenerator, room: EngineLoop, monkeypatch: pytest.MonkeyPatch
+    player: MusicGenerator, engine_loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, listener = join(room, GenerationRequest("a reel", seconds=30.0))
-    assert isinstance(listener.heard.get(timeout=60), np.ndarray)
+    first, listener = join(engine_loop, GenerationRequest("a reel", seconds=30.0))
+    assert isinstance(listener.outputs.get(timeout=60), np.ndarray)
     monkeypatch.setattr(first, "_audio", None)
     _, error = listener.all()
     assert isinstance(error, EngineError)
-    assert join(room, GenerationRequest("a reel", seconds=1.0))[1].all()[1] is None
+    assert join(engine_loop, GenerationRequest("a reel", seconds=1.0))[1].all()[1] is None
 
 
-def test_a_closed_room_plays_to_the_end_and_lets_nobody_in(room: EngineLoop) -> None:
-    _, listener = join(room, GenerationRequest("a reel", seconds=2.0))
-    room.close()
+def test_a_closed_room_plays_to_the_end_and_lets_nobody_in(engine_loop: EngineLoop) -> None:
+    _, listener = join(engine_loop, GenerationRequest("a reel", seconds=2.0))
+    engine_loop.close()
     with pytest.raises(EngineError, match="closed"):
-        join(room, GenerationRequest("a march"))
+        join(engine_loop, GenerationRequest("a march"))
     parts, error = listener.all()
     assert error is None
     assert sum(map(len, parts)) == 1600
-    assert wait(lambda: not room.alive)
+    assert wait(lambda: not engine_loop.alive)
 
 
 def wait(condition: Callable[[], bool]) -> bool:

@@ -65,13 +65,13 @@ def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
 def test_runs_are_listed_by_age(store: LocalStore) -> None:
     for name, age in (("b", 1), ("a", 2), ("c", 0)):
         RunStore(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
-    heard: list[str] = []
-    assert [facts["id"] for facts in list_runs(store, heard.append)] == ["a", "b", "c"]
-    assert heard == []
+    warnings: list[str] = []
+    assert [facts["id"] for facts in list_runs(store, warnings.append)] == ["a", "b", "c"]
+    assert warnings == []
     store.put("runs/b/status.json", b'{"state": 7}')
     store.put("runs/c/record.json", b"{")
-    assert [facts["id"] for facts in list_runs(store, heard.append)] == ["a"]
-    assert [line.split(":")[0] for line in heard] == ["run 'b'", "run 'c'"]
+    assert [facts["id"] for facts in list_runs(store, warnings.append)] == ["a"]
+    assert [line.split(":")[0] for line in warnings] == ["run 'b'", "run 'c'"]
 
 
 def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +92,10 @@ def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPa
 def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
-    run.update(state="PENDING", asked=now())
+    run.update(state="PENDING", stop_requested_at=now())
     reconcile(run)
     assert run.status().state == "PENDING"
-    run.update(asked=now() - timedelta(seconds=90))
+    run.update(stop_requested_at=now() - timedelta(seconds=90))
     reconcile(run)
     assert run.status().state == "FAILED"
     assert "--resume" in run.status().message

@@ -23,8 +23,8 @@ def test_the_distribution_is_that_of_transformers(temperature: float, top_k: int
         scores = TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(None, scores)
-    wanted = torch.softmax(scores, -1).reshape(LOGITS.shape).numpy()
-    np.testing.assert_allclose(probabilities(LOGITS, SamplingParams(temperature, top_k, top_p)), wanted, atol=1e-12)
+    expected = torch.softmax(scores, -1).reshape(LOGITS.shape).numpy()
+    np.testing.assert_allclose(probabilities(LOGITS, SamplingParams(temperature, top_k, top_p)), expected, atol=1e-12)
 
 
 def test_draws_follow_the_distribution() -> None:

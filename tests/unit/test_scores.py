@@ -35,8 +35,8 @@ class TestKad:
             ]
             return float(np.mean(values))
 
-        wanted = 100 * (mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False))
-        assert kad(one, other, resamples=0).value == pytest.approx(wanted, rel=1e-9)
+        expected = 100 * (mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False))
+        assert kad(one, other, resamples=0).value == pytest.approx(expected, rel=1e-9)
 
     def test_the_closed_form_of_gaussians(self) -> None:
         """E k of normals with difference N(m, 2I) is (σ²/(σ²+2))^(d/2) · exp(-|m|² / 2(σ²+2))."""
@@ -44,17 +44,17 @@ class TestKad:
         one, other = drawn(1500, dimension, 0, shift), drawn(1500, dimension, 1)
         square = bandwidth(other) ** 2
         peak = (square / (square + 2)) ** (dimension / 2)
-        wanted = 100 * 2 * peak * (1 - np.exp(-dimension * shift**2 / (2 * (square + 2))))
-        found = kad(one, other, resamples=50)
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low < wanted < found.high
-        assert found.value == pytest.approx(wanted, rel=0.15)
+        expected = 100 * 2 * peak * (1 - np.exp(-dimension * shift**2 / (2 * (square + 2))))
+        actual = kad(one, other, resamples=50)
+        assert actual.low is not None
+        assert actual.high is not None
+        assert actual.low < expected < actual.high
+        assert actual.value == pytest.approx(expected, rel=0.15)
 
     def test_it_is_unbiased(self) -> None:
-        found = [kad(drawn(40, 6, seed), drawn(40, 6, 500 + seed), resamples=0).value for seed in range(60)]
-        assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
-        assert min(found) < 0
+        result = [kad(drawn(40, 6, seed), drawn(40, 6, 500 + seed), resamples=0).value for seed in range(60)]
+        assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(len(result))
+        assert min(result) < 0
 
     def test_what_it_cannot_tell(self) -> None:
         with pytest.raises(DataError, match="all the same"):
@@ -69,17 +69,17 @@ class TestKad:
         random = np.random.default_rng(0)
         reference = ClipEmbeddings.of(list(random.normal(size=(30, 5, 4))))
         for count in (2, 3):
-            found = kad(ClipEmbeddings.of(list(random.normal(size=(count, 5, 4)))), reference)
-            assert np.isfinite(found.value)
-            assert found.low is None or np.isfinite([found.low, found.high]).all()
+            result = kad(ClipEmbeddings.of(list(random.normal(size=(count, 5, 4)))), reference)
+            assert np.isfinite(result.value)
+            assert result.low is None or np.isfinite([result.low, result.high]).all()
 
     def test_frames_are_thinned_evenly(self) -> None:
         """More vectors than can be held against each other: every clip keeps the same number, from end to end."""
         frames = np.arange(2 * 9000, dtype=np.float64).reshape(2, 9000, 1)
-        found = thinned(ClipEmbeddings.of(list(frames)))
-        assert found.windows.tolist() == [4000, 4000]
-        assert found.clip(0)[[0, -1], 0].tolist() == [0, 8999]
-        assert np.diff(found.clip(1)[:, 0]).max() <= 3
+        result = thinned(ClipEmbeddings.of(list(frames)))
+        assert result.windows.tolist() == [4000, 4000]
+        assert result.clip(0)[[0, -1], 0].tolist() == [0, 8999]
+        assert np.diff(result.clip(1)[:, 0]).max() <= 3
         small = ClipEmbeddings.of(list(frames[:, :100]))
         assert thinned(small) is small
 
@@ -87,10 +87,10 @@ class TestKad:
 class TestClapScore:
     def test_it_is_the_mean_cosine_of_a_clips_windows(self) -> None:
         clips = ClipEmbeddings.of([np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[0.0, 1.0]])])
-        found = clap_score(clips, np.array([[5.0, 0.0], [0.0, 0.1]]))
-        assert found.by_clip.tolist() == pytest.approx([0.5, 1.0])
-        assert found.score.value == pytest.approx(0.75)
-        assert found.shuffled == pytest.approx((0.5 + 0.0) / 2)
+        result = clap_score(clips, np.array([[5.0, 0.0], [0.0, 0.1]]))
+        assert result.by_clip.tolist() == pytest.approx([0.5, 1.0])
+        assert result.score.value == pytest.approx(0.75)
+        assert result.shuffled == pytest.approx((0.5 + 0.0) / 2)
 
     def test_shuffled_prompts_score_lower_where_prompts_matter_and_not_where_they_do_not(self) -> None:
         prompts = np.random.default_rng(0).normal(size=(30, 8))
@@ -107,8 +107,8 @@ class TestClapScore:
         assert clap_score(clips, prompts, seed=3).facts() == clap_score(clips, prompts, seed=3).facts()
 
     def test_one_prompt_cannot_be_shuffled(self) -> None:
-        found = clap_score(drawn(3, 2, 0), np.ones((3, 2)))
-        assert (found.shuffled, found.p_shuffled) == (None, None)
+        result = clap_score(drawn(3, 2, 0), np.ones((3, 2)))
+        assert (result.shuffled, result.p_shuffled) == (None, None)
 
     def test_a_prompt_a_clip_is_needed(self) -> None:
         with pytest.raises(DataError, match="one prompt a clip"):
@@ -119,15 +119,15 @@ class TestLabels:
     def test_it_is_scipys_relative_entropy(self) -> None:
         random = np.random.default_rng(0)
         real, made = random.dirichlet(np.ones(5), 20), random.dirichlet(np.ones(5), 20)
-        found = label_divergence(real, made)
-        assert found.forward.value == pytest.approx(np.mean([entropy(p, q) for p, q in zip(real, made, strict=True)]))
-        assert found.reverse.value == pytest.approx(np.mean([entropy(q, p) for p, q in zip(real, made, strict=True)]))
+        result = label_divergence(real, made)
+        assert result.forward.value == pytest.approx(np.mean([entropy(p, q) for p, q in zip(real, made, strict=True)]))
+        assert result.reverse.value == pytest.approx(np.mean([entropy(q, p) for p, q in zip(real, made, strict=True)]))
         assert label_divergence(real, real).forward.value == 0
         assert label_divergence(real, real).agreement.value == 1
 
     def test_certainty_stays_finite(self) -> None:
-        found = label_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
-        assert found.forward.value == pytest.approx(np.log(1e6), rel=1e-4)
+        result = label_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+        assert result.forward.value == pytest.approx(np.log(1e6), rel=1e-4)
 
     def test_what_is_no_distribution_is_refused(self) -> None:
         with pytest.raises(DataError, match="sum to 1"):
@@ -139,19 +139,19 @@ class TestLabels:
 class TestIntervals:
     def test_the_mean_of_normal_numbers(self) -> None:
         values = np.random.default_rng(0).normal(3, 2, 400)
-        found = mean_interval(values)
+        result = mean_interval(values)
         half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-        assert found.low == pytest.approx(values.mean() - half, abs=0.03)
-        assert found.high == pytest.approx(values.mean() + half, abs=0.03)
+        assert result.low == pytest.approx(values.mean() - half, abs=0.03)
+        assert result.high == pytest.approx(values.mean() + half, abs=0.03)
 
     def test_one_value_has_no_interval(self) -> None:
         assert mean_interval([4.0]) == Interval(4.0, None, None)
 
     def test_pairs_are_told_apart_where_their_spread_is_common(self) -> None:
         common = np.random.default_rng(1).normal(0, 5, 50)
-        found = difference(common + 0.2, common)
-        assert found.low == pytest.approx(0.2)
-        assert found.high == pytest.approx(0.2)
+        result = difference(common + 0.2, common)
+        assert result.low == pytest.approx(0.2)
+        assert result.high == pytest.approx(0.2)
 
     def test_json_knows_no_nan(self) -> None:
         assert as_json({"a": [Interval(1.0), float("nan")]}) == {"a": [{"value": 1.0, "low": None, "high": None}, None]}
@@ -164,8 +164,8 @@ class TestGuards:
         return level * np.sin(2 * np.pi * 440 * np.arange(self.rate) / self.rate)
 
     def test_music_passes(self) -> None:
-        found = examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50)))
-        assert problems(found, DegenerateThresholds()) == ()
+        result = examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50)))
+        assert problems(result, DegenerateThresholds()) == ()
 
     def test_each_fault_has_its_name(self) -> None:
         faults = {
@@ -181,17 +181,17 @@ class TestGuards:
     def test_a_pause_is_no_silence(self) -> None:
         wave = self.tone()
         wave[: self.rate // 2] = 0
-        found = examine(wave, self.rate)
-        assert found.silent == pytest.approx(0.5)
-        assert problems(found, DegenerateThresholds()) == ()
+        result = examine(wave, self.rate)
+        assert result.silent == pytest.approx(0.5)
+        assert problems(result, DegenerateThresholds()) == ()
 
     def test_loops_are_found_with_their_length(self) -> None:
         phrase = np.random.default_rng(0).integers(0, 512, (4, 12))
         assert loop(np.tile(phrase, 10)) == (1.0, 12)
         assert loop(np.full((4, 60), 5)) == (1.0, 1)
-        found = examine(self.tone(), self.rate, np.tile(phrase, 10))
-        assert problems(found, DegenerateThresholds()) == ("looped",)
-        assert problems(found, DegenerateThresholds(looped=1.0)) == ()
+        result = examine(self.tone(), self.rate, np.tile(phrase, 10))
+        assert problems(result, DegenerateThresholds()) == ("looped",)
+        assert problems(result, DegenerateThresholds(looped=1.0)) == ()
 
     def test_too_short_for_a_loop(self) -> None:
         assert loop(np.zeros((4, 2))) == (0.0, 0)

@@ -81,10 +81,10 @@ def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenDataset, 
     assert shards.missing() == []
     rows = np.array([36, 2, 31, 32])
     cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu", make).ask(rows)()
-    wanted = online(rows)
-    assert all(torch.equal(a, b) for a, b in zip(cached.sequences[:5], wanted.sequences[:5], strict=True))
-    found, true = (logits.float().log_softmax(-1) for logits in (cached.logits, wanted.logits))
-    torch.testing.assert_close(found, true, rtol=1e-3, atol=1e-3)  # float16
+    expected = online(rows)
+    assert all(torch.equal(a, b) for a, b in zip(cached.sequences[:5], expected.sequences[:5], strict=True))
+    actual, true = (logits.float().log_softmax(-1) for logits in (cached.logits, expected.logits))
+    torch.testing.assert_close(actual, true, rtol=1e-3, atol=1e-3)  # float16
 
 
 def test_the_likeliest_and_the_mass_of_the_rest() -> None:
@@ -92,14 +92,14 @@ def test_the_likeliest_and_the_mass_of_the_rest() -> None:
     logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(3))
     true = softmax(logits.double().numpy(), -1)
     for top in (1, 6, 15):
-        kept = {name: torch.from_numpy(array) for name, array in packed(logits, top).items()}
-        found = softmax(unpacked(kept, 16).double().numpy(), -1)
+        packed_values = {name: torch.from_numpy(array) for name, array in packed(logits, top).items()}
+        actual = softmax(unpacked(packed_values, 16).double().numpy(), -1)
         order = np.argsort(-true, -1)
-        wanted = np.zeros_like(true)
-        np.put_along_axis(wanted, order[..., :top], np.take_along_axis(true, order[..., :top], -1), -1)
-        rest = (1 - wanted.sum(-1, keepdims=True)) / (16 - top)
-        np.put_along_axis(wanted, order[..., top:], np.broadcast_to(rest, order[..., top:].shape), -1)
-        np.testing.assert_allclose(found, wanted, rtol=4e-3)
+        expected = np.zeros_like(true)
+        np.put_along_axis(expected, order[..., :top], np.take_along_axis(true, order[..., :top], -1), -1)
+        rest = (1 - expected.sum(-1, keepdims=True)) / (16 - top)
+        np.put_along_axis(expected, order[..., top:], np.broadcast_to(rest, order[..., top:].shape), -1)
+        np.testing.assert_allclose(actual, expected, rtol=4e-3)
 
 
 def test_all_codes_as_the_likeliest_are_all_codes() -> None:
@@ -123,13 +123,13 @@ def test_a_damaged_signal_shard_is_made_anew(
     digest = shards.fetch(1, tmp_path / "cache").stem
     store.put(blob_key(digest), b"?" + store.get(blob_key(digest))[1:])
 
-    def anew(index: int) -> dict[str, Any]:
+    def again(index: int) -> dict[str, Any]:
         made.append(index)
         assert not shards.missing(), "to others it is damaged too, not missing"
         return make(index)
 
     fresh = ShardCache(store, "signals", {}, shard_count(37))
-    source = CachedTeacher(fresh, tokens, "guided", 16, tmp_path / "other", "cpu", anew)
+    source = CachedTeacher(fresh, tokens, "guided", 16, tmp_path / "other", "cpu", again)
     rows = np.array([33, 2])
     torch.testing.assert_close(
         source.ask(rows)().logits.float().softmax(-1),
@@ -230,8 +230,8 @@ def test_clips_become_the_codecs_tokens(teacher: Any, tiny_musicgen: Path, tmp_p
     clips = clip_codes(teacher, tiny_musicgen, tmp_path)
     assert clips.codes.shape == (1 + 2 + 30 + 6, 4, FRAMES), "0.45 s hold two pieces of 0.2 s"
     captions = [f"reel {n}" for n in (0, 1, 1, *range(2, 32), *range(64, 69))] + ["reel and jig 69"]
-    wanted = tokenize_captions(load_tokenizer(str(tiny_musicgen)), captions)
-    assert np.array_equal(clips.text_ids, wanted[0])
+    expected = tokenize_captions(load_tokenizer(str(tiny_musicgen)), captions)
+    assert np.array_equal(clips.text_ids, expected[0])
     with wave.open(str(tmp_path / "01.wav")) as file:
         samples = np.frombuffer(file.readframes(160), "<i2").astype(np.float32) / 32768
     with torch.no_grad():

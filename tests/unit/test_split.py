@@ -42,13 +42,13 @@ def answers(model: str, rank: int | None) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (2,))
         split_decoder(teacher, mesh)
         source = TensorParallelTeacher(source, mesh.get_group())
-    asked = ROWS if rank is None else ROWS[rank : rank + 1]
+    worker_rows = ROWS if rank is None else ROWS[rank : rank + 1]
     ids, mask = torch.from_numpy(tokens.text_ids[:4]), torch.from_numpy(tokens.text_mask[:4])
     with torch.no_grad():
         text = encode_text(teacher, ids, mask)
         codes = sample_codes(teacher, text, 6, torch.Generator().manual_seed(5), 3.0, 16, 1.0)
     slice_ = sum(p.numel() for p in (getattr(p, "to_local", lambda p=p: p)() for p in teacher.decoder.parameters()))
-    return {"logits": [source(rows).logits for rows in asked], "codes": codes, "parameters": slice_}
+    return {"logits": [source(rows).logits for rows in worker_rows], "codes": codes, "parameters": slice_}
 
 
 def one_of_two(rank: int, port: int, model: str, out: str) -> None:
@@ -73,11 +73,11 @@ def test_two_halves_are_the_whole(tiny_musicgen: Path, tmp_path: Path, name: str
         half.join()
     assert [half.exitcode for half in halves] == [0, 0]
     for rank in range(2):
-        found = torch.load(tmp_path / f"half-{rank}.pt")
-        probabilities = [logits.softmax(-1) for logits in (found["logits"][0], whole["logits"][rank])]
+        result = torch.load(tmp_path / f"half-{rank}.pt")
+        probabilities = [logits.softmax(-1) for logits in (result["logits"][0], whole["logits"][rank])]
         torch.testing.assert_close(*probabilities, rtol=1e-5, atol=1e-5)
-        assert torch.equal(found["codes"], whole["codes"])
-        assert found["parameters"] < 0.75 * whole["parameters"]
+        assert torch.equal(result["codes"], whole["codes"])
+        assert result["parameters"] < 0.75 * whole["parameters"]
 
 
 def test_what_does_not_divide() -> None:

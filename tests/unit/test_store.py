@@ -77,14 +77,14 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"writing\n"
-        with atomic_write(folder / "metrics.jsonl") as own:
-            own.write_bytes(b"mine")
+        with atomic_write(folder / "metrics.jsonl") as draft:
+            draft.write_bytes(b"mine")
             store.sweep()
             assert len(list(folder.iterdir())) == 3
             writer.kill()
             writer.wait()
             store.sweep()
-            assert set(folder.iterdir()) == {own, folder / "log.txt"}
+            assert set(folder.iterdir()) == {draft, folder / "log.txt"}
     assert store.get("runs/a/metrics.jsonl") == b"mine"
     assert [entry.key for entry in store.list("")] == ["runs/a/log.txt", "runs/a/metrics.jsonl"]
 

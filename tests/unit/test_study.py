@@ -41,10 +41,10 @@ def test_a_training_in_two_grids_is_one() -> None:
     trials = trials_of(recipe)
     assert len(trials) == 2 * (6 + 4 + 4)
     same = {
-        trial.voice for trial in trials if trial.seed == 0 and trial.value in {"stage_mixed", "λ 0.1", "switch at 0.5"}
+        trial.model_id for trial in trials if trial.seed == 0 and trial.value in {"stage_mixed", "λ 0.1", "switch at 0.5"}
     }
     assert len(same) == 1
-    assert len({trial.voice for trial in trials}) == 2 * (6 + 3 + 3)
+    assert len({trial.model_id for trial in trials}) == 2 * (6 + 3 + 3)
     assert {trial.recipe.training.seed for trial in trials} == {0, 1}
 
 
@@ -57,11 +57,11 @@ def seed(kl: float) -> dict[str, Any]:
 
 def test_the_pages_of_a_sweep() -> None:
     grid = {"forward": [seed(1.0), seed(1.1)], "stage_mixed": [seed(0.5), seed(0.6)]}
-    found = claims(grid, "stage_mixed")
-    told = dict(found)
-    assert told["best by forward KL on test prompts"] == "holds"
-    assert told["best by CLAP score of what it plays"] == "does not hold: better is forward"
-    content = json.loads(json.dumps({"grids": {"objectives": grid}, "claims": found, "how": {"seeds": "2"}}))
+    result = claims(grid, "stage_mixed")
+    verdicts = dict(result)
+    assert verdicts["best by forward KL on test prompts"] == "holds"
+    assert verdicts["best by CLAP score of what it plays"] == "does not hold: better is forward"
+    content = json.loads(json.dumps({"grids": {"objectives": grid}, "claims": result, "how": {"seeds": "2"}}))
     page = html_study("x", content)
     assert page.count("data:image/png") == 2
     assert "better is forward" in page
@@ -94,9 +94,9 @@ def test_the_pages_of_an_evaluation() -> None:
     worst = {"bundle": [{"clip": 3, "fad": 1.5, "prompt": "a slow jig"}]}
     content = {"models": models, "how": {"seed": 0, "embedding": {"kind": "clap"}}, "worst": worst}
     wave = np.sin(np.arange(8000) / 5).astype(np.float32)
-    heard = [("a <fast> reel", [AudioSample("real", wave, 16_000, encode_flac(wave, 16_000))])]
+    samples = [("a <fast> reel", [AudioSample("real", wave, 16_000, encode_flac(wave, 16_000))])]
     curves = {"<student>": [{"step": 2, "loss": 0.4}, {"step": 4, "loss": 0.3, "held_out/kl": 0.2}]}
-    page = html_report("x", content, heard, curves, [("<bundle>", b"PNG")])
+    page = html_report("x", content, samples, curves, [("<bundle>", b"PNG")])
     assert page.count("data:audio/flac") == 1
     assert page.count("data:image/png") == 7
     assert "sensitivity of &lt;bundle&gt;" in page

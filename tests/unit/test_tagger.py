@@ -28,20 +28,20 @@ def played(band: SoundfontSynth, instrument: str, tonic: int, frames: int = 12) 
 def test_it_knows_instruments_and_keys_of_a_tune_of_ours() -> None:
     tagger, band = open_tagger("band-tagger"), SoundfontSynth()
     assert isinstance(tagger, HouseBandTagger)
-    wanted = [(instrument, tonic) for instrument in INSTRUMENTS for tonic in (0, 2, 7)]
-    found = tagger([played(band, *one) for one in wanted])
-    names = [CLASSES["instrument"][place] for place in found["instrument"].argmax(1)]
-    keys = [KEYS[place] for place in found["key"].argmax(1)]
-    assert np.mean([name == one[0] for name, one in zip(names, wanted, strict=True)]) > 0.8
-    assert np.mean([key == KEYS[one[1]] for key, one in zip(keys, wanted, strict=True)]) > 0.75
-    for values in found.values():
+    expected = [(instrument, tonic) for instrument in INSTRUMENTS for tonic in (0, 2, 7)]
+    actual = tagger([played(band, *one) for one in expected])
+    names = [CLASSES["instrument"][place] for place in actual["instrument"].argmax(1)]
+    keys = [KEYS[place] for place in actual["key"].argmax(1)]
+    assert np.mean([name == one[0] for name, one in zip(names, expected, strict=True)]) > 0.8
+    assert np.mean([key == KEYS[one[1]] for key, one in zip(keys, expected, strict=True)]) > 0.75
+    for values in actual.values():
         np.testing.assert_allclose(values.sum(1), 1, atol=1e-5)
 
 
 def test_transposing_a_tune_transposes_its_key() -> None:
     tagger, band = open_tagger("band-tagger"), SoundfontSynth()
-    found = tagger([played(band, "flute", tonic) for tonic in range(-4, 8)])["key"]
-    assert [KEYS[place] for place in found.argmax(1)] == [KEYS[tonic % 12] for tonic in range(-4, 8)]
+    result = tagger([played(band, "flute", tonic) for tonic in range(-4, 8)])["key"]
+    assert [KEYS[place] for place in result.argmax(1)] == [KEYS[tonic % 12] for tonic in range(-4, 8)]
 
 
 def test_semitone_filters_peak_at_their_notes() -> None:
@@ -79,8 +79,8 @@ def test_a_tagger_learns_and_is_kept(tmp_path: Path) -> None:
 
 
 def test_labels_are_the_facts() -> None:
-    found = labels_of(ClipAttributes("x", 0.0, "flute", "slow", "jig", 9, "minor"))
-    assert {question: CLASSES[question][place] for question, place in found.items()} == {
+    result = labels_of(ClipAttributes("x", 0.0, "flute", "slow", "jig", 9, "minor"))
+    assert {question: CLASSES[question][place] for question, place in result.items()} == {
         "instrument": "flute",
         "tempo": "slow",
         "key": "A minor",

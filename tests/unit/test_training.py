@@ -106,9 +106,9 @@ def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: flo
 
 def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
     rows = run(LocalStore(tmp_path))
-    found = losses(rows)
-    assert sorted(found) == list(range(1, 13))
-    assert found[12] < 0.5 * found[1]
+    result = losses(rows)
+    assert sorted(result) == list(range(1, 13))
+    assert result[12] < 0.5 * result[1]
     judged = {row["step"]: row["held_out/error"] for row in rows if "held_out/error" in row}
     assert sorted(judged) == [0, 4, 8, 12]
     checkpoints = CheckpointManager(LocalStore(tmp_path), "checkpoints", "error")
@@ -218,16 +218,16 @@ def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("parts", [2, 3, 6])
 def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
     """Any number of equal parts gives the losses and weights of one; so it does not matter who does how many."""
-    found = []
+    actual = []
     for count in (1, parts):
         store, task = LocalStore(tmp_path / str(count)), Regression()
         engine = TorchEngine(task.module, SETTINGS)
         Trainer(
             task, engine, plan(parts=count), MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
         ).run()
-        found.append((losses(read_metrics(store, "m")), engine.state().weights))
-    (wanted, weights), (mine, others) = found
-    assert mine == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        actual.append((losses(read_metrics(store, "m")), engine.state().weights))
+    (expected, weights), (mine, others) = actual
+    assert mine == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name, value in weights.items():
         torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-6)
 
@@ -236,8 +236,11 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
 def test_every_part_counts_once(world: int) -> None:
     """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
     shares = [RankInfo(rank, world).shares(4) for rank in range(world)]
-    assert len({len(own) for own in shares}) == 1, "their gradients meet at every part"
-    total = [sum(weight for own in shares for part, weight in own if part == which) for which in range(4)]
+    assert len({len(shares_of_worker) for shares_of_worker in shares}) == 1, "their gradients meet at every part"
+    total = [
+        sum(weight for shares_of_worker in shares for part, weight in shares_of_worker if part == which)
+        for which in range(4)
+    ]
     assert total == pytest.approx([world / 4] * 4)
 
 
@@ -254,20 +257,26 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
         return task, DeepSpeedEngine(task.module, SETTINGS, ROWS // world, zero, precision, state)  # type: ignore[arg-type]
 
     def steps(task: Any, engine: Any, first: int, last: int) -> list[tuple[float, float]]:
-        found = []
+        result = []
         for step in range(first, last):
             with engine.computing():
                 loss, _ = task.loss(engine, task.batch(step, rank, world), step)
             norm = engine.step(loss, 0.05)
             total = loss.detach().clone()
             torch.distributed.all_reduce(total)
-            found.append((total.item() / world, norm))
-        return found
+            result.append((total.item() / world, norm))
+        return result
 
     def dtype_where_gpus_are(engine: Any) -> str:
         """What the products come in, where torch answers DeepSpeed as it does within an autocast of a GPU."""
-        inputs, known = torch.zeros(2, 7, dtype=next(engine._module.parameters()).dtype), torch.is_autocast_enabled
-        with engine.computing(), patch.object(torch, "is_autocast_enabled", lambda *of: known(*of) if of else True):
+        inputs, dtype_known = (
+            torch.zeros(2, 7, dtype=next(engine._module.parameters()).dtype),
+            torch.is_autocast_enabled,
+        )
+        with (
+            engine.computing(),
+            patch.object(torch, "is_autocast_enabled", lambda *of: dtype_known(*of) if of else True),
+        ):
             return str(engine(inputs).dtype)
 
     task, engine = new(None)
@@ -280,8 +289,8 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
     torch.distributed.broadcast_object_list(shared)  # as if all had read the checkpoint that the first one wrote
     resumed = steps(*new(shared[0]), 6, 12)
     if rank == 0:
-        kept = ({name: value.tolist() for name, value in weights.items()} for weights in (begun, state.weights))
-        result = dict(zip(("begun", "weights"), kept, strict=True), dtype=dtype)
+        snapshots = ({name: value.tolist() for name, value in weights.items()} for weights in (begun, state.weights))
+        result = dict(zip(("begun", "weights"), snapshots, strict=True), dtype=dtype)
         result |= {"first": first, "straight": straight, "resumed": resumed}
         Path(out).write_text(json.dumps(result))
     else:
@@ -310,14 +319,14 @@ def deepspeed_run(tmp_path: Path, world: int, zero: int, precision: str) -> dict
 def torch_run() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
     task = Regression()
     engine = TorchEngine(task.module, SETTINGS)
-    found, weights = [], {}
+    result, weights = [], {}
     for step in range(12):
         if step == 6:
             weights = engine.state().weights
             weights = {name: value.clone() for name, value in weights.items()}
         loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
-        found.append((loss.item(), engine.step(loss, 0.05)))
-    return found, weights
+        result.append((loss.item(), engine.step(loss, 0.05)))
+    return result, weights
 
 
 @pytest.mark.slow
@@ -325,9 +334,9 @@ def torch_run() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
 def test_every_zero_stage_on_two_workers_is_plain_adamw(tmp_path: Path, zero: int) -> None:
     """Losses, gradient norms and weights of 2 workers equal one process on the whole batch; so does a resumed run."""
     mine = deepspeed_run(tmp_path, 2, zero, "float32")
-    wanted, weights = torch_run()
+    expected, weights = torch_run()
     torch.testing.assert_close(
-        torch.tensor(mine["first"] + mine["straight"]), torch.tensor(wanted), rtol=1e-4, atol=1e-5
+        torch.tensor(mine["first"] + mine["straight"]), torch.tensor(expected), rtol=1e-4, atol=1e-5
     )
     assert mine["resumed"] == mine["straight"]
     assert set(mine["weights"]) == set(weights)
@@ -339,11 +348,11 @@ def test_every_zero_stage_on_two_workers_is_plain_adamw(tmp_path: Path, zero: in
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_bfloat16_resumes_exactly_and_stays_near(tmp_path: Path, zero: int) -> None:
     mine = deepspeed_run(tmp_path, 1, zero, "bfloat16")
-    wanted, _ = torch_run()
+    expected, _ = torch_run()
     assert mine["resumed"] == mine["straight"]
     assert mine["dtype"] == "torch.bfloat16"
     trained = ((name, value) for name, value in Regression().module.named_parameters() if value.requires_grad)
     for name, value in trained:
         assert torch.equal(torch.tensor(mine["begun"][name]), value), "it begins with what was given, not rounded"
     near = torch.tensor(mine["first"])[:, 0]
-    torch.testing.assert_close(near, torch.tensor(wanted[:6])[:, 0], rtol=0.03, atol=0.01)
+    torch.testing.assert_close(near, torch.tensor(expected[:6])[:, 0], rtol=0.03, atol=0.01)

@@ -58,15 +58,15 @@ def server(tmp_path: Path, data: bytes, file: ReleasedFile) -> Iterator[Misbehav
     path = tmp_path / "store" / blob_key(file.sha256)
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
-    with misbehaving(tmp_path / "store") as found:
-        yield found
+    with misbehaving(tmp_path / "store") as result:
+        yield result
 
 
 def bring_to(folder: Path, server: Misbehaving, file: ReleasedFile) -> tuple[Path, int]:
     """The file's place, and the sum of all that was told."""
-    told = [0]
-    place = download([HttpSource(server.url)], file, folder, lambda size: told.append(size), BandwidthLimiter())
-    return place, sum(told)
+    bytes_done = [0]
+    place = download([HttpSource(server.url)], file, folder, lambda size: bytes_done.append(size), BandwidthLimiter())
+    return place, sum(bytes_done)
 
 
 FAULTS: dict[str, list[Fault]] = {
@@ -102,9 +102,9 @@ def test_it_arrives_all_the_same(
     name: str, tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
 ) -> None:
     server.faults = list(FAULTS[name])
-    place, told = bring_to(tmp_path / "device", server, file)
+    place, bytes_done = bring_to(tmp_path / "device", server, file)
     assert place.read_bytes() == data
-    assert told == SIZE, "what had to be fetched again was taken back"
+    assert bytes_done == SIZE, "what had to be fetched again was taken back"
     assert not server.faults
     assert not list((tmp_path / "device" / "partial").iterdir())
 
@@ -112,7 +112,7 @@ def test_it_arrives_all_the_same(
 def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
     server.faults = [truncate(0.5)]
     bring_to(tmp_path / "device", server, file)
-    (_, first), (_, second) = server.asked
+    (_, first), (_, second) = server.requests
     assert first == 0
     assert SIZE // 2 - CHUNK < second <= SIZE // 2, "less than a chunk is lost"
 
@@ -125,7 +125,7 @@ def test_another_mirror_goes_on_where_the_first_stopped(
         sources = [HttpSource(server.url), HttpSource(other.url)]
         place = download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter())
         assert place.read_bytes() == data
-        assert SIZE // 4 - CHUNK < other.asked[0][1] <= SIZE // 4
+        assert SIZE // 4 - CHUNK < other.requests[0][1] <= SIZE // 4
 
 
 def test_a_mirror_with_other_bytes_is_left_out(
@@ -148,7 +148,7 @@ def test_a_mirror_that_sends_next_to_nothing(
     with misbehaving(server.root) as other:
         sources = [HttpSource(server.url), HttpSource(other.url)]
         assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
-        ((_, start),) = other.asked
+        ((_, start),) = other.requests
         assert SIZE // 2 <= start < SIZE // 2 + 1000
 
 
@@ -159,10 +159,10 @@ def test_pieces_of_two_mirrors_that_do_not_fit(
     with misbehaving(server.root) as good:
         server.faults = [wrong_half] * 99
         sources = [HttpSource(server.url), HttpSource(good.url)]
-        told = [0]
-        place = download(sources, file, tmp_path / "device", told.append, BandwidthLimiter())
+        bytes_done = [0]
+        place = download(sources, file, tmp_path / "device", bytes_done.append, BandwidthLimiter())
         assert place.read_bytes() == data
-        assert sum(told) == SIZE
+        assert sum(bytes_done) == SIZE
 
 
 def test_whoever_gets_on_alone_is_not_interrupted(
@@ -203,8 +203,8 @@ def test_what_arrived_before_counts(tmp_path: Path, server: Misbehaving, file: R
     server.faults = [truncate(0.5)] + [refuse(401)] * 2
     with pytest.raises(StoreError, match="IncompleteRead"):
         bring_to(tmp_path / "device", server, file)
-    _, told = bring_to(tmp_path / "device", server, file)
-    assert told == SIZE
+    _, bytes_done = bring_to(tmp_path / "device", server, file)
+    assert bytes_done == SIZE
 
 
 def test_links_lead_nowhere(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
@@ -240,9 +240,9 @@ def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) ->
         bring_to(tmp_path / "device", server, file)
     arrived = (tmp_path / "device" / "partial" / file.sha256).stat().st_size
     assert SIZE // 2 - CHUNK < arrived <= SIZE // 2
-    server.faults, server.asked = [], []
+    server.faults, server.requests = [], []
     bring_to(tmp_path / "device", server, file)
-    assert server.asked[0][1] == arrived
+    assert server.requests[0][1] == arrived
 
 
 def test_a_limit_is_kept(
@@ -269,7 +269,7 @@ def test_a_proxy_of_the_environment(
     monkeypatch.setenv("http_proxy", server.url)
     source = HttpSource("http://music.invalid")
     assert download([source], file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
-    assert server.asked == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
+    assert server.requests == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
 
 
 def test_https_never_leads_to_http(server: Misbehaving, file: ReleasedFile) -> None:

@@ -54,10 +54,10 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
     values = {root_key(number + 1): data for number, data in enumerate(roots)}
     values[latest_key("band", "stable")] = base64.b64decode(case["release"])
     if case["installed"] is not None:
-        first, known = read_first(roots[0]), case["installed"]
-        versions = {"band@stable": (known["version"], known["digest"])}
+        first, installed = read_first(roots[0]), case["installed"]
+        versions = {"band@stable": (installed["version"], installed["digest"])}
         Installation(tmp_path).write(
-            InstallState(pinned=case["pinned"], root=first, seen=first.created, known=versions)
+            InstallState(pinned=case["pinned"], root=first, seen=first.created, latest=versions)
         )
     client = PullClient("band@stable", tmp_path, [Held(values)], case["pinned"], lambda: NOW)
     if case["expect"] == "refuse":
@@ -77,8 +77,8 @@ def test_a_client_in_another_language_agrees() -> None:
     """tests/vectors.mjs knows nothing of this code: another parser, another canonical form, another Ed25519."""
     script = PATH.parents[2] / "tests" / "vectors.mjs"
     ended = subprocess.run(["node", script, PATH], capture_output=True, check=True)
-    found = json.loads(ended.stdout)
-    assert {name: said.partition(":")[0] for name, said in found["cases"].items()} == {
+    result = json.loads(ended.stdout)
+    assert {name: said.partition(":")[0] for name, said in result["cases"].items()} == {
         case["name"]: case["expect"] for case in VECTORS["cases"]
     }
-    assert found["ranges"] == [case["do"] for case in VECTORS["ranges"]]
+    assert result["ranges"] == [case["do"] for case in VECTORS["ranges"]]

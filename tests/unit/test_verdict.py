@@ -15,18 +15,18 @@ from tinymusician.recipe import EvaluateConfig
 
 def test_a_model_that_plays_no_numbers_is_told_and_not_fatal() -> None:
     random = np.random.default_rng(0)
-    places, vectors = np.arange(30), ClipEmbeddings.of(list(random.normal(size=(30, 2, 4))))
+    positions, vectors = np.arange(30), ClipEmbeddings.of(list(random.normal(size=(30, 2, 4))))
     classes = {"key": random.dirichlet(np.ones(3), 30)}
-    real = ClipFeatures(places, vectors, vectors, classes, None, Counter())
+    real = ClipFeatures(positions, vectors, vectors, classes, None, Counter())
     nothing = ClipEmbeddings(np.zeros((0, 4)), np.zeros(0, np.int64))
-    own = ClipFeatures(places[:0], nothing, nothing, {"key": classes["key"][:0]}, None, Counter())
-    evaluation: Any = SimpleNamespace(asked=EvaluateConfig(clips=30, resamples=20))
-    found = compared(evaluation, own, real, random.normal(size=(30, 4)))
-    assert found["clips"] == 0
-    assert found["fad"] is found["fad_infinity"] is found["kad"] is None
-    assert np.isnan(found["clap"]["score"].value)
-    assert found["labels"] == {}
-    assert "not one of its clips is sound, see the degenerate ones" in found["notes"]
+    features = ClipFeatures(positions[:0], nothing, nothing, {"key": classes["key"][:0]}, None, Counter())
+    evaluation: Any = SimpleNamespace(config=EvaluateConfig(clips=30, resamples=20))
+    result = compared(evaluation, features, real, random.normal(size=(30, 4)))
+    assert result["clips"] == 0
+    assert result["fad"] is result["fad_infinity"] is result["kad"] is None
+    assert np.isnan(result["clap"]["score"].value)
+    assert result["labels"] == {}
+    assert "not one of its clips is sound, see the degenerate ones" in result["notes"]
     assert mean_difference(np.full(30, np.nan), np.ones(30), 0) is None
     sound = compared(evaluation, real, real, random.normal(size=(30, 4)))
     assert sound["fad"].value < 1e-9

@@ -60,8 +60,8 @@ def test_a_gpu_without_memory_is_told_in_one_line() -> None:
     words = (
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 GiB is free"
     )
-    found = str(to_user_error(WorkerGroupError("", {0: OutOfGpuMemory(words)})))
-    assert found.startswith("a GPU of 79.11 GiB ran out of memory, where 2.50 GiB more were needed: lower ")
+    result = str(to_user_error(WorkerGroupError("", {0: OutOfGpuMemory(words)})))
+    assert result.startswith("a GPU of 79.11 GiB ran out of memory, where 2.50 GiB more were needed: lower ")
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
@@ -79,6 +79,6 @@ def test_a_machine_without_memory_is_told_in_one_line() -> None:
     words = "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: ad) "
     killed = OutOfMemoryError(words + "was 22.44GB used / 23.54GB limit (0.953036)\nOOM kill reason: Memory usage")
     for error in (killed, ControllerError(killed), WorkerGroupError("", {1: killed})):
-        found = str(to_user_error(error))
-        assert found.startswith("a machine of the cluster ran out of memory (22.44GB of 23.54GB): ask for fewer")
-        assert "\n" not in found
+        result = str(to_user_error(error))
+        assert result.startswith("a machine of the cluster ran out of memory (22.44GB of 23.54GB): ask for fewer")
+        assert "\n" not in result

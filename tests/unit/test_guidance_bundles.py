@@ -19,7 +19,7 @@ from jobs.worker import WorkerContext
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.tiny import CAPTIONS
-from tests.told import told_student, write_told_bundle
+from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
@@ -45,13 +45,13 @@ PLANS = {
 
 @pytest.fixture(scope="module")
 def student(tiny_musicgen: Path) -> Any:
-    return told_student(str(tiny_musicgen), loudness=10.0)
+    return guidance_student(str(tiny_musicgen), loudness=10.0)
 
 
 @pytest.fixture(scope="module")
 def folder(student: Any, tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("told")
-    write_told_bundle(student, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
+    write_guidance_bundle(student, tiny_musicgen / "tokenizer.json", folder, seconds=1.0)
     return folder
 
 
@@ -62,10 +62,10 @@ def player(folder: Path) -> MusicGenerator:
 
 def embedding(student: Any, scale: float) -> Any:
     """The embedding of a scale of 1 to 5, in NumPy and float64."""
-    own = {name: value.double().numpy() for name, value in student.guidance_embedding.state_dict().items()}
+    weights = {name: value.double().numpy() for name, value in student.guidance_embedding.state_dict().items()}
     angles = (scale - 1) / 4 * math.pi * np.arange(1, 9)
-    x = own["first.weight"] @ np.concatenate([np.sin(angles), np.cos(angles)]) + own["first.bias"]
-    return own["last.weight"] @ (x / (1 + np.exp(-x))) + own["last.bias"]
+    x = weights["first.weight"] @ np.concatenate([np.sin(angles), np.cos(angles)]) + weights["first.bias"]
+    return weights["last.weight"] @ (x / (1 + np.exp(-x))) + weights["last.bias"]
 
 
 def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
@@ -73,28 +73,28 @@ def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
     text = load_tokenizer(str(folder))([PROMPT], return_tensors="pt")
     with torch.no_grad():
         states = student.text_encoder(**text).last_hidden_state + torch.from_numpy(embedding(student, scale)).float()
-    told = {"encoder_outputs": BaseModelOutput(states), "attention_mask": text["attention_mask"]}
-    return generated(student, frames, **told, guidance_scale=1, do_sample=False)[0]
+    inputs = {"encoder_outputs": BaseModelOutput(states), "attention_mask": text["attention_mask"]}
+    return generated(student, frames, **inputs, guidance_scale=1, do_sample=False)[0]
 
 
 def test_greedy_codes_are_those_of_transformers_at_every_scale(
     student: Any, player: MusicGenerator, tiny_musicgen: Path
 ) -> None:
-    found = []
+    result = []
     for scale in (1.0, 2.7, 5.0):
         request = player.request(GenerationRequest(PROMPT, seconds=0.8, temperature=0, guidance=scale))
         assert request.without is None, "one pass"
         generation = player.engine.start(request)
         player.engine.run(generation)
         np.testing.assert_array_equal(generation.codes, in_one_pass(student, tiny_musicgen, scale, 40))
-        found.append(generation.codes.tobytes())
-    assert len(set(found)) == 3, "the scale matters"
+        result.append(generation.codes.tobytes())
+    assert len(set(result)) == 3, "the scale matters"
 
 
 def test_what_is_not_said_is_the_default_scale(player: MusicGenerator) -> None:
-    heard = [player.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
-    assert np.array_equal(heard[0], heard[1])
-    assert not np.array_equal(heard[0], heard[2])
+    requests = [player.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
+    assert np.array_equal(requests[0], requests[1])
+    assert not np.array_equal(requests[0], requests[2])
 
 
 @pytest.mark.parametrize("scale", [0.9, 5.1])
@@ -123,10 +123,10 @@ def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     for scale in (1.0, 4.0):
         settings = SamplingSettings(seconds=0.4, guidance=scale, top_k=8, temperature=1.0)
-        one, other = (musician.play(CAPTIONS[:2], [1, 2], settings) for musician in (ours, theirs))
+        one, other = (generator.play(CAPTIONS[:2], [1, 2], settings) for generator in (ours, theirs))
         for mine, its in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine.codes, its.codes)
-        logits, others = (musician.forced(CAPTIONS[:2], codes, scale) for musician in (ours, theirs))
+        logits, others = (generator.forced(CAPTIONS[:2], codes, scale) for generator in (ours, theirs))
         torch.testing.assert_close(logits, others, rtol=1e-4, atol=1e-4)
 
 
@@ -149,9 +149,9 @@ def test_parity_is_measured_at_the_scales(
 
 
 def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
-    told = {"one_pass": True, "guidance": 2.0, "guidance_range": (1.0, 5.0)}
+    sampling = {"one_pass": True, "guidance": 2.0, "guidance_range": (1.0, 5.0)}
     tokenizer = tiny_musicgen / "tokenizer.json"
-    write_bundle(load_musicgen(str(tiny_musicgen)), tokenizer, tmp_path / "deaf", **told)
+    write_bundle(load_musicgen(str(tiny_musicgen)), tokenizer, tmp_path / "deaf", **sampling)
     with pytest.raises(BundleError, match=r"cross\.onnx is no cross; it has no input guidance"):
         open_player(tmp_path / "deaf")
     write_bundle(student, tokenizer, tmp_path / "not asked", one_pass=True, guidance=1.0)
@@ -187,8 +187,8 @@ class TestCompression:
         save_musicgen(folder / "student", student, load_tokenizer(str(student.name_or_path)))
         recipe = load_recipe("band", (f"quantize.model={folder / 'student'}", "teacher.guidance=2.5", *changes))
         store = LocalStore(folder / "store")
-        asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "versions": {}, "git": {}, "seeds": {}}
-        record = RunRecord(id="q", kind="quantize", workers=1, created=now(), cluster="", submission="", **asked)
+        run_record: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "versions": {}, "git": {}, "seeds": {}}
+        record = RunRecord(id="q", kind="quantize", workers=1, created=now(), cluster="", submission="", **run_record)
         RunStore(store, "q").write_record(record)
         return QuantizationWorkspace(WorkerContext(store.url, "q", 0, 1, "cpu"))
 
@@ -198,8 +198,8 @@ class TestCompression:
     ) -> None:
         """At both ends of a range all sines are 0: a graph that has them wrong must not pass there."""
         compression = self.compression(student, tmp_path, monkeypatch)
-        own = compression.defaults()
-        assert (own.one_pass, own.guidance, own.guidance_range) == (True, 2.5, (1.0, 5.0))
+        defaults = compression.defaults()
+        assert (defaults.one_pass, defaults.guidance, defaults.guidance_range) == (True, 2.5, (1.0, 5.0))
         along = compression.sequences("test", count, 0.4)
         assert along.scales == ((3.0,) if count == 1 else (2.0, 4.0))
         reference = ReferenceOutputs(compression.model, compression.tokenizer, along)
@@ -208,7 +208,7 @@ class TestCompression:
         weight = student.guidance_embedding.first.weight
         wrong = copy.deepcopy(student)
         wrong.guidance_embedding.first.weight.data = torch.cat([-9 * weight[:, :8], weight[:, 8:]], 1)
-        write_told_bundle(wrong, compression.exported / "tokenizer.json", tmp_path / "wrong", seconds=1.0)
+        write_guidance_bundle(wrong, compression.exported / "tokenizer.json", tmp_path / "wrong", seconds=1.0)
         parity = measure_fused(reference, open_player(tmp_path / "wrong", 1), tmp_path / "wrong")
         assert max(parity.kl) > 0.01
 

@@ -10,7 +10,7 @@ from tests.bundles import write_bundle
 RANGE = (1.0, 5.0)
 
 
-def told_student(name: str, loudness: float) -> Any:
+def guidance_student(name: str, loudness: float) -> Any:
     """A model with a random embedding of scales from 1 to 5, whose entries are about `loudness` times the weights'."""
     import torch
 
@@ -25,6 +25,6 @@ def told_student(name: str, loudness: float) -> Any:
     return student
 
 
-def write_told_bundle(student: Any, tokenizer: Path, folder: Path, seconds: float) -> None:
+def write_guidance_bundle(student: Any, tokenizer: Path, folder: Path, seconds: float) -> None:
     """A float32 bundle of it, which plays at 3 if nothing else is asked for."""
     write_bundle(student, tokenizer, folder, seconds=seconds, one_pass=True, guidance=3.0, guidance_range=RANGE)
