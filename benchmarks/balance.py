@@ -24,8 +24,8 @@ from jobs.worker import plan_of
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
-from tinymusician.distill.sound import CodecDistillTask
-from tinymusician.distill.text import TextEncoderDistillTask
+from tinymusician.distill.codec_distill import CodecDistillTask
+from tinymusician.distill.text_distill import TextEncoderDistillTask
 from tinymusician.recipe import Recipe, load_recipe
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, TorchEngine

@@ -24,8 +24,8 @@ from scipy.spatial.distance import cdist
 
 from benchmarks.report import report
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.pretrain.listening import band_shape, onset_times, spectral_centroid
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.pretrain.audio_features import band_shape, onset_times, spectral_centroid
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 AT_ONCE, RUNS = 8, 5
 

@@ -51,7 +51,7 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     from tinymusician.distill.signals import OnlineTeacher
     from tinymusician.distill.task import DistillTask, TemperatureSchedule
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.student import cut_student
+    from tinymusician.models.prune_layers import cut_student
 
     torch.manual_seed(0)
     teacher = load_musicgen(model_name)

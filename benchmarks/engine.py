@@ -75,7 +75,7 @@ def main() -> None:
 def prepare(folder: Path) -> dict[str, Path]:
     """The model, its float32 graphs and its bundles, made where they are missing."""
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.student import cut_student
+    from tinymusician.models.prune_layers import cut_student
     from tinymusician.quantize.optimum import export_optimum
     from tinymusician.quantize.precision import load_plan
 
@@ -137,7 +137,7 @@ def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
 
 def ours(folder: Path, seconds: float) -> dict[str, float]:
     """Playing from the bundle: the whole of it, and how long the first chunk of a stream takes."""
-    from tinymusician.runtime.player import GenerationRequest, open_player
+    from tinymusician.runtime.generator import GenerationRequest, open_player
 
     player = open_player(folder, THREADS)
     player.play(GenerationRequest(PROMPT, seconds=1))
@@ -155,7 +155,7 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
 
 def one_pass(folder: Path, seconds: float) -> float:
     """The real-time factor of a student with half the layers, with its guidance in it."""
-    from tinymusician.runtime.player import GenerationRequest, open_player
+    from tinymusician.runtime.generator import GenerationRequest, open_player
 
     player = open_player(folder, THREADS)
     player.play(GenerationRequest(PROMPT, seconds=1, guidance=1))
@@ -165,7 +165,7 @@ def one_pass(folder: Path, seconds: float) -> float:
 
 def steps(folder: Path) -> dict[str, float]:
     """Times of single steps, and what share of the memory's bandwidth they use."""
-    from tinymusician.runtime.player import open_player
+    from tinymusician.runtime.generator import open_player
 
     player = open_player(folder, THREADS)
     expected = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
@@ -203,7 +203,7 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
 
 def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
-    from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+    from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 
     def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []
@@ -252,7 +252,7 @@ def profile(folder: Path, count: int = 30) -> dict[str, float]:
     """Milliseconds of a guided step at position 250 by kind of operator, by ONNX Runtime's own profiler."""
     import onnxruntime
 
-    from tinymusician.runtime.player import open_player
+    from tinymusician.runtime.generator import open_player
 
     player = open_player(folder, THREADS)
     options = onnxruntime.SessionOptions()

@@ -30,9 +30,9 @@ from benchmarks.report import report
 from jobs.pool import ActorPool
 from jobs.worker import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.embedding import in_batches, windows
 from tinymusician.evaluate.frechet import Gaussian, fad, frechet_distance
-from tinymusician.evaluate.vectors import ClipEmbeddings
 
 SECONDS, GROUP = 10, 20
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
 from jobs.model import fetch_artifact
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher, TeacherSignals
 from tinymusician.distill.task import FixedScaleSource, held_out_closeness

@@ -24,16 +24,13 @@ from scipy.stats import mannwhitneyu
 from benchmarks.report import report
 from tinymusician.data.corpus import RenderedSplit
 from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI
-from tinymusician.data.scores import KINDS
 from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import KINDS
 from tinymusician.models.band import GUIDANCE, TEMPERATURE, TOP_K
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.plots import png, pyplot
-from tinymusician.pretrain.band import encode_split, load_corpus
-from tinymusician.pretrain.codec import codec_quality
-from tinymusician.pretrain.language_model import LanguageModelTask, unigram_entropy
-from tinymusician.pretrain.listening import (
+from tinymusician.pretrain.audio_features import (
     Wave,
     band_shape,
     chroma_correlation,
@@ -46,6 +43,9 @@ from tinymusician.pretrain.listening import (
     spectral_centroid,
     spectrogram,
 )
+from tinymusician.pretrain.band import encode_split, load_corpus
+from tinymusician.pretrain.codec import codec_quality
+from tinymusician.pretrain.language_model import LanguageModelTask, unigram_entropy
 
 RATE = 16_000
 BEAT = 0.02

@@ -40,7 +40,7 @@ CLIENTS, REQUESTS = 8, 5
 BARE = """
 import sys, time
 from pathlib import Path
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 player = open_player(Path(sys.argv[1]))
 player.play(GenerationRequest("warming up", seconds=1))
 for line in sys.stdin:

@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.models.shape import DecoderShape, shape_of
 from tinymusician.training.metrics import read_metrics
 

@@ -16,8 +16,8 @@ from jobs.compression import PlanTrial, QuantizationWorkspace
 from jobs.student import BAND_LICENCE
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.errors import EngineError, PlanError
+from tinymusician.html_report import html_picture, html_table, html_text, page
 from tinymusician.models.shape import is_packaged
-from tinymusician.page import html_picture, html_table, html_text, page
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.export import architecture_of
@@ -29,7 +29,7 @@ from tinymusician.quantize.report import ParetoPoint, plot_front, plot_sensitivi
 from tinymusician.quantize.sensitivity import Table, as_facts, choose
 from tinymusician.recipe import Precision, QualityThreshold
 from tinymusician.runtime.bundle import Bundle
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 
 RESERVE = 0.9
 """The share of the KL budget that a plan may use on the sequences it is chosen on; others differ a little."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymusician.evaluate.intervals import Interval, difference
+from tinymusician.evaluate.bootstrap import Interval, difference
 
 Row = dict[str, Any]
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told at this scale"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from tinymusician.artifacts.address import STORE_VARIABLE
 from tinymusician.artifacts.keys import KEYS_VARIABLE
+from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 

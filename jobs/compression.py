@@ -20,8 +20,8 @@ from jobs.worker import WorkerContext
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
+from tinymusician.data.tunes import Split
 from tinymusician.errors import RecipeError
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
@@ -29,7 +29,7 @@ from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
 from tinymusician.recipe import Precision, QuantizeConfig
 from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch
 
 _COMPARED = (
@@ -61,7 +61,7 @@ class QuantizationWorkspace:
     def __init__(self, context: WorkerContext) -> None:
         from tinymusician.models.guidance import plays_in_one_pass, range_of
         from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-        from tinymusician.models.student import check_codec, weights_digest
+        from tinymusician.models.prune_layers import check_codec, weights_digest
 
         self.context, self.recipe, self.config = context, context.recipe, context.recipe.quantize
         assert self.config.model is not None

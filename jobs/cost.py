@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tinymusician.models.param_count import CodecShape, TextShape, parts_of
 from tinymusician.models.shape import DecoderShape, shape_of
-from tinymusician.models.size import CodecShape, TextShape, parts_of
 from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent
 
 _GIB = 2**30

@@ -10,7 +10,7 @@ import sys
 
 from jobs.evaluation import Evaluator
 from jobs.worker import WorkerContext
-from tinymusician.evaluate.cost import measure
+from tinymusician.evaluate.inference_cost import measure
 from tinymusician.runtime.memory import reset_peak_memory
 
 

@@ -62,8 +62,8 @@ def submit() -> dict[str, Any]:
 def play_all(reference: str, folder: Path) -> None:
     """Each model plays each prompt with the same seed."""
     from jobs.pair import new_student
-    from tinymusician.artifacts.address import open_store
     from tinymusician.artifacts.manifest import fetch, find
+    from tinymusician.artifacts.open import open_store
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
     from tinymusician.recipe import parse_recipe
 

@@ -13,7 +13,7 @@ from jobs.student import JUDGE, finish, load_distilled
 from jobs.teacher import make_sequences, sequences
 from jobs.teacher_actors import TeacherPool
 from jobs.worker import NO_SIDECARS, SidecarActors, TrainingStage, WorkerContext, plan_of, train
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset

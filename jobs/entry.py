@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import STOPPED, RunStore, now
 from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
 

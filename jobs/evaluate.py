@@ -13,7 +13,7 @@ from jobs.evaluation import AGREEMENT_GROUP, REAL, RECONSTRUCTED, Evaluator, agr
 from jobs.pool import ActorPool, stages
 from jobs.verdict import write_report
 from jobs.worker import WorkerContext
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import parse_recipe
 

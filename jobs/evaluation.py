@@ -31,10 +31,10 @@ from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
+from tinymusician.evaluate.degenerate import examine
 from tinymusician.evaluate.embedders import open_embedder
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
-from tinymusician.evaluate.guards import examine
-from tinymusician.evaluate.musicians import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_generator
+from tinymusician.evaluate.generators import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_generator
 from tinymusician.evaluate.reference import ReferenceSet, open_reference
 from tinymusician.evaluate.taggers import open_tagger
 from tinymusician.models.likelihood import cross_entropies, varieties

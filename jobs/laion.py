@@ -8,8 +8,8 @@ from typing import Any
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.laion_clap import RATE, LaionClap
-from tinymusician.evaluate.vectors import Floats
 from tinymusician.recipe import LaionClapEmbeddingConfig
 
 

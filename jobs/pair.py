@@ -39,7 +39,7 @@ def load_pair(recipe: Recipe) -> TeacherStudent:
         ModelError, RecipeError: weights cannot be had, or the two do not fit together.
     """
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-    from tinymusician.models.student import check_pair, weights_digest
+    from tinymusician.models.prune_layers import check_pair, weights_digest
 
     teacher = load_musicgen(recipe.teacher.model)
     student = new_student(recipe, teacher)
@@ -62,7 +62,7 @@ def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStuden
         raise ClusterError(f"--workers {context.world}: teacher.split = {pieces} needs a multiple of it")
     from torch.distributed.device_mesh import init_device_mesh
 
-    from tinymusician.models.split import split_decoder
+    from tinymusician.models.tensor_parallel import split_decoder
 
     teams = context.world // pieces
     mesh = init_device_mesh(context.device, (teams, pieces), mesh_dim_names=("team", "piece"))["piece"]
@@ -78,10 +78,10 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
     """
     from tinymusician.models.guidance import add_guidance_conditioning
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.narrow import narrow_student
-    from tinymusician.models.narrow_codec import with_codec
-    from tinymusician.models.narrow_text import with_text
-    from tinymusician.models.student import cut_student
+    from tinymusician.models.prune_layers import cut_student
+    from tinymusician.models.prune_width import narrow_student
+    from tinymusician.models.prune_width_codec import with_codec
+    from tinymusician.models.prune_width_text import with_text
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
     if isinstance(chosen, WidthPrunedStudent):

@@ -21,12 +21,12 @@ from typing import Any
 from jobs.claims import FAILS, HOLDS, higher, lower, not_worse, rising, slower, within_tolerance
 from jobs.cli.output import follow
 from jobs.submission import Kind
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore, summary
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RecipeError, TinyMusicianError
+from tinymusician.html_report import html_note, html_table, page
 from tinymusician.models.shape import shape_of
-from tinymusician.page import html_note, html_table, page
 from tinymusician.quantize.precision import PLANS
 from tinymusician.recipe import load_recipe
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jobs.worker import TrainingStage, WorkerContext, metrics_name, plan_of, train
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.models.size import check_piece
+from tinymusician.models.param_count import check_piece
 from tinymusician.recipe import Recipe
 
 JUDGES = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
@@ -37,9 +37,9 @@ def untrained_parts(recipe: Recipe, teacher: Any) -> StudentComponents:
     Raises:
         RecipeError: they do not fit into the teacher's.
     """
-    from tinymusician.distill.sound import ProjectedCodec
-    from tinymusician.models.narrow_codec import narrow_codec
-    from tinymusician.models.narrow_text import narrow_text
+    from tinymusician.distill.codec_distill import ProjectedCodec
+    from tinymusician.models.prune_width_codec import narrow_codec
+    from tinymusician.models.prune_width_text import narrow_text
 
     text = codec = None
     if (text_config := recipe.text_encoder) is not None:
@@ -65,7 +65,7 @@ def trained_parts(context: WorkerContext, teacher: Any) -> StudentComponents:
 
 def best_part(context: WorkerContext, stage: str) -> dict[str, Any]:
     """The weights of a part at its best checkpoint."""
-    from tinymusician.distill.part import PART
+    from tinymusician.distill.component import PART
 
     best = checkpoints(context, stage).best()
     assert best is not None, "every stage validates at its end"
@@ -96,7 +96,7 @@ def train_parts(
 
 
 def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDataset, held_out: TokenDataset) -> None:
-    from tinymusician.distill.text import TextEncoderDistillTask
+    from tinymusician.distill.text_distill import TextEncoderDistillTask
 
     config, training = context.recipe.text_encoder, context.recipe.training
     assert config is not None
@@ -121,7 +121,7 @@ def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenDataset) -> None:
     import numpy as np
     import torch
 
-    from tinymusician.distill.text import fit_text
+    from tinymusician.distill.text_distill import fit_text
 
     texts = np.unique(tokens.text_ids, axis=0, return_index=True)[1][:_TEXTS]
     fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
@@ -131,7 +131,7 @@ def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenDataset, frames: in
     """Let a codec's maps begin where they are best for pieces of the first sequences."""
     import numpy as np
 
-    from tinymusician.distill.sound import pieces
+    from tinymusician.distill.codec_distill import pieces
 
     rows = np.arange(min(len(tokens.codes), _PIECES))
     codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(seed)))
@@ -139,7 +139,7 @@ def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenDataset, frames: in
 
 def sound_task(context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset) -> Any:
     """The codec's task, in float32 everywhere: its losses are spectra and logarithms."""
-    from tinymusician.distill.sound import CodecDistillTask
+    from tinymusician.distill.codec_distill import CodecDistillTask
 
     recipe = context.recipe
     assert recipe.codec is not None

@@ -17,9 +17,9 @@ from typing import Any, get_args
 
 from jobs.releasing import evaluated, publish
 from jobs.submission import RESUMABLE_KEYS
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import split_reference
 from tinymusician.artifacts.runs import STEPS_FILE, RunStore, now

@@ -7,11 +7,11 @@ import json
 from jobs.pair import TeacherStudent, load_pair, shard_teacher
 from jobs.teacher import make_by_teams, make_sequences, sequences, signal_maker, signal_shards
 from jobs.worker import WorkerContext, run_ray_train
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.data.scores import SPLITS, Split
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import SPLITS, Split
 
 
 def work(context: WorkerContext) -> None:

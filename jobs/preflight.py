@@ -10,8 +10,8 @@ from jobs.cost import frames, student_shape
 from jobs.submission import Kind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
+from tinymusician.models.param_count import check_codec_size, check_piece, check_text, check_text_width, parts_of
 from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
-from tinymusician.models.size import check_codec_size, check_piece, check_text, check_text_width, parts_of
 from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
 
 PRETRAINING_READS = (
@@ -157,8 +157,8 @@ def check_evaluate(recipe: Recipe, here: bool) -> None:
 def check_release(recipe: Recipe, here: bool) -> None:
     """Where the pipeline signs on this machine, its key must be here before hours are spent."""
     if here and recipe.pipeline.last == "publish":
-        from tinymusician.artifacts.address import open_store
         from tinymusician.artifacts.keys import keys_folder, load_key
+        from tinymusician.artifacts.open import open_store
         from tinymusician.artifacts.registry import ReleaseRegistry
 
         folder = keys_folder()

@@ -16,8 +16,8 @@ from typing import Any
 from jobs.driver import drive
 from jobs.student import BAND_LICENCE
 from jobs.worker import TrainingStage, Work, WorkerContext, train
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError

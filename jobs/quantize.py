@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs.pool import ActorPool, stages
 from jobs.worker import WorkerContext
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 
 if TYPE_CHECKING:

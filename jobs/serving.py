@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jobs import cluster
-from serve.settings import ServeConfig
+from serve.config import ServeConfig
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 
@@ -63,7 +63,7 @@ class ServeDeployment:
             {
                 "name": NAME,
                 "route_prefix": "/",
-                "import_path": "serve.app:build",
+                "import_path": "serve.deployments:build",
                 "runtime_env": cluster.uploaded(self._jobs, cluster.runtime_environment(store, self.where)),
                 "args": settings.model_dump(mode="json", exclude_defaults=True),
             },

@@ -36,7 +36,7 @@ def followed(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
         return ()
     if isinstance(recipe.student, LayerSubset):
         return recipe.student.layers
-    from tinymusician.distill.hidden import followed_layers
+    from tinymusician.distill.hidden_states import followed_layers
 
     depths = (model.config.decoder.num_hidden_layers for model in (pair.student, pair.teacher))
     return tuple(followed_layers(*depths))

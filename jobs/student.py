@@ -72,7 +72,7 @@ def load_distilled(context: WorkerContext, student: Any) -> int:
     Raises:
         RunError: there is none.
     """
-    from tinymusician.distill.hidden import PROJECTIONS
+    from tinymusician.distill.hidden_states import PROJECTIONS
     from tinymusician.models.musicgen import ConditionedDecoder
 
     best = checkpoints(context, "distill").best()
@@ -151,7 +151,7 @@ def scales_between(range_: tuple[float, float] | None) -> list[float]:
 
 def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
     """Where a student comes from."""
-    from tinymusician.models.student import weights_digest
+    from tinymusician.models.prune_layers import weights_digest
 
     recipe, record = context.recipe, context.record
     return {

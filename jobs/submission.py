@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import cluster
-from tinymusician.artifacts.address import STORE_TIMEOUT_VARIABLE
+from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
 from tinymusician.artifacts.runs import (
     ENDED,
     SILENCE,

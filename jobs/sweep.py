@@ -19,12 +19,12 @@ from jobs.pool import ActorPool, stages
 from jobs.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
 from jobs.verdict import clip_features
 from jobs.worker import WorkerContext, run_ray_train
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.evaluate.bootstrap import as_json
 from tinymusician.evaluate.clap_score import clap_score
-from tinymusician.evaluate.intervals import as_json
-from tinymusician.evaluate.kernel import kad
-from tinymusician.evaluate.study import claims, fluctuation, html_study, markdown_study
+from tinymusician.evaluate.kad import kad
+from tinymusician.evaluate.sweep_report import claims, fluctuation, html_study, markdown_study
 from tinymusician.recipe import parse_recipe
 
 CHAMPION = "stage_mixed"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from jobs.pair import TeacherStudent
 from jobs.worker import WorkerContext
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.scores import SPLITS, Split
 from tinymusician.data.shards import ShardCache, make_missing
 from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import SPLITS, Split
 from tinymusician.errors import RunError
 from tinymusician.recipe import CachedSignalsConfig
 

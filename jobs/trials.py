@@ -20,17 +20,17 @@ from jobs.pair import TeacherStudent, load_pair, new_student
 from jobs.student import JUDGE
 from jobs.teacher import cached, online, sequences, signal_shards
 from jobs.worker import WorkerContext, plan_of
-from tinymusician.data.scores import Split
 from tinymusician.data.shards import ShardCache, fingerprint
 from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import Split
 from tinymusician.distill.objective import distillation_loss
 from tinymusician.distill.signals import SignalSource, TeacherSignals
 from tinymusician.distill.task import ObjectiveTask, TemperatureSchedule, closeness
 from tinymusician.errors import NonFiniteLossError
-from tinymusician.evaluate.musicians import Generator, TorchGenerator
+from tinymusician.evaluate.generators import Generator, TorchGenerator
 from tinymusician.models.divergences import mean_over_valid, on_logits, reverse_kl
 from tinymusician.models.musicgen import ConditionedDecoder
-from tinymusician.models.student import weights_digest
+from tinymusician.models.prune_layers import weights_digest
 from tinymusician.recipe import Grid, Recipe, parse_recipe
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, TorchEngine

@@ -27,14 +27,14 @@ from jobs.origins import curves, sensitivities
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
+from tinymusician.evaluate.bootstrap import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats, Indices
+from tinymusician.evaluate.degenerate import KINDS, ClipHealth, problems
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
-from tinymusician.evaluate.guards import KINDS, ClipHealth, problems
-from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
-from tinymusician.evaluate.kernel import kad
-from tinymusician.evaluate.labels import label_divergence
+from tinymusician.evaluate.kad import kad
+from tinymusician.evaluate.label_kl import label_divergence
 from tinymusician.evaluate.report import AudioSample, html_report, markdown_report
-from tinymusician.evaluate.vectors import ClipEmbeddings, Floats, Indices
 from tinymusician.recipe import DegenerateThresholds
 
 WORST = 5

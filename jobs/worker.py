@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from platformdirs import user_cache_path
 
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunRecord, RunStore
 from tinymusician.errors import ClusterError, NonFiniteLossError, RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import Recipe, TrainingConfig, parse_recipe

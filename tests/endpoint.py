@@ -11,16 +11,16 @@ from typing import Any
 
 import requests
 import uvicorn
-from serve.musician import EngineReplica
 
-from serve.front import Ingress
-from serve.messages import ModelInfo, StreamMetadata
-from serve.performance import EngineDeadError
-from serve.settings import read_settings
-from serve.web import create_app
+from serve.api import create_app
+from serve.config import read_settings
+from serve.engine_replica import EngineReplica
+from serve.generation_task import EngineDeadError
+from serve.ingress import Ingress
+from serve.schemas import ModelInfo, StreamMetadata
 from tests.ray_cluster import wait_for
 from tests.s3_server import free_port
-from tinymusician.runtime.player import GenerationRequest
+from tinymusician.runtime.generator import GenerationRequest
 
 
 class Engines:

@@ -33,7 +33,7 @@ def create(
 
     Example: `tmctl access create "the shop's page" --per-minute 30 --days 90`
     """
-    from serve.access import default_file, edited, new_key
+    from serve.api_keys import default_file, edited, new_key
 
     if not 1 <= len(name) <= 64:
         raise KeyFileError(f"NAME {name!r}: 1 to 64 characters are needed")
@@ -48,7 +48,7 @@ def create(
 @app.command("list")
 def list_(file: File = None, json: Json = False) -> None:
     """List the keys, without what would open anything."""
-    from serve.access import default_file, read_keys
+    from serve.api_keys import default_file, read_keys
 
     keys = read_keys(file or default_file()).keys
     facts = [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]
@@ -65,7 +65,7 @@ def revoke(
     file: File = None,
 ) -> None:
     """Let a key count no more, from the next request on."""
-    from serve.access import default_file, edited
+    from serve.api_keys import default_file, edited
 
     path = file or default_file()
     with edited(path) as keys:

@@ -13,8 +13,8 @@ import typer
 from jobs.cli.keys import registry
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts import manifest as manifests
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.manifest import FileEntry
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.release import Release, ReleasedFile, split_reference
 from tinymusician.errors import DigestMismatchError, NotFoundError
 from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
@@ -283,7 +283,7 @@ def collect(
     Nothing of the last seven days is touched, and no shard while a run has not ended. Release documents stay for ever:
     they are the history.
     """
-    from tinymusician.artifacts import garbage
+    from tinymusician.artifacts import garbage_collection as garbage
 
     store = open_store()
 

@@ -53,9 +53,9 @@ def generate(
     """
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
-    from tinymusician.runtime.location import located
+    from tinymusician.runtime.generator import GenerationRequest, open_player
     from tinymusician.runtime.memory import peak_memory
-    from tinymusician.runtime.player import GenerationRequest, open_player
+    from tinymusician.runtime.resolve import located
 
     began = time.monotonic()
     if not output.absolute().parent.is_dir():

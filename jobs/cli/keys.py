@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.cli.output import emit
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.keys import key_id, keys_folder
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.trust import RootMetadata
 

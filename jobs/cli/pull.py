@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import emit
+from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.artifacts.pull import AvailableUpdate, PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
-from tinymusician.artifacts.transfer import BandwidthLimiter
 
 ROOT_VARIABLE = "TMCTL_ROOT_KEY"
 _SHOWN_SECONDS = 0.5
@@ -61,7 +61,7 @@ def pull(
 
     - `tmctl pull band --to my-student`
     """
-    from tinymusician.artifacts.address import open_store
+    from tinymusician.artifacts.open import open_store
 
     if "@" not in reference or "@sha256:" in reference:
         _take(open_store(), reference, to)

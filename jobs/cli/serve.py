@@ -66,10 +66,10 @@ def serve(
     - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --keys /run/secrets/api-keys --detach`
     """
     from jobs.serving import DeploymentStatus, ServeDeployment
-    from serve.access import read_keys
-    from serve.settings import read_settings
-    from serve.shelf import open_bundle_source
-    from tinymusician.artifacts.address import open_store
+    from serve.api_keys import read_keys
+    from serve.bundle_source import open_bundle_source
+    from serve.config import read_settings
+    from tinymusician.artifacts.open import open_store
 
     if stop:
         ServeDeployment(cluster, start=False).stop()

@@ -54,7 +54,7 @@ def start(
     """What the commands share."""
     from jobs.cluster import CLUSTER_VARIABLE, is_here
     from jobs.preflight import check, check_overrides, located
-    from tinymusician.artifacts.address import open_store
+    from tinymusician.artifacts.open import open_store
     from tinymusician.artifacts.runs import summary
 
     loaded = load_recipe(recipe, tuple(overrides or ()))

@@ -24,7 +24,7 @@ def loaded_by(code: str) -> set[str]:
         "import tinymusician",
         "import tinymusician.codebooks",
         "import tinymusician.recipe; tinymusician.recipe.load_recipe('band')",
-        "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.address",
+        "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.open",
         "import jobs.cli.main",
         "import jobs.preflight as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'), True)",
     ],

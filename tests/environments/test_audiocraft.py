@@ -10,7 +10,7 @@ import torch
 
 from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.musicians import SamplingSettings, open_generator
+from tinymusician.evaluate.generators import SamplingSettings, open_generator
 from tinymusician.models.audiocraft import converted, is_release
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
 from tinymusician.recipe import load_recipe

@@ -21,7 +21,7 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.optimum import apply_to_optimum, export_optimum
 from tinymusician.quantize.precision import load_plan
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 pytestmark = [pytest.mark.slow, pytest.mark.environments]
 

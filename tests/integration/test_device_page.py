@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from tests.endpoint import Endpoint, endpoint
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tinymusician.models.musicgen import model_location
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

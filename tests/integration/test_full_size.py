@@ -11,7 +11,7 @@ from benchmarks.shapes import CAPTIONS, musicgen
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tinymusician.models.band import train_tokenizer
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow
 

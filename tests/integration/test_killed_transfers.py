@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.keys import keys_folder
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.sources import open_source
@@ -36,7 +36,7 @@ import numpy as np
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.keys import keys_folder
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 home, number = Path(sys.argv[1]), int(sys.argv[2])
 folder, store = home / f"made-{number}", open_store()
 for name, size in eval(sys.argv[3]).items():
@@ -52,7 +52,7 @@ PULL = """
 import sys
 from pathlib import Path
 from tinymusician.artifacts.pull import PullClient
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.sources import open_source
 client = PullClient("band@stable", Path(sys.argv[1]) / "device", [open_source(open_store().url)], sys.argv[2])
 print("ready", flush=True)

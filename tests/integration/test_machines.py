@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import requests
 
-from serve.access import KeyFile, new_key, write_keys
+from serve.api_keys import KeyFile, new_key, write_keys
 from tests.fork_server.start import fork_server
 from tests.machines import ROOT, Machine, Network, NoMachines, network
 from tests.ray_cluster import BIN, LONG, QUICK, losses, settings, shards, wait_for

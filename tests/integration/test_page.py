@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serve.access import edited, new_key
+from serve.api_keys import edited, new_key
 from tests.endpoint import Endpoint, endpoint
 
 pytestmark = pytest.mark.slow

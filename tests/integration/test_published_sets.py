@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from tinymusician.data.corpus import SEED, RenderedSplit, load_split
-from tinymusician.data.scores import corpus_files, tunes_in, with_splits
+from tinymusician.data.tunes import corpus_files, tunes_in, with_splits
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.reference import ReferenceSet, open_reference
-from tinymusician.evaluate.vectors import ClipEmbeddings
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import pytest
 from jobs.releasing import addresses
 from tests.cutting import line
 from tests.s3_server import S3Server
-from tinymusician.artifacts import transfer
+from tinymusician.artifacts import download as transfer
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.pull import PullClient

@@ -25,7 +25,7 @@ import requests
 
 from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow
 LOG = logging.getLogger(__name__)

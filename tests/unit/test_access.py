@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.access import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError, edited, new_key, read_keys
+from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError, edited, new_key, read_keys
 from tinymusician.errors import KeyFileError
 
 

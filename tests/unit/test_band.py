@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tinymusician.data.dedup import families
 from tinymusician.data.facts import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
-from tinymusician.data.families import families
 from tinymusician.data.render import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
-from tinymusician.data.scores import Tune, plain_title, with_splits
+from tinymusician.data.tunes import Tune, plain_title, with_splits
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
 from tinymusician.models.spectral import mel_filters, si_sdr

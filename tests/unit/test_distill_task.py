@@ -19,7 +19,7 @@ from tinymusician.distill.report import sample_figures
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask, TemperatureSchedule, closeness
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-from tinymusician.models.student import cut_student
+from tinymusician.models.prune_layers import cut_student
 from tinymusician.recipe import FixedBiKLConfig, Objective, PlainObjectiveConfig, StageMixedConfig, SwitchedBiKLConfig
 from tinymusician.training.engine import AdamConfig, TorchEngine
 

@@ -16,12 +16,12 @@ import pytest
 import requests
 import soundfile
 
-from serve.access import edited, new_key
+from serve.api_keys import edited, new_key
 from tests.endpoint import Endpoint, endpoint
-from tests.ray_cluster import wait_for
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
+from tests.ray_cluster import wait_for
 from tinymusician.errors import BundleError, RequestError
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 
 RATE = 800
 MARCH = "a happy march"
@@ -223,7 +223,7 @@ def test_a_request_may_bring_its_id(here: Endpoint) -> None:
 def test_a_fault_of_our_own_is_an_answer_and_is_counted(
     here: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("serve.front.encoder", None)
+    monkeypatch.setattr("serve.ingress.encoder", None)
     answer = here.generate(prompt=MARCH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
     assert "Content-Security-Policy" in answer.headers

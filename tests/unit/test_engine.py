@@ -16,7 +16,7 @@ from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 
 PROMPT = "a slow fiddle reel"
 

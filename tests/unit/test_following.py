@@ -14,8 +14,8 @@ import onnx
 import pytest
 import requests
 
-from serve.musician import EngineReplica
-from serve.settings import read_settings
+from serve.config import read_settings
+from serve.engine_replica import EngineReplica
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
 from tests.world import World

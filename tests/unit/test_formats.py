@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from serve.formats import Samples, encoder, wave_size
-from serve.messages import Format
+from serve.encoders import Samples, encoder, wave_size
+from serve.schemas import Format
 
 
 def tone(rate: int, seconds: float = 1.5, hertz: float = 440.0) -> Samples:

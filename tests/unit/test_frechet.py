@@ -8,6 +8,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
 from tinymusician.errors import DataError
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.frechet import (
     Gaussian,
     fad,
@@ -17,7 +18,6 @@ from tinymusician.evaluate.frechet import (
     fad_interval,
     frechet_distance,
 )
-from tinymusician.evaluate.vectors import ClipEmbeddings
 
 
 def drawn(

@@ -17,7 +17,7 @@ from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask, FixedScaleSource, GuidanceSampler
 from tinymusician.errors import RecipeError
-from tinymusician.evaluate.musicians import TorchGenerator
+from tinymusician.evaluate.generators import TorchGenerator
 from tinymusician.models.guidance import (
     add_guidance_conditioning,
     is_guidance_conditioned,
@@ -25,8 +25,8 @@ from tinymusician.models.guidance import (
     plays_in_one_pass,
 )
 from tinymusician.models.musicgen import ConditionedDecoder, guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.prune_layers import cut_student
 from tinymusician.models.saving import save_musicgen
-from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig, TorchEngine
 

@@ -18,12 +18,12 @@ from jobs.compression import QuantizationWorkspace
 from jobs.worker import WorkerContext
 from tests.bundles import write_bundle
 from tests.generated import generated
-from tests.tiny import CAPTIONS
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
+from tests.tiny import CAPTIONS
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
-from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator
+from tinymusician.evaluate.generators import OnnxGenerator, SamplingSettings, TorchGenerator
 from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
@@ -32,7 +32,7 @@ from tinymusician.quantize.parity import ReferenceOutputs, measure_fused
 from tinymusician.quantize.precision import PrecisionPlan, packaged_plan
 from tinymusician.recipe import load_recipe
 from tinymusician.runtime.bundle import Bundle, read_manifest
-from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 from tinymusician.runtime.rollout import ForcedBatch
 
 PROMPT = CAPTIONS[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinymusician.pretrain.listening import (
+from tinymusician.pretrain.audio_features import (
     band_shape,
     chroma,
     chroma_correlation,

@@ -17,10 +17,10 @@ from tinymusician.errors import ModelError, RecipeError
 from tinymusician.models.audiocraft import is_release
 from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.prune_layers import check_pair, cut_student, weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, RELEASED, DecoderShape, shape_of
-from tinymusician.models.student import check_pair, cut_student, weights_digest
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 from tinymusician.runtime.sampling import guide
 
 

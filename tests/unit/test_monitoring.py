@@ -16,7 +16,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from jobs.gauges import WATCHED
-from serve.watch import EngineMetrics, IngressMetrics
+from serve.metrics import EngineMetrics, IngressMetrics
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra/monitoring"

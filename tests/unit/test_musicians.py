@@ -13,8 +13,8 @@ from tests.bundles import write_bundle
 from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.errors import BundleError, ModelError
 from tinymusician.evaluate.agreement import agreement
-from tinymusician.evaluate.cost import energy, measure, operations
-from tinymusician.evaluate.musicians import OnnxGenerator, SamplingSettings, TorchGenerator, open_generator
+from tinymusician.evaluate.generators import OnnxGenerator, SamplingSettings, TorchGenerator, open_generator
+from tinymusician.evaluate.inference_cost import energy, measure, operations
 from tinymusician.models.musicgen import load_musicgen
 
 SETTINGS = SamplingSettings(0.4, 3.0, 8, 0.9)
@@ -105,7 +105,7 @@ def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
 
 
 def test_energy_is_read_where_the_machine_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinymusician.evaluate.cost._POWERCAP", tmp_path)
+    monkeypatch.setattr("tinymusician.evaluate.inference_cost._POWERCAP", tmp_path)
     assert energy() is None
     for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 2_000_000), ("intel-rapl:0:0", 9_000_000)):
         (tmp_path / name).mkdir()

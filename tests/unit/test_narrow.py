@@ -12,13 +12,13 @@ import torch
 from jobs.preflight import check_shapes
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.distill.hidden import ProjectedDecoder, followed_layers, hidden_loss
+from tinymusician.distill.hidden_states import ProjectedDecoder, followed_layers, hidden_loss
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import HiddenLossConfig
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
-from tinymusician.models.narrow import channels, narrow_student
-from tinymusician.models.student import cut_student
+from tinymusician.models.prune_layers import cut_student
+from tinymusician.models.prune_width import channels, narrow_student
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig, TorchEngine
 

@@ -20,8 +20,8 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import encode_text, load_musicgen
+from tinymusician.models.prune_layers import cut_student
 from tinymusician.models.sampling import sample_codes
-from tinymusician.models.student import cut_student
 from tinymusician.recipe import OnPolicyConfig, load_recipe
 from tinymusician.training.engine import AdamConfig, TorchEngine
 

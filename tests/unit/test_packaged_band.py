@@ -13,7 +13,7 @@ from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokeni
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import WEIGHTS, shape_of
 from tinymusician.models.spectral import si_sdr
-from tinymusician.pretrain.listening import chroma_correlation, in_tune, pitch_track
+from tinymusician.pretrain.audio_features import chroma_correlation, in_tune, pitch_track
 
 
 def test_the_family_fits_its_limits() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinymusician.runtime.pages import use_large_pages
+from tinymusician.runtime.hugepages import use_large_pages
 
 
 def in_large_pages() -> int:

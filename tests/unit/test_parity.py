@@ -17,7 +17,7 @@ from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
 from tinymusician.quantize.parity import ReferenceOutputs, check, measure_fused
 from tinymusician.runtime.bundle import Bundle, read_manifest
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
 
 PROMPTS = ["a slow waltz for the church organ", "a fast fiddle reel"]

@@ -18,10 +18,7 @@ from jobs.parts import load_whole, parameters
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method, balance
-from tinymusician.distill.joint import JointTask
-from tinymusician.distill.maps import fit
-from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.sound import (
+from tinymusician.distill.codec_distill import (
     CodecDistillTask,
     ProjectedCodec,
     expected_latents,
@@ -29,17 +26,20 @@ from tinymusician.distill.sound import (
     played,
     sound_closeness,
 )
+from tinymusician.distill.joint import JointTask
+from tinymusician.distill.least_squares import fit
+from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import GuidanceSampler
-from tinymusician.distill.text import TextEncoderDistillTask, fit_text, state_error
+from tinymusician.distill.text_distill import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
 from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
-from tinymusician.models.narrow import narrow_student
-from tinymusician.models.narrow_codec import narrow_codec, with_codec
-from tinymusician.models.narrow_text import ProjectedTextEncoder, narrow_text, with_text
+from tinymusician.models.param_count import CodecShape, TextShape, parts_of
+from tinymusician.models.prune_layers import cut_student
+from tinymusician.models.prune_width import narrow_student
+from tinymusician.models.prune_width_codec import narrow_codec, with_codec
+from tinymusician.models.prune_width_text import ProjectedTextEncoder, narrow_text, with_text
 from tinymusician.models.sampling import decode_audio
-from tinymusician.models.size import CodecShape, TextShape, parts_of
-from tinymusician.models.student import cut_student
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig, TorchEngine
 

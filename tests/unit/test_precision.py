@@ -16,7 +16,7 @@ from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.apply import CacheRanges, apply_plan, blocks_of, group_of
 from tinymusician.quantize.precision import PrecisionPlan, load_plan, save_plan
 from tinymusician.runtime.bundle import describe_files, read_manifest
-from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 from tinymusician.runtime.rollout import ForcedBatch, rollout_with_ranges
 
 PROMPT = "a fast fiddle reel"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.room import AudioOutput, EngineLoop, RequestHandle
+from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
 from tests.bundles import write_bundle
 from tinymusician.errors import EngineError
-from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tinymusician.distill.schedules import stage, temperature
-from tinymusician.training.rate import LAST_SHARE, learning_rate
+from tinymusician.training.lr_schedule import LAST_SHARE, learning_rate
 
 
 def test_the_papers_hard_step() -> None:

@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import entropy
 
 from tinymusician.errors import DataError
+from tinymusician.evaluate.bootstrap import Interval, as_json, difference, mean_interval
 from tinymusician.evaluate.clap_score import clap_score
-from tinymusician.evaluate.guards import examine, loop, problems
-from tinymusician.evaluate.intervals import Interval, as_json, difference, mean_interval
-from tinymusician.evaluate.kernel import bandwidth, kad, thinned
-from tinymusician.evaluate.labels import label_divergence
-from tinymusician.evaluate.vectors import ClipEmbeddings
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
+from tinymusician.evaluate.degenerate import examine, loop, problems
+from tinymusician.evaluate.kad import bandwidth, kad, thinned
+from tinymusician.evaluate.label_kl import label_divergence
 from tinymusician.recipe import DegenerateThresholds
 
 

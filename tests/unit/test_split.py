@@ -37,7 +37,7 @@ def answers(model: str, rank: int | None) -> dict[str, Any]:
     if rank is not None:
         from torch.distributed.device_mesh import init_device_mesh
 
-        from tinymusician.models.split import split_decoder
+        from tinymusician.models.tensor_parallel import split_decoder
 
         mesh = init_device_mesh("cpu", (2,))
         split_decoder(teacher, mesh)

@@ -73,7 +73,7 @@ def test_every_pattern_names_a_file(stages: ModuleType) -> None:
         ("jobs/pool.py", {"machines", "compose"}),
         ("jobs/sweep.py", set()),
         ("tests/machines.py", {"machines"}),
-        ("serve/front.py", {"machines", "compose"}),
+        ("serve/ingress.py", {"machines", "compose"}),
         ("infra/docker/store/run", {"compose"}),
         ("docker-compose.yml", {"compose"}),
         ("infra/docker/ray-node", {"machines", "compose"}),

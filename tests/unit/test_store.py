@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tinymusician.artifacts.address import open_store
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.blobs import blob_key, digest_of, get_blob, put_blob
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
@@ -61,7 +61,7 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 with atomic_write(Path(sys.argv[1])) as draft:
     draft.write_bytes(b"half")
     print("writing", flush=True)

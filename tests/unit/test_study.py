@@ -11,7 +11,7 @@ import pytest
 from jobs.trials import trials_of
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.report import AudioSample, html_report, markdown_report, shown
-from tinymusician.evaluate.study import claims, fluctuation, html_study, markdown_study, spread, verdict
+from tinymusician.evaluate.sweep_report import claims, fluctuation, html_study, markdown_study, spread, verdict
 from tinymusician.recipe import load_recipe
 
 
@@ -41,7 +41,9 @@ def test_a_training_in_two_grids_is_one() -> None:
     trials = trials_of(recipe)
     assert len(trials) == 2 * (6 + 4 + 4)
     same = {
-        trial.model_id for trial in trials if trial.seed == 0 and trial.value in {"stage_mixed", "λ 0.1", "switch at 0.5"}
+        trial.model_id
+        for trial in trials
+        if trial.seed == 0 and trial.value in {"stage_mixed", "λ 0.1", "switch at 0.5"}
     }
     assert len(same) == 1
     assert len({trial.model_id for trial in trials}) == 2 * (6 + 3 + 3)

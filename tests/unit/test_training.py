@@ -22,8 +22,8 @@ from tinymusician.errors import DigestMismatchError, NonFiniteLossError
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, TorchEngine
 from tinymusician.training.loop import RankInfo, Trainer, TrainerConfig
+from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog, read_metrics
-from tinymusician.training.rate import learning_rate
 
 SETTINGS = AdamConfig(weight_decay=0.1, clip=0.5)
 ROWS = 6

@@ -27,12 +27,12 @@ from tests.misbehaving import (
     wrong_half,
     wrong_range,
 )
+from tinymusician.artifacts import download as transfer
 from tinymusician.artifacts import sources as source_module
-from tinymusician.artifacts import transfer
 from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
 from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, FolderSource, HttpSource, open_source
-from tinymusician.artifacts.transfer import BandwidthLimiter, download, read_small
 from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError
 
 SIZE = 2_000_000

@@ -12,7 +12,7 @@ from tests.bundles import write_bundle
 from tinymusician.errors import BundleError
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.bundle import open_bundle
-from tinymusician.runtime.player import open_player
+from tinymusician.runtime.generator import open_player
 
 PROMPT = "a slow fiddle reel"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.verdict import ClipFeatures, compared, mean_difference
-from tinymusician.evaluate.vectors import ClipEmbeddings
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.recipe import EvaluateConfig
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.store import DAY, Store
 from tinymusician.errors import DigestMismatchError, StoreError
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.blobs import digest_of
-from tinymusician.artifacts.draft import atomic_write
 from tinymusician.artifacts.release import Release
 from tinymusician.artifacts.trust import RootMetadata
 from tinymusician.errors import StoreError

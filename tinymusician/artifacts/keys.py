@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 
 KEYS_VARIABLE = "TMCTL_KEYS"

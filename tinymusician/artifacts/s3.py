@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.store import DAY, StoreEntry, check_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
 

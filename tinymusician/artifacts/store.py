@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from tinymusician.artifacts.draft import DRAFT, atomic_write, sweep_drafts
+from tinymusician.artifacts.atomic import DRAFT, atomic_write, sweep_drafts
 from tinymusician.errors import NotFoundError, StoreError
 
 DAY = 86_400.0

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tinymusician.data.facts import FRAME_RATE, ClipAttributes, caption
 from tinymusician.data.render import HOP, SoundfontSynth, choose_facts, notes_on_grid
-from tinymusician.data.scores import TUNES, Split, Tune, load_tunes
+from tinymusician.data.tunes import TUNES, Split, Tune, load_tunes
 
 CLIP_FRAMES = 5 * FRAME_RATE
 SEED = 0

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI, ClipAttributes
-from tinymusician.data.scores import Tune
+from tinymusician.data.tunes import Tune
 
 Samples = npt.NDArray[np.float32]
 

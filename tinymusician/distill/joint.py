@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician.distill.balance import Method
-from tinymusician.distill.part import ComponentTask
-from tinymusician.distill.signals import DecoderBatch, TeacherSignals
-from tinymusician.distill.sound import (
+from tinymusician.distill.codec_distill import (
     CodecDistillTask,
     CodecOutput,
     CodecTargets,
@@ -24,10 +22,12 @@ from tinymusician.distill.sound import (
     expected_latents,
     played,
 )
+from tinymusician.distill.component import ComponentTask
+from tinymusician.distill.signals import DecoderBatch, TeacherSignals
 from tinymusician.distill.task import DistillTask
-from tinymusician.distill.text import state_error
+from tinymusician.distill.text_distill import state_error
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
-from tinymusician.models.narrow_text import ProjectedTextEncoder
+from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
 

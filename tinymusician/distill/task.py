@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.tokens import rows_of_step
-from tinymusician.distill.hidden import HiddenLoss, ProjectedDecoder, hidden_loss
+from tinymusician.distill.hidden_states import HiddenLoss, ProjectedDecoder, hidden_loss
 from tinymusician.distill.objective import LossWeights, chunked, distillation_loss
 from tinymusician.distill.on_policy import OnPolicySampler
 from tinymusician.distill.schedules import temperature

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, parted, windows
-from tinymusician.evaluate.vectors import Floats
 from tinymusician.models.musicgen import model_location
-from tinymusician.models.student import weights_digest
+from tinymusician.models.prune_layers import weights_digest
 
 _BATCH = 32
 _AT_ONCE = 2

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.intervals import Interval, mean_interval
-from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
+from tinymusician.evaluate.bootstrap import Interval, mean_interval
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from transformers import AutoConfig, EncodecModel
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
-from tinymusician.evaluate.vectors import Floats
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.models.student import weights_digest
+from tinymusician.models.prune_layers import weights_digest
 
 
 class EncodecEmbedder:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tinymusician.evaluate.audio import Wave
-from tinymusician.evaluate.vectors import Floats
+from tinymusician.evaluate.clip_embeddings import Floats
 
 
 class Embedder(Protocol):

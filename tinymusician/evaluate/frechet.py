@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.intervals import Interval, centred_interval, resampled_clips
-from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
+from tinymusician.evaluate.bootstrap import Interval, centred_interval, resampled_clips
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 
 _SIZES, _DRAWS = 8, 4
 _SMALLEST_SHARE = 0.5

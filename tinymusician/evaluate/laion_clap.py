@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import parted, windows
-from tinymusician.evaluate.vectors import Floats
 
 RATE, SECONDS = 48_000, 10
 _BATCH = 16

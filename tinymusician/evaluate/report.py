@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from tinymusician.evaluate.audio import Wave
-from tinymusician.page import html_note, html_picture, html_player, html_side_by_side, html_table, html_text, page
+from tinymusician.html_report import (
+    html_note,
+    html_picture,
+    html_player,
+    html_side_by_side,
+    html_table,
+    html_text,
+    page,
+)
 from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]

@@ -16,10 +16,10 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import AudioClassifier, in_batches, windows
-from tinymusician.evaluate.vectors import Floats
 from tinymusician.models.musicgen import model_location
-from tinymusician.models.student import weights_digest
+from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.tagger import RATE, SECONDS, BandTagger
 
 _BATCH = 32

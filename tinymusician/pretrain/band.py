@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tinymusician.data.corpus import SEED, RenderedSplit, load_split
-from tinymusician.data.scores import TUNES, Split, load_tunes
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
+from tinymusician.data.tunes import TUNES, Split, load_tunes
 from tinymusician.models.band import build_band
 from tinymusician.models.saving import save_musicgen
 from tinymusician.pretrain.clap import TrainableClap, clap_features, new_clap

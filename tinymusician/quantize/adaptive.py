@@ -17,7 +17,7 @@ from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity, Table
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")

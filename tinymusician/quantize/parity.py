@@ -20,7 +20,7 @@ from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.quantize.adaptive import snr
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout
 
 

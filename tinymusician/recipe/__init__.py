@@ -4,6 +4,7 @@ A recipe is a YAML file that says what differs from the defaults of its parts; `
 Packaged recipes are named without a path (`band`); anything with a `/` or ending in `.yaml` is a file.
 """
 
+from tinymusician.recipe.components import CodecConfig, TextEncoderConfig
 from tinymusician.recipe.compression import Precision, QualityThreshold, QuantizeConfig
 from tinymusician.recipe.distillation import (
     ActorSignalsConfig,
@@ -21,10 +22,9 @@ from tinymusician.recipe.distillation import (
     WidthPrunedStudent,
 )
 from tinymusician.recipe.evaluation import DegenerateThresholds, EvaluateConfig, Grid, LaionClapEmbeddingConfig
-from tinymusician.recipe.parts import CodecConfig, TextEncoderConfig
 from tinymusician.recipe.pretraining import PretrainConfig
+from tinymusician.recipe.recipe import Recipe, load_recipe, overridden, parse_recipe, recipe_names
 from tinymusician.recipe.release import PublishConfig, ReleaseGatesConfig, Step
-from tinymusician.recipe.whole import Recipe, load_recipe, overridden, parse_recipe, recipe_names
 
 __all__ = [
     "ActorSignalsConfig",

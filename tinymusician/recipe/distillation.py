@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.part import ConfigModel, Count, Positive, Share
+from tinymusician.recipe.base import ConfigModel, Count, Positive, Share
 
 
 class TeacherConfig(ConfigModel):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import DataError
 
 

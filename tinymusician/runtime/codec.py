@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.runtime.failure import as_engine_error
+from tinymusician.runtime.errors import as_engine_error
 
 Codes = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.float32]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import BatchSlot, CrossAttentionKV, Decoder
-from tinymusician.runtime.failure import as_engine_error
+from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.sampling import Logits, SamplingParams, draw, guide, numbers_of
 
 Codes = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.runtime.decoder import CrossAttentionKV
-from tinymusician.runtime.player import MusicGenerator
+from tinymusician.runtime.generator import MusicGenerator
 
 Floats = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinymusician.errors import RequestError
 from tinymusician.runtime.decoder import CrossAttentionKV
-from tinymusician.runtime.failure import as_engine_error
+from tinymusician.runtime.errors import as_engine_error
 
 LONGEST_PROMPT = 5_000
 

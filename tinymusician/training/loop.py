@@ -17,8 +17,8 @@ from torch import Tensor
 from tinymusician.errors import NonFiniteLossError
 from tinymusician.training.checkpoint import Checkpoint, CheckpointManager
 from tinymusician.training.engine import TrainEngine
+from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog
-from tinymusician.training.rate import learning_rate
 from tinymusician.training.task import Task, to_device
 
 

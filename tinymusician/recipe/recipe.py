@@ -11,6 +11,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.errors import RecipeError
+from tinymusician.recipe.base import ConfigModel
+from tinymusician.recipe.components import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.compression import QuantizeConfig
 from tinymusician.recipe.distillation import (
     HiddenConfig,
@@ -28,8 +30,6 @@ from tinymusician.recipe.distillation import (
     WidthPrunedStudent,
 )
 from tinymusician.recipe.evaluation import EvaluateConfig, SweepConfig
-from tinymusician.recipe.part import ConfigModel
-from tinymusician.recipe.parts import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.release import PipelineConfig, PublishConfig
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinymusician.models.prune_layers import built, check_layers
 from tinymusician.models.shape import check_narrow
-from tinymusician.models.student import built, check_layers
 
 _BODY = "decoder.model.decoder."
 

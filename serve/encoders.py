@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serve.messages import Format
+from serve.schemas import Format
 
 Samples = npt.NDArray[np.float32]
 MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg"}

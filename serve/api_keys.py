@@ -20,7 +20,7 @@ from typing import Annotated
 from platformdirs import user_config_path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.artifacts.draft import atomic_write
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 
 _FORM = re.compile(r"tm_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")

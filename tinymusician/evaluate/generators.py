@@ -21,11 +21,11 @@ from tinymusician.models.audiocraft import is_release
 from tinymusician.models.guidance import passes_of, plays_in_one_pass, range_of
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
-from tinymusician.models.student import weights_digest
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
-from tinymusician.runtime.player import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, open_player
 from tinymusician.runtime.rollout import ForcedBatch, rollout
 
 Codes = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymusician.evaluate.musicians import Generator, SamplingSettings, TorchGenerator
+from tinymusician.evaluate.generators import Generator, SamplingSettings, TorchGenerator
 from tinymusician.runtime.memory import peak_memory
 
 _POWERCAP = Path("/sys/class/powercap")

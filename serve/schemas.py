@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinymusician.errors import RequestError
-from tinymusician.runtime.player import GenerationRequest
+from tinymusician.runtime.generator import GenerationRequest
 
 Format = Literal["wav", "flac", "opus"]
 Code = Literal[

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
-from tinymusician.distill.hidden import relative_error
-from tinymusician.distill.maps import fit
+from tinymusician.distill.component import ComponentTask
+from tinymusician.distill.hidden_states import relative_error
+from tinymusician.distill.least_squares import fit
 from tinymusician.distill.objective import chunked
-from tinymusician.distill.part import ComponentTask
 from tinymusician.distill.signals import DecoderBatch, Rows, sequences_of
 from tinymusician.models.divergences import forward_kl, mean_over_valid
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
-from tinymusician.models.narrow_text import ProjectedTextEncoder
+from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.training.task import Model, to_device
 
 

@@ -12,14 +12,14 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve.front import Ingress
-from serve.messages import ModelInfo, StreamMetadata
-from serve.musician import EngineReplica
-from serve.performance import EngineDeadError
-from serve.settings import ServeConfig, read_settings
-from serve.web import create_app
+from serve.api import create_app
+from serve.config import ServeConfig, read_settings
+from serve.engine_replica import EngineReplica
+from serve.generation_task import EngineDeadError
+from serve.ingress import Ingress
+from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
-from tinymusician.runtime.player import GenerationRequest
+from tinymusician.runtime.generator import GenerationRequest
 
 _LOST = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 _HEAD = {"node:__internal_head__": 0.001}

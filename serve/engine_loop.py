@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tinymusician.errors import EngineError
 from tinymusician.runtime.codec import StreamingDecoder
 from tinymusician.runtime.engine import Codes, EngineRequest
-from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.player import CHUNK, FIRST_CHUNK, MusicGenerator
+from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.generator import CHUNK, FIRST_CHUNK, MusicGenerator
 
 _CODECS = 2
 """Pieces whose codec works at once."""

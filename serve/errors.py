@@ -7,7 +7,7 @@ import math
 from starlette.responses import JSONResponse, Response
 
 from serve.log import log_event, request_id
-from serve.messages import Code, ErrorDetail, ErrorResponse
+from serve.schemas import Code, ErrorDetail, ErrorResponse
 from tinymusician.errors import NotFoundError, RequestError, TinyMusicianError
 
 

@@ -14,14 +14,14 @@ from typing import Protocol
 
 from platformdirs import user_cache_path
 
-from serve.settings import ServeConfig
-from tinymusician.artifacts.address import open_store
+from serve.config import ServeConfig
 from tinymusician.artifacts.installation import InstalledVersion
+from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
-from tinymusician.runtime.location import located
+from tinymusician.runtime.resolve import located
 
 
 @dataclass(frozen=True)

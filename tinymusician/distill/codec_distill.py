@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
-from tinymusician.distill.hidden import relative_error
-from tinymusician.distill.maps import fit
-from tinymusician.distill.part import ComponentTask
+from tinymusician.distill.component import ComponentTask
+from tinymusician.distill.hidden_states import relative_error
+from tinymusician.distill.least_squares import fit
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 

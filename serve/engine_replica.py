@@ -16,15 +16,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from serve.bundle_source import ResolvedBundle, open_bundle_source
+from serve.config import ServeConfig
+from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
 from serve.log import log_event, request_id
-from serve.messages import ModelInfo, StreamMetadata
-from serve.room import AudioOutput, EngineLoop, RequestHandle
-from serve.settings import ServeConfig
-from serve.shelf import ResolvedBundle, open_bundle_source
-from serve.watch import EngineMetrics
+from serve.metrics import EngineMetrics
+from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import BundleError, EngineError, NotFoundError
 from tinymusician.runtime.bundle import MANIFEST
-from tinymusician.runtime.player import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 
 _PIECE = 1 << 20
 """Bytes of a file that travel at once."""

@@ -13,14 +13,14 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from serve.access import ApiKey
-from serve.body import BodySizeLimitMiddleware
-from serve.formats import MEDIA_TYPES
-from serve.front import Ingress
-from serve.messages import Code, CreateAudioRequest, ErrorResponse, ModelList
-from serve.refusal import ApiError, answer
-from serve.settings import RequestLimits
-from serve.told import RequestIdMiddleware
+from serve.api_keys import ApiKey
+from serve.body_size import BodySizeLimitMiddleware
+from serve.config import RequestLimits
+from serve.encoders import MEDIA_TYPES
+from serve.errors import ApiError, answer
+from serve.ingress import Ingress
+from serve.request_id import RequestIdMiddleware
+from serve.schemas import Code, CreateAudioRequest, ErrorResponse, ModelList
 from tinymusician.errors import TinyMusicianError
 
 _CODES: dict[int, Code] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

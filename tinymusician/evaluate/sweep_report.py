@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tinymusician.evaluate.intervals import Interval
+from tinymusician.evaluate.bootstrap import Interval
 from tinymusician.evaluate.report import Table, markdown, shown
-from tinymusician.page import html_note, html_picture, html_table, html_text, page
+from tinymusician.html_report import html_note, html_picture, html_table, html_text, page
 from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist, pdist
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.intervals import Interval, centred_interval, resampled_clips
-from tinymusician.evaluate.vectors import ClipEmbeddings, Floats
+from tinymusician.evaluate.bootstrap import Interval, centred_interval, resampled_clips
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 
 SCALE = 100.0
 _BLOCK, _MOST_FOR_MEDIAN, _MOST = 1024, 2000, 8000

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from tinymusician.errors import ModelError
-from tinymusician.models.narrow import largest, wide
-from tinymusician.models.size import check_text, check_text_width
-from tinymusician.models.student import built
+from tinymusician.models.param_count import check_text, check_text_width
+from tinymusician.models.prune_layers import built
+from tinymusician.models.prune_width import largest, wide
 
 
 class ProjectedTextEncoder(nn.Module):

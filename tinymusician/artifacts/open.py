@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 
 from platformdirs import user_data_path
 
-from tinymusician.artifacts.patient import RetryingStore
+from tinymusician.artifacts.retry import RetryingStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import StoreError

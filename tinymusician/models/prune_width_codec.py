@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import EncodecModel
 
 from tinymusician.errors import ModelError
-from tinymusician.models.narrow import largest
-from tinymusician.models.size import check_codec_size
-from tinymusician.models.student import built
+from tinymusician.models.param_count import check_codec_size
+from tinymusician.models.prune_layers import built
+from tinymusician.models.prune_width import largest
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.errors import ApiError, answer
 from serve.log import log_event, request_id
-from serve.refusal import ApiError, answer
-from serve.watch import IngressMetrics
+from serve.metrics import IngressMetrics
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 AUDIO = "/v1/audio/"

@@ -15,11 +15,11 @@ from tinymusician.runtime.bundle import MANIFEST, Bundle, Role, open_bundle
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
 from tinymusician.runtime.decoder import Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest
-from tinymusician.runtime.failure import as_engine_error
-from tinymusician.runtime.pages import use_large_pages
+from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.hugepages import use_large_pages
 from tinymusician.runtime.sampling import SamplingParams
 from tinymusician.runtime.text import TextEncoder
-from tinymusician.runtime.track import WindowedGeneration
+from tinymusician.runtime.windowed import WindowedGeneration
 
 Samples = npt.NDArray[np.float32]
 FIRST_CHUNK, CHUNK = 0.5, 1.0

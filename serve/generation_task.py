@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
+from serve.errors import ApiError, refused
 from serve.log import log_event, request_id
-from serve.messages import ModelInfo, StreamMetadata
-from serve.refusal import ApiError, refused
+from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
-from tinymusician.runtime.player import GenerationRequest
+from tinymusician.runtime.generator import GenerationRequest
 
 ATTEMPTS = 3
 

@@ -13,15 +13,15 @@ import numpy as np
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve.access import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
 from serve.admission import ConcurrencyLimiter, OverloadedError
-from serve.formats import MEDIA_TYPES, Samples, encoder, wave_size
+from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
+from serve.config import ServeConfig
+from serve.encoders import MEDIA_TYPES, Samples, encoder, wave_size
+from serve.errors import ApiError
+from serve.generation_task import EngineClient, EngineDeadError, GenerationTask
 from serve.log import log_event
-from serve.messages import LARGEST_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
-from serve.performance import EngineClient, EngineDeadError, GenerationTask
-from serve.refusal import ApiError
-from serve.settings import ServeConfig
-from serve.watch import IngressMetrics
+from serve.metrics import IngressMetrics
+from serve.schemas import LARGEST_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
 
 DOWNLOADS = 8
 """Files of the bundle that are sent at once."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from tinymusician.artifacts.address import open_store
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.manifest import fetch, find
+from tinymusician.artifacts.open import open_store
 from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST
 

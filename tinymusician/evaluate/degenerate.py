@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.evaluate.vectors import Floats
+from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.recipe import DegenerateThresholds
 
 _FRAME_SECONDS = 0.02
