@@ -105,11 +105,11 @@ clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper
 
 demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
-	$(BIN)/python -m jobs.demo demo
+	$(BIN)/python -m jobs.examples.demo demo
 
 PARTS ?=
 paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="table3 figures" for some
-	$(BIN)/python -m jobs.paper paper $(PARTS)
+	$(BIN)/python -m jobs.reproduce.paper paper $(PARTS)
 
 bench: $(STAMP)  ## The distillation benchmark; its last line is JSON
 	$(BIN)/python benchmarks/distill.py

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.parts import JUDGES, SHOWN, fit_maps_of_codec, fit_maps_of_text, sound_frames, untrained_parts
-from jobs.worker import plan_of
+from jobs.distill.components import JUDGES, SHOWN, fit_maps_of_codec, fit_maps_of_text, sound_frames, untrained_parts
+from jobs.worker.worker import plan_of
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method

@@ -30,8 +30,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
-from jobs.cluster import QUIET
-from jobs.worker import WorkerContext
+from jobs.launch.cluster import QUIET
+from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.store import LocalStore
 
 BATCH, FRAMES, ROWS = 4, 250, 16
@@ -134,7 +134,7 @@ def from_worker(_: WorkerContext, teacher: Any, tokens: Any) -> Any:
 
 def from_actor(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
     """The teacher on an actor, on another core."""
-    from jobs.teacher_actors import TeacherClient
+    from jobs.distill.teacher_actors import TeacherClient
     from tinymusician.distill.signals import PrefetchingSource
 
     return PrefetchingSource(TeacherClient(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
@@ -186,7 +186,7 @@ def ray_steps(
 
 def teachers(store: LocalStore, model_name: str) -> Any:
     """A teacher's actor of one core, without sequences to sample."""
-    from jobs.teacher_actors import TeacherPool
+    from jobs.distill.teacher_actors import TeacherPool
     from tinymusician.artifacts.runs import RunRecord, RunStore, now
     from tinymusician.recipe import load_recipe
 

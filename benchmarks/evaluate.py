@@ -27,8 +27,8 @@ from scipy.linalg import sqrtm
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from benchmarks.report import report
-from jobs.pool import ActorPool
-from jobs.worker import WorkerContext
+from jobs.worker.actor_pool import ActorPool
+from jobs.worker.worker import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.embedding import in_batches, windows

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.model import fetch_artifact
+from jobs.worker.model_refs import fetch_artifact
 from tinymusician.artifacts.open import open_store
 from tinymusician.distill.report import played_logits
 from tinymusician.distill.signals import OnlineTeacher, TeacherSignals

@@ -23,7 +23,7 @@ def machine() -> str:
 
 def report(name: str, figures: dict[str, float], settings: dict[str, Any]) -> None:
     """Print the result as the last line, and keep it under benchmarks/results."""
-    from jobs.submission import git_state, versions
+    from jobs.launch.submit import git_state, versions
 
     result = {
         "name": name,

@@ -1,1 +1,1 @@
-"""What runs on a Ray cluster, one file a job, and the command line that submits it."""
+"""Jobs that run on a Ray cluster, one package per capability, and the command line that submits them."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import reduce
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from jobs.releasing import evaluated, publish
-from jobs.submission import RESUMABLE_KEYS
+from jobs.launch.submit import RESUMABLE_KEYS
+from jobs.registry import run_job
+from jobs.release import evaluated, publish
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
@@ -31,6 +31,8 @@ from tinymusician.models.musicgen import model_location
 from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
+JobStep = Literal["precompute", "distill", "quantize", "evaluate"]
+"""The steps that are jobs; the publish step is a call."""
 READS: dict[Step, tuple[str, ...]] = {
     "precompute": ("teacher", "sequences", "signals", "training.seed", "training.precision"),
     "distill": (
@@ -111,7 +113,7 @@ class Pipeline:
         self._report_step(step, "SUCCEEDED", result)
         return result
 
-    def _part(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _part(self, step: JobStep, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run a step's job as a run of its own, which goes on if it was begun before."""
         name = f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}"
         part = RunStore(self._store, name)
@@ -122,7 +124,7 @@ class Pipeline:
             self._store.delete(part.key(old))
         part.update(state="RUNNING", started=part.status().started or now(), ended=None, message="")
         try:
-            import_module(f"jobs.{step}").run(name)
+            run_job(step, name)
         except BaseException as error:
             part.update(state="FAILED", ended=now(), message=" ".join(str(error).split())[-300:])
             raise

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.driver import drive
-from jobs.student import BAND_LICENCE
-from jobs.worker import TrainingStage, Work, WorkerContext, train
+from jobs.distill.finalize import BAND_LICENCE
+from jobs.worker.driver import drive
+from jobs.worker.worker import TrainingStage, Work, WorkerContext, train
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.distill import mixture_at
+from jobs.distill.job import mixture_at
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.signals import OnlineTeacher

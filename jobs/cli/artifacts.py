@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.keys import registry
 from jobs.cli.output import emit, table, warn
+from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.manifest import FileEntry
 from tinymusician.artifacts.open import open_store
@@ -88,8 +88,8 @@ def publish(
 
     Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
     """
-    from jobs.releasing import evaluated
-    from jobs.releasing import publish as signed
+    from jobs.release import evaluated
+    from jobs.release import publish as signed
 
     store = open_store()
     manifest = manifests.find(store, reference)
@@ -113,7 +113,7 @@ def promote(
 
     Example: `tmctl artifacts promote band-bundle@candidate --to stable`
     """
-    from jobs.releasing import promote as moved
+    from jobs.release import promote as moved
 
     source = registry().newest(*split_reference(release))
     _tell(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
@@ -181,7 +181,7 @@ def presign(
     Example: `tmctl artifacts presign band-bundle@stable > stable.json`, put where your app's server has it, and
     `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`
     """
-    from jobs.releasing import addresses
+    from jobs.release import addresses
 
     emit({"addresses": addresses(registry(), *split_reference(release), round(hours * 3600))}, True, "")
 
@@ -231,7 +231,7 @@ def lineage(
     every = links(list(by_reference.values()))
     back, on = backward(name, every), forward(name, every)
     if picture is not None:
-        from jobs.lineage_picture import draw
+        from tinymusician.artifacts.lineage_plot import draw
 
         draw(by_reference[name], [*back, *on], by_reference, picture)
     rows = [["made of", _short(one.origin), _short(one.made), one.how] for one in back]
@@ -254,7 +254,7 @@ def card(reference: Reference) -> None:
 
     Example: `tmctl artifacts card band-bundle > README.md`
     """
-    from jobs.card import card as written
+    from tinymusician.artifacts.model_card import card as written
 
     store = open_store()
     name = reference

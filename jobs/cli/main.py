@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import access, artifacts, generate, keys, pull, recipes, runs, serve, submit
+from jobs.cli import api_keys as access
+from jobs.cli import artifacts, generate, pull, recipes, runs, serve, submit
+from jobs.cli import signing_keys as keys
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from jobs.submission import Kind
+from jobs.registry import JobKind
 from tinymusician.artifacts.runs import ENDED, RunStore, summary
 from tinymusician.recipe import Recipe
 
@@ -35,9 +35,9 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: Kind = "distill") -> None:
+def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind = "distill") -> None:
     """Every value of a recipe with its meaning, and what a run of it will cost."""
-    from jobs.cost import cost, pretraining_cost, quantizing_cost
+    from jobs.launch.estimate import cost, pretraining_cost, quantizing_cost
 
     if kind == "pretrain":
         figures = pretraining_cost(recipe)
@@ -115,7 +115,7 @@ def _follow_with_bar(run: RunStore) -> str:
 
 def _pause(run: RunStore) -> None:
     """Wait a moment; then ask the cluster, in case the job died before it could say so itself."""
-    from jobs.submission import reconcile
+    from jobs.launch.submit import reconcile
 
     time.sleep(_POLL_SECONDS)
     reconcile(run)

@@ -43,7 +43,7 @@ def runs(json: Json = False) -> None:
 
 def status(run: RunName, json: Json = False) -> None:
     """Show how a run stands: state, step, figures, artifact."""
-    from jobs.submission import reconcile
+    from jobs.launch.submit import reconcile
 
     folder = RunStore(open_store(), run)
     folder.record()
@@ -84,8 +84,8 @@ def logs(
 
 def stop(run: RunName) -> None:
     """Stop a run's job. It keeps its checkpoints; `tmctl submit … --resume RUN` continues it."""
-    from jobs.submission import is_alive, reconcile
-    from jobs.submission import stop as stop_job
+    from jobs.launch.submit import is_alive, reconcile
+    from jobs.launch.submit import stop as stop_job
 
     folder = RunStore(open_store(), run)
     stop_job(folder)

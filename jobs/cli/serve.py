@@ -15,7 +15,7 @@ from jobs.cli.output import emit
 from tinymusician.errors import ClusterError, RequestError
 
 if TYPE_CHECKING:
-    from jobs.serving import ServeDeployment
+    from jobs.launch.serve_deploy import ServeDeployment
 
 
 _LOOK_SECONDS = 5.0
@@ -65,7 +65,7 @@ def serve(
 
     - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --keys /run/secrets/api-keys --detach`
     """
-    from jobs.serving import DeploymentStatus, ServeDeployment
+    from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
     from serve.api_keys import read_keys
     from serve.bundle_source import open_bundle_source
     from serve.config import read_settings

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from jobs.cli.output import emit, follow, print_recipe
-from jobs.submission import Kind
+from jobs.registry import JobKind
 from tinymusician.artifacts.store import Store
 from tinymusician.recipe import Recipe, load_recipe
 
@@ -40,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def start(
-    kind: Kind,
+    kind: JobKind,
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Cluster = None,
@@ -52,8 +52,8 @@ def start(
     json: Json = False,
 ) -> None:
     """What the commands share."""
-    from jobs.cluster import CLUSTER_VARIABLE, is_here
-    from jobs.preflight import check, check_overrides, located
+    from jobs.launch.cluster import CLUSTER_VARIABLE, is_here
+    from jobs.launch.validate import check, check_overrides, located
     from tinymusician.artifacts.open import open_store
     from tinymusician.artifacts.runs import summary
 
@@ -67,14 +67,14 @@ def start(
     loaded = located(loaded) if here else loaded
     check(kind, loaded, here)
     if not resume:
-        from jobs.model import resolve
-        from jobs.preflight import with_plan
+        from jobs.launch.validate import with_plan
+        from jobs.worker.model_refs import resolve
 
         loaded = resolve(store, with_plan(loaded) if kind == "quantize" else loaded, kind, here)
     if dry_run:
         print_recipe(loaded, json, workers or 1, kind)
         return
-    from jobs.submission import submit
+    from jobs.launch.submit import submit
 
     run = submit(store, kind, loaded, workers, cluster, name, resume)
     if not here and store.url.startswith("file:"):
@@ -96,7 +96,7 @@ def job(words: Callable[..., list[str]]) -> Callable[..., list[str]]:
     def command(**given: Any) -> None:
         sets = words(**{name: given.pop(name) for name in options})
         given["overrides"] = [*(given["overrides"] or []), *sets]
-        start(cast(Kind, words.__name__), **given)
+        start(cast(JobKind, words.__name__), **given)
 
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -248,7 +248,7 @@ def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, 
     Raises:
         RunError: the run does not exist, or the command line asks for something else.
     """
-    from jobs.submission import RESUMABLE_KEYS
+    from jobs.launch.submit import RESUMABLE_KEYS
     from tinymusician.artifacts.runs import RunStore
     from tinymusician.errors import RunError
     from tinymusician.recipe import overridden, parse_recipe

@@ -26,7 +26,7 @@ def loaded_by(code: str) -> set[str]:
         "import tinymusician.recipe; tinymusician.recipe.load_recipe('band')",
         "import tinymusician.artifacts.manifest, tinymusician.artifacts.runs, tinymusician.artifacts.open",
         "import jobs.cli.main",
-        "import jobs.preflight as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'), True)",
+        "import jobs.launch.validate as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'), True)",
     ],
 )
 def test_light_things_load_nothing_heavy(code: str) -> None:

@@ -70,8 +70,8 @@ def test_it_plays(release: Path) -> None:
 
 def test_it_teaches(release: Path) -> None:
     """`teacher: {kind: audiocraft}` gives a pair that distillation takes."""
-    from jobs.pair import load_pair
-    from jobs.preflight import check
+    from jobs.distill.models import load_pair
+    from jobs.launch.validate import check
 
     sets = ("teacher.kind=audiocraft", f"teacher.model={release}", "student.layers=[1]", "sequences.seconds=2")
     recipe = load_recipe("band", sets)
@@ -81,7 +81,7 @@ def test_it_teaches(release: Path) -> None:
 
 
 def test_what_is_none_is_refused(release: Path, tmp_path: Path) -> None:
-    from jobs.preflight import check
+    from jobs.launch.validate import check
 
     with pytest.raises(ModelError, match=r"no audiocraft release; state_dict\.bin and compression_state_dict\.bin"):
         check("distill", load_recipe("band", ("teacher.kind=audiocraft", f"teacher.model={tmp_path}")), here=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.laion import LaionClapActor
+from jobs.evaluate.laion_clap_actor import LaionClapActor
 from tests.environments.build import IN, answered, environment
 from tinymusician.errors import ModelError
 from tinymusician.recipe import LaionClapEmbeddingConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-COMMANDS = {"setup_worker.py", "default_worker.py", "tmctl", "jobs.entry"}
+COMMANDS = {"setup_worker.py", "default_worker.py", "tmctl", "jobs.launch.supervisor"}
 """Ray's workers, the command line and the supervisor and driver of a job."""
 
 

@@ -19,7 +19,9 @@ def test_it_starts_where_none_ever_ran(tmp_path: Path) -> None:
     prepared = f"ip link set lo up && cd {Path(__file__).parents[2]} && export HOME={tmp_path} && "
     if subprocess.run([*ALONE, prepared + "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no namespaces here: needs Linux, root and iproute2")
-    connect = "from jobs.cluster import connect; client, address = connect(None); print(address, client.list_jobs())"
+    connect = (
+        "from jobs.launch.cluster import connect; client, address = connect(None); print(address, client.list_jobs())"
+    )
     command = f"{prepared} {sys.executable} -c '{connect}'"
     ended = subprocess.run([*ALONE, command], capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "http://127.0.0.1:8265 []", ended.stderr

@@ -109,7 +109,7 @@ def test_a_tunnel_is_told_from_this_machine(ray: Ray, monkeypatch: pytest.Monkey
     """Through a tunnel a cluster answers on loopback too, but its head names an address of another machine."""
     from ray.util.state.common import NodeState
 
-    from jobs.cluster import is_here
+    from jobs.launch.cluster import is_here
 
     assert is_here(ray.address)
     assert not is_here("http://head:8265")

@@ -68,7 +68,7 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
 
 def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
     start_and_wait(ray, recipe, store, "d")
-    kill(ray.processes("jobs.entry --child"))
+    kill(ray.processes("jobs.launch.supervisor --child"))
     wait_for(lambda: RunStore(store, "d").status().state == "FAILED")
     assert "killed by signal 9; continue it with --resume" in tmctl_json(ray, store, "status", "d")["message"]
     assert tmctl_json(ray, store, "submit", "distill", str(recipe), "--resume", "d")["state"] == "SUCCEEDED"

@@ -33,11 +33,11 @@ WORK = {
 VICTIMS = {
     "worker": ("ray::RayTrainWorker",),
     "teacher": ("ray::_Teacher",),
-    "driver": ("jobs.entry --child",),
+    "driver": ("jobs.launch.supervisor --child",),
     "raylet": ("raylet/raylet",),
     "head": ("gcs_server",),
 }
-OF_A_JOB = ("ray::RayTrainWorker", "ray::_Teacher", "jobs.entry")
+OF_A_JOB = ("ray::RayTrainWorker", "ray::_Teacher", "jobs.launch.supervisor")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> 
     """See that the run goes on: by itself, or resumed, on a Ray that is started anew where its head or raylet died."""
     run, resumed = RunStore(store, name), False
     deadline = time.monotonic() + 240
-    while run.status().state not in ("SUCCEEDED", "RUNNING") or not ray.processes("jobs.entry"):
+    while run.status().state not in ("SUCCEEDED", "RUNNING") or not ray.processes("jobs.launch.supervisor"):
         assert time.monotonic() < deadline, f"{name} did not go on: {run.status()}\n{run.log()[-2000:]}"
         if run.status().state == "SUCCEEDED":
             return
@@ -65,7 +65,7 @@ def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> 
             ray.kill()
             ray.start()
             resumed = False
-        if not resumed and not ray.processes("jobs.entry --child"):
+        if not resumed and not ray.processes("jobs.launch.supervisor --child"):
             again = tmctl(ray, store, "submit", kind, str(recipe), "--resume", name, "--no-wait")
             resumed = again.returncode == 0
         time.sleep(0.5)

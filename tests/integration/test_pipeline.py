@@ -37,7 +37,7 @@ def test_from_recipe_to_device(
     assert begun.returncode == 0, begun.stderr
     run = RunStore(store, "p1")
     wait_for(lambda: any(step["state"] == "RUNNING" and step["step"] == "quantize" for step in run.steps()))
-    ray.kill("jobs.entry", "--child")
+    ray.kill("jobs.launch.supervisor", "--child")
     wait_for(lambda: run.status().state == "FAILED")
     again = tmctl_json(ray, store, "submit", "pipeline", evaluate_options[0], "--resume", "p1")
     assert states(again) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"]

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 
-from jobs.releasing import addresses
+from jobs.release import addresses
 from tests.cutting import line
 from tests.s3_server import S3Server
 from tinymusician.artifacts import download as transfer

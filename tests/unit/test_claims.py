@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.claims import clap_difference, higher, lower, not_worse, rising, slower, within_tolerance
-from jobs.paper import cuts
+from jobs.reproduce.claims import clap_difference, higher, lower, not_worse, rising, slower, within_tolerance
+from jobs.reproduce.paper import cuts
 
 DISTANCE = "fad_infinity"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.compression import sweep_scratch
+from jobs.quantize.workspace import sweep_scratch
 from tinymusician.artifacts.store import DAY
 
 

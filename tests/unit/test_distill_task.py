@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr
 
-from jobs.distill import mixture_at
+from jobs.distill.job import mixture_at
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid

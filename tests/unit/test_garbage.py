@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.card import card
 from tests.world import World
 from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage_collection import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
+from tinymusician.artifacts.model_card import card
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache

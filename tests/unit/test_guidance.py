@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.student import scales_between
+from jobs.distill.finalize import scales_between
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.compression import QuantizationWorkspace
-from jobs.worker import WorkerContext
+from jobs.quantize.workspace import QuantizationWorkspace
+from jobs.worker.worker import WorkerContext
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.guidance_bundles import guidance_student, write_guidance_bundle

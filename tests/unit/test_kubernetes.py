@@ -12,7 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 from typer.main import get_command
 
 from jobs.cli.main import app
-from jobs.preflight import check
+from jobs.launch.validate import check
 from serve.config import read_settings
 from tinymusician.recipe import load_recipe
 

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from jobs.gauges import WATCHED
+from jobs.worker.prometheus import WATCHED
 from serve.metrics import EngineMetrics, IngressMetrics
 
 ROOT = Path(__file__).parents[2]

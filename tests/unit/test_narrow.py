@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.preflight import check_shapes
+from jobs.launch.validate import check_shapes
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.hidden_states import ProjectedDecoder, followed_layers, hidden_loss

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill import on_policy_share
+from jobs.distill.job import on_policy_share
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jobs.origins import curves, sensitivities
+from jobs.evaluate.provenance import curves, sensitivities
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.quantize.sensitivity import GroupSensitivity, as_facts, from_facts

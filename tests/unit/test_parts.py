@@ -13,8 +13,8 @@ from torch import nn
 from transformers import EncodecModel, T5EncoderModel
 
 from benchmarks.shapes import musicgen
-from jobs.cost import cost
-from jobs.parts import load_whole, parameters
+from jobs.distill.components import load_whole, parameters
+from jobs.launch.estimate import cost
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method, balance
@@ -297,7 +297,7 @@ class TestBudget:
 
     @pytest.mark.slow
     def test_the_student_that_is_built_has_so_many(self) -> None:
-        from jobs.pair import new_student
+        from jobs.distill.models import new_student
 
         recipe = load_recipe("tinyttm")
         student = new_student(recipe, musicgen("small"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.releasing import evaluated, promote, publish
+from jobs.release import evaluated, promote, publish
 from tests.world import World
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.errors import NotFoundError, UntrustedError

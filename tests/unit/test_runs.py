@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submission import reconcile, resume_target
+from jobs.launch.submit import reconcile, resume_target
 from tinymusician.artifacts.runs import RunRecord, RunStore, check_run_name, list_runs, now, summary
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RunError

@@ -70,8 +70,8 @@ def test_every_pattern_names_a_file(stages: ModuleType) -> None:
     [
         ("docs/tutorial.md", set()),
         ("tinymusician/distill/objective.py", set()),
-        ("jobs/pool.py", {"machines", "compose"}),
-        ("jobs/sweep.py", set()),
+        ("jobs/worker/actor_pool.py", {"machines", "compose"}),
+        ("jobs/sweep/job.py", set()),
         ("tests/machines.py", {"machines"}),
         ("serve/ingress.py", {"machines", "compose"}),
         ("infra/docker/store/run", {"compose"}),
@@ -130,11 +130,11 @@ def test_a_file_that_becomes_executable_counts(stages: ModuleType, checkout: Pat
 def test_a_stage_that_fails_or_skips_a_test_has_not_passed(
     stages: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not stages.run(stages.Stage("machines", "false", "changed", ("jobs/pool.py",)), checkout)
+    assert not stages.run(stages.Stage("machines", "false", "changed", ("jobs/worker/actor_pool.py",)), checkout)
     assert "machines" in chosen(stages, checkout)
     script = checkout / "skip.sh"
     script.write_text('echo \'{"name": "t", "outcome": "skipped", "seconds": 2.5}\' >> "$TEST_REPORT"\n')
-    assert stages.run(stages.Stage("machines", f"sh {script}", "changed", ("jobs/pool.py",)), checkout)
+    assert stages.run(stages.Stage("machines", f"sh {script}", "changed", ("jobs/worker/actor_pool.py",)), checkout)
     assert "machines" in chosen(stages, checkout)
     said = capsys.readouterr().out
     assert "2.5 s  t" in said

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.trials import trials_of
+from jobs.sweep.trials import trials_of
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.report import AudioSample, html_report, markdown_report, shown
 from tinymusician.evaluate.sweep_report import claims, fluctuation, html_study, markdown_study, spread, verdict

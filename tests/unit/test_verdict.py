@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.verdict import ClipFeatures, compared, mean_difference
+from jobs.evaluate.report import ClipFeatures, compared, mean_difference
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.recipe import EvaluateConfig
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
-from jobs.entry import to_user_error
-from jobs.worker import are_gpus_for, cpus_a_worker
+from jobs.launch.supervisor import to_user_error
+from jobs.worker.worker import are_gpus_for, cpus_a_worker
 from tinymusician.errors import ClusterError
 
 

@@ -21,6 +21,7 @@ from tinymusician.html_report import (
     html_text,
     page,
 )
+from tinymusician.markdown import markdown_table
 from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]
@@ -92,7 +93,7 @@ def markdown_report(name: str, content: Figures) -> str:
     ]
     notes = [f"- {one}: {note}" for one, result in played.items() for note in result["notes"]]
     text = [f"# {name}: evaluation\n"]
-    text += [f"## {title}\n\n{markdown(*table)}\n" for title, table in tables if table[1]]
+    text += [f"## {title}\n\n{markdown_table(*table)}\n" for title, table in tables if table[1]]
     text += ["## What could not be told\n\n" + "\n".join(notes) + "\n"] if notes else []
     return "\n".join(text)
 
@@ -337,12 +338,6 @@ def _less(figure: Figures | None, base: Figures | None) -> str:
 
 def _number(value: float | None, unit: float) -> str:
     return "—" if value is None else f"{value / unit:.1f}"
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _point(axis: Any, x: float, figure: Figures | None, name: str, colour: str) -> None:

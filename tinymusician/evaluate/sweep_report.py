@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tinymusician.evaluate.bootstrap import Interval
-from tinymusician.evaluate.report import Table, markdown, shown
+from tinymusician.evaluate.report import Table, shown
 from tinymusician.html_report import html_note, html_picture, html_table, html_text, page
+from tinymusician.markdown import markdown_table
 from tinymusician.plots import COLOURS, png, pyplot
 
 Figures = dict[str, Any]
@@ -128,11 +129,11 @@ def markdown_study(name: str, content: Figures) -> str:
     """The tables in Markdown."""
     text = [f"# {name}: sweep\n"]
     losses = {grid: diverged(values) for grid, values in content["grids"].items()}
-    text += [f"## {grid}\n\n{markdown(*yardstick_table(values))}\n" for grid, values in content["grids"].items()]
+    text += [f"## {grid}\n\n{markdown_table(*yardstick_table(values))}\n" for grid, values in content["grids"].items()]
     text += [f"## Diverged, {grid}\n\n" + "\n".join(lost) + "\n" for grid, lost in losses.items() if lost]
     if content["claims"]:
-        text.append(f"## The paper's claims\n\n{markdown(('stage_mixed', 'here'), content['claims'])}\n")
-    text.append(f"## How this was measured\n\n{markdown(('what', 'how'), list(content['how'].items()))}\n")
+        text.append(f"## The paper's claims\n\n{markdown_table(('stage_mixed', 'here'), content['claims'])}\n")
+    text.append(f"## How this was measured\n\n{markdown_table(('what', 'how'), list(content['how'].items()))}\n")
     return "\n".join(text)
 
 

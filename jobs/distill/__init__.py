@@ -1,0 +1,1 @@
+"""The distill and precompute jobs."""

@@ -1,0 +1,182 @@
+"""The end of a distillation: figures on the test prompts, and the best checkpoint as an artifact with its lineage."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.distill.components import JUDGES, checkpoints, finished_parts, judged, stage_metrics, trained_parts
+from jobs.distill.models import TeacherStudent, load_pair, new_student
+from jobs.distill.teacher import online, sequences
+from jobs.worker.worker import WorkerContext
+from tinymusician.artifacts.manifest import publish
+from tinymusician.data.prompts import load_prompts
+from tinymusician.data.shards import fingerprint
+from tinymusician.errors import RunError
+from tinymusician.models.shape import is_packaged
+from tinymusician.recipe import LayerSubset, Recipe
+
+JUDGE = JUDGES["distill"]
+"""The held-out figure that picks the best checkpoint."""
+
+BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
+
+
+def finish(context: WorkerContext) -> None:
+    """The best checkpoint becomes an artifact with its figures."""
+    from tinymusician.distill.report import plot_metrics
+    from tinymusician.models.saving import save_musicgen
+
+    recipe, store = context.recipe, context.run.store
+    context.run.tell("report", 0, 3)
+    pair = load_pair(recipe)
+    student = new_student(recipe, pair.teacher, trained_parts(context, pair.teacher))
+    best_step = load_distilled(context, student)
+    # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
+    one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
+    student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance
+    (first, final), rows = judged(context, "distill"), stage_metrics(context, "distill")
+    last = judged(context, "joint")[1] if recipe.joint.steps else final
+    figures = {"best_step": best_step, **held_out_figures(first, last)}
+    if recipe.has_small_parts:
+        figures |= finished_parts(context, pair.teacher, student)
+    context.run.tell("report", 1, 3)
+    figures |= figures_on_test_prompts(context, pair, student)
+    context.run.tell("report", 2, 3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plot_metrics(rows, folder / "training.png")
+        store.upload(folder / "training.png", context.run.key("training.png"))
+        save_musicgen(folder / "model", student.cpu(), pair.tokenizer)
+        manifest = publish(
+            store,
+            folder / "model",
+            name=recipe.name,
+            kind="student",
+            recipe=context.record.recipe,
+            lineage=lineage(context, pair),
+            metrics=figures,
+            licence=licence_of(recipe),
+        )
+    store.put(context.run.key("result.json"), json.dumps({"artifact": manifest.reference, "metrics": figures}).encode())
+    context.run.tell("report", 3, 3)
+
+
+def load_distilled(context: WorkerContext, student: Any) -> int:
+    """Give a student the language model of the best checkpoint, and say of which step that is.
+
+    Raises:
+        RunError: there is none.
+    """
+    from tinymusician.distill.hidden_states import PROJECTIONS
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    best = checkpoints(context, "distill").best()
+    if best is None:
+        raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
+    weights = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
+    ConditionedDecoder(student).load_state_dict(weights)
+    return int(best.step)
+
+
+def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+    """The figures on the validation prompts before training and at the best checkpoint."""
+    num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
+    return {
+        "kl_initial": first["held_out/kl"],
+        "kl_final": final["held_out/kl"],
+        "kl_per_codebook": [final[f"held_out/kl/{k + 1}"] for k in range(num_codebooks)],
+        "agreement": final["held_out/agreement"],
+        "cross_entropy_initial": first["held_out/cross_entropy"],
+        "cross_entropy_final": final["held_out/cross_entropy"],
+    }
+
+
+def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, student: Any) -> dict[str, float]:
+    """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
+
+    `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
+    """
+    import torch
+
+    from tinymusician.distill.report import played_logits, sample_figures
+    from tinymusician.distill.signals import TeacherSignals, condition
+    from tinymusician.distill.task import FixedScaleSource, held_out_closeness
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    recipe, teacher = context.recipe, context.recipe.teacher
+    test = sequences(context, pair, "test")
+    if teacher.split > 1:  # no device here holds the teacher, but memory does
+        context = replace(context, device="cpu")
+    decoder = ConditionedDecoder(student.to(context.device)).eval()
+    rows, batch = len(test.codes), recipe.training.batch_size
+
+    def plain(signals: TeacherSignals) -> Any:
+        text = condition(student, signals.sequences)
+        return decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
+
+    with torch.no_grad():
+        closeness = (
+            {} if teacher.guidance_range else held_out_closeness(online(context, pair, test), rows, batch, plain)
+        )
+        both = online(context, pair, test, "conditional")
+        played = {
+            scale: held_out_closeness(
+                FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
+            )
+            for scale in {teacher.guidance, *scales_between(teacher.guidance_range)}
+        }
+    figures = {"kl_test": (closeness or played[teacher.guidance])["kl"]}
+    figures |= {"kl_played": played[teacher.guidance]["kl"]}
+    figures |= {f"kl_played@{scale:g}": result["kl"] for scale, result in sorted(played.items()) if len(played) > 1}
+    for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
+        model.to(context.device)
+        sampling = (teacher.guidance, teacher.top_k, teacher.temperature, recipe.training.seed)
+        result = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.samples_at_once)
+        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = result
+    return figures
+
+
+def scales_between(range_: tuple[float, float] | None) -> list[float]:
+    """The ends of a range of guidance scales and the whole numbers between them."""
+    if range_ is None:
+        return []
+    low, high = range_
+    return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
+
+
+def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
+    """Where a student comes from."""
+    from tinymusician.models.prune_layers import weights_digest
+
+    recipe, record = context.recipe, context.record
+    return {
+        "run": record.id,
+        "teacher": recipe.teacher.model,
+        "teacher_sha256": pair.teacher_digest,
+        **({} if isinstance(recipe.student, LayerSubset) else _start(recipe, weights_digest(pair.student))),
+        "prompts": recipe.sequences.prompts,
+        "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
+        "clips": recipe.sequences.clips,
+        "versions": record.versions,
+        "git": record.git,
+        "seeds": record.seeds,
+    }
+
+
+def _start(recipe: Recipe, digest: str) -> dict[str, str]:
+    """The weights that a student of its own shape began with."""
+    model = getattr(recipe.student, "model", None)
+    return {"started_from_sha256": digest, **({"started_from": model} if model else {})}
+
+
+def licence_of(recipe: Recipe) -> str:
+    """The licence that a student inherits: all weights that come with this package are its own, others MusicGen's."""
+    origins = [recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]
+    if all(is_packaged(name) for name in origins):
+        return BAND_LICENCE
+    return "CC-BY-NC-4.0 (derived from MusicGen's weights)"

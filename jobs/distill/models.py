@@ -1,0 +1,119 @@
+"""Teacher and student of a recipe, loaded and checked against each other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jobs.distill.components import StudentComponents, untrained_parts
+from jobs.worker.worker import WorkerContext
+from tinymusician.errors import ClusterError, ModelError
+from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
+
+
+class TensorParallelGroup(NamedTuple):
+    """Team `number` of so many `teams`; one of its workers `leads`. `group` is its torch process group."""
+
+    number: int
+    teams: int
+    leads: bool
+    group: Any
+
+
+class TeacherStudent(NamedTuple):
+    """Teacher and student with the tokenizer they share, and the digest of the teacher's weights.
+
+    `team` are the workers that hold this teacher together; None if each has one of its own.
+    """
+
+    teacher: Any
+    student: Any
+    tokenizer: Any
+    teacher_digest: str
+    team: TensorParallelGroup | None = None
+
+
+def load_pair(recipe: Recipe) -> TeacherStudent:
+    """Load the teacher, and load or cut the student.
+
+    Raises:
+        ModelError, RecipeError: weights cannot be had, or the two do not fit together.
+    """
+    from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+    from tinymusician.models.prune_layers import check_pair, weights_digest
+
+    teacher = load_musicgen(recipe.teacher.model)
+    student = new_student(recipe, teacher)
+    check_pair(teacher, student)
+    check_length(recipe, teacher)
+    return TeacherStudent(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
+
+
+def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStudent:
+    """The pair with its teacher split over as many workers as the recipe says; all workers must call it.
+
+    Raises:
+        ClusterError: the workers cannot be divided into such teams.
+        ModelError: the teacher cannot be divided so.
+    """
+    pieces = context.recipe.teacher.split
+    if pieces == 1:
+        return pair
+    if context.world % pieces:
+        raise ClusterError(f"--workers {context.world}: teacher.split = {pieces} needs a multiple of it")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from tinymusician.models.tensor_parallel import split_decoder
+
+    teams = context.world // pieces
+    mesh = init_device_mesh(context.device, (teams, pieces), mesh_dim_names=("team", "piece"))["piece"]
+    split_decoder(pair.teacher, mesh)
+    team = TensorParallelGroup(context.rank // pieces, teams, context.rank % pieces == 0, mesh.get_group())
+    return pair._replace(team=team)
+
+
+def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = None) -> Any:
+    """The student before its language model is trained: cut out of the teacher, as wide or narrower, or loaded.
+
+    Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
+    """
+    from tinymusician.models.guidance import add_guidance_conditioning
+    from tinymusician.models.musicgen import load_musicgen
+    from tinymusician.models.prune_layers import cut_student
+    from tinymusician.models.prune_width import narrow_student
+    from tinymusician.models.prune_width_codec import with_codec
+    from tinymusician.models.prune_width_text import with_text
+
+    chosen, ranged = recipe.student, recipe.teacher.guidance_range
+    if isinstance(chosen, WidthPrunedStudent):
+        student = narrow_student(teacher, chosen.layers, chosen.width, chosen.heads, chosen.feed_forward)
+    elif isinstance(chosen, LayerPrunedStudent):
+        student = cut_student(teacher, chosen.layers)
+    else:
+        student = load_musicgen(chosen.model)
+    parts = parts or untrained_parts(recipe, teacher)
+    student = student if parts.text is None else with_text(student, parts.text)
+    student = student if parts.codec is None else with_codec(student, parts.codec.codec)
+    student = add_guidance_conditioning(student, *ranged) if ranged else student
+    if recipe.training.recompute:
+        student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def untrained(recipe: Recipe) -> tuple[Any, Any]:
+    """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
+    from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+
+    if isinstance(recipe.student, LayerSubset):
+        return load_pair(recipe)[1:3]
+    return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
+
+
+def check_length(recipe: Recipe, teacher: Any) -> None:
+    """The recipe's sequences must fit into the decoder's positions."""
+    config = teacher.config.decoder
+    longest = (config.max_position_embeddings - config.num_codebooks) / teacher.config.audio_encoder.frame_rate
+    if recipe.sequences.seconds > longest:
+        raise ModelError(
+            f"sequences.seconds = {recipe.sequences.seconds:g}: the teacher's {config.max_position_embeddings} "
+            f"positions hold at most {longest:.1f} s"
+        )

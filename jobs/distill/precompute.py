@@ -1,0 +1,49 @@
+"""The precompute job: the teacher's samples, and its logits on those for training and judging, in the store."""
+
+from __future__ import annotations
+
+import json
+
+from jobs.distill.models import TeacherStudent, load_pair, shard_teacher
+from jobs.distill.teacher import make_by_teams, make_sequences, sequences, signal_maker, signal_shards
+from jobs.worker.worker import WorkerContext, run_ray_train
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.data.shards import ShardCache
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import SPLITS, Split
+
+
+def work(context: WorkerContext) -> None:
+    """What each worker does: its share of the shards that are missing."""
+    pair = shard_teacher(context, load_pair(context.recipe))
+    make_sequences(context, pair)
+    context.meet()
+    tokens = {split: sequences(context, pair, split) for split in SPLITS}
+    judged: tuple[Split, ...] = ("train", "validation")
+    made = {split: signals(context, pair, split, tokens[split]) for split in judged}
+    context.meet()
+    if context.rank == 0:
+        figures = {
+            "shards": sum(shards.count for shards in made.values()),
+            "rows": sum(len(tokens[split].codes) for split in made),
+            "fingerprints": {split: shards.fingerprint for split, shards in made.items()},
+        }
+        context.run.store.put(context.run.key("result.json"), json.dumps({"metrics": figures}).encode())
+
+
+def signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
+    """This worker's share of the teacher's signals on one split's sequences."""
+    shards = signal_shards(context, pair, tokens)
+
+    def on_progress(index: int) -> None:
+        print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
+        context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
+
+    make_by_teams(context, pair, shards, signal_maker(context, pair, tokens), on_progress)
+    return shards
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    run_ray_train(work, RunStore(open_store(), run_id))

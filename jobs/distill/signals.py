@@ -1,0 +1,42 @@
+"""Where the teacher's logits come from during training: one of three sources, as the recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.distill.models import TeacherStudent
+from jobs.distill.teacher import cached, online
+from jobs.distill.teacher_actors import TeacherClient
+from jobs.worker.worker import WorkerContext
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.recipe import ActorSignalsConfig, CachedSignalsConfig, LayerSubset, Recipe
+
+
+def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True) -> Any:
+    """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
+
+    Raises:
+        RunError: the source is `cached`, and shards are missing.
+    """
+    config = context.recipe.signals
+    if isinstance(config, CachedSignalsConfig):
+        return cached(context, pair, tokens)
+    if isinstance(config, ActorSignalsConfig):
+        from tinymusician.distill.signals import PrefetchingSource
+
+        pad = pair.teacher.config.decoder.vocab_size
+        actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
+        return PrefetchingSource(actors.ask, config.ahead)
+    return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
+
+
+def followed(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
+    """The teacher layers that the student's follow, if it has a loss on hidden states."""
+    if not recipe.hidden.weight:
+        return ()
+    if isinstance(recipe.student, LayerSubset):
+        return recipe.student.layers
+    from tinymusician.distill.hidden_states import followed_layers
+
+    depths = (model.config.decoder.num_hidden_layers for model in (pair.student, pair.teacher))
+    return tuple(followed_layers(*depths))

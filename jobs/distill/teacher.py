@@ -1,0 +1,209 @@
+"""What a recipe asks its teacher for: sequences, and signals on them, from wherever the recipe says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.distill.models import TeacherStudent
+from jobs.worker.worker import WorkerContext
+from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.shards import ShardCache, make_missing
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tunes import SPLITS, Split
+from tinymusician.errors import RunError
+from tinymusician.recipe import CachedSignalsConfig
+
+if TYPE_CHECKING:
+    from tinymusician.distill.sequences import ClipCodes, Make, ShardedSource, TeacherSamples
+    from tinymusician.distill.signals import Target
+
+
+def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
+    """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
+    part = context.recipe.sequences
+    makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
+    makers = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
+    if part.clip_share:
+        makers["clips"] = clips
+    if part.clip_share == 1:
+        del makers["train samples"]
+    for name, of in makers.items():
+        source, shards = of(context, pair)
+
+        def on_progress(index: int, name: str = name, count: int = shards.count) -> None:
+            print(f"{name}: shard {index + 1} of {count}", flush=True)
+            context.run.tell(name, index + 1, count)
+
+        make_by_teams(context, pair, shards, maker(context, pair, source), on_progress)
+
+
+def make_by_teams(
+    context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, on_progress: Callable[[int], None]
+) -> None:
+    """Make what is missing: each worker, or each team that holds a teacher together, its share."""
+    if pair.team is None:
+        make_missing(shards, make, context.rank, context.world, on_progress)
+        return
+    import torch.distributed as dist
+
+    number, teams, leads, group = pair.team
+    missing = [shards.missing()]
+    dist.broadcast_object_list(missing, src=dist.get_global_rank(group, 0), group=group)
+    make_missing(shards, make, number, teams, on_progress, leads, missing[0])
+
+
+def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
+    """The sequences of one split: teacher samples, mixed with clips for training.
+
+    Raises:
+        RunError: samples are missing.
+    """
+    from tinymusician.distill.sequences import mix
+
+    share = context.recipe.sequences.clip_share if split == "train" else 0
+    sources: list[tuple[ShardedSource, ShardCache]] = [clips(context, pair)] if share else []
+    sources += [samples(context, pair, split)] if share < 1 else []
+    sets = []
+    for source, shards in sources:
+        check_complete(shards)
+        sets.append(source.read(shards, context.cache, None if pair.team else maker(context, pair, source)))
+    return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
+
+
+def maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
+    """What makes a shard of sequences, on the device where all are made."""
+
+    def make(index: int) -> dict[str, Any]:
+        pair.teacher.to(context.device)  # not before: who only reads needs no room for it
+        return source.make(index)
+
+    return make
+
+
+def frames(context: WorkerContext, pair: TeacherStudent) -> int:
+    """The length of the recipe's sequences."""
+    return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
+
+
+def clips(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
+    """The recipe's clips, and the shards of their codes."""
+    from tinymusician.distill.sequences import ClipCodes
+
+    folder = Path(str(context.recipe.sequences.clips))
+    source = ClipCodes(pair.teacher.audio_encoder, pair.tokenizer, folder, frames(context, pair))
+    facts = {"teacher": pair.teacher_digest, "device": context.device, **source.facts}
+    return source, ShardCache(context.run.store, "codes", facts, source.shards)
+
+
+def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
+    """The teacher's samples for one split, and their shards."""
+    from tinymusician.distill.sequences import TeacherSamples
+
+    recipe = context.recipe
+    part, teacher = recipe.sequences, recipe.teacher
+    texts = texts_of(load_prompts(part.prompts), split)
+    sampling: dict[str, Any] = {
+        "samples": part.samples if split == "train" else 1,
+        "frames": frames(context, pair),
+        "guidance": teacher.guidance,
+        "top_k": teacher.top_k,
+        "temperature": teacher.temperature,
+        "seed": recipe.training.seed,
+        "shard_prompts": part.shard_prompts,
+        "at_once": part.samples_at_once,
+    }
+    source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
+    facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
+    return source, ShardCache(context.run.store, "samples", facts, source.shards)
+
+
+def online(
+    context: WorkerContext,
+    pair: TeacherStudent,
+    tokens: TokenDataset,
+    passes: Target | None = None,
+    layers: Sequence[int] = (),
+) -> Any:
+    """The teacher in this worker as a source of signals, and of the states after `layers`.
+
+    `passes` are the recipe's unless given.
+    """
+    import torch
+
+    from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
+
+    teacher_config = context.recipe.teacher
+    dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
+    teacher = OnlineTeacher(
+        pair.teacher.to(context.device), tokens, passes or teacher_config.passes, teacher_config.guidance, dtype, layers
+    )
+    return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
+
+
+def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
+    """The shards of the teacher's logits on `tokens`, known by teacher, target and the sequences themselves."""
+    from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
+
+    content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
+    teacher = context.recipe.teacher
+    facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
+    facts |= {
+        "device": context.device,
+        "precision": context.precision(),
+        "format": FORMAT,
+        "top": sparse_top_k(context),
+    }
+    facts |= {"target": teacher.passes} | ({"guidance": teacher.guidance} if teacher.passes == "guided" else {})
+    return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
+
+
+def signal_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Make:
+    """What makes a shard of the teacher's logits on `tokens`."""
+    from tinymusician.distill.cached import signal_shard
+
+    def make(index: int) -> dict[str, Any]:
+        batch = context.recipe.training.batch_size
+        return signal_shard(online(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context))
+
+    return make
+
+
+def sparse_top_k(context: WorkerContext) -> int | None:
+    """How many codes of a position shards keep; None for all."""
+    signals = context.recipe.signals
+    return signals.top if isinstance(signals, CachedSignalsConfig) else None
+
+
+def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
+    """Precomputed shards as a source of signals.
+
+    Raises:
+        RunError: some are not there yet.
+    """
+    from tinymusician.distill.cached import CachedTeacher
+    from tinymusician.distill.signals import PrefetchingSource
+
+    shards = signal_shards(context, pair, tokens)
+    check_complete(shards)
+    vocabulary = pair.teacher.config.decoder.vocab_size
+    teacher = context.recipe.teacher
+    make = signal_maker(context, pair, tokens) if teacher.split == 1 else None
+    reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
+    return PrefetchingSource(reader.ask, ahead=2)
+
+
+def check_complete(shards: ShardCache) -> None:
+    """Raise if shards that should have been precomputed are not there.
+
+    Raises:
+        RunError: so many are missing.
+    """
+    if missing := shards.missing():
+        raise RunError(
+            f"{len(missing)} of {shards.count} of the teacher's shards are missing; run `tmctl submit precompute` with "
+            f"the same recipe first, or set signals.source=online"
+        )

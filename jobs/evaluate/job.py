@@ -1,0 +1,79 @@
+"""The evaluation job: models play the captions of a reference, and what they played is measured and shown.
+
+Clips are played and heard by actors on all workers; then models are held against the teacher, then each is timed alone,
+then one actor writes the report. What the store has is not made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.evaluate.evaluator import AGREEMENT_GROUP, REAL, RECONSTRUCTED, Evaluator, agreement_clips, judged, pieces
+from jobs.evaluate.report import write_report
+from jobs.worker.actor_pool import ActorPool, stages
+from jobs.worker.worker import WorkerContext
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.recipe import parse_recipe
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A piece of the work: what to do with some clips of a voice."""
+
+    task: Literal["train", "hear", "agree", "cost", "report"]
+    model_id: str = ""
+    clips: range = range(0)
+
+
+class EvalWorker:
+    """What an actor works with."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.evaluation = self.opened(context)
+
+    def opened(self, context: WorkerContext) -> Evaluator:
+        """What is evaluated."""
+        return Evaluator(context)
+
+    def do(self, unit: EvalTask) -> None:
+        """Do one unit, or what of it is not done yet."""
+        evaluation = self.evaluation
+        if unit.task == "report":
+            self.report()
+        elif unit.task == "cost":
+            evaluation.cost(unit.model_id)
+        elif unit.task == "agree":
+            evaluation.agreement(unit.model_id, unit.clips)
+        elif unit.model_id in (REAL, RECONSTRUCTED):
+            evaluation.real_features(unit.clips, unit.model_id == RECONSTRUCTED)
+        else:
+            evaluation.features(unit.model_id, unit.clips)
+
+    def report(self) -> None:
+        """Write what came out."""
+        write_report(self.evaluation)
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    store = open_store()
+    folder = RunStore(store, run_id)
+    record = folder.record()
+    recipe = parse_recipe(record.recipe, run_id)
+    config, model_ids = recipe.evaluate, judged(recipe)
+    do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
+    compared, all_clips = pieces(agreement_clips(config), AGREEMENT_GROUP), pieces(config.clips, config.batch)
+    do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
+    do(
+        "teacher's clips",
+        [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(config), config.batch)],
+    )
+    do(
+        "clips",
+        [EvalTask("hear", model_id, clips) for model_id in (REAL, RECONSTRUCTED, *model_ids) for clips in all_clips],
+    )
+    do("agreement", [EvalTask("agree", model_id, clips) for model_id in model_ids for clips in compared])
+    do("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], at_once=1)
+    do("report", [EvalTask("report")], at_once=1)

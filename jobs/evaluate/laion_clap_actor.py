@@ -1,0 +1,59 @@
+"""laion-clap as an embedder: an actor in an environment of its own, which Ray starts for the one that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymusician.errors import ModelError
+from tinymusician.evaluate.audio import Wave
+from tinymusician.evaluate.clip_embeddings import Floats
+from tinymusician.evaluate.laion_clap import RATE, LaionClap
+from tinymusician.recipe import LaionClapEmbeddingConfig
+
+
+class LaionClapActor:
+    """A text embedder whose work is done by laion-clap itself."""
+
+    rate = RATE
+
+    def __init__(self, config: LaionClapEmbeddingConfig) -> None:
+        """Start the actor.
+
+        Raises:
+            ModelError: environment, checkpoint or tokenizer are not there, or do not fit each other.
+        """
+        import ray
+
+        python = Path(config.environment).expanduser() / "bin" / "python"
+        for path in (python, Path(config.checkpoint).expanduser(), Path(config.tokenizer).expanduser() / "vocab.json"):
+            if not path.exists():
+                raise ModelError(f"evaluate.embedding: {path} is not there; make the environment with {_MADE}")
+        code = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        kind = ray.remote(num_cpus=0, runtime_env={"py_executable": str(python), "env_vars": code})(LaionClap)
+        self._actor: Any = kind.remote(
+            str(Path(config.checkpoint).expanduser()), str(Path(config.tokenizer).expanduser()), config.audio_model
+        )
+        try:
+            self.facts: dict[str, Any] = ray.get(self._actor.facts.remote())
+        except Exception as error:  # whatever happens within another environment
+            said = " ".join(str(error).split())[-300:]
+            raise ModelError(f"evaluate.embedding: laion-clap cannot be used ({said})") from error
+
+    def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
+        """Vectors [windows, D] of every wave."""
+        import ray
+
+        embeddings: list[Floats] = ray.get(self._actor.audio.remote(list(waves)))
+        return embeddings
+
+    def text(self, prompts: Sequence[str]) -> Floats:
+        """A vector for every prompt, [N, D]."""
+        import ray
+
+        embeddings: Floats = ray.get(self._actor.text.remote(list(prompts)))
+        return embeddings
+
+
+_MADE = "`infra/environments/install laion-clap FOLDER`, and see docs/evaluation.md for the other files"

@@ -1,0 +1,64 @@
+"""How judged models came to be, as far as the store still knows: students' curves, and what bundles' groups mind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.worker.model_refs import labelled
+from jobs.worker.worker import metrics_name
+from tinymusician.artifacts.manifest import Manifest, find
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import NotFoundError
+from tinymusician.quantize.report import plot_sensitivity
+from tinymusician.quantize.sensitivity import from_facts
+from tinymusician.training.metrics import Row, read_metrics
+
+Curves = dict[str, list[Row]]
+
+
+def curves(store: Store, names: Mapping[str, str]) -> Curves:
+    """Metrics of every student that is judged, or that a judged bundle was made of, each once; `names` by voice."""
+    curves: Curves = {}
+    seen = set()
+    for model_id, name in names.items():
+        manifest = _manifest(store, model_id)
+        if manifest is not None and manifest.kind != "student":
+            manifest = _manifest(store, str(manifest.lineage.get("model")))
+        if manifest is None or manifest.digest in seen:
+            continue
+        seen.add(manifest.digest)
+        rows = read_metrics(store, f"runs/{manifest.lineage.get('run')}/{metrics_name('distill')}")
+        if rows:
+            curves[name] = rows
+    return curves
+
+
+def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """A picture for every bundle whose groups were measured one by one."""
+    tables = []
+    for model_id, name in names.items():
+        manifest = _manifest(store, model_id)
+        table = _report(store, manifest).get("sensitivity") if manifest is not None else None
+        if table:
+            tables.append((name, plot_sensitivity(from_facts(table))))
+    return tables
+
+
+def _manifest(store: Store, model_id: str) -> Manifest | None:
+    reference = labelled(model_id)[1]
+    if "@sha256:" not in reference:
+        return None
+    try:
+        return find(store, reference)
+    except NotFoundError:
+        return None
+
+
+def _report(store: Store, manifest: Manifest) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(store.get(f"runs/{manifest.lineage.get('run')}/report.json"))
+    except NotFoundError:
+        return {}
+    return report

@@ -1,0 +1,1 @@
+"""Submitting, validating, supervising and deploying: what runs outside a job's own workers."""

@@ -1,0 +1,216 @@
+"""Submitting a run: its record goes into the store first, then the job goes to the cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+from jobs.launch import cluster
+from jobs.registry import JobKind
+from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
+from tinymusician.artifacts.runs import (
+    ENDED,
+    SILENCE,
+    STOPPED,
+    RunRecord,
+    RunStore,
+    check_run_name,
+    effective_status,
+    now,
+)
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import ClusterError, RunError
+from tinymusician.recipe import Recipe
+
+STORE_TIMEOUT_SECONDS = "600"
+"""Seconds for which a job waits for a store that does not answer."""
+_TRAINING: tuple[JobKind, ...] = ("pretrain", "distill", "pipeline")
+_PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
+
+
+def submit(
+    store: Store,
+    kind: JobKind,
+    recipe: Recipe,
+    workers: int | None,
+    address: str | None,
+    name: str | None,
+    resume: str | None,
+) -> RunStore:
+    """Record a run and start its job; `resume` continues an earlier run on its own cluster unless another is named.
+
+    Raises:
+        RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
+        ClusterError: the cluster cannot be reached or refuses the job.
+    """
+    run = RunStore(store, check_run_name(resume or name or new_name(recipe.name, kind)))
+    if resume:
+        workers, address = resume_target(run, kind, workers, address)
+    elif run.exists():
+        raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
+    client, where = cluster.connect(address)
+    environment = cluster.runtime_environment(store, where)
+    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
+    submission = f"{run.id}-{secrets.token_hex(3)}"
+    content = recipe.model_dump(mode="json")
+    if kind in _TRAINING:
+        began = run.record().workers if resume else workers or 1
+        content["training"]["parts"] = content["training"]["parts"] or began
+    check_teams(content["teacher"]["split"], workers or 1, kind)
+    run.write_record(
+        RunRecord(
+            id=run.id,
+            kind=kind,
+            recipe=content,
+            workers=workers or 1,
+            created=run.record().created if resume else now(),
+            versions=versions(),
+            git=git_state(),
+            seeds={"training": content["training"]["seed"]},
+            cluster=where,
+            submission=submission,
+        )
+    )
+    run.update(state="PENDING", message="", stop_requested_at=now(), ended=None)
+    try:
+        client.submit_job(
+            entrypoint=f"{_python(where)} -P -m jobs.launch.supervisor {shlex.quote(run.id)} {shlex.quote(submission)}",
+            submission_id=submission,
+            runtime_env=environment,
+            metadata={"run": run.id, "kind": kind},
+        )
+    except Exception as error:
+        run.update(state="FAILED", ended=now(), message=f"the cluster refused the job: {error}")
+        raise ClusterError(f"cluster {where}: refused the job ({error})") from error
+    return run
+
+
+def check_teams(split: int, workers: int, kind: JobKind) -> None:
+    """Where workers hold a teacher together, their number must be a multiple of it.
+
+    Raises:
+        RunError: it is not.
+    """
+    if kind in ("precompute", "distill", "pipeline") and workers % split:
+        raise RunError(f"--workers {workers}: teacher.split = {split} needs a multiple of it")
+
+
+RESUMABLE_KEYS = (
+    "training.zero",
+    "training.recompute",
+    "training.least_workers",
+    "training.restarts",
+    "training.skips",
+    "signals.source",
+)
+"""What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
+
+
+def resume_target(run: RunStore, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
+    """The workers and the cluster's address with which a run goes on: its own, unless others are asked for.
+
+    Raises:
+        RunError: it is of another kind, finished or still running.
+    """
+    record = run.record()
+    if record.kind != kind:
+        raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
+    if run.status().state == "SUCCEEDED":
+        raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
+    # Once it has ended, the cluster may take a while to see it.
+    if run.status().state not in ENDED and is_alive(record):
+        raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
+    elsewhere = None if record.cluster == cluster.LOCAL else record.cluster
+    return workers or record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
+
+
+def stop(run: RunStore) -> None:
+    """Ask the cluster to end a run's job.
+
+    Raises:
+        RunError: the run has ended already.
+    """
+    record = run.record()
+    state = effective_status(run).state
+    if state in ENDED:
+        raise RunError(f"run {run.id!r}: has ended ({state})")
+    client, _ = cluster.connect(record.cluster, start=False)
+    try:
+        client.stop_job(record.submission)
+    except RuntimeError as error:
+        message = f"cluster {record.cluster} no longer knows its job; continue it with --resume {run.id}"
+        raise RunError(f"run {run.id!r}: {message}") from error
+
+
+def reconcile(run: RunStore) -> None:
+    """If Ray says that a run's job has ended but the run does not know it, write that down."""
+    if run.status().state in ENDED:
+        return
+    record = run.record()
+    try:
+        client, _ = cluster.connect(record.cluster, start=False)
+        job = client.get_job_info(record.submission)
+    except (ClusterError, RuntimeError):
+        stop_requested_at = run.status().stop_requested_at
+        if run.status().state == "PENDING" and stop_requested_at is not None and now() - stop_requested_at > SILENCE:
+            message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
+            run.update(state="FAILED", ended=now(), message=message)
+        return
+    if str(job.status) not in ENDED or run.status().state in ENDED:
+        return
+    if str(job.status) == "STOPPED":  # its supervisor took longer to say so than Ray waits
+        run.update(state="STOPPED", ended=now(), message=STOPPED)
+    else:
+        said = " ".join((job.message or "").split())[-300:]
+        run.update(state="FAILED", ended=now(), message=f"Ray reports the job as {job.status}: {said}")
+
+
+def is_alive(record: RunRecord) -> bool:
+    """Whether the cluster still knows this run's job as running; a cluster that is gone runs nothing."""
+    try:
+        client, _ = cluster.connect(record.cluster, start=False)
+        return str(client.get_job_status(record.submission)) in {"PENDING", "RUNNING"}
+    except (ClusterError, RuntimeError):
+        return False
+
+
+def new_name(recipe: str, kind: str) -> str:
+    """A run's name: recipe, kind, local time, and four digits against clashes."""
+    return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a run's figures depend on."""
+    result = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in _PACKAGES:
+        try:
+            result[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            result[package] = "not installed"
+    return result
+
+
+def git_state() -> dict[str, str]:
+    """Commit and cleanliness of the checkout this code runs from, if it is one."""
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        try:
+            ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # an image has no git
+            return ""
+        return ended.stdout.strip() if ended.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
+
+
+def _python(where: str) -> str:
+    """This very interpreter on this machine, the cluster's own elsewhere."""
+    return shlex.quote(sys.executable) if cluster.is_here(where) else "python"

@@ -1,0 +1,197 @@
+"""What Ray's Jobs API starts: a supervisor that runs the job as its child and keeps the run's log and state.
+
+The supervisor is small and does no work of its own, so it is there to say how the job ended, even if the job was
+killed. A run that was resumed has a new supervisor; an old one that still lives sees that, ends its job and is silent.
+
+Usage: python -m jobs.launch.supervisor RUN SUBMISSION
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from jobs.registry import JobKind, run_job
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import STOPPED, RunStore, now
+from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
+
+_UPLOAD_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STAMP = "%Y-%m-%d %H:%M:%S"
+_OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
+"""What Ray says of workers that its memory monitor killed, or its own helpers beside them."""
+_GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory\. Tried to allocate (\S+ \S+)\. .* total capacity of (\S+ \S+)")
+
+
+class LogUploader:
+    """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
+
+    def __init__(self, run: RunStore, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
+        """`owned` tells whether this process still speaks for the run; if not, `superseded` is called."""
+        self._run, self._owned, self._superseded = run, owned, superseded
+        self._text, self._sent = run.log(), -1
+        self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
+        self._thread = threading.Thread(target=self._keep_sending, daemon=True)
+        self._thread.start()
+
+    def line(self, line: str) -> None:
+        """Take one line."""
+        print(line, end="", flush=True)
+        with self._lock:
+            self._text += line
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._stop.set()
+        self._thread.join()
+        self._send()
+
+    def _keep_sending(self) -> None:
+        while not self._stop.wait(_UPLOAD_SECONDS):
+            try:
+                self._send()
+                if time.monotonic() - self._stirred > _HEARTBEAT_SECONDS:
+                    self._run.heartbeat() if self._owned() else self._superseded()
+                    self._stirred = time.monotonic()
+            except StoreError as error:
+                print(f"log: {error}", file=sys.stderr)
+
+    def _send(self) -> None:
+        with self._lock:
+            text = self._text
+        if len(text) != self._sent and self._owned():
+            self._run.store.put(self._run.key("log.txt"), text.encode())
+            self._sent = len(text)
+
+
+def supervise(run_id: str, submission: str) -> int:
+    """Run the job, and say in the store how it went; returns its exit code."""
+    run = RunStore(open_store(), run_id)
+    record = run.record()
+
+    def owned() -> bool:
+        return run.record().submission == submission
+
+    run.heartbeat()
+    _sweep(run)
+    run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", record.kind, run_id],
+        cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    log = LogUploader(run, owned, child.terminate)
+    log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        child.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    assert child.stdout is not None
+    for line in child.stdout:
+        log.line(line)
+    code = child.wait()
+    outcome = _outcome(run, code, stopped.is_set())
+    log.line(f"{time.strftime(_STAMP)} {outcome['state']} {outcome.get('message', '')}\n")
+    try:
+        log.close()  # before its state says that it has ended, so that a run that has ended has its whole log
+    finally:
+        if owned():
+            run.update(ended=now(), **outcome)
+    _sweep(run)
+    return code
+
+
+def _sweep(run: RunStore) -> None:
+    """Rid the store of what killed writers left; one that lets nobody list what is unfinished serves as well."""
+    with contextlib.suppress(StoreError):
+        run.store.sweep()
+
+
+def _outcome(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
+    if code == 0:
+        result = json.loads(run.store.get(run.key("result.json")))
+        return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
+    if stopped:
+        return {"state": "STOPPED", "message": STOPPED}
+    if code < 0:
+        message = f"its driver was killed by signal {-code}; continue it with --resume"
+        return {"state": "FAILED", "message": message}
+    try:
+        message = run.store.get(run.key("error.txt")).decode()
+    except NotFoundError:
+        message = f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
+    return {"state": "FAILED", "message": message}
+
+
+def child(kind: JobKind, run_id: str) -> int:
+    """Run the job of this kind; an error for users becomes one line."""
+    run = RunStore(open_store(), run_id)
+    for old in ("error.txt", "refused.txt"):
+        run.store.delete(run.key(old))
+    try:
+        run_job(kind, run_id)
+    except Exception as error:
+        cause = to_user_error(error)
+        if cause is None:
+            raise
+        run.store.put(run.key("error.txt"), str(cause).encode())
+        print(f"error: {cause}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
+    """The error for users behind what Ray Train raises for its workers, if there is one."""
+    while error is not None:
+        if isinstance(error, TinyMusicianError):
+            return error
+        if isinstance(error, OSError) and (error.filename or error.errno in _FULL):
+            return TinyMusicianError(f"{error.filename or 'the disk for scratch files'}: {error.strerror}")
+        if type(error).__name__ == "SafetensorError":
+            return TinyMusicianError(f"a file of tensors cannot be read or written: {error}")
+        if isinstance(error, ModuleNotFoundError):
+            return TinyMusicianError(
+                f"the cluster's Python has no {error.name}: install tinymusician's extras there too"
+            )
+        if memory := _OUT_OF_MEMORY.search(str(error)):
+            return TinyMusicianError(
+                f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, "
+                "for smaller batches, or for machines with more; --resume goes on"
+            )
+        if memory := _GPU_OUT_OF_MEMORY.search(str(error)):
+            return TinyMusicianError(
+                f"a GPU of {memory[2]} ran out of memory, where {memory[1]} more were needed: lower "
+                "training.batch_size or, while music is played, sequences.samples_at_once; training.recompute, "
+                "training.zero and teacher.split save memory too; --resume goes on"
+            )
+        for failure in getattr(error, "worker_failures", {}).values():
+            if (user_error := to_user_error(failure)) is not None:
+                return user_error
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(
+        child(cast(JobKind, sys.argv[2]), sys.argv[3])
+        if sys.argv[1] == "--child"
+        else supervise(sys.argv[1], sys.argv[2])
+    )

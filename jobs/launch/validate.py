@@ -1,0 +1,247 @@
+"""What is checked on the submitting machine before a job is sent: all that can be known without loading weights."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobs.launch.estimate import frames, student_shape
+from jobs.registry import JobKind
+from tinymusician.data.prompts import PACKAGED, load_prompts
+from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
+from tinymusician.models.param_count import check_codec_size, check_piece, check_text, check_text_width, parts_of
+from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
+from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
+
+PRETRAINING_READS = (
+    "pretrain.",
+    "training.precision",
+    "training.seed",
+    "training.log_every",
+    "training.restarts",
+    "training.parts",
+    "training.skips",
+    "training.least_workers",
+)
+ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
+    content = recipe.model_dump()
+    paths = (
+        ("teacher", "model"),
+        ("student", "model"),
+        ("sequences", "prompts"),
+        ("sequences", "clips"),
+        ("evaluate", "clap"),
+        ("evaluate", "tagger"),
+    )
+    for part, field in paths:
+        name = content[part].get(field)
+        if name and not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
+            content[part][field] = str(Path(name).expanduser().absolute())
+    for kind in ("reference", "embedding"):
+        named = content["evaluate"][kind] or {}
+        for field in {"audio", "table", "model", "checkpoint", "tokenizer", "environment"} & set(named):
+            if not is_packaged(named[field]) and Path(named[field]).expanduser().exists():
+                named[field] = str(Path(named[field]).expanduser().absolute())
+    return Recipe.model_validate(content)
+
+
+def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None:
+    """Changing what a job of this kind does not read is a mistake.
+
+    Pretraining has settings of its own for each model, and a plan that is given says itself how it rounds.
+
+    Raises:
+        RecipeError: such a change.
+    """
+    for override in overrides if kind == "quantize" and recipe.quantize.plan != "adaptive" else ():
+        if override.partition("=")[0].removeprefix("quantize.") in ADAPTIVE_READS:
+            raise RecipeError(f"--set {override}: only plan adaptive reads it; a plan's file says how that plan rounds")
+    for override in overrides if kind == "pretrain" else ():
+        if not override.startswith(PRETRAINING_READS):
+            raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAINING_READS)}")
+
+
+def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
+    """Raise the first problem of a recipe, and of the files it names if the job runs `here`, on this machine.
+
+    Raises:
+        RecipeError, ModelError, DataError: it could not run.
+    """
+    if kind == "pretrain":
+        if recipe.pretrain is None:
+            raise RecipeError(f"recipe {recipe.name}: has no `pretrain` part; only the house band is made from nothing")
+        return
+    if kind == "quantize":
+        check_quantize(recipe, here)
+        return
+    if kind == "evaluate":
+        check_evaluate(recipe, here)
+        return
+    if kind in ("sweep", "pipeline"):
+        check_evaluate(recipe, here)
+    ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
+    from_actors = recipe.signals.source == "actors"
+    if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_parts or ranged or split or from_actors):
+        raise RecipeError(
+            "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
+            "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"
+        )
+    if kind == "pipeline":
+        bundled = recipe.pipeline.last not in ("precompute", "distill")
+        if ranged and bundled and recipe.quantize.flavour != "fused":
+            flavour = recipe.quantize.flavour
+            raise RecipeError(
+                f"quantize.flavour = {flavour}: has no input for teacher.guidance_range; allowed is fused"
+            )
+        check_quantize(recipe, here)
+        check_release(recipe, here)
+    if here:
+        check_files(recipe)
+    check_shapes(recipe)
+
+
+def with_plan(recipe: Recipe) -> Recipe:
+    """The recipe with the content of the plan's file in the place of its path, which the cluster does not know.
+
+    Raises:
+        PlanError: it is no plan, or cannot be had in the recipe's flavour.
+    """
+    if recipe.quantize.plan == "adaptive":
+        return recipe
+    from tinymusician.quantize.precision import is_file, load_plan
+
+    plan = load_plan(recipe.quantize.plan)
+    if recipe.quantize.flavour == "optimum" and plan.cache == "int8":
+        raise PlanError(f"plan {plan.name}: keeps its cache in int8, which flavour optimum does not know")
+    if not isinstance(recipe.quantize.plan, str) or not is_file(recipe.quantize.plan):
+        return recipe
+    content = {"plan": plan.model_dump(mode="json")}
+    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=content)})
+
+
+def check_quantize(recipe: Recipe, here: bool) -> None:
+    """The prompts must be there, and so must what writes graphs."""
+    if here:
+        load_prompts(recipe.sequences.prompts)
+        needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.flavour == "optimum" else "onnx")
+        for package in needed:
+            if find_spec(package.partition(".")[0]) is None:
+                raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
+
+
+def check_evaluate(recipe: Recipe, here: bool) -> None:
+    """There must be a reference, its files must be there, and so must what reads them."""
+    config = recipe.evaluate
+    if config.reference is None:
+        kinds = "band, folder, musiccaps or musicbench"
+        raise RecipeError(
+            f"evaluate.reference: none is given; allowed are {kinds}, such as --set evaluate.reference.kind=folder "
+            f"--set evaluate.reference.audio=FOLDER"
+        )
+    if not here:
+        return
+    for package in ("soundfile", "soxr"):
+        if find_spec(package) is None:
+            raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[evaluate]'`")
+    if config.reference.kind != "band":
+        from tinymusician.evaluate.reference import open_reference
+
+        open_reference(config.reference, config.clips, config.seconds, config.seed, Path())
+
+
+def check_release(recipe: Recipe, here: bool) -> None:
+    """Where the pipeline signs on this machine, its key must be here before hours are spent."""
+    if here and recipe.pipeline.last == "publish":
+        from tinymusician.artifacts.keys import keys_folder, load_key
+        from tinymusician.artifacts.open import open_store
+        from tinymusician.artifacts.registry import ReleaseRegistry
+
+        folder = keys_folder()
+        load_key("release", folder, ReleaseRegistry(open_store(), folder).roots()[-1].release_keys)
+
+
+def check_files(recipe: Recipe) -> None:
+    """Prompts and clips must be there, and so must folders of models."""
+    load_prompts(recipe.sequences.prompts)
+    if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
+        raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
+    if recipe.sequences.clips is not None and not any(Path(recipe.sequences.clips).glob("*.wav")):
+        raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: holds no .wav files")
+    release = Path(recipe.teacher.model).expanduser()
+    if recipe.teacher.kind == "audiocraft" and not all((release / name).is_file() for name in RELEASE):
+        raise ModelError(
+            f"teacher.model = {str(release)!r}: no audiocraft release; {' and '.join(RELEASE)} belong there"
+        )
+    for field, name in (
+        ("teacher.model", recipe.teacher.model),
+        ("student.model", getattr(recipe.student, "model", "")),
+    ):
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise ModelError(f"{field} = {name!r}: no such folder")
+
+
+def check_shapes(recipe: Recipe) -> None:
+    """Where shapes are known, the student must fit its teacher, and the sequences must fit both."""
+    teacher = shape_of(recipe.teacher.model)
+    if teacher is None:
+        return
+    if isinstance(recipe.student, LayerSubset):
+        layers = recipe.student.layers
+        if len(layers) > teacher.layers:
+            raise RecipeError(
+                f"student.layers = {list(layers)}: deeper than the teacher, which has {teacher.layers} layers"
+            )
+        if max(layers) >= teacher.layers:
+            raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
+    if isinstance(student_config := recipe.student, WidthPrunedStudent):
+        shape = teacher.width, teacher.heads, teacher.feed_forward
+        check_narrow(student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text)
+    check_parts(recipe)
+    check_length(recipe, teacher)
+    check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
+    if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top or 1) > teacher.vocabulary:
+        raise RecipeError(f"signals.top = {recipe.signals.top}: allowed are 1 to {teacher.vocabulary} codes")
+    student = student_shape(recipe, teacher)
+    if student and (student.codebooks, student.vocabulary) != (teacher.codebooks, teacher.vocabulary):
+        raise ModelError(
+            f"student: {student.codebooks} codebooks of {student.vocabulary}; "
+            f"the teacher's {teacher.codebooks} of {teacher.vocabulary} are needed"
+        )
+
+
+def check_parts(recipe: Recipe) -> None:
+    """A smaller text encoder and a smaller codec must fit into the teacher's, where their shapes are known.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    shapes, teacher = parts_of(recipe.teacher.model), shape_of(recipe.teacher.model)
+    if shapes is None or teacher is None:
+        return
+    if (part := recipe.text_encoder) is not None:
+        requested = part.layers, part.width, part.heads, part.feed_forward
+        check_text(*requested, shapes[0].layers, shapes[0].width, shapes[0].heads, shapes[0].feed_forward)
+        student = student_shape(recipe, teacher)
+        if student is not None:
+            check_text_width(part.width, student.width)
+    if recipe.codec is not None:
+        seconds, filters = min(recipe.codec.seconds, recipe.sequences.seconds), recipe.codec.filters
+        check_piece(seconds, teacher.frame_rate, math.prod(shapes[1].ratios))
+        if recipe.codec.residual_layers and filters < shapes[1].compress:
+            raise RecipeError(f"codec.filters = {filters}: at least {shapes[1].compress} where residual blocks are")
+        check_codec_size(filters, recipe.codec.residual_layers, shapes[1].filters, shapes[1].residual_layers)
+
+
+def check_length(recipe: Recipe, teacher: DecoderShape) -> None:
+    """The recipe's sequences hold a frame at least, and fit into the decoder's positions with their delay."""
+    longest = (teacher.positions - teacher.codebooks) / teacher.frame_rate
+    if not 1 <= frames(recipe, teacher) <= teacher.positions - teacher.codebooks:
+        raise RecipeError(
+            f"sequences.seconds = {recipe.sequences.seconds:g}: allowed are {1 / teacher.frame_rate:g} to "
+            f"{longest:.1f} s, by the teacher's {teacher.positions} positions of {1000 / teacher.frame_rate:g} ms"
+        )

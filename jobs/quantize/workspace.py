@@ -1,0 +1,263 @@
+"""What every worker of a compression has at hand: the model, its float32 graphs, sequences, and what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.worker.model_refs import check_guidance, fetch_artifact
+from jobs.worker.worker import WorkerContext
+from tinymusician.artifacts.manifest import Manifest
+from tinymusician.artifacts.store import DAY
+from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
+from tinymusician.data.tunes import Split
+from tinymusician.errors import RecipeError
+from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
+from tinymusician.quantize.export import GRAPHS_VERSION
+from tinymusician.quantize.package import describe
+from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
+from tinymusician.recipe import Precision, QuantizeConfig
+from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
+from tinymusician.runtime.generator import MusicGenerator
+from tinymusician.runtime.rollout import ForcedBatch
+
+_COMPARED = (
+    ("int8-rtn", "int8", "rtn", True),
+    ("int4-rtn", "int4", "rtn", True),
+    ("int4-rtn-asymmetric", "int4", "rtn", False),
+    ("int4-hqq", "int4", "hqq", False),
+)
+"""Whole plans that the report compares: name, precision, method, symmetric."""
+
+
+@dataclass(frozen=True)
+class PlanTrial:
+    """A plan to be measured: a group alone in one precision, a candidate, or a plan that the report sets beside it."""
+
+    plan: PrecisionPlan
+    group: tuple[str, Precision] | None = None
+    chosen: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return self.plan.name if self.group is None else " in ".join(self.group)
+
+
+class QuantizationWorkspace:
+    """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        from tinymusician.models.guidance import plays_in_one_pass, range_of
+        from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+        from tinymusician.models.prune_layers import check_codec, weights_digest
+
+        self.context, self.recipe, self.config = context, context.recipe, context.recipe.quantize
+        assert self.config.model is not None
+        self.artifact: Manifest | None
+        self.name, self.artifact = fetch_artifact(context.run.store, self.config.model, context.cache)
+        self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
+        check_codec(self.model, f"model {self.config.model}")
+        self.digest = weights_digest(self.model)
+        self.one_pass = plays_in_one_pass(self.model)
+        self.guidance_range = range_of(self.model)
+        if self.guidance_range is not None:
+            check_guidance_input(self.config, self.recipe.teacher.guidance, self.guidance_range)
+        self.exported = self._export()
+
+    @cached_property
+    def manifest(self) -> BundleManifest:
+        """The float32 graphs' description, as far as the engine needs one."""
+        from tinymusician.quantize.export import architecture_of
+
+        facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
+        return describe(self.exported, self.recipe.name, architecture_of(self.model), self.defaults(), **facts)
+
+    def defaults(self) -> SamplingDefaults:
+        """What a request that says nothing gets: the recipe's way of asking the teacher."""
+        teacher = self.recipe.teacher
+        return SamplingDefaults(
+            guidance=teacher.guidance if self.guidance_range or not self.one_pass else 1.0,
+            temperature=teacher.temperature,
+            top_k=teacher.top_k,
+            seconds=self.recipe.sequences.seconds,
+            one_pass=self.one_pass,
+            guidance_range=self.guidance_range,
+        )
+
+    def player(self) -> MusicGenerator:
+        """The float32 graphs, ready to run."""
+        return MusicGenerator(Bundle(self.exported, self.manifest), self.context.threads)
+
+    def sequences(self, split: Split, count: int, seconds: float | None) -> ForcedBatch:
+        """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
+        shape = self.manifest.architecture
+        max_frames = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
+        frames = min(shape.window, max_frames)
+        texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
+        scales = scales_within(self.guidance_range, len(texts)) if self.guidance_range else None
+        guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
+        facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
+        facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
+        facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
+        shards = ShardCache(self.context.run.store, "rollouts", facts, 1)
+
+        def make(_: int) -> dict[str, Any]:
+            return {"codes": self._played(texts, frames, guidance, scales)}
+
+        make_missing(shards, make, 0, 1, lambda index: None)
+        codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
+        return ForcedBatch(texts, codes, not self.one_pass, scales)
+
+    def trials(self, measurer: PlanEvaluator) -> list[PlanTrial]:
+        """Everything to be measured: the plans the report compares, and for `adaptive` every group alone."""
+        how = self.how()
+        compared = [packaged_plan(name) for name in PLANS if name != "float32"]
+        compared += [
+            how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
+            for name, default, method, symmetric in _COMPARED
+        ]
+        result = [PlanTrial(plan) for plan in compared]
+        if self.config.plan == "adaptive":
+            pairs = trials(list(measurer.groups), self.config.precisions)
+            result += [PlanTrial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
+        return result
+
+    def how(self) -> PrecisionPlan:
+        """The recipe's way of rounding, with every group still in float32."""
+        config = self.config
+        return PrecisionPlan(
+            name="float32",
+            block_size=config.block_size,
+            symmetric=config.symmetric,
+            method=config.method,
+            cache=config.cache,
+            uniform_int8=False,
+        )
+
+    def measure(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> None:
+        """See to it that the store has the outcome of each of these trials."""
+        for trial in trials:
+            cache = self._cache_of(measurer.sequences, trial.plan)
+            if cache.missing():
+                cache.write(0, _as_arrays(self._outcome(measurer, trial)))
+                print(f"measured {trial.name}", flush=True)
+
+    def measured(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics]:
+        """The outcome of every trial."""
+        self.measure(measurer, trials)
+        caches = [self._cache_of(measurer.sequences, trial.plan) for trial in trials]
+        return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
+
+    def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
+        """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
+        try:
+            return measurer.measure(trial.plan)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever a quantizer meets in a graph of another size or shape
+            if trial.group is not None or trial.chosen:
+                raise
+            print(f"plan {trial.name} is not possible here: {' '.join(str(error).split())[:200]}", flush=True)
+            return PlanMetrics(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
+
+    def _cache_of(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
+        """Where the store keeps what a plan was measured to do to this model."""
+        codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
+        content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
+        facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
+        facts |= {"onnxruntime": metadata.version("onnxruntime")}
+        return ShardCache(self.context.run.store, "outcomes", facts, 1)
+
+    def _export(self) -> Path:
+        """The float32 graphs, made once a machine: `export` is a folder that is whole as soon as it has its name."""
+        from tinymusician.quantize.export import export_fused
+
+        tokens = self.tokenizer.backend_tokenizer.to_str()
+        facts = {"weights": self.digest, "config": without_paths(self.model.config.to_dict()), "tokenizer": tokens}
+        facts |= {"encoder": self.config.continuation, "graphs": GRAPHS_VERSION}
+        folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep_scratch(folder.parent)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                tokenizer = Path(scratch) / "tokenizer.json"
+                self.tokenizer.backend_tokenizer.save(str(tokenizer))
+                export_fused(self.model, tokenizer, Path(scratch) / "graphs", self.config.continuation)
+                try:
+                    os.rename(Path(scratch) / "graphs", folder)
+                except OSError:  # another worker of this machine was first
+                    shutil.rmtree(Path(scratch) / "graphs")
+        return folder
+
+    def _played(self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None) -> Any:
+        """Codes [N, K, T], sampled side by side by the engine from the float32 graphs, maybe told `scales`."""
+        from tinymusician.runtime.engine import EngineRequest
+        from tinymusician.runtime.sampling import SamplingParams
+
+        player, top_k = self.player(), self.recipe.teacher.top_k
+        without = None if guidance == 1 else player.text.nothing()
+        sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
+        attended = [player.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
+        generations = [
+            player.engine.start(EngineRequest(text, without, frames, seed, guidance, sampling))
+            for seed, text in enumerate(attended, first)
+        ]
+        while not all(generation.finished for generation in generations):
+            player.engine.step()
+        for generation in generations:
+            if generation.error is not None:
+                raise generation.error
+        return np.stack([generation.codes for generation in generations])
+
+
+def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[float, float]) -> None:
+    """A student that is told its guidance becomes a bundle of the fused flavour, which is asked for scales it knows.
+
+    Raises:
+        RecipeError: another flavour, or a default guidance outside its range.
+    """
+    if config.flavour != "fused":
+        raise RecipeError(
+            f"quantize.flavour = {config.flavour}: has no guidance input, which {config.model} needs; allowed is fused"
+        )
+    check_guidance(str(config.model), guidance, range_)
+
+
+def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:
+    """So many scales spread evenly within a range; at its very ends a half of what embeds them is 0."""
+    low, high = range_
+    return tuple(low + (high - low) * (place + 0.5) / count for place in range(count))
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration without the places that its parts were loaded from."""
+    cleaned = {key: value for key, value in config.items() if key != "_name_or_path"}
+    return {key: without_paths(value) if isinstance(value, dict) else value for key, value in cleaned.items()}
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove what workers that were killed left half-written in `folder` more than a day ago."""
+    for left in folder.glob(f"{tempfile.gettempprefix()}*"):
+        if time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _as_arrays(outcome: PlanMetrics) -> dict[str, Any]:
+    figures = {"size": [outcome.size], "kl": outcome.by_codebook, "codec_snr": [outcome.codec_snr]}
+    return {name: np.array(values) for name, values in figures.items()}
+
+
+def _as_outcome(arrays: dict[str, Any]) -> PlanMetrics:
+    return PlanMetrics(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

@@ -1,0 +1,27 @@
+"""The jobs that run on a cluster: for each kind, the module whose `run` function is its driver.
+
+A module is imported when its job runs: each kind needs other libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Literal
+
+JobKind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
+
+JOBS: Mapping[JobKind, str] = {
+    "precompute": "jobs.distill.precompute",
+    "distill": "jobs.distill.job",
+    "quantize": "jobs.quantize.job",
+    "evaluate": "jobs.evaluate.job",
+    "sweep": "jobs.sweep.job",
+    "pretrain": "jobs.pretrain",
+    "pipeline": "jobs.pipeline",
+}
+
+
+def run_job(kind: JobKind, run_id: str) -> None:
+    """Run a job's driver to its end."""
+    import_module(JOBS[kind]).run(run_id)

@@ -1,0 +1,148 @@
+"""The sweep job: trainings that differ in one thing each, spread over actors, and one yardstick for their students.
+
+The teacher's samples and logits are made once; then each training runs on one actor; then every student plays the same
+captions and is held against the teacher. What the store has is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jobs.distill import precompute
+from jobs.evaluate.evaluator import AGREEMENT_GROUP, REAL, pieces
+from jobs.evaluate.job import EvalTask, EvalWorker
+from jobs.evaluate.report import clip_features
+from jobs.sweep.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
+from jobs.worker.actor_pool import ActorPool, stages
+from jobs.worker.worker import WorkerContext, run_ray_train
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.evaluate.bootstrap import as_json
+from tinymusician.evaluate.clap_score import clap_score
+from tinymusician.evaluate.kad import kad
+from tinymusician.evaluate.sweep_report import claims, fluctuation, html_study, markdown_study
+from tinymusician.recipe import parse_recipe
+
+CHAMPION = "stage_mixed"
+FORCED = 16
+"""Clips of each student that the teacher judges."""
+
+
+class SweepWorker(EvalWorker):
+    """What an actor works with: an evaluation of students that it trains itself."""
+
+    evaluation: SweepEvaluator
+
+    def opened(self, context: WorkerContext) -> SweepEvaluator:
+        """What is evaluated."""
+        return SweepEvaluator(context)
+
+    def do(self, unit: EvalTask) -> None:
+        """Do one unit, or what of it is not done yet."""
+        if unit.task == "train":
+            self.evaluation.trained(self.evaluation.trials[unit.model_id])
+        else:
+            super().do(unit)
+
+    def report(self) -> None:
+        """Write what came out."""
+        write_report(self.evaluation)
+
+
+def run(run_id: str) -> None:
+    """The driver."""
+    store = open_store()
+    folder = RunStore(store, run_id)
+    record = folder.record()
+    recipe = parse_recipe(record.recipe, run_id)
+    run_ray_train(precompute.work, folder)
+    do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
+    model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
+    batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
+    real = [EvalTask("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
+    do("reference", real[:1])  # by one, so that the band's tunes are parsed once
+    do("trainings", [EvalTask("train", model_id) for model_id in model_ids])
+    do("teacher's clips", [EvalTask("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
+    do("clips", real + [EvalTask("hear", model_id, group) for model_id in model_ids for group in pieces(clips, batch)])
+    forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
+    do("agreement", [EvalTask("agree", model_id, group) for model_id in model_ids for group in forced])
+    do("report", [EvalTask("report")])
+
+
+def write_report(trials: SweepEvaluator) -> None:
+    """Figures, report.html, report.md and report.json in the run's folder, and the run's result."""
+    recipe, run = trials.recipe, trials.context.run
+    clips = min(recipe.sweep.clips, recipe.evaluate.clips)
+    real, prompts = clip_features(trials, REAL), trials.clap.text(trials.prompts(range(clips)))
+
+    def final(trial: SweepTrial, rows: list[dict[str, Any]]) -> dict[str, float]:
+        features = clip_features(trials, trial.model_id, clips)
+        judged = [trials.agreement(trial.model_id, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
+        last = [row for row in rows if "held_out/kl" in row][-1]
+        return {
+            "kl": last["held_out/test/kl"],
+            "reverse_kl": last["held_out/test/reverse_kl"],
+            "agreement": last["held_out/test/agreement"],
+            "test_loss": last["held_out/test/loss"],
+            "fluctuation": fluctuation([row["held_out/validation/loss"] for row in rows if "held_out/kl" in row]),
+            "kad": kad(features.vectors, real.vectors, resamples=0).value,
+            "clap": clap_score(features.clap, prompts[features.indices], shuffles=1).score.value,
+            "surprise": float(np.concatenate([part["surprise"] for part in judged]).mean()),
+            "variety": float(np.concatenate([part["variety"] for part in judged]).mean()),
+        }
+
+    grids = gathered(trials, final)
+    content = as_json(
+        {
+            "grids": grids,
+            "claims": claims(grids["objectives"], CHAMPION) if "objectives" in grids else [],
+            "how": how(trials, clips),
+        }
+    )
+    run.store.put(run.key("report.json"), json.dumps(content, ensure_ascii=False).encode())
+    run.store.put(run.key("report.md"), markdown_study(recipe.name, content).encode())
+    run.store.put(run.key("report.html"), html_study(recipe.name, content).encode())
+    means = {
+        grid: {
+            value: {name: float(np.mean([seed["final"][name] for seed in seeds])) for name in seeds[0]["final"]}
+            for value, seeds in values.items()
+        }
+        for grid, values in grids.items()
+    }
+    run.store.put(run.key("result.json"), json.dumps({"artifact": None, "metrics": means}).encode())
+
+
+def gathered(
+    trials: SweepEvaluator, final: Callable[[SweepTrial, list[dict[str, Any]]], dict[str, float]]
+) -> dict[str, Any]:
+    """By grid and value, every seed's curves and figures; a training that stands in two grids is looked at once."""
+    evaluated: dict[str, dict[str, Any]] = {}
+    grids: dict[str, Any] = {
+        grid: {value: [] for value in values} for grid, values in GRIDS.items() if grid in trials.recipe.sweep.over
+    }
+    for trial in trials_of(trials.recipe):
+        if trial.model_id not in evaluated:
+            rows = trials.trained(trial)[1]
+            evaluated[trial.model_id] = {"curves": rows, "final": final(trial, rows)}
+        grids[trial.grid][trial.value].append({"seed": trial.seed, **evaluated[trial.model_id]})
+    return grids
+
+
+def how(trials: SweepEvaluator, clips: int) -> dict[str, str]:
+    """What a figure must not be quoted without."""
+    recipe, record = trials.recipe, trials.context.record
+    training = recipe.training
+    return {
+        "teacher": recipe.teacher.model,
+        "student": str(recipe.student.model_dump()),
+        "trainings": f"{training.steps} steps of {training.batch_size} sequences of {recipe.sequences.seconds:g} s",
+        "seeds": str(recipe.sweep.seeds),
+        "what they play": f"{clips} captions of {trials.reference.provenance['reference']}",
+        "KAD and CLAP by": f"{recipe.evaluate.embedding.model_dump()}, {recipe.evaluate.clap}",
+        "run": record.id,
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }

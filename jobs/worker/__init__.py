@@ -1,0 +1,1 @@
+"""What all jobs' workers share: context, resources, Ray Train, actors, metrics."""

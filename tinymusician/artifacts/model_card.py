@@ -1,0 +1,57 @@
+"""A model card out of a manifest: for people who have to decide whether to use an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinymusician.artifacts.lineage import backward, links
+from tinymusician.artifacts.manifest import Manifest
+from tinymusician.markdown import markdown_table
+
+_KINDS = {
+    "student": "A language model, distilled from its teacher, with the teacher's text encoder and codec; transformers "
+    "loads it.",
+    "bundle": "ONNX graphs that `tmctl generate`, phones and browsers play; no torch is needed.",
+    "optimum": "ONNX graphs in Optimum's layout, for transformers.js.",
+    "pretrained": "The house band, made from nothing.",
+}
+_DATA = (
+    "Whatever its teacher was trained on. The house band learned rendered tunes of collections printed before 1890; "
+    "MusicGen learned licensed music, of which its own card tells."
+)
+
+
+def card(manifest: Manifest, every: Sequence[Manifest]) -> str:
+    """Markdown; `every` are the manifests of the store, for where it comes from."""
+    recipe = manifest.recipe
+    steps = backward(manifest.reference, links(every))
+    parts = [
+        f"# {manifest.name}\n\n{recipe.get('description', '')}\n\n{_KINDS.get(manifest.kind, manifest.kind)}",
+        markdown_table(
+            ("", ""),
+            [
+                ("reference", f"`{manifest.reference}`"),
+                ("made", f"{manifest.created:%Y-%m-%d %H:%M} UTC, run {manifest.lineage.get('run', '?')}"),
+                ("size", f"{manifest.size / 1e6:.1f} MB in {len(manifest.files)} files"),
+                ("licence", manifest.licence),
+            ],
+        ),
+        "## How good it is\n\n" + markdown_table(("figure", "value"), _figures(manifest.metrics)),
+        "## What it was made of\n\n"
+        + markdown_table(("from", "to", "how"), [(s.origin, s.made, s.how) for s in steps]),
+        f"## Data\n\n{_DATA}",
+        "## How to have it again\n\n" + markdown_table(("what", "which"), _again(manifest)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()]
+
+
+def _again(manifest: Manifest) -> list[tuple[str, str]]:
+    lineage = manifest.lineage
+    rows = [(f"recipe, {part}", str(content)) for part, content in manifest.recipe.items() if isinstance(content, dict)]
+    rows += [(name, str(lineage[name])) for name in ("git", "seeds", "versions") if lineage.get(name)]
+    return rows
