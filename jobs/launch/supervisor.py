@@ -190,8 +190,6 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        child(cast(JobKind, sys.argv[2]), sys.argv[3])
-        if sys.argv[1] == "--child"
-        else supervise(sys.argv[1], sys.argv[2])
-    )
+    if sys.argv[1] == "--child":
+        sys.exit(child(cast(JobKind, sys.argv[2]), sys.argv[3]))
+    sys.exit(supervise(sys.argv[1], sys.argv[2]))

@@ -37,11 +37,11 @@ def card(manifest: Manifest, every: Sequence[Manifest]) -> str:
                 ("licence", manifest.licence),
             ],
         ),
-        "## How good it is\n\n" + markdown_table(("figure", "value"), _figures(manifest.metrics)),
+        "## Metrics\n\n" + markdown_table(("figure", "value"), _figures(manifest.metrics)),
         "## What it was made of\n\n"
         + markdown_table(("from", "to", "how"), [(s.origin, s.made, s.how) for s in steps]),
         f"## Data\n\n{_DATA}",
-        "## How to have it again\n\n" + markdown_table(("what", "which"), _again(manifest)),
+        "## Reproduction\n\n" + markdown_table(("what", "which"), _again(manifest)),
     ]
     return "\n\n".join(parts)
 
