@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.data.tunes import Split
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
 

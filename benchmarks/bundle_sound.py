@@ -24,7 +24,7 @@ from scipy.spatial.distance import cdist
 
 from benchmarks.report import report
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.pretrain.audio_features import band_shape, onset_times, spectral_centroid
+from tinymusician.house_band.audio_features import band_shape, onset_times, spectral_centroid
 from tinymusician.runtime.generator import GenerationRequest, open_player
 
 AT_ONCE, RUNS = 8, 5

@@ -22,15 +22,9 @@ from platformdirs import user_cache_path
 from scipy.stats import mannwhitneyu
 
 from benchmarks.report import report
-from tinymusician.data.corpus import RenderedSplit
-from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.data.tunes import KINDS
-from tinymusician.models.band import GUIDANCE, TEMPERATURE, TOP_K
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
-from tinymusician.models.sampling import decode_audio, sample_codes
-from tinymusician.plots import png, pyplot
-from tinymusician.pretrain.audio_features import (
+from tinymusician.house_band.attributes import FRAME_RATE, INSTRUMENTS, TEMPI
+from tinymusician.house_band.audio_features import (
     Wave,
     band_shape,
     chroma_correlation,
@@ -43,9 +37,15 @@ from tinymusician.pretrain.audio_features import (
     spectral_centroid,
     spectrogram,
 )
-from tinymusician.pretrain.band import encode_split, load_corpus
-from tinymusician.pretrain.codec import codec_quality
-from tinymusician.pretrain.language_model import LanguageModelTask, unigram_entropy
+from tinymusician.house_band.corpus import RenderedSplit
+from tinymusician.house_band.model import GUIDANCE, TEMPERATURE, TOP_K
+from tinymusician.house_band.pretrain import encode_split, load_corpus
+from tinymusician.house_band.train_codec import codec_quality
+from tinymusician.house_band.train_lm import LanguageModelTask, unigram_entropy
+from tinymusician.house_band.tunes import KINDS
+from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.plots import png, pyplot
 
 RATE = 16_000
 BEAT = 0.02

@@ -97,7 +97,7 @@ def write_musicgen(folder: Path, size: Size = "small", dtype: Literal["float32",
     """The model as a folder that `from_pretrained` reads, with a small tokenizer of its own."""
     import torch
 
-    from tinymusician.models.band import train_tokenizer
+    from tinymusician.house_band.model import train_tokenizer
     from tinymusician.models.saving import save_musicgen
 
     if not (folder / "tokenizer.json").exists():

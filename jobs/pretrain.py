@@ -34,14 +34,14 @@ def _part(context: WorkerContext) -> PretrainConfig:
 
 
 def _corpus(context: WorkerContext) -> Any:
-    from tinymusician.pretrain.band import load_corpus
+    from tinymusician.house_band.pretrain import load_corpus
 
     part = _part(context)
     return load_corpus(context.cache / "corpus", part.train_clips, part.held_out_clips)
 
 
 def _tokenizer(context: WorkerContext) -> Any:
-    from tinymusician.models.band import train_tokenizer
+    from tinymusician.house_band.model import train_tokenizer
 
     return train_tokenizer(_corpus(context).train.captions)
 
@@ -79,8 +79,8 @@ def codec_work(context: WorkerContext) -> None:
     """Train the codec from its closed-form start, in float32: its losses are spectra and logarithms."""
     import torch
 
+    from tinymusician.house_band.train_codec import CodecTask
     from tinymusician.models.codec import codec_config, new_codec
-    from tinymusician.pretrain.codec import CodecTask
     from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
@@ -95,8 +95,8 @@ def codec_work(context: WorkerContext) -> None:
 
 def trained_codec(context: WorkerContext) -> Any:
     """The best codec of this run, rounded to float16 as it will be shipped, in evaluation mode."""
+    from tinymusician.house_band.train_codec import TrainableCodec
     from tinymusician.models.codec import codec_config, new_codec
-    from tinymusician.pretrain.codec import TrainableCodec
 
     trainable = TrainableCodec(new_codec(codec_config()))
     trainable.load_state_dict(_best_weights(context, "codec"))
@@ -105,8 +105,8 @@ def trained_codec(context: WorkerContext) -> Any:
 
 def tokens_work(context: WorkerContext) -> None:
     """Encode the splits with the trained codec, each worker its share of the clips' shards."""
-    from tinymusician.data.corpus import RenderedSplit
-    from tinymusician.pretrain.band import encode_split
+    from tinymusician.house_band.corpus import RenderedSplit
+    from tinymusician.house_band.pretrain import encode_split
 
     codec, tokenizer, corpus = trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
     for name in ("train", "validation"):
@@ -154,8 +154,8 @@ def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     """Train text encoder and decoder of one member of the family."""
     import torch
 
-    from tinymusician.models.band import TEACHER_LAYERS, build_band
-    from tinymusician.pretrain.language_model import LanguageModelTask
+    from tinymusician.house_band.model import TEACHER_LAYERS, build_band
+    from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.training.engine import AdamConfig
 
     part, seed = _part(context), context.recipe.training.seed
@@ -174,7 +174,7 @@ def clap_work(context: WorkerContext) -> None:
     """Train band-clap."""
     import torch
 
-    from tinymusician.pretrain.clap import ClapTask, new_clap
+    from tinymusician.house_band.train_clap import ClapTask, new_clap
     from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
@@ -192,8 +192,8 @@ def tagger_work(context: WorkerContext) -> None:
     """Train band-tagger, in float32: it computes its spectra itself."""
     import torch
 
-    from tinymusician.models.tagger import BandTagger
-    from tinymusician.pretrain.tagger import CLASSES, TaggerTask
+    from tinymusician.house_band.tagger_model import BandTagger
+    from tinymusician.house_band.train_tagger import CLASSES, TaggerTask
     from tinymusician.training.engine import AdamConfig
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
@@ -231,10 +231,10 @@ def finish(context: WorkerContext) -> None:
 
 
 def _write_models(context: WorkerContext, folder: Path) -> None:
-    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
-    from tinymusician.models.tagger import BandTagger
-    from tinymusician.pretrain.band import assemble, save_clap
-    from tinymusician.pretrain.tagger import CLASSES
+    from tinymusician.house_band.model import STUDENT_LAYERS, TEACHER_LAYERS
+    from tinymusician.house_band.pretrain import assemble, save_clap
+    from tinymusician.house_band.tagger_model import BandTagger
+    from tinymusician.house_band.train_tagger import CLASSES
 
     tokenizer, parts = _tokenizer(context), _part(context).parts
     for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
@@ -263,7 +263,7 @@ def _best_weights(context: WorkerContext, stage: str) -> dict[str, Any]:
 
 def work(context: WorkerContext) -> None:
     """What each worker does: stage after stage, each from its own checkpoint; one that is finished ends at once."""
-    from tinymusician.models.band import STUDENT_LAYERS, TEACHER_LAYERS
+    from tinymusician.house_band.model import STUDENT_LAYERS, TEACHER_LAYERS
 
     stages: dict[str, tuple[Work, ...]] = {
         "codec": (codec_work, tokens_work),

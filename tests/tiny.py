@@ -12,7 +12,7 @@ def write_tiny_musicgen(folder: Path, seed: int = 0, layers: int = 4, text_width
     """Write model, tokenizer and feature extractor into `folder`."""
     import torch
 
-    from tinymusician.models.band import train_tokenizer
+    from tinymusician.house_band.model import train_tokenizer
     from tinymusician.models.saving import save_musicgen
 
     torch.manual_seed(seed)

@@ -10,8 +10,8 @@ from jobs.worker.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
+from tinymusician.data.splits import SPLITS, Split
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.data.tunes import SPLITS, Split
 
 
 def work(context: WorkerContext) -> None:

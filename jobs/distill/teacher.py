@@ -12,8 +12,8 @@ from jobs.distill.models import TeacherStudent
 from jobs.worker.worker import WorkerContext
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, make_missing
+from tinymusician.data.splits import SPLITS, Split
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.data.tunes import SPLITS, Split
 from tinymusician.errors import RunError
 from tinymusician.recipe import CachedSignalsConfig
 

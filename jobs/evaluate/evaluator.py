@@ -23,6 +23,7 @@ import numpy as np
 
 from jobs.distill.models import untrained
 from jobs.evaluate.laion_clap_actor import LaionClapActor
+from jobs.evaluate.open import open_embedder, open_reference, open_tagger
 from jobs.worker.model_refs import STAND_INS, check_guidance, fetch_artifact, labelled
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.manifest import fetch, find
@@ -32,13 +33,11 @@ from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.degenerate import examine
-from tinymusician.evaluate.embedders import open_embedder
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.generators import GeneratedClip, Generator, SamplingSettings, TorchGenerator, open_generator
-from tinymusician.evaluate.reference import ReferenceSet, open_reference
-from tinymusician.evaluate.taggers import open_tagger
+from tinymusician.evaluate.reference import ReferenceSet
 from tinymusician.models.likelihood import cross_entropies, varieties
-from tinymusician.recipe import EvaluateConfig, LaionClapEmbeddingConfig, Recipe
+from tinymusician.recipe import EvaluateConfig, Recipe
 from tinymusician.runtime.bundle import MANIFEST
 
 
@@ -77,8 +76,6 @@ class Evaluator:
     @cached_property
     def embedder(self) -> Embedder:
         """The space of FAD and KAD."""
-        if isinstance(self.config.embedding, LaionClapEmbeddingConfig):
-            return LaionClapActor(self.config.embedding)
         return open_embedder(self.config.embedding, self.context.device)
 
     @cached_property

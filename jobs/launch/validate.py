@@ -149,7 +149,7 @@ def check_evaluate(recipe: Recipe, here: bool) -> None:
         if find_spec(package) is None:
             raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[evaluate]'`")
     if config.reference.kind != "band":
-        from tinymusician.evaluate.reference import open_reference
+        from jobs.evaluate.open import open_reference
 
         open_reference(config.reference, config.clips, config.seconds, config.seed, Path())
 

@@ -21,7 +21,7 @@ from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
-from tinymusician.data.tunes import Split
+from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION

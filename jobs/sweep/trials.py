@@ -21,8 +21,8 @@ from jobs.distill.teacher import cached, online, sequences, signal_shards
 from jobs.evaluate.evaluator import Evaluator
 from jobs.worker.worker import WorkerContext, plan_of
 from tinymusician.data.shards import ShardCache, fingerprint
+from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.data.tunes import Split
 from tinymusician.distill.objective import distillation_loss
 from tinymusician.distill.signals import SignalSource, TeacherSignals
 from tinymusician.distill.task import ObjectiveTask, TemperatureSchedule, closeness

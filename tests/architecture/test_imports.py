@@ -36,7 +36,7 @@ def test_light_things_load_nothing_heavy(code: str) -> None:
 def test_importing_the_library_does_nothing(tmp_path: Path) -> None:
     """It prints nothing, writes nothing where it is, starts no thread and draws no random number."""
     code = "import torch, threading; torch.manual_seed(0); before = torch.get_rng_state()\n"
-    code += "import tinymusician.distill.task, tinymusician.pretrain.band, tinymusician.training.loop\n"
+    code += "import tinymusician.distill.task, tinymusician.house_band.pretrain, tinymusician.training.loop\n"
     code += "assert torch.equal(before, torch.get_rng_state()) and threading.active_count() == 1"
     ended = subprocess.run(
         [sys.executable, "-c", code],

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.shapes import CAPTIONS, musicgen
 from tests.bundles import write_bundle
 from tests.generated import generated
-from tinymusician.models.band import train_tokenizer
+from tinymusician.house_band.model import train_tokenizer
 from tinymusician.runtime.generator import GenerationRequest, open_player
 
 pytestmark = pytest.mark.slow

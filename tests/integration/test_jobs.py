@@ -168,7 +168,7 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
     assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     from transformers import ClapModel, MusicgenForConditionalGeneration
 
-    from tinymusician.models.tagger import BandTagger
+    from tinymusician.house_band.tagger_model import BandTagger
 
     for name, layers in (("band-large", 8), ("band-small", 2)):
         model = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "out" / name)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from tinymusician.data.corpus import SEED, RenderedSplit, load_split
-from tinymusician.data.tunes import corpus_files, tunes_in, with_splits
+from jobs.evaluate.open import open_reference
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
-from tinymusician.evaluate.reference import ReferenceSet, open_reference
+from tinymusician.evaluate.reference import ReferenceSet
+from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
+from tinymusician.house_band.tunes import corpus_files, tunes_in, with_splits
 
 pytestmark = pytest.mark.slow
 

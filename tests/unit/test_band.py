@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tinymusician.data.dedup import families
-from tinymusician.data.facts import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
-from tinymusician.data.render import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
-from tinymusician.data.tunes import Tune, plain_title, with_splits
+from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI, ClipAttributes, aspects, caption, sentence
+from tinymusician.house_band.dedup import families
+from tinymusician.house_band.synth import HIGHEST, HOP, LOWEST, Note, SoundfontSynth, choose_facts, notes_on_grid
+from tinymusician.house_band.train_lm import cross_entropy_per_codebook, unigram_entropy
+from tinymusician.house_band.tunes import Tune, plain_title, with_splits
 from tinymusician.models.codec import codec_config, mdct_basis, new_codec, start_from_closed_form
 from tinymusician.models.quantizer import QuantizerTrainer, k_means
 from tinymusician.models.spectral import mel_filters, si_sdr
-from tinymusician.pretrain.language_model import cross_entropy_per_codebook, unigram_entropy
 
 SCALE = tuple((i * 0.5, 0.5, 60 + step) for i, step in enumerate((0, 2, 4, 5, 7, 9, 11, 12) * 4))
 TUNE = Tune("The Example", "ryan", "reel", 0, "major", "4/4", SCALE)
@@ -217,8 +217,8 @@ def test_language_model_learns_a_small_corpus(tiny_musicgen: Path) -> None:
     """Repeating codes that the caption decides: after a few steps the right caption is better than a wrong one."""
     from tests.tiny import CAPTIONS
     from tinymusician.data.tokens import TokenDataset, tokenize_captions
+    from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-    from tinymusician.pretrain.language_model import LanguageModelTask
     from tinymusician.training.engine import AdamConfig, TorchEngine
 
     codes = np.stack([np.full((4, 8), 3 * (i % 4)) for i in range(16)]).astype(np.int16)

@@ -20,11 +20,12 @@ from transformers import (
 )
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from jobs.evaluate.open import open_tagger
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.codec_model import EncodecEmbedder
 from tinymusician.evaluate.embedding import windows
-from tinymusician.evaluate.taggers import TransformersTagger, open_tagger
+from tinymusician.evaluate.taggers import TransformersTagger
 from tinymusician.evaluate.vggish import VggishEmbedder, log_mel, network
 from tinymusician.models.musicgen import load_musicgen, model_location
 

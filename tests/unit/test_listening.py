@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinymusician.pretrain.audio_features import (
+from tinymusician.house_band.audio_features import (
     band_shape,
     chroma,
     chroma_correlation,

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, MusicgenForConditionalGeneration
 
-from tinymusician.data.facts import INSTRUMENTS
 from tinymusician.data.prompts import load_prompts
-from tinymusician.data.render import Note, SoundfontSynth
+from tinymusician.house_band.attributes import INSTRUMENTS
+from tinymusician.house_band.audio_features import chroma_correlation, in_tune, pitch_track
+from tinymusician.house_band.synth import Note, SoundfontSynth
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import WEIGHTS, shape_of
 from tinymusician.models.spectral import si_sdr
-from tinymusician.pretrain.audio_features import chroma_correlation, in_tune, pitch_track
 
 
 def test_the_family_fits_its_limits() -> None:

@@ -36,7 +36,7 @@ def test_general_prompts_say_what_their_attributes_say() -> None:
 
 
 def test_band_prompts_are_in_the_bands_words() -> None:
-    from tinymusician.data.facts import INSTRUMENTS, TEMPI
+    from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 
     for prompt in load_prompts("band"):
         assert prompt.instrumentation.removeprefix("solo ") in INSTRUMENTS

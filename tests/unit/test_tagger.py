@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tinymusician.data.corpus import Clip, RenderedSplit
-from tinymusician.data.facts import INSTRUMENTS, ClipAttributes
-from tinymusician.data.render import Note, SoundfontSynth
+from jobs.evaluate.open import open_tagger
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.taggers import HouseBandTagger, open_tagger
-from tinymusician.models.tagger import BandTagger, semitones
-from tinymusician.pretrain.tagger import CLASSES, KEYS, TaggerTask, labels_of
+from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
+from tinymusician.house_band.corpus import Clip, RenderedSplit
+from tinymusician.house_band.synth import Note, SoundfontSynth
+from tinymusician.house_band.tagger import HouseBandTagger
+from tinymusician.house_band.tagger_model import BandTagger, semitones
+from tinymusician.house_band.train_tagger import CLASSES, KEYS, TaggerTask, labels_of
 from tinymusician.training.engine import AdamConfig, TorchEngine
 
 TUNE = (0, 4, 7, 12, 7, 4, 0, 2, 4, 5, 7, 9, 7, 5, 4, 2, 0, 4, 7, 4, 0)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.data.tunes import SPLITS, Split
+from tinymusician.data.splits import SPLITS, Split
 from tinymusician.errors import DataError
 
 PACKAGED = ("general", "band")

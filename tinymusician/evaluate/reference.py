@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
-from tinymusician.data.corpus import RenderedSplit
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import LoadedClip, read_clip, resampled
+from tinymusician.evaluate.audio import LoadedClip, read_clip
 
 
 class ReferenceSet(Protocol):
@@ -35,40 +33,11 @@ class ReferenceSet(Protocol):
         """
 
 
-class RenderedClips:
-    """Rendered test tunes of the house band."""
-
-    rate = 16_000
-
-    def __init__(self, split: RenderedSplit, count: int, seconds: float, seed: int) -> None:
-        longest = split.samples.shape[1] / self.rate
-        if seconds > longest:
-            raise DataError(
-                f"evaluate.seconds = {seconds:g}: the band's clips last {longest:g} s; at most that is allowed"
-            )
-        chosen = _thinned(len(split.clips), count, seed, "the band's test tunes")
-        self._split = RenderedSplit(split.samples[chosen], [split.clips[index] for index in chosen])
-        self._samples = round(seconds * self.rate)
-        self.captions = self._split.captions
-        self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
-
-    def facts(self, index: int) -> dict[str, Any]:
-        """What a clip's sound depends on."""
-        samples = self._split.samples[index][: self._samples]
-        return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
-
-    def wave(self, index: int, rate: int) -> LoadedClip:
-        """A clip at a rate."""
-        wave = self._split.audio(slice(index, index + 1))[0][: self._samples]
-        changed = () if rate == self.rate else (f"resampled from {self.rate} Hz",)
-        return LoadedClip(resampled(wave, self.rate, rate), changed)
-
-
 class FileClips:
     """Clips in files."""
 
     def __init__(self, captioned: CaptionedSet, kind: str, count: int, seconds: float, seed: int) -> None:
-        self._clips = [captioned.clips[index] for index in _thinned(len(captioned.clips), count, seed, kind)]
+        self._clips = [captioned.clips[index] for index in choose_clips(len(captioned.clips), count, seed, kind)]
         self._seconds = seconds
         self.captions = [clip.caption for clip in self._clips]
         self.provenance = {
@@ -113,29 +82,12 @@ def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
     return (0.0 if cut_already else clip.start), min(seconds, whole)
 
 
-def _thinned(there: int, count: int, seed: int, kind: str) -> Sequence[int]:
+def choose_clips(there: int, count: int, seed: int, kind: str) -> Sequence[int]:
+    """`count` of the `there` clips of a set, chosen by a seed, in order.
+
+    Raises:
+        DataError: the set has fewer.
+    """
     if there < count:
         raise DataError(f"evaluate.clips = {count}: {kind} has {there} with their audio; at most as many are allowed")
     return sorted(np.random.default_rng(seed).permutation(there)[:count].tolist())
-
-
-def open_reference(config: Any, count: int, seconds: float, seed: int, corpus: Path) -> ReferenceSet:
-    """The clips that a recipe's `evaluate.reference` asks for; `corpus` is where the band's tunes are rendered.
-
-    Raises:
-        DataError: what is missing, and where it belongs.
-    """
-    from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps
-
-    if config.kind == "band":
-        from tinymusician.data.corpus import HELD_OUT_CLIPS, load_test_split
-
-        return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), count, seconds, seed)
-    audio = Path(config.audio).expanduser()
-    if config.kind == "folder":
-        return FileClips(load_folder(audio), f"folder {audio.name}", count, seconds, seed)
-    table = Path(config.table).expanduser()
-    if config.kind == "musiccaps":
-        captioned = load_musiccaps(table, audio, config.subset)
-        return FileClips(captioned, f"MusicCaps ({config.subset})", count, seconds, seed)
-    return FileClips(load_musicbench(table, audio), f"MusicBench ({table.name})", count, seconds, seed)

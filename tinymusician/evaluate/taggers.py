@@ -7,7 +7,6 @@ kept in no such layout.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,31 +16,10 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
-from tinymusician.evaluate.embedding import AudioClassifier, in_batches, windows
 from tinymusician.models.musicgen import model_location
 from tinymusician.models.prune_layers import weights_digest
-from tinymusician.models.tagger import RATE, SECONDS, BandTagger
 
 _BATCH = 32
-
-
-class HouseBandTagger:
-    """Instrument, tempo and key, on the first five seconds of a clip."""
-
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self._tagger, self._device = BandTagger.load(folder).to(device), device
-        self.rate = RATE
-        self.facts = {"kind": "band-tagger", "weights": weights_digest(self._tagger), "seconds": SECONDS}
-
-    @torch.no_grad()
-    def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
-        """By question, class probabilities [N, classes] of every wave."""
-        clips = [windows(wave[: SECONDS * RATE], SECONDS * RATE)[:1] for wave in waves]
-        batches = [self._tagger(torch.from_numpy(batch).to(self._device)) for batch in in_batches(clips, _BATCH)]
-        return {
-            question: np.concatenate([batch[question].softmax(-1).cpu().numpy() for batch in batches])
-            for question in batches[0]
-        }
 
 
 class TransformersTagger:
@@ -77,12 +55,3 @@ class TransformersTagger:
             logits = self._model(**{name: value.to(self._device) for name, value in inputs.items()}).logits
             probabilities.append(logits.softmax(-1).cpu().numpy())
         return {"class": np.concatenate(probabilities)}
-
-
-def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:
-    """The packaged band-tagger, or one of transformers' by folder or hub id."""
-    folder = Path(model_location(name))
-    config = folder / "config.json"
-    if config.is_file() and '"band-tagger"' in config.read_text():
-        return HouseBandTagger(folder, device)
-    return TransformersTagger(name, device)

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.data.facts import FRAME_RATE, ClipAttributes, caption
-from tinymusician.data.render import HOP, SoundfontSynth, choose_facts, notes_on_grid
-from tinymusician.data.tunes import TUNES, Split, Tune, load_tunes
+from tinymusician.data.splits import Split
+from tinymusician.house_band.attributes import FRAME_RATE, ClipAttributes, caption
+from tinymusician.house_band.synth import HOP, SoundfontSynth, choose_facts, notes_on_grid
+from tinymusician.house_band.tunes import TUNES, Tune, load_tunes
 
 CLIP_FRAMES = 5 * FRAME_RATE
 SEED = 0

@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tinymusician.data.dedup import families
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+from tinymusician.data.splits import Split
+from tinymusician.house_band.dedup import families
 
 TUNES = "tunes-by-family.json"
 """The file that parsed tunes are kept in."""

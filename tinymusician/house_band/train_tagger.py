@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinymusician.data.corpus import RenderedSplit
-from tinymusician.data.facts import INSTRUMENTS, PITCH_CLASSES, TEMPI, ClipAttributes
-from tinymusician.models.tagger import BandTagger, Classes
+from tinymusician.house_band.attributes import INSTRUMENTS, PITCH_CLASSES, TEMPI, ClipAttributes
+from tinymusician.house_band.corpus import RenderedSplit
+from tinymusician.house_band.tagger_model import BandTagger, Classes
 from tinymusician.training.task import Model, to_device
 
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_CLASSES)

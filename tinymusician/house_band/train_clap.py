@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 
-from tinymusician.data.corpus import RenderedSplit
 from tinymusician.data.tokens import tokenize_captions
+from tinymusician.house_band.corpus import RenderedSplit
 from tinymusician.training.task import Model, to_device
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tinymusician.data.corpus import RenderedSplit
+from tinymusician.house_band.corpus import RenderedSplit
 from tinymusician.models.codec import start_from_closed_form
 from tinymusician.models.quantizer import QuantizerOutput, QuantizerTrainer
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance

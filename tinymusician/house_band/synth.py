@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.data.facts import FRAME_RATE, INSTRUMENTS, TEMPI, ClipAttributes
-from tinymusician.data.tunes import Tune
+from tinymusician.house_band.attributes import FRAME_RATE, INSTRUMENTS, TEMPI, ClipAttributes
+from tinymusician.house_band.tunes import Tune
 
 Samples = npt.NDArray[np.float32]
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinymusician.data.corpus import SEED, RenderedSplit, load_split
+from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.data.tunes import TUNES, Split, load_tunes
-from tinymusician.models.band import build_band
+from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
+from tinymusician.house_band.model import build_band
+from tinymusician.house_band.train_clap import TrainableClap, clap_features, new_clap
+from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.saving import save_musicgen
-from tinymusician.pretrain.clap import TrainableClap, clap_features, new_clap
 
 
 class Corpus(NamedTuple):

@@ -1,0 +1,40 @@
+"""Rendered test tunes as the reference set of an evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from tinymusician.errors import DataError
+from tinymusician.evaluate.audio import LoadedClip, resampled
+from tinymusician.evaluate.reference import choose_clips
+from tinymusician.house_band.corpus import RenderedSplit
+
+
+class RenderedClips:
+    """Rendered test tunes of the house band."""
+
+    rate = 16_000
+
+    def __init__(self, split: RenderedSplit, count: int, seconds: float, seed: int) -> None:
+        longest = split.samples.shape[1] / self.rate
+        if seconds > longest:
+            raise DataError(
+                f"evaluate.seconds = {seconds:g}: the band's clips last {longest:g} s; at most that is allowed"
+            )
+        chosen = choose_clips(len(split.clips), count, seed, "the band's test tunes")
+        self._split = RenderedSplit(split.samples[chosen], [split.clips[index] for index in chosen])
+        self._samples = round(seconds * self.rate)
+        self.captions = self._split.captions
+        self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What a clip's sound depends on."""
+        samples = self._split.samples[index][: self._samples]
+        return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
+
+    def wave(self, index: int, rate: int) -> LoadedClip:
+        """A clip at a rate."""
+        wave = self._split.audio(slice(index, index + 1))[0][: self._samples]
+        changed = () if rate == self.rate else (f"resampled from {self.rate} Hz",)
+        return LoadedClip(resampled(wave, self.rate, rate), changed)

@@ -1,1 +1,0 @@
-"""Making the house band from nothing: its codec, its language models, its CLAP."""
