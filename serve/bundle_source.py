@@ -15,13 +15,13 @@ from typing import Protocol
 from platformdirs import user_cache_path
 
 from serve.config import ServeConfig
+from serve.resolve import resolve_bundle
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
-from tinymusician.runtime.resolve import located
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class StaticSource:
         self._model = model
 
     def check(self) -> None:
-        open_bundle(located(self._model))
+        open_bundle(resolve_bundle(self._model))
 
     def bundles(self) -> Iterator[ResolvedBundle]:
-        folder = located(self._model)
+        folder = resolve_bundle(self._model)
         yield ResolvedBundle(folder, str(folder))
 
     def newer(self, refused: Collection[str]) -> ResolvedBundle | None:

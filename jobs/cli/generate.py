@@ -51,16 +51,16 @@ def generate(
 
     - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
     """
+    from serve.resolve import resolve_bundle
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
     from tinymusician.runtime.generator import GenerationRequest, open_player
     from tinymusician.runtime.memory import peak_memory
-    from tinymusician.runtime.resolve import located
 
     began = time.monotonic()
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
-    player = open_player(located(model, lambda path: print(path, file=sys.stderr)), threads, provider)
+    player = open_player(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
     prefix = None if clip is None else read_wave(clip, rate)

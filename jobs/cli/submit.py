@@ -53,7 +53,7 @@ def start(
 ) -> None:
     """What the commands share."""
     from jobs.launch.cluster import CLUSTER_VARIABLE, is_here
-    from jobs.launch.validate import check, check_overrides, located
+    from jobs.launch.validate import check, check_overrides, with_local_paths
     from tinymusician.artifacts.open import open_store
     from tinymusician.artifacts.runs import summary
 
@@ -64,7 +64,7 @@ def start(
     check_overrides(kind, overrides or [], loaded)
     address = cluster or os.environ.get(CLUSTER_VARIABLE)
     here = address is None or is_here(address)
-    loaded = located(loaded) if here else loaded
+    loaded = with_local_paths(loaded) if here else loaded
     check(kind, loaded, here)
     if not resume:
         from jobs.launch.validate import with_plan

@@ -10,7 +10,7 @@ from pathlib import Path
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
 from tinymusician.evaluate.reference import FileClips, ReferenceSet
 from tinymusician.models.musicgen import model_location
-from tinymusician.recipe import (
+from tinymusician.recipe.evaluation import (
     ClapEmbeddingConfig,
     Embedding,
     EncodecEmbeddingConfig,

@@ -27,7 +27,7 @@ PRETRAINING_READS = (
 ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 
-def located(recipe: Recipe) -> Recipe:
+def with_local_paths(recipe: Recipe) -> Recipe:
     """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
     content = recipe.model_dump()
     paths = (

@@ -97,7 +97,7 @@ def download(
         source, before = left[turn % len(left)], _size(part)
         try:
             digest = _continue(source, file, part, on_progress, pace, apart)
-            _settle(part, digest, place, file, source.url, on_progress)
+            _finish(part, digest, place, file, source.url, on_progress)
             return place
         except StoreError as error:
             errors.append(error)
@@ -172,7 +172,7 @@ def _append(
     return seen.hexdigest()
 
 
-def _settle(part: Path, digest: str, place: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback) -> None:
+def _finish(part: Path, digest: str, place: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback) -> None:
     """Move a whole file to its place if its digest is right, and throw it away otherwise."""
     if digest != file.sha256:
         whose, _ = _origin(part)

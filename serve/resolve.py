@@ -14,7 +14,7 @@ from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST
 
 
-def located(model: str, on_progress: Callable[[str], None] = lambda path: None) -> Path:
+def resolve_bundle(model: str, on_progress: Callable[[str], None] = lambda path: None) -> Path:
     """The folder of a bundle; `told` hears of files that are fetched.
 
     Raises:
