@@ -41,7 +41,7 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
     training = recipe.training
     with tempfile.TemporaryDirectory() as scratch:
         store = LocalStore(Path(scratch))
-        engine = TorchEngine(task.module, AdamConfig(weight_decay=training.weight_decay, clip=training.clip))
+        engine = TorchEngine(task.module, AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm))
         plan = plan_of(training, steps, rate, JUDGES[stage])
         Trainer(
             task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, JUDGES[stage])

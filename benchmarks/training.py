@@ -40,7 +40,7 @@ RECIPE = """
 name: shapes
 description: a step on MusicGen's shapes
 teacher: {{model: {folder}}}
-student: {{kind: cut, layers: {layers}}}
+student: {{kind: prune_layers, layers: {layers}}}
 sequences: {{prompts: {prompts}, seconds: {seconds}, samples: 1}}
 training:
   {{steps: {steps}, batch_size: {batch}, warmup: 1, log_every: 1, validate_every: {steps}, checkpoint_every: {steps}}}
@@ -58,8 +58,8 @@ def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -
     """Run a case, and read what it wrote down of its steps."""
     words = case.split(",")
     values = [
-        f"training.zero={words[0].removeprefix('zero')}",
-        f"training.recompute={str('recompute' in words).lower()}",
+        f"training.zero_stage={words[0].removeprefix('zero')}",
+        f"training.activation_checkpointing={str('recompute' in words).lower()}",
     ]
     values += [f"training.precision={'bfloat16' if 'bfloat16' in words else 'float32'}"]
     name = name or case.replace(",", "-")

@@ -85,12 +85,12 @@ def codec_work(context: WorkerContext) -> None:
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch, seed)
+    task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch_size, seed)
     if not _checkpoints(context, "codec").steps():
         task.start()
-    plan = _plan(context, part.codec_steps, part.codec_rate, "codec")
+    plan = _plan(context, part.codec_steps, part.codec_learning_rate, "codec")
     settings = AdamConfig(beta1=0.8, beta2=0.99)
-    train(context, TrainingStage("codec", task, plan, settings, part.codec_batch, 0, "float32"))
+    train(context, TrainingStage("codec", task, plan, settings, part.codec_batch_size, 0, "float32"))
 
 
 def trained_codec(context: WorkerContext) -> Any:
@@ -162,12 +162,12 @@ def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     torch.manual_seed(seed)
     model = build_band(trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
-    task = LanguageModelTask(model, tokens, held_out, part.language_model_batch, seed)
+    task = LanguageModelTask(model, tokens, held_out, part.lm_batch_size, seed)
     task.module.to(context.device)
     steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
-    plan = _plan(context, steps, part.language_model_rate, name)
+    plan = _plan(context, steps, part.lm_learning_rate, name)
     settings = AdamConfig(weight_decay=0.05)
-    train(context, TrainingStage(name, task, plan, settings, part.language_model_batch, 0, context.precision()))
+    train(context, TrainingStage(name, task, plan, settings, part.lm_batch_size, 0, context.precision()))
 
 
 def clap_work(context: WorkerContext) -> None:
@@ -180,11 +180,11 @@ def clap_work(context: WorkerContext) -> None:
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     tokenizer = _tokenizer(context)
-    task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch, seed)
+    task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch_size, seed)
     plan = _plan(context, part.clap_steps, 1e-3, "band-clap")
     train(
         context,
-        TrainingStage("band-clap", task, plan, AdamConfig(beta2=0.999), part.clap_batch, 0, context.precision()),
+        TrainingStage("band-clap", task, plan, AdamConfig(beta2=0.999), part.clap_batch_size, 0, context.precision()),
     )
 
 
@@ -198,10 +198,10 @@ def tagger_work(context: WorkerContext) -> None:
 
     part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch, seed)
+    task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch_size, seed)
     task.module.to(context.device)
     plan = _plan(context, part.tagger_steps, 2e-3, "band-tagger")
-    train(context, TrainingStage("band-tagger", task, plan, AdamConfig(), part.tagger_batch, 0, "float32"))
+    train(context, TrainingStage("band-tagger", task, plan, AdamConfig(), part.tagger_batch_size, 0, "float32"))
 
 
 def finish(context: WorkerContext) -> None:

@@ -76,7 +76,7 @@ def create_app(front: Ingress, limits: RequestLimits, marked: bool = False) -> F
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
     )
-    bearer = HTTPBearer(auto_error=False, description="`tmctl access create NAME` makes a key.")
+    bearer = HTTPBearer(auto_error=False, description="`tmctl api-keys create NAME` makes a key.")
 
     def authenticate(
         request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]

@@ -38,7 +38,7 @@ class ApiKey(BaseModel):
     created: AwareDatetime
     expires: AwareDatetime
     per_minute: Annotated[int, Field(ge=1)]
-    at_once: Annotated[int, Field(ge=1)]
+    max_concurrency: Annotated[int, Field(ge=1)]
 
 
 class KeyFile(BaseModel):
@@ -50,7 +50,7 @@ class KeyFile(BaseModel):
 
 
 def default_file() -> Path:
-    """Where `tmctl access` keeps keys if it is told nothing else."""
+    """Where `tmctl api-keys` keeps keys if it is told nothing else."""
     return user_config_path("tinymusician") / "api-keys.json"
 
 
@@ -63,7 +63,7 @@ def read_keys(path: Path) -> KeyFile:
     try:
         return KeyFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise KeyFileError(f"API keys {path}: there is no such file; `tmctl access create NAME` makes it") from None
+        raise KeyFileError(f"API keys {path}: there is no such file; `tmctl api-keys create NAME` makes it") from None
     except OSError as error:
         raise KeyFileError(f"API keys {path}: cannot be read ({error.strerror})") from None
     except ValidationError as error:
@@ -93,7 +93,7 @@ def edited(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
         write_keys(path, KeyFile(keys=tuple(keys)))
 
 
-def new_key(name: str, per_minute: int, at_once: int, days: int | None) -> tuple[str, ApiKey]:
+def new_key(name: str, per_minute: int, max_concurrency: int, days: int | None) -> tuple[str, ApiKey]:
     """A key's text, which is seen this once, and what is kept of it."""
     number, created = secrets.token_hex(4), datetime.now(UTC).replace(microsecond=0)
     text = f"tm_{number}_{secrets.token_urlsafe(32)}"
@@ -104,7 +104,7 @@ def new_key(name: str, per_minute: int, at_once: int, days: int | None) -> tuple
         created=created,
         expires=created + timedelta(days=FOREVER if days is None else days),
         per_minute=per_minute,
-        at_once=at_once,
+        max_concurrency=max_concurrency,
     )
 
 
@@ -178,8 +178,8 @@ class ApiKeyAuthenticator:
         if key is None:
             yield
             return
-        if self._playing.get(key.id, 0) >= key.at_once:
-            raise RateLimitError(f"this API key may have {key.at_once} requests at once", 1.0)
+        if self._playing.get(key.id, 0) >= key.max_concurrency:
+            raise RateLimitError(f"this API key may have {key.max_concurrency} requests at once", 1.0)
         self._spend(key)
         self._playing[key.id] = self._playing.get(key.id, 0) + 1
         try:
@@ -208,7 +208,7 @@ class ApiKeyAuthenticator:
         try:
             info = path.stat()
         except OSError as error:
-            raise KeyFileError(f"API keys {path}: {error.strerror}; `tmctl access create NAME` makes it") from None
+            raise KeyFileError(f"API keys {path}: {error.strerror}; `tmctl api-keys create NAME` makes it") from None
         stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
         if stamp != self._stamp:
             self._keys = {key.id: key for key in read_keys(path).keys}

@@ -39,14 +39,14 @@ class ServeConfig(ConfigModel):
     model: str = Field(description="NAME@ALIAS, NAME, NAME@sha256:DIGEST or a folder")
     sources: tuple[str, ...] = Field((), description="where releases come from; the store's own address if empty")
     root_key: str | None = Field(None, description="the publisher's public root key, 64 hexadecimal digits")
-    follow: Positive = Field(15.0, description="seconds between two looks at the alias")
+    poll_interval_s: Positive = Field(15.0, description="seconds between two looks at the alias")
     host: str = Field("127.0.0.1", description="the interface that the endpoint answers on")
     port: int = Field(8000, ge=1, le=65535, description="its port")
-    keys: Path | None = Field(None, description="the file of API keys; needed on any interface but loopback")
+    api_keys: Path | None = Field(None, description="the file of API keys; needed on any interface but loopback")
     replicas: Count = Field(1, description="engines at least")
-    most_replicas: Count = Field(1, description="engines at most; they come and go with the load")
+    max_replicas: Count = Field(1, description="engines at most; they come and go with the load")
     threads: int = Field(0, ge=0, description="CPU threads an engine; 0 takes all cores of its node")
-    rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request needs two")
+    max_batch_rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request needs two")
     limits: RequestLimits = RequestLimits()
 
     @property
@@ -67,14 +67,14 @@ def read_settings(values: dict[str, Any]) -> ServeConfig:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise RequestError(f"serve {where}: {problem['msg']} (given: {problem['input']!r})") from None
-    if settings.keys is None and not is_loopback(settings.host):
+    if settings.api_keys is None and not is_loopback(settings.host):
         raise RequestError(
             f"serve host {settings.host!r}: others reach it, so it needs API keys; make some with "
-            f"`tmctl access create NAME` and give their file with --keys, or serve on 127.0.0.1"
+            f"`tmctl api-keys create NAME` and give their file with --api-keys, or serve on 127.0.0.1"
         )
-    if settings.most_replicas < settings.replicas:
+    if settings.max_replicas < settings.replicas:
         raise RequestError(
-            f"serve most_replicas {settings.most_replicas}: at least the {settings.replicas} of `replicas` are needed"
+            f"serve max_replicas {settings.max_replicas}: at least the {settings.replicas} of `replicas` are needed"
         )
     return settings
 

@@ -93,8 +93,8 @@ def build(args: dict[str, Any]) -> serve.Application:
     settings = read_settings(args)
     scaling = {
         "min_replicas": settings.replicas,
-        "max_replicas": settings.most_replicas,
-        "target_ongoing_requests": settings.rows / 2,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.max_batch_rows / 2,
         "upscale_delay_s": 5,
         "downscale_delay_s": 120,
     }
@@ -103,7 +103,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         name="musician",
         ray_actor_options={"num_cpus": settings.threads or 1},
         autoscaling_config=scaling,
-        max_ongoing_requests=settings.rows,
+        max_ongoing_requests=settings.max_batch_rows,
         graceful_shutdown_timeout_s=settings.limits.request_timeout_s,
         health_check_period_s=_LOOK_SECONDS,
         health_check_timeout_s=_LOOK_SECONDS,

@@ -179,7 +179,7 @@ class EngineReplica:
         raise trouble
 
     def _follow(self) -> None:
-        while not self._closed.wait(self._settings.follow):
+        while not self._closed.wait(self._settings.poll_interval_s):
             try:
                 bundle = self._source.newer(self._refused)
             except Exception as error:  # whatever it is, the next look may go better
@@ -203,7 +203,7 @@ class EngineReplica:
         """A bundle that was loaded, and has played."""
         began = time.monotonic()
         player = open_player(bundle.folder, self._settings.threads)
-        player.engine.most_rows = self._settings.rows
+        player.engine.most_rows = self._settings.max_batch_rows
         defaults = player.manifest.sampling
         for guidance in defaults.guidance_range or ((1.0,) if defaults.one_pass else (1.0, 3.0)):
             samples = player.play(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))

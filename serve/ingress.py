@@ -40,7 +40,7 @@ class Ingress:
         """
         self._engines, self._limits = engines, settings.limits
         self._gate, self._limiter, self.metrics = (
-            ApiKeyAuthenticator(settings.keys),
+            ApiKeyAuthenticator(settings.api_keys),
             ConcurrencyLimiter(settings.limits.max_concurrent_requests),
             IngressMetrics(),
         )

@@ -1,4 +1,4 @@
-"""`tmctl access`: who may ask the endpoint, and how often."""
+"""`tmctl api-keys`: who may ask the endpoint, and how often."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Make and revoke the API keys of `tmctl serve`.\n\n"
-    "The file holds hashes only. A running endpoint reads it again when it changes; give it with `--keys`.",
+    "The file holds hashes only. A running endpoint reads it again when it changes; give it with `--api-keys`.",
 )
 File = Annotated[Path | None, typer.Option("--file", help="The file of keys.", show_default="the user's own")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -24,21 +24,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def create(
     name: Annotated[str, typer.Argument(help="Who the key is for.")],
     per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute; as many may be saved up.")] = 60,
-    at_once: Annotated[int, typer.Option(min=1, help="Requests that play at once.")] = 4,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests that play at once.")] = 4,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.", show_default="never")] = None,
     file: File = None,
     json: Json = False,
 ) -> None:
     """Make a key and show it, this once.
 
-    Example: `tmctl access create "the shop's page" --per-minute 30 --days 90`
+    Example: `tmctl api-keys create "the shop's page" --per-minute 30 --days 90`
     """
     from serve.api_keys import default_file, edited, new_key
 
     if not 1 <= len(name) <= 64:
         raise KeyFileError(f"NAME {name!r}: 1 to 64 characters are needed")
     path = file or default_file()
-    text, key = new_key(name, per_minute, at_once, days)
+    text, key = new_key(name, per_minute, max_concurrency, days)
     with edited(path, missing=True) as keys:
         keys.append(key)
     facts = {"key": text, "id": key.id, "name": name, "expires": key.expires.isoformat(), "file": str(path)}
@@ -53,7 +53,14 @@ def list_(file: File = None, json: Json = False) -> None:
     keys = read_keys(file or default_file()).keys
     facts = [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]
     rows = [
-        [key.id, key.name, f"{key.created:%Y-%m-%d}", f"{key.expires:%Y-%m-%d}", str(key.per_minute), str(key.at_once)]
+        [
+            key.id,
+            key.name,
+            f"{key.created:%Y-%m-%d}",
+            f"{key.expires:%Y-%m-%d}",
+            str(key.per_minute),
+            str(key.max_concurrency),
+        ]
         for key in keys
     ]
     emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "A MINUTE", "AT ONCE"], rows))
@@ -61,7 +68,7 @@ def list_(file: File = None, json: Json = False) -> None:
 
 @app.command()
 def revoke(
-    id: Annotated[str, typer.Argument(help="The key's id (`tmctl access list`).")],  # noqa: A002
+    id: Annotated[str, typer.Argument(help="The key's id (`tmctl api-keys list`).")],  # noqa: A002
     file: File = None,
 ) -> None:
     """Let a key count no more, from the next request on."""
@@ -71,6 +78,6 @@ def revoke(
     with edited(path) as keys:
         left = [key for key in keys if key.id != id]
         if len(left) == len(keys):
-            raise KeyFileError(f"API key {id!r}: {path} has none with this id; `tmctl access list` shows them")
+            raise KeyFileError(f"API key {id!r}: {path} has none with this id; `tmctl api-keys list` shows them")
         keys[:] = left
     print(f"{id} revoked")

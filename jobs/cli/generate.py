@@ -33,7 +33,9 @@ def generate(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among this many likeliest codes; 0 is all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this share.")] = None,
-    negative: Annotated[str | None, typer.Option(metavar="PROMPT", help="What it should not sound like.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="PROMPT", help="What it should not sound like.")
+    ] = None,
     clip: Annotated[
         Path | None, typer.Option("--continue", metavar="WAV", help="Go on from this clip, which the seconds include.")
     ] = None,
@@ -64,7 +66,9 @@ def generate(
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
     prefix = None if clip is None else read_wave(clip, rate)
-    request = GenerationRequest(prompt, seconds, seed, guidance, temperature, top_k, top_p, negative, prefix, windows)
+    request = GenerationRequest(
+        prompt, seconds, seed, guidance, temperature, top_k, top_p, negative_prompt, prefix, windows
+    )
     with progress(player.codec.shape.frame_rate) as on_progress:
         samples = player.play(request, on_progress)
     took, length = time.monotonic() - loaded, len(samples) / rate

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import api_keys as access
-from jobs.cli import artifacts, generate, pull, recipes, runs, serve, submit
-from jobs.cli import signing_keys as keys
+from jobs.cli import api_keys, artifacts, generate, pull, recipes, runs, serve, signing_keys, submit
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(
@@ -18,20 +16,21 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Make big text-to-music models small: submit jobs to a Ray cluster, watch them, and keep what they make.\n\n"
-    "Start with `tmctl submit distill band`; `tmctl runs` lists what ran, `tmctl artifacts list` what came out.\n\n"
-    "`TMCTL_STORE` says where runs and artifacts are kept (`file:///folder` or `s3://bucket/prefix`), "
-    "`TMCTL_CLUSTER` which Ray cluster runs the jobs; without it a local one is used.",
+    help="Distil, compress, evaluate and serve text-to-music models on a Ray cluster.\n\n"
+    "Start with `tmctl submit distill band`; `tmctl runs` lists runs, `tmctl artifacts list` lists their results.\n\n"
+    "`TMCTL_STORE` is the store of runs and artifacts (`file:///folder` or `s3://bucket/prefix`). "
+    "`TMCTL_CLUSTER` is the Ray cluster that runs the jobs; without it, tmctl starts a local one.",
 )
-app.add_typer(submit.app, name="submit")
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(keys.app, name="keys")
-app.add_typer(access.app, name="access")
-runs.add_to(app)
-app.command()(pull.pull)
-app.command()(generate.generate)
-app.command()(serve.serve)
+JOBS, RUNS, ARTIFACTS, PLAYING = "Jobs", "Runs", "Artifacts and releases", "Playing and serving"
+app.add_typer(submit.app, name="submit", rich_help_panel=JOBS)
+app.add_typer(recipes.app, name="recipes", rich_help_panel=JOBS)
+for run_command in (runs.runs, runs.status, runs.logs, runs.stop):
+    app.command(rich_help_panel=RUNS)(run_command)
+app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
+app.add_typer(signing_keys.app, name="signing-keys", rich_help_panel=ARTIFACTS)
+for play_command in (pull.pull, generate.generate, serve.serve):
+    app.command(rich_help_panel=PLAYING)(play_command)
+app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 
 EXTRAS = {
     "boto3": "s3",

@@ -46,7 +46,9 @@ def pull(
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell whether there is something new.")] = False,
-    limit: Annotated[float, typer.Option(min=0, metavar="KB/S", help="Bandwidth at most.", show_default="none")] = 0,
+    bandwidth_limit: Annotated[
+        float, typer.Option(min=0, metavar="KB/S", help="Bandwidth at most.", show_default="none")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Bring a release to a folder: checked against its signature, resumed where it was cut off, switched in one step.
@@ -55,7 +57,7 @@ def pull(
     from it. An artifact that was never released comes straight out of the store, each file checked against its digest.
 
     Examples:
-    - `tmctl pull band-bundle@stable --to phone --root-key $(tmctl keys show --json | jq -r .root[0])`
+    - `tmctl pull band-bundle@stable --to phone --root-key $(tmctl signing-keys show --json | jq -r .root[0])`
 
     - `tmctl pull band-bundle@stable --to phone --from https://music.example/store --check`
 
@@ -71,7 +73,7 @@ def pull(
     if check:
         _tell_offer(client.check(), json)
         return
-    version = client.pull(_Progress(), BandwidthLimiter(limit * 1000))
+    version = client.pull(_Progress(), BandwidthLimiter(bandwidth_limit * 1000))
     _tell_version(version, to, json)
 
 

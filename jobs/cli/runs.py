@@ -16,12 +16,6 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `t
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands at the top level."""
-    for command in (runs, status, logs, stop):
-        app.command()(command)
-
-
 def runs(json: Json = False) -> None:
     """List all runs in the store, oldest first."""
     statuses = list_runs(open_store(), warn)

@@ -26,10 +26,10 @@ def serve(
         str | None,
         typer.Argument(metavar="REF", help="band-bundle@stable is followed as it moves; NAME or a folder stays."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The interface; others than loopback need --keys.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The interface; others than loopback need --api-keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
-    keys: Annotated[
-        Path | None, typer.Option(help="The file of API keys (`tmctl access create`), where the endpoint runs.")
+    api_keys: Annotated[
+        Path | None, typer.Option(help="The file of API keys (`tmctl api-keys create`), where the endpoint runs.")
     ] = None,
     source: Annotated[
         list[str] | None,
@@ -42,7 +42,7 @@ def serve(
         typer.Option(metavar="HEX", envvar="TMCTL_ROOT_KEY", help="The publisher's public root key, for NAME@ALIAS."),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Engines at least.")] = 1,
-    most_replicas: Annotated[int, typer.Option(min=1, help="Engines at most; they come with the load.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Engines at most; they come with the load.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads an engine; 0 takes all of its machine.")] = 0,
     overrides: Annotated[
         list[str] | None,
@@ -61,9 +61,9 @@ def serve(
     Examples:
     - `tmctl serve band-bundle`
 
-    - `tmctl serve band-bundle@stable --root-key $(tmctl keys show --json | jq -r .root[0])`
+    - `tmctl serve band-bundle@stable --root-key $(tmctl signing-keys show --json | jq -r .root[0])`
 
-    - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --keys /run/secrets/api-keys --detach`
+    - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --api-keys FILE --detach`
     """
     from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
     from serve.api_keys import read_keys
@@ -79,12 +79,12 @@ def serve(
         raise RequestError("serve REF: is missing; `tmctl artifacts list` shows bundles")
     values: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "threads": threads}
     values |= {"model": _where(reference), "sources": tuple(source or ()), "root_key": root_key}
-    values |= {"keys": keys.absolute() if keys else None, "most_replicas": max(replicas, most_replicas)}
+    values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_settings(_overridden(values, overrides or []))
     endpoint = ServeDeployment(cluster)
     if endpoint.is_here:  # what an engine would meet, said before one is started
-        if settings.keys is not None:
-            read_keys(settings.keys)
+        if settings.api_keys is not None:
+            read_keys(settings.api_keys)
         open_bundle_source(settings).check()
     endpoint.deploy(settings, open_store())
 

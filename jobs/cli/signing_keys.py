@@ -1,4 +1,4 @@
-"""`tmctl keys`: the keys that sign releases, and which of them devices trust."""
+"""`tmctl signing-keys`: the keys that sign releases, and which of them devices trust."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def registry() -> ReleaseRegistry:
 def create(json: Json = False) -> None:
     """Make both keys, and publish which they are.
 
-    Example: `TMCTL_STORE=s3://music/band tmctl keys create`
+    Example: `TMCTL_STORE=s3://music/band tmctl signing-keys create`
     """
     _say(registry().create(), json)
 

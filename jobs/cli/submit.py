@@ -231,7 +231,7 @@ def pipeline(
     """The whole way: precompute, distill, quantize, evaluate, publish, as one run with steps.
 
     A step whose inputs are unchanged is skipped; one that was interrupted goes on. The last one signs the bundle as
-    the newest release of the recipe's alias (`candidate`), for which `tmctl keys create` has made a key once.
+    the newest release of the recipe's alias (`candidate`), for which `tmctl signing-keys create` has made a key once.
     `tmctl artifacts promote` lets `stable` point at it if it passes the recipe's gates.
 
     Examples:
@@ -254,8 +254,10 @@ def resumed_recipe(store: Store, run: str, given: Recipe, overrides: tuple[str, 
     from tinymusician.recipe import overridden, parse_recipe
 
     content = RunStore(store, run).record().recipe
-    if content["signals"].get("top") and any(override.startswith("signals.source=") for override in overrides):
-        raise RunError(f"run {run!r}: learns from the likeliest codes alone (signals.top), which no other source gives")
+    if content["signals"].get("top_k") and any(override.startswith("signals.source=") for override in overrides):
+        raise RunError(
+            f"run {run!r}: learns from the likeliest codes alone (signals.top_k), which no other source gives"
+        )
     for override in overrides:
         if override.partition("=")[0] not in RESUMABLE_KEYS:
             raise RunError(

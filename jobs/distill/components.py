@@ -183,7 +183,7 @@ def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float
 
     training = context.recipe.training
     plan = plan_of(training, steps, rate, JUDGES[name])
-    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
+    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
     train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
     context.meet()
 

@@ -38,7 +38,7 @@ def finish(context: WorkerContext) -> None:
     best_step = load_distilled(context, student)
     # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
-    student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance
+    student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance_scale
     (first, final), rows = judged(context, "distill"), stage_metrics(context, "distill")
     last = judged(context, "joint")[1] if recipe.joint.steps else final
     figures = {"best_step": best_step, **held_out_figures(first, last)}
@@ -110,7 +110,7 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
 
     recipe, teacher = context.recipe, context.recipe.teacher
     test = sequences(context, pair, "test")
-    if teacher.split > 1:  # no device here holds the teacher, but memory does
+    if teacher.tensor_parallel_size > 1:  # no device here holds the teacher, but memory does
         context = replace(context, device="cpu")
     decoder = ConditionedDecoder(student.to(context.device)).eval()
     rows, batch = len(test.codes), recipe.training.batch_size
@@ -128,15 +128,15 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
             scale: held_out_closeness(
                 FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
             )
-            for scale in {teacher.guidance, *scales_between(teacher.guidance_range)}
+            for scale in {teacher.guidance_scale, *scales_between(teacher.guidance_range)}
         }
-    figures = {"kl_test": (closeness or played[teacher.guidance])["kl"]}
-    figures |= {"kl_played": played[teacher.guidance]["kl"]}
+    figures = {"kl_test": (closeness or played[teacher.guidance_scale])["kl"]}
+    figures |= {"kl_played": played[teacher.guidance_scale]["kl"]}
     figures |= {f"kl_played@{scale:g}": result["kl"] for scale, result in sorted(played.items()) if len(played) > 1}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
-        sampling = (teacher.guidance, teacher.top_k, teacher.temperature, recipe.training.seed)
-        result = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.samples_at_once)
+        sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature, recipe.training.seed)
+        result = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
         figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = result
     return figures
 

@@ -59,9 +59,10 @@ def work(context: WorkerContext) -> None:
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = plan_of(training, steps, training.learning_rate, JUDGE, codes_a_part)
-    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
+    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
     train(
-        context, TrainingStage("distill", task, plan, settings, training.batch_size, training.zero, context.precision())
+        context,
+        TrainingStage("distill", task, plan, settings, training.batch_size, training.zero_stage, context.precision()),
     )
     if recipe.joint.steps:
         del task  # with its engine's moments
@@ -133,13 +134,13 @@ def on_policy_sampler(context: WorkerContext, pair: TeacherStudent, tokens: Toke
         share_at=partial(on_policy_share, on_policy, steps),
         refresh=on_policy.refresh,
         steps=steps,
-        guidance=teacher.guidance,
+        guidance=teacher.guidance_scale,
         one_pass=teacher.target == "guided",
         top_k=teacher.top_k,
         temperature=teacher.temperature,
         seed=recipe.training.seed,
         cache=ShardCache(context.run.store, "on-policy", facts, -(-steps // on_policy.refresh) * parts),
-        at_once=recipe.sequences.samples_at_once,
+        at_once=recipe.sequences.sampling_batch_size,
     )
 
 

@@ -55,11 +55,11 @@ def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStuden
         ClusterError: the workers cannot be divided into such teams.
         ModelError: the teacher cannot be divided so.
     """
-    pieces = context.recipe.teacher.split
+    pieces = context.recipe.teacher.tensor_parallel_size
     if pieces == 1:
         return pair
     if context.world % pieces:
-        raise ClusterError(f"--workers {context.world}: teacher.split = {pieces} needs a multiple of it")
+        raise ClusterError(f"--workers {context.world}: teacher.tensor_parallel_size = {pieces} needs a multiple of it")
     from torch.distributed.device_mesh import init_device_mesh
 
     from tinymusician.models.tensor_parallel import split_decoder
@@ -94,7 +94,7 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
     student = student if parts.text is None else with_text(student, parts.text)
     student = student if parts.codec is None else with_codec(student, parts.codec.codec)
     student = add_guidance_conditioning(student, *ranged) if ranged else student
-    if recipe.training.recompute:
+    if recipe.training.activation_checkpointing:
         student.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     return student
 

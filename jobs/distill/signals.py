@@ -26,7 +26,7 @@ def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, 
 
         pad = pair.teacher.config.decoder.vocab_size
         actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
-        return PrefetchingSource(actors.ask, config.ahead)
+        return PrefetchingSource(actors.ask, config.prefetch)
     return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
 
 

@@ -107,14 +107,14 @@ def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple
     part, teacher = recipe.sequences, recipe.teacher
     texts = texts_of(load_prompts(part.prompts), split)
     sampling: dict[str, Any] = {
-        "samples": part.samples if split == "train" else 1,
+        "samples": part.samples_per_prompt if split == "train" else 1,
         "frames": frames(context, pair),
-        "guidance": teacher.guidance,
+        "guidance": teacher.guidance_scale,
         "top_k": teacher.top_k,
         "temperature": teacher.temperature,
         "seed": recipe.training.seed,
-        "shard_prompts": part.shard_prompts,
-        "at_once": part.samples_at_once,
+        "shard_prompts": part.prompts_per_shard,
+        "at_once": part.sampling_batch_size,
     }
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
     facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
@@ -139,7 +139,12 @@ def online(
     teacher_config = context.recipe.teacher
     dtype = torch.bfloat16 if context.precision() == "bfloat16" else torch.float32
     teacher = OnlineTeacher(
-        pair.teacher.to(context.device), tokens, passes or teacher_config.passes, teacher_config.guidance, dtype, layers
+        pair.teacher.to(context.device),
+        tokens,
+        passes or teacher_config.passes,
+        teacher_config.guidance_scale,
+        dtype,
+        layers,
     )
     return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
 
@@ -157,7 +162,7 @@ def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDat
         "format": FORMAT,
         "top": sparse_top_k(context),
     }
-    facts |= {"target": teacher.passes} | ({"guidance": teacher.guidance} if teacher.passes == "guided" else {})
+    facts |= {"target": teacher.passes} | ({"guidance": teacher.guidance_scale} if teacher.passes == "guided" else {})
     return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
 
@@ -175,7 +180,7 @@ def signal_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenData
 def sparse_top_k(context: WorkerContext) -> int | None:
     """How many codes of a position shards keep; None for all."""
     signals = context.recipe.signals
-    return signals.top if isinstance(signals, CachedSignalsConfig) else None
+    return signals.top_k if isinstance(signals, CachedSignalsConfig) else None
 
 
 def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
@@ -191,7 +196,7 @@ def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -
     check_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
     teacher = context.recipe.teacher
-    make = signal_maker(context, pair, tokens) if teacher.split == 1 else None
+    make = signal_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
     reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
     return PrefetchingSource(reader.ask, ahead=2)
 

@@ -32,7 +32,7 @@ class TeacherPool:
 
         recipe = parse_recipe(run.record().recipe, run.id)
         assert isinstance(recipe.signals, ActorSignalsConfig)
-        count, restarts = recipe.signals.actors, recipe.training.restarts
+        count, restarts = recipe.signals.actors, recipe.training.max_restarts
         kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(
             TeacherActor
         )
@@ -131,7 +131,9 @@ def _answered(get: Callable[[], Any]) -> Any:
     try:
         return get()
     except RayActorError as error:
-        raise ClusterError("a teacher's actor died more often than training.restarts; the log tells of what") from error
+        raise ClusterError(
+            "a teacher's actor died more often than training.max_restarts; the log tells of what"
+        ) from error
     except RayTaskError as error:
         raise error.cause from error
 

@@ -63,7 +63,7 @@ class Evaluator:
     def settings(self) -> SamplingSettings:
         """How everybody is asked to play: as the recipe asks its teacher."""
         teacher = self.recipe.teacher
-        return SamplingSettings(self.config.seconds, teacher.guidance, teacher.top_k, teacher.temperature)
+        return SamplingSettings(self.config.seconds, teacher.guidance_scale, teacher.top_k, teacher.temperature)
 
     @cached_property
     def reference(self) -> ReferenceSet:
@@ -196,7 +196,7 @@ class Evaluator:
             arrays["told"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
             cache.write(0, arrays)
         cached = cache.read(0)
-        if self.config.damaged == "refuse" and not cached["kept"].all():
+        if self.config.on_unreadable == "refuse" and not cached["kept"].all():
             notes = json.loads(cached["told"].tobytes())
             raise DataError(next(what.removeprefix(_SKIPPED) for what in notes if what.startswith(_SKIPPED)))
         return cached

@@ -63,12 +63,12 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     config, model_ids = recipe.evaluate, judged(recipe)
-    do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
-    compared, all_clips = pieces(agreement_clips(config), AGREEMENT_GROUP), pieces(config.clips, config.batch)
+    do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
+    compared, all_clips = pieces(agreement_clips(config), AGREEMENT_GROUP), pieces(config.clips, config.batch_size)
     do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
     do(
         "teacher's clips",
-        [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(config), config.batch)],
+        [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(config), config.batch_size)],
     )
     do(
         "clips",

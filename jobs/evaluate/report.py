@@ -100,7 +100,7 @@ def clip_features(evaluation: Evaluator, model_id: str, clips: int | None = None
     listen = partial(evaluation.features, model_id)
     if model_id in (REAL, RECONSTRUCTED):
         listen = partial(evaluation.real_features, coded=model_id == RECONSTRUCTED)
-    parts = [listen(group) for group in pieces(clips or config.clips, config.batch)]
+    parts = [listen(group) for group in pieces(clips or config.clips, config.batch_size)]
     valid = np.concatenate([part["kept"] for part in parts])
     indices = np.flatnonzero(valid)
     if len(indices) == 0 and model_id in (REAL, RECONSTRUCTED):
@@ -140,7 +140,7 @@ def figures(
     assert features.health is not None
     return {
         **compared(evaluation, features, real, prompts),
-        "degenerate": degenerate(features.health, evaluation.config.degeneration),
+        "degenerate": degenerate(features.health, evaluation.config.degenerate),
         "agreement": _agreement(evaluation, model_id),
         "cost": evaluation.cost(model_id) if evaluation.config.cost_runs else None,
         "bytes": evaluation.facts(model_id).size,
@@ -212,7 +212,7 @@ def how(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
         "sampling": evaluation.settings.__dict__,
         "seed": config.seed,
         "resamples": config.resamples,
-        "limits": config.degeneration.model_dump(),
+        "limits": config.degenerate.model_dump(),
         "run": record.id,
         "versions": record.versions,
         "machine": f"{platform.machine()}, {platform.system()}, {evaluation.context.device}",
@@ -272,7 +272,7 @@ def _agreement(evaluation: Evaluator, model_id: str) -> dict[str, Any] | None:
 
 def _listened(evaluation: Evaluator, names: dict[str, str]) -> list[tuple[str, list[AudioSample]]]:
     """For the first prompts, the clips of everybody."""
-    clips, rate = range(min(evaluation.config.listen, evaluation.config.clips)), evaluation.embedder.rate
+    clips, rate = range(min(evaluation.config.num_audio_samples, evaluation.config.clips)), evaluation.embedder.rate
     samples: list[tuple[str, list[AudioSample]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]
     for clip in clips:
         try:

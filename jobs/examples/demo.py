@@ -93,7 +93,9 @@ def play(model: Any, tokenizer: Any, config: TeacherConfig, folder: Path, name: 
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
         generator = torch.Generator().manual_seed(0)
         frames = round(SECONDS * codec.frame_rate)
-        codes = sample_codes(model, condition, frames, generator, config.guidance, config.top_k, config.temperature)
+        codes = sample_codes(
+            model, condition, frames, generator, config.guidance_scale, config.top_k, config.temperature
+        )
     for number, samples in enumerate(decode_audio(model, codes), 1):
         write_wave(folder / f"{number}-{name}.wav", samples.numpy(), codec.sampling_rate)
 

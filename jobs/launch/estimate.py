@@ -128,17 +128,17 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     only its input of 4, and one layer at a time the rest.
     """
     training = recipe.training
-    shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero]
+    shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero_stage]
     student_bytes = student.parameters * (_ADAM_BYTES - shared + shared / workers)
     passes = 2 if recipe.teacher.target == "conditional" else 1
     length = frames(recipe, teacher) + student.codebooks
     steps = training.batch_size * passes * length
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
     layer, whole = _ACTIVATION_BYTES * steps * student.width, 4 * steps * student.width * student.layers
-    activations = whole + layer if training.recompute else layer * student.layers
-    at_hand = 4 * teacher.parameters / recipe.teacher.split
-    caches = 2 * recipe.sequences.samples_at_once * length * 2 * 4 * teacher.width * teacher.layers
-    sampling = at_hand + caches / recipe.teacher.split
+    activations = whole + layer if training.activation_checkpointing else layer * student.layers
+    at_hand = 4 * teacher.parameters / recipe.teacher.tensor_parallel_size
+    caches = 2 * recipe.sequences.sampling_batch_size * length * 2 * 4 * teacher.width * teacher.layers
+    sampling = at_hand + caches / recipe.teacher.tensor_parallel_size
     if recipe.signals.source != "online":
         at_hand = 0
     return max(student_bytes + at_hand + logits + activations, sampling)

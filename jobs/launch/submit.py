@@ -62,7 +62,7 @@ def submit(
     if kind in _TRAINING:
         began = run.record().workers if resume else workers or 1
         content["training"]["parts"] = content["training"]["parts"] or began
-    check_teams(content["teacher"]["split"], workers or 1, kind)
+    check_teams(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
     run.write_record(
         RunRecord(
             id=run.id,
@@ -98,15 +98,15 @@ def check_teams(split: int, workers: int, kind: JobKind) -> None:
         RunError: it is not.
     """
     if kind in ("precompute", "distill", "pipeline") and workers % split:
-        raise RunError(f"--workers {workers}: teacher.split = {split} needs a multiple of it")
+        raise RunError(f"--workers {workers}: teacher.tensor_parallel_size = {split} needs a multiple of it")
 
 
 RESUMABLE_KEYS = (
-    "training.zero",
-    "training.recompute",
-    "training.least_workers",
-    "training.restarts",
-    "training.skips",
+    "training.zero_stage",
+    "training.activation_checkpointing",
+    "training.min_workers",
+    "training.max_restarts",
+    "training.max_skipped_steps",
     "signals.source",
 )
 """What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""

@@ -179,8 +179,9 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
         if memory := _GPU_OUT_OF_MEMORY.search(str(error)):
             return TinyMusicianError(
                 f"a GPU of {memory[2]} ran out of memory, where {memory[1]} more were needed: lower "
-                "training.batch_size or, while music is played, sequences.samples_at_once; training.recompute, "
-                "training.zero and teacher.split save memory too; --resume goes on"
+                "training.batch_size or, while sampling, sequences.sampling_batch_size; "
+                "training.activation_checkpointing, training.zero_stage and teacher.tensor_parallel_size save memory "
+                "too; --resume continues the run"
             )
         for failure in getattr(error, "worker_failures", {}).values():
             if (user_error := to_user_error(failure)) is not None:

@@ -19,10 +19,10 @@ PRETRAINING_READS = (
     "training.precision",
     "training.seed",
     "training.log_every",
-    "training.restarts",
+    "training.max_restarts",
     "training.parts",
-    "training.skips",
-    "training.least_workers",
+    "training.max_skipped_steps",
+    "training.min_workers",
 )
 ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
@@ -84,20 +84,18 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         return
     if kind in ("sweep", "pipeline"):
         check_evaluate(recipe, here)
-    ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.split > 1
+    ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
     from_actors = recipe.signals.source == "actors"
     if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_parts or ranged or split or from_actors):
         raise RecipeError(
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
-            "codec, teacher.guidance_range, teacher.split and signals.source actors have no place in it"
+            "codec, teacher.guidance_range, teacher.tensor_parallel_size and signals.source actors have no place in it"
         )
     if kind == "pipeline":
         bundled = recipe.pipeline.last not in ("precompute", "distill")
-        if ranged and bundled and recipe.quantize.flavour != "fused":
-            flavour = recipe.quantize.flavour
-            raise RecipeError(
-                f"quantize.flavour = {flavour}: has no input for teacher.guidance_range; allowed is fused"
-            )
+        if ranged and bundled and recipe.quantize.format != "fused":
+            flavour = recipe.quantize.format
+            raise RecipeError(f"quantize.format = {flavour}: has no input for teacher.guidance_range; allowed is fused")
         check_quantize(recipe, here)
         check_release(recipe, here)
     if here:
@@ -116,7 +114,7 @@ def with_plan(recipe: Recipe) -> Recipe:
     from tinymusician.quantize.precision import is_file, load_plan
 
     plan = load_plan(recipe.quantize.plan)
-    if recipe.quantize.flavour == "optimum" and plan.cache == "int8":
+    if recipe.quantize.format == "optimum" and plan.cache == "int8":
         raise PlanError(f"plan {plan.name}: keeps its cache in int8, which flavour optimum does not know")
     if not isinstance(recipe.quantize.plan, str) or not is_file(recipe.quantize.plan):
         return recipe
@@ -128,7 +126,7 @@ def check_quantize(recipe: Recipe, here: bool) -> None:
     """The prompts must be there, and so must what writes graphs."""
     if here:
         load_prompts(recipe.sequences.prompts)
-        needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.flavour == "optimum" else "onnx")
+        needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.format == "optimum" else "onnx")
         for package in needed:
             if find_spec(package.partition(".")[0]) is None:
                 raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
@@ -203,9 +201,9 @@ def check_shapes(recipe: Recipe) -> None:
         check_narrow(student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text)
     check_parts(recipe)
     check_length(recipe, teacher)
-    check_split(teacher.heads, teacher.feed_forward, recipe.teacher.split)
-    if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top or 1) > teacher.vocabulary:
-        raise RecipeError(f"signals.top = {recipe.signals.top}: allowed are 1 to {teacher.vocabulary} codes")
+    check_split(teacher.heads, teacher.feed_forward, recipe.teacher.tensor_parallel_size)
+    if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top_k or 1) > teacher.vocabulary:
+        raise RecipeError(f"signals.top_k = {recipe.signals.top_k}: allowed are 1 to {teacher.vocabulary} codes")
     student = student_shape(recipe, teacher)
     if student and (student.codebooks, student.vocabulary) != (teacher.codebooks, teacher.vocabulary):
         raise ModelError(

@@ -60,7 +60,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
     )
     with tempfile.TemporaryDirectory(dir=compression.exported.parent) as scratch:
         folder = Path(scratch) / "bundle"
-        maker = _OptimumExporter(compression) if config.flavour == "optimum" else _FusedExporter(compression, measurer)
+        maker = _OptimumExporter(compression) if config.format == "optimum" else _FusedExporter(compression, measurer)
         plain = maker.exact(reference)
         context.run.tell("parity", 1, 2)
         maker.make(chosen.plan, folder)
@@ -77,7 +77,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
             return figures
 
         tell({})  # what misses its gate has a report too
-        check(plain, "float32 graphs", **config.gates.float32.model_dump())
+        check(plain, "float32 graphs", **config.thresholds.float32.model_dump())
         check(parity, f"plan {chosen.plan.name}", **_gate(compression, chosen.plan).model_dump())
         save_plan(chosen.plan, folder / PLAN_FILE)
         figures = tell(maker.describe(chosen, folder, {"float32": plain.facts(), "bundle": parity.facts()}))
@@ -277,7 +277,7 @@ def licence(compression: QuantizationWorkspace) -> str:
 def _gate(compression: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:
     """The gate of the plan's coarsest precision; where a budget was set, that is the KL it must keep."""
     config = compression.config
-    gate: QualityThreshold = getattr(config.gates, coarsest(plan))
+    gate: QualityThreshold = getattr(config.thresholds, coarsest(plan))
     return gate.model_copy(update={"kl": config.kl_budget}) if config.plan == "adaptive" else gate
 
 

@@ -71,7 +71,7 @@ def run(run_id: str) -> None:
     store = open_store()
     folder = RunStore(store, run_id)
     record = folder.record()
-    pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["restarts"])
+    pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["max_restarts"])
     do, shares = stages(pool, folder), _SHARES * record.workers
     do("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
     do("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])

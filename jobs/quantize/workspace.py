@@ -73,7 +73,7 @@ class QuantizationWorkspace:
         self.one_pass = plays_in_one_pass(self.model)
         self.guidance_range = range_of(self.model)
         if self.guidance_range is not None:
-            check_guidance_input(self.config, self.recipe.teacher.guidance, self.guidance_range)
+            check_guidance_input(self.config, self.recipe.teacher.guidance_scale, self.guidance_range)
         self.exported = self._export()
 
     @cached_property
@@ -88,7 +88,7 @@ class QuantizationWorkspace:
         """What a request that says nothing gets: the recipe's way of asking the teacher."""
         teacher = self.recipe.teacher
         return SamplingDefaults(
-            guidance=teacher.guidance if self.guidance_range or not self.one_pass else 1.0,
+            guidance=teacher.guidance_scale if self.guidance_range or not self.one_pass else 1.0,
             temperature=teacher.temperature,
             top_k=teacher.top_k,
             seconds=self.recipe.sequences.seconds,
@@ -107,7 +107,7 @@ class QuantizationWorkspace:
         frames = min(shape.window, max_frames)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
         scales = scales_within(self.guidance_range, len(texts)) if self.guidance_range else None
-        guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance
+        guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance_scale
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
         facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
@@ -228,9 +228,9 @@ def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[
     Raises:
         RecipeError: another flavour, or a default guidance outside its range.
     """
-    if config.flavour != "fused":
+    if config.format != "fused":
         raise RecipeError(
-            f"quantize.flavour = {config.flavour}: has no guidance input, which {config.model} needs; allowed is fused"
+            f"quantize.format = {config.format}: has no guidance input, which {config.model} needs; allowed is fused"
         )
     check_guidance(str(config.model), guidance, range_)
 

@@ -98,7 +98,7 @@ class PaperReproduction:
         small = getattr(load_recipe(self.recipe).student, "model", None)
         if small is None:
             raise RecipeError(
-                f"recipe {self.recipe}: table 3 begins with a ready student; student.kind=model is needed"
+                f"recipe {self.recipe}: table 3 begins with a ready student; student.kind=pretrained is needed"
             )
         distilled = self.distilled("kd")
         quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
@@ -119,7 +119,9 @@ class PaperReproduction:
         distilled = self.distilled("kd")
         plans = {plan: self.bundle(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")}
         sizes = [
-            self.distilled(f"cut-{len(layers)}", "--set", "student.kind=cut", "--set", f"student.layers={layers}")
+            self.distilled(
+                f"cut-{len(layers)}", "--set", "student.kind=prune_layers", "--set", f"student.layers={layers}"
+            )
             for layers in cuts(self.depth())
         ]
         guided = self.distilled("guided", "--set", "teacher.target=guided")
@@ -159,7 +161,7 @@ class PaperReproduction:
 
     def bundled(self, what: str, model: str, plan: str) -> dict[str, Any]:
         """The run that made it. The gate of int4 stands open: what it costs is what is asked here."""
-        words = ("--model", model, "--set", f"quantize.plan={plan}", "--set", f"quantize.gates.int4={_OPEN}")
+        words = ("--model", model, "--set", f"quantize.plan={plan}", "--set", f"quantize.thresholds.int4={_OPEN}")
         return self.run("quantize", what, None, *words)
 
     def depth(self) -> int:

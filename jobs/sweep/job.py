@@ -60,9 +60,9 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     run_ray_train(precompute.work, folder)
-    do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.restarts), folder)
+    do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
-    batch, clips = recipe.evaluate.batch, min(recipe.sweep.clips, recipe.evaluate.clips)
+    batch, clips = recipe.evaluate.batch_size, min(recipe.sweep.clips, recipe.evaluate.clips)
     real = [EvalTask("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
     do("reference", real[:1])  # by one, so that the band's tunes are parsed once
     do("trainings", [EvalTask("train", model_id) for model_id in model_ids])

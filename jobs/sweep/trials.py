@@ -38,7 +38,7 @@ from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.task import Model
 
-_OBJECTIVES = ("forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed")
+_OBJECTIVES = ("forward", "reverse", "fixed_bikl", "bikl", "switched_bikl", "stage_mixed")
 _MIXED = "stage_mixed"
 GRIDS: dict[Grid, dict[str, dict[str, Any]]] = {
     "objectives": {name: {"objective": {"name": name}} for name in _OBJECTIVES},
@@ -209,7 +209,7 @@ class SweepEvaluator(Evaluator):
         run = self.context.run
         start = checkpoints.latest()
         state = start.state if start is not None else None
-        settings = AdamConfig(weight_decay=training.weight_decay, clip=training.clip)
+        settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
         plan = plan_of(training, training.steps, training.learning_rate, JUDGE)
         log = run.key(f"trials/{trial.model_id.removeprefix('trial ')}.jsonl")

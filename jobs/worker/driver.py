@@ -10,4 +10,4 @@ from tinymusician.artifacts.runs import RunStore
 def drive(run: RunStore, work: Work, finish: Work, sidecars: SidecarActors = NO_SIDECARS) -> None:
     """Do both on the cluster that this process was started by."""
     run_ray_train(work, run, sidecars)
-    run_once(finish, run.store.url, run.id, run.record().recipe["training"]["restarts"])
+    run_once(finish, run.store.url, run.id, run.record().recipe["training"]["max_restarts"])

@@ -96,4 +96,4 @@ def check_guidance(name: str, guidance: float, range_: tuple[float, float]) -> N
     """
     low, high = range_
     if not low <= guidance <= high:
-        raise RecipeError(f"teacher.guidance = {guidance:g}: {name} was distilled for {low:g} to {high:g}")
+        raise RecipeError(f"teacher.guidance_scale = {guidance:g}: {name} was distilled for {low:g} to {high:g}")

@@ -103,7 +103,7 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
 
     record = run.record()
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
-    least = min(training.least_workers or workers, workers)
+    least = min(training.min_workers or workers, workers)
     gpu, cpus = allocate_resources(workers + sidecars.number, least + sidecars.number)
     with tempfile.TemporaryDirectory() as folder, sidecars.start(run, gpu, cpus):
         trainer = TorchTrainer(
@@ -118,7 +118,7 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
             run_config=RunConfig(
                 name=run.id,
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=training.restarts + training.skips),
+                failure_config=FailureConfig(max_failures=training.max_restarts + training.max_skipped_steps),
             ),
         )
         trainer.fit()
@@ -239,7 +239,7 @@ def plan_of(training: TrainingConfig, steps: int, rate: float, judge: str, codes
     return TrainerConfig(
         steps=steps,
         peak_rate=rate,
-        warmup=min(training.warmup, steps - 1),
+        warmup=min(training.warmup_steps, steps - 1),
         log_every=training.log_every,
         validate_every=training.validate_every,
         checkpoint_every=training.checkpoint_every,
@@ -303,7 +303,7 @@ class SkippedSteps:
         """
         steps = self.steps()
         self._context.meet()
-        if len(steps) >= self._context.recipe.training.skips:
+        if len(steps) >= self._context.recipe.training.max_skipped_steps:
             return
         if self._context.rank == 0:
             print(f"{error}; step {error.step + 1} is left out", flush=True)

@@ -26,10 +26,10 @@ SKIPPED = shutil.ignore_patterns(
 )
 SMALL = {
     "training.steps": "6",
-    "training.warmup": "1",
+    "training.warmup_steps": "1",
     "training.validate_every": "3",
     "training.checkpoint_every": "3",
-    "sequences.samples": "1",
+    "sequences.samples_per_prompt": "1",
     "sequences.seconds": "0.4",
     "quantize.plan": "paper",
     "quantize.sequences": "2",
@@ -99,11 +99,11 @@ def test_from_a_pipeline_to_music(system: System) -> None:
     settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     submitted = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
     assert json.loads(submitted)["state"] == "SUCCEEDED"
-    root = json.loads(system.tmctl("keys", "show", "--json"))["root"][0]
+    root = json.loads(system.tmctl("signing-keys", "show", "--json"))["root"][0]
     system.tmctl("artifacts", "promote", "band-bundle@candidate", "--override", "six steps make no musician")
 
     system.docker.environment["TM_ROOT_KEY"] = root
-    key = json.loads(system.compose("run", "--rm", "access", "create", "test", "--json"))["key"]
+    key = json.loads(system.compose("run", "--rm", "api-keys", "create", "test", "--json"))["key"]
     system.compose("up", "-d", "--no-build", "endpoint")
     system.wait("endpoint")
     shut = requests.get(f"{system.url}/v1/models", timeout=10)
@@ -163,7 +163,9 @@ def test_the_store_can_be_another_s3(system: System, tmp_path: Path) -> None:
         before = dict(system.docker.environment)
         system.docker.environment |= {**other, "TM_S3_CREDENTIALS": str(credentials)}
         try:
-            system.compose("run", "--rm", "--no-deps", "-e", "TMCTL_KEYS=/tmp/keys", "setup", "tmctl", "keys", "create")
+            system.compose(
+                "run", "--rm", "--no-deps", "-e", "TMCTL_KEYS=/tmp/keys", "setup", "tmctl", "signing-keys", "create"
+            )
         finally:
             system.docker.environment = before
         assert client.list_objects_v2(Bucket="elsewhere")["KeyCount"] > 0

@@ -51,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 name: tiny
 description: a tiny pair with random weights
 teacher: {{model: {folder / "teacher"}}}
-student: {{kind: cut, layers: [0, 3]}}
+student: {{kind: prune_layers, layers: [0, 3]}}
 sequences: {{prompts: band, seconds: 0.4, samples: 1, shard_prompts: 40}}
 training:
   {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup: 2, validate_every: 6, checkpoint_every: 6, log_every: 1}}

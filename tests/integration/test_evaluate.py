@@ -71,7 +71,7 @@ def test_a_damaged_clip_can_be_refused(ray: Ray, evaluate_options: list[str], tm
     assert tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *few)["state"] == "SUCCEEDED", (
         "it is skipped"
     )
-    ended = tmctl(ray, store, "submit", "evaluate", *evaluate_options, *few, "--set", "evaluate.damaged=refuse")
+    ended = tmctl(ray, store, "submit", "evaluate", *evaluate_options, *few, "--set", "evaluate.on_unreadable=refuse")
     assert ended.returncode == 1
     assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -80,7 +80,7 @@ def test_a_damaged_clip_can_be_refused(ray: Ray, evaluate_options: list[str], tm
 def test_a_sweep_trains_each_student_once(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
     """Two objectives' worth of trainings on two actors; a later sweep over more seeds trains the new ones only."""
     store = LocalStore(tmp_path / "store")
-    few = settings(("sweep.clips=4", "training.steps=4", "training.warmup=1", "training.validate_every=2"))
+    few = settings(("sweep.clips=4", "training.steps=4", "training.warmup_steps=1", "training.validate_every=2"))
     over = ["--over", "skew", *few, "--workers", "2"]
     run = tmctl_json(ray, store, "submit", "sweep", *evaluate_options, *over, "--set", "sweep.seeds=1", "--name", "s1")
     assert set(run["metrics"]["skew"]) == {"λ 0", "λ 0.1", "λ 0.3", "λ 0.5"}

@@ -20,7 +20,17 @@ TWO = ("--workers", "2")
 def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
     """Distil on two workers with ZeRO 2 into S3; everything that is promised of a run and its artifact is there."""
     run = tmctl_json(
-        ray, s3_store, "submit", "distill", str(recipe), "--workers", "2", "--set", "training.zero=2", "--name", "r1"
+        ray,
+        s3_store,
+        "submit",
+        "distill",
+        str(recipe),
+        "--workers",
+        "2",
+        "--set",
+        "training.zero_stage=2",
+        "--name",
+        "r1",
     )
     assert (run["id"], run["kind"], run["state"], run["workers"]) == ("r1", "distill", "SUCCEEDED", 2)
     metrics = run["metrics"]
@@ -30,7 +40,7 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     record = folder.record()
     assert record.versions["deepspeed"]
     assert record.seeds == {"training": 0}
-    assert record.recipe["training"]["zero"] == 2
+    assert record.recipe["training"]["zero_stage"] == 2
     assert "SUCCEEDED" in folder.log()
     assert folder.log().count("distill: from the beginning, 12 steps") == 1
     assert "\x1b" not in folder.log()
@@ -89,14 +99,14 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     assert dearer["metrics"]["size"] < figures["size"]
     assert "measured layers" not in RunStore(s3_store, "q2").log()
 
-    ended = tmctl(ray, s3_store, *quantize, *few, "--set", "quantize.gates.float32.kl=1e-30", "--name", "q3")
+    ended = tmctl(ray, s3_store, *quantize, *few, "--set", "quantize.thresholds.float32.kl=1e-30", "--name", "q3")
     assert ended.returncode == 1
     assert "float32 graphs: KL" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
     assert len(tmctl_json(ray, s3_store, "artifacts", "list")) == 2
     assert b"float32" in s3_store.get(RunStore(s3_store, "q3").key("report.html")), "what was refused has a report"
 
-    other = settings(("quantize.flavour=optimum", "quantize.plan=paper"))
+    other = settings(("quantize.format=optimum", "quantize.plan=paper"))
     band = ["submit", "quantize", str(recipe), "--model", "band-small"]  # Optimum's own inputs need a larger vocabulary
     tmctl_json(ray, s3_store, *band, *short, *other, "--name", "q4")
     files = {file["path"] for file in tmctl_json(ray, s3_store, "artifacts", "show", "tiny-optimum")["files"]}

@@ -52,7 +52,7 @@ def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore,
 
 def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """The shards are those of another run, each there once, and no draft of a file is left."""
-    precompute = ("submit", "precompute", str(recipe), *settings(("sequences.shard_prompts=8",)), *TWO)
+    precompute = ("submit", "precompute", str(recipe), *settings(("sequences.prompts_per_shard=8",)), *TWO)
     tmctl_json(ray, store, *precompute, "--name", "p", "--no-wait")
     wait_for(lambda: len(shards(store)) >= 2)
     kill(ray.processes("ray::RayTrainWorker")[:1])

@@ -33,7 +33,7 @@ def test_a_store_that_comes_back(
     ray: Ray, recipe: Path, s3: S3Server, s3_store: Store, undisturbed: UndisturbedRuns
 ) -> None:
     """No worker is restarted, and the losses at every step are those of a calm run."""
-    values = settings((*LONG, "training.restarts=0"))
+    values = settings((*LONG, "training.max_restarts=0"))
     tmctl_json(ray, s3_store, "submit", "distill", str(recipe), *values, "--name", "r", "--no-wait")
     wait_for_checkpoint(s3_store, "r")
     with s3.gone():

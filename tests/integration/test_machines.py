@@ -113,7 +113,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A file of API keys, and the key in it."""
-    text, key_record = new_key("test", per_minute=10_000, at_once=100, days=None)
+    text, key_record = new_key("test", per_minute=10_000, max_concurrency=100, days=None)
     file = tmp_path_factory.mktemp("keys") / "api-keys.json"
     write_keys(file, KeyFile(keys=(key_record,)))
     return file, text
@@ -184,7 +184,7 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
 
 def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
     """Nobody takes the lost machine's place: the other worker does both parts of every step, to the same losses."""
-    run = cluster.begun(store, "e", "distill", str(recipe), *settings((*LONG, "training.least_workers=1")))
+    run = cluster.begun(store, "e", "distill", str(recipe), *settings((*LONG, "training.min_workers=1")))
     wait_for(at_step(run, 10))
     cluster.workers[0].power_off()
     began = time.monotonic()
@@ -213,7 +213,7 @@ def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, st
 
 def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3Store) -> None:
     """No shard is missing, none differs from those that were made in peace."""
-    few = settings(("sequences.shard_prompts=8",))
+    few = settings(("sequences.prompts_per_shard=8",))
     run = cluster.begun(store, "p", "precompute", str(recipe), *few)
     wait_for(lambda: len(shards(store)) >= 3)
     cluster.lose(0)
@@ -241,7 +241,7 @@ def served(cluster: Cluster, bundle: Path, keys: tuple[Path, str]) -> Iterator[s
     """The endpoint with an engine on each worker; its address."""
     store, (file, _) = new_store(), keys
     publish(store, bundle, name="tiny-bundle", kind="bundle", recipe={}, lineage={}, metrics={}, licence="none")
-    words = ["serve", "tiny-bundle", "--host", "0.0.0.0", "--keys", str(file), "--threads", "1", "--replicas", "2"]
+    words = ["serve", "tiny-bundle", "--host", "0.0.0.0", "--api-keys", str(file), "--threads", "1", "--replicas", "2"]
     ended = cluster.tmctl(store, *words, "--detach")
     assert ended.returncode == 0, ended.stderr
     yield f"http://{cluster.head.address}:8000"

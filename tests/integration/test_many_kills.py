@@ -27,8 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.kills]
 KILLS = int(os.environ.get("TINYMUSICIAN_KILLS", "10"))
 SEED = int(os.environ.get("TINYMUSICIAN_KILLS_SEED", "0"))
 WORK = {
-    "precompute": ("sequences.samples=30", "sequences.shard_prompts=8", "training.restarts=100"),
-    "distill": ("signals.source=actors", "training.steps=150", "training.checkpoint_every=10", "training.restarts=100"),
+    "precompute": ("sequences.samples_per_prompt=30", "sequences.prompts_per_shard=8", "training.max_restarts=100"),
+    "distill": (
+        "signals.source=actors",
+        "training.steps=150",
+        "training.checkpoint_every=10",
+        "training.max_restarts=100",
+    ),
 }
 VICTIMS = {
     "worker": ("ray::RayTrainWorker",),

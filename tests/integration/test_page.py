@@ -146,7 +146,7 @@ def test_a_key_is_asked_for_once(browser: Browser, band: Path, tmp_path: Path) -
     text, key = new_key("page", 60, 4, None)
     with edited(tmp_path / "keys.json", missing=True) as keys:
         keys.append(key)
-    with endpoint(model=str(band), keys=str(tmp_path / "keys.json")) as shut:
+    with endpoint(model=str(band), api_keys=str(tmp_path / "keys.json")) as shut:
         page = browser.new_page()
         page.goto(shut.url)
         expect(page.locator("#bundle")).to_contain_text("An API key is needed")

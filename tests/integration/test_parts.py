@@ -29,7 +29,7 @@ def smaller(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(recipe.read_text())
     content["teacher"]["model"] = str(folder / "teacher")
     content["sequences"]["seconds"] = 0.8  # the shortest windows of the sound's figures
-    content["training"]["zero"] = 1
+    content["training"]["zero_stage"] = 1
     content |= {
         "text_encoder": {"layers": [0], "width": 8, "heads": 1, "feed_forward": 16, "steps": 30},
         "codec": {"filters": 2, "residual_layers": 0, "steps": 40, "learning_rate": 0.003},

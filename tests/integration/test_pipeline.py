@@ -30,8 +30,8 @@ def test_from_recipe_to_device(
     pipeline = ["submit", "pipeline", *evaluate_options, *SHORT, "--workers", "2"]
     early = tmctl(ray, store, *pipeline)
     assert early.returncode == 1
-    assert "`tmctl keys create` makes keys" in early.stderr, "before hours are spent"
-    root = tmctl_json(ray, store, "keys", "create")["root"][0]
+    assert "`tmctl signing-keys create` makes keys" in early.stderr, "before hours are spent"
+    root = tmctl_json(ray, store, "signing-keys", "create")["root"][0]
 
     begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
     assert begun.returncode == 0, begun.stderr

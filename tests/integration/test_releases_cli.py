@@ -61,10 +61,10 @@ def person(tmp_path: Path) -> Person:
 def test_from_keys_to_a_device_and_back(person: Person) -> None:
     student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1")
     first = person.made("band-bundle", "bundle", {"decoder": "d1", "codec": "c"}, model=student.reference, run="r-2")
-    assert "`tmctl keys create`" in person.refused("artifacts", "publish", "band-bundle")
-    root = person.tmctl_json("keys", "create")["root"][0]
-    assert "has keys already" in person.refused("keys", "create")
-    assert person.tmctl_json("keys", "show")["root"] == [root]
+    assert "`tmctl signing-keys create`" in person.refused("artifacts", "publish", "band-bundle")
+    root = person.tmctl_json("signing-keys", "create")["root"][0]
+    assert "has keys already" in person.refused("signing-keys", "create")
+    assert person.tmctl_json("signing-keys", "show")["root"] == [root]
     assert person.tmctl_json("artifacts", "publish", "band-bundle")["artifact"] == first.reference
 
     promote = ("artifacts", "promote", "band-bundle@candidate")
@@ -89,7 +89,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert "has versions 1, 2" in person.refused(*rollback, "--to", "7")
     person.says(*rollback, "--to", "1")
     assert (person.folder / person.tmctl_json(*pull)["folder"] / "decoder").read_text() == "d1"
-    person.says("keys", "rotate")
+    person.says("signing-keys", "rotate")
     assert person.tmctl_json(*pull)["version"] == 4, "the rotation signed it anew"
     history = person.says("artifacts", "history", "band-bundle@stable")
     assert "band-bundle@candidate, version 1, although gates failed: by ear\n" in history

@@ -238,7 +238,7 @@ def test_another_bundle_takes_its_place_without_a_dropped_request(here: Served, 
         ([".", "--host", "0.0.0.0"], "API keys"),
         ([".", "--set", "limits.seconds=0"], "limits.seconds"),
         ([".", "--set", "loudness=11"], "loudness"),
-        ([".", "--keys", "missing.json"], "missing.json"),
+        ([".", "--api-keys", "missing.json"], "missing.json"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line_and_what_was_stays(

@@ -86,37 +86,42 @@ def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store:
     assert kinds == {"samples", "codes"}
     for entry in list(store.list("shards/")):
         store.delete(entry.key)
-    distill(ray, store, recipe, "split", "teacher.split=2", *sequences, workers=2)
+    distill(ray, store, recipe, "split", "teacher.tensor_parallel_size=2", *sequences, workers=2)
     check_same_losses(losses(store, "split"), losses(store, "whole"))
-    three = (*settings(("teacher.split=3",)), "--workers", "2")
+    three = (*settings(("teacher.tensor_parallel_size=3",)), "--workers", "2")
     assert (
         "must divide the teacher's 4 attention heads"
         in tmctl(ray, store, "submit", "distill", str(recipe), *three).stderr
     )
-    alone = tmctl(ray, store, "submit", "distill", str(recipe), *settings(("teacher.split=2",)))
-    assert "--workers 1: teacher.split = 2 needs a multiple of it" in alone.stdout + alone.stderr
+    alone = tmctl(ray, store, "submit", "distill", str(recipe), *settings(("teacher.tensor_parallel_size=2",)))
+    assert "--workers 1: teacher.tensor_parallel_size = 2 needs a multiple of it" in alone.stdout + alone.stderr
 
 
 def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
     ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
 ) -> None:
     """Its steps have as many parts as it began with workers, whoever does them."""
-    began = (*settings((*LONG, "training.zero=1")), "--workers", "2", "--name", "r", "--no-wait")
+    began = (*settings((*LONG, "training.zero_stage=1")), "--workers", "2", "--name", "r", "--no-wait")
     tmctl_json(ray, store, "submit", "distill", str(recipe), *began)
     wait_for_checkpoint(store, "r")
     tmctl(ray, store, "stop", "r")
-    resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero=3")
+    resumed = ("--resume", "r", "--workers", "1", "--set", "training.zero_stage=3")
     assert tmctl_json(ray, store, "submit", "distill", str(recipe), *resumed)["state"] == "SUCCEEDED"
     record = RunStore(store, "r").record()
-    assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero"]) == (1, 2, 3)
+    assert (record.workers, record.recipe["training"]["parts"], record.recipe["training"]["zero_stage"]) == (1, 2, 3)
     check_same_losses(losses(store, "r"), undisturbed.losses(2))
     refused = tmctl(ray, store, "submit", "distill", str(recipe), "--resume", "r", "--set", "training.seed=1")
-    assert "goes on with its own recipe, of which only training.zero" in refused.stderr
+    assert "goes on with its own recipe, of which only training.zero_stage" in refused.stderr
 
 
 def test_steps_that_are_no_number_are_left_out_as_often_as_allowed(ray: Ray, recipe: Path, store: LocalStore) -> None:
     """A rate that no weight survives: one step is left out, the next one ends the run, with all there is to know."""
-    wild = ("training.learning_rate=1e37", "training.warmup=0", "training.skips=1", "training.restarts=0")
+    wild = (
+        "training.learning_rate=1e37",
+        "training.warmup_steps=0",
+        "training.max_skipped_steps=1",
+        "training.max_restarts=0",
+    )
     ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(wild), "--name", "wild")
     assert ended.returncode == 1
     (line,) = [line for line in ended.stdout.splitlines() if line]

@@ -21,8 +21,10 @@ class Moment:
         return ApiKeyAuthenticator(path, lambda: self.seconds, lambda: self.now)
 
 
-def made(path: Path, name: str = "shop", per_minute: int = 60, at_once: int = 2, days: int | None = None) -> str:
-    text, key = new_key(name, per_minute, at_once, days)
+def made(
+    path: Path, name: str = "shop", per_minute: int = 60, max_concurrency: int = 2, days: int | None = None
+) -> str:
+    text, key = new_key(name, per_minute, max_concurrency, days)
     with edited(path, missing=True) as keys:
         keys.append(key)
     return text
@@ -79,7 +81,7 @@ def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path
 
 def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) -> None:
     path, moment = tmp_path / "keys.json", Moment()
-    text = made(path, per_minute=30, at_once=5)
+    text = made(path, per_minute=30, max_concurrency=5)
     gate = moment.gate(path)
     key = gate.authenticate(f"Bearer {text}")
     for _ in range(30):
@@ -97,7 +99,7 @@ def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) 
 
 def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    text = made(path, at_once=1)
+    text = made(path, max_concurrency=1)
     gate = Moment().gate(path)
     key = gate.authenticate(f"Bearer {text}")
     with pytest.raises(RateLimitError), gate.entered(key), gate.entered(key):

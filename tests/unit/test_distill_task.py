@@ -28,7 +28,7 @@ OBJECTIVES: list[Objective] = [
     PlainObjectiveConfig(name="reverse"),
     PlainObjectiveConfig(name="bikl"),
     FixedBiKLConfig(name="fixed_bikl", weight=0.3),
-    SwitchedBiKLConfig(name="stepped_bikl", switch=0.5),
+    SwitchedBiKLConfig(name="switched_bikl", switch=0.5),
     StageMixedConfig(name="stage_mixed", switch=0.5, transition=0.2),
 ]
 

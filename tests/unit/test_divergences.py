@@ -81,7 +81,7 @@ def test_temperature_along_the_sequence() -> None:
         ("reverse", 0.3, (0, 1, 0, 0)),
         ("fixed_bikl", 0.3, (0.7, 0.3, 0, 0)),
         ("bikl", 0.3, (1, 1, 0, 0)),
-        ("stepped_bikl", 0.3, (0.3, 0.7, 0, 0)),
+        ("switched_bikl", 0.3, (0.3, 0.7, 0, 0)),
         ("stage_mixed", 1.0, (0.6, 0, 0.4, 0)),
         ("stage_mixed", 0.0, (0, 0.2, 0, 0.8)),
         ("stage_mixed", 0.25, (0.25 * 0.6, 0.75 * 0.2, 0.25 * 0.4, 0.75 * 0.8)),

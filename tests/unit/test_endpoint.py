@@ -275,7 +275,7 @@ def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
     text, key = new_key("shop", 2, 1, None)
     with edited(path, missing=True) as keys:
         keys.append(key)
-    with endpoint(model=str(bundle), threads=1, keys=str(path)) as here:
+    with endpoint(model=str(bundle), threads=1, api_keys=str(path)) as here:
         assert requests.get(f"{here.url}/live", timeout=10).status_code == 200
         shut = here.generate(prompt=MARCH)
         assert (shut.status_code, shut.headers["WWW-Authenticate"]) == (401, "Bearer")

@@ -82,7 +82,7 @@ def publisher(world: World, bundle: Path) -> Publisher:
 
 def settings(world: World) -> dict[str, Any]:
     store = (world.folder / "store").absolute().as_uri()
-    return {"model": "band@stable", "sources": [store], "root_key": world.pinned, "follow": 0.2, "threads": 1}
+    return {"model": "band@stable", "sources": [store], "root_key": world.pinned, "poll_interval_s": 0.2, "threads": 1}
 
 
 @pytest.fixture

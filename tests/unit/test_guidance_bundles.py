@@ -185,7 +185,7 @@ class TestCompression:
     ) -> QuantizationWorkspace:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         save_musicgen(folder / "student", student, load_tokenizer(str(student.name_or_path)))
-        recipe = load_recipe("band", (f"quantize.model={folder / 'student'}", "teacher.guidance=2.5", *changes))
+        recipe = load_recipe("band", (f"quantize.model={folder / 'student'}", "teacher.guidance_scale=2.5", *changes))
         store = LocalStore(folder / "store")
         run_record: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "versions": {}, "git": {}, "seeds": {}}
         record = RunRecord(id="q", kind="quantize", workers=1, created=now(), cluster="", submission="", **run_record)
@@ -215,8 +215,8 @@ class TestCompression:
     @pytest.mark.parametrize(
         ("change", "why"),
         [
-            ("quantize.flavour=optimum", "quantize.flavour = optimum: has no input for the guidance"),
-            ("teacher.guidance=6", r"teacher\.guidance = 6: .* was distilled for 1 to 5"),
+            ("quantize.format=optimum", "quantize.format = optimum: has no input for the guidance"),
+            ("teacher.guidance_scale=6", r"teacher\.guidance = 6: .* was distilled for 1 to 5"),
         ],
     )
     def test_what_cannot_be_made(

@@ -84,7 +84,7 @@ def test_what_is_served_is_what_the_endpoint_and_ray_understand() -> None:
     (engines,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     cores = int(engines["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert cores >= settings.threads
-    assert engines["maxReplicas"] >= settings.most_replicas
+    assert engines["maxReplicas"] >= settings.max_replicas
 
 
 def test_the_run_is_a_command_and_its_cluster_is_there() -> None:

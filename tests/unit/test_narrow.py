@@ -148,7 +148,7 @@ def test_who_follows_whom() -> None:
     ],
 )
 def test_shapes_that_cannot_be_cut(sets: tuple[str, ...], message: str) -> None:
-    words = ("student.kind=narrow", "student.layers=[1, 7]", *(f"student.{value}" for value in sets))
+    words = ("student.kind=prune_width", "student.layers=[1, 7]", *(f"student.{value}" for value in sets))
     with pytest.raises(RecipeError, match=message):
         check_shapes(load_recipe("band", words))
 

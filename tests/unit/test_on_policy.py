@@ -128,7 +128,7 @@ def test_playing_leaves_the_student_as_it_was(tiny_musicgen: Path, tmp_path: Pat
     ("sets", "message"),
     [
         (("on_policy.share=0.5", "signals.source=cached"), "shards know no new sequences"),
-        (("on_policy.share=0.5", "training.zero=3"), "allowed are training.zero 0 to 2"),
+        (("on_policy.share=0.5", "training.zero_stage=3"), "allowed are training.zero_stage 0 to 2"),
         (("on_policy.share=0.01",), r"on_policy\.share = 0\.01: is less than one of training\.batch_size = 8"),
     ],
 )

@@ -302,7 +302,7 @@ class TestRoots:
     def test_another_year_with_the_same_keys(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {}, days=400)
         world.later(366)
-        with pytest.raises(UntrustedError, match="`tmctl keys renew`"):
+        with pytest.raises(UntrustedError, match="`tmctl signing-keys renew`"):
             world.client().pull()
         before = world.registry.roots()[-1]
         after = world.registry.extend()

@@ -18,7 +18,9 @@ def test_packaged_recipes_are_whole(name: str) -> None:
 
 
 def test_overrides_reach_their_place() -> None:
-    recipe = load_recipe("band", ("training.steps=7", "training.warmup=1", "objective.skew=0.25", "student.layers=[3]"))
+    recipe = load_recipe(
+        "band", ("training.steps=7", "training.warmup_steps=1", "objective.skew=0.25", "student.layers=[3]")
+    )
     assert (recipe.training.steps, recipe.objective.skew, recipe.student.layers) == (7, 0.25, (3,))  # type: ignore[union-attr]
 
 
@@ -39,10 +41,10 @@ def test_another_kind_starts_its_part_afresh() -> None:
         ("temperature.final=-1", r"temperature\.final = -1: .*greater than 0"),
         ("objective.name=foo", r"objective.*'foo'.*stage_mixed"),
         ("student.layers=[]", r"student\.layers: .*at least 1"),
-        ("training.warmup=120", r"warmup 120: fewer than steps \(120\)"),
+        ("training.warmup_steps=120", r"warmup 120: fewer than steps \(120\)"),
         ("sequences.clip_share=0.3", r"clip_share 0\.3: needs `clips`"),
         ("sequences.clips=/tmp", r"clips: given, but clip_share is 0"),
-        ("training.zero=4", r"training\.zero = 4: .*0, 1, 2 or 3"),
+        ("training.zero_stage=4", r"training\.zero = 4: .*0, 1, 2 or 3"),
         ("teacher=3", r"teacher = 3"),
         ("teacher.model.x=3", r"'model' is a value, not a part"),
         ("training", r"the form is part\.key=value"),
@@ -69,9 +71,9 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_says_a_part_keeps_the_rest() -> None:
-    gates = load_recipe("band", ("quantize.gates.int8.kl=0.5",)).quantize.gates
+    gates = load_recipe("band", ("quantize.thresholds.int8.kl=0.5",)).quantize.gates
     thresholds = load_recipe("band").quantize.gates
     assert gates.int8 == thresholds.int8.model_copy(update={"kl": 0.5})
     assert gates.int4 == thresholds.int4
     with pytest.raises(RecipeError, match=r"quantize\.gates\.int8\.drums = 1: no such key"):
-        load_recipe("band", ("quantize.gates.int8.drums=1",))
+        load_recipe("band", ("quantize.thresholds.int8.drums=1",))

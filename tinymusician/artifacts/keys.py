@@ -96,7 +96,7 @@ def load_key(role: Role, folder: Path, trusted: Collection[str]) -> Ed25519Priva
             return _loaded(path, one)
     names = ", ".join(f"{role}-{one[:12]}.pem" for one in trusted)
     raise KeyFileError(
-        f"{folder}: the {role} key is not here ({names}); `tmctl keys create` makes the first ones, "
+        f"{folder}: the {role} key is not here ({names}); `tmctl signing-keys create` makes the first ones, "
         f"{KEYS_VARIABLE} names another folder"
     )
 

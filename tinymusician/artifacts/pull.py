@@ -67,7 +67,9 @@ class PullClient:
         self._name, self._alias = split_reference(reference)
         given = pinned.strip().lower() if pinned is not None else None
         if given is not None and not _KEY.fullmatch(given):
-            raise UntrustedError(f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl keys show`)")
+            raise UntrustedError(
+                f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl signing-keys show`)"
+            )
         record = self.installation.record()
         if record is None and given is None:
             raise UntrustedError(f"{folder}: knows no root key yet; give the publisher's with --root-key")

@@ -65,7 +65,9 @@ class ReleaseRegistry:
             roots.append(read_root(data, version, roots[-1].root) if roots else read_first(data))
             digests[version] = hashlib.sha256(data).hexdigest()
         if not roots:
-            raise KeyFileError(f"store {self.store.url}: has no root document; `tmctl keys create` makes keys and one")
+            raise KeyFileError(
+                f"store {self.store.url}: has no root document; `tmctl signing-keys create` makes keys and one"
+            )
         pin = read_pin(self._keys)
         if pin is not None and (pin.root not in roots[0].root or digests.get(pin.version) != pin.sha256):
             raise UntrustedError(
@@ -81,7 +83,7 @@ class ReleaseRegistry:
             KeyFileError: there is one already.
         """
         if self.store.exists(root_key(1)):
-            raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl keys rotate` replaces them")
+            raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl signing-keys rotate` replaces them")
         root, release = new_key("root", self._keys), new_key("release", self._keys)
         return self._publish(next_root(None, root, release, self._clock()), root)
 

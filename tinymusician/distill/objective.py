@@ -4,7 +4,7 @@
     reverse         KL(q ‖ p)
     fixed_bikl      w·KL(p ‖ q) + (1-w)·KL(q ‖ p)
     bikl            KL(p ‖ q) + KL(q ‖ p)
-    stepped_bikl    α(t)·KL(p ‖ q) + (1-α(t))·KL(q ‖ p)
+    switched_bikl    α(t)·KL(p ‖ q) + (1-α(t))·KL(q ‖ p)
     stage_mixed     α(t)·[β·KL(p ‖ q) + (1-β)·KL(p ‖ S_λ)] + (1-α(t))·[γ·KL(q ‖ p) + (1-γ)·KL(q ‖ T_λ)]
 
 The last is TinyMusician's (arXiv 2509.00914, eq. 4), the others those it is compared with (its Table 2).
@@ -26,7 +26,7 @@ from tinymusician.models.divergences import (
     skew_reverse_kl,
 )
 
-ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "stepped_bikl", "stage_mixed"]
+ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "switched_bikl", "stage_mixed"]
 
 _NUMBERS_AT_A_TIME, _ON_A_GPU = 2**18, 2**24
 """Logits a piece: its temporaries, some twenty times as many, stay small beside the whole.
@@ -72,7 +72,7 @@ def mixture(
         "reverse": LossWeights(0.0, 1.0),
         "fixed_bikl": LossWeights(weight, 1 - weight),
         "bikl": LossWeights(1.0, 1.0),
-        "stepped_bikl": LossWeights(alpha, rest),
+        "switched_bikl": LossWeights(alpha, rest),
         "stage_mixed": LossWeights(alpha * beta, rest * gamma, alpha * (1 - beta), rest * (1 - gamma), skew),
     }
     return mixtures[name]

@@ -46,7 +46,7 @@ class QuantizeConfig(ConfigModel):
     model: str | None = Field(
         None, description="what to compress: an artifact, a folder or a hub id; none: the newest student of this recipe"
     )
-    flavour: Literal["fused", "optimum"] = Field(
+    format: Literal["fused", "optimum"] = Field(
         "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
     )
     plan: str | dict[str, Any] = Field(
@@ -66,12 +66,12 @@ class QuantizeConfig(ConfigModel):
     seconds: Positive = Field(3.0, description="length of each of them")
     parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")
     continuation: bool = Field(False, description="include the codec's encoder, so that clips can be continued")
-    gates: QualityThresholds = QualityThresholds()
+    thresholds: QualityThresholds = QualityThresholds()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.method == "hqq" and self.symmetric:
             raise ValueError("method hqq: fits zero points, so symmetric must be false")
-        if self.flavour == "optimum" and (self.cache != "float32" or self.continuation):
+        if self.format == "optimum" and (self.cache != "float32" or self.continuation):
             raise ValueError("flavour optimum: knows neither cache int8 nor continuation; take flavour fused")
         return self

@@ -21,13 +21,17 @@ class TeacherConfig(ConfigModel):
         description="conditional: imitate the passes with and without text, the student needs both; "
         "guided: imitate the guided distribution in one pass",
     )
-    guidance: Positive = Field(3.0, description="classifier-free guidance scale s of samples and of the guided target")
+    guidance_scale: Positive = Field(
+        3.0, description="classifier-free guidance scale s of samples and of the guided target"
+    )
     guidance_range: tuple[Positive, Positive] | None = Field(
         None, description="guided: the student is told its scale, drawn from this range, and plays at any of it"
     )
     top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
     temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
-    split: Count = Field(1, description="workers that hold one teacher together, if it is too big for one device")
+    tensor_parallel_size: Count = Field(
+        1, description="workers that hold one teacher together, if it is too big for one device"
+    )
 
     @property
     def passes(self) -> Literal["conditional", "guided"]:
@@ -41,9 +45,9 @@ class TeacherConfig(ConfigModel):
         low, high = self.guidance_range
         if self.target != "guided":
             raise ValueError(f"guidance_range {low:g} to {high:g}: only target guided tells the student its scale")
-        if not (low < high and low <= self.guidance <= high):
+        if not (low < high and low <= self.guidance_scale <= high):
             raise ValueError(
-                f"guidance_range {low:g} to {high:g}: must rise, and hold guidance {self.guidance:g}, the scale that "
+                f"guidance_range {low:g} to {high:g}: must rise, and hold guidance {self.guidance_scale:g}, the scale that "
                 "is played at by default"
             )
         return self
@@ -60,13 +64,13 @@ class LayerSubset(ConfigModel):
 class LayerPrunedStudent(LayerSubset):
     """A student of the teacher's width."""
 
-    kind: Literal["cut"] = "cut"
+    kind: Literal["prune_layers"] = "prune_layers"
 
 
 class WidthPrunedStudent(LayerSubset):
     """A student of a smaller width, cut out of the teacher's matrices."""
 
-    kind: Literal["narrow"] = "narrow"
+    kind: Literal["prune_width"] = "prune_width"
     width: Count = Field(description="channels of the residual stream: heads times the width of the teacher's heads")
     heads: Count = Field(description="attention heads, the teacher's largest")
     feed_forward: Count = Field(description="width of the feed-forward blocks")
@@ -75,7 +79,7 @@ class WidthPrunedStudent(LayerSubset):
 class PretrainedStudent(ConfigModel):
     """A student that already exists, such as MusicGen-Small under MusicGen-Large."""
 
-    kind: Literal["model"] = "model"
+    kind: Literal["pretrained"] = "pretrained"
     model: str = Field(description="hub id or local folder")
 
 
@@ -84,13 +88,15 @@ class SequencesConfig(ConfigModel):
 
     prompts: str = Field("general", description="packaged prompt file (general, band) or a path to a JSON-lines file")
     seconds: Positive = Field(10.0, le=30.0, description="length of every sequence; MusicGen's positions end at 30 s")
-    samples: Count = Field(4, description="teacher samples a training prompt")
+    samples_per_prompt: Count = Field(4, description="teacher samples a training prompt")
     clips: str | None = Field(
         None, description="a folder of WAV files, each with its caption in a .txt of the same name"
     )
     clip_share: Share = Field(0.0, description="share of sequences taken from the clips; the rest are teacher samples")
-    samples_at_once: Count = Field(32, description="samples played side by side; fewer need less memory")
-    shard_prompts: Count = Field(16, description="prompts a shard: what is lost at most when sampling is interrupted")
+    sampling_batch_size: Count = Field(32, description="samples played side by side; fewer need less memory")
+    prompts_per_shard: Count = Field(
+        16, description="prompts a shard: what is lost at most when sampling is interrupted"
+    )
 
     @model_validator(mode="after")
     def _clips_present(self) -> Self:
@@ -112,14 +118,14 @@ class ActorSignalsConfig(ConfigModel):
 
     source: Literal["actors"] = "actors"
     actors: Count = Field(1, description="actors with a teacher each, beside the workers")
-    ahead: Count = Field(2, description="batches that each worker has them prepare ahead, and no more")
+    prefetch: Count = Field(2, description="batches that each worker has them prepare ahead, and no more")
 
 
 class CachedSignalsConfig(ConfigModel):
     """The teacher's logits are read from shards that `submit precompute` made with the same recipe."""
 
     source: Literal["cached"] = "cached"
-    top: Count | None = Field(
+    top_k: Count | None = Field(
         None, description="keep so many likeliest codes and the mass of the rest; if not given, all codes"
     )
 
@@ -175,7 +181,7 @@ class FixedBiKLConfig(ConfigModel):
 class SwitchedBiKLConfig(ConfigModel):
     """Forward KL first, reverse KL after the switch."""
 
-    name: Literal["stepped_bikl"]
+    name: Literal["switched_bikl"]
     switch: Switch = 0.5
     transition: Transition = 0.0
 
@@ -207,31 +213,33 @@ class TrainingConfig(ConfigModel):
     parts: Count | None = Field(
         None, description="parts of a step's batch; if not given, as many as the run was submitted with workers"
     )
-    least_workers: Count | None = Field(
+    min_workers: Count | None = Field(
         None, description="go on with so few workers while machines are lost; if not given, wait for all"
     )
     learning_rate: Positive = 3e-4
-    warmup: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip: Positive = Field(1.0, description="largest gradient norm")
+    max_grad_norm: Positive = Field(1.0, description="largest gradient norm")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, float32 otherwise"
     )
-    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    recompute: bool = Field(
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    activation_checkpointing: bool = Field(
         False, description="keep no activations within the student's layers and compute them again: less memory, slower"
     )
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     validate_every: Count = 100
     checkpoint_every: Count = 100
-    restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often a job's workers are restarted that died")
-    skips: Annotated[int, Field(ge=0)] = Field(
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        2, description="how often a job's workers are restarted that died"
+    )
+    max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="how many steps are left out whose loss or gradient is no number; 0: stop at the first"
     )
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> Self:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup {self.warmup}: fewer than steps ({self.steps}) are allowed")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup {self.warmup_steps}: fewer than steps ({self.steps}) are allowed")
         return self

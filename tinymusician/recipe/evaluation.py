@@ -113,12 +113,14 @@ class EvaluateConfig(ConfigModel):
         32, description="teacher's samples on which models are held against the teacher, code by code"
     )
     cost_runs: Annotated[int, Field(ge=0)] = Field(3, description="clips that each model plays alone, to be timed")
-    listen: Count = Field(4, description="prompts that can be listened to in the report")
+    num_audio_samples: Count = Field(4, description="prompts that can be listened to in the report")
     resamples: Annotated[int, Field(ge=20)] = Field(200, description="resamples behind every interval of a distance")
-    batch: Count = Field(16, description="clips played side by side")
+    batch_size: Count = Field(16, description="clips played side by side")
     seed: Annotated[int, Field(ge=0)] = 0
-    damaged: Literal["skip", "refuse"] = Field("skip", description="what to do with real clips that cannot be read")
-    degeneration: DegenerateThresholds = DegenerateThresholds()
+    on_unreadable: Literal["skip", "refuse"] = Field(
+        "skip", description="what to do with real clips that cannot be read"
+    )
+    degenerate: DegenerateThresholds = DegenerateThresholds()
 
     @model_validator(mode="after")
     def _knows_texts(self) -> Self:

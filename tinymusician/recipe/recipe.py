@@ -67,12 +67,14 @@ class Recipe(ConfigModel):
 
     @model_validator(mode="after")
     def _split_among_workers(self) -> Self:
-        if self.teacher.split > 1 and self.signals.source == "actors":
-            raise ValueError("teacher.split: only workers hold a teacher together; allowed sources are online, cached")
-        if self.training.least_workers and (self.teacher.split > 1 or self.signals.source == "actors"):
+        if self.teacher.tensor_parallel_size > 1 and self.signals.source == "actors":
             raise ValueError(
-                "training.least_workers: Ray counts neither actors nor teams of workers when it goes on with fewer; "
-                "allowed are teacher.split 1 and sources online, cached"
+                "teacher.tensor_parallel_size: only workers hold a teacher together; allowed sources are online, cached"
+            )
+        if self.training.min_workers and (self.teacher.tensor_parallel_size > 1 or self.signals.source == "actors"):
+            raise ValueError(
+                "training.min_workers: Ray counts neither actors nor teams of workers when it goes on with fewer; "
+                "allowed are teacher.tensor_parallel_size 1 and sources online, cached"
             )
         return self
 
@@ -91,14 +93,16 @@ class Recipe(ConfigModel):
     def _parts_fit(self) -> Self:
         if self.has_small_parts and isinstance(self.student, PretrainedStudent):
             raise ValueError(
-                "student.kind: a ready student has parts of its own; with text_encoder or codec, cut, narrow"
+                "student.kind: a ready student has parts of its own; with text_encoder or codec, prune_layers, prune_width"
             )
-        if self.has_small_parts and self.teacher.split > 1:
-            raise ValueError("teacher.split: text_encoder and codec are cut out of a whole teacher; allowed is 1")
+        if self.has_small_parts and self.teacher.tensor_parallel_size > 1:
+            raise ValueError(
+                "teacher.tensor_parallel_size: text_encoder and codec are cut out of a whole teacher; allowed is 1"
+            )
         if self.joint.steps and not (self.text_encoder and self.codec):
             raise ValueError(f"joint.steps = {self.joint.steps}: tunes text_encoder and codec; both are needed")
-        if self.joint.steps and self.training.zero == 3:
-            raise ValueError("joint.steps: needs whole weights in each worker; allowed are training.zero 0 to 2")
+        if self.joint.steps and self.training.zero_stage == 3:
+            raise ValueError("joint.steps: needs whole weights in each worker; allowed are training.zero_stage 0 to 2")
         return self
 
     @model_validator(mode="after")
@@ -108,13 +112,15 @@ class Recipe(ConfigModel):
             return self
         if self.signals.source == "cached":
             raise ValueError("on_policy.share: shards know no new sequences; allowed sources are online, actors")
-        if self.teacher.split > 1:
+        if self.teacher.tensor_parallel_size > 1:
             raise ValueError(
                 f"on_policy.share: workers that hold a teacher together judge what all of them have, and samples are "
-                f"each one's own; teacher.split = {self.teacher.split}, allowed is 1"
+                f"each one's own; teacher.tensor_parallel_size = {self.teacher.tensor_parallel_size}, allowed is 1"
             )
-        if self.training.zero == 3:
-            raise ValueError("on_policy.share: needs whole weights in each worker; allowed are training.zero 0 to 2")
+        if self.training.zero_stage == 3:
+            raise ValueError(
+                "on_policy.share: needs whole weights in each worker; allowed are training.zero_stage 0 to 2"
+            )
         if round(share * batch) == 0:
             raise ValueError(f"on_policy.share = {share:g}: is less than one of training.batch_size = {batch}")
         return self

@@ -150,7 +150,7 @@ class Trainer:
         advice = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         error = NonFiniteLossError(
             f"{what} at step {self.done + 1}, on rows {', '.join(str(row) for row in np.concatenate(rows))}; {advice}; "
-            "lower the learning rate, or leave such steps out with training.skips"
+            "lower the learning rate, or leave such steps out with training.max_skipped_steps"
         )
         error.step = self.done
         raise error

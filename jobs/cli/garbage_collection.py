@@ -1,0 +1,53 @@
+"""`tmctl artifacts gc`: remove what no alias, run or newer artifact needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.cli.artifact_options import Json
+from jobs.cli.output import emit, warn
+from jobs.cli.signing_keys import registry
+from tinymusician.artifacts import garbage_collection as garbage
+from tinymusician.artifacts.open import open_store
+
+
+def collect(
+    keep: Annotated[int, typer.Option(min=1, help="The newest artifacts of every name that stay.")] = 3,
+    shard_days: Annotated[
+        float | None,
+        typer.Option(
+            min=7,
+            metavar="DAYS",
+            help="Also shards that are older: signals, samples, clips. They are made again when they are asked for.",
+            show_default="all stay",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+    json: Json = False,
+) -> None:
+    """Find what nobody needs: no alias, no run that has not ended, none of the newest, nothing that these are made of.
+
+    Nothing of the last seven days is touched, and no shard while a run has not ended. Release documents stay for ever:
+    they are the history.
+    """
+    store = open_store()
+
+    def find() -> garbage.GcPlan:
+        return garbage.find_garbage(store, registry(), keep, shard_days)
+
+    plan = find()
+    removed_bytes = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
+    if shard_days is not None and plan.open_runs:
+        warn(f"no shards are taken while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
+    keys = {"artifacts": list(plan.artifacts), "shards": list(plan.shards), "blobs": list(plan.blobs)}
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
+    said = f"{counts}, {plan.size / 1e6:.1f} MB"
+    text = (
+        f"{said}: removed"
+        if yes
+        else "\n".join([*(k for names in keys.values() for k in names), f"{said}; --yes removes them"])
+    )
+    emit({**keys, "bytes": plan.size, "removed": removed_bytes}, json, text)

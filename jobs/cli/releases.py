@@ -1,0 +1,153 @@
+"""`tmctl artifacts publish|promote|rollback|renew|history|aliases|presign`: sign releases and move aliases."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.artifact_options import Json, Reference, ReleaseName, short_reference
+from jobs.cli.output import emit, table, warn
+from jobs.cli.signing_keys import registry
+from tinymusician.artifacts import manifest as manifests
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.release import Release, split_reference
+from tinymusician.errors import NotFoundError
+from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
+
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="Whose gates and days apply.", show_default="the artifact's own")
+]
+
+
+def publish(
+    reference: Reference,
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="RUN", help="The `evaluate` run that judged it and its baseline.")
+    ] = None,
+    recipe: RecipeName = None,
+    json: Json = False,
+) -> None:
+    """Sign an artifact as the newest release of the recipe's alias (`candidate`).
+
+    Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
+    """
+    from jobs.release import evaluated
+    from jobs.release import publish as signed
+
+    store = open_store()
+    manifest = manifests.find(store, reference)
+    config = publish_config(recipe, manifest.reference)
+    judged = evaluated(store, evaluation, manifest.reference, config.baseline) if evaluation else None
+    _tell(signed(registry(), manifest, judged, config), json)
+
+
+def promote(
+    release: ReleaseName,
+    to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias that is to point at it.")] = "stable",
+    override: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Promote although a gate failed; the reason is kept and signed."),
+    ] = None,
+    recipe: RecipeName = None,
+    json: Json = False,
+) -> None:
+    """Let an alias point at what another one points at, if its evaluation passes the recipe's gates.
+
+    Example: `tmctl artifacts promote band-bundle@candidate --to stable`
+    """
+    from jobs.release import promote as moved
+
+    source = registry().newest(*split_reference(release))
+    _tell(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
+
+
+def rollback(
+    release: ReleaseName,
+    version: Annotated[int, typer.Option("--to", metavar="VERSION", help="Whose files count again.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept and signed.")],
+    json: Json = False,
+) -> None:
+    """Release old files again as a new version: a device never goes back to an old one.
+
+    Example: `tmctl artifacts rollback band-bundle@stable --to 3 --reason "version 4 hisses"`
+    """
+    name, alias = split_reference(release)
+    releases = {one.version: one for one in registry().history(name, alias)}
+    if version not in releases:
+        raise NotFoundError(f"--to {version}: {release} has versions {', '.join(map(str, releases)) or 'none'}")
+    _tell(registry().move(releases[version], alias, {"rolled_back_to": version, "reason": reason}), json)
+
+
+def renew(json: Json = False) -> None:
+    """Sign the newest release of every alias again: before it expires, or after an interrupted key rotation."""
+    for one in registry().renew():
+        _tell(one, json)
+
+
+def history(release: ReleaseName, json: Json = False) -> None:
+    """List every version of an alias: when, what, and why."""
+    releases = registry().history(*split_reference(release))
+    rows = [
+        [str(r.version), f"{r.created:%Y-%m-%d %H:%M}", f"{r.expires:%Y-%m-%d}", short_reference(r.artifact), why(r)]
+        for r in releases
+    ]
+    text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "WHY"], rows) if rows else "no versions yet"
+    emit([one.model_dump(mode="json") for one in releases], json, text)
+
+
+def aliases(json: Json = False) -> None:
+    """List all aliases with what they point at."""
+    newest = [registry().newest(*one) for one in registry().aliases()]
+    rows = [
+        [r.reference, str(r.version), short_reference(r.artifact), f"{r.size / 1e6:.1f} MB", f"{r.expires:%Y-%m-%d}"]
+        for r in newest
+    ]
+    text = table(["ALIAS", "VERSION", "ARTIFACT", "SIZE", "EXPIRES"], rows) if rows else "no aliases yet"
+    emit([one.model_dump(mode="json") for one in newest], json, text)
+
+
+def presign(
+    release: ReleaseName,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, help="How long the addresses hold.")] = 24,
+) -> None:
+    """Print a list of presigned addresses, by which a device pulls a release from a closed bucket.
+
+    The list holds for what the alias points at now: make it again after every promotion. Whoever has it can read these
+    files; nobody can make a device take anything else.
+
+    Example: `tmctl artifacts presign band-bundle@stable > stable.json`, put where your app's server has it, and
+    `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`
+    """
+    from jobs.release import addresses
+
+    emit({"addresses": addresses(registry(), *split_reference(release), round(hours * 3600))}, True, "")
+
+
+def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
+    """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
+    if recipe is not None:
+        return load_recipe(recipe).publish
+    made = manifests.find(open_store(), artifact)
+    return parse_recipe(made.recipe, made.name).publish
+
+
+def why(release: Release) -> str:
+    """What a release says of how it came about."""
+    said = release.about.get("why", {})
+    if "rolled_back_to" in said:
+        return f"back to version {said['rolled_back_to']}: {said['reason']}"
+    came = str(said.get("promoted_from", ""))
+    return f"{came}, although gates failed: {said['overridden']}" if said.get("overridden") else came
+
+
+def _tell(release: Release, as_json: bool) -> None:
+    root = registry().roots()[-1]
+    if root.expires < release.expires:
+        warn(
+            f"the root document expires first, on {root.expires:%Y-%m-%d}; "
+            "`tmctl signing-keys renew` extends it by a year"
+        )
+    what = f"version {release.version} is {short_reference(release.artifact)}"
+    text = f"{release.reference}: {what}, until {release.expires:%Y-%m-%d}"
+    emit(release.model_dump(mode="json"), as_json, text)
