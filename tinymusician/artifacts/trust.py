@@ -140,7 +140,8 @@ def check_current(root: RootMetadata, now: datetime) -> None:
     """
     if root.expires <= now:
         raise UntrustedError(
-            f"root document {root.version}: expired on {root.expires:%Y-%m-%d}; its owner must run `tmctl signing-keys renew`"
+            f"root document {root.version}: expired on {root.expires:%Y-%m-%d}; its owner must run "
+            "`tmctl signing-keys renew`"
         )
 
 

@@ -103,8 +103,8 @@ def check_split(heads: int, feed_forward: int, pieces: int) -> None:
     """
     if heads % pieces or feed_forward % pieces:
         raise ModelError(
-            f"teacher.tensor_parallel_size = {pieces}: must divide the teacher's {heads} attention heads and its feed-forward "
-            f"width {feed_forward}"
+            f"teacher.tensor_parallel_size = {pieces}: must divide the teacher's {heads} attention heads and its "
+            f"feed-forward width {feed_forward}"
         )
 
 

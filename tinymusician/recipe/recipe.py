@@ -93,7 +93,8 @@ class Recipe(ConfigModel):
     def _parts_fit(self) -> Self:
         if self.has_small_parts and isinstance(self.student, PretrainedStudent):
             raise ValueError(
-                "student.kind: a ready student has parts of its own; with text_encoder or codec, prune_layers, prune_width"
+                "student.kind = pretrained: has its own text encoder and codec; with text_encoder or codec, allowed are "
+                "prune_layers and prune_width"
             )
         if self.has_small_parts and self.teacher.tensor_parallel_size > 1:
             raise ValueError(
