@@ -290,7 +290,7 @@ def main() -> None:
         "teacher_share": teacher_share(chosen.model),
         "loss_peak_logits": loss_peak(),
         "largest_loss_gap": gap,
-        "bare_seconds_a_step": step["bare"],
+        "bare_step_seconds": step["bare"],
     }
     report(
         "distill",

@@ -127,7 +127,7 @@ def main() -> None:
                 result = rows_of(case, folder / "shapes.yaml", chosen.workers, store)
             except subprocess.CalledProcessError:  # tmctl has said why: there is too little memory for it, say
                 continue
-            seconds = statistics.median(row["seconds_a_step"] for row in result[1:])
+            seconds = statistics.median(row["step_seconds"] for row in result[1:])
             speed = product_speed(
                 "bfloat16" if "bfloat16" in case else "float32", (os.cpu_count() or 1) // chosen.workers
             )

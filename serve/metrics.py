@@ -19,10 +19,10 @@ class IngressMetrics:
             "tinymusician_requests", "Requests for audio, by the HTTP status that they ended with.", ("status",)
         )
         self.first_audio = Histogram(
-            "tinymusician_first_audio_seconds", "From the request to its first sound.", _SECONDS
+            "tinymusician_time_to_first_audio_seconds", "From the request to its first sound.", _SECONDS
         )
         self.whole = Histogram("tinymusician_request_seconds", "From the request to the end of its audio.", _SECONDS)
-        self.requests_in_flight = Gauge("tinymusician_places_taken", "Requests that play or wait.")
+        self.requests_in_flight = Gauge("tinymusician_requests_in_flight", "Requests that play or wait.")
         self.losses = Counter("tinymusician_engine_losses", "Engines that were lost while they played for somebody.")
 
 
@@ -31,7 +31,7 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self.rows = Gauge("tinymusician_batch_rows", "Rows in the running batch.")
-        self.waiting = Gauge("tinymusician_engine_waiting", "Pieces that wait for rows.")
+        self.waiting = Gauge("tinymusician_waiting_requests", "Pieces that wait for rows.")
         self.factor = Histogram(
             "tinymusician_real_time_factor", "Seconds that a piece took, over the seconds that it lasts.", _FACTORS
         )

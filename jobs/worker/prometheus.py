@@ -9,7 +9,7 @@ from ray.util.metrics import Gauge
 WATCHED = {
     "step": "Training steps that are done.",
     "loss": "The training loss.",
-    "codes_a_second": "Codes that all workers together train on in a second.",
+    "codes_per_second": "Codes that all workers together train on in a second.",
     "gradient_norm": "The gradient's norm before it is clipped.",
     "held_out/kl": "Held-out forward KL to the teacher, in nats a code.",
 }

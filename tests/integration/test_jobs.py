@@ -56,7 +56,7 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
         "learning_rate",
         "temperature",
         "alpha",
-        "codes_a_second",
+        "codes_per_second",
     }
     assert all(names <= set(row) for row in rows)
 

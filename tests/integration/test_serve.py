@@ -123,7 +123,7 @@ def test_metrics_are_where_prometheus_looks(here: Served) -> None:
     here.generate()
     wait_for(lambda: here.metric("tinymusician_requests_total") > (0 if np.isnan(before) else before), 60)
     wait_for(lambda: here.metric("tinymusician_real_time_factor_count") > 0, 60)
-    wait_for(lambda: here.metric("tinymusician_first_audio_seconds_count") > 0, 60)
+    wait_for(lambda: here.metric("tinymusician_time_to_first_audio_seconds_count") > 0, 60)
 
 
 def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
@@ -192,7 +192,7 @@ def test_hundreds_of_requests_with_clients_that_leave(here: Served) -> None:
     after = _memory(processes)
     LOG.info("memory %.0f MB before, %.0f MB after", before / 1e6, after / 1e6)
     assert after < 1.05 * before
-    wait_for(lambda: here.metric("tinymusician_places_taken") == 0, 60)
+    wait_for(lambda: here.metric("tinymusician_requests_in_flight") == 0, 60)
     wait_for(lambda: here.generate(seconds=0.5).status_code == 200, 60)
     wait_for(lambda: here.metric("tinymusician_batch_rows") == 0, 60)
 

@@ -142,5 +142,5 @@ def test_ranges() -> None:
     assert load_recipe("band", (ranged, "teacher.target=guided")).teacher.passes == "conditional"
     with pytest.raises(RecipeError, match="only target guided tells the student its scale"):
         load_recipe("band", (ranged,))
-    with pytest.raises(RecipeError, match="must rise, and hold guidance 2"):
+    with pytest.raises(RecipeError, match="must rise and contain the default, guidance_scale 2"):
         load_recipe("band", ("teacher.guidance_range=[3, 5]", "teacher.target=guided"))

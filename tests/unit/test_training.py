@@ -114,7 +114,7 @@ def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
     checkpoints = CheckpointManager(LocalStore(tmp_path), "checkpoints", "error")
     assert checkpoints.best_step() == min(judged, key=lambda step: judged[step])
     assert checkpoints.steps()[-2:] == [10, 12]
-    assert all({"gradient_norm", "learning_rate", "seconds_a_step"} <= set(row) for row in rows if "loss" in row)
+    assert all({"gradient_norm", "learning_rate", "step_seconds"} <= set(row) for row in rows if "loss" in row)
 
 
 @pytest.mark.parametrize(("log_every", "dropout"), [(1, 0.0), (3, 0.0), (5, 0.2)])

@@ -47,8 +47,8 @@ class TeacherConfig(ConfigModel):
             raise ValueError(f"guidance_range {low:g} to {high:g}: only target guided tells the student its scale")
         if not (low < high and low <= self.guidance_scale <= high):
             raise ValueError(
-                f"guidance_range {low:g} to {high:g}: must rise and contain guidance_scale {self.guidance_scale:g}, the "
-                "student's default"
+                f"guidance_range {low:g} to {high:g}: must rise and contain the default, guidance_scale "
+                f"{self.guidance_scale:g}"
             )
         return self
 

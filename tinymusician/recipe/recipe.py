@@ -93,7 +93,7 @@ class Recipe(ConfigModel):
     def _parts_fit(self) -> Self:
         if self.has_small_parts and isinstance(self.student, PretrainedStudent):
             raise ValueError(
-                "student.kind = pretrained: has its own text encoder and codec; with text_encoder or codec, allowed are "
+                "student.kind = pretrained: brings its own text encoder and codec; with these sections, allowed are "
                 "prune_layers and prune_width"
             )
         if self.has_small_parts and self.teacher.tensor_parallel_size > 1:

@@ -158,7 +158,7 @@ class Trainer:
     def _report(self, window: MetricWindow) -> None:
         row = window.means(self.worker.world)
         if self.plan.codes_a_part:
-            row["codes_a_second"] = self.plan.codes_a_part * self.parts / row["seconds_a_step"]
+            row["codes_per_second"] = self.plan.codes_a_part * self.parts / row["step_seconds"]
         row["memory_gib"] = most_memory(self.engine.device) / 2**30
         if self.worker.rank == 0:
             self.metrics.add({"step": self.done, **row})
@@ -227,5 +227,5 @@ class MetricWindow:
             **row,
             "gradient_norm": self._norm / self.steps,
             "learning_rate": self._rate,
-            "seconds_a_step": seconds,
+            "step_seconds": seconds,
         }
