@@ -19,8 +19,15 @@ import torch
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.distill.components import JUDGES, SHOWN, fit_maps_of_codec, fit_maps_of_text, sound_frames, untrained_parts
-from jobs.worker.worker import plan_of
+from jobs.distill.components import (
+    MONITORS,
+    REPORTED_METRICS,
+    build_components,
+    codec_piece_frames,
+    fit_codec_projections,
+    fit_text_projections,
+)
+from jobs.worker.worker import trainer_config
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
@@ -42,28 +49,28 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
     with tempfile.TemporaryDirectory() as scratch:
         store = LocalStore(Path(scratch))
         engine = TorchEngine(task.module, AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm))
-        plan = plan_of(training, steps, rate, JUDGES[stage])
+        plan = trainer_config(training, steps, rate, MONITORS[stage])
         Trainer(
-            task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, JUDGES[stage])
+            task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, MONITORS[stage])
         ).run()
     task.module.eval()
     result = task.validate(engine)
-    return {f"{stage}_{name}": result[name] for name in SHOWN[stage]}
+    return {f"{stage}_{name}": result[name] for name in REPORTED_METRICS[stage]}
 
 
 def compared(teacher: Any, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int) -> dict[str, float]:
     """Both parts, trained with one rule."""
     recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
     torch.manual_seed(seed)
-    (text, codec), text_config, codec_config = untrained_parts(recipe, teacher), recipe.text_encoder, recipe.codec
+    (text, codec), text_config, codec_config = build_components(recipe, teacher), recipe.text_encoder, recipe.codec
     assert text_config is not None
     assert codec_config is not None
-    fit_maps_of_text(text, teacher, tokens)
+    fit_text_projections(text, teacher, tokens)
     batch = recipe.training.batch_size
     hearing = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
     figures = trained("text-encoder", hearing, recipe, text_config.steps, text_config.learning_rate)
-    frames = sound_frames(recipe, teacher)
-    fit_maps_of_codec(codec, teacher, tokens, frames, seed)
+    frames = codec_piece_frames(recipe, teacher)
+    fit_codec_projections(codec, teacher, tokens, frames, seed)
     sounding = CodecDistillTask(
         codec, teacher.audio_encoder, tokens, held_out, frames, method, codec_config.batch_size, seed, "cpu"
     )

@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
-from jobs.launch.cluster import QUIET
+from jobs.launch.cluster import QUIET_ENVIRONMENT
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.store import LocalStore
 
@@ -259,7 +259,7 @@ def main() -> None:
         return
     import ray
 
-    os.environ.update(QUIET)  # as a local Ray of tmctl's is
+    os.environ.update(QUIET_ENVIRONMENT)  # as a local Ray of tmctl's is
     ray.init(
         address="local",
         num_cpus=2,

@@ -23,12 +23,12 @@ def machine() -> str:
 
 def report(name: str, figures: dict[str, float], settings: dict[str, Any]) -> None:
     """Print the result as the last line, and keep it under benchmarks/results."""
-    from jobs.launch.submit import git_state, versions
+    from jobs.launch.submit import git_state, package_versions
 
     result = {
         "name": name,
         "machine": machine(),
-        "versions": versions(),
+        "versions": package_versions(),
         "git": git_state(),
         "settings": settings,
         "figures": {key: round(float(value), 4) for key, value in figures.items()},

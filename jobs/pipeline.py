@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.registry import run_job
-from jobs.release import evaluated, publish
+from jobs.release import publish, release_metrics
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
@@ -109,7 +109,7 @@ class Pipeline:
         except BaseException:
             self._report_step(step, "FAILED")
             raise
-        self._store.put(_index(inputs), json.dumps(result).encode())
+        self._store.put(_cache_key(inputs), json.dumps(result).encode())
         self._report_step(step, "SUCCEEDED", result)
         return result
 
@@ -135,7 +135,7 @@ class Pipeline:
 
     def _publish(self) -> dict[str, Any]:
         config, bundle = self._recipe.publish, str(self._results["quantize"]["artifact"])
-        judged = evaluated(self._store, self._results["evaluate"]["run"], bundle, config.baseline)
+        judged = release_metrics(self._store, self._results["evaluate"]["run"], bundle, config.baseline)
         release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), judged, config)
         return {"run": None, "artifact": bundle, "metrics": {"release": release.reference, "version": release.version}}
 
@@ -159,7 +159,7 @@ class Pipeline:
         parts = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
         inputs: dict[str, Any] = {"step": step, "recipe": parts}
         for model in {"teacher", "student"} & set(READS[step]):
-            inputs[model] = weights_of(getattr(getattr(self._recipe, model), "model", ""))
+            inputs[model] = weights_fingerprint(getattr(getattr(self._recipe, model), "model", ""))
         if "sequences" in READS[step]:
             prompts = load_prompts(self._recipe.sequences.prompts)
             inputs["prompts"] = fingerprint({"prompts": [(prompt.split, prompt.text) for prompt in prompts]})
@@ -173,7 +173,7 @@ class Pipeline:
     def _cached_result(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """What an earlier run made of the same inputs, if the store still has it, and devices still see it."""
         try:
-            cached: dict[str, Any] = json.loads(self._store.get(_index(inputs)))
+            cached: dict[str, Any] = json.loads(self._store.get(_cache_key(inputs)))
             if cached["artifact"]:
                 find(self._store, cached["artifact"])
             if cached["run"]:
@@ -206,7 +206,7 @@ def run(run_id: str) -> None:
     Pipeline(open_store(), run_id).run()
 
 
-def weights_of(name: str) -> str:
+def weights_fingerprint(name: str) -> str:
     """What tells one model's files from another's: the SHA-256 of all in its folder; a hub id is taken at its word."""
     folder = Path(model_location(name)) if name else None
     if folder is None or not folder.is_dir():
@@ -219,5 +219,5 @@ def weights_of(name: str) -> str:
     return digest.hexdigest()
 
 
-def _index(inputs: dict[str, Any]) -> str:
+def _cache_key(inputs: dict[str, Any]) -> str:
     return f"pipeline/{fingerprint(inputs)}.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.distill.finalize import BAND_LICENCE
-from jobs.worker.driver import drive
+from jobs.worker.driver import run_training_driver
 from jobs.worker.worker import TrainingStage, Work, WorkerContext, train
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.open import open_store
@@ -24,7 +24,7 @@ from tinymusician.errors import RecipeError
 from tinymusician.recipe import PretrainConfig
 
 
-def _part(context: WorkerContext) -> PretrainConfig:
+def _config(context: WorkerContext) -> PretrainConfig:
     part = context.recipe.pretrain
     if part is None:
         raise RecipeError(
@@ -36,7 +36,7 @@ def _part(context: WorkerContext) -> PretrainConfig:
 def _corpus(context: WorkerContext) -> Any:
     from tinymusician.house_band.pretrain import load_corpus
 
-    part = _part(context)
+    part = _config(context)
     return load_corpus(context.cache / "corpus", part.train_clips, part.held_out_clips)
 
 
@@ -46,7 +46,7 @@ def _tokenizer(context: WorkerContext) -> Any:
     return train_tokenizer(_corpus(context).train.captions)
 
 
-JUDGES = {
+MONITORS = {
     "codec": "log_mel/4",
     "band-large": "cross_entropy/right",
     "band-small": "cross_entropy/right",
@@ -56,7 +56,7 @@ JUDGES = {
 """The stages that train, and the held-out figure that picks the best checkpoint of each."""
 
 
-def _plan(context: WorkerContext, steps: int, rate: float, stage: str) -> Any:
+def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str) -> Any:
     from tinymusician.training.loop import TrainerConfig
 
     training = context.recipe.training
@@ -69,7 +69,7 @@ def _plan(context: WorkerContext, steps: int, rate: float, stage: str) -> Any:
         min(training.log_every, steps),
         every,
         max(1, every // 2),
-        JUDGES[stage],
+        MONITORS[stage],
         seed=training.seed,
         parts=training.parts or 0,
     )
@@ -83,17 +83,17 @@ def codec_work(context: WorkerContext) -> None:
     from tinymusician.models.codec import codec_config, new_codec
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch_size, seed)
     if not _checkpoints(context, "codec").steps():
         task.start()
-    plan = _plan(context, part.codec_steps, part.codec_learning_rate, "codec")
+    plan = _trainer_config(context, part.codec_steps, part.codec_learning_rate, "codec")
     settings = AdamConfig(beta1=0.8, beta2=0.99)
     train(context, TrainingStage("codec", task, plan, settings, part.codec_batch_size, 0, "float32"))
 
 
-def trained_codec(context: WorkerContext) -> Any:
+def load_trained_codec(context: WorkerContext) -> Any:
     """The best codec of this run, rounded to float16 as it will be shipped, in evaluation mode."""
     from tinymusician.house_band.train_codec import TrainableCodec
     from tinymusician.models.codec import codec_config, new_codec
@@ -108,13 +108,13 @@ def tokens_work(context: WorkerContext) -> None:
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.house_band.pretrain import encode_split
 
-    codec, tokenizer, corpus = trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
+    codec, tokenizer, corpus = load_trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
     for name in ("train", "validation"):
         split: RenderedSplit = getattr(corpus, name)
         shards = _token_shards(context, name, len(split.clips))
 
         def make(index: int, split: RenderedSplit = split) -> dict[str, Any]:
-            rows = slice(index * _CLIPS_A_SHARD, (index + 1) * _CLIPS_A_SHARD)
+            rows = slice(index * _CLIPS_PER_SHARD, (index + 1) * _CLIPS_PER_SHARD)
             return {
                 "codes": encode_split(codec, tokenizer, RenderedSplit(split.samples[rows], split.clips[rows])).codes
             }
@@ -123,14 +123,14 @@ def tokens_work(context: WorkerContext) -> None:
     context.meet()
 
 
-_CLIPS_A_SHARD = 500
+_CLIPS_PER_SHARD = 500
 
 
 def _token_shards(context: WorkerContext, split: str, clips: int) -> Any:
     from tinymusician.data.shards import ShardCache
 
     facts = {"run": context.run_id, "split": split, "clips": clips}
-    return ShardCache(context.run.store, "tokens", facts, -(-clips // _CLIPS_A_SHARD))
+    return ShardCache(context.run.store, "tokens", facts, -(-clips // _CLIPS_PER_SHARD))
 
 
 def _print_progress(context: WorkerContext, split: str, count: int, index: int) -> None:
@@ -158,14 +158,14 @@ def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.training.engine import AdamConfig
 
-    part, seed = _part(context), context.recipe.training.seed
+    part, seed = _config(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    model = build_band(trained_codec(context), len(_tokenizer(context)), layers)
+    model = build_band(load_trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
     task = LanguageModelTask(model, tokens, held_out, part.lm_batch_size, seed)
     task.module.to(context.device)
     steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
-    plan = _plan(context, steps, part.lm_learning_rate, name)
+    plan = _trainer_config(context, steps, part.lm_learning_rate, name)
     settings = AdamConfig(weight_decay=0.05)
     train(context, TrainingStage(name, task, plan, settings, part.lm_batch_size, 0, context.precision()))
 
@@ -177,11 +177,11 @@ def clap_work(context: WorkerContext) -> None:
     from tinymusician.house_band.train_clap import ClapTask, new_clap
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     tokenizer = _tokenizer(context)
     task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch_size, seed)
-    plan = _plan(context, part.clap_steps, 1e-3, "band-clap")
+    plan = _trainer_config(context, part.clap_steps, 1e-3, "band-clap")
     train(
         context,
         TrainingStage("band-clap", task, plan, AdamConfig(beta2=0.999), part.clap_batch_size, 0, context.precision()),
@@ -196,11 +196,11 @@ def tagger_work(context: WorkerContext) -> None:
     from tinymusician.house_band.train_tagger import CLASSES, TaggerTask
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _part(context), _corpus(context), context.recipe.training.seed
+    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch_size, seed)
     task.module.to(context.device)
-    plan = _plan(context, part.tagger_steps, 2e-3, "band-tagger")
+    plan = _trainer_config(context, part.tagger_steps, 2e-3, "band-tagger")
     train(context, TrainingStage("band-tagger", task, plan, AdamConfig(), part.tagger_batch_size, 0, "float32"))
 
 
@@ -210,7 +210,7 @@ def finish(context: WorkerContext) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_models(context, folder)
-        for stage in _part(context).parts:
+        for stage in _config(context).parts:
             checkpoints = _checkpoints(context, stage)
             best = checkpoints.best_step()
             assert best is not None, "every stage validates at its end"
@@ -236,10 +236,10 @@ def _write_models(context: WorkerContext, folder: Path) -> None:
     from tinymusician.house_band.tagger_model import BandTagger
     from tinymusician.house_band.train_tagger import CLASSES
 
-    tokenizer, parts = _tokenizer(context), _part(context).parts
+    tokenizer, parts = _tokenizer(context), _config(context).parts
     for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
         if member in parts:
-            assemble(folder / member, trained_codec(context), tokenizer, _best_weights(context, member), layers)
+            assemble(folder / member, load_trained_codec(context), tokenizer, _best_weights(context, member), layers)
     if "band-clap" in parts:
         save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
     if "band-tagger" in parts:
@@ -251,7 +251,7 @@ def _write_models(context: WorkerContext, folder: Path) -> None:
 def _checkpoints(context: WorkerContext, stage: str) -> Any:
     from tinymusician.training.checkpoint import CheckpointManager
 
-    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), MONITORS[stage])
 
 
 def _best_weights(context: WorkerContext, stage: str) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def work(context: WorkerContext) -> None:
         "band-clap": (clap_work,),
         "band-tagger": (tagger_work,),
     }
-    for part in [part for part in stages if part in _part(context).parts]:
+    for part in [part for part in stages if part in _config(context).parts]:
         for stage in stages[part]:
             stage(context)
             gc.collect()  # the next one needs the memory
@@ -281,4 +281,4 @@ def work(context: WorkerContext) -> None:
 
 def run(run_id: str) -> None:
     """The driver: the stages on the asked number of workers, the artifact on one."""
-    drive(RunStore(open_store(), run_id), work, finish)
+    run_training_driver(RunStore(open_store(), run_id), work, finish)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.evaluate.evaluator import label
+from jobs.evaluate.evaluator import short_label
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.gates import findings, refusal
 from tinymusician.artifacts.lineage import attestation
@@ -18,7 +18,7 @@ from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import NotFoundError, StoreError, UntrustedError
 from tinymusician.recipe import PublishConfig
 
-_RELEASE_METRICS = (
+_RELEASED_METRICS = (
     "fad",
     "fad_infinity",
     "kad",
@@ -31,7 +31,7 @@ _RELEASE_METRICS = (
 )
 
 
-def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
+def release_metrics(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
     """An evaluation's figures of an artifact and of its baseline.
 
     Raises:
@@ -39,10 +39,12 @@ def evaluated(store: Store, run: str, reference: str, baseline: str) -> dict[str
     """
     models = RunStore(store, run).status().metrics
     for name, expected in (("it", reference), ("its baseline", baseline)):
-        if label(expected) not in models:
+        if short_label(expected) not in models:
             judged = ", ".join(models) or "nothing"
-            raise NotFoundError(f"run {run!r}: has not judged {name}, {label(expected)}; it has judged {judged}")
-    metrics, base = ({key: models[label(one)].get(key) for key in _RELEASE_METRICS} for one in (reference, baseline))
+            raise NotFoundError(f"run {run!r}: has not judged {name}, {short_label(expected)}; it has judged {judged}")
+    metrics, base = (
+        {key: models[short_label(one)].get(key) for key in _RELEASED_METRICS} for one in (reference, baseline)
+    )
     return {"run": run, "own": metrics, "baseline": {"model": baseline, **base}}
 
 
@@ -80,7 +82,7 @@ def promote(
     return registry.move(source, alias, about, config.days)
 
 
-def addresses(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:
+def presigned_urls(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:
     """Presigned addresses of all keys that a device needs for what an alias points at now, or looks for in vain.
 
     Raises:

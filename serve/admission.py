@@ -1,4 +1,4 @@
-"""How many requests there may be at once. Who finds no place is told at once when to come again, and waits nowhere."""
+"""A limit on concurrent requests. A request over the limit is refused at once, with a time after which to retry."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import contextlib
 import math
 from collections.abc import Iterator
 
-_MEMORY = 0.8
-"""How much of the mean duration stays with every new one."""
-_LONGEST_WAIT = 60
+_SMOOTHING = 0.8
+"""Weight of the previous mean in the exponential moving average of request durations."""
+_MAX_RETRY_AFTER = 60
 
 
 class OverloadedError(Exception):
-    """No place is free; `wait` is in how many whole seconds one should be."""
+    """The limit is reached; `wait` is the time in whole seconds after which to retry."""
 
     def __init__(self, limit: int, wait: int) -> None:
-        super().__init__(f"all {limit} places are taken")
+        super().__init__(f"all {limit} slots are in use")
         self.wait = wait
 
 
 class ConcurrencyLimiter:
-    """A number of places."""
+    """Limits how many requests run at once; `taken` is how many do now."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._mean = limit, 1.0
         self.taken = 0
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Take a place for as long as the block lasts.
+    def slot(self) -> Iterator[None]:
+        """Occupy a slot until the block ends.
 
         Raises:
-            Full: there is none.
+            OverloadedError: the limit is reached.
         """
         if self.taken >= self._limit:
-            raise OverloadedError(self._limit, min(_LONGEST_WAIT, max(1, math.ceil(self._mean))))
+            raise OverloadedError(self._limit, min(_MAX_RETRY_AFTER, max(1, math.ceil(self._mean))))
         self.taken += 1
         try:
             yield
         finally:
             self.taken -= 1
 
-    def took(self, seconds: float) -> None:
-        """Hear how long somebody had a place, so that others can be told when one may be free."""
-        self._mean = _MEMORY * self._mean + (1 - _MEMORY) * seconds
+    def record_duration(self, seconds: float) -> None:
+        """Add a request's duration to the mean, from which retry times are estimated."""
+        self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * seconds

@@ -1,6 +1,6 @@
-"""API keys: a file of their hashes, and who may ask how often.
+"""API keys: a file of their hashes, with a rate limit and a concurrency limit per key.
 
-A key is `tm_ID_SECRET` with 256 random bits, so that one round of SHA-256 hides it; the file never holds the secret.
+A key is `tm_ID_SECRET` with 256 random bits, so one round of SHA-256 protects it. The file never contains the secret.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 
-_FORM = re.compile(r"tm_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
+_KEY_PATTERN = re.compile(r"tm_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 FOREVER = 100 * 365
 
 
 class ApiKey(BaseModel):
-    """A key, as it is kept: `sha256` of its text, who it is for, and what it allows."""
+    """A stored key: the `sha256` of its text, its name and its limits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class ApiKey(BaseModel):
 
 
 class KeyFile(BaseModel):
-    """The file."""
+    """The content of a key file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +50,7 @@ class KeyFile(BaseModel):
 
 
 def default_file() -> Path:
-    """Where `tmctl api-keys` keeps keys if it is told nothing else."""
+    """The default key file of `tmctl api-keys`."""
     return user_config_path("tinymusician") / "api-keys.json"
 
 
@@ -73,17 +73,17 @@ def read_keys(path: Path) -> KeyFile:
 
 
 def write_keys(path: Path, keys: KeyFile) -> None:
-    """Replace the file in one step; only its owner reads it."""
+    """Replace the file atomically, with mode 600."""
     with atomic_write(path, 0o600) as draft:
         draft.write_text(keys.model_dump_json(indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def edited(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
-    """The keys of a file, to be changed in the block; kept when it ends without an error. Others wait their turn.
+def edit_keys(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
+    """Edit the keys of a file under a lock: the list is written back if the block ends without an error.
 
     Raises:
-        KeyFileError: there is no file, unless it may be `missing`, or it holds something else.
+        KeyFileError: the file is malformed, or it does not exist and `missing` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
@@ -94,7 +94,7 @@ def edited(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
 
 
 def new_key(name: str, per_minute: int, max_concurrency: int, days: int | None) -> tuple[str, ApiKey]:
-    """A key's text, which is seen this once, and what is kept of it."""
+    """A new key: its text, which is shown once, and its stored form."""
     number, created = secrets.token_hex(4), datetime.now(UTC).replace(microsecond=0)
     text = f"tm_{number}_{secrets.token_urlsafe(32)}"
     return text, ApiKey(
@@ -109,11 +109,11 @@ def new_key(name: str, per_minute: int, max_concurrency: int, days: int | None) 
 
 
 class AuthenticationError(Exception):
-    """No key, or none that counts; the message says why."""
+    """The key is missing, unknown, expired or revoked."""
 
 
 class RateLimitError(Exception):
-    """A key that asks too often; `wait` is how many seconds until it may again."""
+    """The key's rate or concurrency limit is reached; `wait` is the time in seconds after which to retry."""
 
     def __init__(self, message: str, wait: float) -> None:
         super().__init__(message)
@@ -121,7 +121,7 @@ class RateLimitError(Exception):
 
 
 class ApiKeyAuthenticator:
-    """Lets requests in by their keys. The file is read again when it changes, so a key can be revoked at any time."""
+    """Checks requests' keys. It reloads the file when it changes, so a key can be revoked at any time."""
 
     def __init__(
         self,
@@ -129,21 +129,21 @@ class ApiKeyAuthenticator:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a file everybody is let in.
+        """Without a file, no key is needed.
 
         Raises:
-            KeyFileError: the file is no file of keys.
+            KeyFileError: the file cannot be read as a key file.
         """
         self._path, self._clock, self._now = path, clock, now
         self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, ApiKey] = {}
         self._budgets: dict[str, tuple[float, float]] = {}
-        self._playing: dict[str, int] = {}
+        self._running: dict[str, int] = {}
         if path is not None:
             self._load(path)
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether no key is needed."""
         return self._path is None
 
@@ -151,7 +151,7 @@ class ApiKeyAuthenticator:
         """The key of an `Authorization: Bearer KEY` header; None where none is needed.
 
         Raises:
-            Unknown: there is none, or it does not count, or the file has gone.
+            AuthenticationError: the key is missing, unknown or expired, or the file cannot be read.
         """
         if self._path is None:
             return None
@@ -159,42 +159,42 @@ class ApiKeyAuthenticator:
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise AuthenticationError("an API key is needed, in the header `Authorization: Bearer KEY`")
-        form = _FORM.fullmatch(text.strip())
+        form = _KEY_PATTERN.fullmatch(text.strip())
         key = self._keys.get(form[1]) if form else None
         digest = hashlib.sha256(text.strip().encode()).hexdigest()
         if key is None or not hmac.compare_digest(digest, key.sha256):
-            raise AuthenticationError("this API key is not known here")
+            raise AuthenticationError("this API key is unknown")
         if key.expires <= self._now():
             raise AuthenticationError(f"this API key expired on {key.expires:%Y-%m-%d}")
         return key
 
     @contextlib.contextmanager
-    def entered(self, key: ApiKey | None) -> Iterator[None]:
-        """Take one of a key's requests for as long as the block lasts.
+    def slot(self, key: ApiKey | None) -> Iterator[None]:
+        """Occupy one of the key's concurrent requests until the block ends.
 
         Raises:
-            Often: it has none left now.
+            RateLimitError: the key's rate or concurrency limit is reached.
         """
         if key is None:
             yield
             return
-        if self._playing.get(key.id, 0) >= key.max_concurrency:
-            raise RateLimitError(f"this API key may have {key.max_concurrency} requests at once", 1.0)
-        self._spend(key)
-        self._playing[key.id] = self._playing.get(key.id, 0) + 1
+        if self._running.get(key.id, 0) >= key.max_concurrency:
+            raise RateLimitError(f"this API key allows {key.max_concurrency} concurrent requests", 1.0)
+        self._take_token(key)
+        self._running[key.id] = self._running.get(key.id, 0) + 1
         try:
             yield
         finally:
-            self._playing[key.id] -= 1
+            self._running[key.id] -= 1
 
-    def _spend(self, key: ApiKey) -> None:
-        """Take one of the key's tokens, of which `per_minute` come a minute and as many can be saved (token bucket)."""
+    def _take_token(self, key: ApiKey) -> None:
+        """Token bucket: refilled with `per_minute` tokens a minute, with a capacity of as many."""
         moment, rate = self._clock(), key.per_minute / 60
-        saved, since = self._budgets.get(key.id, (float(key.per_minute), moment))
-        left = min(float(key.per_minute), saved + (moment - since) * rate)
+        tokens, since = self._budgets.get(key.id, (float(key.per_minute), moment))
+        left = min(float(key.per_minute), tokens + (moment - since) * rate)
         if left < 1:
             self._budgets[key.id] = left, moment
-            raise RateLimitError(f"this API key may ask {key.per_minute} times a minute", (1 - left) / rate)
+            raise RateLimitError(f"this API key allows {key.per_minute} requests a minute", (1 - left) / rate)
         self._budgets[key.id] = left - 1, moment
 
     def _refresh(self, path: Path) -> None:
@@ -202,7 +202,7 @@ class ApiKeyAuthenticator:
             self._load(path)
         except KeyFileError as error:
             self._keys, self._stamp = {}, None
-            raise AuthenticationError("no API key counts: the endpoint's file of keys cannot be read") from error
+            raise AuthenticationError("the endpoint cannot read its key file") from error
 
     def _load(self, path: Path) -> None:
         try:

@@ -1,7 +1,7 @@
-"""Where the bundle to play comes from: a place that stays, or a release that is followed as its alias moves.
+"""Where the endpoint's bundle comes from: a fixed folder or artifact, or a release alias that is polled.
 
-Engines of one machine share a folder, so that a release is brought to it once. The one before stays there: if the
-newest cannot be played, a new engine plays that.
+The engines of one machine share a folder, so a release is downloaded once. The previous version stays in it: a new
+engine falls back to it if the newest version cannot be played.
 """
 
 from __future__ import annotations
@@ -26,53 +26,54 @@ from tinymusician.runtime.bundle import MANIFEST, open_bundle
 
 @dataclass(frozen=True)
 class ResolvedBundle:
-    """A bundle's folder; `version` is its release's where it is one. `mark` tells one from another."""
+    """A bundle's folder. `version_id` identifies it; `version` is its release, if it has one."""
 
     folder: Path
-    mark: str
+    version_id: str
     version: InstalledVersion | None = None
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of its manifest, which names every file by its own: the same here and on every device."""
+        """The SHA-256 of its manifest, which contains the SHA-256 of every file: equal on every device."""
         return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
 
 
 class BundleSource(Protocol):
-    """Where bundles come from."""
+    """A source of bundles."""
 
     def check(self) -> None:
-        """See whether there is something to play, before anything is started for it.
+        """Check that there is a bundle, before an engine is started.
 
         Raises:
-            StoreError, BundleError: there is nothing.
+            StoreError: the store cannot be read, or has no such bundle.
+            BundleError: the artifact or folder is not a bundle.
         """
 
-    def bundles(self) -> Iterator[ResolvedBundle]:
-        """What can be played, the best first.
+    def candidates(self) -> Iterator[ResolvedBundle]:
+        """The bundles to try at start, best first.
 
         Raises:
-            StoreError: nothing can be had.
+            StoreError: none is available.
         """
 
-    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
-        """What there is now, if that can move and is none of those that were `refused`, by their marks.
+    def poll(self, rejected: Collection[str]) -> ResolvedBundle | None:
+        """The bundle to play now; None if it cannot change or its version id is among the `rejected`.
 
         Raises:
-            StoreError: it cannot be had now; what is there stays.
+            StoreError: the source is unavailable now.
         """
 
-    def refuse(self, bundle: ResolvedBundle) -> None:
-        """Take note that a bundle is not to be played, so that the one before it is kept."""
+    def reject(self, bundle: ResolvedBundle) -> None:
+        """Mark a bundle as unusable, so that the previous version is kept."""
 
 
-def open_bundle_source(settings: ServeConfig) -> BundleSource:
-    """The shelf that the settings mean."""
-    if not settings.follows:
-        return StaticSource(settings.model)
-    urls = settings.sources or (open_store().url,)
-    folder = user_cache_path("tinymusician") / "serve" / settings.model
-    return AliasSource(PullClient(settings.model, folder, [open_source(url) for url in urls], settings.root_key))
+def open_bundle_source(config: ServeConfig) -> BundleSource:
+    """The source of the configured model: NAME@ALIAS is polled, anything else is fixed."""
+    if not config.follows:
+        return StaticSource(config.model)
+    urls = config.sources or (open_store().url,)
+    folder = user_cache_path("tinymusician") / "serve" / config.model
+    return AliasSource(PullClient(config.model, folder, [open_source(url) for url in urls], config.root_key))
 
 
 class StaticSource:
@@ -84,49 +85,49 @@ class StaticSource:
     def check(self) -> None:
         open_bundle(resolve_bundle(self._model))
 
-    def bundles(self) -> Iterator[ResolvedBundle]:
+    def candidates(self) -> Iterator[ResolvedBundle]:
         folder = resolve_bundle(self._model)
         yield ResolvedBundle(folder, str(folder))
 
-    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
+    def poll(self, rejected: Collection[str]) -> ResolvedBundle | None:
         return None
 
-    def refuse(self, bundle: ResolvedBundle) -> None:
-        """There is no other."""
+    def reject(self, bundle: ResolvedBundle) -> None:
+        """Does nothing: there is no other version."""
 
 
 class AliasSource:
-    """A release's newest version."""
+    """The newest version of a release."""
 
     def __init__(self, client: PullClient) -> None:
         self._client = client
 
     def check(self) -> None:
-        if self._client.installation.usable() is None:  # what is installed is played without any store
+        if self._client.installation.usable() is None:  # an installed version needs no store
             self._client.check()
 
-    def bundles(self) -> Iterator[ResolvedBundle]:
-        trouble: StoreError | None = None
+    def candidates(self) -> Iterator[ResolvedBundle]:
+        pull_error: StoreError | None = None
         try:
             self._client.pull()
-        except StoreError as error:  # what is installed can be played without any store
-            trouble = error
+        except StoreError as error:  # an installed version needs no store
+            pull_error = error
         installation = self._client.installation
         record = installation.record()
         versions = [one for one in (record.current, record.previous) if one] if record else []
-        whole = [version for version in versions if installation.is_whole(version)]
-        if not whole:
-            raise trouble or StoreError(f"{installation.folder}: no version is whole; pull again")
-        yield from (self._resolved(version) for version in whole)
+        complete = [version for version in versions if installation.is_whole(version)]
+        if not complete:
+            raise pull_error or StoreError(f"{installation.folder}: no version is complete; pull again")
+        yield from (self._resolved(version) for version in complete)
 
-    def newer(self, refused: Collection[str]) -> ResolvedBundle | None:
-        offer = self._client.check()
-        if offer.version.digest in refused:
+    def poll(self, rejected: Collection[str]) -> ResolvedBundle | None:
+        update = self._client.check()
+        if update.version.digest in rejected:
             return None
-        return self._resolved(self._client.pull() if offer.is_new else offer.version)
+        return self._resolved(self._client.pull() if update.is_new else update.version)
 
-    def refuse(self, bundle: ResolvedBundle) -> None:
-        self._client.installation.step_back(bundle.mark)
+    def reject(self, bundle: ResolvedBundle) -> None:
+        self._client.installation.step_back(bundle.version_id)
 
     def _resolved(self, version: InstalledVersion) -> ResolvedBundle:
         return ResolvedBundle(self._client.installation.folder / version.folder, version.digest, version)

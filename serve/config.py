@@ -1,4 +1,4 @@
-"""What an endpoint is told when it starts. Closed and frozen; travels to the cluster as JSON."""
+"""The endpoint's configuration: frozen, closed, and sent to the cluster as JSON."""
 
 from __future__ import annotations
 
@@ -21,66 +21,70 @@ class ConfigModel(BaseModel):
 
 
 class RequestLimits(ConfigModel):
-    """What one request may ask for, and how many there may be."""
+    """Limits per request, and on concurrent requests."""
 
-    seconds: float = Field(60.0, gt=0, le=600, description="the longest music, in seconds")
-    prompt: int = Field(1000, ge=1, le=4000, description="the longest prompt, in characters")
-    body: int = Field(65536, ge=1024, description="the largest request body, in bytes")
-    max_concurrent_requests: Count = Field(32, description="requests that play or wait; more are refused with 429")
-    request_timeout_s: Positive = Field(120.0, description="seconds until a request must be answered whole")
+    seconds: float = Field(60.0, gt=0, le=600, description="maximum length, in seconds")
+    prompt: int = Field(1000, ge=1, le=4000, description="maximum prompt length, in characters")
+    body: int = Field(65536, ge=1024, description="maximum request body, in bytes")
+    max_concurrent_requests: Count = Field(
+        32, description="requests that run or wait; more are refused with status 429"
+    )
+    request_timeout_s: Positive = Field(120.0, description="seconds after which a request is aborted")
 
 
 class ServeConfig(ConfigModel):
-    """One endpoint.
+    """The configuration of one endpoint.
 
-    `model` is NAME@ALIAS, a release that is pulled from `sources` and followed, or a folder or artifact, which stays.
+    `model` is NAME@ALIAS, a release that is pulled from `sources` and polled, or a folder or artifact, which is fixed.
     """
 
     model: str = Field(description="NAME@ALIAS, NAME, NAME@sha256:DIGEST or a folder")
-    sources: tuple[str, ...] = Field((), description="where releases come from; the store's own address if empty")
+    sources: tuple[str, ...] = Field(
+        (), description="addresses that releases are pulled from; the store's own if empty"
+    )
     root_key: str | None = Field(None, description="the publisher's public root key, 64 hexadecimal digits")
-    poll_interval_s: Positive = Field(15.0, description="seconds between two looks at the alias")
-    host: str = Field("127.0.0.1", description="the interface that the endpoint answers on")
-    port: int = Field(8000, ge=1, le=65535, description="its port")
-    api_keys: Path | None = Field(None, description="the file of API keys; needed on any interface but loopback")
-    replicas: Count = Field(1, description="engines at least")
-    max_replicas: Count = Field(1, description="engines at most; they come and go with the load")
-    threads: int = Field(0, ge=0, description="CPU threads an engine; 0 takes all cores of its node")
-    max_batch_rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request needs two")
+    poll_interval_s: Positive = Field(15.0, description="seconds between polls of the alias")
+    host: str = Field("127.0.0.1", description="network interface")
+    port: int = Field(8000, ge=1, le=65535, description="port")
+    api_keys: Path | None = Field(None, description="API key file; required on interfaces other than loopback")
+    replicas: Count = Field(1, description="minimum number of engine replicas")
+    max_replicas: Count = Field(1, description="maximum number of engine replicas; scaled with the load")
+    threads: int = Field(0, ge=0, description="CPU threads per engine; 0 is all cores of its node")
+    max_batch_rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request takes two")
     limits: RequestLimits = RequestLimits()
 
     @property
     def follows(self) -> bool:
-        """Whether the model is an alias, which may move."""
+        """Whether the model is an alias, which is polled."""
         return "@" in self.model and "@sha256:" not in self.model
 
 
-def read_settings(values: dict[str, Any]) -> ServeConfig:
-    """Settings out of plain values.
+def read_config(values: dict[str, Any]) -> ServeConfig:
+    """Validate plain values.
 
     Raises:
-        RequestError: a value is not allowed, or the endpoint would be open to other machines without keys.
+        RequestError: a value is not allowed, or other machines could reach the endpoint without a key.
     """
     try:
-        settings = ServeConfig.model_validate(values)
+        config = ServeConfig.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise RequestError(f"serve {where}: {problem['msg']} (given: {problem['input']!r})") from None
-    if settings.api_keys is None and not is_loopback(settings.host):
+    if config.api_keys is None and not is_loopback(config.host):
         raise RequestError(
-            f"serve host {settings.host!r}: others reach it, so it needs API keys; make some with "
+            f"serve host {config.host!r}: other machines reach it, so it needs API keys; make some with "
             f"`tmctl api-keys create NAME` and give their file with --api-keys, or serve on 127.0.0.1"
         )
-    if settings.max_replicas < settings.replicas:
+    if config.max_replicas < config.replicas:
         raise RequestError(
-            f"serve max_replicas {settings.max_replicas}: at least the {settings.replicas} of `replicas` are needed"
+            f"serve max_replicas {config.max_replicas}: at least the {config.replicas} of `replicas` are needed"
         )
-    return settings
+    return config
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an interface."""
+    """Whether only this machine can reach an interface."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Samples to files as they come: WAV whose length is known from the start, FLAC, and Opus in Ogg."""
+"""Streaming audio encoders: WAV with a length known from the start, FLAC, and Opus in Ogg."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
 class Encoder(Protocol):
-    """Makes one file."""
+    """Encodes one file."""
 
     def feed(self, samples: Samples) -> bytes:
-        """The bytes that these mono samples in [-1, 1] settle; what is louder is clipped."""
+        """Encode mono samples in [-1, 1], float32 [N]; louder samples are clipped. Returns the bytes that are ready."""
 
     def end(self) -> bytes:
-        """The bytes that are left when no samples come any more."""
+        """Finish the file; returns the remaining bytes."""
 
 
-def encoder(kind: Format, rate: int, samples: int) -> Encoder:
-    """An encoder for a piece of `samples` at `rate` Hz."""
+def open_encoder(kind: Format, rate: int, samples: int) -> Encoder:
+    """An encoder for `samples` mono samples at `rate` Hz."""
     if kind == "wav":
         return WavEncoder(rate, samples)
     return FlacEncoder(rate, samples) if kind == "flac" else OpusEncoder(rate)
 
 
-def wave_size(samples: int) -> int:
-    """Bytes of a WAV file."""
+def wav_size(samples: int) -> int:
+    """The size in bytes of a 16-bit mono WAV file."""
     return _HEADER.size + 2 * samples
 
 
@@ -59,28 +59,30 @@ class WavEncoder:
 
 
 class FlacEncoder:
-    """FLAC, 16 bit, by libsndfile, which says how long a file is when it closes it: too late for one that is sent."""
+    """16-bit FLAC by libsndfile. libsndfile writes the length when it closes the file, which is too late for a stream,
+    so this class writes it into the header.
+    """
 
     def __init__(self, rate: int, samples: int) -> None:
-        self._file, self._samples, self._begun = _SndfileEncoder(rate, "FLAC", "PCM_16"), samples, False
+        self._file, self._samples, self._started = _SndfileEncoder(rate, "FLAC", "PCM_16"), samples, False
 
     def feed(self, samples: Samples) -> bytes:
-        return self._with_length(self._file.packed(samples))
+        return self._with_length(self._file.write(samples))
 
     def end(self) -> bytes:
-        return self._with_length(self._file.ended())
+        return self._with_length(self._file.close())
 
     def _with_length(self, data: bytes) -> bytes:
-        """The bytes; in the first ones the number of samples is written (RFC 9639, 8.2: the last 36 bits but MD5)."""
-        if self._begun or not data:
+        """Write the number of samples into the first bytes (RFC 9639, 8.2: the 36 bits before the MD5)."""
+        if self._started or not data:
             return data
-        self._begun = True
+        self._started = True
         number = int.from_bytes(data[21:26], "big") | self._samples
         return data[:21] + number.to_bytes(5, "big") + data[26:]
 
 
 class OpusEncoder:
-    """Opus in Ogg, by libsndfile. It knows five rates; others are resampled to 48 kHz by soxr."""
+    """Opus in Ogg by libsndfile, which supports five rates; soxr resamples others to 48 kHz."""
 
     def __init__(self, rate: int) -> None:
         self._resampler = None
@@ -92,19 +94,19 @@ class OpusEncoder:
         self._file = _SndfileEncoder(rate, "OGG", "OPUS")
 
     def feed(self, samples: Samples) -> bytes:
-        return self._file.packed(self._resampled(samples, last=False))
+        return self._file.write(self._resample(samples, last=False))
 
     def end(self) -> bytes:
-        return self._file.packed(self._resampled(np.zeros(0, np.float32), last=True)) + self._file.ended()
+        return self._file.write(self._resample(np.zeros(0, np.float32), last=True)) + self._file.close()
 
-    def _resampled(self, samples: Samples, last: bool) -> Samples:
+    def _resample(self, samples: Samples, last: bool) -> Samples:
         if self._resampler is None:
             return samples
         return np.asarray(self._resampler.resample_chunk(samples, last=last), np.float32)
 
 
 class _SndfileEncoder:
-    """A file of libsndfile that is sent off as it grows."""
+    """A libsndfile encoder that returns its output as it is produced."""
 
     def __init__(self, rate: int, layout: str, subtype: str) -> None:
         import soundfile
@@ -113,42 +115,42 @@ class _SndfileEncoder:
         words = {"samplerate": rate, "channels": 1, "format": layout, "subtype": subtype}
         self._file: Any = soundfile.SoundFile(self._sink, "w", **words)
 
-    def packed(self, samples: Samples) -> bytes:
+    def write(self, samples: Samples) -> bytes:
         self._file.write(np.clip(samples, -1, 1))
-        return self._sink.taken()
+        return self._sink.take()
 
-    def ended(self) -> bytes:
+    def close(self) -> bytes:
         self._file.close()
-        return self._sink.taken()
+        return self._sink.take()
 
 
 class _Sink(io.RawIOBase):
-    """Where libsndfile writes. What it writes over bytes that have left already is dropped."""
+    """A file object for libsndfile. Writes to positions that were taken already are dropped."""
 
     def __init__(self) -> None:
-        self._buffer, self._gone, self._place = bytearray(), 0, 0
+        self._buffer, self._taken, self._position = bytearray(), 0, 0
 
-    def taken(self) -> bytes:
-        """What came since the last call."""
+    def take(self) -> bytes:
+        """The bytes written since the last call."""
         new = bytes(self._buffer)
-        self._gone += len(new)
+        self._taken += len(new)
         self._buffer.clear()
         return new
 
     def write(self, data: Any) -> int:
-        start = self._place - self._gone
+        start = self._position - self._taken
         if start >= 0:
             self._buffer[start : start + len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._gone + len(self._buffer)}[whence]
-        self._place = origin + offset
-        return self._place
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._taken + len(self._buffer)}[whence]
+        self._position = origin + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readable(self) -> bool:
         return False

@@ -1,6 +1,6 @@
-"""Where pieces are played side by side: one bundle, one thread that steps its engine, and listeners on other threads.
+"""Continuous batching for one bundle: one thread steps the engine, a small pool decodes audio.
 
-What was played waits with the listener, never in the engine: somebody who reads slowly holds up nobody.
+Output is handed to each request's callback at once and never waits in the engine: a slow client delays no other.
 """
 
 from __future__ import annotations
@@ -20,136 +20,139 @@ from tinymusician.runtime.engine import Codes, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.generator import CHUNK, FIRST_CHUNK, MusicGenerator
 
-_CODECS = 2
-"""Pieces whose codec works at once."""
+_CODEC_THREADS = 2
 Samples = npt.NDArray[np.float32]
 AudioOutput = Samples | EngineError | None
-"""Samples that came next; None when all have come, or what went wrong: after either nothing comes."""
+"""The next samples; None at the end; or the error that ended the request. Nothing follows an error or None."""
 
 
 class RequestHandle:
-    """One piece in the room. Its codec works in the room's pool, piece by piece in order, while the engine steps on."""
+    """One running request. Its audio is decoded in order in the loop's thread pool while the engine steps on."""
 
     def __init__(
         self,
         player: MusicGenerator,
         request: EngineRequest,
-        hear: Callable[[AudioOutput], None],
+        on_output: Callable[[AudioOutput], None],
         whole: bool,
         loop: EngineLoop,
     ) -> None:
-        """With `whole` its samples come together at the end, which takes the codec less time."""
-        self._track, self._audio, self._hear = player.track(request), StreamingDecoder(player.codec), hear
-        self._rate, self._loop = player.codec.shape.frame_rate, loop
-        self._due = math.inf if whole else FIRST_CHUNK * self._rate
+        """With `whole`, all samples come at once at the end, which costs less decoding time."""
+        self._track, self._audio, self._on_output = player.track(request), StreamingDecoder(player.codec), on_output
+        self._frame_rate, self._loop = player.codec.shape.frame_rate, loop
+        self._next_decode = math.inf if whole else FIRST_CHUNK * self._frame_rate
         self._decoding: Future[None] | None = None
-        self.over = False
+        self.is_finished = False
         self.began = time.monotonic()
-        self.seconds = request.frames / self._rate
+        self.seconds = request.frames / self._frame_rate
 
-    def leave(self) -> None:
-        """Give up; the rows are free at once. May be called from any thread, and again."""
+    def cancel(self) -> None:
+        """Cancel the request and free its batch rows. Thread-safe and idempotent."""
         self._track.cancel()
 
-    def attend(self) -> None:
-        """After a step of the engine: have sounded what is ready. `over` is when the engine has no more of it."""
+    def poll(self) -> None:
+        """After an engine step: schedule decoding of the frames that are ready. Sets `is_finished` at the end."""
         try:
             self._track.advance()
-        except Exception as error:  # this piece is lost, the others play on
-            self.lose(error)
+        except Exception as error:  # fails this request only
+            self.fail(error)
         if self._track.finished:
-            self.over = True
+            self.is_finished = True
             if self._track.error is not None:
-                self._hear(self._track.error)
+                self._on_output(self._track.error)
             elif self._track.frames_ready == self._track.frames:
-                self._sound(last=True)
-        elif self._track.frames_ready >= self._due:
-            self._due = self._track.frames_ready + CHUNK * self._rate
-            self._sound(last=False)
+                self._schedule_decoding(last=True)
+        elif self._track.frames_ready >= self._next_decode:
+            self._next_decode = self._track.frames_ready + CHUNK * self._frame_rate
+            self._schedule_decoding(last=False)
 
-    def lose(self, error: Exception) -> None:
-        """End this piece for what went wrong with it."""
+    def fail(self, error: Exception) -> None:
+        """End the request with an error."""
         self._track.cancel()
-        self._hear(as_engine_error("a piece", error))
+        self._on_output(as_engine_error("a request", error))
 
-    def _sound(self, last: bool) -> None:
-        self._decoding = self._loop.pool.submit(self._sounded, self._track.codes, last, self._decoding)
+    def _schedule_decoding(self, last: bool) -> None:
+        self._decoding = self._loop.pool.submit(self._decode, self._track.codes, last, self._decoding)
 
-    def _sounded(self, codes: Codes, last: bool, before: Future[None] | None) -> None:
-        """The samples that `codes` settle, after those that went `before`."""
+    def _decode(self, codes: Codes, last: bool, before: Future[None] | None) -> None:
+        """Decode the samples that `codes` determine, after those of `before`."""
         if before is not None:
-            before.result()  # it began before this one: the pool takes its work in order
+            before.result()  # cannot deadlock: the pool runs tasks in submission order
         try:
-            self._hear(self._audio.feed(codes, last))
-        except Exception as error:  # this piece is lost, the others play on
-            self.lose(error)
+            self._on_output(self._audio.feed(codes, last))
+        except Exception as error:  # fails this request only
+            self.fail(error)
             return
         if last:
-            self._hear(None)
-            self._loop.done(self)
+            self._on_output(None)
+            self._loop.on_complete(self)
 
 
 class EngineLoop:
-    """Plays until it is closed and the last piece is over."""
+    """Runs requests until it is closed and the last one is finished."""
 
-    def __init__(self, player: MusicGenerator, done: Callable[[RequestHandle], None] = lambda handle: None) -> None:
-        """`done` hears of every piece that was played to its end, on a thread of the room's."""
-        self.player, self.done = player, done
-        self.pool = ThreadPoolExecutor(_CODECS, "codec")
-        self._seats: list[RequestHandle] = []
+    def __init__(
+        self, player: MusicGenerator, on_complete: Callable[[RequestHandle], None] = lambda handle: None
+    ) -> None:
+        """`on_complete` is called for every request that completes, on a thread of the pool."""
+        self.player, self.on_complete = player, on_complete
+        self.pool = ThreadPoolExecutor(_CODEC_THREADS, "codec")
+        self._requests: list[RequestHandle] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._play, name="room", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
-    def seats(self) -> int:
-        """How many pieces play or wait for their turn."""
+    def num_requests(self) -> int:
+        """How many requests run or wait."""
         with self._changed:
-            return len(self._seats)
+            return len(self._requests)
 
     @property
-    def alive(self) -> bool:
-        """Whether somebody plays here still."""
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs."""
         return self._thread.is_alive()
 
-    def join(self, request: EngineRequest, hear: Callable[[AudioOutput], None], whole: bool = False) -> RequestHandle:
-        """Let a piece begin; its samples come as they are settled, or all at once if it is wanted `whole`.
+    def submit(
+        self, request: EngineRequest, on_output: Callable[[AudioOutput], None], whole: bool = False
+    ) -> RequestHandle:
+        """Start a request; `on_output` receives its samples as they become ready, or with `whole` all at once.
 
         Raises:
-            EngineError: the room was closed.
-            RequestError: its length does not fit the decoder.
+            EngineError: the loop is closed.
+            RequestError: the length does not fit the decoder.
         """
         with self._changed:
             if self._closed:
-                raise EngineError("the room is closed")
-            handle = RequestHandle(self.player, request, hear, whole, self)
-            self._seats.append(handle)
+                raise EngineError("the engine is closed")
+            handle = RequestHandle(self.player, request, on_output, whole, self)
+            self._requests.append(handle)
             self._changed.notify()
         return handle
 
     def close(self) -> None:
-        """Let nobody in any more; those who are in are played to their end."""
+        """Accept no more requests; those that run are completed."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
-    def _play(self) -> None:
-        while handles := self._present():
+    def _run(self) -> None:
+        while handles := self._wait_for_requests():
             try:
                 self.player.engine.step()
-            except Exception as error:  # it catches what ONNX Runtime may do; a fault of its own must not end the room
+            except Exception as error:  # the engine handles ONNX Runtime's errors; a bug in it must not end the thread
                 for handle in handles:
-                    handle.lose(error)
+                    handle.fail(error)
             for handle in handles:
-                handle.attend()
+                handle.poll()
             with self._changed:
-                self._seats = [handle for handle in self._seats if not handle.over]
+                self._requests = [handle for handle in self._requests if not handle.is_finished]
         self.pool.shutdown(wait=False)
 
-    def _present(self) -> list[RequestHandle]:
-        """Those who are here; waits until there is somebody, or the room is closed and empty."""
+    def _wait_for_requests(self) -> list[RequestHandle]:
+        """The current requests; blocks until there is one. Empty if the loop is closed and idle."""
         with self._changed:
-            while not self._seats and not self._closed:
+            while not self._requests and not self._closed:
                 self._changed.wait()
-            return list(self._seats)
+            return list(self._requests)

@@ -1,7 +1,7 @@
-"""An engine behind the endpoint: plays the bundle in a room, and takes a new one when the alias moves.
+"""An engine behind the endpoint: runs requests on a bundle, and loads a new bundle when the alias moves.
 
-A new bundle is opened and played once beside the old one. Only then do new pieces begin in its room; those that play
-go on in theirs. One that cannot be opened or played is refused, and not looked at again.
+A new bundle is loaded and run once beside the old one. After that, new requests run on it; those that run on the old
+bundle are completed there. A bundle that cannot be loaded or run is rejected and not tried again.
 """
 
 from __future__ import annotations
@@ -26,100 +26,103 @@ from tinymusician.errors import BundleError, EngineError, NotFoundError
 from tinymusician.runtime.bundle import MANIFEST
 from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
 
-_PIECE = 1 << 20
-"""Bytes of a file that travel at once."""
+_FILE_CHUNK = 1 << 20
+"""Bytes of a bundle file per message."""
 
 
 class LoadedBundle:
-    """A bundle that is played, and its room."""
+    """A bundle that is loaded, and the loop that runs requests on it."""
 
-    def __init__(self, bundle: ResolvedBundle, player: MusicGenerator, loop: EngineLoop) -> None:
-        self.found, self.player, self.room = bundle, player, loop
-        self.digest = bundle.digest
+    def __init__(self, source: ResolvedBundle, player: MusicGenerator, loop: EngineLoop) -> None:
+        self.source, self.player, self.loop = source, player, loop
+        self.digest = source.digest
 
 
 class AsyncOutputQueue:
-    """What a room's thread plays for somebody who waits on an event loop."""
+    """Passes output from an engine loop's threads to an asyncio event loop."""
 
     def __init__(self) -> None:
-        self._loop, self._outputs = asyncio.get_running_loop(), asyncio.Queue[AudioOutput]()
+        self._event_loop, self._outputs = asyncio.get_running_loop(), asyncio.Queue[AudioOutput]()
 
     def __call__(self, output: AudioOutput) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and so has whoever waited
-            self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
+        """Put output; may be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, so nothing reads this
+            self._event_loop.call_soon_threadsafe(self._outputs.put_nowait, output)
 
     async def next(self) -> AudioOutput:
-        """What comes next."""
+        """Wait for the next output."""
         return await self._outputs.get()
 
 
 class EngineReplica:
-    """One engine."""
+    """One engine replica of the endpoint."""
 
-    def __init__(self, settings: ServeConfig) -> None:
-        """Load the bundle and play it once: whoever sees this one ready can be played to at once.
+    def __init__(self, config: ServeConfig) -> None:
+        """Load the bundle and run it once, so that a replica that is ready is warm.
 
         Raises:
-            TinyMusicianError: there is no bundle that can be played.
+            TinyMusicianError: no bundle can be loaded and run.
         """
-        self._settings, self._metrics = settings, EngineMetrics()
-        self._source = open_bundle_source(settings)
-        self._refused: set[str] = set()
-        self._playing = self._first()
+        self._config, self._metrics = config, EngineMetrics()
+        self._source = open_bundle_source(config)
+        self._rejected: set[str] = set()
+        self._bundle = self._load_first()
         self._closed = threading.Event()
-        if settings.follows:
-            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+        if config.follows:
+            threading.Thread(target=self._poll_source, name="bundle-poll", daemon=True).start()
 
     def close(self) -> None:
-        """Follow the alias no more, and let no new piece begin; those that play are played to their end."""
+        """Stop polling the alias and accept no more requests; those that run are completed."""
         self._closed.set()
-        self._playing.room.close()
+        self._bundle.loop.close()
 
     async def play(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        """A heading, then the samples (float32) as they come, or all at once. Closing the iterator frees the rows.
+        """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
+
+        Closing the generator cancels the request. `request` is its id, for the log.
 
         Raises:
-            RequestError: the wish cannot be played.
-            EngineError: playing failed.
+            RequestError: the request is invalid.
+            EngineError: the engine failed.
         """
         request_id.set(request)
         outputs = AsyncOutputQueue()
-        playing, handle, frames = await self._submit(generation, outputs, whole)
+        bundle, handle, frames = await self._submit(generation, outputs, whole)
         try:
-            yield self._heading(playing, frames)
+            yield self._stream_metadata(bundle, frames)
             while (output := await outputs.next()) is not None:
                 if isinstance(output, EngineError):
                     raise output
-                self._measure()
+                self._update_gauges()
                 yield output.tobytes()
         finally:
-            handle.leave()
+            handle.cancel()
 
     async def _submit(
         self, generation: GenerationRequest, outputs: AsyncOutputQueue, whole: bool
     ) -> tuple[LoadedBundle, RequestHandle, int]:
-        """A seat in the room of the day, and how many frames it is for."""
+        """Submit a request to the current bundle; returns the bundle, the handle and the request's frames."""
         while True:
-            playing = self._playing
+            bundle = self._bundle
             if generation.seconds is None:
-                generation = replace(generation, seconds=self._seconds(playing))
-            request = await asyncio.to_thread(playing.player.request, generation)
+                generation = replace(generation, seconds=self._default_seconds(bundle))
+            request = await asyncio.to_thread(bundle.player.request, generation)
             try:
-                return playing, playing.room.join(request, outputs, whole), request.frames
+                return bundle, bundle.loop.submit(request, outputs, whole), request.frames
             except EngineError:
-                if playing is self._playing:  # else a new bundle came meanwhile
+                if bundle is self._bundle:  # otherwise a new bundle was loaded meanwhile: retry on it
                     raise
 
     async def about(self) -> ModelInfo:
-        """What plays here."""
-        playing, limits = self._playing, self._settings.limits
-        manifest, version = playing.player.manifest, playing.found.version
+        """Describe the loaded bundle."""
+        bundle, limits = self._bundle, self._config.limits
+        manifest, version = bundle.player.manifest, bundle.source.version
         defaults = manifest.sampling
         return ModelInfo(
             id=version.release.reference if version else manifest.name,
-            digest=playing.digest,
+            digest=bundle.digest,
             version=version.release.version if version else None,
             artifact=version.release.artifact if version else None,
             licence=manifest.licence,
@@ -127,7 +130,7 @@ class EngineReplica:
             minimum_memory=manifest.minimum_memory,
             sampling_rate=manifest.architecture.sampling_rate,
             codebooks=manifest.architecture.codebooks,
-            seconds=self._seconds(playing),
+            seconds=self._default_seconds(bundle),
             most_seconds=limits.seconds,
             guidance=defaults.guidance,
             temperature=defaults.temperature,
@@ -136,104 +139,103 @@ class EngineReplica:
         )
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """A file of the bundle with this digest: its size, then its bytes. Devices check them by the manifest.
+        """Yield the size of a file of the bundle with this digest, then its bytes.
 
         Raises:
-            NotFound: another bundle plays here by now, or it has no such file.
+            NotFoundError: another bundle is loaded, or it has no such file.
         """
-        playing = self._playing
-        paths = {MANIFEST, *(file.path for file in playing.player.manifest.files)}
-        if digest != playing.digest or path not in paths:
-            raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not played here")
-        with (playing.found.folder / path).open("rb") as file:
+        bundle = self._bundle
+        paths = {MANIFEST, *(file.path for file in bundle.player.manifest.files)}
+        if digest != bundle.digest or path not in paths:
+            raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
+        with (bundle.source.folder / path).open("rb") as file:
             yield os.fstat(file.fileno()).st_size
-            while piece := await asyncio.to_thread(file.read, _PIECE):
-                yield piece
+            while chunk := await asyncio.to_thread(file.read, _FILE_CHUNK):
+                yield chunk
 
     async def check_health(self) -> None:
-        """Ray Serve asks now and then; an engine that raises is replaced."""
-        self._measure()
-        if not self._playing.room.alive:
+        """Called by Ray Serve periodically; a replica that raises is replaced."""
+        self._update_gauges()
+        if not self._bundle.loop.is_alive:
             raise EngineError("the engine's thread has ended")
 
-    def _seconds(self, playing: LoadedBundle) -> float:
-        """The length of a piece for which none is asked."""
-        return min(playing.player.manifest.sampling.seconds, self._settings.limits.seconds)
+    def _default_seconds(self, bundle: LoadedBundle) -> float:
+        """The length of a request that gives none."""
+        return min(bundle.player.manifest.sampling.seconds, self._config.limits.seconds)
 
-    def _heading(self, playing: LoadedBundle, frames: int) -> StreamMetadata:
-        shape, version = playing.player.codec.shape, playing.found.version
+    def _stream_metadata(self, bundle: LoadedBundle, frames: int) -> StreamMetadata:
+        spec, version = bundle.player.codec.shape, bundle.source.version
         number = version.release.version if version else None
-        return StreamMetadata(
-            rate=shape.sampling_rate, samples=frames * shape.hop, digest=playing.digest, version=number
-        )
+        return StreamMetadata(rate=spec.sampling_rate, samples=frames * spec.hop, digest=bundle.digest, version=number)
 
-    def _first(self) -> LoadedBundle:
-        trouble: Exception | None = None
-        for bundle in self._source.bundles():
+    def _load_first(self) -> LoadedBundle:
+        """Load the best candidate that works."""
+        first_error: Exception | None = None
+        for source in self._source.candidates():
             try:
-                return self._opened(bundle)
-            except Exception as error:  # whatever is wrong with a bundle, the one before may be good
-                trouble = trouble or error
-                self._refuse(bundle, error)
-        assert trouble is not None  # a shelf without bundles raises
-        raise trouble
+                return self._load(source)
+            except Exception as error:  # whatever is wrong with this version, the previous one may work
+                first_error = first_error or error
+                self._reject(source, error)
+        assert first_error is not None  # a source without candidates raises
+        raise first_error
 
-    def _follow(self) -> None:
-        while not self._closed.wait(self._settings.poll_interval_s):
+    def _poll_source(self) -> None:
+        while not self._closed.wait(self._config.poll_interval_s):
             try:
-                bundle = self._source.newer(self._refused)
-            except Exception as error:  # whatever it is, the next look may go better
+                source = self._source.poll(self._rejected)
+            except Exception as error:  # whatever it is, the next poll may succeed
                 self._metrics.store_errors.inc()
                 log_event("store_error", error=str(error))
                 continue
-            if bundle is not None and bundle.mark != self._playing.found.mark:
-                self._reload(bundle)
+            if source is not None and source.version_id != self._bundle.source.version_id:
+                self._try_reload(source)
 
-    def _reload(self, bundle: ResolvedBundle) -> None:
-        """Play a bundle from now on, unless there is something wrong with it."""
+    def _try_reload(self, source: ResolvedBundle) -> None:
+        """Load a bundle and switch to it, or reject it."""
         try:
-            self._switch(self._opened(bundle))
+            self._switch(self._load(source))
         except Exception as error:
             if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
-                log_event("bundle_waits", folder=str(bundle.folder), error=str(error))  # that may pass: tried again
+                log_event("bundle_postponed", folder=str(source.folder), error=str(error))  # temporary: tried again
             else:
-                self._refuse(bundle, error)
+                self._reject(source, error)
 
-    def _opened(self, bundle: ResolvedBundle) -> LoadedBundle:
-        """A bundle that was loaded, and has played."""
+    def _load(self, source: ResolvedBundle) -> LoadedBundle:
+        """Load a bundle and run it once."""
         began = time.monotonic()
-        player = open_player(bundle.folder, self._settings.threads)
-        player.engine.most_rows = self._settings.max_batch_rows
+        player = open_player(source.folder, self._config.threads)
+        player.engine.most_rows = self._config.max_batch_rows
         defaults = player.manifest.sampling
         for guidance in defaults.guidance_range or ((1.0,) if defaults.one_pass else (1.0, 3.0)):
             samples = player.play(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
-                raise BundleError(f"bundle {bundle.folder}: its codec gives numbers that are not finite")
-        self._metrics.version.set(bundle.version.release.version if bundle.version else 0)
-        log_event("bundle_opened", folder=str(bundle.folder), seconds=round(time.monotonic() - began, 2))
-        return LoadedBundle(bundle, player, EngineLoop(player, self._on_finished))
+                raise BundleError(f"bundle {source.folder}: its codec produces non-finite samples")
+        self._metrics.version.set(source.version.release.version if source.version else 0)
+        log_event("bundle_loaded", folder=str(source.folder), seconds=round(time.monotonic() - began, 2))
+        return LoadedBundle(source, player, EngineLoop(player, self._on_complete))
 
-    def _switch(self, fresh: LoadedBundle) -> None:
-        before, self._playing = self._playing, fresh
-        before.room.close()
+    def _switch(self, bundle: LoadedBundle) -> None:
+        before, self._bundle = self._bundle, bundle
+        before.loop.close()
         if self._closed.is_set():
-            fresh.room.close()
-        self._metrics.switches.inc(tags={"outcome": "taken"})
-        log_event("bundle_switched", digest=fresh.digest, before=before.digest)
+            bundle.loop.close()
+        self._metrics.switches.inc(tags={"outcome": "accepted"})
+        log_event("bundle_switched", digest=bundle.digest, before=before.digest)
 
-    def _refuse(self, bundle: ResolvedBundle, error: Exception) -> None:
-        self._refused.add(bundle.mark)
-        self._source.refuse(bundle)
-        self._metrics.switches.inc(tags={"outcome": "refused"})
-        log_event("bundle_refused", folder=str(bundle.folder), error=str(error))
+    def _reject(self, source: ResolvedBundle, error: Exception) -> None:
+        self._rejected.add(source.version_id)
+        self._source.reject(source)
+        self._metrics.switches.inc(tags={"outcome": "rejected"})
+        log_event("bundle_rejected", folder=str(source.folder), error=str(error))
 
-    def _on_finished(self, handle: RequestHandle) -> None:
-        self._measure()
-        took = time.monotonic() - handle.began
-        self._metrics.factor.observe(took / handle.seconds)
+    def _on_complete(self, handle: RequestHandle) -> None:
+        self._update_gauges()
+        elapsed = time.monotonic() - handle.began
+        self._metrics.real_time_factor.observe(elapsed / handle.seconds)
         self._metrics.audio.inc(handle.seconds)
 
-    def _measure(self) -> None:
-        engine = self._playing.player.engine
+    def _update_gauges(self) -> None:
+        engine = self._bundle.player.engine
         self._metrics.rows.set(engine.rows)
         self._metrics.waiting.set(engine.waiting)

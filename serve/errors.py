@@ -1,4 +1,4 @@
-"""An answer that is no success: which, why, and when to come again."""
+"""Errors as HTTP responses."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ import math
 from starlette.responses import JSONResponse, Response
 
 from serve.log import log_event, request_id
-from serve.schemas import Code, ErrorDetail, ErrorResponse
+from serve.schemas import ErrorCode, ErrorDetail, ErrorResponse
 from tinymusician.errors import NotFoundError, RequestError, TinyMusicianError
 
 
 class ApiError(Exception):
-    """An HTTP status with its reason; `wait` is in how many seconds it may go otherwise."""
+    """An error with its HTTP status; `wait` is the time in seconds after which a retry may succeed."""
 
-    def __init__(self, status: int, code: Code, message: str, field: str | None = None, wait: float = 0.0) -> None:
+    def __init__(self, status: int, code: ErrorCode, message: str, field: str | None = None, wait: float = 0.0) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.field, self.wait = status, code, message, field, wait
 
-    def failure(self, request_id: str) -> ErrorResponse:
-        """The answer's body."""
+    def body(self, request_id: str) -> ErrorResponse:
+        """The response body."""
         return ErrorResponse(
             error=ErrorDetail(code=self.code, message=self.message, field=self.field, request_id=request_id)
         )
 
     @property
     def headers(self) -> dict[str, str]:
-        """The answer's headers."""
+        """The response headers."""
         headers = {"Retry-After": str(max(1, math.ceil(self.wait)))} if self.wait else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def answer(error: Exception) -> Response:
-    """The answer for whatever went wrong."""
+def error_response(error: Exception) -> Response:
+    """The response to any exception."""
     if isinstance(error, TinyMusicianError):
-        error = refused(error)
+        error = request_error(error)
     if not isinstance(error, ApiError):
-        log_event("unforeseen", error=f"{type(error).__name__}: {error}")
-        error = ApiError(500, "failed", "something went wrong here; the log says what")
-    return JSONResponse(error.failure(request_id.get()).model_dump(), error.status, headers=error.headers)
+        log_event("unexpected_error", error=f"{type(error).__name__}: {error}")
+        error = ApiError(500, "failed", "internal error; see the endpoint's log")
+    return JSONResponse(error.body(request_id.get()).model_dump(), error.status, headers=error.headers)
 
 
-def refused(error: TinyMusicianError) -> ApiError:
-    """What an error of ours is to a client: its own fault, or ours."""
+def request_error(error: TinyMusicianError) -> ApiError:
+    """An error of the library as an API error: 422 or 404 if the client caused it, otherwise 503."""
     message = " ".join(str(error).split())
     if isinstance(error, RequestError):
         field = message.partition(":")[0].partition(" ")[0]

@@ -1,6 +1,6 @@
-"""A piece that is played for somebody, in a task of its own: what was played waits here until it is fetched.
+"""Runs one request in an asyncio task of its own and buffers its output until the client reads it.
 
-An engine that is lost before anything was fetched of its audio is nobody's loss: the piece begins again elsewhere.
+If an engine dies before any audio was sent, the request is retried on another engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
-from serve.errors import ApiError, refused
+from serve.errors import ApiError, request_error
 from serve.log import log_event, request_id
 from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
@@ -20,26 +20,29 @@ ATTEMPTS = 3
 
 
 class EngineDeadError(Exception):
-    """The engine that played has died; another may play the same."""
+    """The engine died; another engine can run the same request."""
 
 
 class EngineClient(Protocol):
-    """Those who play. Whoever is lost on the way raises `Lost`."""
+    """Access to the engine replicas. Every method raises `EngineDeadError` if its replica dies."""
 
     def play(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        """A heading, then samples (float32) as they come or all at once; whoever closes it frees the rows."""
+        """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
+
+        Closing the generator cancels the request.
+        """
 
     async def about(self) -> ModelInfo:
-        """What they play."""
+        """Describe the loaded bundle."""
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """The size of a file of the bundle with this digest, then its bytes."""
+        """Yield the size of a file of the bundle with this digest, then its bytes."""
 
 
 class GenerationTask:
-    """One piece. `fetch` gives its heading, then its samples, then None."""
+    """One request. `next` returns its metadata, then its samples, then None."""
 
     def __init__(
         self,
@@ -47,84 +50,84 @@ class GenerationTask:
         generation: GenerationRequest,
         timeout: float,
         whole: bool,
-        ended: Callable[[bool], None],
+        on_end: Callable[[bool], None],
     ) -> None:
-        """Begin to play. `ended` is called once, when it plays no more, and hears whether all was played.
+        """Start the request. `on_end` is called once, when it ends, with whether it completed.
 
-        With `whole` nothing is fetched until all is there, so a lost engine can be replaced until the end.
+        With `whole`, output is buffered until the request completes, so it can be retried until then.
         """
         self._engines, self._generation, self._whole, self._timeout = engines, generation, whole, timeout
-        self._parts: asyncio.Queue[StreamMetadata | bytes | ApiError | None] = asyncio.Queue()
-        self.attempts, self.losses, self._given, self._complete = 0, 0, False, False
-        self._task = asyncio.create_task(self._play())
-        self._task.add_done_callback(lambda _: self._end(ended))  # one that is cancelled at once runs no `finally`
+        self._output: asyncio.Queue[StreamMetadata | bytes | ApiError | None] = asyncio.Queue()
+        self.attempts, self.engine_losses, self._sent, self._complete = 0, 0, False, False
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(lambda _: self._end(on_end))  # a task cancelled at once runs no `finally`
 
-    async def fetch(self) -> StreamMetadata | bytes | None:
-        """What comes next.
+    async def next(self) -> StreamMetadata | bytes | None:
+        """The next part of the output; None at its end.
 
         Raises:
-            Refusal: nothing more will.
+            ApiError: the request failed.
         """
-        part = await self._parts.get()
+        part = await self._output.get()
         if isinstance(part, ApiError):
             raise part
         return part
 
-    async def rest(self) -> list[bytes]:
+    async def remaining(self) -> list[bytes]:
         """All samples that are still to come."""
         parts = []
-        while isinstance(part := await self.fetch(), bytes):
+        while isinstance(part := await self.next(), bytes):
             parts.append(part)
         return parts
 
-    def stop(self) -> None:
-        """Play no more: whoever wanted it has gone, or has it."""
+    def cancel(self) -> None:
+        """Cancel the request; without effect after its end."""
         self._task.cancel()
 
-    def _end(self, ended: Callable[[bool], None]) -> None:
-        if not self._complete:  # whoever still waits is told, also if somebody else cancelled the task
-            self._parts.put_nowait(ApiError(503, "failed", "playing was broken off", wait=5))
-        ended(self._complete)
+    def _end(self, on_end: Callable[[bool], None]) -> None:
+        if not self._complete:  # wakes a reader even if something else cancelled the task
+            self._output.put_nowait(ApiError(503, "failed", "the request was cancelled", wait=5))
+        on_end(self._complete)
 
-    async def _play(self) -> None:
+    async def _run(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                self._complete = await self._somewhere()
+                self._complete = await self._run_with_retries()
         except TimeoutError:
-            self._parts.put_nowait(ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", wait=5))
+            self._output.put_nowait(ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", wait=5))
         except TinyMusicianError as error:
-            self._parts.put_nowait(refused(error))
+            self._output.put_nowait(request_error(error))
         except Exception as error:
-            log_event("unforeseen", error=f"{type(error).__name__}: {error}")
-            self._parts.put_nowait(ApiError(500, "failed", "something went wrong here; the log says what"))
+            log_event("unexpected_error", error=f"{type(error).__name__}: {error}")
+            self._output.put_nowait(ApiError(500, "failed", "internal error; see the endpoint's log"))
 
-    async def _somewhere(self) -> bool:
-        """Play it with one engine, or with another; returns whether it came to its end."""
+    async def _run_with_retries(self) -> bool:
+        """Run the request; returns whether it completed."""
         for self.attempts in range(1, ATTEMPTS + 1):
             try:
-                await self._once()
+                await self._run_once()
             except EngineDeadError as error:
-                self.losses += 1
+                self.engine_losses += 1
                 log_event("engine_lost", attempt=self.attempts, error=str(error))
-                if self._given:
+                if self._sent:
                     break
             else:
-                self._parts.put_nowait(None)
+                self._output.put_nowait(None)
                 return True
-        self._parts.put_nowait(ApiError(503, "failed", "the engine that played was lost", wait=5))
+        self._output.put_nowait(ApiError(503, "failed", "the engine was lost", wait=5))
         return False
 
-    async def _once(self) -> None:
-        held: list[StreamMetadata | bytes] = []
+    async def _run_once(self) -> None:
+        buffered: list[StreamMetadata | bytes] = []
         async with aclosing(self._engines.play(self._generation, self._whole, request_id.get())) as parts:
             async for part in parts:
-                held.append(part)
+                buffered.append(part)
                 if not self._whole and isinstance(part, bytes):
-                    self._give(held)
-        self._give(held)
+                    self._send(buffered)
+        self._send(buffered)
 
-    def _give(self, held: list[StreamMetadata | bytes]) -> None:
-        for part in held:
-            self._parts.put_nowait(part)
-        held.clear()
-        self._given = True
+    def _send(self, buffered: list[StreamMetadata | bytes]) -> None:
+        for part in buffered:
+            self._output.put_nowait(part)
+        buffered.clear()
+        self._sent = True

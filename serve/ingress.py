@@ -1,4 +1,4 @@
-"""The front: who asks is let in by key and place, and gets the audio, whole or while it is made."""
+"""Authenticates and admits requests, then returns or streams the audio."""
 
 from __future__ import annotations
 
@@ -16,58 +16,56 @@ from starlette.types import Receive, Scope, Send
 from serve.admission import ConcurrencyLimiter, OverloadedError
 from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
 from serve.config import ServeConfig
-from serve.encoders import MEDIA_TYPES, Samples, encoder, wave_size
+from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
 from serve.generation_task import EngineClient, EngineDeadError, GenerationTask
 from serve.log import log_event
 from serve.metrics import IngressMetrics
-from serve.schemas import LARGEST_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
+from serve.schemas import MAX_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
 
-DOWNLOADS = 8
-"""Files of the bundle that are sent at once."""
+MAX_DOWNLOADS = 8
+"""Bundle files that are sent concurrently."""
 _READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
 _BINARY = "application/octet-stream"
 
 
 class Ingress:
-    """Answers requests, with engines behind it."""
+    """Handles the endpoint's requests in front of the engines."""
 
-    def __init__(self, engines: EngineClient, settings: ServeConfig) -> None:
-        """A front for these engines.
+    def __init__(self, engines: EngineClient, config: ServeConfig) -> None:
+        """Create an ingress for these engines.
 
         Raises:
-            KeyFileError: the settings' file of keys is none.
+            KeyFileError: the configured file of API keys cannot be read.
         """
-        self._engines, self._limits = engines, settings.limits
-        self._gate, self._limiter, self.metrics = (
-            ApiKeyAuthenticator(settings.api_keys),
-            ConcurrencyLimiter(settings.limits.max_concurrent_requests),
-            IngressMetrics(),
-        )
-        self._downloads = ConcurrencyLimiter(DOWNLOADS)
+        self._engines, self._limits = engines, config.limits
+        self._authenticator = ApiKeyAuthenticator(config.api_keys)
+        self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
+        self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
         self._model: tuple[float, ModelInfo] | None = None
+        self.metrics = IngressMetrics()
 
     def authenticate(self, authorization: str | None) -> ApiKey | None:
-        """The key that a request shows.
+        """The API key of a request's Authorization header; None if the endpoint needs none.
 
         Raises:
-            Refusal: it shows none that counts, and one is needed.
+            ApiError: a key is needed, and this one is missing or invalid.
         """
         try:
-            return self._gate.authenticate(authorization)
+            return self._authenticator.authenticate(authorization)
         except AuthenticationError as error:
             raise ApiError(401, "unauthorized", str(error)) from None
 
     async def models(self) -> ModelList:
-        """What is played here.
+        """The bundle that the engines play.
 
         Raises:
-            Refusal: no engine is ready.
+            ApiError: no engine is ready.
         """
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 model = await self._engines.about()
-        except TimeoutError:  # engines that are busy let this wait its turn like any request
+        except TimeoutError:  # busy engines queue this like any request
             if self._model is None or time.monotonic() - self._model[0] > _STALE_SECONDS:
                 raise _not_ready() from None
             return ModelList(data=(self._model[1],))
@@ -77,13 +75,13 @@ class Ingress:
         return ModelList(data=(model,))
 
     async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
-        """A file of the bundle that plays; under its digest it never changes.
+        """A file of the loaded bundle. Under its digest it never changes.
 
         Raises:
-            Refusal: another bundle plays by now, or no engine is ready.
-            NotFound: the same, said by the engine.
+            ApiError: no engine is ready, or too many downloads run.
+            NotFoundError: the engines play another bundle, or it has no such file.
         """
-        held = self._entered(self._downloads, key)
+        held = self._admit(self._downloads, key)
         parts = self._engines.file(digest, path)
         try:
             async with asyncio.timeout(_READY_SECONDS):
@@ -98,12 +96,12 @@ class Ingress:
         body = cast(AsyncIterator[bytes], parts)
         return AudioStreamingResponse(body, headers, _BINARY, held.close, self._limits.request_timeout_s)
 
-    def _entered(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
-        """A place and one of the key's requests, until they are closed."""
+    def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
+        """Occupy a slot of the limiter and one of the key's, until the result is closed."""
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(limiter.entered())
-                held.enter_context(self._gate.entered(key))
+                held.enter_context(limiter.slot())
+                held.enter_context(self._authenticator.slot(key))
             except RateLimitError as error:
                 raise ApiError(429, "rate_limited", str(error), wait=error.wait) from None
             except OverloadedError as error:
@@ -111,100 +109,104 @@ class Ingress:
             return held.pop_all()
 
     async def generate(self, body: CreateAudioRequest, key: ApiKey | None) -> Response:
-        """The audio.
+        """Generate audio.
 
         Raises:
-            Refusal: it cannot be had, or not now.
+            ApiError: the request is invalid, was refused, or failed.
         """
         began = time.monotonic()
-        seed = secrets.randbelow(LARGEST_SEED) if body.seed is None else body.seed
-        performance = self._begun(body, seed, key)
+        seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
+        task = self._start(body, seed, key)
         try:
-            heading = await performance.fetch()
-            first = await performance.fetch()
-            assert isinstance(heading, StreamMetadata)
+            metadata = await task.next()
+            first = await task.next()
+            assert isinstance(metadata, StreamMetadata)
             assert isinstance(first, bytes)
+            headers = {"X-Seed": str(seed), "X-Bundle": metadata.digest}
+            if metadata.version is not None:
+                headers["X-Bundle-Version"] = str(metadata.version)
             if body.stream:
                 self.metrics.first_audio.observe(time.monotonic() - began)
-            headers = {"X-Seed": str(seed), "X-Bundle": heading.digest}
-            if heading.version is not None:
-                headers["X-Bundle-Version"] = str(heading.version)
-            if body.stream:
-                return self._stream(body, performance, heading, first, headers)
-            parts = [first, *await performance.rest()]
-            took, lasts = time.monotonic() - began, heading.samples / heading.rate
-            headers["X-Real-Time-Factor"] = f"{took / lasts:.3f}"
-            content = await asyncio.to_thread(_encoded, body, heading, parts)
+                return self._stream(body, task, metadata, first, headers)
+            parts = [first, *await task.remaining()]
+            elapsed, duration = time.monotonic() - began, metadata.samples / metadata.rate
+            headers["X-Real-Time-Factor"] = f"{elapsed / duration:.3f}"
+            content = await asyncio.to_thread(_encode, body, metadata, parts)
             return Response(content, headers=headers, media_type=MEDIA_TYPES[body.format])
         except BaseException:
-            performance.stop()
+            task.cancel()
             raise
 
-    def _begun(self, body: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
-        """The piece on its way; key and place are held as long as it is played."""
+    def _start(self, body: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
+        """Start a request; it occupies its slots until it ends."""
         began = time.monotonic()
         generation = body.to_generation_request(seed, self._limits.seconds, self._limits.prompt)
-        held = self._entered(self._limiter, key)
+        held = self._admit(self._limiter, key)
 
-        def ended(whole: bool) -> None:
+        def on_end(complete: bool) -> None:
             held.close()
-            self._limiter.took(time.monotonic() - began)
-            took = time.monotonic() - began
+            elapsed = time.monotonic() - began
+            self._limiter.record_duration(elapsed)
             self.metrics.requests_in_flight.set(self._limiter.taken)
-            if performance.losses:
-                self.metrics.losses.inc(performance.losses)
-            if whole:
-                self.metrics.whole.observe(took)
+            if task.engine_losses:
+                self.metrics.losses.inc(task.engine_losses)
+            if complete:
+                self.metrics.request_seconds.observe(elapsed)
             log_event(
-                "played",
-                whole=whole,
-                seconds=round(took, 3),
-                attempts=performance.attempts,
+                "request_finished",
+                complete=complete,
+                seconds=round(elapsed, 3),
+                attempts=task.attempts,
                 key=key.id if key else None,
             )
 
         self.metrics.requests_in_flight.set(self._limiter.taken)
-        performance = GenerationTask(self._engines, generation, self._limits.request_timeout_s, not body.stream, ended)
-        return performance
+        task = GenerationTask(self._engines, generation, self._limits.request_timeout_s, not body.stream, on_end)
+        return task
 
     def _stream(
         self,
         audio_request: CreateAudioRequest,
-        performance: GenerationTask,
-        heading: StreamMetadata,
+        task: GenerationTask,
+        metadata: StreamMetadata,
         first: bytes,
         headers: dict[str, str],
     ) -> Response:
         async def body() -> AsyncIterator[bytes]:
-            file = encoder(audio_request.format, heading.rate, heading.samples)
-            yield file.feed(_samples(first))
-            while isinstance(part := await performance.fetch(), bytes):
-                yield file.feed(_samples(part))
-            yield file.end()
+            encoder = open_encoder(audio_request.format, metadata.rate, metadata.samples)
+            yield encoder.feed(_samples(first))
+            while isinstance(part := await task.next(), bytes):
+                yield encoder.feed(_samples(part))
+            yield encoder.end()
 
         if audio_request.format == "wav":
-            headers = {**headers, "Content-Length": str(wave_size(heading.samples))}
+            headers = {**headers, "Content-Length": str(wav_size(metadata.samples))}
         return AudioStreamingResponse(
-            body(), headers, MEDIA_TYPES[audio_request.format], performance.stop, 2 * self._limits.request_timeout_s
+            body(), headers, MEDIA_TYPES[audio_request.format], task.cancel, 2 * self._limits.request_timeout_s
         )
 
 
 class AudioStreamingResponse(StreamingResponse):
-    """A body that is sent while it is made."""
+    """A response whose body is sent while it is produced."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], headers: dict[str, str], media: str, over: Callable[[], None], longest: float
+        self,
+        body: AsyncIterator[bytes],
+        headers: dict[str, str],
+        media_type: str,
+        on_end: Callable[[], None],
+        timeout: float,
     ) -> None:
-        """However it ends, `over` is called; after `longest` seconds it is broken off."""
-        super().__init__(body, headers=headers, media_type=media)
-        self._over, self._longest = over, longest
+        """`on_end` is called however the response ends; it is aborted after `timeout` seconds."""
+        super().__init__(body, headers=headers, media_type=media_type)
+        self._on_end, self._timeout = on_end, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._longest):
+            async with asyncio.timeout(self._timeout):
                 await super().__call__(scope, receive, send)
         finally:
-            self._over()
+            self._on_end()
 
 
 def _not_ready() -> ApiError:
@@ -215,6 +217,6 @@ def _samples(part: bytes) -> Samples:
     return np.frombuffer(part, np.float32)
 
 
-def _encoded(body: CreateAudioRequest, heading: StreamMetadata, parts: list[bytes]) -> bytes:
-    file = encoder(body.format, heading.rate, heading.samples)
-    return b"".join([*(file.feed(_samples(part)) for part in parts), file.end()])
+def _encode(body: CreateAudioRequest, metadata: StreamMetadata, parts: list[bytes]) -> bytes:
+    encoder = open_encoder(body.format, metadata.rate, metadata.samples)
+    return b"".join([*(encoder.feed(_samples(part)) for part in parts), encoder.end()])

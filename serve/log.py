@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with the request that it belongs to."""
+"""Structured logs: one JSON object per line, with the request id."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The request that is being answered here."""
+"""The id of the request that this task handles."""
 
 
 def log_event(event: str, **facts: Any) -> None:
-    """Write one line to standard error, which Ray keeps by process; facts that are None are left out."""
+    """Write one line to standard error, which Ray stores per process; facts that are None are omitted."""
     record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
     if request_id.get():
         record["request_id"] = request_id.get()

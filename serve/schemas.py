@@ -1,4 +1,4 @@
-"""What clients send and what they get: the request, the models, the errors. The OpenAPI document is made of these."""
+"""Request and response bodies of the HTTP API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tinymusician.errors import RequestError
 from tinymusician.runtime.generator import GenerationRequest
 
 Format = Literal["wav", "flac", "opus"]
-Code = Literal[
+ErrorCode = Literal[
     "malformed",
     "unauthorized",
     "not_found",
@@ -23,13 +23,13 @@ Code = Literal[
     "failed",
     "too_slow",
 ]
-"""Why there is no audio; programs go by this, people by the message."""
-LARGEST_SEED = 2**53 - 1
-"""What JavaScript still counts exactly."""
+"""The reason of an error, for programs; the message is for people."""
+MAX_SEED = 2**53 - 1
+"""The largest integer that JavaScript represents exactly."""
 
 
 class CreateAudioRequest(BaseModel):
-    """What is to be played. What is left out is the bundle's own."""
+    """A request for audio. Fields that are omitted take the bundle's defaults."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -43,31 +43,32 @@ class CreateAudioRequest(BaseModel):
         },
     )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=4000, description="What to play, in words.")]
-    seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="How long.")
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = Field(
-        None, description="The same seed gives the same music on the same machine; one is drawn and told if left out."
+    prompt: Annotated[str, Field(min_length=1, max_length=4000, description="A description of the music.")]
+    seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="The length in seconds.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None,
+        description="The same seed gives the same music on the same machine. If omitted, a random seed is returned in X-Seed.",
     )
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        None, description="How closely to follow the prompt; what is not 1 may take two passes a step."
+        None, description="Classifier-free guidance scale; values other than 1 may take two passes per step."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="Below 1 more expected, above more daring; 0 takes the likeliest code."
+        None, description="Sampling temperature; 0 takes the most likely code."
     )
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
-        None, description="Draw among this many likeliest codes; 0 is all."
+        None, description="Sample from this many most likely codes; 0 is all."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Draw among the likeliest codes that hold this share."
+        None, description="Sample from the most likely codes with this total probability."
     )
     negative_prompt: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
-        None, description="What it should not sound like; works through guidance."
+        None, description="A description of what to avoid; needs guidance."
     )
     format: Format = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
-    stream: bool = Field(False, description="Send the audio while it is made.")
+    stream: bool = Field(False, description="Send the audio while it is generated.")
 
     def to_generation_request(self, seed: int, seconds: float, prompt: int) -> GenerationRequest:
-        """What the engine is asked for, with the limits of this endpoint.
+        """The engine's request, within the limits of this endpoint.
 
         Raises:
             RequestError: more than `seconds` or than `prompt` characters.
@@ -82,7 +83,7 @@ class CreateAudioRequest(BaseModel):
 
 
 class StreamMetadata(BaseModel):
-    """What is known of a piece before its first sound: `samples` of `rate` Hz, by the bundle with `digest`."""
+    """What is known before the first audio: number of `samples`, sampling `rate` in Hz, the bundle's `digest`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +94,7 @@ class StreamMetadata(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The bundle that plays. `digest` is the SHA-256 of its manifest.json, `version` and `artifact` its release's."""
+    """The loaded bundle: `digest` is the SHA-256 of its manifest.json; `version` and `artifact` are its release's."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -103,35 +104,35 @@ class ModelInfo(BaseModel):
     artifact: str | None
     licence: str
     bytes: int
-    minimum_memory: int = Field(description="Bytes of memory that playing it takes.")
+    minimum_memory: int = Field(description="Memory in bytes that generation needs.")
     sampling_rate: int
     codebooks: int
-    seconds: float = Field(description="The length that is played if none is asked for.")
-    most_seconds: float = Field(description="The longest that is played.")
+    seconds: float = Field(description="The default length in seconds.")
+    most_seconds: float = Field(description="The maximum length in seconds.")
     guidance: float
     temperature: float
-    one_pass: bool = Field(description="Whether guidance is in the weights, for a single scale or for a range of them.")
+    one_pass: bool = Field(description="Whether guidance is in the weights, for one scale or a range of scales.")
     guidance_range: tuple[float, float] | None = Field(
-        description="Where guidance is in the weights, and can still be chosen: from the first number to the second."
+        description="The range of guidance scales of a guidance-conditioned model."
     )
 
 
 class ModelList(BaseModel):
-    """What this endpoint plays: one bundle."""
+    """The models of this endpoint: one bundle."""
 
     data: tuple[ModelInfo, ...]
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong, in one line."""
+    """An error, in one line."""
 
-    code: Code
+    code: ErrorCode
     message: str
     field: str | None = None
     request_id: str
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error response."""
 
     error: ErrorDetail

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.distill.job import mixture_at
+from jobs.distill.job import loss_weights_at
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.signals import OnlineTeacher
@@ -40,7 +40,7 @@ def task_of(
         train_rows=8,
         held_out=source,
         held_out_rows=8,
-        mixture_at=partial(mixture_at, objective or PlainObjectiveConfig(name="forward"), steps),
+        mixture_at=partial(loss_weights_at, objective or PlainObjectiveConfig(name="forward"), steps),
         softening=TemperatureSchedule(temperature, 1.0, "sequence", steps),
         batch_size=batch,
         seed=0,

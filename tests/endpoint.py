@@ -13,7 +13,7 @@ import requests
 import uvicorn
 
 from serve.api import create_app
-from serve.config import read_settings
+from serve.config import read_config
 from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
@@ -70,7 +70,7 @@ class Endpoint:
 
 @contextlib.contextmanager
 def endpoint(**values: Any) -> Iterator[Endpoint]:
-    settings = read_settings(values)
+    settings = read_config(values)
     replica = EngineReplica(settings)
     engines = Engines(replica)
     port = free_port()

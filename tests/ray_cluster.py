@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from jobs.launch.cluster import QUIET
+from jobs.launch.cluster import QUIET_ENVIRONMENT
 from tests.fork_server.start import fork_server
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import LocalStore, Store
@@ -57,7 +57,7 @@ class Ray:
             **os.environ,
             **environment,
             "RAY_TRAIN_V2_ENABLED": "1",
-            **QUIET,
+            **QUIET_ENVIRONMENT,
             **QUICK,
             **ENDS_WITHOUT_HEAD,
         }

@@ -33,13 +33,13 @@ def create(
 
     Example: `tmctl api-keys create "the shop's page" --per-minute 30 --days 90`
     """
-    from serve.api_keys import default_file, edited, new_key
+    from serve.api_keys import default_file, edit_keys, new_key
 
     if not 1 <= len(name) <= 64:
         raise KeyFileError(f"NAME {name!r}: 1 to 64 characters are needed")
     path = file or default_file()
     text, key = new_key(name, per_minute, max_concurrency, days)
-    with edited(path, missing=True) as keys:
+    with edit_keys(path, missing=True) as keys:
         keys.append(key)
     facts = {"key": text, "id": key.id, "name": name, "expires": key.expires.isoformat(), "file": str(path)}
     emit(facts, json, f"{text}\nkept as a hash in {path}; it is not shown again")
@@ -72,10 +72,10 @@ def revoke(
     file: File = None,
 ) -> None:
     """Let a key count no more, from the next request on."""
-    from serve.api_keys import default_file, edited
+    from serve.api_keys import default_file, edit_keys
 
     path = file or default_file()
-    with edited(path) as keys:
+    with edit_keys(path) as keys:
         left = [key for key in keys if key.id != id]
         if len(left) == len(keys):
             raise KeyFileError(f"API key {id!r}: {path} has none with this id; `tmctl api-keys list` shows them")

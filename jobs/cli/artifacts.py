@@ -27,7 +27,7 @@ INSPECT, RELEASE = "Inspecting", "Releasing"
 
 
 @app.command("list", rich_help_panel=INSPECT)
-def list_all(json: Json = False) -> None:
+def list_artifacts(json: Json = False) -> None:
     """List all artifacts, oldest first."""
     manifests_found = manifests.list_manifests(open_store(), warn)
     rows = [
@@ -77,7 +77,7 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
 
     Example: `tmctl artifacts diff band-bundle@stable band-bundle@candidate`
     """
-    old, new = ({file.path: file for file in files_of(name)} for name in (first, second))
+    old, new = ({file.path: file for file in files_of_reference(name)} for name in (first, second))
     there = {file.sha256 for file in old.values()}
     rows, load = [], {}
     for path in sorted(old.keys() | new.keys()):
@@ -134,21 +134,21 @@ def lineage(
 
 
 @app.command(rich_help_panel=INSPECT)
-def card(reference: Reference) -> None:
+def model_card(reference: Reference) -> None:
     """Print an artifact's model card in Markdown: what it is, how good, made of what, under which licence.
 
     Example: `tmctl artifacts card band-bundle > README.md`
     """
-    from tinymusician.artifacts.model_card import card as written
+    from tinymusician.artifacts.model_card import model_card as render_card
 
     store = open_store()
     name = reference
     if "@" in reference and "@sha256:" not in reference:
         name = registry().newest(*split_reference(reference)).artifact
-    print(written(manifests.find(store, name), manifests.list_manifests(store, warn)))
+    print(render_card(manifests.find(store, name), manifests.list_manifests(store, warn)))
 
 
-def files_of(reference: str) -> Sequence[FileEntry | ReleasedFile]:
+def files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
     """The files of an artifact, or of what an alias points at."""
     if "@" in reference and "@sha256:" not in reference:
         return registry().newest(*split_reference(reference)).files

@@ -44,7 +44,7 @@ EXTRAS = {
 
 
 @app.callback()
-def everywhere(
+def global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options for every command."""

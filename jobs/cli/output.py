@@ -37,17 +37,17 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind = "distill") -> None:
     """Every value of a recipe with its meaning, and what a run of it will cost."""
-    from jobs.launch.estimate import cost, pretraining_cost, quantizing_cost
+    from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
 
     if kind == "pretrain":
-        figures = pretraining_cost(recipe)
+        figures = pretrain_cost(recipe)
     else:
-        figures = quantizing_cost(recipe) if kind == "quantize" else cost(recipe, workers)
+        figures = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
     if as_json:
         print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
         return
     print(f"{recipe.name}: {recipe.description}\n")
-    rows = _rows(recipe, "")
+    rows = _recipe_rows(recipe, "")
     width = max(len(f"{name} = {value}") for name, value, _ in rows)
     for name, value, meaning in rows:
         print(f"  {f'{name} = {value}':<{min(width, 60)}}  {meaning}".rstrip())
@@ -128,13 +128,13 @@ def _latest_kl(run: RunStore) -> str:
     return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
 
 
-def _rows(part: Any, prefix: str) -> list[tuple[str, Any, str]]:
+def _recipe_rows(part: Any, prefix: str) -> list[tuple[str, Any, str]]:
     """Each value of a recipe as (dotted name, value, meaning)."""
     rows: list[tuple[str, Any, str]] = []
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if hasattr(type(value), "model_fields"):
-            rows += _rows(value, f"{prefix}{name}.")
+            rows += _recipe_rows(value, f"{prefix}{name}.")
         elif prefix or name not in {"name", "description"}:
             rows.append(
                 (f"{prefix}{name}", list(value) if isinstance(value, tuple) else value, field.description or "")

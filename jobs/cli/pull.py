@@ -66,24 +66,24 @@ def pull(
     from tinymusician.artifacts.open import open_store
 
     if "@" not in reference or "@sha256:" in reference:
-        _take(open_store(), reference, to)
+        _pull_unreleased(open_store(), reference, to)
         return
     urls = source or [open_store().url]
     client = PullClient(reference, to, [open_source(url) for url in urls], root_key)
     if check:
-        _tell_offer(client.check(), json)
+        _print_update(client.check(), json)
         return
-    version = client.pull(_Progress(), BandwidthLimiter(bandwidth_limit * 1000))
-    _tell_version(version, to, json)
+    version = client.pull(_ProgressPrinter(), BandwidthLimiter(bandwidth_limit * 1000))
+    _print_version(version, to, json)
 
 
-def _take(store: Store, reference: str, to: Path) -> None:
+def _pull_unreleased(store: Store, reference: str, to: Path) -> None:
     manifest = find(store, reference)
     fetch(store, manifest, to, lambda path: print(path, file=sys.stderr))
     print(to)
 
 
-class _Progress:
+class _ProgressPrinter:
     """A line that changes on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
@@ -98,14 +98,14 @@ class _Progress:
         print(f"\r{line:<70}" if terminal else line, end="" if terminal and done < size else "\n", file=sys.stderr)
 
 
-def _tell_offer(offer: AvailableUpdate, as_json: bool) -> None:
+def _print_update(offer: AvailableUpdate, as_json: bool) -> None:
     release = offer.version.release
     facts = {"new": offer.is_new, "version": release.version, "artifact": release.artifact, "to_load": offer.missing}
     news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to load"
     emit(facts, as_json, f"{release.reference}: {news if offer.is_new else f'version {release.version} is installed'}")
 
 
-def _tell_version(version: InstalledVersion, to: Path, as_json: bool) -> None:
+def _print_version(version: InstalledVersion, to: Path, as_json: bool) -> None:
     release, place = version.release, to / version.folder
     facts = {"version": release.version, "artifact": release.artifact, "folder": os.fspath(place)}
     emit(facts, as_json, f"{release.reference}: version {release.version}, {release.licence}\n{place}")

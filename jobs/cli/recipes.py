@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
-def everything(context: typer.Context, json: Json = False) -> None:
+def list_recipes(context: typer.Context, json: Json = False) -> None:
     """List the packaged recipes."""
     if context.invoked_subcommand is None:
         recipes = [load_recipe(name) for name in recipe_names()]

@@ -32,14 +32,14 @@ def publish(
 
     Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
     """
-    from jobs.release import evaluated
     from jobs.release import publish as signed
+    from jobs.release import release_metrics
 
     store = open_store()
     manifest = manifests.find(store, reference)
     config = publish_config(recipe, manifest.reference)
-    judged = evaluated(store, evaluation, manifest.reference, config.baseline) if evaluation else None
-    _tell(signed(registry(), manifest, judged, config), json)
+    judged = release_metrics(store, evaluation, manifest.reference, config.baseline) if evaluation else None
+    _print_release(signed(registry(), manifest, judged, config), json)
 
 
 def promote(
@@ -59,7 +59,7 @@ def promote(
     from jobs.release import promote as moved
 
     source = registry().newest(*split_reference(release))
-    _tell(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
+    _print_release(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
 
 
 def rollback(
@@ -76,20 +76,26 @@ def rollback(
     releases = {one.version: one for one in registry().history(name, alias)}
     if version not in releases:
         raise NotFoundError(f"--to {version}: {release} has versions {', '.join(map(str, releases)) or 'none'}")
-    _tell(registry().move(releases[version], alias, {"rolled_back_to": version, "reason": reason}), json)
+    _print_release(registry().move(releases[version], alias, {"rolled_back_to": version, "reason": reason}), json)
 
 
 def renew(json: Json = False) -> None:
     """Sign the newest release of every alias again: before it expires, or after an interrupted key rotation."""
     for one in registry().renew():
-        _tell(one, json)
+        _print_release(one, json)
 
 
 def history(release: ReleaseName, json: Json = False) -> None:
     """List every version of an alias: when, what, and why."""
     releases = registry().history(*split_reference(release))
     rows = [
-        [str(r.version), f"{r.created:%Y-%m-%d %H:%M}", f"{r.expires:%Y-%m-%d}", short_reference(r.artifact), why(r)]
+        [
+            str(r.version),
+            f"{r.created:%Y-%m-%d %H:%M}",
+            f"{r.expires:%Y-%m-%d}",
+            short_reference(r.artifact),
+            reason_of(r),
+        ]
         for r in releases
     ]
     text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "WHY"], rows) if rows else "no versions yet"
@@ -119,9 +125,9 @@ def presign(
     Example: `tmctl artifacts presign band-bundle@stable > stable.json`, put where your app's server has it, and
     `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`
     """
-    from jobs.release import addresses
+    from jobs.release import presigned_urls
 
-    emit({"addresses": addresses(registry(), *split_reference(release), round(hours * 3600))}, True, "")
+    emit({"addresses": presigned_urls(registry(), *split_reference(release), round(hours * 3600))}, True, "")
 
 
 def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
@@ -132,7 +138,7 @@ def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
     return parse_recipe(made.recipe, made.name).publish
 
 
-def why(release: Release) -> str:
+def reason_of(release: Release) -> str:
     """What a release says of how it came about."""
     said = release.about.get("why", {})
     if "rolled_back_to" in said:
@@ -141,7 +147,7 @@ def why(release: Release) -> str:
     return f"{came}, although gates failed: {said['overridden']}" if said.get("overridden") else came
 
 
-def _tell(release: Release, as_json: bool) -> None:
+def _print_release(release: Release, as_json: bool) -> None:
     root = registry().roots()[-1]
     if root.expires < release.expires:
         warn(

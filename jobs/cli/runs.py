@@ -44,16 +44,20 @@ def status(run: RunName, json: Json = False) -> None:
     reconcile(folder)
     facts = summary(folder)
     facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
-    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "", {}) and name not in _LISTED]
-    lines += [f"  {one['step']}: {one['state']}{_made(one)}" for one in facts.get("pipeline", ())]
+    lines = [
+        f"{name}: {value}"
+        for name, value in facts.items()
+        if value not in (None, "", {}) and name not in _PRINTED_APART
+    ]
+    lines += [f"  {one['step']}: {one['state']}{_step_result(one)}" for one in facts.get("pipeline", ())]
     lines += [f"  {name}: {value}" for name, value in facts["metrics"].items()]
     emit(facts, json, "\n".join(lines))
 
 
-_LISTED = ("metrics", "pipeline")
+_PRINTED_APART = ("metrics", "pipeline")
 
 
-def _made(step: dict[str, Any]) -> str:
+def _step_result(step: dict[str, Any]) -> str:
     """What a pipeline's step left behind."""
     return "".join(f", {step[name]}" for name in ("run", "artifact") if step.get(name))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jobs.launch.serve_deploy import ServeDeployment
 
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 
 
 def serve(
@@ -68,7 +68,7 @@ def serve(
     from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
     from serve.api_keys import read_keys
     from serve.bundle_source import open_bundle_source
-    from serve.config import read_settings
+    from serve.config import read_config
     from tinymusician.artifacts.open import open_store
 
     if stop:
@@ -78,9 +78,9 @@ def serve(
     if reference is None:
         raise RequestError("serve REF: is missing; `tmctl artifacts list` shows bundles")
     values: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "threads": threads}
-    values |= {"model": _where(reference), "sources": tuple(source or ()), "root_key": root_key}
+    values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
-    settings = read_settings(_overridden(values, overrides or []))
+    settings = read_config(_with_overrides(values, overrides or []))
     endpoint = ServeDeployment(cluster)
     if endpoint.is_here:  # what an engine would meet, said before one is started
         if settings.api_keys is not None:
@@ -101,17 +101,17 @@ def serve(
         return
     print("Ctrl-C ends it; `--detach` would leave it running.", file=sys.stderr)
     try:
-        _until_ended(endpoint)
+        _wait_for_interrupt(endpoint)
     finally:
         endpoint.stop()
 
 
-def _where(reference: str) -> str:
+def _absolute_if_folder(reference: str) -> str:
     """A folder of this machine by its full path, for the engines work elsewhere."""
     return os.fspath(Path(reference).absolute()) if Path(reference).is_dir() else reference
 
 
-def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     import yaml
 
     for override in overrides:
@@ -128,7 +128,7 @@ def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def _until_ended(endpoint: ServeDeployment) -> None:
+def _wait_for_interrupt(endpoint: ServeDeployment) -> None:
     """Wait for Ctrl-C, or until the cluster serves no more.
 
     Raises:
@@ -137,6 +137,6 @@ def _until_ended(endpoint: ServeDeployment) -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(_LOOK_SECONDS):
+    while not ended.wait(_POLL_SECONDS):
         if endpoint.state().status == "ABSENT":
             raise ClusterError(f"cluster {endpoint.where}: serves no more")

@@ -33,19 +33,19 @@ def create(json: Json = False) -> None:
 
     Example: `TMCTL_STORE=s3://music/band tmctl signing-keys create`
     """
-    _say(registry().create(), json)
+    _print_root(registry().create(), json)
 
 
 @app.command()
 def show(json: Json = False) -> None:
     """Show which keys devices trust now. The root key is what an app is built with."""
-    _say(registry().roots()[-1], json)
+    _print_root(registry().roots()[-1], json)
 
 
 @app.command()
 def renew(json: Json = False) -> None:
     """Sign the same keys for another year: when the root document expires, devices take nothing new any more."""
-    _say(registry().extend(), json)
+    _print_root(registry().extend(), json)
 
 
 @app.command()
@@ -62,10 +62,10 @@ def rotate(
     look at what is good, and `tmctl artifacts publish` and `promote` that again.
     """
     role: Literal["root", "release"] = "root" if root else "release"
-    _say(registry().rotate(role, revoke), json)
+    _print_root(registry().rotate(role, revoke), json)
 
 
-def _say(root: RootMetadata, as_json: bool) -> None:
+def _print_root(root: RootMetadata, as_json: bool) -> None:
     lines = [f"root document {root.version}, of {root.created:%Y-%m-%d}, until {root.expires:%Y-%m-%d}"]
     for role, publics in (("root", root.root), ("release", root.release)):
         lines += [f"{role} key {public} ({key_id(public)[:12]})" for public in publics]

@@ -52,10 +52,10 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
     recipe = with_local_paths(recipe) if here else recipe
     check(kind, recipe, here)
     if not options.resume:
-        from jobs.launch.validate import with_plan
+        from jobs.launch.validate import with_loaded_plan
         from jobs.worker.model_refs import resolve
 
-        recipe = resolve(store, with_plan(recipe) if kind == "quantize" else recipe, kind, here)
+        recipe = resolve(store, with_loaded_plan(recipe) if kind == "quantize" else recipe, kind, here)
     if options.dry_run:
         print_recipe(recipe, options.json, options.workers or 1, kind)
         return

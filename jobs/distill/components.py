@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.worker.worker import TrainingStage, WorkerContext, metrics_name, plan_of, train
+from jobs.worker.worker import TrainingStage, WorkerContext, metrics_file, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.param_count import check_piece
 from tinymusician.recipe import Recipe
 
-JUDGES = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
+MONITORS = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
 """The stages, and the held-out figure that picks the best checkpoint of each."""
 
 
@@ -31,7 +31,7 @@ class StudentComponents(NamedTuple):
     codec: Any
 
 
-def untrained_parts(recipe: Recipe, teacher: Any) -> StudentComponents:
+def build_components(recipe: Recipe, teacher: Any) -> StudentComponents:
     """Cut out of the teacher's.
 
     Raises:
@@ -54,16 +54,16 @@ def untrained_parts(recipe: Recipe, teacher: Any) -> StudentComponents:
     return StudentComponents(text, codec)
 
 
-def trained_parts(context: WorkerContext, teacher: Any) -> StudentComponents:
+def load_components(context: WorkerContext, teacher: Any) -> StudentComponents:
     """As the best checkpoints of their stages have them."""
-    parts = untrained_parts(context.recipe, teacher)
+    parts = build_components(context.recipe, teacher)
     for stage, part in (("text-encoder", parts.text), ("codec", parts.codec)):
         if part is not None:
-            part.load_state_dict(best_part(context, stage))
+            part.load_state_dict(load_best_component(context, stage))
     return parts
 
 
-def best_part(context: WorkerContext, stage: str) -> dict[str, Any]:
+def load_best_component(context: WorkerContext, stage: str) -> dict[str, Any]:
     """The weights of a part at its best checkpoint."""
     from tinymusician.distill.component import PART
 
@@ -77,22 +77,22 @@ def checkpoints(context: WorkerContext, stage: str) -> Any:
     """Those of a stage."""
     from tinymusician.training.checkpoint import CheckpointManager
 
-    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), JUDGES[stage])
+    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), MONITORS[stage])
 
 
-def train_parts(
+def train_components(
     context: WorkerContext, teacher: Any, tokens: TokenDataset, held_out: TokenDataset
 ) -> StudentComponents:
     """Train what the recipe makes smaller beside the language model, one after the other."""
     teacher.to("cpu")  # where sampling may not have left it; parts are cut and fitted here
-    parts = untrained_parts(context.recipe, teacher)
+    parts = build_components(context.recipe, teacher)
     if parts.text is not None:
         _train_text(context, teacher, parts.text, tokens, held_out)
         teacher.to("cpu")
     if parts.codec is not None:
         _train_codec(context, teacher, parts.codec, tokens, held_out)
         teacher.to("cpu")
-    return trained_parts(context, teacher)
+    return load_components(context, teacher)
 
 
 def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDataset, held_out: TokenDataset) -> None:
@@ -101,7 +101,7 @@ def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDa
     config, training = context.recipe.text_encoder, context.recipe.training
     assert config is not None
     method, seed = context.recipe.joint.balance, training.seed
-    fit_maps_of_text(text, teacher, tokens)
+    fit_text_projections(text, teacher, tokens)
     task = TextEncoderDistillTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
     _train(context, "text-encoder", task, config.steps, config.learning_rate, context.precision())
 
@@ -111,12 +111,14 @@ def _train_codec(
 ) -> None:
     config = context.recipe.codec
     assert config is not None
-    fit_maps_of_codec(codec, teacher, tokens, sound_frames(context.recipe, teacher), context.recipe.training.seed)
-    task = sound_task(context, teacher, codec, tokens, held_out)
+    fit_codec_projections(
+        codec, teacher, tokens, codec_piece_frames(context.recipe, teacher), context.recipe.training.seed
+    )
+    task = codec_distill_task(context, teacher, codec, tokens, held_out)
     _train(context, "codec", task, config.steps, config.learning_rate, "float32")
 
 
-def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenDataset) -> None:
+def fit_text_projections(text: Any, teacher: Any, tokens: TokenDataset) -> None:
     """Let a text encoder's map begin where it is best for the first different texts."""
     import numpy as np
     import torch
@@ -127,7 +129,7 @@ def fit_maps_of_text(text: Any, teacher: Any, tokens: TokenDataset) -> None:
     fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
 
 
-def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenDataset, frames: int, seed: int) -> None:
+def fit_codec_projections(codec: Any, teacher: Any, tokens: TokenDataset, frames: int, seed: int) -> None:
     """Let a codec's maps begin where they are best for pieces of the first sequences."""
     import numpy as np
 
@@ -137,18 +139,20 @@ def fit_maps_of_codec(codec: Any, teacher: Any, tokens: TokenDataset, frames: in
     codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(seed)))
 
 
-def sound_task(context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset) -> Any:
+def codec_distill_task(
+    context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset
+) -> Any:
     """The codec's task, in float32 everywhere: its losses are spectra and logarithms."""
     from tinymusician.distill.codec_distill import CodecDistillTask
 
     recipe = context.recipe
     assert recipe.codec is not None
-    frames = sound_frames(recipe, teacher)
+    frames = codec_piece_frames(recipe, teacher)
     method, batch, seed = recipe.joint.balance, recipe.codec.batch_size, recipe.training.seed
     return CodecDistillTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
 
 
-def sound_frames(recipe: Recipe, teacher: Any) -> int:
+def codec_piece_frames(recipe: Recipe, teacher: Any) -> int:
     """How many frames a piece of sound has: no more than the sequences.
 
     Raises:
@@ -173,7 +177,7 @@ def train_jointly(
 
     joint, student = context.recipe.joint, objective.student
     parts.text.encoder, parts.codec.codec = student.text_encoder, student.audio_encoder
-    sound = sound_task(context, teacher, parts.codec, tokens, held_out)
+    sound = codec_distill_task(context, teacher, parts.codec, tokens, held_out)
     task = JointTask(objective, parts.text, sound, teacher.text_encoder, joint.balance, context.device)
     _train(context, "joint", task, joint.steps, joint.learning_rate, "float32")
 
@@ -182,13 +186,13 @@ def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float
     from tinymusician.training.engine import AdamConfig
 
     training = context.recipe.training
-    plan = plan_of(training, steps, rate, JUDGES[name])
+    plan = trainer_config(training, steps, rate, MONITORS[name])
     settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
     train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
     context.meet()
 
 
-def finished_parts(context: WorkerContext, teacher: Any, student: Any) -> dict[str, Any]:
+def finished_stages(context: WorkerContext, teacher: Any, student: Any) -> dict[str, Any]:
     """Give a distilled student what the joint tuning made of it, if there was any, and say what became of every part.
 
     `text_…` and `codec_…` are held-out figures of those stages, `joint_…` those of the whole; `parameters_…` count what
@@ -196,17 +200,17 @@ def finished_parts(context: WorkerContext, teacher: Any, student: Any) -> dict[s
     """
     from tinymusician.distill.report import plot_parts
 
-    stages = [stage for stage in SHOWN if checkpoints(context, stage).steps()]
+    stages = [stage for stage in REPORTED_METRICS if checkpoints(context, stage).steps()]
     rows = {stage: stage_metrics(context, stage) for stage in stages}
     figures: dict[str, Any] = {}
     for stage in stages:
-        for when, row in zip(("initial", "final"), judged(context, stage), strict=True):
+        for when, row in zip(("initial", "final"), monitored_metrics(context, stage), strict=True):
             what = stage.removesuffix("-encoder")
-            figures |= {f"{what}_{name}_{when}": row[f"held_out/{name}"] for name in SHOWN[stage]}
+            figures |= {f"{what}_{name}_{when}": row[f"held_out/{name}"] for name in REPORTED_METRICS[stage]}
     if "joint" in stages:
-        load_whole(student, best_part(context, "joint"))
+        load_joint_weights(student, load_best_component(context, "joint"))
     for who, model in (("teacher_", teacher), ("", student)):
-        figures |= {f"{who}parameters_{name}": count for name, count in parameters(model).items()}
+        figures |= {f"{who}parameters_{name}": count for name, count in parameter_counts(model).items()}
     with tempfile.TemporaryDirectory() as name:
         picture = Path(name) / "parts.png"
         plot_parts(rows, picture)
@@ -218,17 +222,17 @@ def stage_metrics(context: WorkerContext, stage: str) -> list[dict[str, Any]]:
     """What a stage wrote down."""
     from tinymusician.training.metrics import read_metrics
 
-    return read_metrics(context.run.store, context.run.key(metrics_name(stage)))
+    return read_metrics(context.run.store, context.run.key(metrics_file(stage)))
 
 
-def judged(context: WorkerContext, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def monitored_metrics(context: WorkerContext, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows with a stage's held-out figures before training, and at its best checkpoint."""
     best = checkpoints(context, stage).best_step()
-    rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{JUDGES[stage]}" in row}
+    rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{MONITORS[stage]}" in row}
     return rows[0], rows[best]
 
 
-SHOWN = {
+REPORTED_METRICS = {
     "text-encoder": ("kl", "states"),
     "codec": ("spectral", "log_mel", "si_sdr", "same_codes"),
     "joint": ("kl", "spectral", "si_sdr"),
@@ -236,7 +240,7 @@ SHOWN = {
 """Of each stage's held-out figures, those that are told."""
 
 
-def load_whole(student: Any, weights: dict[str, Any]) -> None:
+def load_joint_weights(student: Any, weights: dict[str, Any]) -> None:
     """Put the weights of the joint tuning into a student; the maps that only training needs are left."""
     from tinymusician.models.musicgen import ConditionedDecoder
 
@@ -250,7 +254,7 @@ def load_whole(student: Any, weights: dict[str, Any]) -> None:
         place.load_state_dict(selected)
 
 
-def parameters(model: Any) -> dict[str, int]:
+def parameter_counts(model: Any) -> dict[str, int]:
     """Of each part that a device plays with, and of all."""
     from tinymusician.models.musicgen import ConditionedDecoder
 

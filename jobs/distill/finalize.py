@@ -9,9 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.distill.components import JUDGES, checkpoints, finished_parts, judged, stage_metrics, trained_parts
-from jobs.distill.models import TeacherStudent, load_pair, new_student
-from jobs.distill.teacher import online, sequences
+from jobs.distill.components import (
+    MONITORS,
+    checkpoints,
+    finished_stages,
+    load_components,
+    monitored_metrics,
+    stage_metrics,
+)
+from jobs.distill.models import TeacherStudent, load_models, new_student
+from jobs.distill.teacher import online_signals, open_sequences
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.manifest import publish
 from tinymusician.data.prompts import load_prompts
@@ -20,7 +27,7 @@ from tinymusician.errors import RunError
 from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import LayerSubset, Recipe
 
-JUDGE = JUDGES["distill"]
+MONITOR = MONITORS["distill"]
 """The held-out figure that picks the best checkpoint."""
 
 BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
@@ -33,19 +40,19 @@ def finish(context: WorkerContext) -> None:
 
     recipe, store = context.recipe, context.run.store
     context.run.tell("report", 0, 3)
-    pair = load_pair(recipe)
-    student = new_student(recipe, pair.teacher, trained_parts(context, pair.teacher))
+    pair = load_models(recipe)
+    student = new_student(recipe, pair.teacher, load_components(context, pair.teacher))
     best_step = load_distilled(context, student)
     # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
     student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance_scale
-    (first, final), rows = judged(context, "distill"), stage_metrics(context, "distill")
-    last = judged(context, "joint")[1] if recipe.joint.steps else final
-    figures = {"best_step": best_step, **held_out_figures(first, last)}
+    (first, final), rows = monitored_metrics(context, "distill"), stage_metrics(context, "distill")
+    last = monitored_metrics(context, "joint")[1] if recipe.joint.steps else final
+    figures = {"best_step": best_step, **held_out_metrics(first, last)}
     if recipe.has_small_parts:
-        figures |= finished_parts(context, pair.teacher, student)
+        figures |= finished_stages(context, pair.teacher, student)
     context.run.tell("report", 1, 3)
-    figures |= figures_on_test_prompts(context, pair, student)
+    figures |= test_metrics(context, pair, student)
     context.run.tell("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,7 +90,7 @@ def load_distilled(context: WorkerContext, student: Any) -> int:
     return int(best.step)
 
 
-def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+def held_out_metrics(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
     """The figures on the validation prompts before training and at the best checkpoint."""
     num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
     return {
@@ -96,7 +103,7 @@ def held_out_figures(first: dict[str, Any], final: dict[str, Any]) -> dict[str, 
     }
 
 
-def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, student: Any) -> dict[str, float]:
+def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Any) -> dict[str, float]:
     """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
 
     `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
@@ -109,7 +116,7 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
     from tinymusician.models.musicgen import ConditionedDecoder
 
     recipe, teacher = context.recipe, context.recipe.teacher
-    test = sequences(context, pair, "test")
+    test = open_sequences(context, pair, "test")
     if teacher.tensor_parallel_size > 1:  # no device here holds the teacher, but memory does
         context = replace(context, device="cpu")
     decoder = ConditionedDecoder(student.to(context.device)).eval()
@@ -121,9 +128,11 @@ def figures_on_test_prompts(context: WorkerContext, pair: TeacherStudent, studen
 
     with torch.no_grad():
         closeness = (
-            {} if teacher.guidance_range else held_out_closeness(online(context, pair, test), rows, batch, plain)
+            {}
+            if teacher.guidance_range
+            else held_out_closeness(online_signals(context, pair, test), rows, batch, plain)
         )
-        both = online(context, pair, test, "conditional")
+        both = online_signals(context, pair, test, "conditional")
         played = {
             scale: held_out_closeness(
                 FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
@@ -158,7 +167,7 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
-        **({} if isinstance(recipe.student, LayerSubset) else _start(recipe, weights_digest(pair.student))),
+        **({} if isinstance(recipe.student, LayerSubset) else _initial_kl(recipe, weights_digest(pair.student))),
         "prompts": recipe.sequences.prompts,
         "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,
@@ -168,7 +177,7 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
     }
 
 
-def _start(recipe: Recipe, digest: str) -> dict[str, str]:
+def _initial_kl(recipe: Recipe, digest: str) -> dict[str, str]:
     """The weights that a student of its own shape began with."""
     model = getattr(recipe.student, "model", None)
     return {"started_from_sha256": digest, **({"started_from": model} if model else {})}

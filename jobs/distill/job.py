@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from jobs.distill.components import StudentComponents, train_jointly, train_parts
-from jobs.distill.finalize import JUDGE, finish, load_distilled
-from jobs.distill.models import TeacherStudent, load_pair, new_student, shard_teacher
-from jobs.distill.signals import signals
-from jobs.distill.teacher import make_sequences, sequences
+from jobs.distill.components import StudentComponents, train_components, train_jointly
+from jobs.distill.finalize import MONITOR, finish, load_distilled
+from jobs.distill.models import TeacherStudent, load_models, new_student, shard_teacher
+from jobs.distill.signals import open_signals
+from jobs.distill.teacher import make_sequences, open_sequences
 from jobs.distill.teacher_actors import TeacherPool
-from jobs.worker.driver import drive
-from jobs.worker.worker import NO_SIDECARS, SidecarActors, TrainingStage, WorkerContext, plan_of, train
+from jobs.worker.driver import run_training_driver
+from jobs.worker.worker import NO_SIDECARS, SidecarActors, TrainingStage, WorkerContext, train, trainer_config
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
@@ -38,27 +38,27 @@ def work(context: WorkerContext) -> None:
     recipe = context.recipe
     training = recipe.training
     torch.manual_seed(training.seed)
-    pair = load_pair(recipe)
+    pair = load_models(recipe)
     if recipe.signals.source == "online":
         pair = shard_teacher(context, pair)
         make_sequences(context, pair)
         context.meet()
-    train_tokens, held_out = sequences(context, pair, "train"), sequences(context, pair, "validation")
+    train_tokens, held_out = open_sequences(context, pair, "train"), open_sequences(context, pair, "validation")
     if recipe.has_small_parts:
-        parts = train_parts(context, pair.teacher, train_tokens, held_out)
+        parts = train_components(context, pair.teacher, train_tokens, held_out)
         pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
     hidden, steps = recipe.hidden, training.steps
     width = pair.teacher.config.decoder.hidden_size
     soft = TemperatureSchedule(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
     task = DistillTask(
         **objective(context, pair, train_tokens, held_out),
-        mixture_at=partial(mixture_at, recipe.objective, steps),
+        mixture_at=partial(loss_weights_at, recipe.objective, steps),
         softening=soft,
         on_policy=on_policy_sampler(context, pair, train_tokens) if recipe.on_policy.share else None,
         hidden=HiddenLossConfig(hidden.kind, hidden.weight, width) if hidden.weight else None,
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
-    plan = plan_of(training, steps, training.learning_rate, JUDGE, codes_a_part)
+    plan = trainer_config(training, steps, training.learning_rate, MONITOR, codes_a_part)
     settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
     train(
         context,
@@ -67,10 +67,10 @@ def work(context: WorkerContext) -> None:
     if recipe.joint.steps:
         del task  # with its engine's moments
         context.meet()
-        tune(context, pair, parts, train_tokens, held_out)
+        joint_tuning(context, pair, parts, train_tokens, held_out)
 
 
-def tune(
+def joint_tuning(
     context: WorkerContext,
     pair: TeacherStudent,
     parts: StudentComponents,
@@ -86,7 +86,7 @@ def tune(
     pair, steps = pair._replace(student=student), recipe.training.steps
     last = DistillTask(
         **objective(context, pair, train_tokens, held_out, followed=False),
-        mixture_at=lambda step: mixture_at(recipe.objective, steps, steps - 1),
+        mixture_at=lambda step: loss_weights_at(recipe.objective, steps, steps - 1),
         softening=TemperatureSchedule(
             soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps
         ),
@@ -110,9 +110,9 @@ def objective(
     training, ranged = context.recipe.training, context.recipe.teacher.guidance_range
     return {
         "student": pair.student.to(context.device),
-        "train": signals(context, pair, train_tokens, followed),
+        "train": open_signals(context, pair, train_tokens, followed),
         "train_rows": len(train_tokens.codes),
-        "held_out": signals(context, pair, held_out, followed),
+        "held_out": open_signals(context, pair, held_out, followed),
         "held_out_rows": len(held_out.codes),
         "batch_size": training.batch_size,
         "seed": training.seed,
@@ -130,7 +130,7 @@ def on_policy_sampler(context: WorkerContext, pair: TeacherStudent, tokens: Toke
     return OnPolicySampler(
         pair.student,
         tokens,
-        judge=partial(signals, context, pair),
+        judge=partial(open_signals, context, pair),
         share_at=partial(on_policy_share, on_policy, steps),
         refresh=on_policy.refresh,
         steps=steps,
@@ -151,7 +151,7 @@ def on_policy_share(config: OnPolicyConfig, steps: int, step: int) -> float:
     return config.share * (1 - stage(step, round(config.begin * steps), round(config.ramp * steps)))
 
 
-def mixture_at(objective: Objective, steps: int, step: int) -> Any:
+def loss_weights_at(objective: Objective, steps: int, step: int) -> Any:
     """The objective's weights at a training step of `steps`."""
     from tinymusician.distill.objective import mixture
     from tinymusician.distill.schedules import stage
@@ -169,10 +169,12 @@ def mixture_at(objective: Objective, steps: int, step: int) -> Any:
 def run(run_id: str) -> None:
     """The driver: training on the asked number of workers, beside the teacher's actors, then the report on one."""
     folder = RunStore(open_store(), run_id)
-    signals = parse_recipe(folder.record().recipe, run_id).signals
-    drive(
+    open_signals = parse_recipe(folder.record().recipe, run_id).signals
+    run_training_driver(
         folder,
         work,
         finish,
-        SidecarActors(signals.actors, TeacherPool) if isinstance(signals, ActorSignalsConfig) else NO_SIDECARS,
+        SidecarActors(open_signals.actors, TeacherPool)
+        if isinstance(open_signals, ActorSignalsConfig)
+        else NO_SIDECARS,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jobs.distill.components import StudentComponents, untrained_parts
+from jobs.distill.components import StudentComponents, build_components
 from jobs.worker.worker import WorkerContext
 from tinymusician.errors import ClusterError, ModelError
 from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
@@ -32,7 +32,7 @@ class TeacherStudent(NamedTuple):
     team: TensorParallelGroup | None = None
 
 
-def load_pair(recipe: Recipe) -> TeacherStudent:
+def load_models(recipe: Recipe) -> TeacherStudent:
     """Load the teacher, and load or cut the student.
 
     Raises:
@@ -90,7 +90,7 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
         student = cut_student(teacher, chosen.layers)
     else:
         student = load_musicgen(chosen.model)
-    parts = parts or untrained_parts(recipe, teacher)
+    parts = parts or build_components(recipe, teacher)
     student = student if parts.text is None else with_text(student, parts.text)
     student = student if parts.codec is None else with_codec(student, parts.codec.codec)
     student = add_guidance_conditioning(student, *ranged) if ranged else student
@@ -99,12 +99,12 @@ def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = 
     return student
 
 
-def untrained(recipe: Recipe) -> tuple[Any, Any]:
+def untrained_student(recipe: Recipe) -> tuple[Any, Any]:
     """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 
     if isinstance(recipe.student, LayerSubset):
-        return load_pair(recipe)[1:3]
+        return load_models(recipe)[1:3]
     return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from jobs.distill.models import TeacherStudent, load_pair, shard_teacher
-from jobs.distill.teacher import make_by_teams, make_sequences, sequences, signal_maker, signal_shards
+from jobs.distill.models import TeacherStudent, load_models, shard_teacher
+from jobs.distill.teacher import make_sequences, make_shards, open_sequences, signal_shard_cache, signal_shard_maker
 from jobs.worker.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -16,12 +16,12 @@ from tinymusician.data.tokens import TokenDataset
 
 def work(context: WorkerContext) -> None:
     """What each worker does: its share of the shards that are missing."""
-    pair = shard_teacher(context, load_pair(context.recipe))
+    pair = shard_teacher(context, load_models(context.recipe))
     make_sequences(context, pair)
     context.meet()
-    tokens = {split: sequences(context, pair, split) for split in SPLITS}
+    tokens = {split: open_sequences(context, pair, split) for split in SPLITS}
     judged: tuple[Split, ...] = ("train", "validation")
-    made = {split: signals(context, pair, split, tokens[split]) for split in judged}
+    made = {split: precompute_signals(context, pair, split, tokens[split]) for split in judged}
     context.meet()
     if context.rank == 0:
         figures = {
@@ -32,15 +32,15 @@ def work(context: WorkerContext) -> None:
         context.run.store.put(context.run.key("result.json"), json.dumps({"metrics": figures}).encode())
 
 
-def signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
+def precompute_signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
     """This worker's share of the teacher's signals on one split's sequences."""
-    shards = signal_shards(context, pair, tokens)
+    shards = signal_shard_cache(context, pair, tokens)
 
     def on_progress(index: int) -> None:
         print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
         context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
 
-    make_by_teams(context, pair, shards, signal_maker(context, pair, tokens), on_progress)
+    make_shards(context, pair, shards, signal_shard_maker(context, pair, tokens), on_progress)
     return shards
 
 

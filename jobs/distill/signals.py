@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.distill.models import TeacherStudent
-from jobs.distill.teacher import cached, online
+from jobs.distill.teacher import cached_signals, online_signals
 from jobs.distill.teacher_actors import TeacherClient
 from jobs.worker.worker import WorkerContext
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.recipe import ActorSignalsConfig, CachedSignalsConfig, LayerSubset, Recipe
 
 
-def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True) -> Any:
+def open_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True) -> Any:
     """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
 
     Raises:
@@ -20,17 +20,17 @@ def signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, 
     """
     config = context.recipe.signals
     if isinstance(config, CachedSignalsConfig):
-        return cached(context, pair, tokens)
+        return cached_signals(context, pair, tokens)
     if isinstance(config, ActorSignalsConfig):
         from tinymusician.distill.signals import PrefetchingSource
 
         pad = pair.teacher.config.decoder.vocab_size
         actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
         return PrefetchingSource(actors.ask, config.prefetch)
-    return online(context, pair, tokens, layers=followed(context.recipe, pair) if states else ())
+    return online_signals(context, pair, tokens, layers=with_hidden_states(context.recipe, pair) if states else ())
 
 
-def followed(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
+def with_hidden_states(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
     """The teacher layers that the student's follow, if it has a loss on hidden states."""
     if not recipe.hidden.weight:
         return ()

@@ -26,9 +26,9 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
     part = context.recipe.sequences
     makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
-    makers = {f"{split} samples": partial(samples, split=split) for split in SPLITS}
+    makers = {f"{split} samples": partial(sample_sequences, split=split) for split in SPLITS}
     if part.clip_share:
-        makers["clips"] = clips
+        makers["clips"] = clip_sequences
     if part.clip_share == 1:
         del makers["train samples"]
     for name, of in makers.items():
@@ -38,10 +38,10 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
             print(f"{name}: shard {index + 1} of {count}", flush=True)
             context.run.tell(name, index + 1, count)
 
-        make_by_teams(context, pair, shards, maker(context, pair, source), on_progress)
+        make_shards(context, pair, shards, sequence_maker(context, pair, source), on_progress)
 
 
-def make_by_teams(
+def make_shards(
     context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, on_progress: Callable[[int], None]
 ) -> None:
     """Make what is missing: each worker, or each team that holds a teacher together, its share."""
@@ -56,7 +56,7 @@ def make_by_teams(
     make_missing(shards, make, number, teams, on_progress, leads, missing[0])
 
 
-def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
+def open_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
     """The sequences of one split: teacher samples, mixed with clips for training.
 
     Raises:
@@ -65,16 +65,16 @@ def sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> Tok
     from tinymusician.distill.sequences import mix
 
     share = context.recipe.sequences.clip_share if split == "train" else 0
-    sources: list[tuple[ShardedSource, ShardCache]] = [clips(context, pair)] if share else []
-    sources += [samples(context, pair, split)] if share < 1 else []
+    sources: list[tuple[ShardedSource, ShardCache]] = [clip_sequences(context, pair)] if share else []
+    sources += [sample_sequences(context, pair, split)] if share < 1 else []
     sets = []
     for source, shards in sources:
-        check_complete(shards)
-        sets.append(source.read(shards, context.cache, None if pair.team else maker(context, pair, source)))
+        check_shards_complete(shards)
+        sets.append(source.read(shards, context.cache, None if pair.team else sequence_maker(context, pair, source)))
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
-def maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
+def sequence_maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
     """What makes a shard of sequences, on the device where all are made."""
 
     def make(index: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def frames(context: WorkerContext, pair: TeacherStudent) -> int:
     return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
 
 
-def clips(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
+def clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
     """The recipe's clips, and the shards of their codes."""
     from tinymusician.distill.sequences import ClipCodes
 
@@ -99,7 +99,7 @@ def clips(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, Shar
     return source, ShardCache(context.run.store, "codes", facts, source.shards)
 
 
-def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
+def sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
     """The teacher's samples for one split, and their shards."""
     from tinymusician.distill.sequences import TeacherSamples
 
@@ -121,7 +121,7 @@ def samples(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple
     return source, ShardCache(context.run.store, "samples", facts, source.shards)
 
 
-def online(
+def online_signals(
     context: WorkerContext,
     pair: TeacherStudent,
     tokens: TokenDataset,
@@ -149,7 +149,7 @@ def online(
     return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
 
 
-def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
+def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
     """The shards of the teacher's logits on `tokens`, known by teacher, target and the sequences themselves."""
     from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
@@ -166,13 +166,15 @@ def signal_shards(context: WorkerContext, pair: TeacherStudent, tokens: TokenDat
     return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
 
 
-def signal_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Make:
+def signal_shard_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Make:
     """What makes a shard of the teacher's logits on `tokens`."""
     from tinymusician.distill.cached import signal_shard
 
     def make(index: int) -> dict[str, Any]:
         batch = context.recipe.training.batch_size
-        return signal_shard(online(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context))
+        return signal_shard(
+            online_signals(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context)
+        )
 
     return make
 
@@ -183,7 +185,7 @@ def sparse_top_k(context: WorkerContext) -> int | None:
     return signals.top_k if isinstance(signals, CachedSignalsConfig) else None
 
 
-def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
+def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
     """Precomputed shards as a source of signals.
 
     Raises:
@@ -192,16 +194,16 @@ def cached(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -
     from tinymusician.distill.cached import CachedTeacher
     from tinymusician.distill.signals import PrefetchingSource
 
-    shards = signal_shards(context, pair, tokens)
-    check_complete(shards)
+    shards = signal_shard_cache(context, pair, tokens)
+    check_shards_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
     teacher = context.recipe.teacher
-    make = signal_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
+    make = signal_shard_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
     reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
     return PrefetchingSource(reader.ask, ahead=2)
 
 
-def check_complete(shards: ShardCache) -> None:
+def check_shards_complete(shards: ShardCache) -> None:
     """Raise if shards that should have been precomputed are not there.
 
     Raises:

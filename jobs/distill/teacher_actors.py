@@ -11,8 +11,8 @@ from functools import cached_property
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from jobs.distill.models import TeacherStudent, load_pair
-from jobs.distill.teacher import make_sequences, online
+from jobs.distill.models import TeacherStudent, load_models
+from jobs.distill.teacher import make_sequences, online_signals
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.tokens import TokenDataset
@@ -37,7 +37,7 @@ class TeacherPool:
             TeacherActor
         )
         self._actors = [
-            kind.options(name=_name(run.id, rank)).remote(
+            kind.options(name=_actor_name(run.id, rank)).remote(
                 WorkerContext(run.store.url, run.id, rank, count, "cuda" if gpu else "cpu")
             )
             for rank in range(count)
@@ -47,7 +47,7 @@ class TeacherPool:
         """Have the sequences sampled that the store does not have."""
         import ray
 
-        _answered(lambda: ray.get([actor.sample.remote() for actor in self._actors]))
+        _with_user_error(lambda: ray.get([actor.sample.remote() for actor in self._actors]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +68,7 @@ class TeacherClient:
         import ray
 
         local_actors = range(context.rank, context.rank + actors)
-        self._next = cycle([ray.get_actor(_name(context.run_id, number % actors)) for number in local_actors])
+        self._next = cycle([ray.get_actor(_actor_name(context.run_id, number % actors)) for number in local_actors])
         self._tokens, self._target, self._pad, self._device = tokens, target, pad, context.device
 
     def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
@@ -83,7 +83,7 @@ class TeacherClient:
         def wait() -> TeacherSignals:
             import torch
 
-            values = torch.from_numpy(_answered(lambda: ray.get(logits)).copy())  # Ray's own memory is read-only
+            values = torch.from_numpy(_with_user_error(lambda: ray.get(logits)).copy())  # Ray's own memory is read-only
             values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
             return TeacherSignals(
                 type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device)
@@ -104,7 +104,7 @@ class TeacherActor:
     @cached_property
     def _pair(self) -> TeacherStudent:
         """Loaded when it is first needed, so that a model that cannot be had is an answer and no death."""
-        return load_pair(self._context.recipe)
+        return load_models(self._context.recipe)
 
     def sample(self) -> None:
         """This actor's share of the sequences that are missing."""
@@ -115,11 +115,11 @@ class TeacherActor:
         import numpy as np
         import torch
 
-        logits = online(self._context, self._pair, tokens)(np.arange(len(tokens.codes))).logits.cpu()
+        logits = online_signals(self._context, self._pair, tokens)(np.arange(len(tokens.codes))).logits.cpu()
         return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
 
 
-def _answered(get: Callable[[], Any]) -> Any:
+def _with_user_error(get: Callable[[], Any]) -> Any:
     """What actors answered.
 
     Raises:
@@ -138,5 +138,5 @@ def _answered(get: Callable[[], Any]) -> Any:
         raise error.cause from error
 
 
-def _name(run: str, rank: int) -> str:
+def _actor_name(run: str, rank: int) -> str:
     return f"{run}-teacher-{rank}"

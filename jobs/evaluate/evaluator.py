@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.distill.models import untrained
+from jobs.distill.models import untrained_student
 from jobs.evaluate.laion_clap_actor import LaionClapActor
 from jobs.evaluate.open import open_embedder, open_reference, open_tagger
-from jobs.worker.model_refs import STAND_INS, check_guidance, fetch_artifact, labelled
+from jobs.worker.model_refs import SPECIAL_MODELS, check_guidance, fetch_artifact, split_label
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint
@@ -93,7 +93,7 @@ class Evaluator:
 
     def generator(self, model_id: str) -> Generator:
         """Whoever plays under this name; the last one stays at hand, and so does the teacher."""
-        model_id = labelled(model_id)[1]
+        model_id = split_label(model_id)[1]
         if model_id not in self._open:
             self._open = {name: generator for name, generator in self._open.items() if name == "teacher"}
             self._open[model_id] = self._opened(model_id)
@@ -122,7 +122,7 @@ class Evaluator:
 
     def _opened(self, model_id: str) -> Generator:
         if model_id == "untrained":
-            return TorchGenerator(*untrained(self.recipe), self.context.device)
+            return TorchGenerator(*untrained_student(self.recipe), self.context.device)
         generator = open_generator(self.location(model_id), self.context.device, self.context.threads)
         if generator.guidance_range is not None:
             check_guidance(model_id, self.settings.guidance, generator.guidance_range)
@@ -301,7 +301,7 @@ REAL, RECONSTRUCTED = "real", "real, coded"
 """The voices of the reference, as it is and behind the teacher's codec: nobody who plays through it can be nearer."""
 
 
-def judged(recipe: Recipe) -> list[str]:
+def evaluated_models(recipe: Recipe) -> list[str]:
     """Whoever plays: the models that are asked for, each once."""
     return list(dict.fromkeys(recipe.evaluate.models))
 
@@ -311,17 +311,17 @@ def agreement_clips(config: EvaluateConfig) -> int:
     return min(config.agreement_clips, config.clips)
 
 
-def pieces(count: int, size: int) -> list[range]:
+def chunk_ranges(count: int, size: int) -> list[range]:
     """The numbers 0 to `count`, `size` at a time."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def label(model_id: str) -> str:
+def short_label(model_id: str) -> str:
     """A voice's short name, for people: its label, if it was given one."""
-    given, model_id = labelled(model_id)
+    given, model_id = split_label(model_id)
     if given:
         return given
-    if model_id in (*STAND_INS, REAL, RECONSTRUCTED):
+    if model_id in (*SPECIAL_MODELS, REAL, RECONSTRUCTED):
         return model_id
     name, _, digest = model_id.partition("@sha256:")
     return f"{name}@{digest[:8]}" if digest else Path(model_id).name
@@ -329,8 +329,10 @@ def label(model_id: str) -> str:
 
 def labels(model_ids: Sequence[str]) -> dict[str, str]:
     """Every voice's short name, or its whole one where two would share the short one."""
-    times = Counter(label(model_id) for model_id in model_ids)
-    return {model_id: label(model_id) if times[label(model_id)] == 1 else model_id for model_id in model_ids}
+    times = Counter(short_label(model_id) for model_id in model_ids)
+    return {
+        model_id: short_label(model_id) if times[short_label(model_id)] == 1 else model_id for model_id in model_ids
+    }
 
 
 def _as_arrays(played: GeneratedClip, rate: int) -> Arrays:

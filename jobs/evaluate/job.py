@@ -9,9 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.evaluate.evaluator import AGREEMENT_GROUP, REAL, RECONSTRUCTED, Evaluator, agreement_clips, judged, pieces
+from jobs.evaluate.evaluator import (
+    AGREEMENT_GROUP,
+    REAL,
+    RECONSTRUCTED,
+    Evaluator,
+    agreement_clips,
+    chunk_ranges,
+    evaluated_models,
+)
 from jobs.evaluate.report import write_report
-from jobs.worker.actor_pool import ActorPool, stages
+from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -62,13 +70,16 @@ def run(run_id: str) -> None:
     folder = RunStore(store, run_id)
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
-    config, model_ids = recipe.evaluate, judged(recipe)
-    do = stages(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
-    compared, all_clips = pieces(agreement_clips(config), AGREEMENT_GROUP), pieces(config.clips, config.batch_size)
+    config, model_ids = recipe.evaluate, evaluated_models(recipe)
+    do = stage_runner(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
+    compared, all_clips = (
+        chunk_ranges(agreement_clips(config), AGREEMENT_GROUP),
+        chunk_ranges(config.clips, config.batch_size),
+    )
     do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
     do(
         "teacher's clips",
-        [EvalTask("hear", "teacher", clips) for clips in pieces(agreement_clips(config), config.batch_size)],
+        [EvalTask("hear", "teacher", clips) for clips in chunk_ranges(agreement_clips(config), config.batch_size)],
     )
     do(
         "clips",

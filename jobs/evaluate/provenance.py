@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.worker.model_refs import labelled
-from jobs.worker.worker import metrics_name
+from jobs.worker.model_refs import split_label
+from jobs.worker.worker import metrics_file
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import NotFoundError
@@ -29,7 +29,7 @@ def curves(store: Store, names: Mapping[str, str]) -> Curves:
         if manifest is None or manifest.digest in seen:
             continue
         seen.add(manifest.digest)
-        rows = read_metrics(store, f"runs/{manifest.lineage.get('run')}/{metrics_name('distill')}")
+        rows = read_metrics(store, f"runs/{manifest.lineage.get('run')}/{metrics_file('distill')}")
         if rows:
             curves[name] = rows
     return curves
@@ -47,7 +47,7 @@ def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, byt
 
 
 def _manifest(store: Store, model_id: str) -> Manifest | None:
-    reference = labelled(model_id)[1]
+    reference = split_label(model_id)[1]
     if "@sha256:" not in reference:
         return None
     try:

@@ -18,10 +18,10 @@ from jobs.evaluate.evaluator import (
     RECONSTRUCTED,
     Evaluator,
     agreement_clips,
-    judged,
-    label,
+    chunk_ranges,
+    evaluated_models,
     labels,
-    pieces,
+    short_label,
 )
 from jobs.evaluate.provenance import curves, sensitivities
 from tinymusician.data.shards import Arrays
@@ -37,7 +37,7 @@ from tinymusician.evaluate.label_kl import label_divergence
 from tinymusician.evaluate.report import AudioSample, html_report, markdown_report
 from tinymusician.recipe import DegenerateThresholds
 
-WORST = 5
+NUM_WORST_CLIPS = 5
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,23 @@ def write_report(evaluation: Evaluator) -> None:
     run, config = evaluation.context.run, evaluation.config
     real = clip_features(evaluation, REAL)
     prompts = evaluation.clap.text(evaluation.prompts(range(config.clips)))
-    model_ids = judged(evaluation.recipe)
+    model_ids = evaluated_models(evaluation.recipe)
     names = labels(model_ids)
     results: dict[str, dict[str, Any]] = {REAL: {"clap": _clap(evaluation, real, prompts)}}
-    results[RECONSTRUCTED] = compared(evaluation, clip_features(evaluation, RECONSTRUCTED), real, prompts)
+    results[RECONSTRUCTED] = distribution_metrics(evaluation, clip_features(evaluation, RECONSTRUCTED), real, prompts)
     scores: dict[str, Floats] = {}
     far: dict[str, Any] = {}
     for model_id in model_ids:
         print(f"figures of {names[model_id]}", flush=True)
         one = clip_features(evaluation, model_id)
-        results[names[model_id]] = figures(evaluation, model_id, one, real, prompts)
-        scores[names[model_id]] = _by_clip(evaluation, one, prompts)
-        far[names[model_id]] = worst(evaluation, one, real)
+        results[names[model_id]] = model_metrics(evaluation, model_id, one, real, prompts)
+        scores[names[model_id]] = _clip_scores(evaluation, one, prompts)
+        far[names[model_id]] = worst_clips(evaluation, one, real)
     for name, features in scores.items():
         results[name]["clap_less_first"] = mean_difference(features, scores[names[model_ids[0]]], config.seed)
         results[name]["clap_by_clip"] = features.round(5).tolist()
-    content = as_json({"models": results, "how": how(evaluation, real), "worst": far})
-    listened, store = _listened(evaluation, names), run.store
+    content = as_json({"models": results, "how": provenance_of(evaluation, real), "worst": far})
+    listened, store = _audio_samples(evaluation, names), run.store
     page = html_report(evaluation.recipe.name, content, listened, curves(store, names), sensitivities(store, names))
     run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
     run.store.put(run.key("report.md"), markdown_report(evaluation.recipe.name, content).encode())
@@ -100,19 +100,19 @@ def clip_features(evaluation: Evaluator, model_id: str, clips: int | None = None
     listen = partial(evaluation.features, model_id)
     if model_id in (REAL, RECONSTRUCTED):
         listen = partial(evaluation.real_features, coded=model_id == RECONSTRUCTED)
-    parts = [listen(group) for group in pieces(clips or config.clips, config.batch_size)]
+    parts = [listen(group) for group in chunk_ranges(clips or config.clips, config.batch_size)]
     valid = np.concatenate([part["kept"] for part in parts])
     indices = np.flatnonzero(valid)
     if len(indices) == 0 and model_id in (REAL, RECONSTRUCTED):
-        raise DataError(f"evaluation: not one clip of {label(model_id)} is sound")
+        raise DataError(f"evaluation: not one clip of {short_label(model_id)} is sound")
     notes = Counter[str]()
     for part in parts:
         notes.update(json.loads(part["told"].tobytes()) if "told" in part else {})
-    vectors = _joined(parts, "vectors", valid)
+    vectors = _join_embeddings(parts, "vectors", valid)
     questions = [name for name in parts[0] if name.startswith("classes/")]
-    classes = {name.removeprefix("classes/"): _stacked(parts, name)[valid] for name in questions}
-    health = _stacked(parts, "health") if "health" in parts[0] else None
-    clap = _joined(parts, "clap", valid) if "clap" in parts[0] else vectors
+    classes = {name.removeprefix("classes/"): _stack(parts, name)[valid] for name in questions}
+    health = _stack(parts, "health") if "health" in parts[0] else None
+    clap = _join_embeddings(parts, "clap", valid) if "clap" in parts[0] else vectors
     return ClipFeatures(indices, vectors, clap, classes, health, notes)
 
 
@@ -122,32 +122,34 @@ def mean_difference(scores: Floats, first: Floats, seed: int) -> Interval | None
     return difference(scores[both], first[both], seed) if both.any() else None
 
 
-def _stacked(parts: list[Arrays], name: str) -> Floats:
+def _stack(parts: list[Arrays], name: str) -> Floats:
     return np.concatenate([part[name] for part in parts])
 
 
-def _joined(parts: list[Arrays], name: str, valid: Any) -> ClipEmbeddings:
+def _join_embeddings(parts: list[Arrays], name: str, valid: Any) -> ClipEmbeddings:
     """The vectors of the kept clips, numbered through."""
     clips = [part[name][part[f"{name}_owners"] == clip] for part in parts for clip in range(int(part["kept"].shape[0]))]
     sound = [clip for clip, good in zip(clips, valid, strict=True) if good]
     return ClipEmbeddings.of(sound) if sound else ClipEmbeddings(parts[0][name][:0], np.zeros(0, np.int64))
 
 
-def figures(
+def model_metrics(
     evaluation: Evaluator, model_id: str, features: ClipFeatures, real: ClipFeatures, prompts: Floats
 ) -> dict[str, Any]:
     """Everything that is said of one voice."""
     assert features.health is not None
     return {
-        **compared(evaluation, features, real, prompts),
-        "degenerate": degenerate(features.health, evaluation.config.degenerate),
+        **distribution_metrics(evaluation, features, real, prompts),
+        "degenerate": count_degenerate(features.health, evaluation.config.degenerate),
         "agreement": _agreement(evaluation, model_id),
         "cost": evaluation.cost(model_id) if evaluation.config.cost_runs else None,
         "bytes": evaluation.facts(model_id).size,
     }
 
 
-def compared(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures, prompts: Floats) -> dict[str, Any]:
+def distribution_metrics(
+    evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures, prompts: Floats
+) -> dict[str, Any]:
     """How clips compare with the real ones and their captions; what cannot be told is None, and why is in `notes`."""
     config = evaluation.config
     notes: list[str] = []
@@ -180,24 +182,24 @@ def compared(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures, 
     }
 
 
-def degenerate(health: Floats, limits: DegenerateThresholds) -> dict[str, int]:
+def count_degenerate(health: Floats, limits: DegenerateThresholds) -> dict[str, int]:
     """How many clips have each kind of fault, and any."""
     kinds = [problems(ClipHealth(*row), limits) for row in health.tolist()]
     counted = Counter(kind for labels in kinds for kind in labels)
     return {"any": sum(bool(labels) for labels in kinds), **{kind: counted[kind] for kind in KINDS}}
 
 
-def worst(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures) -> list[dict[str, Any]]:
+def worst_clips(evaluation: Evaluator, features: ClipFeatures, real: ClipFeatures) -> list[dict[str, Any]]:
     """The clips that lie furthest from the reference by themselves; none where that cannot be told."""
     try:
         far = fad_by_clip(features.vectors, real.vectors)
     except DataError:
         return []
-    indices = [(int(features.indices[n]), float(far[n])) for n in np.argsort(far)[::-1][:WORST]]
+    indices = [(int(features.indices[n]), float(far[n])) for n in np.argsort(far)[::-1][:NUM_WORST_CLIPS]]
     return [{"clip": clip, "fad": value, "prompt": evaluation.prompts([clip])[0]} for clip, value in indices]
 
 
-def how(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
+def provenance_of(evaluation: Evaluator, real: ClipFeatures) -> dict[str, Any]:
     """What a figure must not be quoted without."""
     config, record = evaluation.config, evaluation.context.record
     return {
@@ -244,7 +246,7 @@ def _clap(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> dic
     return clap_score(features.clap, prompts[features.indices], evaluation.config.seed).facts()
 
 
-def _by_clip(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> Floats:
+def _clip_scores(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> Floats:
     """The CLAP score of every clip, NaN where it was not kept."""
     scores = np.full(len(prompts), np.nan)
     if len(features.indices):
@@ -255,22 +257,22 @@ def _by_clip(evaluation: Evaluator, features: ClipFeatures, prompts: Floats) -> 
 
 
 def _agreement(evaluation: Evaluator, model_id: str) -> dict[str, Any] | None:
-    groups = pieces(agreement_clips(evaluation.config), AGREEMENT_GROUP)
+    groups = chunk_ranges(agreement_clips(evaluation.config), AGREEMENT_GROUP)
     if not groups:
         return None
     parts = [evaluation.agreement(model_id, clips) for clips in groups]
     seed = evaluation.config.seed
     result: dict[str, Any] = {"clips": sum(len(part["forward"]) for part in parts)}
     for name in ("forward", "reverse", "top_1", "with_text"):
-        values = _stacked(parts, name)
+        values = _stack(parts, name)
         result[name] = mean_interval(values.mean(axis=1), seed)
         result[f"{name}_by_codebook"] = values.mean(axis=0).tolist()
     for name in ("surprise", "variety"):
-        result[name] = mean_interval(_stacked(parts, name), seed)
+        result[name] = mean_interval(_stack(parts, name), seed)
     return result
 
 
-def _listened(evaluation: Evaluator, names: dict[str, str]) -> list[tuple[str, list[AudioSample]]]:
+def _audio_samples(evaluation: Evaluator, names: dict[str, str]) -> list[tuple[str, list[AudioSample]]]:
     """For the first prompts, the clips of everybody."""
     clips, rate = range(min(evaluation.config.num_audio_samples, evaluation.config.clips)), evaluation.embedder.rate
     samples: list[tuple[str, list[AudioSample]]] = [(prompt, []) for prompt in evaluation.prompts(clips)]

@@ -29,7 +29,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     began = time.monotonic()
     run = submit()
-    play_all(run["artifact"], folder)
+    render_all(run["artifact"], folder)
     figures = run["metrics"]
     print(
         f"\nheld-out KL to the teacher      {figures['kl_initial']:.3f} → {figures['kl_final']:.3f} nats a code"
@@ -59,7 +59,7 @@ def submit() -> dict[str, Any]:
     return run
 
 
-def play_all(reference: str, folder: Path) -> None:
+def render_all(reference: str, folder: Path) -> None:
     """Each model plays each prompt with the same seed."""
     from jobs.distill.models import new_student
     from tinymusician.artifacts.manifest import fetch, find
@@ -76,10 +76,10 @@ def play_all(reference: str, folder: Path) -> None:
         distilled = load_musicgen(scratch)
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in (("teacher", teacher), ("untrained", new_student(recipe, teacher)), ("distilled", distilled)):
-        play(model, tokenizer, recipe.teacher, folder, name)
+        render(model, tokenizer, recipe.teacher, folder, name)
 
 
-def play(model: Any, tokenizer: Any, config: TeacherConfig, folder: Path, name: str) -> None:
+def render(model: Any, tokenizer: Any, config: TeacherConfig, folder: Path, name: str) -> None:
     """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 

@@ -17,13 +17,13 @@ from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 LOCAL = "http://127.0.0.1:8265"
 TOKEN = Path.home() / ".ray" / "auth_token"
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")
 """Some of Ray's ports answer on every interface, even of a head on loopback: none of them without a token."""
 
-QUIET = {"REPORTER_UPDATE_INTERVAL_MS": "30000"}
+QUIET_ENVIRONMENT = {"REPORTER_UPDATE_INTERVAL_MS": "30000"}
 """Ray looks every process of a machine over for its dashboard; every 5 s that takes a laptop 8 % of a core."""
 
 
@@ -38,7 +38,7 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     target = address or os.environ.get(CLUSTER_VARIABLE)
     if target and urlparse(target).scheme not in {"http", "https"}:
         raise ClusterError(f"cluster {target!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
-    if not target and start and not _answers(LOCAL):
+    if not target and start and not _responds(LOCAL):
         _start_local()
     _use_token()
     return _client(target or LOCAL), target or LOCAL
@@ -59,7 +59,7 @@ def is_here(address: str) -> bool:
     return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
 
 
-def _answers(address: str) -> bool:
+def _responds(address: str) -> bool:
     """Whether anything listens there.
 
     Ray's own client cannot be asked: what it knows of tokens at first it knows for good, and before this machine's
@@ -103,7 +103,7 @@ def _start_local() -> None:
     TOKEN.chmod(0o600)  # Ray leaves it for everybody to read
     command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
-    environment = {**os.environ, **dict([AUTHENTICATION]), **worker_environment(), **QUIET}
+    environment = {**os.environ, **dict([AUTHENTICATION]), **worker_environment(), **QUIET_ENVIRONMENT}
     ended = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, start_new_session=True
     )
@@ -118,7 +118,7 @@ def runtime_environment(store: Store, where: str) -> dict[str, Any]:
     Nor does the place of the signing keys, which is another one there.
     """
     variables = {STORE_VARIABLE: store.url, **worker_environment()}
-    variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    variables |= {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
     environment: dict[str, Any] = {"env_vars": variables}
     if is_here(where):
         variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
@@ -128,7 +128,7 @@ def runtime_environment(store: Store, where: str) -> dict[str, Any]:
     return environment
 
 
-def uploaded(client: Any, environment: dict[str, Any]) -> dict[str, Any]:
+def upload_package(client: Any, environment: dict[str, Any]) -> dict[str, Any]:
     """The same environment with its code in the cluster's own storage: Serve, unlike Jobs, does not see to it."""
     client._upload_py_modules_if_needed(environment)
     return environment

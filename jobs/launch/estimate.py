@@ -14,7 +14,7 @@ _ADAM_BYTES = 16
 _ACTIVATION_BYTES = 34
 
 
-def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
+def distill_cost(recipe: Recipe, workers: int) -> dict[str, Any]:
     """Parameters, steps, codes and memory a worker. Shapes of models that are not at hand stay unknown."""
     training = recipe.training
     teacher = shape_of(recipe.teacher.model)
@@ -25,12 +25,12 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
         "steps": training.steps,
         "workers": workers,
     }
-    figures |= _parts(recipe, teacher, student)
+    figures |= _component_costs(recipe, teacher, student)
     if teacher and student:
-        codes_a_row = frames(recipe, teacher) * teacher.codebooks
+        codes_a_row = frames_of(recipe, teacher) * teacher.codebooks
         figures["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_a_row
         figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
-        figures["memory_a_worker_gib"] = round(memory(recipe, teacher, student, workers) / _GIB, 2)
+        figures["memory_a_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
         figures["memory_counts"] = (
             "the most that sampling or training takes: weights, caches, gradients, AdamW moments, teacher, logits, "
             "activations; not the text encoder, nor what trains it and the codec"
@@ -38,22 +38,22 @@ def cost(recipe: Recipe, workers: int) -> dict[str, Any]:
     return figures
 
 
-def _parts(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape | None) -> dict[str, int]:
+def _component_costs(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape | None) -> dict[str, int]:
     """Parameters of all that a device plays with, of a recipe that makes more smaller than the language model."""
     shapes = parts_of(recipe.teacher.model)
     if not recipe.has_small_parts or shapes is None or teacher is None or student is None:
         return {}
-    figures = _counted("teacher", teacher, *shapes)
+    figures = _format_count("teacher", teacher, *shapes)
     text, codec = shapes
     if (text_config := recipe.text_encoder) is not None:
         layers, feed_forward = len(text_config.layers), text_config.feed_forward
         text = replace(text, layers=layers, width=text_config.width, heads=text_config.heads, feed_forward=feed_forward)
     if (codec_config := recipe.codec) is not None:
         codec = replace(codec, filters=codec_config.filters, residual_layers=codec_config.residual_layers)
-    return figures | _counted("student", student, text, codec)
+    return figures | _format_count("student", student, text, codec)
 
 
-def _counted(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape) -> dict[str, int]:
+def _format_count(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape) -> dict[str, int]:
     projection = 0 if text.width == decoder.width else (text.width + 1) * decoder.width
     counts = {
         "text_encoder": text.parameters,
@@ -65,7 +65,7 @@ def _counted(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape
     return {**figures, f"{who}_parameters": sum(counts.values())}
 
 
-def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
+def pretrain_cost(recipe: Recipe) -> dict[str, Any]:
     """What making the house band takes: clips to render, and steps of each model."""
     part = recipe.pretrain or PretrainConfig()
     return {
@@ -78,7 +78,7 @@ def pretraining_cost(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def quantizing_cost(recipe: Recipe) -> dict[str, Any]:
+def quantize_cost(recipe: Recipe) -> dict[str, Any]:
     """What a compression measures, and how large the decoder would be in each precision, where its shape is known."""
     config = recipe.quantize
     shape = None if config.model is None or "@" in config.model else shape_of(config.model)
@@ -98,7 +98,7 @@ def quantizing_cost(recipe: Recipe) -> dict[str, Any]:
     return figures
 
 
-def frames(recipe: Recipe, shape: DecoderShape) -> int:
+def frames_of(recipe: Recipe, shape: DecoderShape) -> int:
     """Codec frames of each sequence."""
     return round(recipe.sequences.seconds * shape.frame_rate)
 
@@ -106,18 +106,18 @@ def frames(recipe: Recipe, shape: DecoderShape) -> int:
 def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
     """The student's shape, from the teacher's for a cut one."""
     if isinstance(recipe.student, LayerSubset):
-        return _from_layers(recipe.student, teacher) if teacher else None
+        return _with_layer_count(recipe.student, teacher) if teacher else None
     return shape_of(recipe.student.model)
 
 
-def _from_layers(student: LayerSubset, teacher: DecoderShape) -> DecoderShape:
+def _with_layer_count(student: LayerSubset, teacher: DecoderShape) -> DecoderShape:
     shape = teacher.with_layers(len(student.layers))
     if isinstance(student, WidthPrunedStudent):
         shape = replace(shape, width=student.width, heads=student.heads, feed_forward=student.feed_forward)
     return shape
 
 
-def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
+def training_memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
     """Bytes a worker needs at most, roughly: for sampling from the teacher, or for training.
 
     Sampling keeps keys and values of every layer in float32, twice with guidance; so does the report at the end, where
@@ -131,7 +131,7 @@ def memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero_stage]
     student_bytes = student.parameters * (_ADAM_BYTES - shared + shared / workers)
     passes = 2 if recipe.teacher.target == "conditional" else 1
-    length = frames(recipe, teacher) + student.codebooks
+    length = frames_of(recipe, teacher) + student.codebooks
     steps = training.batch_size * passes * length
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
     layer, whole = _ACTIVATION_BYTES * steps * student.width, 4 * steps * student.width * student.layers

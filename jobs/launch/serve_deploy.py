@@ -64,7 +64,7 @@ class ServeDeployment:
                 "name": NAME,
                 "route_prefix": "/",
                 "import_path": "serve.deployments:build",
-                "runtime_env": cluster.uploaded(self._jobs, cluster.runtime_environment(store, self.where)),
+                "runtime_env": cluster.upload_package(self._jobs, cluster.runtime_environment(store, self.where)),
                 "args": settings.model_dump(mode="json", exclude_defaults=True),
             },
             http,
@@ -93,7 +93,7 @@ class ServeDeployment:
             absent = state.status == "ABSENT" and time.monotonic() - began > _TIMEOUT_SECONDS
             if absent or state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 self._put(self._before)
-                raise ClusterError(f"cluster {self.where}: {_reason(state.message)}")
+                raise ClusterError(f"cluster {self.where}: {_error_reason(state.message)}")
             seen = state
             time.sleep(_POLL_SECONDS)
 
@@ -121,10 +121,10 @@ class ServeDeployment:
         try:
             return what(*words)
         except Exception as error:  # Ray's client raises RuntimeError and requests' own kinds
-            raise ClusterError(f"cluster {self.where}: {_reason(str(error))}") from error
+            raise ClusterError(f"cluster {self.where}: {_error_reason(str(error))}") from error
 
 
-def _reason(message: str) -> str:
+def _error_reason(message: str) -> str:
     """Why a replica did not start: its error, out of a message that has the traceback of it."""
     lines = [line for line in map(str.strip, message.splitlines()) if line and not line.startswith(_ADDRESS)]
     errors = [line for line in lines if _ERROR.match(line)]

@@ -49,7 +49,7 @@ def submit(
         RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
-    run = RunStore(store, check_run_name(resume or name or new_name(recipe.name, kind)))
+    run = RunStore(store, check_run_name(resume or name or new_run_name(recipe.name, kind)))
     if resume:
         workers, address = resume_target(run, kind, workers, address)
     elif run.exists():
@@ -62,7 +62,7 @@ def submit(
     if kind in _TRAINING:
         began = run.record().workers if resume else workers or 1
         content["training"]["parts"] = content["training"]["parts"] or began
-    check_teams(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
+    check_tensor_parallel(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
     run.write_record(
         RunRecord(
             id=run.id,
@@ -70,7 +70,7 @@ def submit(
             recipe=content,
             workers=workers or 1,
             created=run.record().created if resume else now(),
-            versions=versions(),
+            versions=package_versions(),
             git=git_state(),
             seeds={"training": content["training"]["seed"]},
             cluster=where,
@@ -80,7 +80,7 @@ def submit(
     run.update(state="PENDING", message="", stop_requested_at=now(), ended=None)
     try:
         client.submit_job(
-            entrypoint=f"{_python(where)} -P -m jobs.launch.supervisor {shlex.quote(run.id)} {shlex.quote(submission)}",
+            entrypoint=f"{_python_command(where)} -P -m jobs.launch.supervisor {shlex.quote(run.id)} {shlex.quote(submission)}",
             submission_id=submission,
             runtime_env=environment,
             metadata={"run": run.id, "kind": kind},
@@ -91,7 +91,7 @@ def submit(
     return run
 
 
-def check_teams(split: int, workers: int, kind: JobKind) -> None:
+def check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
     """Where workers hold a teacher together, their number must be a multiple of it.
 
     Raises:
@@ -180,12 +180,12 @@ def is_alive(record: RunRecord) -> bool:
         return False
 
 
-def new_name(recipe: str, kind: str) -> str:
+def new_run_name(recipe: str, kind: str) -> str:
     """A run's name: recipe, kind, local time, and four digits against clashes."""
     return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The versions of what a run's figures depend on."""
     result = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in _PACKAGES:
@@ -211,6 +211,6 @@ def git_state() -> dict[str, str]:
     return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
 
 
-def _python(where: str) -> str:
+def _python_command(where: str) -> str:
     """This very interpreter on this machine, the cluster's own elsewhere."""
     return shlex.quote(sys.executable) if cluster.is_here(where) else "python"

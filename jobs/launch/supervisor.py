@@ -28,7 +28,7 @@ from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
 """What Ray says of workers that its memory monitor killed, or its own helpers beside them."""
@@ -85,9 +85,9 @@ def supervise(run_id: str, submission: str) -> int:
         return run.record().submission == submission
 
     run.heartbeat()
-    _sweep(run)
+    _remove_stale_drafts(run)
     run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
-    child = subprocess.Popen(
+    run_child = subprocess.Popen(
         [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", record.kind, run_id],
         cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
         stdout=subprocess.PIPE,
@@ -95,37 +95,37 @@ def supervise(run_id: str, submission: str) -> int:
         text=True,
         errors="replace",
     )
-    log = LogUploader(run, owned, child.terminate)
+    log = LogUploader(run, owned, run_child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
         stopped.set()
-        child.terminate()
+        run_child.terminate()
 
     signal.signal(signal.SIGTERM, stop)
-    assert child.stdout is not None
-    for line in child.stdout:
+    assert run_child.stdout is not None
+    for line in run_child.stdout:
         log.line(line)
-    code = child.wait()
-    outcome = _outcome(run, code, stopped.is_set())
+    code = run_child.wait()
+    outcome = _final_status(run, code, stopped.is_set())
     log.line(f"{time.strftime(_STAMP)} {outcome['state']} {outcome.get('message', '')}\n")
     try:
         log.close()  # before its state says that it has ended, so that a run that has ended has its whole log
     finally:
         if owned():
             run.update(ended=now(), **outcome)
-    _sweep(run)
+    _remove_stale_drafts(run)
     return code
 
 
-def _sweep(run: RunStore) -> None:
+def _remove_stale_drafts(run: RunStore) -> None:
     """Rid the store of what killed writers left; one that lets nobody list what is unfinished serves as well."""
     with contextlib.suppress(StoreError):
         run.store.sweep()
 
 
-def _outcome(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
+def _final_status(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
     if code == 0:
         result = json.loads(run.store.get(run.key("result.json")))
         return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
@@ -141,7 +141,7 @@ def _outcome(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
     return {"state": "FAILED", "message": message}
 
 
-def child(kind: JobKind, run_id: str) -> int:
+def run_child(kind: JobKind, run_id: str) -> int:
     """Run the job of this kind; an error for users becomes one line."""
     run = RunStore(open_store(), run_id)
     for old in ("error.txt", "refused.txt"):
@@ -163,7 +163,7 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
     while error is not None:
         if isinstance(error, TinyMusicianError):
             return error
-        if isinstance(error, OSError) and (error.filename or error.errno in _FULL):
+        if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL_ERRORS):
             return TinyMusicianError(f"{error.filename or 'the disk for scratch files'}: {error.strerror}")
         if type(error).__name__ == "SafetensorError":
             return TinyMusicianError(f"a file of tensors cannot be read or written: {error}")
@@ -192,5 +192,5 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--child":
-        sys.exit(child(cast(JobKind, sys.argv[2]), sys.argv[3]))
+        sys.exit(run_child(cast(JobKind, sys.argv[2]), sys.argv[3]))
     sys.exit(supervise(sys.argv[1], sys.argv[2]))

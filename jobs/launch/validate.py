@@ -6,7 +6,7 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from jobs.launch.estimate import frames, student_shape
+from jobs.launch.estimate import frames_of, student_shape
 from jobs.registry import JobKind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
@@ -14,7 +14,7 @@ from tinymusician.models.param_count import check_codec_size, check_piece, check
 from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
 from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
 
-PRETRAINING_READS = (
+PRETRAIN_KEYS = (
     "pretrain.",
     "training.precision",
     "training.seed",
@@ -24,7 +24,7 @@ PRETRAINING_READS = (
     "training.max_skipped_steps",
     "training.min_workers",
 )
-ADAPTIVE_READS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
+ADAPTIVE_PLAN_KEYS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 
 def with_local_paths(recipe: Recipe) -> Recipe:
@@ -59,11 +59,11 @@ def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None
         RecipeError: such a change.
     """
     for override in overrides if kind == "quantize" and recipe.quantize.plan != "adaptive" else ():
-        if override.partition("=")[0].removeprefix("quantize.") in ADAPTIVE_READS:
+        if override.partition("=")[0].removeprefix("quantize.") in ADAPTIVE_PLAN_KEYS:
             raise RecipeError(f"--set {override}: only plan adaptive reads it; a plan's file says how that plan rounds")
     for override in overrides if kind == "pretrain" else ():
-        if not override.startswith(PRETRAINING_READS):
-            raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAINING_READS)}")
+        if not override.startswith(PRETRAIN_KEYS):
+            raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAIN_KEYS)}")
 
 
 def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
@@ -103,7 +103,7 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
     check_shapes(recipe)
 
 
-def with_plan(recipe: Recipe) -> Recipe:
+def with_loaded_plan(recipe: Recipe) -> Recipe:
     """The recipe with the content of the plan's file in the place of its path, which the cluster does not know.
 
     Raises:
@@ -238,7 +238,7 @@ def check_parts(recipe: Recipe) -> None:
 def check_length(recipe: Recipe, teacher: DecoderShape) -> None:
     """The recipe's sequences hold a frame at least, and fit into the decoder's positions with their delay."""
     longest = (teacher.positions - teacher.codebooks) / teacher.frame_rate
-    if not 1 <= frames(recipe, teacher) <= teacher.positions - teacher.codebooks:
+    if not 1 <= frames_of(recipe, teacher) <= teacher.positions - teacher.codebooks:
         raise RecipeError(
             f"sequences.seconds = {recipe.sequences.seconds:g}: allowed are {1 / teacher.frame_rate:g} to "
             f"{longest:.1f} s, by the teacher's {teacher.positions} positions of {1000 / teacher.frame_rate:g} ms"

@@ -31,9 +31,9 @@ from tinymusician.recipe import Precision, QualityThreshold
 from tinymusician.runtime.bundle import Bundle
 from tinymusician.runtime.generator import MusicGenerator
 
-RESERVE = 0.9
+BUDGET_RESERVE = 0.9
 """The share of the KL budget that a plan may use on the sequences it is chosen on; others differ a little."""
-PROBE = "a fast and cheerful reel played on the fiddle"
+PROBE_PROMPT = "a fast and cheerful reel played on the fiddle"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
         context.run.tell("report", 0, 1)
 
         def tell(cost: dict[str, Any]) -> dict[str, Any]:
-            figures = _figures(compression, chosen, parity, folder, cost)
+            figures = _metrics(compression, chosen, parity, folder, cost)
             parities = {"float32": plain, chosen.plan.name: parity}
             text = _report(compression, chosen, parities, verdicts(folder), figures)
             context.run.store.put(context.run.key("report.html"), text.encode())
@@ -78,7 +78,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
 
         tell({})  # what misses its gate has a report too
         check(plain, "float32 graphs", **config.thresholds.float32.model_dump())
-        check(parity, f"plan {chosen.plan.name}", **_gate(compression, chosen.plan).model_dump())
+        check(parity, f"plan {chosen.plan.name}", **_threshold(compression, chosen.plan).model_dump())
         save_plan(chosen.plan, folder / PLAN_FILE)
         figures = tell(maker.describe(chosen, folder, {"float32": plain.facts(), "bundle": parity.facts()}))
         manifest = publish(
@@ -89,7 +89,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
             recipe=context.record.recipe,
             lineage=lineage(compression),
             metrics=figures,
-            licence=licence(compression),
+            licence=licence_of_model(compression),
         )
     context.run.tell("report", 1, 1)
     return manifest, figures
@@ -100,13 +100,15 @@ def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> 
     config, trials = compression.config, compression.trials(measurer)
     outcomes = compression.measured(measurer, trials)
     points = [ParetoPoint("float32", measurer.whole, 0.0)]
-    points += [_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None and o.size]
+    points += [
+        _pareto_point(t.plan.name, o) for t, o in zip(trials, outcomes, strict=True) if t.group is None and o.size
+    ]
     if config.plan != "adaptive":
         plan = load_plan(config.plan)
         check_groups(plan, measurer)
         outcome = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
         others = [point for point in points if point.name != plan.name]
-        return PlanSelection(plan, outcome, None, [*others, _point(plan.name, outcome)])
+        return PlanSelection(plan, outcome, None, [*others, _pareto_point(plan.name, outcome)])
     alone = {t.group: o for t, o in zip(trials, outcomes, strict=True) if t.group is not None}
     table, how, tried = measurer.table(alone), compression.how(), {}
 
@@ -118,7 +120,7 @@ def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> 
         print(f"choice: {metrics.size / 1e6:.1f} MB, worst codebook {max(metrics.by_codebook):.4g} nats", flush=True)
         return max(metrics.by_codebook)
 
-    best = choose(table, RESERVE * config.kl_budget, joint)
+    best = choose(table, BUDGET_RESERVE * config.kl_budget, joint)
     note = (
         f"chosen for {compression.config.model} under a KL budget of {config.kl_budget:g} nats a code, "
         f"{best.measured:.4g} measured in the worst codebook"
@@ -126,7 +128,10 @@ def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> 
     plan = how.model_copy(update={"name": "adaptive", "groups": best.groups, "note": note})
     outcome = tried[tuple(best.groups.items())]
     return PlanSelection(
-        plan, outcome, table, [*points, *[_point("", o) for o in tried.values()], _point("adaptive", outcome)]
+        plan,
+        outcome,
+        table,
+        [*points, *[_pareto_point("", o) for o in tried.values()], _pareto_point("adaptive", outcome)],
     )
 
 
@@ -162,7 +167,11 @@ class _FusedExporter:
     def describe(self, chosen: PlanSelection, folder: Path, parity: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, play once to see what that costs, and write it again with the costs."""
         compression = self._compression
-        facts: dict[str, Any] = {"licence": licence(compression), "lineage": lineage(compression), "parity": parity}
+        facts: dict[str, Any] = {
+            "licence": licence_of_model(compression),
+            "lineage": lineage(compression),
+            "parity": parity,
+        }
         dtypes = {
             graph: "+".join(sorted({chosen.plan.of(group) for group in groups}))
             if not chosen.plan.uniform_int8
@@ -185,7 +194,7 @@ class _FusedExporter:
             write_manifest(manifest, folder)
 
         write({}, 0)
-        cost = played(folder)
+        cost = measure_playback(folder)
         write(cost, cost["peak_memory_bytes"])
         return cost
 
@@ -229,7 +238,7 @@ class _OptimumExporter:
         return {}
 
 
-def played(folder: Path) -> dict[str, Any]:
+def measure_playback(folder: Path) -> dict[str, Any]:
     """What `tmctl generate` says of playing from the bundle, in a process of its own.
 
     Raises:
@@ -240,7 +249,7 @@ def played(folder: Path) -> dict[str, Any]:
     python_path = os.environ.get("PYTHONPATH")
     paths = {"PYTHONPATH": os.pathsep.join([*sorted(roots), *([python_path] if python_path else [])])}
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "jobs.cli.main", "generate", PROBE, "--model", str(folder), "--json"]
+        command = [sys.executable, "-m", "jobs.cli.main", "generate", PROBE_PROMPT, "--model", str(folder), "--json"]
         command += ["-o", f"{scratch}/probe.wav"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | paths)
     if ended.returncode != 0:
@@ -265,7 +274,7 @@ def lineage(compression: QuantizationWorkspace) -> dict[str, Any]:
     }
 
 
-def licence(compression: QuantizationWorkspace) -> str:
+def licence_of_model(compression: QuantizationWorkspace) -> str:
     """The model's own licence: an artifact says it, packaged weights are the project's, others MusicGen's."""
     if compression.artifact is not None:
         return compression.artifact.licence
@@ -274,14 +283,14 @@ def licence(compression: QuantizationWorkspace) -> str:
     return "CC-BY-NC-4.0 (derived from MusicGen's weights)"
 
 
-def _gate(compression: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:
+def _threshold(compression: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:
     """The gate of the plan's coarsest precision; where a budget was set, that is the KL it must keep."""
     config = compression.config
     gate: QualityThreshold = getattr(config.thresholds, coarsest(plan))
     return gate.model_copy(update={"kl": config.kl_budget}) if config.plan == "adaptive" else gate
 
 
-def _figures(
+def _metrics(
     compression: QuantizationWorkspace, chosen: PlanSelection, parity: ParityReport, folder: Path, cost: dict[str, Any]
 ) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -336,5 +345,5 @@ def _parity_rows(parity: ParityReport) -> list[tuple[str, Any]]:
     return rows
 
 
-def _point(name: str, outcome: PlanMetrics) -> ParetoPoint:
+def _pareto_point(name: str, outcome: PlanMetrics) -> ParetoPoint:
     return ParetoPoint(name, outcome.size, max(outcome.by_codebook))

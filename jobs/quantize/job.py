@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jobs.worker.actor_pool import ActorPool, stages
+from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -19,7 +19,7 @@ from tinymusician.artifacts.runs import RunStore
 if TYPE_CHECKING:
     from tinymusician.quantize.adaptive import PlanEvaluator
 
-_SHARES = 4
+_CHUNKS_PER_WORKER = 4
 """Shares of the trials a worker, so that none waits long for the slowest."""
 
 
@@ -72,7 +72,7 @@ def run(run_id: str) -> None:
     folder = RunStore(store, run_id)
     record = folder.record()
     pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["max_restarts"])
-    do, shares = stages(pool, folder), _SHARES * record.workers
+    do, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
     do("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
     do("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
     pool.keep(1)

@@ -32,7 +32,7 @@ from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch
 
-_COMPARED = (
+_COMPARED_PLANS = (
     ("int8-rtn", "int8", "rtn", True),
     ("int4-rtn", "int4", "rtn", True),
     ("int4-rtn-asymmetric", "int4", "rtn", False),
@@ -106,7 +106,7 @@ class QuantizationWorkspace:
         max_frames = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
         frames = min(shape.window, max_frames)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
-        scales = scales_within(self.guidance_range, len(texts)) if self.guidance_range else None
+        scales = scales_in_range(self.guidance_range, len(texts)) if self.guidance_range else None
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance_scale
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
@@ -126,7 +126,7 @@ class QuantizationWorkspace:
         compared = [packaged_plan(name) for name in PLANS if name != "float32"]
         compared += [
             how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
-            for name, default, method, symmetric in _COMPARED
+            for name, default, method, symmetric in _COMPARED_PLANS
         ]
         result = [PlanTrial(plan) for plan in compared]
         if self.config.plan == "adaptive":
@@ -151,14 +151,14 @@ class QuantizationWorkspace:
         for trial in trials:
             cache = self._cache_of(measurer.sequences, trial.plan)
             if cache.missing():
-                cache.write(0, _as_arrays(self._outcome(measurer, trial)))
+                cache.write(0, _to_arrays(self._outcome(measurer, trial)))
                 print(f"measured {trial.name}", flush=True)
 
     def measured(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics]:
         """The outcome of every trial."""
         self.measure(measurer, trials)
         caches = [self._cache_of(measurer.sequences, trial.plan) for trial in trials]
-        return [_as_outcome(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
+        return [_from_arrays(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
 
     def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
         """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
@@ -190,7 +190,7 @@ class QuantizationWorkspace:
         folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            sweep_scratch(folder.parent)
+            remove_stale_scratch(folder.parent)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 tokenizer = Path(scratch) / "tokenizer.json"
                 self.tokenizer.backend_tokenizer.save(str(tokenizer))
@@ -235,7 +235,7 @@ def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[
     check_guidance(str(config.model), guidance, range_)
 
 
-def scales_within(range_: tuple[float, float], count: int) -> tuple[float, ...]:
+def scales_in_range(range_: tuple[float, float], count: int) -> tuple[float, ...]:
     """So many scales spread evenly within a range; at its very ends a half of what embeds them is 0."""
     low, high = range_
     return tuple(low + (high - low) * (place + 0.5) / count for place in range(count))
@@ -247,17 +247,17 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return {key: without_paths(value) if isinstance(value, dict) else value for key, value in cleaned.items()}
 
 
-def sweep_scratch(folder: Path) -> None:
+def remove_stale_scratch(folder: Path) -> None:
     """Remove what workers that were killed left half-written in `folder` more than a day ago."""
     for left in folder.glob(f"{tempfile.gettempprefix()}*"):
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _as_arrays(outcome: PlanMetrics) -> dict[str, Any]:
+def _to_arrays(outcome: PlanMetrics) -> dict[str, Any]:
     figures = {"size": [outcome.size], "kl": outcome.by_codebook, "codec_snr": [outcome.codec_snr]}
     return {name: np.array(values) for name, values in figures.items()}
 
 
-def _as_outcome(arrays: dict[str, Any]) -> PlanMetrics:
+def _from_arrays(arrays: dict[str, Any]) -> PlanMetrics:
     return PlanMetrics(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

@@ -32,7 +32,7 @@ from tinymusician.recipe import load_recipe
 
 Claims = list[tuple[str, str, str]]
 PRECISIONS = ("float32", "float16", "int8", "int4")
-_OPEN = "{kl: 5, agreement: 0, codec_snr: 0}"
+_OPEN_THRESHOLD = "{kl: 5, agreement: 0, codec_snr: 0}"
 
 
 class PaperReproduction:
@@ -111,7 +111,9 @@ class PaperReproduction:
         self._claim("table 3", "quantization raises CLAP", higher(rows["quantized"], rows["base"]))
         whole, mixed = (self.bundled(f"kd-{plan}", distilled, plan)["metrics"]["size"] for plan in ("float32", "paper"))
         self._claim(
-            "table 3", "KD and mixed precision: at most 45 % of the float32 bundle", within(mixed / whole, 0.45)
+            "table 3",
+            "KD and mixed precision: at most 45 % of the float32 bundle",
+            within_clap_tolerance(mixed / whole, 0.45),
         )
 
     def table4(self) -> None:
@@ -122,7 +124,7 @@ class PaperReproduction:
             self.distilled(
                 f"cut-{len(layers)}", "--set", "student.kind=prune_layers", "--set", f"student.layers={layers}"
             )
-            for layers in cuts(self.depth())
+            for layers in layer_cuts(self.depth())
         ]
         guided = self.distilled("guided", "--set", "teacher.target=guided")
         names = dict(zip(("an eighth of the layers", "a quarter", "half"), sizes, strict=True))
@@ -131,7 +133,7 @@ class PaperReproduction:
         self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
         self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
         self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
-        share = within(adaptive["bytes"] / full["bytes"], 0.45)
+        share = within_clap_tolerance(adaptive["bytes"] / full["bytes"], 0.45)
         self._claim("beyond", "adaptive: at most 45 % of the float32 bundle", share)
         self._claim("beyond", "adaptive: FAD not higher than float32", not_worse(lower(full, adaptive, "fad_infinity")))
         self._claim("beyond", "guided: one pass takes less time than two", slower(original, one_pass))
@@ -161,7 +163,14 @@ class PaperReproduction:
 
     def bundled(self, what: str, model: str, plan: str) -> dict[str, Any]:
         """The run that made it. The gate of int4 stands open: what it costs is what is asked here."""
-        words = ("--model", model, "--set", f"quantize.plan={plan}", "--set", f"quantize.thresholds.int4={_OPEN}")
+        words = (
+            "--model",
+            model,
+            "--set",
+            f"quantize.plan={plan}",
+            "--set",
+            f"quantize.thresholds.int4={_OPEN_THRESHOLD}",
+        )
         return self.run("quantize", what, None, *words)
 
     def depth(self) -> int:
@@ -205,13 +214,13 @@ class PaperReproduction:
         print(f"\nreports {self.folder}/index.html, after {facts['minutes']} minutes")
 
 
-def cuts(depth: int) -> list[list[int]]:
+def layer_cuts(depth: int) -> list[list[int]]:
     """Students of three sizes: an eighth, a quarter and half of the layers, evenly spaced, with the last one."""
     counts = [max(1, depth // part) for part in (8, 4, 2)]
     return [sorted({depth - 1 - round(step * (depth - 1) / max(1, n - 1)) for step in range(n)}) for n in counts]
 
 
-def within(share: float, most: float) -> str:
+def within_clap_tolerance(share: float, most: float) -> str:
     """Whether a share is at most so much."""
     return f"{HOLDS if share <= most else FAILS} ({share:.3f})"
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from jobs.distill import precompute
-from jobs.evaluate.evaluator import AGREEMENT_GROUP, REAL, pieces
+from jobs.evaluate.evaluator import AGREEMENT_GROUP, REAL, chunk_ranges
 from jobs.evaluate.job import EvalTask, EvalWorker
 from jobs.evaluate.report import clip_features
 from jobs.sweep.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
-from jobs.worker.actor_pool import ActorPool, stages
+from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.worker import WorkerContext, run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -27,8 +27,8 @@ from tinymusician.evaluate.kad import kad
 from tinymusician.evaluate.sweep_report import claims, fluctuation, html_study, markdown_study
 from tinymusician.recipe import parse_recipe
 
-CHAMPION = "stage_mixed"
-FORCED = 16
+CLAIMED_OBJECTIVE = "stage_mixed"
+NUM_FORCED_CLIPS = 16
 """Clips of each student that the teacher judges."""
 
 
@@ -60,15 +60,21 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     run_ray_train(precompute.work, folder)
-    do = stages(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
+    do = stage_runner(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch_size, min(recipe.sweep.clips, recipe.evaluate.clips)
-    real = [EvalTask("hear", REAL, group) for group in pieces(recipe.evaluate.clips, batch)]
+    real = [EvalTask("hear", REAL, group) for group in chunk_ranges(recipe.evaluate.clips, batch)]
     do("reference", real[:1])  # by one, so that the band's tunes are parsed once
     do("trainings", [EvalTask("train", model_id) for model_id in model_ids])
-    do("teacher's clips", [EvalTask("hear", "teacher", group) for group in pieces(min(FORCED, clips), batch)])
-    do("clips", real + [EvalTask("hear", model_id, group) for model_id in model_ids for group in pieces(clips, batch)])
-    forced = pieces(min(FORCED, clips), AGREEMENT_GROUP)
+    do(
+        "teacher's clips",
+        [EvalTask("hear", "teacher", group) for group in chunk_ranges(min(NUM_FORCED_CLIPS, clips), batch)],
+    )
+    do(
+        "clips",
+        real + [EvalTask("hear", model_id, group) for model_id in model_ids for group in chunk_ranges(clips, batch)],
+    )
+    forced = chunk_ranges(min(NUM_FORCED_CLIPS, clips), AGREEMENT_GROUP)
     do("agreement", [EvalTask("agree", model_id, group) for model_id in model_ids for group in forced])
     do("report", [EvalTask("report")])
 
@@ -81,7 +87,10 @@ def write_report(trials: SweepEvaluator) -> None:
 
     def final(trial: SweepTrial, rows: list[dict[str, Any]]) -> dict[str, float]:
         features = clip_features(trials, trial.model_id, clips)
-        judged = [trials.agreement(trial.model_id, group) for group in pieces(min(FORCED, clips), AGREEMENT_GROUP)]
+        judged = [
+            trials.agreement(trial.model_id, group)
+            for group in chunk_ranges(min(NUM_FORCED_CLIPS, clips), AGREEMENT_GROUP)
+        ]
         last = [row for row in rows if "held_out/kl" in row][-1]
         return {
             "kl": last["held_out/test/kl"],
@@ -95,12 +104,12 @@ def write_report(trials: SweepEvaluator) -> None:
             "variety": float(np.concatenate([part["variety"] for part in judged]).mean()),
         }
 
-    grids = gathered(trials, final)
+    grids = collect_results(trials, final)
     content = as_json(
         {
             "grids": grids,
-            "claims": claims(grids["objectives"], CHAMPION) if "objectives" in grids else [],
-            "how": how(trials, clips),
+            "claims": claims(grids["objectives"], CLAIMED_OBJECTIVE) if "objectives" in grids else [],
+            "how": provenance_of(trials, clips),
         }
     )
     run.store.put(run.key("report.json"), json.dumps(content, ensure_ascii=False).encode())
@@ -116,7 +125,7 @@ def write_report(trials: SweepEvaluator) -> None:
     run.store.put(run.key("result.json"), json.dumps({"artifact": None, "metrics": means}).encode())
 
 
-def gathered(
+def collect_results(
     trials: SweepEvaluator, final: Callable[[SweepTrial, list[dict[str, Any]]], dict[str, float]]
 ) -> dict[str, Any]:
     """By grid and value, every seed's curves and figures; a training that stands in two grids is looked at once."""
@@ -132,7 +141,7 @@ def gathered(
     return grids
 
 
-def how(trials: SweepEvaluator, clips: int) -> dict[str, str]:
+def provenance_of(trials: SweepEvaluator, clips: int) -> dict[str, str]:
     """What a figure must not be quoted without."""
     recipe, record = trials.recipe, trials.context.record
     training = recipe.training

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.distill.finalize import JUDGE
-from jobs.distill.job import mixture_at
-from jobs.distill.models import TeacherStudent, load_pair, new_student
-from jobs.distill.teacher import cached, online, sequences, signal_shards
+from jobs.distill.finalize import MONITOR
+from jobs.distill.job import loss_weights_at
+from jobs.distill.models import TeacherStudent, load_models, new_student
+from jobs.distill.teacher import cached_signals, online_signals, open_sequences, signal_shard_cache
 from jobs.evaluate.evaluator import Evaluator
-from jobs.worker.worker import WorkerContext, plan_of
+from jobs.worker.worker import WorkerContext, trainer_config
 from tinymusician.data.shards import ShardCache, fingerprint
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset
@@ -39,7 +39,7 @@ from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.task import Model
 
 _OBJECTIVES = ("forward", "reverse", "fixed_bikl", "bikl", "switched_bikl", "stage_mixed")
-_MIXED = "stage_mixed"
+_SKEWED_OBJECTIVES = "stage_mixed"
 GRIDS: dict[Grid, dict[str, dict[str, Any]]] = {
     "objectives": {name: {"objective": {"name": name}} for name in _OBJECTIVES},
     "temperature": {
@@ -48,8 +48,10 @@ GRIDS: dict[Grid, dict[str, dict[str, Any]]] = {
         "τ 2 to 1, along the sequence": {"temperature": {"initial": 2.0, "final": 1.0, "axis": "sequence"}},
         "τ 2 to 1, along training": {"temperature": {"initial": 2.0, "final": 1.0, "axis": "training"}},
     },
-    "skew": {f"λ {skew:g}": {"objective": {"name": _MIXED, "skew": skew}} for skew in (0.0, 0.1, 0.3, 0.5)},
-    "switch": {f"switch at {at:g}": {"objective": {"name": _MIXED, "switch": at}} for at in (0.25, 0.5, 0.75, 1.0)},
+    "skew": {f"λ {skew:g}": {"objective": {"name": _SKEWED_OBJECTIVES, "skew": skew}} for skew in (0.0, 0.1, 0.3, 0.5)},
+    "switch": {
+        f"switch at {at:g}": {"objective": {"name": _SKEWED_OBJECTIVES, "switch": at}} for at in (0.25, 0.5, 0.75, 1.0)
+    },
 }
 """What the paper's figures compare, and the next checks of its summary; everything else is the recipe's."""
 
@@ -83,14 +85,14 @@ class SweepTrial:
 def trials_of(recipe: Recipe) -> list[SweepTrial]:
     """All trainings of a recipe's sweep."""
     return [
-        SweepTrial(grid, value, seed, _varied(recipe, changes, seed))
+        SweepTrial(grid, value, seed, _with_changes(recipe, changes, seed))
         for grid in recipe.sweep.over
         for value, changes in GRIDS[grid].items()
         for seed in range(recipe.training.seed, recipe.training.seed + recipe.sweep.seeds)
     ]
 
 
-def _varied(recipe: Recipe, changes: dict[str, Any], seed: int) -> Recipe:
+def _with_changes(recipe: Recipe, changes: dict[str, Any], seed: int) -> Recipe:
     content = recipe.model_dump(mode="json")
     content |= changes
     content["training"]["seed"] = seed
@@ -117,7 +119,7 @@ class TrackedDistillTask(ObjectiveTask):
             rows = [len(batch.logits) for batch in batches]
             for name in parts[0]:
                 metrics[f"{split}/{name}"] = float(np.average([part[name] for part in parts], weights=rows))
-        return metrics | {JUDGE: metrics[f"validation/{JUDGE}"]}
+        return metrics | {MONITOR: metrics[f"validation/{MONITOR}"]}
 
     def _measured(self, model: Model, batch: TeacherSignals) -> dict[str, float]:
         logits, mask = self.student_logits(model, batch), batch.sequences.mask
@@ -143,16 +145,18 @@ class SweepEvaluator(Evaluator):
 
     @cached_property
     def _pair(self) -> TeacherStudent:
-        return load_pair(self.recipe)
+        return load_models(self.recipe)
 
     def _tokens(self, split: Split) -> TokenDataset:
-        return sequences(self._alone, self._pair, split)
+        return open_sequences(self._alone, self._pair, split)
 
     def _held(self, split: Split) -> list[TeacherSignals]:
         """The signals of a held-out split, in memory."""
         tokens = self._tokens(split)
         return list(
-            _batches(online(self._alone, self._pair, tokens), len(tokens.codes), self.recipe.training.batch_size)
+            _batches(
+                online_signals(self._alone, self._pair, tokens), len(tokens.codes), self.recipe.training.batch_size
+            )
         )
 
     @cached_property
@@ -166,14 +170,14 @@ class SweepEvaluator(Evaluator):
     @cached_property
     def _training(self) -> tuple[SignalSource, int]:
         tokens = self._tokens("train")
-        return cached(self._alone, self._pair, tokens), len(tokens.codes)
+        return cached_signals(self._alone, self._pair, tokens), len(tokens.codes)
 
     def trained(self, trial: SweepTrial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
         cache = ShardCache(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
         place = self.context.run.key(f"checkpoints/trials/{trial.model_id.removeprefix('trial ')}")
         if cache.missing():
-            cache.write(0, self._train(trial, CheckpointManager(self.store, place, JUDGE)))
+            cache.write(0, self._train(trial, CheckpointManager(self.store, place, MONITOR)))
         for entry in list(self.store.list(f"{place}/")):
             self.store.delete(entry.key)
         arrays = cache.read(0)
@@ -183,7 +187,7 @@ class SweepEvaluator(Evaluator):
     @cached_property
     def _learns_from(self) -> dict[str, Any]:
         """What every training depends on beside its own part of the recipe: signals, first weights, arithmetic."""
-        shards = signal_shards(self._alone, self._pair, self._tokens("train"))
+        shards = signal_shard_cache(self._alone, self._pair, self._tokens("train"))
         return {
             "signals": shards.fingerprint,
             "begins_with": weights_digest(self._pair.student),
@@ -201,7 +205,7 @@ class SweepEvaluator(Evaluator):
             student=new_student(trial.recipe, self._pair.teacher).to(self.context.device),
             train=source,
             train_rows=count,
-            mixture_at=partial(mixture_at, trial.recipe.objective, training.steps),
+            mixture_at=partial(loss_weights_at, trial.recipe.objective, training.steps),
             softening=TemperatureSchedule(soft.initial, soft.final, soft.axis, training.steps),
             batch_size=training.batch_size,
             seed=training.seed,
@@ -211,7 +215,7 @@ class SweepEvaluator(Evaluator):
         state = start.state if start is not None else None
         settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
-        plan = plan_of(training, training.steps, training.learning_rate, JUDGE)
+        plan = trainer_config(training, training.steps, training.learning_rate, MONITOR)
         log = run.key(f"trials/{trial.model_id.removeprefix('trial ')}.jsonl")
         metrics = MetricsLog(self.store, log, start.step if start is not None else -1)
         how = f"trained {trial.grid}, {trial.value}, seed {trial.seed}"

@@ -72,7 +72,7 @@ class ActorPool:
         self._hands = self._hands[:count]
 
 
-def stages(pool: ActorPool, run: RunStore) -> Callable[..., None]:
+def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
     """A function that does the units of a stage, at most `at_once` at a time, and tells the run how far it is."""
 
     def do(stage: str, units: Sequence[Any], at_once: int = 0) -> None:

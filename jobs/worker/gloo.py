@@ -11,7 +11,7 @@ import socket
 _VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
-def choose() -> None:
+def choose_interface() -> None:
     """Tell gloo, unless somebody has; Ray calls this in every worker process before its work."""
     import psutil
     import ray

@@ -21,38 +21,38 @@ def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
         NotFound, ModelError: there is no such artifact or folder, or it is nothing that the job can work on.
     """
     if kind == "quantize":
-        model = recipe.quantize.model or _newest(store, recipe, "quantize.model")
-        name = _pinned(store, model, "quantize.model", here, MODELS)
+        model = recipe.quantize.model or _newest_student(store, recipe, "quantize.model")
+        name = _resolve_one(store, model, "quantize.model", here, MODELS)
         return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
     if kind == "evaluate":
-        models = recipe.evaluate.models or (_newest(store, recipe, "evaluate.models"),)
-        names = tuple(_judged(store, name, here) for name in models)
+        models = recipe.evaluate.models or (_newest_student(store, recipe, "evaluate.models"),)
+        names = tuple(_resolve_evaluated(store, name, here) for name in models)
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})
     return recipe
 
 
-STAND_INS = ("teacher", "untrained")
+SPECIAL_MODELS = ("teacher", "untrained")
 """What an evaluation can be asked for without a name: the recipe's teacher, and its student before any training."""
 MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
 """Files by which artifacts are known: of models, and of all that plays."""
 
 
-def labelled(name: str) -> tuple[str, str]:
+def split_label(name: str) -> tuple[str, str]:
     """Label and reference of `LABEL=REF`; the label is empty where there is none."""
     label, equals, reference = name.partition("=")
     return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
 
 
-def _judged(store: Store, name: str, here: bool) -> str:
-    label, reference = labelled(name)
-    if reference not in STAND_INS:
-        reference = _pinned(store, reference, "evaluate.models", here, PLAYING)
+def _resolve_evaluated(store: Store, name: str, here: bool) -> str:
+    label, reference = split_label(name)
+    if reference not in SPECIAL_MODELS:
+        reference = _resolve_one(store, reference, "evaluate.models", here, PLAYING)
     return f"{label}={reference}" if label else reference
 
 
-def _newest(store: Store, recipe: Recipe, field: str) -> str:
+def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
     try:
-        return _artifact(store, recipe.name, MODELS)
+        return _find_artifact(store, recipe.name, MODELS)
     except NotFoundError as error:
         raise NotFoundError(
             f"{field}: none is given, and {store.url} has no student {recipe.name!r}; run "
@@ -60,15 +60,15 @@ def _newest(store: Store, recipe: Recipe, field: str) -> str:
         ) from error
 
 
-def _pinned(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
+def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
     if here and name.startswith((".", "/", "~")):
         raise ModelError(f"{field} = {name!r}: no such folder")
-    return name if is_packaged(name) or "/" in name else _artifact(store, name, files)
+    return name if is_packaged(name) or "/" in name else _find_artifact(store, name, files)
 
 
-def _artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
+def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
     manifest = find(store, reference)
     if not any(file.path in files for file in manifest.files):
         kinds = "a student, a folder or a hub id" + (", or a bundle" if BUNDLE in files else "")

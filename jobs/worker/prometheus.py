@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-WATCHED = {
+EXPORTED_METRICS = {
     "step": "Training steps that are done.",
     "loss": "The training loss.",
     "codes_per_second": "Codes that all workers together train on in a second.",
@@ -23,7 +23,7 @@ class PrometheusLogger:
         self._tags = {"run": run, "stage": stage}
         self._gauges = {
             name: Gauge(f"tinymusician_training_{name.replace('/', '_')}", meaning, ("run", "stage"))
-            for name, meaning in WATCHED.items()
+            for name, meaning in EXPORTED_METRICS.items()
         }
 
     def add(self, row: dict[str, Any]) -> None:

@@ -20,9 +20,9 @@ from tinymusician.artifacts.runs import RunRecord, RunStore
 from tinymusician.errors import ClusterError, NonFiniteLossError, RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import Recipe, TrainingConfig, parse_recipe
 
-_BEAT_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 2.0
 _LOOK_SECONDS, _RESOURCE_TIMEOUT_SECONDS = 5.0, 600.0
-_LONGEST_WAIT = 24 * 3600
+_MAX_WAIT_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
     gpu, cpus = allocate_resources(workers + sidecars.number, least + sidecars.number)
     with tempfile.TemporaryDirectory() as folder, sidecars.start(run, gpu, cpus):
         trainer = TorchTrainer(
-            _on_worker,
+            _worker_entry_point,
             train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "gpu": gpu},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_LONGEST_WAIT),
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_MAX_WAIT_SECONDS),
             scaling_config=ScalingConfig(
                 num_workers=workers if least == workers else (least, workers),
                 use_gpu=gpu,
@@ -147,10 +147,10 @@ def allocate_resources(workers: int, least: int | None = None) -> tuple[bool, in
         nodes = ray.nodes()
         gpus = max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0))
         try:
-            if are_gpus_for(workers, int(gpus), least):
+            if has_gpus_for(workers, int(gpus), least):
                 return True, 1
             here = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-            return False, cpus_a_worker(here, workers, int(most.get("CPU", 0)), least)
+            return False, cpus_per_worker(here, workers, int(most.get("CPU", 0)), least)
         except ClusterError:
             if all(node["Alive"] for node in nodes) or time.monotonic() > deadline:
                 raise
@@ -158,7 +158,7 @@ def allocate_resources(workers: int, least: int | None = None) -> tuple[bool, in
         time.sleep(_LOOK_SECONDS)
 
 
-def are_gpus_for(workers: int, gpus: int, least: int | None = None) -> bool:
+def has_gpus_for(workers: int, gpus: int, least: int | None = None) -> bool:
     """Whether each of `workers`, or at least of `least`, has one of a cluster's `gpus`; without any, CPUs have to do.
 
     Raises:
@@ -172,7 +172,7 @@ def are_gpus_for(workers: int, gpus: int, least: int | None = None) -> bool:
     return gpus > 0
 
 
-def cpus_a_worker(nodes: list[int], workers: int, most: int = 0, least: int | None = None) -> int:
+def cpus_per_worker(nodes: list[int], workers: int, most: int = 0, least: int | None = None) -> int:
     """The most CPUs that every one of `workers` can have, each on one of the cluster's `nodes` of so many CPUs.
 
     Where an autoscaler may bring the cluster to `most` CPUs, it is asked for one a worker if these do not suffice; so
@@ -189,7 +189,7 @@ def cpus_a_worker(nodes: list[int], workers: int, most: int = 0, least: int | No
     raise ClusterError(f"--workers {workers}: the cluster has {sum(nodes)} CPUs; at most as many workers are allowed")
 
 
-def _on_worker(config: dict[str, Any]) -> None:
+def _worker_entry_point(config: dict[str, Any]) -> None:
     """What Ray Train calls in every worker process."""
     import ray.train
 
@@ -200,10 +200,10 @@ def _on_worker(config: dict[str, Any]) -> None:
     context = WorkerContext(
         config["store_url"], config["run_id"], place.get_world_rank(), place.get_world_size(), device
     )
-    _work_unless_refused(config["work"], context)
+    _run_work(config["work"], context)
 
 
-def _work_unless_refused(work: Work, context: WorkerContext) -> None:
+def _run_work(work: Work, context: WorkerContext) -> None:
     """Do the work. What it refused once it would refuse again: after Ray Train's restart the same error comes at once.
 
     A store that did not answer may answer later, so its errors are worth the restart.
@@ -232,7 +232,7 @@ class TrainingStage:
     precision: Literal["float32", "bfloat16"]
 
 
-def plan_of(training: TrainingConfig, steps: int, rate: float, judge: str, codes_a_part: int = 0) -> Any:
+def trainer_config(training: TrainingConfig, steps: int, rate: float, judge: str, codes_a_part: int = 0) -> Any:
     """A stage's plan with the recipe's rhythm; see `training.loop.Plan`."""
     from tinymusician.training.loop import TrainerConfig
 
@@ -276,7 +276,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     watchers: list[MetricSink] = []
     if context.rank == 0:
         watchers = [TensorBoardLogger(context.run, stage.name, resume_at), PrometheusLogger(context.run_id, stage.name)]
-    metrics = MetricsLog(store, context.run.key(metrics_name(stage.name)), resume_at, watchers)
+    metrics = MetricsLog(store, context.run.key(metrics_file(stage.name)), resume_at, watchers)
     beat = _heartbeat(context, stage.name, plan.steps)
     try:
         Trainer(stage.task, engine, plan, metrics, checkpoints, worker, start, beat).run()
@@ -316,18 +316,18 @@ class RestartWorkers(Exception):
     """What was tried must be begun anew, which Ray Train does: it is no refusal."""
 
 
-def metrics_name(stage: str) -> str:
+def metrics_file(stage: str) -> str:
     """Where a stage's metrics lie in its run: distillation's are the run's own."""
     return "metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl"
 
 
 def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int], None]:
     """Tell the store now and then how far the run is; only the first worker does."""
-    last = -_BEAT_SECONDS
+    last = -_HEARTBEAT_SECONDS
 
     def beat(step: int) -> None:
         nonlocal last
-        if context.rank == 0 and (time.monotonic() - last >= _BEAT_SECONDS or step == steps):
+        if context.rank == 0 and (time.monotonic() - last >= _HEARTBEAT_SECONDS or step == steps):
             context.run.tell(stage, step, steps)
             last = time.monotonic()
 

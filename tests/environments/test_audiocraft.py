@@ -70,13 +70,13 @@ def test_it_plays(release: Path) -> None:
 
 def test_it_teaches(release: Path) -> None:
     """`teacher: {kind: audiocraft}` gives a pair that distillation takes."""
-    from jobs.distill.models import load_pair
+    from jobs.distill.models import load_models
     from jobs.launch.validate import check
 
     sets = ("teacher.kind=audiocraft", f"teacher.model={release}", "student.layers=[1]", "sequences.seconds=2")
     recipe = load_recipe("band", sets)
     check("distill", recipe, here=True)
-    pair = load_pair(recipe)
+    pair = load_models(recipe)
     assert pair.student.config.decoder.num_hidden_layers == 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serve.api_keys import edited, new_key
+from serve.api_keys import edit_keys, new_key
 from tests.endpoint import Endpoint, endpoint
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_server_that_is_gone_is_said(page: Page, browser: Browser) -> None:
 
 def test_a_key_is_asked_for_once(browser: Browser, band: Path, tmp_path: Path) -> None:
     text, key = new_key("page", 60, 4, None)
-    with edited(tmp_path / "keys.json", missing=True) as keys:
+    with edit_keys(tmp_path / "keys.json", missing=True) as keys:
         keys.append(key)
     with endpoint(model=str(band), api_keys=str(tmp_path / "keys.json")) as shut:
         page = browser.new_page()

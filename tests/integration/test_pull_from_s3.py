@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 
-from jobs.release import addresses
+from jobs.release import presigned_urls
 from tests.cutting import line
 from tests.s3_server import S3Server
 from tinymusician.artifacts import download as transfer
@@ -66,7 +66,7 @@ def test_a_line_that_is_cut_again_and_again(
         monkeypatch.setenv("AWS_ENDPOINT_URL", cut.url)
         through = ReleaseRegistry(open_again(registry.store), tmp_path / "keys")
         listed = tmp_path / "stable.json"
-        listed.write_text(json.dumps({"addresses": addresses(through, "band", "stable", 600)}))
+        listed.write_text(json.dumps({"addresses": presigned_urls(through, "band", "stable", 600)}))
         for number, url in enumerate((registry.store.url, listed.as_uri())):
             cut.cuts, cut.carried = [900_000] * 6, 0
             assert pulled(registry, tmp_path / f"device-{number}", url) == DECODER
@@ -91,7 +91,7 @@ def test_an_address_that_redirects_to_presigned_ones(registry: ReleaseRegistry, 
 
 def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_path: Path) -> None:
     listed, device = tmp_path / "stable.json", tmp_path / "device"
-    listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
+    listed.write_text(json.dumps({"addresses": presigned_urls(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER
     released(registry, tmp_path / "made-2", DECODER[::-1])
     with pytest.raises(NotFoundError, match="lists nothing for 'blobs/sha256/"):
@@ -99,7 +99,7 @@ def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_pa
     result = Installation(device).usable()
     assert result is not None
     assert result[0].release.version == 1, "the old one plays on"
-    listed.write_text(json.dumps({"addresses": addresses(registry, "band", "stable", 600)}))
+    listed.write_text(json.dumps({"addresses": presigned_urls(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER[::-1]
 
 

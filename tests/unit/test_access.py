@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError, edited, new_key, read_keys
+from serve.api_keys import (
+    ApiKey,
+    ApiKeyAuthenticator,
+    AuthenticationError,
+    RateLimitError,
+    edit_keys,
+    new_key,
+    read_keys,
+)
 from tinymusician.errors import KeyFileError
 
 
@@ -25,7 +33,7 @@ def made(
     path: Path, name: str = "shop", per_minute: int = 60, max_concurrency: int = 2, days: int | None = None
 ) -> str:
     text, key = new_key(name, per_minute, max_concurrency, days)
-    with edited(path, missing=True) as keys:
+    with edit_keys(path, missing=True) as keys:
         keys.append(key)
     return text
 
@@ -57,7 +65,7 @@ def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> N
     moment.now += timedelta(days=2)
     with pytest.raises(AuthenticationError, match="expired"):
         gate.authenticate(f"Bearer {short}")
-    with edited(path) as keys:
+    with edit_keys(path) as keys:
         keys[:] = [key for key in keys if key.expires < moment.now]
     with pytest.raises(AuthenticationError, match="not known"):
         gate.authenticate(f"Bearer {long}")
@@ -129,6 +137,6 @@ def test_what_goes_wrong_while_keys_are_edited_changes_nothing(tmp_path: Path) -
     path = tmp_path / "keys.json"
     made(path)
     before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError), edited(path) as keys:
+    with pytest.raises(ZeroDivisionError), edit_keys(path) as keys:
         keys[:] = [1 / 0 for _ in keys]  # type: ignore[misc]
     assert path.read_bytes() == before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.reproduce.claims import clap_difference, higher, lower, not_worse, rising, slower, within_tolerance
-from jobs.reproduce.paper import cuts
+from jobs.reproduce.paper import layer_cuts
 
 DISTANCE = "fad_infinity"
 
@@ -74,7 +74,7 @@ def test_scores_that_rise() -> None:
 
 
 def test_students_of_three_sizes() -> None:
-    assert cuts(8) == [[7], [0, 7], [0, 2, 5, 7]]
-    assert [len(layers) for layers in cuts(48)] == [6, 12, 24]
-    assert all(layers[-1] == 47 and layers == sorted(set(layers)) for layers in cuts(48))
-    assert cuts(2) == [[1], [1], [1]]
+    assert layer_cuts(8) == [[7], [0, 7], [0, 2, 5, 7]]
+    assert [len(layers) for layers in layer_cuts(48)] == [6, 12, 24]
+    assert all(layers[-1] == 47 and layers == sorted(set(layers)) for layers in layer_cuts(48))
+    assert layer_cuts(2) == [[1], [1], [1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.quantize.workspace import sweep_scratch
+from jobs.quantize.workspace import remove_stale_scratch
 from tinymusician.artifacts.store import DAY
 
 
@@ -15,5 +15,5 @@ def test_only_what_was_long_abandoned_is_swept(tmp_path: Path) -> None:
         (tmp_path / name / "decoder.onnx").write_bytes(b"half")
         then = (tmp_path / name).stat().st_mtime - age
         os.utime(tmp_path / name, (then, then))
-    sweep_scratch(tmp_path)
+    remove_stale_scratch(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["5a19c0", "tmpworking"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr
 
-from jobs.distill.job import mixture_at
+from jobs.distill.job import loss_weights_at
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
@@ -84,9 +84,9 @@ def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
 
 def test_stages_follow_the_recipe() -> None:
     staged = StageMixedConfig(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
-    assert tuple(mixture_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)
-    assert tuple(mixture_at(staged, 10, 5)) == (0, 0.75, 0, 0.25, 0.2)
-    assert tuple(mixture_at(PlainObjectiveConfig(name="bikl"), 10, 9))[:2] == (1, 1)
+    assert tuple(loss_weights_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)
+    assert tuple(loss_weights_at(staged, 10, 5)) == (0, 0.75, 0, 0.25, 0.2)
+    assert tuple(loss_weights_at(PlainObjectiveConfig(name="bikl"), 10, 9))[:2] == (1, 1)
 
 
 def test_closeness_agrees_with_float64() -> None:

@@ -16,7 +16,7 @@ import pytest
 import requests
 import soundfile
 
-from serve.api_keys import edited, new_key
+from serve.api_keys import edit_keys, new_key
 from tests.endpoint import Endpoint, endpoint
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tests.ray_cluster import wait_for
@@ -273,7 +273,7 @@ def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
 def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, key = new_key("shop", 2, 1, None)
-    with edited(path, missing=True) as keys:
+    with edit_keys(path, missing=True) as keys:
         keys.append(key)
     with endpoint(model=str(bundle), threads=1, api_keys=str(path)) as here:
         assert requests.get(f"{here.url}/live", timeout=10).status_code == 200
@@ -282,7 +282,7 @@ def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
         assert requests.get(f"{here.url}/v1/models", timeout=10).status_code == 401
         headers = {"Authorization": f"Bearer {text}"}
         assert [here.generate(prompt=MARCH, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
-        with edited(path) as keys:
+        with edit_keys(path) as keys:
             keys.clear()
         assert here.generate(prompt=MARCH, headers=headers).status_code == 401
 

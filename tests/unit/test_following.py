@@ -14,7 +14,7 @@ import onnx
 import pytest
 import requests
 
-from serve.config import read_settings
+from serve.config import read_config
 from serve.engine_replica import EngineReplica
 from tests.endpoint import Endpoint, endpoint
 from tests.ray_cluster import wait_for
@@ -117,7 +117,7 @@ def playing(here: Endpoint) -> tuple[str, int]:
 
 def begins_with(world: World) -> str:
     """What an engine plays that begins now."""
-    with contextlib.closing(EngineReplica(read_settings(settings(world)))) as replica:
+    with contextlib.closing(EngineReplica(read_config(settings(world)))) as replica:
         return asyncio.run(replica.about()).digest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from serve.encoders import Samples, encoder, wave_size
+from serve.encoders import Samples, open_encoder, wav_size
 from serve.schemas import Format
 
 
@@ -18,14 +18,14 @@ def tone(rate: int, seconds: float = 1.5, hertz: float = 440.0) -> Samples:
 
 
 def encoded(kind: Format, rate: int, samples: Samples, pieces: int) -> list[bytes]:
-    file = encoder(kind, rate, len(samples))
+    file = open_encoder(kind, rate, len(samples))
     return [*(file.feed(piece) for piece in np.array_split(samples, pieces)), file.end()]
 
 
 def test_a_wave_says_its_length_before_it_is_whole() -> None:
     samples = tone(16_000)
     parts = encoded("wav", 16_000, samples, 7)
-    assert len(b"".join(parts)) == wave_size(len(samples))
+    assert len(b"".join(parts)) == wav_size(len(samples))
     with wave.open(io.BytesIO(b"".join(parts))) as file:
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (16_000, 1, len(samples))
         read = np.frombuffer(file.readframes(len(samples)), "<i2") / 32767

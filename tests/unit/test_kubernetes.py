@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from jobs.cli.main import app
 from jobs.launch.validate import check
-from serve.config import read_settings
+from serve.config import read_config
 from tinymusician.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2] / "infra/kubernetes"
@@ -76,7 +76,7 @@ def test_what_is_served_is_what_the_endpoint_and_ray_understand() -> None:
     (service,) = of("RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(config).applications
-    settings = read_settings(application.args)
+    settings = read_config(application.args)
     assert application.import_path == "serve.deployments:build"
     assert (settings.host, settings.follows) == (config["http_options"]["host"], True)
     mounted = [mount["mountPath"] for mount in templates()["engines"]["spec"]["containers"][0]["volumeMounts"]]

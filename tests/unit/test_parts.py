@@ -13,8 +13,8 @@ from torch import nn
 from transformers import EncodecModel, T5EncoderModel
 
 from benchmarks.shapes import musicgen
-from jobs.distill.components import load_whole, parameters
-from jobs.launch.estimate import cost
+from jobs.distill.components import load_joint_weights, parameter_counts
+from jobs.launch.estimate import distill_cost
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method, balance
@@ -233,7 +233,9 @@ def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: 
     assert after["whole"] == pytest.approx(
         (after["kl"] / before["kl"] + after["spectral"] / before["spectral"]) / 2, rel=1e-5
     )
-    load_whole(copy_before, {name.removeprefix("part."): value for name, value in task.module.state_dict().items()})
+    load_joint_weights(
+        copy_before, {name.removeprefix("part."): value for name, value in task.module.state_dict().items()}
+    )
     assert all(torch.equal(copy_before.state_dict()[name], value) for name, value in student.state_dict().items())
 
 
@@ -281,15 +283,15 @@ class TestBudget:
         assert text.parameters == sum(
             weight.numel() for weight in T5EncoderModel(small.config.text_encoder).parameters()
         )
-        assert codec.decoder_parameters == parameters(small)["codec_decoder"]
+        assert codec.decoder_parameters == parameter_counts(small)["codec_decoder"]
         result = parts_of("band-large")
         assert result is not None
-        band = parameters(load_musicgen("band-large"))
+        band = parameter_counts(load_musicgen("band-large"))
         assert (result[0].parameters, result[1].decoder_parameters) == (band["text_encoder"], band["codec_decoder"])
 
     def test_tinyttm_keeps_its_budget(self) -> None:
         """89.2 M within 2 %, from 557.6 M: what `--dry-run` says of the packaged recipe, a part a line."""
-        figures = cost(load_recipe("tinyttm"), 1)
+        figures = distill_cost(load_recipe("tinyttm"), 1)
         assert figures["teacher_parameters"] == pytest.approx(557.6e6, rel=0.01)
         parts = ("text_encoder", "decoder", "projection", "codec_decoder")
         assert sum(figures[f"student_{part}_parameters"] for part in parts) == figures["student_parameters"]
@@ -301,4 +303,4 @@ class TestBudget:
 
         recipe = load_recipe("tinyttm")
         student = new_student(recipe, musicgen("small"))
-        assert parameters(student)["whole"] == cost(recipe, 1)["student_parameters"]
+        assert parameter_counts(student)["whole"] == distill_cost(recipe, 1)["student_parameters"]

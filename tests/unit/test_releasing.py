@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.release import evaluated, promote, publish
+from jobs.release import promote, publish, release_metrics
 from tests.world import World
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.errors import NotFoundError, UntrustedError
@@ -51,5 +51,5 @@ def test_an_evaluation_must_have_judged_both(world: World) -> None:
     run.write_record(RunRecord(id="e1", kind="evaluate", seeds={}, cluster="x", submission="x", **facts))
     run.update(state="SUCCEEDED", metrics={"teacher": {**BASE, "more": 1}})
     with pytest.raises(NotFoundError, match=r"has not judged it, .*; it has judged teacher"):
-        evaluated(world.store, "e1", reference, "teacher")
-    assert evaluated(world.store, "e1", "teacher", "teacher")["own"]["clap"] == 0.5
+        release_metrics(world.store, "e1", reference, "teacher")
+    assert release_metrics(world.store, "e1", "teacher", "teacher")["own"]["clap"] == 0.5

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.launch.supervisor import to_user_error
-from jobs.worker.worker import are_gpus_for, cpus_a_worker
+from jobs.worker.worker import cpus_per_worker, has_gpus_for
 from tinymusician.errors import ClusterError
 
 
@@ -33,27 +33,27 @@ from tinymusician.errors import ClusterError
 )
 def test_every_worker_finds_room_on_one_node(nodes: list[int], workers: int, cpus: int) -> None:
     """A worker cannot spread over nodes: with two of 8 CPUs, three workers get 4 each, not 16 // 3 = 5."""
-    assert cpus_a_worker(nodes, workers) == cpus
+    assert cpus_per_worker(nodes, workers) == cpus
 
 
 def test_what_an_autoscaler_may_bring_counts() -> None:
-    assert cpus_a_worker([0, 4], 8, most=36) == 1
-    assert cpus_a_worker([0, 4], 2, most=36) == 2, "what is here is taken as it is"
+    assert cpus_per_worker([0, 4], 8, most=36) == 1
+    assert cpus_per_worker([0, 4], 2, most=36) == 2, "what is here is taken as it is"
     with pytest.raises(ClusterError, match="--workers 37: the cluster has 4 CPUs"):
-        cpus_a_worker([0, 4], 37, most=36)
+        cpus_per_worker([0, 4], 37, most=36)
 
 
 def test_more_workers_than_cpus() -> None:
     with pytest.raises(ClusterError, match="--workers 4: the cluster has 3 CPUs"):
-        cpus_a_worker([2, 1], 4)
+        cpus_per_worker([2, 1], 4)
 
 
 def test_gpus_are_for_all_or_too_few() -> None:
-    assert are_gpus_for(2, 8)
-    assert not are_gpus_for(2, 0)
-    assert are_gpus_for(8, 4, least=4), "an elastic run begins with those that are there"
+    assert has_gpus_for(2, 8)
+    assert not has_gpus_for(2, 0)
+    assert has_gpus_for(8, 4, least=4), "an elastic run begins with those that are there"
     with pytest.raises(ClusterError, match=r"the cluster has 4 GPU\(s\) for 8 workers and actors"):
-        are_gpus_for(8, 4)
+        has_gpus_for(8, 4)
 
 
 def test_a_gpu_without_memory_is_told_in_one_line() -> None:

@@ -22,7 +22,7 @@ _DATA = (
 )
 
 
-def card(manifest: Manifest, every: Sequence[Manifest]) -> str:
+def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
     """Markdown; `every` are the manifests of the store, for where it comes from."""
     recipe = manifest.recipe
     steps = backward(manifest.reference, links(every))
