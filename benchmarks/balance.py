@@ -27,7 +27,7 @@ from jobs.distill.components import (
     fit_codec_projections,
     fit_text_projections,
 )
-from jobs.worker.worker import trainer_config
+from jobs.worker.stage import trainer_config
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
 from jobs.launch.cluster import QUIET_ENVIRONMENT
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.store import LocalStore
 
 BATCH, FRAMES, ROWS = 4, 250, 16

@@ -28,7 +28,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from benchmarks.report import report
 from jobs.worker.actor_pool import ActorPool
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.embedding import in_batches, windows

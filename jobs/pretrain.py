@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.distill.finalize import BAND_LICENCE
-from jobs.worker.driver import run_training_driver
-from jobs.worker.worker import TrainingStage, Work, WorkerContext, train
+from jobs.worker.context import Work, WorkerContext
+from jobs.worker.ray_train import run_training_driver
+from jobs.worker.stage import TrainingStage, train
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -120,7 +121,7 @@ def tokens_work(context: WorkerContext) -> None:
             }
 
         make_missing(shards, make, context.rank, context.world, partial(_print_progress, context, name, shards.count))
-    context.meet()
+    context.barrier()
 
 
 _CLIPS_PER_SHARD = 500
@@ -276,7 +277,7 @@ def work(context: WorkerContext) -> None:
         for stage in stages[part]:
             stage(context)
             gc.collect()  # the next one needs the memory
-            context.meet()
+            context.barrier()
 
 
 def run(run_id: str) -> None:

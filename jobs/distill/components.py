@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.worker.worker import TrainingStage, WorkerContext, metrics_file, train, trainer_config
+from jobs.worker.context import WorkerContext
+from jobs.worker.stage import TrainingStage, metrics_file, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.param_count import check_piece
 from tinymusician.recipe import Recipe
@@ -189,7 +190,7 @@ def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float
     plan = trainer_config(training, steps, rate, MONITORS[name])
     settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
     train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
-    context.meet()
+    context.barrier()
 
 
 def finished_stages(context: WorkerContext, teacher: Any, student: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jobs.distill.components import (
 )
 from jobs.distill.models import TeacherStudent, load_models, new_student
 from jobs.distill.teacher import online_signals, open_sequences
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.manifest import publish
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint

@@ -11,8 +11,9 @@ from jobs.distill.models import TeacherStudent, load_models, new_student, shard_
 from jobs.distill.signals import open_signals
 from jobs.distill.teacher import make_sequences, open_sequences
 from jobs.distill.teacher_actors import TeacherPool
-from jobs.worker.driver import run_training_driver
-from jobs.worker.worker import NO_SIDECARS, SidecarActors, TrainingStage, WorkerContext, train, trainer_config
+from jobs.worker.context import WorkerContext
+from jobs.worker.ray_train import NO_SIDECARS, SidecarActors, run_training_driver
+from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
@@ -42,7 +43,7 @@ def work(context: WorkerContext) -> None:
     if recipe.signals.source == "online":
         pair = shard_teacher(context, pair)
         make_sequences(context, pair)
-        context.meet()
+        context.barrier()
     train_tokens, held_out = open_sequences(context, pair, "train"), open_sequences(context, pair, "validation")
     if recipe.has_small_parts:
         parts = train_components(context, pair.teacher, train_tokens, held_out)
@@ -66,7 +67,7 @@ def work(context: WorkerContext) -> None:
     )
     if recipe.joint.steps:
         del task  # with its engine's moments
-        context.meet()
+        context.barrier()
         joint_tuning(context, pair, parts, train_tokens, held_out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jobs.distill.components import StudentComponents, build_components
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.errors import ClusterError, ModelError
 from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
 

@@ -6,7 +6,8 @@ import json
 
 from jobs.distill.models import TeacherStudent, load_models, shard_teacher
 from jobs.distill.teacher import make_sequences, make_shards, open_sequences, signal_shard_cache, signal_shard_maker
-from jobs.worker.worker import WorkerContext, run_ray_train
+from jobs.worker.context import WorkerContext
+from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
@@ -18,11 +19,11 @@ def work(context: WorkerContext) -> None:
     """What each worker does: its share of the shards that are missing."""
     pair = shard_teacher(context, load_models(context.recipe))
     make_sequences(context, pair)
-    context.meet()
+    context.barrier()
     tokens = {split: open_sequences(context, pair, split) for split in SPLITS}
     judged: tuple[Split, ...] = ("train", "validation")
     made = {split: precompute_signals(context, pair, split, tokens[split]) for split in judged}
-    context.meet()
+    context.barrier()
     if context.rank == 0:
         figures = {
             "shards": sum(shards.count for shards in made.values()),

@@ -7,7 +7,7 @@ from typing import Any
 from jobs.distill.models import TeacherStudent
 from jobs.distill.teacher import cached_signals, online_signals
 from jobs.distill.teacher_actors import TeacherClient
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.recipe import ActorSignalsConfig, CachedSignalsConfig, LayerSubset, Recipe
 

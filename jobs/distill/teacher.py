@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.distill.models import TeacherStudent
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, make_missing
 from tinymusician.data.splits import SPLITS, Split

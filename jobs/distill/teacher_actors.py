@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.distill.models import TeacherStudent, load_models
 from jobs.distill.teacher import make_sequences, online_signals
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import ClusterError

@@ -9,7 +9,7 @@ import json
 import sys
 
 from jobs.evaluate.evaluator import Evaluator
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.inference_cost import measure
 from tinymusician.runtime.memory import reset_peak_memory
 

@@ -24,8 +24,8 @@ import numpy as np
 from jobs.distill.models import untrained_student
 from jobs.evaluate.laion_clap_actor import LaionClapActor
 from jobs.evaluate.open import open_embedder, open_reference, open_tagger
+from jobs.worker.context import WorkerContext
 from jobs.worker.model_refs import SPECIAL_MODELS, check_guidance, fetch_artifact, split_label
-from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint
 from tinymusician.errors import DataError, NotFoundError

@@ -20,7 +20,7 @@ from jobs.evaluate.evaluator import (
 )
 from jobs.evaluate.report import write_report
 from jobs.worker.actor_pool import ActorPool, stage_runner
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import parse_recipe
@@ -30,7 +30,7 @@ from tinymusician.recipe import parse_recipe
 class EvalTask:
     """A piece of the work: what to do with some clips of a voice."""
 
-    task: Literal["train", "hear", "agree", "cost", "report"]
+    kind: Literal["train", "embed", "agreement", "cost", "report"]
     model_id: str = ""
     clips: range = range(0)
 
@@ -45,19 +45,19 @@ class EvalWorker:
         """What is evaluated."""
         return Evaluator(context)
 
-    def do(self, unit: EvalTask) -> None:
+    def run(self, task: EvalTask) -> None:
         """Do one unit, or what of it is not done yet."""
         evaluation = self.evaluation
-        if unit.task == "report":
+        if task.kind == "report":
             self.report()
-        elif unit.task == "cost":
-            evaluation.cost(unit.model_id)
-        elif unit.task == "agree":
-            evaluation.agreement(unit.model_id, unit.clips)
-        elif unit.model_id in (REAL, RECONSTRUCTED):
-            evaluation.real_features(unit.clips, unit.model_id == RECONSTRUCTED)
+        elif task.kind == "cost":
+            evaluation.cost(task.model_id)
+        elif task.kind == "agreement":
+            evaluation.agreement(task.model_id, task.clips)
+        elif task.model_id in (REAL, RECONSTRUCTED):
+            evaluation.real_features(task.clips, task.model_id == RECONSTRUCTED)
         else:
-            evaluation.features(unit.model_id, unit.clips)
+            evaluation.features(task.model_id, task.clips)
 
     def report(self) -> None:
         """Write what came out."""
@@ -71,20 +71,22 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     config, model_ids = recipe.evaluate, evaluated_models(recipe)
-    do = stage_runner(ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
+    run_stage = stage_runner(
+        ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder
+    )
     compared, all_clips = (
         chunk_ranges(agreement_clips(config), AGREEMENT_GROUP),
         chunk_ranges(config.clips, config.batch_size),
     )
-    do("reference", [EvalTask("hear", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
-    do(
+    run_stage("reference", [EvalTask("embed", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
+    run_stage(
         "teacher's clips",
-        [EvalTask("hear", "teacher", clips) for clips in chunk_ranges(agreement_clips(config), config.batch_size)],
+        [EvalTask("embed", "teacher", clips) for clips in chunk_ranges(agreement_clips(config), config.batch_size)],
     )
-    do(
+    run_stage(
         "clips",
-        [EvalTask("hear", model_id, clips) for model_id in (REAL, RECONSTRUCTED, *model_ids) for clips in all_clips],
+        [EvalTask("embed", model_id, clips) for model_id in (REAL, RECONSTRUCTED, *model_ids) for clips in all_clips],
     )
-    do("agreement", [EvalTask("agree", model_id, clips) for model_id in model_ids for clips in compared])
-    do("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], at_once=1)
-    do("report", [EvalTask("report")], at_once=1)
+    run_stage("agreement", [EvalTask("agreement", model_id, clips) for model_id in model_ids for clips in compared])
+    run_stage("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], max_concurrency=1)
+    run_stage("report", [EvalTask("report")], max_concurrency=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.worker.model_refs import split_label
-from jobs.worker.worker import metrics_file
+from jobs.worker.stage import metrics_file
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import NotFoundError

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from jobs.worker.actor_pool import ActorPool, stage_runner
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 
@@ -27,7 +27,7 @@ _CHUNKS_PER_WORKER = 4
 class QuantTask:
     """A piece of the work: the trials from the `first` on, `every` so many, or what is made of them all."""
 
-    task: Literal["measure", "publish"]
+    kind: Literal["measure", "publish"]
     first: int = 0
     every: int = 1
 
@@ -49,13 +49,13 @@ class QuantWorker:
         sequences = compression.sequences("validation", config.sequences, config.seconds)
         return PlanEvaluator(compression.exported, compression.manifest, sequences, compression.context.threads)
 
-    def do(self, unit: QuantTask) -> None:
+    def run(self, task: QuantTask) -> None:
         """Do one unit, or what of it is not done yet."""
         compression, measurer = self._compression, self._measurer
-        if unit.task == "publish":
+        if task.kind == "publish":
             self._publish(measurer)
         else:
-            compression.measure(measurer, compression.trials(measurer)[unit.first :: unit.every])
+            compression.measure(measurer, compression.trials(measurer)[task.first :: task.every])
 
     def _publish(self, measurer: PlanEvaluator) -> None:
         from jobs.quantize.bundle_writer import publish_bundle
@@ -72,8 +72,8 @@ def run(run_id: str) -> None:
     folder = RunStore(store, run_id)
     record = folder.record()
     pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["max_restarts"])
-    do, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
-    do("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
-    do("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
-    pool.keep(1)
-    do("bundle", [QuantTask("publish")])
+    run_stage, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
+    run_stage("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
+    run_stage("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
+    pool.scale_to(1)
+    run_stage("bundle", [QuantTask("publish")])

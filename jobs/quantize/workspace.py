@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jobs.worker.context import WorkerContext
 from jobs.worker.model_refs import check_guidance, fetch_artifact
-from jobs.worker.worker import WorkerContext
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of

@@ -18,7 +18,8 @@ from jobs.evaluate.job import EvalTask, EvalWorker
 from jobs.evaluate.report import clip_features
 from jobs.sweep.trials import GRIDS, SweepEvaluator, SweepTrial, trials_of
 from jobs.worker.actor_pool import ActorPool, stage_runner
-from jobs.worker.worker import WorkerContext, run_ray_train
+from jobs.worker.context import WorkerContext
+from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.bootstrap import as_json
@@ -41,12 +42,12 @@ class SweepWorker(EvalWorker):
         """What is evaluated."""
         return SweepEvaluator(context)
 
-    def do(self, unit: EvalTask) -> None:
+    def run(self, task: EvalTask) -> None:
         """Do one unit, or what of it is not done yet."""
-        if unit.task == "train":
-            self.evaluation.trained(self.evaluation.trials[unit.model_id])
+        if task.kind == "train":
+            self.evaluation.trained(self.evaluation.trials[task.model_id])
         else:
-            super().do(unit)
+            super().run(task)
 
     def report(self) -> None:
         """Write what came out."""
@@ -60,23 +61,25 @@ def run(run_id: str) -> None:
     record = folder.record()
     recipe = parse_recipe(record.recipe, run_id)
     run_ray_train(precompute.work, folder)
-    do = stage_runner(ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder)
+    run_stage = stage_runner(
+        ActorPool(SweepWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder
+    )
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     batch, clips = recipe.evaluate.batch_size, min(recipe.sweep.clips, recipe.evaluate.clips)
-    real = [EvalTask("hear", REAL, group) for group in chunk_ranges(recipe.evaluate.clips, batch)]
-    do("reference", real[:1])  # by one, so that the band's tunes are parsed once
-    do("trainings", [EvalTask("train", model_id) for model_id in model_ids])
-    do(
+    real = [EvalTask("embed", REAL, group) for group in chunk_ranges(recipe.evaluate.clips, batch)]
+    run_stage("reference", real[:1])  # by one, so that the band's tunes are parsed once
+    run_stage("trainings", [EvalTask("train", model_id) for model_id in model_ids])
+    run_stage(
         "teacher's clips",
-        [EvalTask("hear", "teacher", group) for group in chunk_ranges(min(NUM_FORCED_CLIPS, clips), batch)],
+        [EvalTask("embed", "teacher", group) for group in chunk_ranges(min(NUM_FORCED_CLIPS, clips), batch)],
     )
-    do(
+    run_stage(
         "clips",
-        real + [EvalTask("hear", model_id, group) for model_id in model_ids for group in chunk_ranges(clips, batch)],
+        real + [EvalTask("embed", model_id, group) for model_id in model_ids for group in chunk_ranges(clips, batch)],
     )
     forced = chunk_ranges(min(NUM_FORCED_CLIPS, clips), AGREEMENT_GROUP)
-    do("agreement", [EvalTask("agree", model_id, group) for model_id in model_ids for group in forced])
-    do("report", [EvalTask("report")])
+    run_stage("agreement", [EvalTask("agreement", model_id, group) for model_id in model_ids for group in forced])
+    run_stage("report", [EvalTask("report")])
 
 
 def write_report(trials: SweepEvaluator) -> None:

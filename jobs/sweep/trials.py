@@ -19,7 +19,8 @@ from jobs.distill.job import loss_weights_at
 from jobs.distill.models import TeacherStudent, load_models, new_student
 from jobs.distill.teacher import cached_signals, online_signals, open_sequences, signal_shard_cache
 from jobs.evaluate.evaluator import Evaluator
-from jobs.worker.worker import WorkerContext, trainer_config
+from jobs.worker.context import WorkerContext
+from jobs.worker.stage import trainer_config
 from tinymusician.data.shards import ShardCache, fingerprint
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset

@@ -1,7 +1,7 @@
-"""Spreading independent units of work over Ray actors: each takes the next one as soon as it is free.
+"""Runs independent tasks on a pool of Ray actors; each actor takes the next task as soon as it is free.
 
-An actor that dies is started again by Ray, and its unit with it; units must therefore find out for themselves what of
-them is done already, which is also what lets a stopped run go on.
+Ray restarts an actor that dies, and retries its task. Tasks must therefore find out which parts of them are done
+already; a resumed run relies on the same.
 """
 
 from __future__ import annotations
@@ -9,21 +9,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from jobs.worker.worker import Work, WorkerContext, allocate_resources
+from jobs.worker.context import Work, WorkerContext
+from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import StoreError, TinyMusicianError
 
-ActorFactory = Callable[[WorkerContext], Any]
-"""Makes the object, once an actor, whose `do(unit)` does the work."""
+
+class TaskRunner(Protocol):
+    """Runs the tasks of one actor."""
+
+    def run(self, task: Any) -> None:
+        """Run a task, or what is left of it."""
+
+
+ActorFactory = Callable[[WorkerContext], TaskRunner]
+"""Creates an actor's task runner; called once per actor."""
 
 
 class ActorPool:
-    """Actors on the cluster that a job runs on."""
+    """Actors on the cluster that runs this job."""
 
     def __init__(self, factory: ActorFactory, store_url: str, run_id: str, workers: int, restarts: int) -> None:
-        """Each actor has a GPU if the cluster has any, and an equal share of a node's CPUs otherwise.
+        """Each actor has a GPU if the cluster has any, otherwise an equal share of a node's CPUs.
 
         Raises:
             ClusterError: there are fewer CPUs than workers, or GPUs but fewer of them.
@@ -35,31 +44,34 @@ class ActorPool:
             _LazyActor
         )
         device = "cuda" if gpu else "cpu"
-        self._hands = [
+        self._actors = [
             kind.remote(factory, WorkerContext(store_url, run_id, rank, workers, device)) for rank in range(workers)
         ]
 
-    def do(
-        self, units: Sequence[Any], on_progress: Callable[[int], None] = lambda done: None, at_once: int = 0
+    def map(
+        self,
+        tasks: Sequence[Any],
+        on_progress: Callable[[int], None] = lambda done: None,
+        max_concurrency: int = 0,
     ) -> None:
-        """Do all units, at most `at_once` at the same time if given; `told` hears how many are done.
+        """Run all tasks; `on_progress` receives the number that are done. 0 as `max_concurrency` is no limit.
 
-        The first error ends it, as it was raised there; units that are being done go on to their end. A unit whose
-        store did not answer is tried again, like one whose actor died.
+        The first error is raised here as it was raised on the actor; tasks that run are completed. A task whose store
+        did not respond is retried, like one whose actor died.
         """
         import ray
         from ray.exceptions import RayTaskError
 
-        waiting, free = deque(units), deque(self._hands[: at_once or len(self._hands)])
-        busy: dict[Any, Any] = {}
+        waiting, free = deque(tasks), deque(self._actors[: max_concurrency or len(self._actors)])
+        running: dict[Any, Any] = {}
         done = 0
-        while waiting or busy:
+        while waiting or running:
             while waiting and free:
-                hand = free.popleft()
-                again = hand.do.options(retry_exceptions=[StoreError])
-                busy[again.remote(waiting.popleft())] = hand
-            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
-            free.append(busy.pop(ready))
+                actor = free.popleft()
+                method = actor.run.options(retry_exceptions=[StoreError])
+                running[method.remote(waiting.popleft())] = actor
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            free.append(running.pop(ready))
             try:
                 ray.get(ready)
             except RayTaskError as error:
@@ -67,44 +79,44 @@ class ActorPool:
             done += 1
             on_progress(done)
 
-    def keep(self, count: int) -> None:
-        """Let all actors but so many go, and with them what of the cluster they held."""
-        self._hands = self._hands[:count]
+    def scale_to(self, count: int) -> None:
+        """Release all actors but `count`, with their resources."""
+        self._actors = self._actors[:count]
 
 
 def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
-    """A function that does the units of a stage, at most `at_once` at a time, and tells the run how far it is."""
+    """A function that runs the tasks of a named stage on the pool and reports the progress to the run."""
 
-    def do(stage: str, units: Sequence[Any], at_once: int = 0) -> None:
-        run.tell(stage, 0, len(units))
-        pool.do(units, lambda done: run.tell(stage, done, len(units)), at_once)
+    def run_stage(stage: str, tasks: Sequence[Any], max_concurrency: int = 0) -> None:
+        run.tell(stage, 0, len(tasks))
+        pool.map(tasks, lambda done: run.tell(stage, done, len(tasks)), max_concurrency)
 
-    return do
+    return run_stage
 
 
 def run_once(work: Work, store_url: str, run_id: str, restarts: int) -> None:
-    """Do what one worker does for all: on an actor of its own, which is begun anew if it dies."""
-    ActorPool(partial(_SingleTask, work), store_url, run_id, 1, restarts).do([None])
+    """Run `work` on one actor, which is restarted if it dies."""
+    ActorPool(partial(_SingleTask, work), store_url, run_id, 1, restarts).map([None])
 
 
 class _SingleTask:
-    """A bench for one piece of work."""
+    """The task runner of `run_once`."""
 
     def __init__(self, work: Work, context: WorkerContext) -> None:
         self._work, self._context = work, context
 
-    def do(self, _: None) -> None:
+    def run(self, _: None) -> None:
         self._work(self._context)
 
 
 class _LazyActor:
-    """What an actor is: a bench that is set up at its first unit, so that a broken one is reported as that unit's."""
+    """An actor whose task runner is created with its first task, so that an error in it is that task's error."""
 
     def __init__(self, factory: ActorFactory, context: WorkerContext) -> None:
         self._factory, self._context = factory, context
-        self._made: Any = None
+        self._runner: TaskRunner | None = None
 
-    def do(self, unit: Any) -> None:
-        if self._made is None:
-            self._made = self._factory(self._context)
-        self._made.do(unit)
+    def run(self, task: Any) -> None:
+        if self._runner is None:
+            self._runner = self._factory(self._context)
+        self._runner.run(task)

@@ -1,6 +1,6 @@
-"""Through which network interface torch's gloo speaks: the one whose address Ray knows the machine by.
+"""Chooses the network interface of torch's gloo: the one with the address that Ray uses for this node.
 
-Left alone, gloo looks up the machine's own name, which on many machines leads to loopback or nowhere.
+By default gloo resolves the host's own name, which on many machines is loopback or unknown.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
 def choose_interface() -> None:
-    """Tell gloo, unless somebody has; Ray calls this in every worker process before its work."""
+    """Set GLOO_SOCKET_IFNAME unless it is set. Ray calls this at the start of every worker process."""
     import psutil
     import ray
 
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
-        if any(place.family == socket.AF_INET and place.address == address for place in addresses):
+        if any(one.family == socket.AF_INET and one.address == address for one in addresses):
             os.environ.setdefault(_VARIABLE, name)

@@ -14,7 +14,7 @@ from tests.world import World
 from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage_collection import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
-from tinymusician.artifacts.model_card import card
+from tinymusician.artifacts.model_card import model_card
 from tinymusician.artifacts.runs import RunRecord, RunStore, now
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache
@@ -182,6 +182,6 @@ def test_a_manifest_that_nobody_can_read_stops_everything(world: World) -> None:
 
 def test_a_card_says_what_people_ask(world: World) -> None:
     manifest = made(world, 1, model="band-large", run="r7")
-    text = card(manifest, list_manifests(world.store, lambda reason: None))
+    text = model_card(manifest, list_manifests(world.store, lambda reason: None))
     for said in (manifest.reference, "Apache-2.0", "| band-large | ", "run r7", "## Data"):
         assert said in text

@@ -15,7 +15,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from jobs.quantize.workspace import QuantizationWorkspace
-from jobs.worker.worker import WorkerContext
+from jobs.worker.context import WorkerContext
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.guidance_bundles import guidance_student, write_guidance_bundle

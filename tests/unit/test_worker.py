@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.launch.supervisor import to_user_error
-from jobs.worker.worker import cpus_per_worker, has_gpus_for
+from jobs.worker.resources import cpus_per_worker, has_gpus_for
 from tinymusician.errors import ClusterError
 
 

@@ -1,0 +1,72 @@
+"""What a worker process of a job knows about itself: rank, run, recipe, device, cache folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_cache_path
+
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunRecord, RunStore
+from tinymusician.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """A worker of a run: its rank among `world` workers, and its device (`cuda` or `cpu`)."""
+
+    store_url: str
+    run_id: str
+    rank: int
+    world: int
+    device: str
+
+    @cached_property
+    def run(self) -> RunStore:
+        """The run's folder in the store."""
+        return RunStore(open_store(self.store_url), self.run_id)
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """The run's record: recipe, workers, versions."""
+        return self.run.record()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe."""
+        return parse_recipe(self.record.recipe, self.run_id)
+
+    @property
+    def cache(self) -> Path:
+        """A folder of this machine that outlives the run."""
+        return user_cache_path("tinymusician", ensure_exists=True)
+
+    @property
+    def threads(self) -> int:
+        """The number of CPUs that Ray assigned to this worker; 0, which means all, outside of Ray."""
+        return int(os.environ.get("OMP_NUM_THREADS", "0"))
+
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """The recipe's precision; `auto` is bfloat16 on a GPU that supports it, otherwise float32."""
+        import torch
+
+        requested = self.recipe.training.precision
+        if requested != "auto":
+            return requested
+        return "bfloat16" if self.device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+    def barrier(self) -> None:
+        """Wait until every worker has called this."""
+        import torch.distributed as dist
+
+        if self.world > 1:
+            dist.barrier()
+
+
+Work = Callable[[WorkerContext], None]
+"""A function that runs on every worker."""

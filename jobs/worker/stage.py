@@ -1,0 +1,142 @@
+"""Runs a training stage on a worker: task, optimizer, checkpoints, metrics, and the ledger of skipped steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from jobs.worker.context import WorkerContext
+from tinymusician.errors import NonFiniteLossError
+from tinymusician.recipe import TrainingConfig
+
+if TYPE_CHECKING:
+    from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.loop import TrainerConfig
+    from tinymusician.training.task import Task
+
+_HEARTBEAT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A training stage. `name` is also its folder in the run; `batch_size` is that of a microbatch."""
+
+    name: str
+    task: Task
+    config: TrainerConfig
+    optimizer: AdamConfig
+    batch_size: int
+    zero_stage: Literal[0, 1, 2, 3]
+    precision: Literal["float32", "bfloat16"]
+
+
+def trainer_config(
+    training: TrainingConfig, steps: int, rate: float, monitor: str, codes_per_microbatch: int = 0
+) -> TrainerConfig:
+    """A stage's trainer configuration, with the intervals of the recipe's `training` section."""
+    from tinymusician.training.loop import TrainerConfig
+
+    return TrainerConfig(
+        steps=steps,
+        peak_rate=rate,
+        warmup=min(training.warmup_steps, steps - 1),
+        log_every=training.log_every,
+        validate_every=training.validate_every,
+        checkpoint_every=training.checkpoint_every,
+        judge=monitor,
+        codes_a_part=codes_per_microbatch,
+        seed=training.seed,
+        parts=training.parts or 0,
+    )
+
+
+def train(context: WorkerContext, stage: TrainingStage) -> None:
+    """Run a stage to its end, from its latest checkpoint in the store if there is one."""
+    from jobs.worker.prometheus import PrometheusLogger
+    from jobs.worker.tensorboard import TensorBoardLogger
+    from tinymusician.training.checkpoint import CheckpointManager
+    from tinymusician.training.deepspeed_engine import DeepSpeedEngine
+    from tinymusician.training.loop import RankInfo, Trainer
+    from tinymusician.training.metrics import MetricSink, MetricsLog
+
+    store, skipped = context.run.store, SkippedSteps(context, stage.name)
+    config = replace(stage.config, left_out=skipped.steps())
+    checkpoints = CheckpointManager(store, context.run.key(f"checkpoints/{stage.name}"), config.judge)
+    start = checkpoints.latest()
+    if context.rank == 0:
+        begun = "from the beginning" if start is None else f"from step {start.step}"
+        print(f"{stage.name}: {begun}, {config.steps} steps", flush=True)
+    rank = RankInfo(context.rank, context.world)
+    engine = DeepSpeedEngine(
+        stage.task.module,
+        stage.optimizer,
+        stage.batch_size,
+        stage.zero_stage,
+        stage.precision,
+        start.state if start is not None else None,
+        rank.turns(config.parts or context.world),
+    )
+    resume_at = start.step if start is not None else -1
+    sinks: list[MetricSink] = []
+    if context.rank == 0:
+        sinks = [TensorBoardLogger(context.run, stage.name, resume_at), PrometheusLogger(context.run_id, stage.name)]
+    metrics = MetricsLog(store, context.run.key(metrics_file(stage.name)), resume_at, sinks)
+    heartbeat = _heartbeat(context, stage.name, config.steps)
+    try:
+        Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat).run()
+    except NonFiniteLossError as error:
+        skipped.add(error)
+        raise
+
+
+class SkippedSteps:
+    """The steps of a stage that update nothing because their loss or gradient was not finite; a file in the store."""
+
+    def __init__(self, context: WorkerContext, stage: str) -> None:
+        self._context, self._key = context, context.run.key(f"skipped-steps-{stage}.json")
+
+    def steps(self) -> frozenset[int]:
+        """The steps to skip."""
+        store = self._context.run.store
+        return frozenset(json.loads(store.get(self._key)) if store.exists(self._key) else [])
+
+    def add(self, error: NonFiniteLossError) -> None:
+        """Skip one more step if the recipe allows it, and restart from the last checkpoint. All workers call this.
+
+        Raises:
+            RestartWorkers: Ray Train restarts the workers.
+        """
+        steps = self.steps()
+        self._context.barrier()
+        if len(steps) >= self._context.recipe.training.max_skipped_steps:
+            return
+        if self._context.rank == 0:
+            print(f"{error}; step {error.step + 1} is skipped", flush=True)
+            self._context.run.store.put(self._key, json.dumps(sorted({*steps, error.step})).encode())
+        self._context.barrier()
+        raise RestartWorkers(str(error)) from error
+
+
+class RestartWorkers(Exception):
+    """Makes Ray Train restart the workers from the last checkpoint."""
+
+
+def metrics_file(stage: str) -> str:
+    """The name of a stage's metrics file in the run's folder."""
+    return "metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl"
+
+
+def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int], None]:
+    """A callback that reports progress to the store every few seconds; only the first worker does."""
+    last = -_HEARTBEAT_SECONDS
+
+    def beat(step: int) -> None:
+        nonlocal last
+        if context.rank == 0 and (time.monotonic() - last >= _HEARTBEAT_SECONDS or step == steps):
+            context.run.tell(stage, step, steps)
+            last = time.monotonic()
+
+    return beat
