@@ -187,7 +187,8 @@ def ray_steps(
 def teachers(store: LocalStore, model_name: str) -> Any:
     """A teacher's actor of one core, without sequences to sample."""
     from jobs.distill.teacher_actors import TeacherPool
-    from tinymusician.artifacts.runs import RunRecord, RunStore, now
+    from tinymusician.artifacts.run_state import RunRecord, now
+    from tinymusician.artifacts.runs import RunStore
     from tinymusician.recipe import load_recipe
 
     recipe = load_recipe("band", (f"teacher.model={model_name}", "signals.source=actors"))

@@ -9,10 +9,11 @@ stand is in `steps.json` of the run's folder.
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
 
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.registry import run_job
@@ -22,7 +23,8 @@ from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import split_reference
-from tinymusician.artifacts.runs import STEPS_FILE, RunStore, now
+from tinymusician.artifacts.run_state import PipelineStep, RunResult, StepState, now
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
@@ -59,105 +61,110 @@ MADE: dict[Step, Step] = {"quantize": "distill", "evaluate": "quantize", "publis
 """The step whose result each step works on."""
 
 
+class StepResult(BaseModel):
+    """What a step made: its run, its artifact and its metrics. `publish` has no run of its own."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str | None = None
+    artifact: str | None = None
+    metrics: dict[str, Any] = {}
+
+
 class Pipeline:
     """One run of the pipeline."""
 
     def __init__(self, store: Store, run_id: str) -> None:
-        self._store, self._folder = store, RunStore(store, run_id)
-        self._record = self._folder.record()
+        self._store, self._run = store, RunStore(store, run_id)
+        self._record = self._run.record()
         self._recipe = parse_recipe(self._record.recipe, run_id)
-        self._results: dict[Step, dict[str, Any]] = {}
-        self._step_states: list[dict[str, Any]] = [{"step": step, "state": "PENDING"} for step in STEPS]
+        self._results: dict[Step, StepResult] = {}
+        self._steps = [PipelineStep(step=step) for step in STEPS]
 
     def run(self) -> None:
-        """Do, or skip, every step that is asked for.
+        """Run or skip every requested step.
 
         Raises:
-            RunError: a step before the first one that is asked for was never done with these inputs.
+            RunError: a step before the first requested one was never run with these inputs.
         """
         config = self._recipe.pipeline
         first, last = STEPS.index(config.first), STEPS.index(config.last)
-        for place, step in enumerate(STEPS):
-            if place > last:
-                self._report_step(step, "NOT ASKED FOR")
+        for index, step in enumerate(STEPS):
+            if index > last:
+                self._report(step, "NOT REQUESTED")
                 continue
             inputs = self._inputs(step)
-            cached = self._cached_result(step, inputs)
-            if step == "precompute" and place >= first and not self._cached_result("distill", self._inputs("distill")):
-                cached = None  # shards may have gone since; those that are there are not made again
+            result = self._cached(step, inputs)
+            if step == "precompute" and index >= first and not self._cached("distill", self._inputs("distill")):
+                result = None  # shards may have been removed since; those that exist are not made again
             if step == "precompute" and self._recipe.needs_teacher:
-                cached = {"run": None, "artifact": None, "metrics": {}}  # shards would not be read
-            if cached is not None:
-                self._report_step(step, "SKIPPED", cached)
-            elif place < first:
+                result = StepResult()  # distillation would not read shards
+            if result is not None:
+                self._report(step, "SKIPPED", result)
+            elif index < first:
                 raise RunError(
                     f"--from {config.first}: {step} has not been done with this recipe; begin with --from {step}"
                 )
             else:
-                cached = self._done(step, inputs)
-            self._results[step] = cached
-        bundle = self._results.get("quantize") or self._results.get("distill") or {}
-        result = {"artifact": bundle.get("artifact"), "metrics": self._metrics()}
-        self._folder.store.put(self._folder.key("result.json"), json.dumps(result).encode())
+                result = self._run_step(step, inputs)
+            self._results[step] = result
+        model = self._results.get("quantize") or self._results.get("distill") or StepResult()
+        self._run.write_result(RunResult(artifact=model.artifact, metrics=self._metrics()))
 
-    def _done(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Do a step now, and write down that it is done with these inputs."""
-        self._report_step(step, "RUNNING")
+    def _run_step(self, step: Step, inputs: dict[str, Any]) -> StepResult:
+        """Run a step, and cache its result under its inputs."""
+        self._report(step, "RUNNING")
         print(f"== {step}", flush=True)
         try:
-            result = self._publish() if step == "publish" else self._part(step, inputs)
+            result = self._publish() if step == "publish" else self._run_job(step, inputs)
         except BaseException:
-            self._report_step(step, "FAILED")
+            self._report(step, "FAILED")
             raise
-        self._store.put(_cache_key(inputs), json.dumps(result).encode())
-        self._report_step(step, "SUCCEEDED", result)
+        self._store.put(_cache_key(inputs), result.model_dump_json().encode())
+        self._report(step, "SUCCEEDED", result)
         return result
 
-    def _part(self, step: JobStep, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Run a step's job as a run of its own, which goes on if it was begun before."""
-        name = f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}"
-        part = RunStore(self._store, name)
-        content = self._content(step).model_dump(mode="json")
-        changes = {"id": name, "kind": step, "recipe": content, "part_of": self._record.id}
-        part.write_record(self._record.model_copy(update=changes))
-        for old in ("error.txt", "refused.txt"):
-            self._store.delete(part.key(old))
-        part.update(state="RUNNING", started=part.status().started or now(), ended=None, message="")
+    def _run_job(self, step: JobStep, inputs: dict[str, Any]) -> StepResult:
+        """Run a step's job as a run of its own; an interrupted one continues."""
+        run = RunStore(self._store, f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}")
+        recipe = self._step_recipe(step).model_dump(mode="json")
+        changes = {"id": run.id, "kind": step, "recipe": recipe, "part_of": self._record.id}
+        run.write_record(self._record.model_copy(update=changes))
+        run.start()
         try:
-            run_job(step, name)
+            run_job(step, run.id)
         except BaseException as error:
-            part.update(state="FAILED", ended=now(), message=" ".join(str(error).split())[-300:])
+            run.fail(" ".join(str(error).split())[-300:])
             raise
-        result: dict[str, Any] = json.loads(self._store.get(part.key("result.json")))
-        step_result = {"run": name, "artifact": result.get("artifact"), "metrics": result["metrics"]}
-        part.update(state="SUCCEEDED", ended=now(), artifact=step_result["artifact"], metrics=step_result["metrics"])
-        return step_result
+        result = run.result()
+        run.succeed(result)
+        return StepResult(run=run.id, artifact=result.artifact, metrics=result.metrics)
 
-    def _publish(self) -> dict[str, Any]:
-        config, bundle = self._recipe.publish, str(self._results["quantize"]["artifact"])
-        judged = release_metrics(self._store, self._results["evaluate"]["run"], bundle, config.baseline)
-        release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), judged, config)
-        return {"run": None, "artifact": bundle, "metrics": {"release": release.reference, "version": release.version}}
+    def _publish(self) -> StepResult:
+        config, bundle = self._recipe.publish, str(self._results["quantize"].artifact)
+        metrics = release_metrics(self._store, str(self._results["evaluate"].run), bundle, config.baseline)
+        release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), metrics, config)
+        return StepResult(artifact=bundle, metrics={"release": release.reference, "version": release.version})
 
-    def _content(self, step: Step) -> Recipe:
-        """The recipe as a step's own job reads it: on what the steps before made."""
+    def _step_recipe(self, step: JobStep) -> Recipe:
+        """The recipe of a step's job, with the results of earlier steps as its models."""
         recipe = self._recipe
         if step in ("precompute", "distill"):
-            as_it_is = recipe.needs_teacher or isinstance(recipe.signals, CachedSignalsConfig)
-            return recipe if as_it_is else recipe.model_copy(update={"signals": CachedSignalsConfig()})
+            unchanged = recipe.needs_teacher or isinstance(recipe.signals, CachedSignalsConfig)
+            return recipe if unchanged else recipe.model_copy(update={"signals": CachedSignalsConfig()})
         if step == "quantize":
-            model = {"model": self._results["distill"]["artifact"]}
+            model = {"model": self._results["distill"].artifact}
             return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=model)})
-        models = {"models": (recipe.publish.baseline, str(self._results["quantize"]["artifact"]))}
+        models = {"models": (recipe.publish.baseline, str(self._results["quantize"].artifact))}
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=models)})
 
     def _inputs(self, step: Step) -> dict[str, Any]:
-        """Everything that a step depends on."""
+        """Everything that a step's result depends on."""
         recipe = self._recipe.model_dump(mode="json")
-        for part, _, field in (name.partition(".") for name in RESUMABLE_KEYS):
-            del recipe[part][field]
-        parts = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
-        inputs: dict[str, Any] = {"step": step, "recipe": parts}
+        for section, _, field in (name.partition(".") for name in RESUMABLE_KEYS):
+            del recipe[section][field]
+        sections = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
+        inputs: dict[str, Any] = {"step": step, "recipe": sections}
         for model in {"teacher", "student"} & set(READS[step]):
             inputs[model] = weights_fingerprint(getattr(getattr(self._recipe, model), "model", ""))
         if "sequences" in READS[step]:
@@ -165,40 +172,39 @@ class Pipeline:
             inputs["prompts"] = fingerprint({"prompts": [(prompt.split, prompt.text) for prompt in prompts]})
         if step in MADE:
             made = self._results[MADE[step]]
-            inputs["made_from"] = made["artifact"] or made["run"]
+            inputs["made_from"] = made.artifact or made.run
         if step == "evaluate":
             inputs["baseline"] = self._recipe.publish.baseline
         return inputs
 
-    def _cached_result(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """What an earlier run made of the same inputs, if the store still has it, and devices still see it."""
+    def _cached(self, step: Step, inputs: dict[str, Any]) -> StepResult | None:
+        """The result of an earlier run with the same inputs, if the store still has all of it."""
         try:
-            cached: dict[str, Any] = json.loads(self._store.get(_cache_key(inputs)))
-            if cached["artifact"]:
-                find(self._store, cached["artifact"])
-            if cached["run"]:
-                RunStore(self._store, cached["run"]).record()
+            result = StepResult.model_validate_json(self._store.get(_cache_key(inputs)))
+            if result.artifact:
+                find(self._store, result.artifact)
+            if result.run:
+                RunStore(self._store, result.run).record()
             if step == "publish":
-                newest = ReleaseRegistry(self._store, keys_folder()).newest(
-                    *split_reference(cached["metrics"]["release"])
-                )
-                if newest.artifact != cached["artifact"] or newest.expires <= now():
+                reference = split_reference(result.metrics["release"])
+                newest = ReleaseRegistry(self._store, keys_folder()).newest(*reference)
+                if newest.artifact != result.artifact or newest.expires <= now():
                     return None
         except (NotFoundError, RunError):
             return None
-        return cached
+        return result
 
     def _metrics(self) -> dict[str, Any]:
-        """What the steps say of themselves, the figures of the distillation first, as scripts know them."""
-        metrics = {step: result["metrics"] for step, result in self._results.items() if step != "distill"}
-        return {**self._results.get("distill", {}).get("metrics", {}), **metrics}
+        """The metrics of distillation, and those of the other steps by step."""
+        metrics: dict[str, Any] = dict(self._results.get("distill", StepResult()).metrics)
+        metrics.update({step: result.metrics for step, result in self._results.items() if step != "distill"})
+        return metrics
 
-    def _report_step(self, step: Step, state: str, result: dict[str, Any] | None = None) -> None:
-        place = STEPS.index(step)
-        facts = {"run": result["run"], "artifact": result["artifact"]} if result else {}
-        self._step_states[place] = {"step": step, "state": state, "at": now().isoformat(), **facts}
-        self._store.put(self._folder.key(STEPS_FILE), json.dumps(self._step_states, indent=2).encode())
-        self._folder.tell(step, place + (state in ("SUCCEEDED", "SKIPPED")), len(STEPS))
+    def _report(self, step: Step, state: StepState, result: StepResult | None = None) -> None:
+        index, made = STEPS.index(step), result or StepResult()
+        self._steps[index] = PipelineStep(step=step, state=state, at=now(), run=made.run, artifact=made.artifact)
+        self._run.write_pipeline(self._steps)
+        self._run.report_progress(step, index + (state in ("SUCCEEDED", "SKIPPED")), len(STEPS))
 
 
 def run(run_id: str) -> None:

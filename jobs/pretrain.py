@@ -7,7 +7,6 @@ is done is not done again, so `--resume` goes on inside the stage that was inter
 from __future__ import annotations
 
 import gc
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from jobs.worker.ray_train import run_training_driver
 from jobs.worker.stage import TrainingStage, train
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
@@ -136,7 +136,7 @@ def _token_shards(context: WorkerContext, split: str, clips: int) -> Any:
 
 def _print_progress(context: WorkerContext, split: str, count: int, index: int) -> None:
     print(f"{split} tokens: shard {index + 1} of {count}", flush=True)
-    context.run.tell(f"{split} tokens", index + 1, count)
+    context.run.report_progress(f"{split} tokens", index + 1, count)
 
 
 def _tokens(context: WorkerContext, name: str) -> Any:
@@ -227,8 +227,7 @@ def finish(context: WorkerContext) -> None:
             metrics=figures,
             licence=BAND_LICENCE,
         )
-    result = {"artifact": manifest.reference, "metrics": figures}
-    context.run.store.put(context.run.key("result.json"), json.dumps(result).encode())
+    context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
 
 
 def _write_models(context: WorkerContext, folder: Path) -> None:
@@ -252,7 +251,7 @@ def _write_models(context: WorkerContext, folder: Path) -> None:
 def _checkpoints(context: WorkerContext, stage: str) -> Any:
     from tinymusician.training.checkpoint import CheckpointManager
 
-    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), MONITORS[stage])
+    return CheckpointManager(context.run.store, context.run.checkpoints_key(stage), MONITORS[stage])
 
 
 def _best_weights(context: WorkerContext, stage: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class CreateAudioRequest(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="The length in seconds.")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None,
-        description="The same seed gives the same music on the same machine. If omitted, a random seed is returned in X-Seed.",
+        description="The same seed gives the same music on the same machine; by default random, returned in X-Seed.",
     )
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = Field(
         None, description="Classifier-free guidance scale; values other than 1 may take two passes per step."

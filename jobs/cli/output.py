@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 from jobs.registry import JobKind
-from tinymusician.artifacts.runs import ENDED, RunStore, summary
+from tinymusician.artifacts.run_state import ENDED
+from tinymusician.artifacts.run_summary import summary
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe
 
 _POLL_SECONDS = 1.0
@@ -124,7 +126,7 @@ def _pause(run: RunStore) -> None:
 def _latest_kl(run: RunStore) -> str:
     from tinymusician.training.metrics import read_metrics
 
-    rows = [row for row in read_metrics(run.store, run.key("metrics.jsonl")) if "held_out/kl" in row]
+    rows = [row for row in read_metrics(run.store, run.metrics_key()) if "held_out/kl" in row]
     return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
 
 

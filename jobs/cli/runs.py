@@ -10,7 +10,9 @@ import typer
 
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.runs import ENDED, RunStore, list_runs, summary
+from tinymusician.artifacts.run_state import ENDED
+from tinymusician.artifacts.run_summary import list_runs, summary
+from tinymusician.artifacts.runs import RunStore
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

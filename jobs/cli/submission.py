@@ -40,7 +40,7 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
     from jobs.launch.cluster import CLUSTER_VARIABLE, is_here
     from jobs.launch.validate import check, check_overrides, with_local_paths
     from tinymusician.artifacts.open import open_store
-    from tinymusician.artifacts.runs import summary
+    from tinymusician.artifacts.run_summary import summary
 
     overrides = [*(options.overrides or []), *sets]
     recipe, store = load_recipe(options.recipe, tuple(overrides)), open_store()

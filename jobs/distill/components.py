@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.worker.context import WorkerContext
-from jobs.worker.stage import TrainingStage, metrics_file, train, trainer_config
+from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.param_count import check_piece
 from tinymusician.recipe import Recipe
@@ -78,7 +78,7 @@ def checkpoints(context: WorkerContext, stage: str) -> Any:
     """Those of a stage."""
     from tinymusician.training.checkpoint import CheckpointManager
 
-    return CheckpointManager(context.run.store, context.run.key(f"checkpoints/{stage}"), MONITORS[stage])
+    return CheckpointManager(context.run.store, context.run.checkpoints_key(stage), MONITORS[stage])
 
 
 def train_components(
@@ -223,7 +223,7 @@ def stage_metrics(context: WorkerContext, stage: str) -> list[dict[str, Any]]:
     """What a stage wrote down."""
     from tinymusician.training.metrics import read_metrics
 
-    return read_metrics(context.run.store, context.run.key(metrics_file(stage)))
+    return read_metrics(context.run.store, context.run.metrics_key(stage))
 
 
 def monitored_metrics(context: WorkerContext, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import replace
@@ -21,6 +20,7 @@ from jobs.distill.models import TeacherStudent, load_models, new_student
 from jobs.distill.teacher import online_signals, open_sequences
 from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
@@ -39,7 +39,7 @@ def finish(context: WorkerContext) -> None:
     from tinymusician.models.saving import save_musicgen
 
     recipe, store = context.recipe, context.run.store
-    context.run.tell("report", 0, 3)
+    context.run.report_progress("report", 0, 3)
     pair = load_models(recipe)
     student = new_student(recipe, pair.teacher, load_components(context, pair.teacher))
     best_step = load_distilled(context, student)
@@ -51,9 +51,9 @@ def finish(context: WorkerContext) -> None:
     figures = {"best_step": best_step, **held_out_metrics(first, last)}
     if recipe.has_small_parts:
         figures |= finished_stages(context, pair.teacher, student)
-    context.run.tell("report", 1, 3)
+    context.run.report_progress("report", 1, 3)
     figures |= test_metrics(context, pair, student)
-    context.run.tell("report", 2, 3)
+    context.run.report_progress("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plot_metrics(rows, folder / "training.png")
@@ -69,8 +69,8 @@ def finish(context: WorkerContext) -> None:
             metrics=figures,
             licence=licence_of(recipe),
         )
-    store.put(context.run.key("result.json"), json.dumps({"artifact": manifest.reference, "metrics": figures}).encode())
-    context.run.tell("report", 3, 3)
+    context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
+    context.run.report_progress("report", 3, 3)
 
 
 def load_distilled(context: WorkerContext, student: Any) -> int:

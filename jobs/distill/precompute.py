@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from jobs.distill.models import TeacherStudent, load_models, shard_teacher
 from jobs.distill.teacher import make_sequences, make_shards, open_sequences, signal_shard_cache, signal_shard_maker
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.splits import SPLITS, Split
@@ -30,7 +29,7 @@ def work(context: WorkerContext) -> None:
             "rows": sum(len(tokens[split].codes) for split in made),
             "fingerprints": {split: shards.fingerprint for split, shards in made.items()},
         }
-        context.run.store.put(context.run.key("result.json"), json.dumps({"metrics": figures}).encode())
+        context.run.write_result(RunResult(metrics=figures))
 
 
 def precompute_signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
@@ -39,7 +38,7 @@ def precompute_signals(context: WorkerContext, pair: TeacherStudent, split: Spli
 
     def on_progress(index: int) -> None:
         print(f"{split} signals: shard {index + 1} of {shards.count}", flush=True)
-        context.run.tell(f"{split} signals", shards.count - len(shards.missing()), shards.count)
+        context.run.report_progress(f"{split} signals", shards.count - len(shards.missing()), shards.count)
 
     make_shards(context, pair, shards, signal_shard_maker(context, pair, tokens), on_progress)
     return shards

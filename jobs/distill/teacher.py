@@ -36,7 +36,7 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
 
         def on_progress(index: int, name: str = name, count: int = shards.count) -> None:
             print(f"{name}: shard {index + 1} of {count}", flush=True)
-            context.run.tell(name, index + 1, count)
+            context.run.report_progress(name, index + 1, count)
 
         make_shards(context, pair, shards, sequence_maker(context, pair, source), on_progress)
 

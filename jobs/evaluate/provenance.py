@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from jobs.worker.model_refs import split_label
-from jobs.worker.stage import metrics_file
 from tinymusician.artifacts.manifest import Manifest, find
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import NotFoundError
 from tinymusician.quantize.report import plot_sensitivity
@@ -29,7 +27,7 @@ def curves(store: Store, names: Mapping[str, str]) -> Curves:
         if manifest is None or manifest.digest in seen:
             continue
         seen.add(manifest.digest)
-        rows = read_metrics(store, f"runs/{manifest.lineage.get('run')}/{metrics_file('distill')}")
+        rows = read_metrics(store, RunStore(store, str(manifest.lineage.get("run"))).metrics_key())
         if rows:
             curves[name] = rows
     return curves
@@ -40,7 +38,8 @@ def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, byt
     tables = []
     for model_id, name in names.items():
         manifest = _manifest(store, model_id)
-        table = _report(store, manifest).get("sensitivity") if manifest is not None else None
+        run = RunStore(store, str(manifest.lineage.get("run"))) if manifest is not None else None
+        table = run.report().get("sensitivity") if run is not None else None
         if table:
             tables.append((name, plot_sensitivity(from_facts(table))))
     return tables
@@ -54,11 +53,3 @@ def _manifest(store: Store, model_id: str) -> Manifest | None:
         return find(store, reference)
     except NotFoundError:
         return None
-
-
-def _report(store: Store, manifest: Manifest) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = json.loads(store.get(f"runs/{manifest.lineage.get('run')}/report.json"))
-    except NotFoundError:
-        return {}
-    return report

@@ -24,6 +24,7 @@ from jobs.evaluate.evaluator import (
     short_label,
 )
 from jobs.evaluate.provenance import curves, sensitivities
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
@@ -83,11 +84,8 @@ def write_report(evaluation: Evaluator) -> None:
     content = as_json({"models": results, "how": provenance_of(evaluation, real), "worst": far})
     listened, store = _audio_samples(evaluation, names), run.store
     page = html_report(evaluation.recipe.name, content, listened, curves(store, names), sensitivities(store, names))
-    run.store.put(run.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
-    run.store.put(run.key("report.md"), markdown_report(evaluation.recipe.name, content).encode())
-    run.store.put(run.key("report.html"), page.encode())
-    result = {"artifact": None, "metrics": {name: summary(one) for name, one in content["models"].items()}}
-    run.store.put(run.key("result.json"), json.dumps(result).encode())
+    run.write_report(content, page, markdown_report(evaluation.recipe.name, content))
+    run.write_result(RunResult(metrics={name: summary(one) for name, one in content["models"].items()}))
 
 
 def clip_features(evaluation: Evaluator, model_id: str, clips: int | None = None) -> ClipFeatures:

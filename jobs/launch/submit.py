@@ -14,16 +14,9 @@ from pathlib import Path
 from jobs.launch import cluster
 from jobs.registry import JobKind
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
-from tinymusician.artifacts.runs import (
-    ENDED,
-    SILENCE,
-    STOPPED,
-    RunRecord,
-    RunStore,
-    check_run_name,
-    effective_status,
-    now,
-)
+from tinymusician.artifacts.run_state import ENDED, RunRecord, check_run_name, now
+from tinymusician.artifacts.run_summary import HEARTBEAT_TIMEOUT, effective_status
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
@@ -77,16 +70,16 @@ def submit(
             submission=submission,
         )
     )
-    run.update(state="PENDING", message="", stop_requested_at=now(), ended=None)
+    run.submit()
     try:
         client.submit_job(
-            entrypoint=f"{_python_command(where)} -P -m jobs.launch.supervisor {shlex.quote(run.id)} {shlex.quote(submission)}",
+            entrypoint=f"{_python_command(where)} -P -m jobs.launch.supervisor {run.id} {submission}",
             submission_id=submission,
             runtime_env=environment,
             metadata={"run": run.id, "kind": kind},
         )
     except Exception as error:
-        run.update(state="FAILED", ended=now(), message=f"the cluster refused the job: {error}")
+        run.fail(f"the cluster refused the job: {error}")
         raise ClusterError(f"cluster {where}: refused the job ({error})") from error
     return run
 
@@ -157,18 +150,17 @@ def reconcile(run: RunStore) -> None:
         client, _ = cluster.connect(record.cluster, start=False)
         job = client.get_job_info(record.submission)
     except (ClusterError, RuntimeError):
-        stop_requested_at = run.status().stop_requested_at
-        if run.status().state == "PENDING" and stop_requested_at is not None and now() - stop_requested_at > SILENCE:
-            message = f"cluster {record.cluster} was lost before the job began; continue it with --resume"
-            run.update(state="FAILED", ended=now(), message=message)
+        status = run.status()
+        if status.state == "PENDING" and status.submitted and now() - status.submitted > HEARTBEAT_TIMEOUT:
+            run.fail(f"cluster {record.cluster} was lost before the job started; continue it with --resume")
         return
     if str(job.status) not in ENDED or run.status().state in ENDED:
         return
-    if str(job.status) == "STOPPED":  # its supervisor took longer to say so than Ray waits
-        run.update(state="STOPPED", ended=now(), message=STOPPED)
+    if str(job.status) == "STOPPED":  # Ray did not wait for its supervisor to write this
+        run.stop()
     else:
-        said = " ".join((job.message or "").split())[-300:]
-        run.update(state="FAILED", ended=now(), message=f"Ray reports the job as {job.status}: {said}")
+        reason = " ".join((job.message or "").split())[-300:]
+        run.fail(f"Ray reports the job as {job.status}: {reason}")
 
 
 def is_alive(record: RunRecord) -> bool:

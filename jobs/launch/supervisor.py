@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import re
 import signal
 import subprocess
@@ -19,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from jobs.registry import JobKind, run_job
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.runs import STOPPED, RunStore, now
-from tinymusician.errors import NotFoundError, StoreError, TinyMusicianError
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.errors import StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
@@ -72,7 +71,7 @@ class LogUploader:
         with self._lock:
             text = self._text
         if len(text) != self._sent and self._owned():
-            self._run.store.put(self._run.key("log.txt"), text.encode())
+            self._run.write_log(text)
             self._sent = len(text)
 
 
@@ -86,7 +85,7 @@ def supervise(run_id: str, submission: str) -> int:
 
     run.heartbeat()
     _remove_stale_drafts(run)
-    run.update(state="RUNNING", started=run.status().started or now(), ended=None, message="")
+    run.start()
     run_child = subprocess.Popen(
         [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", record.kind, run_id],
         cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
@@ -108,13 +107,14 @@ def supervise(run_id: str, submission: str) -> int:
     for line in run_child.stdout:
         log.line(line)
     code = run_child.wait()
-    outcome = _final_status(run, code, stopped.is_set())
-    log.line(f"{time.strftime(_STAMP)} {outcome['state']} {outcome.get('message', '')}\n")
+    message = _failure(run, code) if code != 0 and not stopped.is_set() else ""
+    state = "SUCCEEDED" if code == 0 else "STOPPED" if stopped.is_set() else "FAILED"
+    log.line(f"{time.strftime(_STAMP)} {state} {message}\n")
     try:
-        log.close()  # before its state says that it has ended, so that a run that has ended has its whole log
+        log.close()  # before the final state, so that a run that has ended has its whole log
     finally:
         if owned():
-            run.update(ended=now(), **outcome)
+            _write_final_state(run, code, stopped.is_set(), message)
     _remove_stale_drafts(run)
     return code
 
@@ -125,34 +125,33 @@ def _remove_stale_drafts(run: RunStore) -> None:
         run.store.sweep()
 
 
-def _final_status(run: RunStore, code: int, stopped: bool) -> dict[str, Any]:
+def _write_final_state(run: RunStore, code: int, stopped: bool, message: str) -> None:
     if code == 0:
-        result = json.loads(run.store.get(run.key("result.json")))
-        return {"state": "SUCCEEDED", "artifact": result.get("artifact"), "metrics": result["metrics"]}
-    if stopped:
-        return {"state": "STOPPED", "message": STOPPED}
+        run.succeed(run.result())
+    elif stopped:
+        run.stop()
+    else:
+        run.fail(message)
+
+
+def _failure(run: RunStore, code: int) -> str:
+    """Why the driver ended with an exit code other than 0."""
     if code < 0:
-        message = f"its driver was killed by signal {-code}; continue it with --resume"
-        return {"state": "FAILED", "message": message}
-    try:
-        message = run.store.get(run.key("error.txt")).decode()
-    except NotFoundError:
-        message = f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
-    return {"state": "FAILED", "message": message}
+        return f"its driver was killed by signal {-code}; continue it with --resume"
+    return run.error() or f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
 
 
 def run_child(kind: JobKind, run_id: str) -> int:
     """Run the job of this kind; an error for users becomes one line."""
     run = RunStore(open_store(), run_id)
-    for old in ("error.txt", "refused.txt"):
-        run.store.delete(run.key(old))
+    run.clear_errors()
     try:
         run_job(kind, run_id)
     except Exception as error:
         cause = to_user_error(error)
         if cause is None:
             raise
-        run.store.put(run.key("error.txt"), str(cause).encode())
+        run.write_error(str(cause))
         print(f"error: {cause}", file=sys.stderr)
         return 1
     return 0

@@ -54,7 +54,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
     """
     context, config = compression.context, compression.config
     chosen = choose_plan(compression, measurer)
-    context.run.tell("parity", 0, 2)
+    context.run.report_progress("parity", 0, 2)
     reference = ReferenceOutputs(
         compression.model, compression.tokenizer, compression.sequences("test", config.parity_sequences, None)
     )
@@ -62,18 +62,17 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
         folder = Path(scratch) / "bundle"
         maker = _OptimumExporter(compression) if config.format == "optimum" else _FusedExporter(compression, measurer)
         plain = maker.exact(reference)
-        context.run.tell("parity", 1, 2)
+        context.run.report_progress("parity", 1, 2)
         maker.make(chosen.plan, folder)
         parity = maker.parity(reference, folder)
-        context.run.tell("report", 0, 1)
+        context.run.report_progress("report", 0, 1)
 
         def tell(cost: dict[str, Any]) -> dict[str, Any]:
             figures = _metrics(compression, chosen, parity, folder, cost)
             parities = {"float32": plain, chosen.plan.name: parity}
             text = _report(compression, chosen, parities, verdicts(folder), figures)
-            context.run.store.put(context.run.key("report.html"), text.encode())
-            facts = {"figures": figures, "sensitivity": as_facts(chosen.table) if chosen.table is not None else None}
-            context.run.store.put(context.run.key("report.json"), json.dumps(facts).encode())
+            sensitivity = as_facts(chosen.table) if chosen.table is not None else None
+            context.run.write_report({"figures": figures, "sensitivity": sensitivity}, html=text)
             return figures
 
         tell({})  # what misses its gate has a report too
@@ -91,7 +90,7 @@ def publish_bundle(compression: QuantizationWorkspace, measurer: PlanEvaluator) 
             metrics=figures,
             licence=licence_of_model(compression),
         )
-    context.run.tell("report", 1, 1)
+    context.run.report_progress("report", 1, 1)
     return manifest, figures
 
 
@@ -116,7 +115,7 @@ def choose_plan(compression: QuantizationWorkspace, measurer: PlanEvaluator) -> 
         plan = how.model_copy(update={"name": "adaptive", "groups": groups})
         metrics = compression.measured(measurer, [PlanTrial(plan, chosen=True)])[0]
         tried[tuple(groups.items())] = metrics
-        compression.context.run.tell("choice", len(tried), len(tried) + 1)
+        compression.context.run.report_progress("choice", len(tried), len(tried) + 1)
         print(f"choice: {metrics.size / 1e6:.1f} MB, worst codebook {max(metrics.by_codebook):.4g} nats", flush=True)
         return max(metrics.by_codebook)
 

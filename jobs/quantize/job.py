@@ -6,7 +6,6 @@ shard, and is not measured again. One of them then chooses, checks and publishes
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class QuantWorker:
         from jobs.quantize.bundle_writer import publish_bundle
 
         manifest, figures = publish_bundle(self._compression, measurer)
-        content = json.dumps({"artifact": manifest.reference, "metrics": figures})
-        run = self._compression.context.run
-        run.store.put(run.key("result.json"), content.encode())
+        self._compression.context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
 
 
 def run(run_id: str) -> None:

@@ -22,7 +22,8 @@ from jobs.cli.output import follow
 from jobs.registry import JobKind
 from jobs.reproduce.claims import FAILS, HOLDS, higher, lower, not_worse, rising, slower, within_tolerance
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.runs import RunStore, summary
+from tinymusician.artifacts.run_summary import summary
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RecipeError, TinyMusicianError
 from tinymusician.html_report import html_note, html_table, page

@@ -6,7 +6,6 @@ captions and is held against the teacher. What the store has is not made again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.bootstrap import as_json
 from tinymusician.evaluate.clap_score import clap_score
@@ -115,9 +115,7 @@ def write_report(trials: SweepEvaluator) -> None:
             "how": provenance_of(trials, clips),
         }
     )
-    run.store.put(run.key("report.json"), json.dumps(content, ensure_ascii=False).encode())
-    run.store.put(run.key("report.md"), markdown_study(recipe.name, content).encode())
-    run.store.put(run.key("report.html"), html_study(recipe.name, content).encode())
+    run.write_report(content, html_study(recipe.name, content), markdown_study(recipe.name, content))
     means = {
         grid: {
             value: {name: float(np.mean([seed["final"][name] for seed in seeds])) for name in seeds[0]["final"]}
@@ -125,7 +123,7 @@ def write_report(trials: SweepEvaluator) -> None:
         }
         for grid, values in grids.items()
     }
-    run.store.put(run.key("result.json"), json.dumps({"artifact": None, "metrics": means}).encode())
+    run.write_result(RunResult(metrics=means))
 
 
 def collect_results(

@@ -176,7 +176,7 @@ class SweepEvaluator(Evaluator):
     def trained(self, trial: SweepTrial) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The student's weights after its last step and the rows of its metrics, from the store or trained now."""
         cache = ShardCache(self.store, "trials", {**trial.facts, **self._learns_from}, 1)
-        place = self.context.run.key(f"checkpoints/trials/{trial.model_id.removeprefix('trial ')}")
+        place = self.context.run.checkpoints_key(f"trials/{trial.model_id.removeprefix('trial ')}")
         if cache.missing():
             cache.write(0, self._train(trial, CheckpointManager(self.store, place, MONITOR)))
         for entry in list(self.store.list(f"{place}/")):

@@ -88,8 +88,8 @@ def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
     """A function that runs the tasks of a named stage on the pool and reports the progress to the run."""
 
     def run_stage(stage: str, tasks: Sequence[Any], max_concurrency: int = 0) -> None:
-        run.tell(stage, 0, len(tasks))
-        pool.map(tasks, lambda done: run.tell(stage, done, len(tasks)), max_concurrency)
+        run.report_progress(stage, 0, len(tasks))
+        pool.map(tasks, lambda done: run.report_progress(stage, done, len(tasks)), max_concurrency)
 
     return run_stage
 

@@ -12,7 +12,8 @@ from typing import Literal
 from platformdirs import user_cache_path
 
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.runs import RunRecord, RunStore
+from tinymusician.artifacts.run_state import RunRecord
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe, parse_recipe
 
 

@@ -88,12 +88,11 @@ def _run_work(work: Work, context: WorkerContext) -> None:
 
     A store that did not respond may respond later, so its errors are worth a restart.
     """
-    refused = context.run.key("refused.txt")
-    if context.run.store.exists(refused):
-        raise RunError(context.run.store.get(refused).decode())
+    if (refusal := context.run.refusal()) is not None:
+        raise RunError(refusal)
     try:
         work(context)
     except TinyMusicianError as error:
         if not isinstance(error, StoreError):
-            context.run.store.put(refused, str(error).encode())
+            context.run.refuse(str(error))
         raise

@@ -1,8 +1,7 @@
-"""Runs a training stage on a worker: task, optimizer, checkpoints, metrics, and the ledger of skipped steps."""
+"""Runs a training stage on a worker: task, optimizer, checkpoints, metrics, and skipped steps."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,9 +61,9 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     from tinymusician.training.loop import RankInfo, Trainer
     from tinymusician.training.metrics import MetricSink, MetricsLog
 
-    store, skipped = context.run.store, SkippedSteps(context, stage.name)
-    config = replace(stage.config, left_out=skipped.steps())
-    checkpoints = CheckpointManager(store, context.run.key(f"checkpoints/{stage.name}"), config.judge)
+    run = context.run
+    config = replace(stage.config, left_out=run.skipped_steps(stage.name))
+    checkpoints = CheckpointManager(run.store, run.checkpoints_key(stage.name), config.judge)
     start = checkpoints.latest()
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"
@@ -82,51 +81,35 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     resume_at = start.step if start is not None else -1
     sinks: list[MetricSink] = []
     if context.rank == 0:
-        sinks = [TensorBoardLogger(context.run, stage.name, resume_at), PrometheusLogger(context.run_id, stage.name)]
-    metrics = MetricsLog(store, context.run.key(metrics_file(stage.name)), resume_at, sinks)
+        sinks = [TensorBoardLogger(run, stage.name, resume_at), PrometheusLogger(run.id, stage.name)]
+    metrics = MetricsLog(run.store, run.metrics_key(stage.name), resume_at, sinks)
     heartbeat = _heartbeat(context, stage.name, config.steps)
     try:
         Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat).run()
     except NonFiniteLossError as error:
-        skipped.add(error)
+        _skip_step(context, stage.name, error)
         raise
 
 
-class SkippedSteps:
-    """The steps of a stage that update nothing because their loss or gradient was not finite; a file in the store."""
+def _skip_step(context: WorkerContext, stage: str, error: NonFiniteLossError) -> None:
+    """Skip one more step if the recipe allows it, and restart from the last checkpoint. All workers call this.
 
-    def __init__(self, context: WorkerContext, stage: str) -> None:
-        self._context, self._key = context, context.run.key(f"skipped-steps-{stage}.json")
-
-    def steps(self) -> frozenset[int]:
-        """The steps to skip."""
-        store = self._context.run.store
-        return frozenset(json.loads(store.get(self._key)) if store.exists(self._key) else [])
-
-    def add(self, error: NonFiniteLossError) -> None:
-        """Skip one more step if the recipe allows it, and restart from the last checkpoint. All workers call this.
-
-        Raises:
-            RestartWorkers: Ray Train restarts the workers.
-        """
-        steps = self.steps()
-        self._context.barrier()
-        if len(steps) >= self._context.recipe.training.max_skipped_steps:
-            return
-        if self._context.rank == 0:
-            print(f"{error}; step {error.step + 1} is skipped", flush=True)
-            self._context.run.store.put(self._key, json.dumps(sorted({*steps, error.step})).encode())
-        self._context.barrier()
-        raise RestartWorkers(str(error)) from error
+    Raises:
+        RestartWorkers: Ray Train restarts the workers.
+    """
+    steps = context.run.skipped_steps(stage)
+    context.barrier()
+    if len(steps) >= context.recipe.training.max_skipped_steps:
+        return
+    if context.rank == 0:
+        print(f"{error}; step {error.step + 1} is skipped", flush=True)
+        context.run.write_skipped_steps(stage, {*steps, error.step})
+    context.barrier()
+    raise RestartWorkers(str(error)) from error
 
 
 class RestartWorkers(Exception):
     """Makes Ray Train restart the workers from the last checkpoint."""
-
-
-def metrics_file(stage: str) -> str:
-    """The name of a stage's metrics file in the run's folder."""
-    return "metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl"
 
 
 def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int], None]:
@@ -136,7 +119,7 @@ def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int]
     def beat(step: int) -> None:
         nonlocal last
         if context.rank == 0 and (time.monotonic() - last >= _HEARTBEAT_SECONDS or step == steps):
-            context.run.tell(stage, step, steps)
+            context.run.report_progress(stage, step, steps)
             last = time.monotonic()
 
     return beat

@@ -36,7 +36,7 @@ def test_from_recipe_to_device(
     begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
     assert begun.returncode == 0, begun.stderr
     run = RunStore(store, "p1")
-    wait_for(lambda: any(step["state"] == "RUNNING" and step["step"] == "quantize" for step in run.steps()))
+    wait_for(lambda: any((step.step, step.state) == ("quantize", "RUNNING") for step in run.pipeline()))
     ray.kill("jobs.launch.supervisor", "--child")
     wait_for(lambda: run.status().state == "FAILED")
     again = tmctl_json(ray, store, "submit", "pipeline", evaluate_options[0], "--resume", "p1")

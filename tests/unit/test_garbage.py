@@ -15,7 +15,8 @@ from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage_collection import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
 from tinymusician.artifacts.model_card import model_card
-from tinymusician.artifacts.runs import RunRecord, RunStore, now
+from tinymusician.artifacts.run_state import RunRecord, RunResult, now
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
@@ -74,7 +75,8 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
         assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
     assert world.client().pull().release.version == 1
     assert garbage(world) == GcPlan({}, {}, {})
-    run.update(state="FAILED")
+    run.start()
+    run.fail("killed")
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
 
@@ -133,7 +135,8 @@ def test_shards_stay_and_are_made_again(world: World) -> None:
 
     assert plan() == GcPlan({}, {}, {}), "a run has not ended"
     assert plan().open_runs == ("r1",)
-    run.update(state="SUCCEEDED")
+    run.start()
+    run.succeed(RunResult())
     assert plan(30) == GcPlan({}, {}, {}), "too young"
     assert len(plan().shards) == 2
     collect(world.store, plan, lambda key: None, later)

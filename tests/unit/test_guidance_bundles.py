@@ -20,7 +20,8 @@ from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tests.tiny import CAPTIONS
-from tinymusician.artifacts.runs import RunRecord, RunStore, now
+from tinymusician.artifacts.run_state import RunRecord, now
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
 from tinymusician.evaluate.generators import OnnxGenerator, SamplingSettings, TorchGenerator

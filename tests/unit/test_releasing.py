@@ -8,7 +8,8 @@ import pytest
 
 from jobs.release import promote, publish, release_metrics
 from tests.world import World
-from tinymusician.artifacts.runs import RunRecord, RunStore, now
+from tinymusician.artifacts.run_state import RunRecord, RunResult, now
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError, UntrustedError
 from tinymusician.recipe import PublishConfig
 
@@ -49,7 +50,8 @@ def test_an_evaluation_must_have_judged_both(world: World) -> None:
     run, reference = RunStore(world.store, "e1"), "band@sha256:" + "ab" * 32
     facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
     run.write_record(RunRecord(id="e1", kind="evaluate", seeds={}, cluster="x", submission="x", **facts))
-    run.update(state="SUCCEEDED", metrics={"teacher": {**BASE, "more": 1}})
+    run.start()
+    run.succeed(RunResult(metrics={"teacher": {**BASE, "more": 1}}))
     with pytest.raises(NotFoundError, match=r"has not judged it, .*; it has judged teacher"):
         release_metrics(world.store, "e1", reference, "teacher")
     assert release_metrics(world.store, "e1", "teacher", "teacher")["own"]["clap"] == 0.5

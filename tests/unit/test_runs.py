@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs.launch.submit import reconcile, resume_target
-from tinymusician.artifacts.runs import RunRecord, RunStore, check_run_name, list_runs, now, summary
+from tinymusician.artifacts.run_state import RunRecord, RunResult, check_run_name, now
+from tinymusician.artifacts.run_summary import list_runs, summary
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RunError
 
@@ -39,11 +41,11 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
     assert not run.exists()
     run.write_record(record("r1"))
     assert summary(run)["state"] == "PENDING"
-    run.update(state="RUNNING", started=now())
+    run.start()
     run.heartbeat()
-    run.tell("distill", 5, 10)
+    run.report_progress("distill", 5, 10)
     assert (summary(run)["state"], summary(run)["step"], summary(run)["steps"]) == ("RUNNING", 5, 10)
-    run.update(state="SUCCEEDED", ended=now(), artifact="band@sha256:00", metrics={"kl_final": 0.1})
+    run.succeed(RunResult(artifact="band@sha256:00", metrics={"kl_final": 0.1}))
     facts = summary(run)
     assert facts["state"] == "SUCCEEDED"
     assert set(facts) >= {"id", "kind", "recipe", "state", "artifact", "started", "ended", "metrics"}
@@ -54,8 +56,8 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
 def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
-    run.update(state="RUNNING", started=now())
-    store.put(run.key("alive.txt"), (now() - timedelta(seconds=90)).isoformat().encode())
+    run.start()
+    RunStore(store, "r1", lambda: now() - timedelta(seconds=90)).heartbeat()
     assert summary(run)["state"] == "FAILED"
     assert "--resume" in summary(run)["message"]
     run.heartbeat()
@@ -84,7 +86,8 @@ def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPa
     assert resume_target(run, "distill", 1, None) == (1, "http://127.0.0.1:1")
     with pytest.raises(RunError, match="resume it with `tmctl submit distill`"):
         resume_target(run, "pretrain", None, None)
-    run.update(state="SUCCEEDED")
+    run.start()
+    run.succeed(RunResult())
     with pytest.raises(RunError, match="nothing to resume"):
         resume_target(run, "distill", None, None)
 
@@ -92,10 +95,10 @@ def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPa
 def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
-    run.update(state="PENDING", stop_requested_at=now())
+    run.submit()
     reconcile(run)
     assert run.status().state == "PENDING"
-    run.update(stop_requested_at=now() - timedelta(seconds=90))
+    RunStore(store, "r1", lambda: now() - timedelta(seconds=90)).submit()
     reconcile(run)
     assert run.status().state == "FAILED"
     assert "--resume" in run.status().message
@@ -107,3 +110,22 @@ def test_what_is_no_run(store: LocalStore) -> None:
     for name in ("", "-x", "A", "a/b", "../a", "a" * 100, "a\n"):
         with pytest.raises(RunError, match="lower-case letters"):
             check_run_name(name)
+
+
+def test_states_follow_each_other(store: LocalStore) -> None:
+    run = RunStore(store, "r1")
+    with pytest.raises(RunError, match="is PENDING and cannot become SUCCEEDED"):
+        run.succeed(RunResult())
+    run.write_error("an earlier error")
+    run.refuse("an earlier refusal")
+    run.start()
+    assert (run.error(), run.refusal()) == (None, None)
+    run.stop()
+    run.submit()
+    assert (run.status().state, run.status().message, run.status().ended) == ("PENDING", "", None)
+    run.start()
+    run.succeed(RunResult(artifact="band@sha256:00"))
+    for transition in (run.submit, run.stop, lambda: run.fail("late")):
+        with pytest.raises(RunError, match="is SUCCEEDED"):
+            transition()
+    assert run.status().artifact == "band@sha256:00"

@@ -18,7 +18,8 @@ from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release
-from tinymusician.artifacts.runs import ENDED, RunStore
+from tinymusician.artifacts.run_state import ENDED
+from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import DAY, Store, StoreEntry
 from tinymusician.errors import NotFoundError, StoreError
 
@@ -112,12 +113,11 @@ def _released(registry: ReleaseRegistry) -> list[Release]:
 
 def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
     """Runs that have not ended, and their records; silent ones may only be slow, steps end with their pipeline."""
-    for entry in store.list("runs/"):
-        if entry.key.endswith("/record.json"):
-            run = RunStore(store, entry.key.removeprefix("runs/").removesuffix("/record.json"))
-            whole = RunStore(store, run.record().part_of) if run.record().part_of else run
-            if whole.exists() and whole.status().state not in ENDED:
-                yield run.id, store.get(entry.key).decode()
+    for run in all_runs(store):
+        record = run.record()
+        whole = RunStore(store, record.part_of) if record.part_of else run
+        if whole.exists() and whole.status().state not in ENDED:
+            yield run.id, record.model_dump_json()
 
 
 def _live_manifests(

@@ -23,7 +23,7 @@ from tinymusician.artifacts.download import BandwidthLimiter, download, read_sma
 from tinymusician.artifacts.envelope import LARGEST
 from tinymusician.artifacts.installation import Installation, InstalledVersion, InstallState
 from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, split_reference
-from tinymusician.artifacts.runs import now
+from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.sources import Source
 from tinymusician.artifacts.trust import RootMetadata, check_current, follow, root_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, UntrustedError

@@ -32,7 +32,7 @@ from tinymusician.artifacts.envelope import seal, textual
 from tinymusician.artifacts.keys import PIN, Role, RootPin, load_key, new_key, read_pin, write_pin
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
-from tinymusician.artifacts.runs import now
+from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError

@@ -1,100 +1,67 @@
-"""Runs in the store: what was asked, how it stands, its log and metrics. Readable when the cluster is long gone.
+"""A run's documents, log and metrics in the store, readable long after its cluster is gone. Only this module knows
+their names.
 
-runs/ID/record.json     what was asked: resolved recipe, versions, git state, seeds, workers
-runs/ID/status.json     how it stands: state, artifact, metrics; written by the supervisor, or by `tmctl` where none is
-runs/ID/alive.txt       the supervisor's last sign of life, every few seconds
-runs/ID/progress.json   stage and step; written by the first worker alone
-runs/ID/steps.json      of a pipeline: how its steps stand, and the run of each
-runs/ID/log.txt         everything the job printed
-runs/ID/metrics.jsonl   one JSON object a line
-runs/ID/checkpoints/    see tinymusician.training.checkpoint
+runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
+runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
+runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
+runs/ID/progress.json            stage and step; written by the first worker
+runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
+runs/ID/result.json              artifact and metrics; written by the job at its end
+runs/ID/error.txt                the error of the last attempt, for people
+runs/ID/refused.txt              an error that every further attempt would meet again
+runs/ID/skipped-steps-STAGE.json training steps that update nothing
+runs/ID/log.txt                  everything the job printed
+runs/ID/metrics.jsonl            one JSON object per line; metrics-STAGE.jsonl for stages other than distillation
+runs/ID/report.json|md|html      the report
+runs/ID/checkpoints/STAGE        see tinymusician.training.checkpoint
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from tinymusician.artifacts.run_state import (
+    TRANSITIONS,
+    Document,
+    PipelineStep,
+    Progress,
+    RunRecord,
+    RunResult,
+    RunStatus,
+    State,
+    now,
+)
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError, NotFoundError, RunError
 
-State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
-ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
-STOPPED = "stopped; continue it with --resume"
-RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
-SILENCE = timedelta(seconds=60)
-"""A run that is said to be running and has not stirred for this long is presumed dead."""
-
-
-STEPS_FILE = "steps.json"
-
-
-class RunRecord(BaseModel):
-    """What was asked for; written once, and again by `--resume` with what differs."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    kind: str
-    recipe: dict[str, Any]
-    workers: int
-    created: datetime
-    versions: dict[str, str]
-    git: dict[str, str]
-    seeds: dict[str, int]
-    cluster: str
-    submission: str
-    part_of: str = ""
-
-
-class RunStatus(BaseModel):
-    """How a run stands."""
-
-    model_config = ConfigDict(frozen=True)
-
-    state: State = "PENDING"
-    stop_requested_at: datetime | None = None
-    started: datetime | None = None
-    ended: datetime | None = None
-    message: str = ""
-    artifact: str | None = None
-    metrics: dict[str, Any] = {}
-
-
-class Progress(BaseModel):
-    """How far a run is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    step: int
-    steps: int
-
-
-Kind = TypeVar("Kind", RunRecord, RunStatus, Progress)
+_Document = TypeVar("_Document", bound=Document)
+_PIPELINE = TypeAdapter(tuple[PipelineStep, ...])
+_ERRORS = ("error.txt", "refused.txt")
 
 
 class RunStore:
-    """One run's place in a store."""
+    """One run in a store."""
 
-    def __init__(self, store: Store, run: str) -> None:
-        self.store, self.id = store, run
+    def __init__(self, store: Store, run: str, clock: Callable[[], datetime] = now) -> None:
+        self.store, self.id, self._clock = store, run, clock
 
     def key(self, name: str) -> str:
         """The key of a file of this run."""
         return f"runs/{self.id}/{name}"
 
+    # What was submitted
+
     def exists(self) -> bool:
-        """Whether such a run was ever recorded."""
+        """Whether the run was ever submitted."""
         return self.store.exists(self.key("record.json"))
 
     def record(self) -> RunRecord:
-        """What was asked for.
+        """What was submitted.
 
         Raises:
             RunError: there is no such run.
@@ -102,133 +69,182 @@ class RunStore:
         try:
             return self._read("record.json", RunRecord)
         except NotFoundError as error:
-            raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists those that are") from error
-
-    def _read(self, name: str, kind: type[Kind]) -> Kind:
-        try:
-            return kind.model_validate_json(self.store.get(self.key(name)))
-        except ValidationError as error:
-            raise DigestMismatchError(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
+            raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists the runs") from error
 
     def write_record(self, record: RunRecord) -> None:
         """Set the record."""
-        self.store.put(self.key("record.json"), record.model_dump_json(indent=2).encode())
+        self._write("record.json", record)
+
+    # States
 
     def status(self) -> RunStatus:
-        """How the run stands, as it last said itself."""
+        """The status in the store; see `run_summary.effective_status` for one that takes heartbeats into account."""
         try:
             return self._read("status.json", RunStatus)
         except NotFoundError:
             return RunStatus()
 
-    def update(self, **changes: Any) -> RunStatus:
-        """Change some fields of the status."""
-        status = self.status().model_copy(update=changes)
-        self.store.put(self.key("status.json"), status.model_dump_json(indent=2).encode())
-        return status
+    def submit(self) -> None:
+        """Transition to PENDING: the run is submitted or resumed."""
+        self._transition("PENDING", message="", submitted=self._clock(), ended=None)
+
+    def start(self) -> None:
+        """Transition to RUNNING: an attempt starts, without the errors of earlier ones."""
+        self.clear_errors()
+        self._transition("RUNNING", started=self.status().started or self._clock(), ended=None, message="")
+
+    def succeed(self, result: RunResult) -> None:
+        """Transition to SUCCEEDED."""
+        self._transition("SUCCEEDED", ended=self._clock(), artifact=result.artifact, metrics=result.metrics)
+
+    def fail(self, message: str) -> None:
+        """Transition to FAILED."""
+        self._transition("FAILED", ended=self._clock(), message=message)
+
+    def stop(self) -> None:
+        """Transition to STOPPED: a user stopped the run."""
+        self._transition("STOPPED", ended=self._clock(), message="stopped; continue it with --resume")
+
+    def _transition(self, state: State, **changes: Any) -> None:
+        status = self.status()
+        if state not in TRANSITIONS[status.state]:
+            raise RunError(f"run {self.id!r}: is {status.state} and cannot become {state}")
+        self._write("status.json", status.model_copy(update={"state": state, **changes}))
+
+    # Signs of life
+
+    def heartbeat(self) -> None:
+        """Record that the supervisor is alive."""
+        self.store.put(self.key("heartbeat.txt"), self._clock().isoformat().encode())
+
+    def last_heartbeat(self) -> datetime | None:
+        """The time of the last heartbeat."""
+        try:
+            return datetime.fromisoformat(self.store.get(self.key("heartbeat.txt")).decode())
+        except NotFoundError:
+            return None
+
+    def report_progress(self, stage: str, step: int, steps: int) -> None:
+        """Record how many steps of a stage are done."""
+        self._write("progress.json", Progress(stage=stage, step=step, steps=steps))
 
     def progress(self) -> Progress | None:
-        """How far the run is, None before its first sign of life."""
+        """The last reported progress."""
         try:
             return self._read("progress.json", Progress)
         except NotFoundError:
             return None
 
-    def steps(self) -> list[dict[str, Any]]:
-        """How the steps of a pipeline stand; none before it has begun."""
+    def write_pipeline(self, steps: Sequence[PipelineStep]) -> None:
+        """Set the states of a pipeline's steps."""
+        self.store.put(self.key("pipeline.json"), _PIPELINE.dump_json(tuple(steps), indent=2))
+
+    def pipeline(self) -> tuple[PipelineStep, ...]:
+        """The states of a pipeline's steps; empty before it has started."""
         try:
-            steps: list[dict[str, Any]] = json.loads(self.store.get(self.key(STEPS_FILE)))
+            return _PIPELINE.validate_json(self.store.get(self.key("pipeline.json")))
         except NotFoundError:
-            return []
-        return steps
+            return ()
 
-    def tell(self, stage: str, step: int, steps: int) -> None:
-        """Say how far the run is."""
-        progress = Progress(stage=stage, step=step, steps=steps)
-        self.store.put(self.key("progress.json"), progress.model_dump_json().encode())
+    # Results and errors
 
-    def heartbeat(self) -> None:
-        """Give a sign of life."""
-        self.store.put(self.key("alive.txt"), now().isoformat().encode())
+    def write_result(self, result: RunResult) -> None:
+        """Set the result of the job."""
+        self._write("result.json", result)
 
-    def stirred(self) -> datetime | None:
-        """When the run last gave a sign of life."""
-        try:
-            return datetime.fromisoformat(self.store.get(self.key("alive.txt")).decode())
-        except NotFoundError:
-            return None
+    def result(self) -> RunResult:
+        """The result of the job.
+
+        Raises:
+            NotFoundError: the job has not written one.
+        """
+        return self._read("result.json", RunResult)
+
+    def write_error(self, message: str) -> None:
+        """Set the error of this attempt."""
+        self.store.put(self.key("error.txt"), message.encode())
+
+    def error(self) -> str | None:
+        """The error of the last attempt."""
+        return self._text("error.txt")
+
+    def refuse(self, message: str) -> None:
+        """Record an error that every restart of this attempt would meet again."""
+        self.store.put(self.key("refused.txt"), message.encode())
+
+    def refusal(self) -> str | None:
+        """The error that was recorded by `refuse`."""
+        return self._text("refused.txt")
+
+    def clear_errors(self) -> None:
+        """Forget errors and refusals."""
+        for name in _ERRORS:
+            self.store.delete(self.key(name))
+
+    def write_report(self, content: Mapping[str, Any], html: str, markdown: str | None = None) -> None:
+        """Set the report: its content, and its renderings."""
+        self.store.put(self.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+        self.store.put(self.key("report.html"), html.encode())
+        if markdown is not None:
+            self.store.put(self.key("report.md"), markdown.encode())
+
+    def report(self) -> dict[str, Any]:
+        """The content of the report; empty if there is none."""
+        text = self._text("report.json")
+        return json.loads(text) if text is not None else {}
+
+    # Training
+
+    def metrics_key(self, stage: str = "distill") -> str:
+        """The key of a stage's metrics."""
+        return self.key("metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl")
+
+    def checkpoints_key(self, stage: str) -> str:
+        """The prefix of a stage's checkpoints."""
+        return self.key(f"checkpoints/{stage}")
+
+    def skipped_steps(self, stage: str) -> frozenset[int]:
+        """The training steps of a stage that update nothing."""
+        text = self._text(f"skipped-steps-{stage}.json")
+        return frozenset(json.loads(text) if text is not None else ())
+
+    def write_skipped_steps(self, stage: str, steps: Collection[int]) -> None:
+        """Set the training steps of a stage that update nothing."""
+        self.store.put(self.key(f"skipped-steps-{stage}.json"), json.dumps(sorted(steps)).encode())
+
+    # Log
 
     def log(self) -> str:
-        """What the run printed so far."""
+        """What the run has printed."""
         try:
             return self.store.get(self.key("log.txt")).decode("utf-8", "replace")
         except NotFoundError:
             return ""
 
+    def write_log(self, text: str) -> None:
+        """Set the log."""
+        self.store.put(self.key("log.txt"), text.encode())
 
-def list_runs(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The summary of every run of a store, oldest first; of those that cannot be read, `damaged` hears why."""
-    statuses = []
+    # Reading and writing
+
+    def _text(self, name: str) -> str | None:
+        try:
+            return self.store.get(self.key(name)).decode()
+        except NotFoundError:
+            return None
+
+    def _read(self, name: str, kind: type[_Document]) -> _Document:
+        try:
+            return kind.model_validate_json(self.store.get(self.key(name)))
+        except ValidationError as error:
+            raise DigestMismatchError(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
+
+    def _write(self, name: str, document: Document) -> None:
+        self.store.put(self.key(name), document.model_dump_json(indent=2).encode())
+
+
+def all_runs(store: Store) -> Iterator[RunStore]:
+    """Every run of a store, steps of pipelines included."""
     for entry in store.list("runs/"):
         if entry.key.count("/") == 2 and entry.key.endswith("/record.json"):
-            folder = RunStore(store, entry.key.split("/")[1])
-            try:
-                record = folder.record()
-                if not record.part_of:
-                    statuses.append((record.created, summary(folder)))
-            except DigestMismatchError as error:
-                damaged(str(error))
-    return [facts for _, facts in sorted(statuses, key=lambda pair: pair[0])]
-
-
-def summary(folder: RunStore) -> dict[str, Any]:
-    """A run as scripts see it."""
-    record, progress = folder.record(), folder.progress()
-    status = effective_status(folder)
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "recipe": record.recipe.get("name"),
-        "state": status.state,
-        "artifact": status.artifact,
-        "started": status.started.isoformat() if status.started else None,
-        "ended": status.ended.isoformat() if status.ended else None,
-        "metrics": status.metrics,
-        "stage": progress.stage if progress else None,
-        "step": progress.step if progress else 0,
-        "steps": progress.steps if progress else None,
-        "message": status.message,
-        "workers": record.workers,
-        **({"pipeline": folder.steps()} if record.kind == "pipeline" else {}),
-    }
-
-
-def effective_status(folder: RunStore) -> RunStatus:
-    """How a run stands; a running one without a sign of life for a minute counts as failed: its cluster died.
-
-    The sign is the cluster's clock and the minute is this machine's, so the two must agree to some seconds.
-    """
-    status, stirred = folder.status(), folder.stirred()
-    if status.state != "RUNNING" or stirred is None or now() - stirred < SILENCE:
-        return status
-    silence = int((now() - stirred).total_seconds())
-    message = f"no sign of life for {silence} s: its cluster died; continue it with --resume"
-    return status.model_copy(update={"state": "FAILED", "message": message})
-
-
-def check_run_name(name: str) -> str:
-    """Return `name` if it can name a run.
-
-    Raises:
-        RunError: it cannot.
-    """
-    if not RUN_NAME.fullmatch(name):
-        raise RunError(
-            f"run name {name!r}: allowed are lower-case letters, digits, '.' and '-', at most 81, no '-' first"
-        )
-    return name
-
-
-def now() -> datetime:
-    """The present time in UTC."""
-    return datetime.now(UTC)
+            yield RunStore(store, entry.key.split("/")[1])

@@ -1,0 +1,109 @@
+"""What the store holds about a run, as typed documents, and the transitions between a run's states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tinymusician.errors import RunError
+
+State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
+TRANSITIONS: Mapping[State, tuple[State, ...]] = {
+    "PENDING": ("PENDING", "RUNNING", "STOPPED", "FAILED"),
+    "RUNNING": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
+    "STOPPED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
+    "FAILED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
+    "SUCCEEDED": ("RUNNING",),
+}
+"""The states that may follow each state.
+
+A run becomes PENDING when it is submitted or resumed; one whose cluster died is RUNNING in the store until then. A run
+that a client declared STOPPED or FAILED, because the cluster said so, may still be corrected by its supervisor. A step
+of a pipeline that has succeeded runs again if its artifact was removed.
+"""
+_RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
+
+
+class Document(BaseModel):
+    """A frozen JSON document of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class RunRecord(Document):
+    """What was submitted; written at submission, and again by `--resume` with what differs."""
+
+    id: str
+    kind: str
+    recipe: dict[str, Any]
+    workers: int
+    created: datetime
+    versions: dict[str, str]
+    git: dict[str, str]
+    seeds: dict[str, int]
+    cluster: str
+    submission: str
+    part_of: str = ""
+
+
+class RunResult(Document):
+    """What a run produced: the reference of its artifact, if any, and its metrics."""
+
+    artifact: str | None = None
+    metrics: dict[str, Any] = {}
+
+
+class RunStatus(Document):
+    """A run's state, with the times of its changes, a message for people, and its result."""
+
+    state: State = "PENDING"
+    submitted: datetime | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    message: str = ""
+    artifact: str | None = None
+    metrics: dict[str, Any] = {}
+
+
+class Progress(Document):
+    """The current stage, its steps that are done, and their number."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+StepState = Literal["PENDING", "RUNNING", "SUCCEEDED", "SKIPPED", "FAILED", "NOT REQUESTED"]
+
+
+class PipelineStep(Document):
+    """The state of a step of a pipeline, and its run and artifact once it has any."""
+
+    step: str
+    state: StepState = "PENDING"
+    at: datetime | None = None
+    run: str | None = None
+    artifact: str | None = None
+
+
+def check_run_name(name: str) -> str:
+    """Return `name` if it is a valid name of a run.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise RunError(
+            f"run name {name!r}: allowed are lower-case letters, digits, '.' and '-', at most 81, no '-' first"
+        )
+    return name
+
+
+def now() -> datetime:
+    """The current time in UTC."""
+    return datetime.now(UTC)

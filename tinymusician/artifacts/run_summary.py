@@ -1,0 +1,68 @@
+"""Runs as the command line and scripts see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from tinymusician.artifacts.run_state import RunStatus, now
+from tinymusician.artifacts.runs import RunStore, all_runs
+from tinymusician.artifacts.store import Store
+from tinymusician.errors import DigestMismatchError
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=60)
+"""A running run without a heartbeat for this long counts as failed."""
+
+
+def effective_status(run: RunStore) -> RunStatus:
+    """The status; a running run without a heartbeat for a minute counts as failed: its cluster died.
+
+    The heartbeat has the cluster's clock and the minute this machine's, so the clocks must agree to some seconds.
+    """
+    status, heartbeat = run.status(), run.last_heartbeat()
+    if status.state != "RUNNING" or heartbeat is None or now() - heartbeat < HEARTBEAT_TIMEOUT:
+        return status
+    silence = int((now() - heartbeat).total_seconds())
+    message = f"no heartbeat for {silence} s: its cluster died; continue it with --resume"
+    return status.model_copy(update={"state": "FAILED", "message": message})
+
+
+def summary(run: RunStore) -> dict[str, Any]:
+    """A run as JSON."""
+    record, progress, status = run.record(), run.progress(), effective_status(run)
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "recipe": record.recipe.get("name"),
+        "state": status.state,
+        "artifact": status.artifact,
+        "started": status.started.isoformat() if status.started else None,
+        "ended": status.ended.isoformat() if status.ended else None,
+        "metrics": status.metrics,
+        "stage": progress.stage if progress else None,
+        "step": progress.step if progress else 0,
+        "steps": progress.steps if progress else None,
+        "message": status.message,
+        "workers": record.workers,
+        **(
+            {"pipeline": [step.model_dump(mode="json") for step in run.pipeline()]} if record.kind == "pipeline" else {}
+        ),
+    }
+
+
+def _pipeline(run: RunStore, kind: str) -> dict[str, Any]:
+    return {"pipeline": [step.model_dump(mode="json") for step in run.pipeline()]} if kind == "pipeline" else {}
+
+
+def list_runs(store: Store, on_damaged: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The summaries of a store's runs, oldest first. `on_damaged` receives why a run cannot be read."""
+    summaries = []
+    for run in all_runs(store):
+        try:
+            record = run.record()
+            if not record.part_of:
+                summaries.append((record.created, summary(run)))
+        except DigestMismatchError as error:
+            on_damaged(str(error))
+    return [facts for _, facts in sorted(summaries, key=lambda pair: pair[0])]
