@@ -3,7 +3,7 @@
 Each step is a run of its own kind, part of the pipeline's, and goes on by itself where it was interrupted. What a step
 depends on (its parts of the recipe, weights, prompts, what the step before made) has a fingerprint; under it the store
 keeps which run succeeded, so a step that has nothing new to do is skipped, whichever pipeline did it. How the steps
-stand is in `steps.json` of the run's folder.
+stand is in `pipeline.json` of the run's folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The endpoint in this process: the real front, application and musician on a real port, without Ray between them."""
+"""The endpoint in this process: the real ingress, API and engine replica on a real port, without Ray Serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinymusician.runtime.generator import GenerationRequest
 
 
 class Engines:
-    """One musician, who can be lost for a while: `lose` more performances break off after `after` parts."""
+    """One engine replica that can die: the next `lose` requests fail after `after` parts."""
 
     def __init__(self, replica: EngineReplica) -> None:
         self.replica, self.lose, self.after, self.begun = replica, 0, 0, 0
@@ -38,7 +38,7 @@ class Engines:
         async with contextlib.aclosing(self.replica.play(generation, whole, request)) as parts:
             async for part in parts:
                 if lost and given == self.after:
-                    raise EngineDeadError("as the test wants it")
+                    raise EngineDeadError("simulated")
                 given += 1
                 yield part
 
@@ -56,11 +56,11 @@ class Endpoint:
     replica: EngineReplica
 
     def generate(self, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
-        """The whole answer."""
+        """The response."""
         return requests.post(self.address, json=body, headers=headers, timeout=60)
 
     def opened(self, **body: Any) -> requests.Response:
-        """An answer whose body has not been read."""
+        """A response whose body has not been read."""
         return requests.post(self.address, json={"stream": True, **body}, stream=True, timeout=60)
 
     @property

@@ -276,7 +276,7 @@ def test_a_machine_lost_in_serving(cluster: Cluster, served: str, keys: tuple[Pa
         wait_for(lambda: len(answered) >= 40 + 4)
         joined = cluster.lose(1)
         during, longest = load.result()
-    wait_for(lambda: "musician" in joined.run("pgrep", "-af", "ServeReplica").stdout, 180)
+    wait_for(lambda: "engine" in joined.run("pgrep", "-af", "ServeReplica").stdout, 180)
     wait_for(lambda: request_many(8)[0] < 2 * before + 0.2, 60)
     LOG.info("95 %% of the requests: %.2f s, %.2f when a machine was lost, longest %.2f", before, during, longest)
 

@@ -90,8 +90,8 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible()
     assert page.evaluate("document.getElementById('seek').max") == "30"
-    assert here.replica._playing.room.seats == 0 or page.wait_for_timeout(2000) is None
-    assert here.replica._playing.room.seats == 0
+    assert here.replica._bundle.loop.num_requests == 0 or page.wait_for_timeout(2000) is None
+    assert here.replica._bundle.loop.num_requests == 0
 
 
 def test_what_was_heard_is_there_again_after_a_reload(page: Page) -> None:

@@ -51,7 +51,7 @@ def test_from_recipe_to_device(
     unchanged = tmctl_json(ray, store, *pipeline, "--name", "p2")
     assert states(unchanged) == ["SKIPPED"] * 5
     other = tmctl_json(ray, store, *pipeline, "--name", "p3", "--until", "quantize", "--set", "quantize.plan=float32")
-    assert states(other) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "NOT ASKED FOR", "NOT ASKED FOR"]
+    assert states(other) == ["SKIPPED", "SKIPPED", "SUCCEEDED", "NOT REQUESTED", "NOT REQUESTED"]
     tmctl_json(ray, store, "artifacts", "publish", other["artifact"])
     again = tmctl_json(ray, store, *pipeline, "--name", "p4")
     assert states(again) == ["SKIPPED"] * 4 + ["SUCCEEDED"], "the alias pointed at something else"

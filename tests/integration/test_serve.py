@@ -58,7 +58,7 @@ class Served:
         return requests.post(f"{self.url}/v1/audio/generations", json={"prompt": MARCH, **body}, timeout=120)
 
     def engines(self) -> list[int]:
-        return self.ray.processes("ServeReplica:tinymusician:musician")
+        return self.ray.processes("ServeReplica:tinymusician:engine")
 
     def metric(self, name: str) -> float:
         """The sum of a metric over this Ray's processes; what nobody has measured yet is nan."""

@@ -72,8 +72,8 @@ def test_other_formats_hold_the_same_music(here: Endpoint, kind: str, media: str
 def test_a_stream_begins_before_it_is_made_and_who_leaves_frees_the_rows(here: Endpoint) -> None:
     with here.opened(prompt=MARCH, seconds=60) as answer:
         next(answer.iter_content(100))
-        assert here.replica._playing.room.seats == 1
-    wait_for(lambda: here.replica._playing.room.seats == 0 and here.musician._playing.player.engine.rows == 0, 10)
+        assert here.replica._bundle.loop.num_requests == 1
+    wait_for(lambda: here.replica._bundle.loop.num_requests == 0 and here.replica._bundle.player.engine.rows == 0, 10)
 
 
 def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
@@ -84,7 +84,7 @@ def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         assert slow.recv(12) == b"HTTP/1.1 200"
         assert here.generate(prompt=MARCH, seconds=1).status_code == 200
-        wait_for(lambda: here.replica._playing.room.seats == 0, 60)  # played, though nobody has read it
+        wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 60)  # played, though nobody has read it
 
 
 def test_what_plays_is_told_with_digest_and_licence(here: Endpoint, bundle: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_request_may_bring_its_id(here: Endpoint) -> None:
 def test_a_fault_of_our_own_is_an_answer_and_is_counted(
     here: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("serve.ingress.encoder", None)
+    monkeypatch.setattr("serve.ingress.open_encoder", None)
     answer = here.generate(prompt=MARCH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
     assert "Content-Security-Policy" in answer.headers
@@ -233,9 +233,9 @@ def test_a_fault_of_our_own_is_an_answer_and_is_counted(
         events.extend(json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
         return [line for line in events if line.get("request_id") == answer.headers["X-Request-Id"]]
 
-    wait_for(lambda: any(line["event"] == "answered" for line in about_it()), 10)
-    assert [line["status"] for line in about_it() if line["event"] == "answered"] == ["500"]
-    assert any("NoneType" in line["error"] for line in about_it() if line["event"] == "unforeseen")
+    wait_for(lambda: any(line["event"] == "response" for line in about_it()), 10)
+    assert [line["status"] for line in about_it() if line["event"] == "response"] == ["500"]
+    assert any("NoneType" in line["error"] for line in about_it() if line["event"] == "unexpected_error")
 
 
 def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> None:
@@ -267,7 +267,7 @@ def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"request_timeout_s": 0.05}) as here:
         answer = here.generate(prompt=MARCH, seconds=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
-        wait_for(lambda: here.replica._playing.room.seats == 0, 10)
+        wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 10)
 
 
 def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_bad_bundle_is_refused_and_the_old_one_stays(
     here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(damage)
-    wait_for(lambda: logged("bundle_refused", 1), 30)
+    wait_for(lambda: logged("bundle_rejected", 1), 30)
     assert playing(here) == (first, 1)
     assert here.generate(prompt=MARCH).status_code == 200
     assert begins_with(world) == first
@@ -153,7 +153,7 @@ def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
 ) -> None:
     for number, damage in enumerate(("no_graph", "no_numbers"), 1):
         publisher.release(damage)
-        wait_for(lambda: logged("bundle_refused", number), 30)  # noqa: B023 — called at once
+        wait_for(lambda: logged("bundle_rejected", number), 30)  # noqa: B023 — called at once
     assert playing(here) == (first, 1)
     tokenizer = requests.get(f"{here.url}/v1/bundles/{first}/tokenizer.json", timeout=10)
     assert tokenizer.status_code == 200
@@ -164,7 +164,7 @@ def test_a_bundle_whose_own_defaults_cannot_be_played_is_refused(
     here: Endpoint, publisher: Publisher, first: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(temperature=0.005)
-    wait_for(lambda: logged("bundle_refused", 1), 30)
+    wait_for(lambda: logged("bundle_rejected", 1), 30)
     assert playing(here) == (first, 1)
     third = publisher.release(temperature=0.7)
     wait_for(lambda: playing(here) == (third, 3), 30)

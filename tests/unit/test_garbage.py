@@ -113,10 +113,10 @@ def test_a_step_is_open_only_while_its_pipeline_is(world: World) -> None:
     whole, step = RunStore(world.store, "p1"), RunStore(world.store, "p1.distill")
     whole.write_record(RunRecord(id="p1", kind="pipeline", **{**facts, "recipe": {}}))
     step.write_record(RunRecord(id="p1.distill", kind="distill", part_of="p1", **facts))
-    whole.update(state="RUNNING")
-    step.update(state="RUNNING")
+    whole.start()
+    step.start()
     assert not garbage(world).artifacts
-    whole.update(state="FAILED")
+    whole.fail("killed")
     assert list(garbage(world).artifacts) == [first.key]
 
 

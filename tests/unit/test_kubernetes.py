@@ -80,7 +80,7 @@ def test_what_is_served_is_what_the_endpoint_and_ray_understand() -> None:
     assert application.import_path == "serve.deployments:build"
     assert (settings.host, settings.follows) == (config["http_options"]["host"], True)
     mounted = [mount["mountPath"] for mount in templates()["engines"]["spec"]["containers"][0]["volumeMounts"]]
-    assert str(settings.keys).startswith(tuple(mounted))
+    assert str(settings.api_keys).startswith(tuple(mounted))
     (engines,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     cores = int(engines["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert cores >= settings.threads

@@ -67,7 +67,7 @@ def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> N
         gate.authenticate(f"Bearer {short}")
     with edit_keys(path) as keys:
         keys[:] = [key for key in keys if key.expires < moment.now]
-    with pytest.raises(AuthenticationError, match="not known"):
+    with pytest.raises(AuthenticationError, match="is unknown"):
         gate.authenticate(f"Bearer {long}")
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path
     text = made(path)
     whole, gate = path.read_text(), Moment().gate(path)
     path.write_text(whole[:50])
-    with pytest.raises(AuthenticationError, match="cannot be read"):
+    with pytest.raises(AuthenticationError, match="cannot read its key file"):
         gate.authenticate(f"Bearer {text}")
     path.write_text(whole)
     assert gate.authenticate(f"Bearer {text}") is not None
@@ -93,15 +93,15 @@ def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) 
     gate = moment.gate(path)
     key = gate.authenticate(f"Bearer {text}")
     for _ in range(30):
-        with gate.entered(key):
+        with gate.slot(key):
             pass
-    with pytest.raises(RateLimitError) as often, gate.entered(key):
+    with pytest.raises(RateLimitError) as often, gate.slot(key):
         pass
     assert often.value.wait == pytest.approx(2.0)
     moment.seconds += 2.0
-    with gate.entered(key):
+    with gate.slot(key):
         pass
-    with pytest.raises(RateLimitError), gate.entered(key):
+    with pytest.raises(RateLimitError), gate.slot(key):
         pass
 
 
@@ -110,16 +110,16 @@ def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> N
     text = made(path, max_concurrency=1)
     gate = Moment().gate(path)
     key = gate.authenticate(f"Bearer {text}")
-    with pytest.raises(RateLimitError), gate.entered(key), gate.entered(key):
+    with pytest.raises(RateLimitError), gate.slot(key), gate.slot(key):
         pass
-    with gate.entered(key):
+    with gate.slot(key):
         pass
 
 
 def test_without_a_file_everybody_is_let_in() -> None:
     gate = ApiKeyAuthenticator(None)
     assert gate.authenticate(None) is None
-    with gate.entered(None):
+    with gate.slot(None):
         pass
 
 
