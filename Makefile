@@ -56,13 +56,14 @@ tools:  ## Install Debian's Chromium, promtool and container engine, with which 
 	apt-get update -q
 	apt-get install -y -q --no-install-recommends chromium prometheus docker.io docker-compose debootstrap iptables iproute2
 
-check: $(STAMP)  ## Formatting, lint, types, who may import whom
+check: $(STAMP)  ## Formatting, lint, types, import contracts, names
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/check_names.py
 
-format: $(STAMP)  ## Put the code into the house's format
+format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

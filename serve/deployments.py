@@ -43,7 +43,7 @@ class ServeEngineClient:
     async def play(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        async with aclosing(_with_own_errors(self._play.remote(generation, whole, request))) as parts:
+        async with aclosing(_translate_errors(self._play.remote(generation, whole, request))) as parts:
             async for part in parts:
                 yield part
 
@@ -55,12 +55,12 @@ class ServeEngineClient:
         return model
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        async with aclosing(_with_own_errors(self._file.remote(digest, path))) as parts:
+        async with aclosing(_translate_errors(self._file.remote(digest, path))) as parts:
             async for part in parts:
                 yield part
 
 
-async def _with_own_errors(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:
+async def _translate_errors(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:
     """Yield what a replica yields, and raise what it raised instead of Ray's errors; closing this cancels the call."""
     try:
         async for part in parts:

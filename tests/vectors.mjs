@@ -31,10 +31,10 @@ function canonical(value) {
 
 function envelope(bytes) {
   insist(bytes.length <= 1048576, "too large");
-  const found = parse(bytes);
-  insist(isObject(found) && Object.keys(found).sort().join() === "payload,payloadType,signatures", "no envelope");
-  insist(Array.isArray(found.signatures) && found.signatures.length >= 1 && found.signatures.length <= 8, "signatures");
-  return { kind: found.payloadType, payload: Buffer.from(found.payload, "base64"), signatures: found.signatures };
+  const parsed = parse(bytes);
+  insist(isObject(parsed) && Object.keys(parsed).sort().join() === "payload,payloadType,signatures", "no envelope");
+  insist(Array.isArray(parsed.signatures) && parsed.signatures.length >= 1 && parsed.signatures.length <= 8, "signatures");
+  return { kind: parsed.payloadType, payload: Buffer.from(parsed.payload, "base64"), signatures: parsed.signatures };
 }
 
 function unseal(bytes, kind, publics) {
@@ -116,14 +116,14 @@ function run(vectors, one) {
   const roots = one.roots.map((text) => Buffer.from(text, "base64"));
   const bytes = Buffer.from(one.release, "base64");
   const installed = one.installed;
-  const known = installed ? follow(roots.slice(0, 1), one.pinned, undefined) : undefined;
-  const newest = follow(roots, one.pinned, known);
+  const trusted = installed ? follow(roots.slice(0, 1), one.pinned, undefined) : undefined;
+  const newest = follow(roots, one.pinned, trusted);
   insist(Date.parse(newest.expires) > Date.parse(vectors.now), "the root document expired");
-  const found = release(bytes, vectors.reference, newest.release);
-  insist(Date.parse(found.expires) > Date.parse(vectors.now), "expired");
-  if (installed && newest.release.some((key) => known.release.includes(key))) {
-    insist(found.version >= installed.version, "older than installed");
-    insist(found.version > installed.version || sha256(bytes) === installed.digest, "other content");
+  const newRelease = release(bytes, vectors.reference, newest.release);
+  insist(Date.parse(newRelease.expires) > Date.parse(vectors.now), "expired");
+  if (installed && newest.release.some((key) => trusted.release.includes(key))) {
+    insist(newRelease.version >= installed.version, "older than installed");
+    insist(newRelease.version > installed.version || sha256(bytes) === installed.digest, "other content");
   }
 }
 

@@ -29,13 +29,13 @@ INSPECT, RELEASE = "Inspecting", "Releasing"
 @app.command("list", rich_help_panel=INSPECT)
 def list_artifacts(json: Json = False) -> None:
     """List all artifacts, oldest first."""
-    manifests_found = manifests.list_manifests(open_store(), warn)
+    all_manifests = manifests.list_manifests(open_store(), warn)
     rows = [
         [m.reference[: len(m.name) + 20], m.kind, f"{m.size / 1e6:.1f} MB", f"{m.created:%Y-%m-%d %H:%M}", m.licence]
-        for m in manifests_found
+        for m in all_manifests
     ]
     text = table(["ARTIFACT", "KIND", "SIZE", "CREATED", "LICENCE"], rows) if rows else "no artifacts yet"
-    emit([{**m.model_dump(mode="json"), "digest": m.digest} for m in manifests_found], json, text)
+    emit([{**m.model_dump(mode="json"), "digest": m.digest} for m in all_manifests], json, text)
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -26,7 +26,7 @@ export class Picture {
     this.window = Float32Array.from({ length: this.size }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / this.size));
   }
 
-  // Draw what has come, and how far it was heard. `done` says that nothing more comes.
+  // Draw what has come, and the playhead. `done` says that nothing more comes.
   update() {
     const { sound } = this;
     if (!sound) return;
@@ -68,17 +68,17 @@ export class Picture {
       for (let i = Math.floor(x * each); i < (x + 1) * each; i++) peak = Math.max(peak, Math.abs(sound.samples[i]));
       this.peaks.push(peak);
     }
-    const heard = sound.position / each;
+    const playhead = sound.position / each;
     context.clearRect(0, 0, width, height);
     context.fillStyle = style.getPropertyValue('--line');
     context.fillRect(0, height / 2 - 0.5, width, 1);
     this.peaks.forEach((peak, x) => {
-      context.fillStyle = style.getPropertyValue(x < heard ? '--wave' : '--wave-faint');
+      context.fillStyle = style.getPropertyValue(x < playhead ? '--wave' : '--wave-faint');
       const tall = Math.max(1, peak * height);
       context.fillRect(x, (height - tall) / 2, 1, tall);
     });
     context.fillStyle = style.getPropertyValue('--ink');
-    context.fillRect(Math.min(heard, width - 2), 0, 2, height);
+    context.fillRect(Math.min(playhead, width - 2), 0, 2, height);
   }
 }
 

@@ -1,11 +1,11 @@
-// What was heard, with its sound, in this browser (IndexedDB). The latest stay.
+// The history of generated audio in this browser (IndexedDB), the latest entries only.
 
-const KEPT = 20;
+const MAX_ENTRIES = 20;
 
 function opened() {
   return new Promise((resolve, reject) => {
-    const request = indexedDB.open('tinymusician', 1);
-    request.onupgradeneeded = () => request.result.createObjectStore('heard', { keyPath: 'id', autoIncrement: true });
+    const request = indexedDB.open('tinymusician-history', 1);
+    request.onupgradeneeded = () => request.result.createObjectStore('pieces', { keyPath: 'id', autoIncrement: true });
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
@@ -15,8 +15,8 @@ async function within(mode, work) {
   const database = await opened();
   try {
     return await new Promise((resolve, reject) => {
-      const transaction = database.transaction('heard', mode);
-      const request = work(transaction.objectStore('heard'));
+      const transaction = database.transaction('pieces', mode);
+      const request = work(transaction.objectStore('pieces'));
       transaction.oncomplete = () => resolve(request?.result);
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
     });
@@ -32,7 +32,7 @@ export async function all() {
 
 export async function keep(piece) {
   await within('readwrite', (store) => store.add(piece));
-  for (const old of (await all()).slice(KEPT)) await within('readwrite', (store) => store.delete(old.id));
+  for (const old of (await all()).slice(MAX_ENTRIES)) await within('readwrite', (store) => store.delete(old.id));
 }
 
 export const forget = (id) => within('readwrite', (store) => (id === undefined ? store.clear() : store.delete(id)));

@@ -1,9 +1,9 @@
 // The page: from words to sound, and what was heard before.
 
-import { Device, Unable, hindrance } from './device/device.js';
+import { Device, Unable, whyUnsupported } from './device/device.js';
 import { Picture } from './draw.js';
 import * as past from './history.js';
-import { Refused, model, perform } from './server.js';
+import { Refused, generate, model } from './server.js';
 import { Sound, wave } from './sound.js';
 
 const EXAMPLES = [
@@ -31,12 +31,12 @@ async function ask() {
     if (!bundle) return;
   }
   const version = bundle.version === null ? '' : `, version ${bundle.version}`;
-  const told = document.createElement('span');
-  told.textContent = `${bundle.id}${version} · ${(bundle.bytes / 1e6).toFixed(1)} MB · ${bundle.licence} · `;
+  const facts = document.createElement('span');
+  facts.textContent = `${bundle.id}${version} · ${(bundle.bytes / 1e6).toFixed(1)} MB · ${bundle.licence} · `;
   const digest = document.createElement('code');
   digest.textContent = bundle.digest.slice(0, 12);
   digest.title = `SHA-256 of the bundle's manifest: ${bundle.digest}`;
-  at('bundle').replaceChildren(told, digest);
+  at('bundle').replaceChildren(facts, digest);
   at('seconds').max = Math.floor(bundle.most_seconds);
   if (!at('seconds').touched) at('seconds').value = Math.round(bundle.seconds);
   const [least, most] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
@@ -51,9 +51,9 @@ async function ask() {
 const key = () => at('key').value.trim() || sessionStorage.getItem('key') || '';
 
 function tell() {
-  at('seconds-told').textContent = `${at('seconds').value} s`;
-  at('guidance-told').textContent = Number(at('guidance').value).toFixed(2);
-  at('temperature-told').textContent = Number(at('temperature').value).toFixed(2);
+  at('seconds-value').textContent = `${at('seconds').value} s`;
+  at('guidance-value').textContent = Number(at('guidance').value).toFixed(2);
+  at('temperature-value').textContent = Number(at('temperature').value).toFixed(2);
 }
 
 // ---- on this device
@@ -62,7 +62,7 @@ const onDevice = () => localStorage.getItem('device') === 'yes';
 
 // Make the device ready to play, or say why it cannot; the server plays then.
 async function settle() {
-  const why = await hindrance(bundle);
+  const why = await whyUnsupported(bundle);
   if (why) return give(why);
   at('device').checked = true;
   at('device-load').hidden = false;
@@ -100,7 +100,7 @@ at('device').addEventListener('change', () => {
 // ---- from words to sound
 
 // What the form says; undefined if something in it is wrong, which is then shown where it is.
-function wanted() {
+function formValues() {
   wrong('prompt');
   wrong('seed');
   const prompt = at('prompt').value.trim(), seed = at('seed').value.trim();
@@ -122,7 +122,7 @@ function wrong(field, message = '') {
 
 async function play(event) {
   event.preventDefault();
-  const values = wanted();
+  const values = formValues();
   if (!values || running) return;
   running = new AbortController();
   at('play').disabled = true;
@@ -143,7 +143,7 @@ async function attempt(values) {
   const here = device.ready, { signal } = running;
   let piece;
   try {
-    for await (const part of here ? device.perform(values, signal, online) : perform(values, key(), signal)) {
+    for await (const part of here ? device.generate(values, signal, online) : generate(values, key(), signal)) {
       if (!piece) {
         piece = { ...values, ...part, where: here ? 'device' : 'server', at: Date.now() };
         open(piece);

@@ -25,8 +25,8 @@ addEventListener('fetch', (event) => {
       if (answer.ok) event.waitUntil(cache.put(event.request, answer.clone()).catch(() => {})); // no room: it goes on without
       return answer;
     } catch (error) {
-      const kept = await cache.match(event.request, { ignoreSearch: true });
-      if (kept) return kept;
+      const cached = await cache.match(event.request, { ignoreSearch: true });
+      if (cached) return cached;
       throw error;
     }
   })());

@@ -10,17 +10,17 @@ export class Refused extends Error {
 }
 
 export async function model(key) {
-  return (await (await asked('v1/models', { headers: headers(key) })).json()).data[0];
+  return (await (await request('v1/models', { headers: headers(key) })).json()).data[0];
 }
 
 // Yields {rate, total, seed, digest, version}, then Float32Arrays.
-export async function* perform(wanted, key, signal) {
-  const body = JSON.stringify({ ...wanted, format: 'wav', stream: true });
-  const answer = await asked('v1/audio/generations', {
+export async function* generate(values, key, signal) {
+  const body = JSON.stringify({ ...values, format: 'wav', stream: true });
+  const answer = await request('v1/audio/generations', {
     method: 'POST', body, signal, headers: { ...headers(key), 'Content-Type': 'application/json' },
   });
   const reader = answer.body.getReader(), wave = new WaveReader();
-  let told = false;
+  let started = false;
   for (;;) {
     let piece;
     try {
@@ -31,8 +31,8 @@ export async function* perform(wanted, key, signal) {
     }
     if (piece.done) return;
     const samples = wave.feed(piece.value);
-    if (wave.rate && !told) {
-      told = true;
+    if (wave.rate && !started) {
+      started = true;
       yield {
         rate: wave.rate, total: wave.total, seed: Number(answer.headers.get('X-Seed')),
         digest: answer.headers.get('X-Bundle'), version: answer.headers.get('X-Bundle-Version'),
@@ -42,7 +42,7 @@ export async function* perform(wanted, key, signal) {
   }
 }
 
-async function asked(path, options) {
+async function request(path, options) {
   let answer;
   try {
     answer = await fetch(path, options);

@@ -111,7 +111,7 @@ def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds
     assert np.abs(outputs - np.clip(expected, -1, 1)).max() < 1e-3
 
 
-def test_a_student_that_is_told_its_guidance_plays_at_any_it_knows(
+def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
     context: BrowserContext, here: Endpoint, tmp_path: Path
 ) -> None:
     """`here` sees to it that the page's own files are there."""
@@ -168,7 +168,7 @@ def test_a_file_that_was_altered_is_not_used(page: Page) -> None:
     assert player_of(page).startswith("the server")
 
 
-def test_what_lies_damaged_in_the_browser_is_brought_again(page: Page) -> None:
+def test_damaged_cache_entries_are_downloaded_again(page: Page) -> None:
     switch_on(page)
     page.evaluate(
         "async () => { const cache = await caches.open('tinymusician-bundles'); for (const one of await cache.keys())"

@@ -115,7 +115,7 @@ def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: S
     assert "quantize.block_size=16: only plan adaptive reads it" in refused.stderr
 
 
-def test_a_tunnel_is_told_from_this_machine(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a tunnel a cluster answers on loopback too, but its head names an address of another machine."""
     from ray.util.state.common import NodeState
 

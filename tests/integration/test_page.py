@@ -94,7 +94,7 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
     assert here.replica._bundle.loop.num_requests == 0
 
 
-def test_what_was_heard_is_there_again_after_a_reload(page: Page) -> None:
+def test_history_survives_a_reload(page: Page) -> None:
     for seed in ("1", "2"):
         page.get_by_label("What shall be played?").fill(f"a march number {seed}")
         page.get_by_label("Length").fill("1")
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_where_it_is(page: Page) -> None:
     expect(page.locator("#prompt-wrong")).to_be_hidden()
 
 
-def test_a_server_that_is_full_is_asked_again(page: Page, here: Endpoint) -> None:
+def test_page_retries_an_overloaded_server(page: Page, here: Endpoint) -> None:
     held = [here.opened(prompt="a march", seconds=30) for _ in range(2)]
     page.get_by_label("What shall be played?").fill("a reel")
     page.get_by_label("Length").fill("1")
@@ -142,7 +142,7 @@ def test_a_server_that_is_gone_is_said(page: Page, browser: Browser) -> None:
     page.context.set_offline(False)
 
 
-def test_a_key_is_asked_for_once(browser: Browser, band: Path, tmp_path: Path) -> None:
+def test_page_prompts_for_an_api_key_once(browser: Browser, band: Path, tmp_path: Path) -> None:
     text, key = new_key("page", 60, 4, None)
     with edit_keys(tmp_path / "keys.json", missing=True) as keys:
         keys.append(key)

@@ -123,7 +123,7 @@ def test_without_a_file_everybody_is_let_in() -> None:
         pass
 
 
-def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+def test_concurrently_created_keys_are_all_stored(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     threads = [threading.Thread(target=made, args=(path, f"n{number}")) for number in range(12)]
     for thread in threads:

@@ -131,7 +131,7 @@ class TestFolders:
 
 
 class TestReading:
-    def test_rates_and_channels_are_changed_and_told(self, tmp_path: Path) -> None:
+    def test_resampling_and_downmixing_are_reported(self, tmp_path: Path) -> None:
         left, right = tone(1, 44_100, 1000), tone(1, 44_100, 3000)
         soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44_100)
         outputs = read_clip(tmp_path / "a.wav", 16_000)

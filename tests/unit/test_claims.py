@@ -50,7 +50,7 @@ def test_clap_scores_are_compared_clip_by_clip() -> None:
     assert higher(row(0, clips=[None, 1.0]), row(0, clips=[1.0, None])) == "cannot be told at this scale"
 
 
-def test_near_is_told_by_the_interval_of_the_difference() -> None:
+def test_tolerance_uses_the_interval_of_the_difference() -> None:
     base = np.linspace(0.4, 0.6, 100)
     noise = np.random.default_rng(0).normal(0, 0.05, 100)
     assert within_tolerance(row(0, clips=base + 0.001), row(0, clips=base), 0.01).startswith("holds")

@@ -113,7 +113,7 @@ def test_temperature_along_both_axes() -> None:
     assert TemperatureSchedule(3.0, 1.0, "training", 100).at(50, 3).tolist() == [2.0, 2.0, 2.0]
 
 
-def test_the_teacher_likes_its_own_samples_best(tiny_musicgen: Path) -> None:
+def test_teacher_samples_have_the_lowest_teacher_nll(tiny_musicgen: Path) -> None:
     """The cross-entropy of a model's own samples is its entropy; another model's samples surprise it more."""
     teacher = load_musicgen(str(tiny_musicgen))
     ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)

@@ -87,7 +87,7 @@ def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
         wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 60)  # played, though nobody has read it
 
 
-def test_what_plays_is_told_with_digest_and_licence(here: Endpoint, bundle: Path) -> None:
+def test_model_info_has_digest_and_licence(here: Endpoint, bundle: Path) -> None:
     import hashlib
 
     (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
@@ -124,7 +124,7 @@ def test_what_is_not_allowed_is_named(here: Endpoint, body: Any, status: int, fi
     assert error["request_id"] == answer.headers["X-Request-Id"]
 
 
-def test_a_bundle_that_is_told_its_guidance(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_guidance_conditioned_bundle(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Clients learn which scales it knows, hear those, and are told of others."""
     write_guidance_bundle(
         guidance_student(str(tiny_musicgen), 10.0), tiny_musicgen / "tokenizer.json", tmp_path, seconds=1.0
@@ -206,7 +206,7 @@ def test_the_document_is_whole_and_its_examples_run(here: Endpoint) -> None:
         assert here.generate(**example["value"]).status_code == 200
 
 
-def test_the_bundles_own_length_is_bounded_too(bundle: Path) -> None:
+def test_default_length_is_limited_too(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"seconds": 0.5}) as here:
         assert len(samples(here.generate(prompt=MARCH).content)) == RATE // 2
         (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
@@ -220,7 +220,7 @@ def test_a_request_may_bring_its_id(here: Endpoint) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "malformed")
 
 
-def test_a_fault_of_our_own_is_an_answer_and_is_counted(
+def test_internal_error_is_a_response_and_is_counted(
     here: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("serve.ingress.open_encoder", None)
@@ -252,7 +252,7 @@ def test_what_looks_after_it_may_ask_by_head(here: Endpoint) -> None:
     assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
 
 
-def test_no_more_than_there_are_places(bundle: Path) -> None:
+def test_concurrency_limit(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"max_concurrent_requests": 2}) as here:
         held = [here.opened(prompt=MARCH, seconds=60) for _ in range(2)]
         answer = here.generate(prompt=MARCH)

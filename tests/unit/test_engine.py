@@ -226,7 +226,7 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
         (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
     ],
 )
-def test_wishes_that_cannot_be_played(player: MusicGenerator, generation: GenerationRequest, message: str) -> None:
+def test_invalid_requests(player: MusicGenerator, generation: GenerationRequest, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         player.play(generation)
     assert message in str(caught.value)
@@ -266,7 +266,7 @@ def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
     assert len(player.play(GenerationRequest(PROMPT, seconds=0.5))) > 0
 
 
-def test_one_wish_that_cannot_be_played_leaves_nothing_behind(player: MusicGenerator) -> None:
+def test_invalid_request_in_a_batch_leaves_no_state(player: MusicGenerator) -> None:
     with pytest.raises(RequestError, match="prompt: is empty"):
         player.play_all([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
     assert player.engine.idle

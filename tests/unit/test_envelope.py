@@ -28,7 +28,7 @@ def trusted(key: Ed25519PrivateKey) -> dict[str, str]:
     return {key_id(public_hex(key)): public_hex(key)}
 
 
-def test_the_specifications_own_example() -> None:
+def test_example_of_the_specification() -> None:
     """protocol.md of DSSE 1.0."""
     result = encoded("http://example.com/HelloWorld", b"hello world")
     assert result == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"

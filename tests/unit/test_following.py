@@ -160,7 +160,7 @@ def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
     assert begins_with(world) == first
 
 
-def test_a_bundle_whose_own_defaults_cannot_be_played_is_refused(
+def test_bundle_with_invalid_defaults_is_rejected(
     here: Endpoint, publisher: Publisher, first: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(temperature=0.005)

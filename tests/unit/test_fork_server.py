@@ -86,7 +86,7 @@ def test_it_dies_with_the_process_that_stands_in_for_it(variables: dict[str, str
     process.wait(30)
 
 
-def test_its_own_death_is_told(variables: dict[str, str], tmp_path: Path) -> None:
+def test_death_of_the_client_kills_the_fork(variables: dict[str, str], tmp_path: Path) -> None:
     process, forked = Command(tmp_path, WAITS.format(handler="")).start(variables)
     os.kill(forked, signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
@@ -118,7 +118,7 @@ def test_rays_workers_look_where_ray_says(variables: dict[str, str], tmp_path: P
 
 
 @pytest.mark.slow
-def test_rays_workers_draw_ids_of_their_own(variables: dict[str, str], tmp_path: Path) -> None:
+def test_ray_workers_draw_distinct_ids(variables: dict[str, str], tmp_path: Path) -> None:
     """Two that drew the same would write to the same object of Ray's store, and one of them would crash."""
     script = "import sys\nhad = 'ray.train.torch' in sys.modules\nimport ray\nprint(had, ray.ObjectRef.from_random())\n"
     worker = Command(tmp_path, script, "default_worker.py")

@@ -45,7 +45,7 @@ def attended(model: Any, folder: Path, states: torch.Tensor, mask: torch.Tensor)
     ]
 
 
-def test_decoder_rows_at_positions_of_their_own(model: Any, tmp_path: Path) -> None:
+def test_decoder_rows_at_different_positions(model: Any, tmp_path: Path) -> None:
     """Rows join late, leave early and change places; each one's logits are those of the whole sequence at once."""
     config, steps, rows = model.config.decoder, 30, 4
     torch.manual_seed(0)

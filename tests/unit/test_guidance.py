@@ -46,7 +46,7 @@ def task(folder: Path, tokens: TokenDataset, student: Any, scales: GuidanceSampl
     return task_of(student, both_passes(folder, tokens), scales=scales)
 
 
-def test_every_row_is_asked_at_a_scale_of_its_own(tiny_musicgen: Path, tokens: TokenDataset) -> None:
+def test_each_row_has_its_guidance_scale(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """The teacher's logits are s·with + (1 - s)·without, of the two passes; every step draws other scales."""
     scales = GuidanceSampler(1.0, 5.0)
     of_student = task(tiny_musicgen, tokens, add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1, 5), scales)
@@ -109,7 +109,7 @@ def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -
     assert distance(5, 5) < distance(5, 1)
 
 
-def test_it_is_saved_and_loaded_with_what_it_was_told(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_guidance_conditioned_student_survives_saving(tiny_musicgen: Path, tmp_path: Path) -> None:
     student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
     with torch.no_grad():
         student.guidance_embedding.last.weight.normal_()

@@ -107,7 +107,7 @@ def test_scales_that_it_does_not_know(student: Any, player: MusicGenerator, scal
         guidance_condition(student, ids, ids, scale)
 
 
-def test_ends_that_float32_rounds_are_known(tiny_musicgen: Path) -> None:
+def test_range_limits_survive_float32_rounding(tiny_musicgen: Path) -> None:
     """1.3 in float32 is less than 1.3."""
     student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.3, 4.7)
     ids = torch.ones(2, 2, dtype=torch.long)

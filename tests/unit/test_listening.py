@@ -49,7 +49,7 @@ def test_f_measure_by_hand() -> None:
 
 
 @pytest.mark.parametrize("midi", [57, 69, 76.3, 88])
-def test_pitch_is_found(midi: float) -> None:
+def test_pitch_is_detected(midi: float) -> None:
     track = pitch_track(tone(midi, 0.8), RATE)
     assert np.nanmedian(track) == pytest.approx(midi, abs=0.1)
     assert np.isnan(pitch_track(np.zeros(RATE), RATE)).all()

@@ -174,7 +174,7 @@ def test_unreadable_configuration(tmp_path: Path) -> None:
         shape_of(str(tmp_path))
 
 
-def test_seeds_give_every_row_the_engines_own_numbers(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_seeds_give_each_row_the_engines_random_numbers(tiny_musicgen: Path, tmp_path: Path) -> None:
     model, tokenizer = load_musicgen(str(tiny_musicgen)), load_tokenizer(str(tiny_musicgen))
     text = tokenizer(CAPTIONS[:2], padding=True, return_tensors="pt")
     with torch.no_grad():

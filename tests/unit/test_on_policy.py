@@ -57,7 +57,7 @@ def build(
     return task_of(student, judge(tokens), steps=STEPS, batch=ROWS, on_policy=samples), judge, tokens
 
 
-def test_a_step_holds_given_and_own_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_on_policy_step_mixes_given_and_sampled_sequences(tiny_musicgen: Path, tmp_path: Path) -> None:
     """The first rows are those of the set; the last are what the student plays for their captions, as judged."""
     task, judge, tokens = build(tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=2), top_k=1)
     rows = task.rows(0, 0, 1)

@@ -57,7 +57,7 @@ def spoiled(exported: Path, folder: Path, graph: str, weight: str, factor: float
     return folder
 
 
-def test_the_reference_is_transformers_own_decoder(reference: ReferenceOutputs, sequences: ForcedBatch) -> None:
+def test_reference_equals_the_decoder_of_transformers(reference: ReferenceOutputs, sequences: ForcedBatch) -> None:
     """Its rows are each sequence with its text, then each without."""
     model, tokenizer = load_musicgen("band-small"), load_tokenizer("band-small")
     pad = model.config.decoder.vocab_size

@@ -76,7 +76,7 @@ class TestDevice:
         world.client().pull()
         assert world.playing() == {"decoder": "one"}
 
-    def test_what_is_damaged_is_not_kept_as_the_one_before(self, world: World) -> None:
+    def test_damaged_version_does_not_become_the_previous_one(self, world: World) -> None:
         first = world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         world.registry.release(world.made(decoder="two"), "stable", {})
@@ -89,7 +89,7 @@ class TestDevice:
         assert record.previous is not None
         assert record.previous.release == first
 
-    def test_what_arrived_of_another_release_takes_no_room(self, world: World) -> None:
+    def test_partial_files_of_another_release_are_removed(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         partial = world.folder / "device" / "partial"
         partial.mkdir(parents=True)
@@ -277,7 +277,7 @@ class TestRoots:
         for pinned in (second, world.pinned, third, second):
             assert world.client(pinned=pinned).pull().release.version == 3
 
-    def test_junk_before_the_own_key_and_a_hostile_mirror(self, world: World, tmp_path: Path) -> None:
+    def test_junk_before_the_pinned_key_and_a_hostile_mirror(self, world: World, tmp_path: Path) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         newest = world.registry.rotate("root").root[0]
         bad = tmp_path / "bad" / "keys"
@@ -290,7 +290,7 @@ class TestRoots:
         world.store.put("keys/root-000001.json", b"junk")
         assert world.client(pinned=newest, sources=sources).pull().release.version == 2
 
-    def test_a_good_document_before_a_bad_one_is_kept(self, world: World) -> None:
+    def test_valid_document_before_an_invalid_one_is_used(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         world.registry.rotate("release")

@@ -77,7 +77,7 @@ class TestPublishers:
         assert world.registry.history("band", "stable") == [old, new]
         assert [one.version for one in world.registry.renew()] == [3]
 
-    def test_what_a_revoked_key_signed_is_not_signed_anew(self, world: World) -> None:
+    def test_releases_of_a_revoked_key_are_not_renewed(self, world: World) -> None:
         manifest = world.made(decoder="one")
         good = world.registry.release(manifest, "stable", {})
         stolen = world.release_key()

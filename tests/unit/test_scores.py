@@ -147,7 +147,7 @@ class TestIntervals:
     def test_one_value_has_no_interval(self) -> None:
         assert mean_interval([4.0]) == Interval(4.0, None, None)
 
-    def test_pairs_are_told_apart_where_their_spread_is_common(self) -> None:
+    def test_paired_difference_removes_common_spread(self) -> None:
         common = np.random.default_rng(1).normal(0, 5, 50)
         result = difference(common + 0.2, common)
         assert result.low == pytest.approx(0.2)
@@ -185,7 +185,7 @@ class TestGuards:
         assert result.silent == pytest.approx(0.5)
         assert problems(result, DegenerateThresholds()) == ()
 
-    def test_loops_are_found_with_their_length(self) -> None:
+    def test_loops_are_detected_with_their_length(self) -> None:
         phrase = np.random.default_rng(0).integers(0, 512, (4, 12))
         assert loop(np.tile(phrase, 10)) == (1.0, 12)
         assert loop(np.full((4, 60), 5)) == (1.0, 1)

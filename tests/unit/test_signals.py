@@ -111,7 +111,7 @@ def test_all_codes_as_the_likeliest_are_all_codes() -> None:
     assert torch.equal(whole.float(), top)
 
 
-def test_a_damaged_signal_shard_is_made_anew(
+def test_damaged_signal_shard_is_computed_again(
     teacher: Any, tokens: TokenDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = LocalStore(tmp_path / "store")
@@ -141,7 +141,7 @@ def test_a_damaged_signal_shard_is_made_anew(
     assert "shard-00001.json is made anew" in caplog.text
 
 
-def test_answers_are_begun_ahead_and_no_more_than_asked() -> None:
+def test_prefetch_depth_is_respected() -> None:
     begun: list[int] = []
 
     def ask(rows: np.ndarray) -> Any:
@@ -277,7 +277,7 @@ def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: 
         read()
 
 
-def test_the_mixture_has_the_wanted_share(tokens: TokenDataset) -> None:
+def test_mixture_has_the_requested_share(tokens: TokenDataset) -> None:
     samples = TokenDataset(tokens.codes[:30], tokens.text_ids[:30], tokens.text_mask[:30])
     clips = TokenDataset(tokens.codes[30:34], np.ones((4, 20), np.int64), np.ones((4, 20), np.int64))
     mixed = mix(samples, clips, 0.25)

@@ -114,7 +114,7 @@ def test_new_and_removed_files_count(stages: ModuleType, checkout: Path) -> None
     assert "compose" in chosen(stages, checkout)
 
 
-def test_everything_can_be_asked_for(stages: ModuleType, checkout: Path) -> None:
+def test_all_and_full_select_every_stage(stages: ModuleType, checkout: Path) -> None:
     pass_all(stages, checkout)
     assert chosen(stages, checkout, full=True) == {"check", "test", "machines", "compose"}
     assert chosen(stages, checkout, everything=True) == {stage.name for stage in stages.read_stages()}

@@ -52,7 +52,7 @@ def test_semitone_filters_peak_at_their_notes() -> None:
         assert peak == pytest.approx(440 * 2 ** ((note - 69) / 12), abs=4)
 
 
-def test_a_tagger_learns_and_is_kept(tmp_path: Path) -> None:
+def test_tagger_learns_and_is_saved(tmp_path: Path) -> None:
     band = SoundfontSynth()
     clips, waves = [], []
     for instrument in INSTRUMENTS:

@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         CheckpointManager(store, "checkpoints", "error").best()
 
 
-def test_what_is_no_number_is_never_kept(tmp_path: Path) -> None:
+def test_non_finite_values_are_never_checkpointed(tmp_path: Path) -> None:
     """A report comes before every checkpoint, so a run that diverged goes on from before it did."""
     store, task = LocalStore(tmp_path), Regression()
 
@@ -269,13 +269,13 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
 
     def dtype_where_gpus_are(engine: Any) -> str:
         """What the products come in, where torch answers DeepSpeed as it does within an autocast of a GPU."""
-        inputs, dtype_known = (
+        inputs, default_dtype = (
             torch.zeros(2, 7, dtype=next(engine._module.parameters()).dtype),
             torch.is_autocast_enabled,
         )
         with (
             engine.computing(),
-            patch.object(torch, "is_autocast_enabled", lambda *of: dtype_known(*of) if of else True),
+            patch.object(torch, "is_autocast_enabled", lambda *of: default_dtype(*of) if of else True),
         ):
             return str(engine(inputs).dtype)
 

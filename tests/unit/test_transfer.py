@@ -184,7 +184,7 @@ def test_a_small_value_that_never_ends(
         HttpSource(server.url).read(blob_key(file.sha256), SIZE)
 
 
-def test_small_values_are_asked_for_again(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_small_values_are_retried(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
     (server.root / "keys").mkdir()
     (server.root / "keys" / "x").write_bytes(b"a root document")
     server.everywhere = True
@@ -245,7 +245,7 @@ def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) ->
     assert server.requests[0][1] == arrived
 
 
-def test_a_limit_is_kept(
+def test_bandwidth_limit(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the sleeps that it asks for, so nothing waits here: 2 MB at 1 MB/s are 2 s, less what the loading took."""

@@ -13,7 +13,7 @@ from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.recipe import EvaluateConfig
 
 
-def test_a_model_that_plays_no_numbers_is_told_and_not_fatal() -> None:
+def test_model_with_non_finite_audio_is_reported() -> None:
     random = np.random.default_rng(0)
     positions, vectors = np.arange(30), ClipEmbeddings.of(list(random.normal(size=(30, 2, 4))))
     classes = {"key": random.dirichlet(np.ones(3), 30)}

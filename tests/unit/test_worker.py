@@ -31,7 +31,7 @@ from tinymusician.errors import ClusterError
         ([0, 4], 1, 4),
     ],
 )
-def test_every_worker_finds_room_on_one_node(nodes: list[int], workers: int, cpus: int) -> None:
+def test_every_worker_fits_on_one_node(nodes: list[int], workers: int, cpus: int) -> None:
     """A worker cannot spread over nodes: with two of 8 CPUs, three workers get 4 each, not 16 // 3 = 5."""
     assert cpus_per_worker(nodes, workers) == cpus
 
@@ -56,7 +56,7 @@ def test_gpus_are_for_all_or_too_few() -> None:
         has_gpus_for(8, 4)
 
 
-def test_a_gpu_without_memory_is_told_in_one_line() -> None:
+def test_gpu_out_of_memory_is_one_line() -> None:
     words = (
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 GiB is free"
     )
@@ -64,7 +64,7 @@ def test_a_gpu_without_memory_is_told_in_one_line() -> None:
     assert result.startswith("a GPU of 79.11 GiB ran out of memory, where 2.50 GiB more were needed: lower ")
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
     """Writing into a folder that is not there makes safetensors fail as a full disk does: with a kind of its own."""
     full = OSError(errno.ENOSPC, "No space left on device")
     assert str(to_user_error(full)) == "the disk for scratch files: No space left on device"
@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert to_user_error(ValueError("a fault of ours")) is None
 
 
-def test_a_machine_without_memory_is_told_in_one_line() -> None:
+def test_machine_out_of_memory_is_one_line() -> None:
     """Ray's memory monitor kills a worker, or all of a job with Ray Train's controller; its words name both figures."""
     words = "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1, ID: ad) "
     killed = OutOfMemoryError(words + "was 22.44GB used / 23.54GB limit (0.953036)\nOOM kill reason: Memory usage")

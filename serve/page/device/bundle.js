@@ -1,4 +1,4 @@
-// A bundle in the browser's storage: brought once, every file checked against its SHA-256 before anything uses it.
+// A bundle in the browser's storage: downloaded once, every file checked against its SHA-256 before anything uses it.
 // The digest that the server names is that of manifest.json, which names every other file by its own.
 
 const CACHE = 'tinymusician-bundles';
@@ -7,16 +7,16 @@ const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toStri
 const address = (digest, path) => `/v1/bundles/${digest}/${path}`;
 
 async function checked(bytes, digest, path) {
-  const found = hex(await crypto.subtle.digest('SHA-256', bytes));
-  if (found !== digest) throw new Error(`${path} is not what its digest says; nothing of it is used.`);
+  const actual = hex(await crypto.subtle.digest('SHA-256', bytes));
+  if (actual !== digest) throw new Error(`${path} is not what its digest says; nothing of it is used.`);
   return bytes;
 }
 
-async function brought(cache, digest, path, wanted, key, told) {
+async function download(cache, digest, path, expected, key, onProgress) {
   const url = address(digest, path), there = await cache.match(url);
   if (there) {
     try {
-      return await checked(await there.arrayBuffer(), wanted, path);
+      return await checked(await there.arrayBuffer(), expected, path);
     } catch {
       await cache.delete(url); // damaged where it lay: bring it again
     }
@@ -26,24 +26,24 @@ async function brought(cache, digest, path, wanted, key, told) {
   const parts = [], reader = answer.body.getReader();
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     parts.push(part.value);
-    told(part.value.length);
+    onProgress(part.value.length);
   }
-  const bytes = await checked(await new Blob(parts).arrayBuffer(), wanted, path);
+  const bytes = await checked(await new Blob(parts).arrayBuffer(), expected, path);
   await cache.put(url, new Response(bytes));
   return bytes;
 }
 
-// The manifest, and the files' bytes by role. `told` hears how many bytes of how many are here.
-export async function open(digest, key, told) {
+// The manifest, and the files' bytes by role. `onProgress` receives the bytes that are done, and their total.
+export async function open(digest, key, onProgress) {
   const cache = await caches.open(CACHE);
-  const manifest = JSON.parse(new TextDecoder().decode(await brought(cache, digest, 'manifest.json', digest, key, () => {})));
+  const manifest = JSON.parse(new TextDecoder().decode(await download(cache, digest, 'manifest.json', digest, key, () => {})));
   const parts = manifest.files.filter((file) => ['tokenizer', 'text_encoder', 'cross', 'decoder', 'codec_decoder', 'weights'].includes(file.role));
   const size = parts.reduce((sum, file) => sum + file.size, 0), files = {};
   let done = 0;
   for (const file of parts) {
     const before = done;
-    const bytes = await brought(cache, digest, file.path, file.sha256, key, (count) => told((done += count), size));
-    told((done = before + file.size), size);
+    const bytes = await download(cache, digest, file.path, file.sha256, key, (count) => onProgress((done += count), size));
+    onProgress((done = before + file.size), size);
     files[file.role] = new Uint8Array(bytes);
   }
   await forgetAllBut(digest);

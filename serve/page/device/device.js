@@ -7,7 +7,7 @@ const TRIAL = 3; // the seconds of music in which a device shows whether it keep
 export class Unable extends Error {}
 
 // Why this device cannot play a bundle; undefined if it may.
-export async function hindrance(model) {
+export async function whyUnsupported(model) {
   if (!globalThis.WebAssembly?.validate(SIMD)) return 'this browser has no WebAssembly SIMD';
   if (!globalThis.caches || !globalThis.crypto?.subtle) return 'the page needs HTTPS to keep and check a bundle';
   if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'this server was set up without it';
@@ -21,12 +21,12 @@ export async function hindrance(model) {
 export class Device {
   constructor() { this.worker = undefined; }
 
-  // Load a bundle, from the browser's storage if it is there. `told` hears bytes done and in all.
-  async open(model, key, told) {
+  // Load a bundle, from the browser's storage if it is there. `onProgress` receives the bytes that are done, and their total.
+  async open(model, key, onProgress) {
     this.close();
     this.worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
     this.worker.postMessage({ kind: 'open', digest: model.digest, key });
-    for await (const said of this.#said('opened')) if (said.kind === 'loading') told(said.done, said.size);
+    for await (const message of this.#messages('opened')) if (message.kind === 'loading') onProgress(message.done, message.size);
     this.digest = model.digest;
     this.version = model.version;
   }
@@ -35,26 +35,26 @@ export class Device {
 
   // Yields {rate, total, seed, digest, version}, then Float32Arrays. Where the device turns out to be slower than the
   // music, `Unable` is thrown, unless there is no `other` to play it. One slow second may be a stall, two are slowness.
-  async *perform(wish, signal, other) {
-    const seed = wish.seed ?? Math.floor(Math.random() * 2 ** 53);
-    this.worker.postMessage({ kind: 'play', wish: { ...wish, seed } });
+  async *generate(request, signal, other) {
+    const seed = request.seed ?? Math.floor(Math.random() * 2 ** 53);
+    this.worker.postMessage({ kind: 'play', request: { ...request, seed } });
     const stop = () => this.worker?.postMessage({ kind: 'stop' });
     signal.addEventListener('abort', stop);
     let slow = 0; // seconds of music that took longer than a second
     let ended = false;
     try {
-      for await (const said of this.#said('ended', 'stopped')) {
-        if (said.kind === 'heading') yield { rate: said.rate, total: said.total, seed, digest: this.digest, version: this.version };
-        if (said.kind === 'samples') yield said.samples;
-        if (said.kind === 'pace' && other && said.second <= TRIAL && said.took > 1 && ++slow > 1) {
-          throw new Unable(`it is too slow (a second of music took it ${said.took.toFixed(1)} s)`);
+      for await (const message of this.#messages('ended', 'stopped')) {
+        if (message.kind === 'heading') yield { rate: message.rate, total: message.total, seed, digest: this.digest, version: this.version };
+        if (message.kind === 'samples') yield message.samples;
+        if (message.kind === 'pace' && other && message.second <= TRIAL && message.took > 1 && ++slow > 1) {
+          throw new Unable(`it is too slow (a second of music took it ${message.took.toFixed(1)} s)`);
         }
       }
       ended = true;
       signal.throwIfAborted();
     } finally {
       signal.removeEventListener('abort', stop);
-      if (!ended) await this.#hush();
+      if (!ended) await this.#stop();
     }
   }
 
@@ -66,37 +66,37 @@ export class Device {
   }
 
   // Stop, and wait until the worker has.
-  async #hush() {
+  async #stop() {
     if (!this.worker) return;
     this.worker.postMessage({ kind: 'stop' });
     try {
-      for await (const _ of this.#said('ended', 'stopped'));
+      for await (const _ of this.#messages('ended', 'stopped'));
     } catch {
       this.close();
     }
   }
 
   // What the worker says, up to one of `last`.
-  async *#said(...last) {
-    const heard = [];
+  async *#messages(...last) {
+    const messages = [];
     let wake;
-    const put = (one) => { heard.push(one); wake?.(); };
-    const told = ({ data }) => put(data);
-    const failed = (event) => put({ kind: 'failed', message: event.message || 'its memory is too small, or a file is missing' });
-    this.worker.addEventListener('message', told);
-    this.worker.addEventListener('error', failed);
+    const put = (one) => { messages.push(one); wake?.(); };
+    const onMessage = ({ data }) => put(data);
+    const onError = (event) => put({ kind: 'failed', message: event.message || 'its memory is too small, or a file is missing' });
+    this.worker.addEventListener('message', onMessage);
+    this.worker.addEventListener('error', onError);
     const worker = this.worker;
     try {
       for (;;) {
-        while (!heard.length) await new Promise((resolve) => { wake = resolve; });
-        const one = heard.shift();
+        while (!messages.length) await new Promise((resolve) => { wake = resolve; });
+        const one = messages.shift();
         if (one.kind === 'failed') throw new Unable(one.message);
         yield one;
         if (last.includes(one.kind)) return;
       }
     } finally {
-      worker.removeEventListener('message', told);
-      worker.removeEventListener('error', failed);
+      worker.removeEventListener('message', onMessage);
+      worker.removeEventListener('error', onError);
     }
   }
 }

@@ -30,25 +30,25 @@ export class Engine {
   get frameRate() { return this.shape.sampling_rate / this.shape.hop; }
 
   // Yields {ready, frames} after every step, and {samples} as audio is settled.
-  async *play(wish) {
-    const frames = Math.round(wish.seconds * this.frameRate), window = this.shape.window;
-    const { one_pass, guidance_range } = this.manifest.sampling; // with a range the model is told its guidance
-    if (guidance_range && !(guidance_range[0] <= wish.guidance && wish.guidance <= guidance_range[1])) {
-      throw new Error(`Guidance ${wish.guidance}: this model was distilled for ${guidance_range.join(' to ')}.`);
+  async *play(request) {
+    const frames = Math.round(request.seconds * this.frameRate), window = this.shape.window;
+    const { one_pass, guidance_range } = this.manifest.sampling; // with a range, the model is guidance-conditioned
+    if (guidance_range && !(guidance_range[0] <= request.guidance && request.guidance <= guidance_range[1])) {
+      throw new Error(`Guidance ${request.guidance}: this model was distilled for ${guidance_range.join(' to ')}.`);
     }
-    const text = await this.#text(wish.prompt, guidance_range ? { guidance: this.#tensor('float32', Float32Array.of(wish.guidance), [1]) } : {});
-    const without = one_pass || wish.guidance === 1 ? null : wish.negative_prompt ? await this.#text(wish.negative_prompt) : await this.#nothing();
+    const text = await this.#text(request.prompt, guidance_range ? { guidance: this.#tensor('float32', Float32Array.of(request.guidance), [1]) } : {});
+    const without = one_pass || request.guidance === 1 ? null : request.negative_prompt ? await this.#text(request.negative_prompt) : await this.#nothing();
     const texts = without ? [text, without] : [text];
     const codes = Array.from({ length: this.shape.codebooks }, () => new Int32Array(frames));
     const audio = new AudioStream(this);
     let done = 0, due = FIRST_CHUNK * this.frameRate;
     for (let number = 0; done < frames; number++) {
-      const heard = frames <= window ? done : Math.min(done, Math.trunc(OVERLAP * window));
-      const length = Math.min(window, heard + frames - done), first = done - heard;
+      const overlap = frames <= window ? done : Math.min(done, Math.trunc(OVERLAP * window));
+      const length = Math.min(window, overlap + frames - done), first = done - overlap;
       const given = codes.map((book) => book.slice(first, done));
-      for await (const { ready, column } of this.#window(texts, wish, given, length, number)) {
-        if (ready > heard) column.forEach((code, book) => { codes[book][first + ready - 1] = code; });
-        const reached = first + Math.max(ready, heard);
+      for await (const { ready, column } of this.#window(texts, request, given, length, number)) {
+        if (ready > overlap) column.forEach((code, book) => { codes[book][first + ready - 1] = code; });
+        const reached = first + Math.max(ready, overlap);
         yield { ready: reached, frames };
         if (reached >= due && reached < frames) {
           due = reached + CHUNK * this.frameRate;
@@ -61,32 +61,32 @@ export class Engine {
   }
 
   // The greedy or drawn codes of one window; `given` are those of its first frames.
-  async *#window(texts, wish, given, frames, number) {
-    const { codebooks: books, vocabulary } = this.shape, steps = frames + books - 1, known = given[0].length;
-    const decoder = new Decoder(this, texts, steps), random = numbers(wish.seed, number);
-    const delayed = Array.from({ length: books }, () => new Int32Array(steps).fill(vocabulary));
+  async *#window(texts, request, given, frames, number) {
+    const { codebooks, vocabulary } = this.shape, steps = frames + codebooks - 1, prefix = given[0].length;
+    const decoder = new Decoder(this, texts, steps), random = numbers(request.seed, number);
+    const delayed = Array.from({ length: codebooks }, () => new Int32Array(steps).fill(vocabulary));
     given.forEach((book, k) => book.forEach((code, t) => { delayed[k][k + t] = code; }));
     for (let step = 0; step < steps; step++) {
       const logits = await decoder.step(delayed.map((book) => (step ? book[step - 1] : vocabulary)));
-      for (let k = 0; k < books; k++) {
+      for (let k = 0; k < codebooks; k++) {
         const uniform = random(), frame = step - k;
-        if (frame < known || frame >= frames) continue;
-        const scores = guided(logits, texts.length, books, vocabulary, k, wish.guidance);
-        delayed[k][step] = draw(scores, uniform, wish);
+        if (frame < prefix || frame >= frames) continue;
+        const scores = guided(logits, texts.length, codebooks, vocabulary, k, request.guidance);
+        delayed[k][step] = draw(scores, uniform, request);
       }
-      const ready = step - books + 2;
+      const ready = step - codebooks + 2;
       if (ready > 0) yield { ready, column: delayed.map((book, k) => book[ready - 1 + k]) };
       else yield { ready: 0, column: [] };
     }
   }
 
-  async #text(prompt, told = {}) {
+  async #text(prompt, extraInputs = {}) {
     const ids = this.tokenizer.encode(prompt).ids;
     if (ids.length > this.shape.text_tokens) throw new Error(`The prompt has ${ids.length} tokens; at most ${this.shape.text_tokens} can be played.`);
     const dims = [1, ids.length], mask = new Int32Array(ids.length).fill(1);
     const feeds = { ids: this.#tensor('int64', BigInt64Array.from(ids, BigInt), dims), mask: this.#tensor('int32', mask, dims) };
     const states = Object.values(await this.sessions.text_encoder.run(feeds))[0];
-    return this.#attended(states, mask, told);
+    return this.#attended(states, mask, extraInputs);
   }
 
   // The null condition of classifier-free guidance: zero states under a zero mask.
@@ -95,10 +95,10 @@ export class Engine {
     return this.#attended(this.#tensor('float32', new Float32Array(width), [1, 1, width]), new Int32Array(1), {});
   }
 
-  async #attended(states, mask, told) {
-    const feeds = { text_states: states, text_mask: this.#tensor('int32', mask, [1, mask.length]), ...told };
-    const found = await this.sessions.cross.run(feeds);
-    return { mask, arrays: Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value.data])), length: mask.length };
+  async #attended(states, mask, extraInputs) {
+    const feeds = { text_states: states, text_mask: this.#tensor('int32', mask, [1, mask.length]), ...extraInputs };
+    const outputs = await this.sessions.cross.run(feeds);
+    return { mask, arrays: Object.fromEntries(Object.entries(outputs).map(([name, value]) => [name, value.data])), length: mask.length };
   }
 
   #tensor(type, data, dims) { return new this.ort.Tensor(type, data, dims); }
@@ -110,8 +110,8 @@ class Decoder {
     this.engine = engine;
     this.rows = texts.length;
     this.position = 0;
-    const { ort, sessions } = engine, known = inputs(sessions.decoder);
-    const [, heads, , size] = known['past_key.0'].shape, type = known['past_key.0'].type;
+    const { ort, sessions } = engine, metadata = inputs(sessions.decoder);
+    const [, heads, , size] = metadata['past_key.0'].shape, type = metadata['past_key.0'].type;
     const width = rounded(Math.max(...texts.map((text) => text.length)), TEXT_STEP);
     const mask = new Int32Array(this.rows * width);
     texts.forEach((text, row) => mask.set(text.mask, row * width));
@@ -139,12 +139,12 @@ class Decoder {
     const codes = BigInt64Array.from(Array.from({ length: this.rows }, () => column).flat(), BigInt);
     this.feeds.codes = new ort.Tensor('int64', codes, [this.rows, column.length]);
     this.feeds.positions = new ort.Tensor('int32', new Int32Array(this.rows).fill(this.position), [this.rows]);
-    const found = await sessions.decoder.run(this.feeds);
+    const outputs = await sessions.decoder.run(this.feeds);
     for (let layer = 0; layer < layers; layer++) {
-      for (const kind of ['key', 'value']) this.feeds[`past_${kind}.${layer}`] = found[`kept_${kind}.${layer}`];
+      for (const kind of ['key', 'value']) this.feeds[`past_${kind}.${layer}`] = outputs[`kept_${kind}.${layer}`];
     }
     this.position += 1;
-    return found.logits.data;
+    return outputs.logits.data;
   }
 }
 
@@ -154,8 +154,8 @@ class AudioStream {
     this.engine = engine;
     const [, layers, width] = inputs(engine.sessions.codec_decoder).state.shape;
     this.state = new engine.ort.Tensor('float32', new Float32Array(layers * width), [1, layers, width]);
-    this.kept = new engine.ort.Tensor('float32', new Float32Array(0), [1, width, 0]);
-    this.remembered = this.keptFrom = this.given = 0;
+    this.tail = new engine.ort.Tensor('float32', new Float32Array(0), [1, width, 0]);
+    this.remembered = this.tailStart = this.given = 0;
   }
 
   async feed(codes, available, last) {
@@ -164,28 +164,28 @@ class AudioStream {
     if (ready <= this.given) return new Float32Array(0);
     const start = Math.max(0, this.remembered - before), length = available - start;
     const values = BigInt64Array.from(codes.flatMap((book) => Array.from(book.subarray(start, available))), BigInt);
-    const found = await sessions.codec_decoder.run({
+    const outputs = await sessions.codec_decoder.run({
       codes: new ort.Tensor('int64', values, [1, codes.length, length]),
       cut: new ort.Tensor('int64', BigInt64Array.from([this.remembered - start, available - through], BigInt), [2]),
-      state: this.state, kept: this.kept,
+      state: this.state, ['kept']: this.tail,
     });
-    const samples = found.audio.data.slice((this.given - this.keptFrom) * hop, (ready - this.keptFrom) * hop);
-    const keepFrom = Math.max(0, ready - after), [, width, columns] = found.latent.dims, skip = keepFrom - this.keptFrom;
-    const kept = new Float32Array(width * (columns - skip));
-    for (let row = 0; row < width; row++) kept.set(found.latent.data.subarray(row * columns + skip, (row + 1) * columns), row * (columns - skip));
-    this.kept = new ort.Tensor('float32', kept, [1, width, columns - skip]);
-    this.state = found.state_after;
-    this.remembered = through; this.keptFrom = keepFrom; this.given = ready;
+    const samples = outputs.audio.data.slice((this.given - this.tailStart) * hop, (ready - this.tailStart) * hop);
+    const keepFrom = Math.max(0, ready - after), [, width, columns] = outputs.latent.dims, skip = keepFrom - this.tailStart;
+    const tail = new Float32Array(width * (columns - skip));
+    for (let row = 0; row < width; row++) tail.set(outputs.latent.data.subarray(row * columns + skip, (row + 1) * columns), row * (columns - skip));
+    this.tail = new ort.Tensor('float32', tail, [1, width, columns - skip]);
+    this.state = outputs.state_after;
+    this.remembered = through; this.tailStart = keepFrom; this.given = ready;
     return samples;
   }
 }
 
 // z_u + s · (z_c - z_u) in float32, as the engine computes it (runtime/sampling.py).
-function guided(logits, rows, books, vocabulary, book, scale) {
-  const own = logits.subarray(book * vocabulary, (book + 1) * vocabulary);
-  if (rows === 1) return own;
-  const bare = logits.subarray((books + book) * vocabulary, (books + book + 1) * vocabulary), narrow = Math.fround(scale);
-  return own.map((value, i) => bare[i] + Math.fround(narrow * Math.fround(value - bare[i])));
+function guided(logits, rows, codebooks, vocabulary, book, scale) {
+  const conditional = logits.subarray(book * vocabulary, (book + 1) * vocabulary);
+  if (rows === 1) return conditional;
+  const bare = logits.subarray((codebooks + book) * vocabulary, (codebooks + book + 1) * vocabulary), narrow = Math.fround(scale);
+  return conditional.map((value, i) => bare[i] + Math.fround(narrow * Math.fround(value - bare[i])));
 }
 
 // One code by the inverse of its distribution at `uniform`: temperature, then top-k, then top-p.

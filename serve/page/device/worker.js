@@ -19,12 +19,12 @@ const works = {
     postMessage({ kind: 'opened', threads: ort.env.wasm.numThreads });
   },
 
-  async play({ wish }) {
+  async play({ request }) {
     stopped = false;
     playing = true;
-    const { shape, frameRate } = engine, own = engine.manifest.sampling;
-    const whole = { top_k: own.top_k, top_p: own.top_p, guidance: own.guidance, ...wish };
-    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: Math.round(wish.seconds * frameRate) * shape.hop });
+    const { shape, frameRate } = engine, defaults = engine.manifest.sampling;
+    const whole = { top_k: defaults.top_k, top_p: defaults.top_p, guidance: defaults.guidance, ...request };
+    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: Math.round(request.seconds * frameRate) * shape.hop });
     let paused = performance.now(), began = paused, second = 1;
     for await (const { samples, ready } of engine.play(whole)) {
       if (samples) postMessage({ kind: 'samples', samples }, [samples.buffer]);

@@ -11,10 +11,10 @@ const model = await MusicgenForConditionalGeneration.from_pretrained(folder, { .
 
 // MusicGen's own `generate` ends with a wave: the one that it calls gives the codes, still delayed.
 const plain = Object.getPrototypeOf(MusicgenForConditionalGeneration.prototype).generate;
-const books = model.config.decoder.num_codebooks;
+const numCodebooks = model.config.decoder.num_codebooks;
 const delayed = await plain.call(model, {
   ...tokenizer(prompt),
-  max_new_tokens: Number(frames) + books - 1,
+  max_new_tokens: Number(frames) + numCodebooks - 1,
   do_sample: false,
   guidance_scale: Number(guidance),
 });
