@@ -18,8 +18,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORDS = frozenset(
-    ["told", "heard", "wish", "asked", "asks", "musician", "seat", "seated", "shelf", "company", "bench", "found", "own", "kept", "known", "wanted", "books", "anew", "ear", "room", "patience", "places", "brought", "voice", "stir", "presumed", "heirs"]
+    re.findall(
+        r"\w+",
+        """
+        told heard wish asked asks musician seat seated shelf company bench found own kept known wanted books anew ear
+        room patience places brought voice stir presumed heirs
+        """,
+    )
 )
+"""Words of private language, and participles that say nothing as names."""
 ALLOWED = re.compile(r"TinyMusician|tinymusician|NotFound|FileNotFoundError|MusicBench")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _JAVASCRIPT = (

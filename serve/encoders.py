@@ -59,8 +59,10 @@ class WavEncoder:
 
 
 class FlacEncoder:
-    """16-bit FLAC by libsndfile. libsndfile writes the length when it closes the file, which is too late for a stream,
-    so this class writes it into the header.
+    """16-bit FLAC by libsndfile.
+
+    libsndfile writes the length when it closes the file, which is too late for a stream: this class puts it into the
+    header.
     """
 
     def __init__(self, rate: int, samples: int) -> None:
