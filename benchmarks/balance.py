@@ -48,7 +48,9 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
     training = recipe.training
     with tempfile.TemporaryDirectory() as scratch:
         store = LocalStore(Path(scratch))
-        engine = TorchEngine(task.module, AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm))
+        engine = TorchEngine(
+            task.module, AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
+        )
         plan = trainer_config(training, steps, rate, MONITORS[stage])
         Trainer(
             task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, MONITORS[stage])

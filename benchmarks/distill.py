@@ -82,7 +82,7 @@ def timed_steps(task: Any, engine: Any, steps: int, rank: int, world: int) -> tu
     seconds, losses = [], []
     for step in range(steps):
         began = time.perf_counter()
-        with engine.computing():
+        with engine.autocast():
             loss, _ = task.loss(engine, task.batch(step, rank, world), step)
         engine.step(loss, 1e-3)
         losses.append(float(loss.detach()))

@@ -72,7 +72,7 @@ def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str)
         max(1, every // 2),
         MONITORS[stage],
         seed=training.seed,
-        parts=training.parts or 0,
+        microbatches=training.parts or 0,
     )
 
 

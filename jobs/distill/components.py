@@ -188,7 +188,7 @@ def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float
 
     training = context.recipe.training
     plan = trainer_config(training, steps, rate, MONITORS[name])
-    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
+    settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
     train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
     context.barrier()
 

@@ -60,7 +60,7 @@ def work(context: WorkerContext) -> None:
     )
     codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
     plan = trainer_config(training, steps, training.learning_rate, MONITOR, codes_a_part)
-    settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
+    settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
     train(
         context,
         TrainingStage("distill", task, plan, settings, training.batch_size, training.zero_stage, context.precision()),

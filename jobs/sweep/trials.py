@@ -214,7 +214,7 @@ class SweepEvaluator(Evaluator):
         run = self.context.run
         start = checkpoints.latest()
         state = start.state if start is not None else None
-        settings = AdamConfig(weight_decay=training.weight_decay, clip=training.max_grad_norm)
+        settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
         engine = TorchEngine(task.module, settings, self.context.precision(), self.context.device, state)
         plan = trainer_config(training, training.steps, training.learning_rate, MONITOR)
         log = run.key(f"trials/{trial.model_id.removeprefix('trial ')}.jsonl")

@@ -45,10 +45,10 @@ def trainer_config(
         log_every=training.log_every,
         validate_every=training.validate_every,
         checkpoint_every=training.checkpoint_every,
-        judge=monitor,
-        codes_a_part=codes_per_microbatch,
+        monitor=monitor,
+        codes_per_microbatch=codes_per_microbatch,
         seed=training.seed,
-        parts=training.parts or 0,
+        microbatches=training.parts or 0,
     )
 
 
@@ -62,8 +62,8 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     from tinymusician.training.metrics import MetricSink, MetricsLog
 
     run = context.run
-    config = replace(stage.config, left_out=run.skipped_steps(stage.name))
-    checkpoints = CheckpointManager(run.store, run.checkpoints_key(stage.name), config.judge)
+    config = replace(stage.config, skipped_steps=run.skipped_steps(stage.name))
+    checkpoints = CheckpointManager(run.store, run.checkpoints_key(stage.name), config.monitor)
     start = checkpoints.latest()
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"
@@ -76,7 +76,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         stage.zero_stage,
         stage.precision,
         start.state if start is not None else None,
-        rank.turns(config.parts or context.world),
+        rank.grad_accum_steps(config.microbatches or context.world),
     )
     resume_at = start.step if start is not None else -1
     sinks: list[MetricSink] = []

@@ -25,7 +25,7 @@ from tinymusician.training.loop import RankInfo, Trainer, TrainerConfig
 from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog, read_metrics
 
-SETTINGS = AdamConfig(weight_decay=0.1, clip=0.5)
+SETTINGS = AdamConfig(weight_decay=0.1, max_grad_norm=0.5)
 ROWS = 6
 
 
@@ -70,7 +70,7 @@ class Regression:
 
 
 def plan(log_every: int = 1, parts: int = 0) -> TrainerConfig:
-    return TrainerConfig(12, 0.05, 3, log_every, 4, 2, "error", parts=parts)
+    return TrainerConfig(12, 0.05, 3, log_every, 4, 2, "error", microbatches=parts)
 
 
 def run(store: LocalStore, log_every: int = 1, dropout: float = 0.0) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: flo
 
     metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, "checkpoints", "error")
     with pytest.raises(Killed):
-        Trainer(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, beat=die).run()
+        Trainer(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, heartbeat=die).run()
 
 
 def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_non_finite_values_are_never_checkpointed(tmp_path: Path) -> None:
 
     metrics, checkpoints = MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
     with pytest.raises(NonFiniteLossError):
-        Trainer(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, beat=spoil).run()
+        Trainer(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, heartbeat=spoil).run()
     latest = checkpoints.latest()
     assert latest is not None
     assert all(value.isfinite().all() for value in latest.state.weights.values())
@@ -204,8 +204,8 @@ def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
     """Leaving out a broken step is training on the others, at their own rates."""
     store, task = LocalStore(tmp_path), Regression(broken=(4,))
     engine = TorchEngine(task.module, SETTINGS)
-    left_out = replace(plan(), left_out=frozenset({4}))
-    Trainer(task, engine, left_out, MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")).run()
+    skipping = replace(plan(), skipped_steps=frozenset({4}))
+    Trainer(task, engine, skipping, MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")).run()
     other = Regression()
     plain = TorchEngine(other.module, SETTINGS)
     for step in (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11):
@@ -235,7 +235,7 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_part_counts_once(world: int) -> None:
     """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
-    shares = [RankInfo(rank, world).shares(4) for rank in range(world)]
+    shares = [RankInfo(rank, world).microbatch_weights(4) for rank in range(world)]
     assert len({len(shares_of_worker) for shares_of_worker in shares}) == 1, "their gradients meet at every part"
     total = [
         sum(weight for shares_of_worker in shares for part, weight in shares_of_worker if part == which)
@@ -259,7 +259,7 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
     def steps(task: Any, engine: Any, first: int, last: int) -> list[tuple[float, float]]:
         result = []
         for step in range(first, last):
-            with engine.computing():
+            with engine.autocast():
                 loss, _ = task.loss(engine, task.batch(step, rank, world), step)
             norm = engine.step(loss, 0.05)
             total = loss.detach().clone()
@@ -274,7 +274,7 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
             torch.is_autocast_enabled,
         )
         with (
-            engine.computing(),
+            engine.autocast(),
             patch.object(torch, "is_autocast_enabled", lambda *of: default_dtype(*of) if of else True),
         ):
             return str(engine(inputs).dtype)

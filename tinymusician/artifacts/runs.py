@@ -1,5 +1,6 @@
-"""A run's documents, log and metrics in the store, readable long after its cluster is gone. Only this module knows
-their names.
+"""A run's documents, log and metrics in the store, readable long after its cluster is gone.
+
+Only this module knows their names:
 
 runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
 runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none

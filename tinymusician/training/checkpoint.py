@@ -40,8 +40,8 @@ class CheckpointManager:
     The best one has the lowest figure `judge`.
     """
 
-    def __init__(self, store: Store, prefix: str, judge: str) -> None:
-        self._store, self._prefix, self._judge = store, prefix, judge
+    def __init__(self, store: Store, prefix: str, monitor: str) -> None:
+        self._store, self._prefix, self._monitor = store, prefix, monitor
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and remove those no longer needed."""
@@ -49,7 +49,7 @@ class CheckpointManager:
         tensors |= {_MOMENTS + key: value for key, value in checkpoint.state.moments.items()}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.safetensors"
-            save_file(_apart(tensors), path)
+            save_file(_without_shared_memory(tensors), path)
             self._store.upload(path, self._key(checkpoint.step, "safetensors"))
             note = {
                 "step": checkpoint.step,
@@ -59,7 +59,7 @@ class CheckpointManager:
                 "sha256": digest_of(path),
             }
         self._store.put(self._key(checkpoint.step, "json"), json.dumps(note).encode())
-        self._forget_old()
+        self._delete_old()
 
     def steps(self) -> list[int]:
         """The steps with a valid checkpoint, oldest first."""
@@ -78,9 +78,9 @@ class CheckpointManager:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint; the notes themselves tell, so no mark of it can be wrong or missing."""
-        figures = {step: self.figures(step).get(self._judge, math.nan) for step in self.steps()}
-        judged = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
-        return min(judged, key=lambda step: judged[step]) if judged else None
+        figures = {step: self.figures(step).get(self._monitor, math.nan) for step in self.steps()}
+        finite = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
+        return min(finite, key=lambda step: finite[step]) if finite else None
 
     def figures(self, step: int) -> dict[str, float]:
         """The held-out figures noted with the checkpoint of `step`."""
@@ -122,7 +122,7 @@ class CheckpointManager:
     def _key(self, step: int, suffix: str) -> str:
         return f"{self._prefix}/step-{step:08d}.{suffix}"
 
-    def _forget_old(self) -> None:
+    def _delete_old(self) -> None:
         """Keep the two newest and the best, and no tensors that a killed worker left without their note."""
         steps, best = self.steps(), self.best_step()
         for step in steps[:-2]:
@@ -134,7 +134,7 @@ class CheckpointManager:
                 self._store.delete(entry.key)
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each in memory of its own, as its file asks: copied only where two share it, for they may be large."""
     seen: set[int] = set()
     apart = {}

@@ -44,7 +44,7 @@ class DeepSpeedEngine:
         config = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": turns,
-            "gradient_clipping": settings.clip,
+            "gradient_clipping": settings.max_grad_norm,
             "bf16": {"enabled": precision == "bfloat16" and not self._autocast},
             "zero_optimization": {"stage": zero},
             "zero_allow_untested_optimizer": True,
@@ -64,11 +64,11 @@ class DeepSpeedEngine:
         return self._engine(*inputs)
 
     @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             yield
 
-    def add(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)
         self._engine.step()  # counts the part; the update comes with the last one
 

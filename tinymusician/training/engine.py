@@ -25,7 +25,7 @@ class AdamConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class TrainEngine(Protocol):
     def __call__(self, *inputs: Any) -> Any:
         """Run the module forward."""
 
-    def computing(self) -> contextlib.AbstractContextManager[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the loss of a step is computed."""
 
-    def add(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Back-propagate one part of a step's loss, to which more are to come; gradients add up."""
 
     def step(self, loss: Tensor, rate: float) -> float:
@@ -80,15 +80,15 @@ class TorchEngine:
     def __init__(
         self,
         module: nn.Module,
-        settings: AdamConfig,
+        config: AdamConfig,
         precision: Precision = "float32",
         device: str = "cpu",
         state: EngineState | None = None,
     ) -> None:
         load_weights(module, state)
-        self._module, self._clip, self._precision = module.to(device), settings.clip, precision
+        self._module, self._max_grad_norm, self._precision = module.to(device), config.max_grad_norm, precision
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._optimizer = adam([p for _, p in self._named], settings)
+        self._optimizer = adam([p for _, p in self._named], config)
         self._updates = state.updates if state is not None else 0
         if state is not None and state.updates:
             for name, parameter in self._named:
@@ -103,18 +103,18 @@ class TorchEngine:
         return self._module(*inputs)
 
     @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             yield
 
-    def add(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, loss: Tensor, rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self.add(loss)
-        norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self._clip)
+        self.backward(loss)
+        norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._updates += 1
@@ -129,11 +129,11 @@ class TorchEngine:
         return EngineState(weights, {key: value.cpu() for key, value in moments.items()}, self._updates)
 
 
-def adam(parameters: list[nn.Parameter], settings: AdamConfig) -> torch.optim.AdamW:
+def adam(parameters: list[nn.Parameter], config: AdamConfig) -> torch.optim.AdamW:
     """AdamW without decay on vectors (biases and norms), as is usual for transformers."""
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    betas = (settings.beta1, settings.beta2)
+    betas = (config.beta1, config.beta2)
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas)

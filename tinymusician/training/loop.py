@@ -37,11 +37,11 @@ class TrainerConfig:
     log_every: int
     validate_every: int
     checkpoint_every: int
-    judge: str
-    codes_a_part: int = 0
+    monitor: str
+    codes_per_microbatch: int = 0
     seed: int = 0
-    parts: int = 0
-    left_out: frozenset[int] = frozenset()
+    microbatches: int = 0
+    skipped_steps: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class RankInfo:
     rank: int = 0
     world: int = 1
 
-    def turns(self, parts: int) -> int:
+    def grad_accum_steps(self, microbatches: int) -> int:
         """How many of a step's parts each worker takes; the same for all, for their gradients meet at each."""
-        return -(-parts // self.world)
+        return -(-microbatches // self.world)
 
-    def shares(self, parts: int) -> list[tuple[int, float]]:
+    def microbatch_weights(self, microbatches: int) -> list[tuple[int, float]]:
         """This worker's parts of a step, each with its weight in a mean over the workers.
 
         Every `world`-th part is its own. Where that makes fewer than others have, one is repeated with weight 0.
         """
-        local = [(part, self.world / parts) for part in range(self.rank, parts, self.world)]
-        return local + [(self.rank % parts, 0.0)] * (self.turns(parts) - len(local))
+        weights = [(index, self.world / microbatches) for index in range(self.rank, microbatches, self.world)]
+        return weights + [(self.rank % microbatches, 0.0)] * (self.grad_accum_steps(microbatches) - len(weights))
 
 
 class Trainer:
@@ -71,18 +71,18 @@ class Trainer:
         self,
         task: Task,
         engine: TrainEngine,
-        plan: TrainerConfig,
+        config: TrainerConfig,
         metrics: MetricsLog,
         checkpoints: CheckpointManager,
-        worker: RankInfo = RankInfo(),
+        rank_info: RankInfo = RankInfo(),
         start: Checkpoint | None = None,
-        beat: Callable[[int], None] = lambda step: None,
+        heartbeat: Callable[[int], None] = lambda step: None,
     ) -> None:
         """`beat` is called with the number of finished steps, often: it tells the world that the run lives."""
-        self.task, self.engine, self.plan, self.worker, self.beat = task, engine, plan, worker, beat
+        self.task, self.engine, self.config, self.rank_info, self.heartbeat = task, engine, config, rank_info, heartbeat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
-        self.parts = plan.parts or worker.world
+        self.microbatches = config.microbatches or rank_info.world
 
     def run(self) -> None:
         """Train to the plan's end. The first validation is of the untrained module, at step 0."""
@@ -90,62 +90,65 @@ class Trainer:
             self._checkpoint(self._validate())
         self.task.module.train()
         window = MetricWindow()
-        while self.done < self.plan.steps:
-            if self.done in self.plan.left_out:
+        while self.done < self.config.steps:
+            if self.done in self.config.skipped_steps:
                 self.done += 1
             else:
                 self._step(window)
-            judged = self._is_time(self.plan.validate_every)
-            checkpoint_due = judged or self._is_time(self.plan.checkpoint_every)
-            if window.steps and (checkpoint_due or self._is_time(self.plan.log_every)):
+            judged = self._is_due(self.config.validate_every)
+            checkpoint_due = judged or self._is_due(self.config.checkpoint_every)
+            if window.steps and (checkpoint_due or self._is_due(self.config.log_every)):
                 self._report(window)
             figures = self._validate() if judged else {}
             if checkpoint_due:
                 self._checkpoint(figures)
-            if checkpoint_due or self._is_time(self.plan.log_every):
+            if checkpoint_due or self._is_due(self.config.log_every):
                 window = MetricWindow()
 
-    def _is_time(self, every: int) -> bool:
-        return self.done == self.plan.steps or self.done % every == 0
+    def _is_due(self, every: int) -> bool:
+        return self.done == self.config.steps or self.done % every == 0
 
     def _step(self, window: MetricWindow) -> None:
-        rate = learning_rate(self.done, self.plan.peak_rate, self.plan.warmup, self.plan.steps)
-        *earlier, (last, weight) = self.worker.shares(self.parts)
+        rate = learning_rate(self.done, self.config.peak_rate, self.config.warmup, self.config.steps)
+        *earlier, (last, weight) = self.rank_info.microbatch_weights(self.microbatches)
         losses = []
-        for part, share in earlier:
-            losses.append(self._part(part, share, window))
-            self.engine.add(losses[-1])
-        losses.append(self._part(last, weight, window))
+        for index, microbatch_weight in earlier:
+            losses.append(self._microbatch_loss(index, microbatch_weight, window))
+            self.engine.backward(losses[-1])
+        losses.append(self._microbatch_loss(last, weight, window))
         norm = self.engine.step(losses[-1], rate)
         if not math.isfinite(norm):
-            self._diverged([loss.item() for loss in losses], norm)
+            self._raise_non_finite([loss.item() for loss in losses], norm)
         self.done += 1
         window.close(norm, rate)
-        self.beat(self.done)
+        self.heartbeat(self.done)
 
-    def _part(self, part: int, share: float, window: MetricWindow) -> Tensor:
+    def _microbatch_loss(self, index: int, weight: float, window: MetricWindow) -> Tensor:
         """The loss of one part of the step, weighted by its share."""
-        torch.manual_seed(seed_of_step(self.plan.seed, self.done, part))
-        batch = to_device(self.task.batch(self.done, part, self.parts), self.engine.device)
-        with self.engine.computing():
+        torch.manual_seed(seed_of_step(self.config.seed, self.done, index))
+        batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
+        with self.engine.autocast():
             loss, scalars = self.task.loss(self.engine, batch, self.done)
-        window.add({"loss": loss.detach(), **scalars}, share)
-        return loss * share
+        window.add({"loss": loss.detach(), **scalars}, weight)
+        return loss * weight
 
-    def _diverged(self, losses: list[float], norm: float) -> None:
+    def _raise_non_finite(self, losses: list[float], norm: float) -> None:
         """Say which rows made a loss or a gradient that is no number; every worker is here.
 
         Raises:
             Diverged: always.
         """
-        shares = self.worker.shares(self.parts)
-        nonfinite = {part: loss for (part, _), loss in zip(shares, losses, strict=True) if not math.isfinite(loss)}
-        every: list[dict[int, float]] = [nonfinite] * self.worker.world
-        if self.worker.world > 1:
+        weights = self.rank_info.microbatch_weights(self.microbatches)
+        nonfinite = {index: loss for (index, _), loss in zip(weights, losses, strict=True) if not math.isfinite(loss)}
+        every: list[dict[int, float]] = [nonfinite] * self.rank_info.world
+        if self.rank_info.world > 1:
             dist.all_gather_object(every, nonfinite)
-        bad = {part: loss for each in every for part, loss in each.items()}
-        what = f"loss is {next(iter(bad.values()))}" if bad else f"gradient norm is {norm}"
-        rows = [self.task.rows(self.done, part, self.parts) for part in sorted(bad) or range(self.parts)]
+        by_microbatch = {index: loss for each in every for index, loss in each.items()}
+        what = f"loss is {next(iter(by_microbatch.values()))}" if by_microbatch else f"gradient norm is {norm}"
+        rows = [
+            self.task.rows(self.done, index, self.microbatches)
+            for index in sorted(by_microbatch) or range(self.microbatches)
+        ]
         steps = self.checkpoints.steps()
         advice = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         error = NonFiniteLossError(
@@ -156,30 +159,30 @@ class Trainer:
         raise error
 
     def _report(self, window: MetricWindow) -> None:
-        row = window.means(self.worker.world)
-        if self.plan.codes_a_part:
-            row["codes_per_second"] = self.plan.codes_a_part * self.parts / row["step_seconds"]
-        row["memory_gib"] = most_memory(self.engine.device) / 2**30
-        if self.worker.rank == 0:
+        row = window.means(self.rank_info.world)
+        if self.config.codes_per_microbatch:
+            row["codes_per_second"] = self.config.codes_per_microbatch * self.microbatches / row["step_seconds"]
+        row["memory_gib"] = peak_memory_bytes(self.engine.device) / 2**30
+        if self.rank_info.rank == 0:
             self.metrics.add({"step": self.done, **row})
 
     def _validate(self) -> dict[str, float]:
         module = self.task.module
         module.eval()
-        with torch.no_grad(), self.engine.computing():
+        with torch.no_grad(), self.engine.autocast():
             figures = self.task.validate(self.engine)
         module.train()
-        if self.worker.rank == 0:
+        if self.rank_info.rank == 0:
             self.metrics.add({"step": self.done, **{f"held_out/{name}": value for name, value in figures.items()}})
         return figures
 
     def _checkpoint(self, figures: dict[str, float]) -> None:
         """Every worker contributes to the state; the first one writes it, with the metrics up to here."""
         state = self.engine.state()
-        if self.worker.rank == 0:
+        if self.rank_info.rank == 0:
             self.metrics.flush()
             self.checkpoints.save(Checkpoint(self.done, state, figures))
-        if self.worker.world > 1:
+        if self.rank_info.world > 1:
             dist.barrier()
 
 
@@ -188,7 +191,7 @@ def seed_of_step(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
-def most_memory(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """The most bytes that this process has had so far: of its GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -203,11 +206,11 @@ class MetricWindow:
         self._sums: dict[str, Tensor] = {}
         self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
 
-    def add(self, scalars: dict[str, Tensor], share: float) -> None:
+    def add(self, scalars: dict[str, Tensor], weight: float) -> None:
         """Take in one part of a step, with its weight in the mean over the workers."""
         device = scalars["loss"].device
         for name, value in scalars.items():
-            weighted = share * value.detach().float().to(device)
+            weighted = weight * value.detach().float().to(device)
             self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + weighted
 
     def close(self, norm: float, rate: float) -> None:

@@ -28,24 +28,24 @@ class MetricSink(Protocol):
 class MetricsLog:
     """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and goes on from there."""
 
-    def __init__(self, store: Store, key: str, resume_at: int, watchers: Sequence[MetricSink] = ()) -> None:
-        self._store, self._key, self._watchers = store, key, watchers
+    def __init__(self, store: Store, key: str, resume_at: int, sinks: Sequence[MetricSink] = ()) -> None:
+        self._store, self._key, self._sinks = store, key, sinks
         self._flushed = time.monotonic()
         self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
 
     def add(self, row: Row) -> None:
         """Append a row; it is durable after `flush`, which happens by itself every few seconds."""
         self._rows.append({name: _finite(value) for name, value in row.items()})
-        for watcher in self._watchers:
-            watcher.add(self._rows[-1])
+        for sink in self._sinks:
+            sink.add(self._rows[-1])
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write all rows to the store."""
         self._store.put(self._key, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-        for watcher in self._watchers:
-            watcher.flush()
+        for sink in self._sinks:
+            sink.flush()
         self._flushed = time.monotonic()
 
 
