@@ -25,7 +25,7 @@ from scipy.spatial.distance import cdist
 from benchmarks.report import report
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.house_band.audio_features import band_shape, onset_times, spectral_centroid
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 AT_ONCE, RUNS = 8, 5
 
@@ -55,14 +55,14 @@ def main() -> None:
 
 def described(bundle: Path, texts: list[str], seed: int) -> Any:
     """Timbre, centroid and onset rate of a clip for each text, [clips, 26]."""
-    player = open_player(bundle)
+    player = load_generator(bundle)
     rate, result = player.codec.shape.sampling_rate, []
     for start in range(0, len(texts), AT_ONCE):
         requests = [
             GenerationRequest(text, seconds=5, seed=seed + start + i)
             for i, text in enumerate(texts[start : start + AT_ONCE])
         ]
-        for wave in player.play_all(requests):
+        for wave in player.generate_batch(requests):
             seconds = len(wave) / rate
             rates = [np.log(spectral_centroid(wave, rate)), len(onset_times(wave, rate)) / seconds]
             result.append(np.concatenate([band_shape(wave, rate), rates]))

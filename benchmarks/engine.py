@@ -137,12 +137,12 @@ def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
 
 def ours(folder: Path, seconds: float) -> dict[str, float]:
     """Playing from the bundle: the whole of it, and how long the first chunk of a stream takes."""
-    from tinymusician.runtime.generator import GenerationRequest, open_player
+    from tinymusician.runtime.generator import GenerationRequest, load_generator
 
-    player = open_player(folder, THREADS)
-    player.play(GenerationRequest(PROMPT, seconds=1))
+    player = load_generator(folder, THREADS)
+    player.generate(GenerationRequest(PROMPT, seconds=1))
     request = GenerationRequest(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
-    took = statistics.median(clocked(lambda: player.play(request)) for _ in range(3))
+    took = statistics.median(clocked(lambda: player.generate(request)) for _ in range(3))
     first = []
     for _ in range(5):
         began = time.perf_counter()
@@ -155,19 +155,19 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
 
 def one_pass(folder: Path, seconds: float) -> float:
     """The real-time factor of a student with half the layers, with its guidance in it."""
-    from tinymusician.runtime.generator import GenerationRequest, open_player
+    from tinymusician.runtime.generator import GenerationRequest, load_generator
 
-    player = open_player(folder, THREADS)
-    player.play(GenerationRequest(PROMPT, seconds=1, guidance=1))
+    player = load_generator(folder, THREADS)
+    player.generate(GenerationRequest(PROMPT, seconds=1, guidance=1))
     request = GenerationRequest(PROMPT, seconds=seconds, guidance=1)
-    return statistics.median(clocked(lambda: player.play(request)) for _ in range(3)) / seconds
+    return statistics.median(clocked(lambda: player.generate(request)) for _ in range(3)) / seconds
 
 
 def steps(folder: Path) -> dict[str, float]:
     """Times of single steps, and what share of the memory's bandwidth they use."""
-    from tinymusician.runtime.generator import open_player
+    from tinymusician.runtime.generator import load_generator
 
-    player = open_player(folder, THREADS)
+    player = load_generator(folder, THREADS)
     expected = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
     actual: dict[str, list[float]] = collections.defaultdict(list)
     for _ in range(5):
@@ -203,13 +203,13 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
 
 def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
-    from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+    from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 
     def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []
         for group in groups:
             tracks = [player.start(request) for request in group]
-            while not all(track.finished for track in tracks):
+            while not all(track.is_finished for track in tracks):
                 player.engine.step()
             codes += [track.codes for track in tracks]
         return time.perf_counter() - began, codes
@@ -218,7 +218,7 @@ def together(bundles: dict[str, Path]) -> dict[str, float]:
     greedy = [GenerationRequest(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
     alone, batch, same = {}, {}, {}
     for name in ("server", "adaptive"):
-        player = open_player(bundles[name], THREADS)
+        player = load_generator(bundles[name], THREADS)
         run(player, [requests[:1]])
         alone[name] = statistics.median(run(player, [[request] for request in requests])[0] for _ in range(2))
         batch[name] = statistics.median(run(player, [requests])[0] for _ in range(3))
@@ -252,9 +252,9 @@ def profile(folder: Path, count: int = 30) -> dict[str, float]:
     """Milliseconds of a guided step at position 250 by kind of operator, by ONNX Runtime's own profiler."""
     import onnxruntime
 
-    from tinymusician.runtime.generator import open_player
+    from tinymusician.runtime.generator import load_generator
 
-    player = open_player(folder, THREADS)
+    player = load_generator(folder, THREADS)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = THREADS, True
     options.profile_file_prefix = str(folder.parent / "profile")

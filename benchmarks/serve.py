@@ -40,12 +40,12 @@ CLIENTS, REQUESTS = 8, 5
 BARE = """
 import sys, time
 from pathlib import Path
-from tinymusician.runtime.generator import GenerationRequest, open_player
-player = open_player(Path(sys.argv[1]))
-player.play(GenerationRequest("warming up", seconds=1))
+from tinymusician.runtime.generator import GenerationRequest, load_generator
+player = load_generator(Path(sys.argv[1]))
+player.generate(GenerationRequest("warming up", seconds=1))
 for line in sys.stdin:
     began = time.perf_counter()
-    player.play(GenerationRequest(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
+    player.generate(GenerationRequest(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
     print(time.perf_counter() - began, flush=True)
 """
 

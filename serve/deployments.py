@@ -40,7 +40,7 @@ class ServeEngineClient:
         self._file = replicas.options(method_name="file", stream=True)
         self._about = replicas.options(method_name="about")
 
-    async def play(
+    async def generate(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         async with aclosing(_translate_errors(self._play.remote(generation, whole, request))) as parts:

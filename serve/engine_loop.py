@@ -56,7 +56,7 @@ class RequestHandle:
             self._track.advance()
         except Exception as error:  # fails this request only
             self.fail(error)
-        if self._track.finished:
+        if self._track.is_finished:
             self.is_finished = True
             if self._track.error is not None:
                 self._on_output(self._track.error)

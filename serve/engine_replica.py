@@ -24,7 +24,7 @@ from serve.metrics import EngineMetrics
 from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import BundleError, EngineError, NotFoundError
 from tinymusician.runtime.bundle import MANIFEST
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 
 _FILE_CHUNK = 1 << 20
 """Bytes of a bundle file per message."""
@@ -76,7 +76,7 @@ class EngineReplica:
         self._closed.set()
         self._bundle.loop.close()
 
-    async def play(
+    async def generate(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
@@ -204,11 +204,11 @@ class EngineReplica:
     def _load(self, source: ResolvedBundle) -> LoadedBundle:
         """Load a bundle and run it once."""
         began = time.monotonic()
-        player = open_player(source.folder, self._config.threads)
-        player.engine.most_rows = self._config.max_batch_rows
+        player = load_generator(source.folder, self._config.threads)
+        player.engine.max_rows = self._config.max_batch_rows
         defaults = player.manifest.sampling
         for guidance in defaults.guidance_range or ((1.0,) if defaults.one_pass else (1.0, 3.0)):
-            samples = player.play(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
+            samples = player.generate(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
                 raise BundleError(f"bundle {source.folder}: its codec produces non-finite samples")
         self._metrics.version.set(source.version.release.version if source.version else 0)

@@ -26,7 +26,7 @@ class EngineDeadError(Exception):
 class EngineClient(Protocol):
     """Access to the engine replicas. Every method raises `EngineDeadError` if its replica dies."""
 
-    def play(
+    def generate(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
@@ -119,7 +119,7 @@ class GenerationTask:
 
     async def _run_once(self) -> None:
         buffered: list[StreamMetadata | bytes] = []
-        async with aclosing(self._engines.play(self._generation, self._whole, request_id.get())) as parts:
+        async with aclosing(self._engines.generate(self._generation, self._whole, request_id.get())) as parts:
             async for part in parts:
                 buffered.append(part)
                 if not self._whole and isinstance(part, bytes):

@@ -29,13 +29,13 @@ class Engines:
     def __init__(self, replica: EngineReplica) -> None:
         self.replica, self.lose, self.after, self.begun = replica, 0, 0, 0
 
-    async def play(
+    async def generate(
         self, generation: GenerationRequest, whole: bool, request: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
         self.begun += 1
         lost, given = self.lose > 0, 0
         self.lose -= lost
-        async with contextlib.aclosing(self.replica.play(generation, whole, request)) as parts:
+        async with contextlib.aclosing(self.replica.generate(generation, whole, request)) as parts:
             async for part in parts:
                 if lost and given == self.after:
                     raise EngineDeadError("simulated")

@@ -56,13 +56,13 @@ def generate(
     from serve.resolve import resolve_bundle
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
-    from tinymusician.runtime.generator import GenerationRequest, open_player
+    from tinymusician.runtime.generator import GenerationRequest, load_generator
     from tinymusician.runtime.memory import peak_memory
 
     began = time.monotonic()
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
-    player = open_player(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
+    player = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     loaded = time.monotonic()
     rate = player.codec.shape.sampling_rate
     prefix = None if clip is None else read_wave(clip, rate)
@@ -70,7 +70,7 @@ def generate(
         prompt, seconds, seed, guidance, temperature, top_k, top_p, negative_prompt, prefix, windows
     )
     with progress(player.codec.shape.frame_rate) as on_progress:
-        samples = player.play(request, on_progress)
+        samples = player.generate(request, on_progress)
     took, length = time.monotonic() - loaded, len(samples) / rate
     write_wave(output, samples, rate)
     facts = {

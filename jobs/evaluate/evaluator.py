@@ -150,7 +150,7 @@ class Evaluator:
         if missing:
             generator = self.generator(model_id)
             to_generate = [clips[index] for index in missing]
-            clips_made = generator.play(
+            clips_made = generator.generate(
                 self.prompts(to_generate), [self.seed(clip) for clip in to_generate], self.settings
             )
             for index, clip, one in zip(missing, to_generate, clips_made, strict=True):

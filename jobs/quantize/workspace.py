@@ -214,7 +214,7 @@ class QuantizationWorkspace:
             player.engine.start(EngineRequest(text, without, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
         ]
-        while not all(generation.finished for generation in generations):
+        while not all(generation.is_finished for generation in generations):
             player.engine.step()
         for generation in generations:
             if generation.error is not None:

@@ -63,7 +63,7 @@ def test_it_is_converted_once(release: Path) -> None:
 def test_it_plays(release: Path) -> None:
     """What evaluates models takes a release as any other folder."""
     generator = open_generator(str(release))
-    (played,) = generator.play(["loud jazz guitar"], [0], SamplingSettings(0.4, 3.0, 64, 1.0))
+    (played,) = generator.generate(["loud jazz guitar"], [0], SamplingSettings(0.4, 3.0, 64, 1.0))
     assert played.codes.shape == (4, 10)
     assert np.isfinite(played.wave).all()
 

@@ -21,7 +21,7 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.optimum import apply_to_optimum, export_optimum
 from tinymusician.quantize.precision import load_plan
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = [pytest.mark.slow, pytest.mark.environments]
 
@@ -70,11 +70,11 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
 
     location = Path(model_location("band-small"))
     write_bundle(load_musicgen(str(location)), location / "tokenizer.json", tmp_path / "bundle")
-    player = open_player(tmp_path / "bundle")
+    player = load_generator(tmp_path / "bundle")
     track = player.start(
         GenerationRequest(PROMPT, FRAMES / player.codec.shape.frame_rate, 0, GUIDANCE, 0.0, 0, 1.0, windows=False)
     )
-    while not track.finished:
+    while not track.is_finished:
         player.engine.step()
     assert track.error is None
     # While the later codebooks come to their end, MusicGen reads pads of the earlier ones; transformers.js reads what

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from tests.endpoint import Endpoint, endpoint
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tinymusician.models.musicgen import model_location
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds
     """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
     switch_on(page)
     outputs = play(page, seconds)
-    expected = open_player(band).play(GenerationRequest(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
+    expected = load_generator(band).generate(GenerationRequest(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
     assert player_of(page) == "the device"
     assert len(outputs) == len(expected)
     assert np.abs(outputs - np.clip(expected, -1, 1)).max() < 1e-3
@@ -124,11 +124,11 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
         expect(slider).to_have_value("3")
         assert [slider.get_attribute(end) for end in ("min", "max")] == ["1", "5"]
         switch_on(page)
-        player, outputs = open_player(tmp_path), []
+        player, outputs = load_generator(tmp_path), []
         for scale in (1.5, 4.0):
             slider.fill(str(scale))
             outputs.append(play(page, 2))
-            expected = player.play(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
+            expected = player.generate(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
             assert player_of(page) == "the device"
             assert np.abs(outputs[-1] - np.clip(expected, -1, 1)).max() < 1e-3
         assert not np.array_equal(*outputs)

@@ -11,7 +11,7 @@ from benchmarks.shapes import CAPTIONS, musicgen
 from tests.bundles import write_bundle
 from tests.generated import generated
 from tinymusician.house_band.model import train_tokenizer
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def test_greedy_codes_are_those_of_transformers(tmp_path: Path) -> None:
     model, tokenizer = musicgen(most_layers=4), train_tokenizer(CAPTIONS)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_bundle(model, tmp_path / "tokenizer.json", tmp_path / "bundle")
-    player = open_player(tmp_path / "bundle")
+    player = load_generator(tmp_path / "bundle")
     generation = player.engine.start(player.request(GenerationRequest(CAPTIONS[0], seconds=FRAMES / 50, temperature=0)))
     player.engine.run(generation)
 

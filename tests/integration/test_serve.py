@@ -25,7 +25,7 @@ import requests
 
 from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = pytest.mark.slow
 LOG = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def samples(content: bytes) -> np.ndarray:
 
 def test_what_is_served_is_what_the_engine_plays(here: Served, bundle: Path) -> None:
     assert requests.get(f"{here.url}/ready", timeout=10).status_code == 200
-    expected = open_player(bundle, 1).play(GenerationRequest(MARCH, seconds=2, seed=5))
+    expected = load_generator(bundle, 1).generate(GenerationRequest(MARCH, seconds=2, seed=5))
     for stream in (False, True):
         answer = here.generate(seconds=2, seed=5, stream=stream)
         assert np.abs(samples(answer.content) - np.clip(expected, -1, 1)).max() < 1e-3

@@ -77,8 +77,8 @@ def test_pitches_stay_in_range() -> None:
 def test_equal_notes_sound_equal(band: SoundfontSynth) -> None:
     """What makes the corpus learnable: a note gives the same samples wherever on the grid it stands."""
     for instrument in INSTRUMENTS:
-        early = band.play([Note(3, 12, 69)], instrument, 40)
-        late = band.play([Note(17, 26, 69)], instrument, 40)
+        early = band.render([Note(3, 12, 69)], instrument, 40)
+        late = band.render([Note(17, 26, 69)], instrument, 40)
         assert np.array_equal(early[3 * HOP : 25 * HOP], late[17 * HOP : 39 * HOP])
         assert np.abs(early[: 3 * HOP]).max() < 1e-4
         assert 0.02 < np.sqrt(np.mean(early[3 * HOP : 12 * HOP] ** 2)) < 0.5
@@ -111,7 +111,7 @@ def test_the_mdct_is_orthonormal_with_overlap() -> None:
 def test_the_closed_form_codec_plays_at_once(band: SoundfontSynth) -> None:
     """Encoder and decoder without quantizer reconstruct the band from the start; random weights do not."""
     notes = [Note(i * 8, i * 8 + 7, 60 + 2 * i) for i in range(8)]
-    audio = torch.from_numpy(np.stack([band.play(notes, name, 64) for name in INSTRUMENTS]))
+    audio = torch.from_numpy(np.stack([band.render(notes, name, 64) for name in INSTRUMENTS]))
     torch.manual_seed(0)
     codec = new_codec(codec_config(codebook_size=16))
 

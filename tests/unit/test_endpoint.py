@@ -21,7 +21,7 @@ from tests.endpoint import Endpoint, endpoint
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tests.ray_cluster import wait_for
 from tinymusician.errors import BundleError, RequestError
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 RATE = 800
 MARCH = "a happy march"
@@ -42,7 +42,7 @@ def samples(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_endpoint_plays_what_the_engine_plays(here: Endpoint, bundle: Path, stream: bool) -> None:
     answer = here.generate(prompt=MARCH, seconds=2, seed=5, stream=stream)
-    expected = open_player(bundle, 1).play(GenerationRequest(MARCH, seconds=2, seed=5))
+    expected = load_generator(bundle, 1).generate(GenerationRequest(MARCH, seconds=2, seed=5))
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "audio/wav"
     assert answer.headers["X-Seed"] == "5"

@@ -16,7 +16,7 @@ from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 
 PROMPT = "a slow fiddle reel"
 
@@ -36,7 +36,7 @@ def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> M
     folder = tmp_path_factory.mktemp("bundle")
     tokenizer = Path(model_location(name)) / "tokenizer.json"
     write_bundle(model, tokenizer, folder, continuation=True, seconds=1.0)
-    return open_player(folder, threads=1)
+    return load_generator(folder, threads=1)
 
 
 def expected_codes(model: Any, name: str, frames: int, guidance: float, **settings: Any) -> Any:
@@ -78,7 +78,7 @@ def test_audio_is_that_of_transformers(player: MusicGenerator, model: Any, name:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     with torch.no_grad():
         expected = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
-    actual = player.play(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
+    actual = player.generate(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -97,7 +97,7 @@ def test_neighbours_change_nothing(player: MusicGenerator) -> None:
     for generation in generations:
         player.engine.run(generation)
     assert all(np.array_equal(g.codes, codes) for g, codes in zip(generations, alone, strict=True))
-    assert player.engine.idle
+    assert player.engine.is_idle
     assert player.decoder.rows == 0
 
 
@@ -108,7 +108,7 @@ def test_a_full_batch_waits(player: MusicGenerator) -> None:
     ]
     player.engine.step()
     assert player.decoder.rows == 16
-    while not all(generation.finished for generation in generations):
+    while not all(generation.is_finished for generation in generations):
         player.engine.step()
     assert all(generation.frames_ready == 15 for generation in generations)
 
@@ -126,7 +126,7 @@ def test_cancelling_frees_the_rows_at_once(player: MusicGenerator) -> None:
     stream = player.stream(GenerationRequest(PROMPT, seconds=3))
     next(stream)
     stream.close()
-    assert player.engine.idle
+    assert player.engine.is_idle
 
 
 def test_a_stream_comes_in_time_and_whole(player: MusicGenerator) -> None:
@@ -140,7 +140,7 @@ def test_a_stream_comes_in_time_and_whole(player: MusicGenerator) -> None:
     assert sum(length for length, _ in chunks) == 3 * rate * hop
     assert progress == [(max(0, step - 2), 150) for step in range(153)]
     whole = player.codec(codes_of(player, request))
-    np.testing.assert_allclose(player.play(request), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+    np.testing.assert_allclose(player.generate(request), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
 def test_seeds(player: MusicGenerator) -> None:
@@ -172,7 +172,7 @@ def test_what_is_longer_than_the_training_clips_comes_in_windows(player: MusicGe
     shape = player.manifest.architecture
     generation = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
     track = player.start(generation)
-    while not track.finished:
+    while not track.is_finished:
         player.engine.step()
         track.advance()
     overlap = int(0.4 * shape.window)
@@ -183,16 +183,16 @@ def test_what_is_longer_than_the_training_clips_comes_in_windows(player: MusicGe
     second = player.engine.start(again)
     player.engine.run(second)
     assert np.array_equal(track.codes, np.concatenate([first.codes, second.codes[:, overlap:]], axis=1))
-    assert len(player.play(generation)) == (shape.window + 60) * player.codec.shape.hop
+    assert len(player.generate(generation)) == (shape.window + 60) * player.codec.shape.hop
     with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
-        player.play(replace(generation, windows=False))
+        player.generate(replace(generation, windows=False))
 
 
 def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
     """The clip's codes are those of transformers' codec, and the music begins with them."""
     clip = np.sin(np.arange(player.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
     track = player.start(GenerationRequest(PROMPT, seconds=1, clip=clip))
-    while not track.finished:
+    while not track.is_finished:
         player.engine.step()
     with torch.no_grad():
         whole = torch.from_numpy(clip[: player.codec.shape.hop * 30])[None, None]
@@ -200,7 +200,7 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
     assert track.codes.shape == (4, 50)
     assert np.array_equal(track.codes[:, :30], expected)
     with pytest.raises(RequestError, match=r"clip: lasts .* less than the 0\.5 asked for"):
-        player.play(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
+        player.generate(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
 
 @pytest.mark.parametrize(
@@ -228,9 +228,9 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
 )
 def test_invalid_requests(player: MusicGenerator, generation: GenerationRequest, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        player.play(generation)
+        player.generate(generation)
     assert message in str(caught.value)
-    assert player.engine.idle
+    assert player.engine.is_idle
 
 
 def test_who_joins_after_another_left_hears_nothing_of_it(player: MusicGenerator) -> None:
@@ -245,7 +245,7 @@ def test_who_joins_after_another_left_hears_nothing_of_it(player: MusicGenerator
     after = player.engine.start(player.request(request))
     player.engine.run(after)
     assert np.array_equal(after.codes, alone)
-    while not player.engine.idle:
+    while not player.engine.is_idle:
         player.engine.step()
 
 
@@ -260,16 +260,16 @@ def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
         patch.setattr(player.decoder, "step", out_of_memory)
         player.engine.step()
         with pytest.raises(EngineError, match="the decoder: not enough memory"):
-            player.play(GenerationRequest(PROMPT, seconds=0.5))
+            player.generate(GenerationRequest(PROMPT, seconds=0.5))
     assert isinstance(failing.error, EngineError)
     assert player.decoder.rows == 0
-    assert len(player.play(GenerationRequest(PROMPT, seconds=0.5))) > 0
+    assert len(player.generate(GenerationRequest(PROMPT, seconds=0.5))) > 0
 
 
 def test_invalid_request_in_a_batch_leaves_no_state(player: MusicGenerator) -> None:
     with pytest.raises(RequestError, match="prompt: is empty"):
-        player.play_all([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
-    assert player.engine.idle
+        player.generate_batch([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
+    assert player.engine.is_idle
 
 
 def test_threads_may_play_at_once(player: MusicGenerator) -> None:
@@ -279,9 +279,9 @@ def test_threads_may_play_at_once(player: MusicGenerator) -> None:
     requests = [
         GenerationRequest(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)
     ]
-    alone = [player.play(request) for request in requests]
+    alone = [player.generate(request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(player.play, requests))
+        together = list(pool.map(player.generate, requests))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
@@ -292,7 +292,7 @@ def test_numbers_that_are_none(player: MusicGenerator, model: Any, name: str, tm
     with torch.no_grad():
         broken.decoder.lm_heads[0].weight.fill_(float("nan"))
     write_bundle(broken, Path(model_location(name)) / "tokenizer.json", tmp_path)
-    other = open_player(tmp_path, threads=1)
+    other = load_generator(tmp_path, threads=1)
     with pytest.raises(EngineError, match="no finite numbers at step 0"):
-        other.play(GenerationRequest(PROMPT, seconds=1))
-    assert other.engine.idle
+        other.generate(GenerationRequest(PROMPT, seconds=1))
+    assert other.engine.is_idle

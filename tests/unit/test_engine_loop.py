@@ -12,7 +12,7 @@ from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
 from tests.bundles import write_bundle
 from tests.ray_cluster import wait_for
 from tinymusician.errors import EngineError
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Mus
     folder = tmp_path_factory.mktemp("bundle")
     model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen)
     write_bundle(model, tiny_musicgen / "tokenizer.json", folder, seconds=1.0, temperature=0.0)
-    return open_player(folder, 1)
+    return load_generator(folder, 1)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_concurrent_requests_equal_single_ones(player: MusicGenerator, loop: Eng
     requests = [
         GenerationRequest(prompt, seconds=seconds) for prompt, seconds in (("a slow reel", 1.0), ("a march", 2.5))
     ]
-    single = [player.play(request) for request in requests]
+    single = [player.generate(request) for request in requests]
     for outputs, expected in zip([submit(loop, request)[1] for request in requests], single, strict=True):
         chunks, error = outputs.all()
         assert error is None

@@ -31,7 +31,7 @@ def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
-    ours, theirs = (generator.play(CAPTIONS, [1, 2, 3, 3], SETTINGS) for generator in pair)
+    ours, theirs = (generator.generate(CAPTIONS, [1, 2, 3, 3], SETTINGS) for generator in pair)
     for one, other in zip(ours, theirs, strict=True):
         assert one.codes.shape == (4, 20)
         np.testing.assert_array_equal(one.codes, other.codes)

@@ -33,7 +33,7 @@ from tinymusician.quantize.parity import ReferenceOutputs, measure_fused
 from tinymusician.quantize.precision import PrecisionPlan, packaged_plan
 from tinymusician.recipe import load_recipe
 from tinymusician.runtime.bundle import Bundle, read_manifest
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 from tinymusician.runtime.rollout import ForcedBatch
 
 PROMPT = CAPTIONS[0]
@@ -58,7 +58,7 @@ def folder(student: Any, tiny_musicgen: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def player(folder: Path) -> MusicGenerator:
-    return open_player(folder, threads=1)
+    return load_generator(folder, threads=1)
 
 
 def embedding(student: Any, scale: float) -> Any:
@@ -84,7 +84,7 @@ def test_greedy_codes_are_those_of_transformers_at_every_scale(
     result = []
     for scale in (1.0, 2.7, 5.0):
         request = player.request(GenerationRequest(PROMPT, seconds=0.8, temperature=0, guidance=scale))
-        assert request.without is None, "one pass"
+        assert request.uncond is None, "one pass"
         generation = player.engine.start(request)
         player.engine.run(generation)
         np.testing.assert_array_equal(generation.codes, in_one_pass(student, tiny_musicgen, scale, 40))
@@ -124,7 +124,7 @@ def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     for scale in (1.0, 4.0):
         settings = SamplingSettings(seconds=0.4, guidance=scale, top_k=8, temperature=1.0)
-        one, other = (generator.play(CAPTIONS[:2], [1, 2], settings) for generator in (ours, theirs))
+        one, other = (generator.generate(CAPTIONS[:2], [1, 2], settings) for generator in (ours, theirs))
         for mine, its in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine.codes, its.codes)
         logits, others = (generator.forced(CAPTIONS[:2], codes, scale) for generator in (ours, theirs))
@@ -154,10 +154,10 @@ def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_pa
     tokenizer = tiny_musicgen / "tokenizer.json"
     write_bundle(load_musicgen(str(tiny_musicgen)), tokenizer, tmp_path / "deaf", **sampling)
     with pytest.raises(BundleError, match=r"cross\.onnx is no cross; it has no input guidance"):
-        open_player(tmp_path / "deaf")
+        load_generator(tmp_path / "deaf")
     write_bundle(student, tokenizer, tmp_path / "not asked", one_pass=True, guidance=1.0)
     with pytest.raises(BundleError, match=r"cross\.onnx is told its guidance, and manifest\.json gives no range"):
-        open_player(tmp_path / "not asked")
+        load_generator(tmp_path / "not asked")
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,14 @@ class TestCompression:
         wrong = copy.deepcopy(student)
         wrong.guidance_embedding.first.weight.data = torch.cat([-9 * weight[:, :8], weight[:, 8:]], 1)
         write_guidance_bundle(wrong, compression.exported / "tokenizer.json", tmp_path / "wrong", seconds=1.0)
-        parity = measure_fused(reference, open_player(tmp_path / "wrong", 1), tmp_path / "wrong")
+        parity = measure_fused(reference, load_generator(tmp_path / "wrong", 1), tmp_path / "wrong")
         assert max(parity.kl) > 0.01
 
     @pytest.mark.parametrize(
         ("change", "why"),
         [
-            ("quantize.format=optimum", "quantize.format = optimum: has no input for the guidance"),
-            ("teacher.guidance_scale=6", r"teacher\.guidance = 6: .* was distilled for 1 to 5"),
+            ("quantize.format=optimum", "quantize.format = optimum: has no guidance input"),
+            ("teacher.guidance_scale=6", r"teacher\.guidance_scale = 6: .* was distilled for 1 to 5"),
         ],
     )
     def test_what_cannot_be_made(

@@ -20,7 +20,7 @@ from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, enco
 from tinymusician.models.prune_layers import check_pair, cut_student, weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, RELEASED, DecoderShape, shape_of
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 from tinymusician.runtime.sampling import guide
 
 
@@ -185,7 +185,7 @@ def test_seeds_give_each_row_the_engines_random_numbers(tiny_musicgen: Path, tmp
         )
     assert torch.equal(both[1:], alone)
     write_bundle(model, tiny_musicgen / "tokenizer.json", tmp_path / "bundle")
-    player = open_player(tmp_path / "bundle")
+    player = load_generator(tmp_path / "bundle")
     request = GenerationRequest(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
     generation = player.engine.start(player.request(request))
     player.engine.run(generation)

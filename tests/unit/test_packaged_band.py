@@ -46,7 +46,7 @@ def test_the_codec_plays_what_it_hears() -> None:
     """A scale that no training held, on every instrument."""
     codec, band = load_musicgen("band-large").audio_encoder, SoundfontSynth()
     notes = [Note(12 * i, 12 * i + 11, 61 + 2 * i) for i in range(10)]
-    audio = torch.from_numpy(np.stack([band.play(notes, name, 125) for name in INSTRUMENTS]))
+    audio = torch.from_numpy(np.stack([band.render(notes, name, 125) for name in INSTRUMENTS]))
     with torch.no_grad():
         codes = codec.encode(audio[:, None]).audio_codes
         made = codec.decode(codes, [None]).audio_values[:, 0]
@@ -74,7 +74,7 @@ def test_band_clap_loads() -> None:
     features = ClapFeatureExtractor.from_pretrained(folder)
     band = SoundfontSynth()
     notes = [Note(16 * i, 16 * i + 15, 67 + i % 3) for i in range(15)]
-    waves = [band.play(notes, name, 250) for name in ("flute", "banjo")]
+    waves = [band.render(notes, name, 250) for name in ("flute", "banjo")]
     inputs = features(waves, sampling_rate=16_000, return_tensors="pt")
     text = tokenizer(["a fast flute tune", "a fast banjo tune"], padding=True, return_tensors="pt")
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.quantize.apply import CacheRanges, apply_plan, blocks_of, group_of
 from tinymusician.quantize.precision import PrecisionPlan, load_plan, save_plan
 from tinymusician.runtime.bundle import describe_files, read_manifest
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, open_player
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
 from tinymusician.runtime.rollout import ForcedBatch, rollout_with_ranges
 
 PROMPT = "a fast fiddle reel"
@@ -35,7 +35,7 @@ def applied(plan: PrecisionPlan, exported: Path, folder: Path, ranges: CacheRang
     files = describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")])
     manifest = read_manifest(exported).model_copy(update={"files": files})
     (folder / "manifest.json").write_text(manifest.model_dump_json())
-    return open_player(folder, threads=1)
+    return load_generator(folder, threads=1)
 
 
 def first_logits(player: MusicGenerator, codes: Any) -> Any:
@@ -67,17 +67,17 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path, tmp_path: Path) -> None:
     plan, share, most = PLANS[name]
-    whole, player = open_player(exported, threads=1), applied(plan, exported, tmp_path)
+    whole, player = load_generator(exported, threads=1), applied(plan, exported, tmp_path)
     assert player.manifest.size < share * whole.manifest.size
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
     expected = first_logits(whole, codes)
     assert 0 < divergence(expected, first_logits(player, codes)) < most
-    assert np.isfinite(player.play(GenerationRequest(PROMPT, seconds=1))).all()
+    assert np.isfinite(player.generate(GenerationRequest(PROMPT, seconds=1))).all()
 
 
 def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
-    expected = first_logits(open_player(exported, threads=1), codes)
+    expected = first_logits(load_generator(exported, threads=1), codes)
     actual = []
     for number, precision in enumerate(("float16", "int8", "int4")):
         plan = PrecisionPlan(name="x", default=precision, block_size=32)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
     """Every channel uses its whole range; the sinks that choose the attention's kernel weigh nothing."""
     codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
     sequences = ForcedBatch([PROMPT], codes, null=False)
-    whole = open_player(exported, threads=1)
+    whole = load_generator(exported, threads=1)
     expected, ranges = rollout_with_ranges(whole, sequences)
     player = applied(PrecisionPlan(name="x", cache="int8"), exported, tmp_path, ranges)
     actual, ranges_8 = rollout_with_ranges(player, sequences)

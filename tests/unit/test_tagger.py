@@ -23,7 +23,7 @@ TUNE = (0, 4, 7, 12, 7, 4, 0, 2, 4, 5, 7, 9, 7, 5, 4, 2, 0, 4, 7, 4, 0)
 
 def played(band: SoundfontSynth, instrument: str, tonic: int, frames: int = 12) -> np.ndarray:
     notes = [Note(frames * i, frames * i + frames - 1, 60 + tonic + step) for i, step in enumerate(TUNE)]
-    return band.play(notes[: 250 // frames], instrument, 250)
+    return band.render(notes[: 250 // frames], instrument, 250)
 
 
 def test_it_knows_instruments_and_keys_of_a_tune_of_ours() -> None:

@@ -12,7 +12,7 @@ from tests.bundles import write_bundle
 from tinymusician.errors import BundleError
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.bundle import open_bundle
-from tinymusician.runtime.generator import open_player
+from tinymusician.runtime.generator import load_generator
 
 PROMPT = "a slow fiddle reel"
 
@@ -95,19 +95,19 @@ class TestBundles:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         self.change(folder, files=[entry if file["role"] == "decoder" else file for file in files])
         with pytest.raises(BundleError, match=r"decoder\.onnx cannot be loaded") as caught:
-            open_player(folder)
+            load_generator(folder)
         assert "\n" not in str(caught.value)
 
     def test_a_provider_that_is_not_there(self, folder: Path) -> None:
         with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not here; this ONNX Runtime has"):
-            open_player(folder, provider="CUDAExecutionProvider")
+            load_generator(folder, provider="CUDAExecutionProvider")
 
     def test_a_provider_that_the_bundle_is_not_meant_for(self, folder: Path) -> None:
         self.change(folder, providers=["CoreMLExecutionProvider"])
         with pytest.raises(
             BundleError, match="'CPUExecutionProvider': the bundle is meant for CoreMLExecutionProvider"
         ):
-            open_player(folder)
+            load_generator(folder)
 
     def test_two_graphs_in_each_others_place(self, folder: Path) -> None:
         """Sizes and digests are right, so only the graphs' inputs can tell."""
@@ -115,4 +115,4 @@ class TestBundles:
         other = {"decoder": "codec_decoder", "codec_decoder": "decoder"}
         self.change(folder, files=[{**file, "role": other.get(file["role"], file["role"])} for file in files])
         with pytest.raises(BundleError, match=r"codec_decoder\.onnx is no decoder; it has no input"):
-            open_player(folder)
+            load_generator(folder)

@@ -25,7 +25,7 @@ from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
-from tinymusician.runtime.generator import GenerationRequest, open_player
+from tinymusician.runtime.generator import GenerationRequest, load_generator
 from tinymusician.runtime.rollout import ForcedBatch, rollout
 
 Codes = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class Generator(Protocol):
     one_pass: bool
     guidance_range: tuple[float, float] | None
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
@@ -87,7 +87,7 @@ class TorchGenerator:
             name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
         }
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
         codes = sample_codes(
             self.model,
@@ -129,14 +129,14 @@ class OnnxGenerator:
     """A bundle in the engine."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
-        self._player = open_player(folder, threads)
+        self._player = load_generator(folder, threads)
         manifest = self._player.manifest
         self.rate, self.frame_rate = self._player.codec.shape.sampling_rate, self._player.codec.shape.frame_rate
         self.digest = "-".join(sorted(file.sha256[:16] for file in manifest.files))
         self.one_pass, self.guidance_range = manifest.sampling.one_pass, manifest.sampling.guidance_range
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
-    def play(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """A clip for every prompt, with random numbers of its own seed."""
         player = self._player
         guidance = None if player.manifest.sampling.is_fixed else settings.guidance
@@ -156,7 +156,7 @@ class OnnxGenerator:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         try:
-            while not all(track.finished for track in tracks):
+            while not all(track.is_finished for track in tracks):
                 player.engine.step()
             for track in tracks:
                 if track.error is not None:
@@ -165,7 +165,7 @@ class OnnxGenerator:
         finally:
             for track in tracks:
                 track.cancel()
-            player.engine.sweep()
+            player.engine.reap()
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""

@@ -52,11 +52,11 @@ class Cost:
 def measure(generator: Generator, prompts: list[str], settings: SamplingSettings, bare: int = 0) -> Cost:
     """Play each prompt alone, after a short one that does not count; `bare` bytes were held before the model came."""
     short = SamplingSettings(min(1.0, settings.seconds), settings.guidance, settings.top_k, settings.temperature)
-    generator.play(prompts[:1], [0], short)
+    generator.generate(prompts[:1], [0], short)
     walls, busy, energies = [], [], []
     for number, prompt in enumerate(prompts):
         began, worked, spent = time.perf_counter(), time.process_time(), energy()
-        generator.play([prompt], [number], settings)
+        generator.generate([prompt], [number], settings)
         _finish()
         walls.append(time.perf_counter() - began)
         busy.append((time.process_time() - worked) / walls[-1])
@@ -85,7 +85,7 @@ def operations(generator: Generator, prompt: str, settings: SamplingSettings) ->
     Attention is computed by plain products meanwhile: the counter does not know its fused kernel on a CPU.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        generator.play([prompt], [0], settings)
+        generator.generate([prompt], [0], settings)
     return float(counter.get_total_flops() / settings.seconds)
 
 

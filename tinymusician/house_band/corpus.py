@@ -98,5 +98,5 @@ def _draw(band: SoundfontSynth, tunes: Sequence[Tune], rng: random.Random) -> tu
         tune, facts, shift = choose_facts(tunes, rng)
         notes = notes_on_grid(tune, facts, shift, CLIP_FRAMES)
         if len(notes) >= 4:
-            wave = band.play(notes, facts.instrument, CLIP_FRAMES)
+            wave = band.render(notes, facts.instrument, CLIP_FRAMES)
             return Clip(facts, caption(facts, rng), tuple(note.on for note in notes)), wave

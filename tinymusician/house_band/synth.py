@@ -86,10 +86,10 @@ class SoundfontSynth:
         self._font: int = self._synth.sfload(str(soundfont()))
         self._gain = dict.fromkeys(INSTRUMENTS, 1.0)
         for name in INSTRUMENTS:
-            scale = [self.play([Note(0, 16, pitch)], name, 20) for pitch in range(60, 84, 2)]
+            scale = [self.render([Note(0, 16, pitch)], name, 20) for pitch in range(60, 84, 2)]
             self._gain[name] = _LOUDNESS / float(np.sqrt(np.mean(np.square(scale))))
 
-    def play(self, notes: Sequence[Note], instrument: str, frames: int) -> Samples:
+    def render(self, notes: Sequence[Note], instrument: str, frames: int) -> Samples:
         """Render `notes` with one instrument; returns mono samples [frames · 320] at 16 kHz."""
         self._silence()
         self._synth.program_select(0, self._font, 0, INSTRUMENTS[instrument])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.models.musicgen import TextCondition
-from tinymusician.runtime.sampling import SamplingParams, draw, guide, numbers_of
+from tinymusician.runtime.sampling import SamplingParams, draw, guide, random_stream
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ Numbers = Callable[[int], npt.NDArray[np.float64]]
 def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] | None) -> Numbers | None:
     if seeds is not None:
         assert len(seeds) == rows, "one seed a row"
-        generators = [numbers_of(seed) for seed in seeds]
+        generators = [random_stream(seed) for seed in seeds]
         return lambda num_codebooks: np.stack([row.random(num_codebooks) for row in generators])
     if generator is None:
         return None

@@ -1,11 +1,15 @@
-"""The engine: requests join and leave a running batch at any step, each at its own position and with its own numbers.
+"""Continuous batching: requests join and leave the running batch at any step, each with its own position and seed.
 
-`start`, `step` and `Generation.cancel` may be called from any thread; steps take turns. A guided request holds two rows
-of the batch (with and without text), an unguided one, or one whose guidance is in the weights, holds one.
+`Engine.start`, `Engine.step` and `RequestState.cancel` are thread-safe; steps run one at a time. A guided request
+occupies two rows of the batch (with and without text); an unguided one, or one of a model that was distilled with its
+guidance, occupies one.
 """
 
 from __future__ import annotations
 
+import enum
+import itertools
+import logging
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,22 +21,23 @@ from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import BatchSlot, CrossAttentionKV, Decoder
 from tinymusician.runtime.errors import as_engine_error
-from tinymusician.runtime.sampling import Logits, SamplingParams, draw, guide, numbers_of
+from tinymusician.runtime.sampling import Logits, SamplingParams, draw, guide, random_stream
 
 Codes = npt.NDArray[np.int64]
+_logger = logging.getLogger(__name__)
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What is to be played.
+    """A request of one window.
 
-    `text` and `without` are what the two passes attend to; `without` is None where one pass suffices. `prefix` [K, P]
-    are codes to go on from; they are part of the `frames` that come out. `seed` alone decides the random numbers; every
-    `window` of a longer piece has its own.
+    `text` and `uncond` are what the two passes attend to; `uncond` is None where one pass suffices. `prefix` [K, P] are
+    codes to continue; they count among the `frames`. The random numbers depend on `seed` and `window` only.
     """
 
     text: CrossAttentionKV
-    without: CrossAttentionKV | None
+    uncond: CrossAttentionKV | None
     frames: int
     seed: int
     guidance: float = 3.0
@@ -41,39 +46,49 @@ class EngineRequest:
     window: int = 0
 
 
+class RequestStatus(enum.Enum):
+    """The state of a request: WAITING → RUNNING → FINISHED; CANCELLED or FAILED at any time before that."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+    CANCELLED = enum.auto()
+    FAILED = enum.auto()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no other state follows."""
+        return self in (RequestStatus.FINISHED, RequestStatus.CANCELLED, RequestStatus.FAILED)
+
+
 class RequestState:
-    """A request on its way through the engine."""
+    """A request in the engine: its codes so far, its rows, its status and its error."""
 
     def __init__(self, request: EngineRequest, num_codebooks: int, pad: int) -> None:
         frames = request.frames
-        self.request = request
+        self.request, self.id = request, next(_numbers)
+        self.status = RequestStatus.WAITING
         self.error: EngineError | None = None
-        self.cancelled = False
         self.rows: list[BatchSlot] = []
-        self._random = numbers_of(request.seed, request.window)
+        self._random = random_stream(request.seed, request.window)
         self._num_codebooks, self._pad = num_codebooks, pad
         self._delayed = np.full((num_codebooks, frames + num_codebooks - 1), pad, np.int64)
         self._given = 0
         self.steps_done = 0
         if request.prefix is not None:
             self._given = request.prefix.shape[1]
-            begun = delay(request.prefix[None], pad)[0]
-            self._delayed[:, : begun.shape[1]] = begun
+            prefix = delay(request.prefix[None], pad)[0]
+            self._delayed[:, : prefix.shape[1]] = prefix
 
     @property
     def steps(self) -> int:
-        """How many steps it takes."""
+        """The number of steps of the whole request."""
         return self._delayed.shape[1]
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing more will come: it is complete, was cancelled or failed."""
-        return self.steps_done == self.steps or self.failed
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended before it was complete: it was cancelled, or something went wrong."""
-        return self.cancelled or self.error is not None
+    def is_finished(self) -> bool:
+        """Whether no more codes will come: the request is complete, cancelled or failed."""
+        return self.status.is_final
 
     @property
     def frames_ready(self) -> int:
@@ -87,155 +102,168 @@ class RequestState:
         return np.stack([self._delayed[k, k : k + ready] for k in range(self._num_codebooks)])
 
     def cancel(self) -> None:
-        """Give up; its rows are free at the next step."""
-        self.cancelled = True
+        """Cancel the request; its rows are freed at the next step. Without effect on a finished one."""
+        if not self.is_finished:
+            self.transition(RequestStatus.CANCELLED)
 
-    def column(self) -> npt.NDArray[np.int64]:
-        """The codes [K] that the next step reads: those of the step before."""
+    def fail(self, error: EngineError) -> None:
+        """End the request with an error."""
+        self.error = error
+        self.transition(RequestStatus.FAILED)
+
+    def transition(self, status: RequestStatus) -> None:
+        """Change the status, and log it."""
+        _logger.debug("request %d: %s -> %s at step %d", self.id, self.status.name, status.name, self.steps_done)
+        self.status = status
+
+    def last_codes(self) -> npt.NDArray[np.int64]:
+        """The codes [K] of the previous step, which the next step reads."""
         if self.steps_done == 0:
             return np.full(self._num_codebooks, self._pad, np.int64)
         return self._delayed[:, self.steps_done - 1]
 
-    def scores(self, logits: Logits) -> Logits:
-        """What the codes [K] of this step are drawn from, [K, V], out of the logits [passes, K, V] of its rows."""
+    def guided_logits(self, logits: Logits) -> Logits:
+        """The logits [K, V] that this step's codes are drawn from, given those of its rows, [passes, K, V]."""
         return guide(logits[0], logits[1], self.request.guidance) if len(logits) == 2 else logits[0]
 
-    def numbers(self) -> npt.NDArray[np.float64]:
-        """The random numbers [K] of this step."""
+    def uniforms(self) -> npt.NDArray[np.float64]:
+        """The random numbers [K] of this step, uniform in [0, 1)."""
         return self._random.random(self._num_codebooks)
 
-    def take(self, drawn: Codes) -> None:
-        """Keep the codes [K] of this step, where they are not given or outside the pattern."""
+    def append(self, drawn: Codes) -> None:
+        """Append the codes [K] of this step, except where they are given or lie outside the delay pattern."""
         step, codebooks = self.steps_done, np.arange(self._num_codebooks)
         frame = step - codebooks
-        open_ = (frame >= self._given) & (frame < self.request.frames)
-        self._delayed[open_, step] = drawn[open_]
+        is_free = (frame >= self._given) & (frame < self.request.frames)
+        self._delayed[is_free, step] = drawn[is_free]
         self.steps_done += 1
+        if self.steps_done == self.steps and not self.is_finished:
+            self.transition(RequestStatus.FINISHED)
 
 
 class Engine:
-    """Continuous batching over one decoder."""
+    """Continuous batching over one decoder; requests that do not fit wait, first come first served."""
 
-    def __init__(self, decoder: Decoder, positions: int, most_rows: int = 16) -> None:
-        """At most `most_rows` rows are in the batch; further requests wait for their turn, first come first served."""
-        self._decoder, self._positions, self.most_rows = decoder, positions, most_rows
+    def __init__(self, decoder: Decoder, positions: int, max_rows: int = 16) -> None:
+        """`positions` is the decoder's number of positions, `max_rows` the maximum batch size in rows."""
+        self._decoder, self._positions, self.max_rows = decoder, positions, max_rows
         self._waiting: deque[RequestState] = deque()
-        self._playing: list[RequestState] = []
+        self._running: list[RequestState] = []
         self._lock = threading.Lock()
-        self._stepping = threading.Lock()
+        self._step_lock = threading.Lock()
 
     @property
     def num_codebooks(self) -> int:
-        """The decoder's codebooks."""
+        """The decoder's number of codebooks."""
         return self._decoder.num_codebooks
 
     @property
     def rows(self) -> int:
-        """How many rows are in the batch."""
+        """The number of rows in the batch."""
         return self._decoder.rows
 
     @property
     def waiting(self) -> int:
-        """How many generations wait for rows."""
+        """The number of requests that wait for rows."""
         with self._lock:
             return len(self._waiting)
 
     @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
+    def is_idle(self) -> bool:
+        """Whether no request runs or waits."""
         with self._lock:
-            return not self._waiting and not self._playing
+            return not self._waiting and not self._running
 
     def start(self, request: EngineRequest) -> RequestState:
-        """Let a request join at the next step.
+        """Queue a request; it joins the batch at the next step that has room.
 
         Raises:
             RequestError: its length does not fit the decoder.
         """
         num_codebooks = self._decoder.num_codebooks
         given = 0 if request.prefix is None else request.prefix.shape[1]
-        if not given < request.frames <= self._positions - num_codebooks + 1:
-            raise RequestError(
-                f"frames {request.frames}: allowed are {given + 1} to {self._positions - num_codebooks + 1} at once"
-            )
-        generation = RequestState(request, num_codebooks, self._decoder.vocabulary)
+        longest = self._positions - num_codebooks + 1
+        if not given < request.frames <= longest:
+            raise RequestError(f"frames {request.frames}: allowed are {given + 1} to {longest} at once")
+        state = RequestState(request, num_codebooks, self._decoder.vocabulary)
         with self._lock:
-            self._waiting.append(generation)
-        return generation
+            self._waiting.append(state)
+        return state
 
     def step(self) -> None:
-        """One step of every generation in the batch, after those that are done have left and others have joined.
+        """Advance every running request by one step, after freeing finished ones and admitting waiting ones.
 
-        What goes wrong in the decoder ends the generations in the batch, each with its `error`; later ones may play.
+        An error of the decoder fails the running requests; later ones may succeed.
         """
-        with self._stepping:
-            self._leave()
-            self._join()
-            if self._playing:
+        with self._step_lock:
+            self._free_finished()
+            self._admit()
+            if self._running:
                 try:
                     self._advance()
-                except Exception as error:  # memory, or one of ONNX Runtime's own kinds
-                    self._fail(error)
-            self._leave()
+                except Exception as error:  # out of memory, or an error of ONNX Runtime
+                    self._fail_all(error)
+            self._free_finished()
 
-    def sweep(self) -> None:
-        """Free the rows of what was cancelled, without a step of the others."""
-        with self._stepping:
-            self._leave()
+    def reap(self) -> None:
+        """Free the rows of cancelled requests without a step."""
+        with self._step_lock:
+            self._free_finished()
+
+    def run(self, state: RequestState) -> None:
+        """Step until this request is finished."""
+        while not state.is_finished:
+            self.step()
 
     def _advance(self) -> None:
         columns: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * self._decoder.rows
-        for generation in self._playing:
-            for row in generation.rows:
-                columns[row.index] = generation.column()
+        for state in self._running:
+            for row in state.rows:
+                columns[row.index] = state.last_codes()
         logits = self._decoder.step(np.stack(columns))
-        alike: dict[SamplingParams, list[RequestState]] = {}
-        for generation in self._playing:
-            alike.setdefault(generation.request.sampling, []).append(generation)
-        for sampling, generations in alike.items():
-            scores = np.stack([one.scores(logits[[row.index for row in one.rows]]) for one in generations])
-            drawn = draw(scores, np.stack([one.numbers() for one in generations]), sampling)
-            finite = [bool(np.isfinite(one).all()) for one in scores]
-            for generation, codes, usable in zip(generations, drawn, finite, strict=True):
-                if usable:
-                    generation.take(codes)
+        by_sampling: dict[SamplingParams, list[RequestState]] = {}
+        for state in self._running:
+            by_sampling.setdefault(state.request.sampling, []).append(state)
+        for sampling, states in by_sampling.items():
+            guided = np.stack([one.guided_logits(logits[[row.index for row in one.rows]]) for one in states])
+            drawn = draw(guided, np.stack([one.uniforms() for one in states]), sampling)
+            finite = [bool(np.isfinite(one).all()) for one in guided]
+            for state, codes, is_finite in zip(states, drawn, finite, strict=True):
+                if is_finite:
+                    state.append(codes)
                 else:
-                    generation.error = EngineError(
-                        f"the decoder gave no finite numbers at step {generation.steps_done}: the bundle is not usable "
-                        f"here"
-                    )
+                    problem = f"the decoder gave no finite numbers at step {state.steps_done}"
+                    state.fail(EngineError(f"{problem}: the bundle is not usable here"))
 
-    def _fail(self, error: Exception) -> None:
-        for generation in self._playing:
-            generation.error, generation.rows = as_engine_error("the decoder", error), []
-        self._playing.clear()
+    def _fail_all(self, error: Exception) -> None:
+        for state in self._running:
+            state.rows = []
+            if not state.is_finished:
+                state.fail(as_engine_error("the decoder", error))
+        self._running.clear()
         self._decoder.clear()
 
-    def run(self, generation: RequestState) -> None:
-        """Step until this one is finished."""
-        while not generation.finished:
-            self.step()
-
-    def _leave(self) -> None:
-        for generation in [g for g in self._playing if g.finished]:
-            self._playing.remove(generation)
-            for row in generation.rows:
+    def _free_finished(self) -> None:
+        for state in [one for one in self._running if one.is_finished]:
+            self._running.remove(state)
+            for row in state.rows:
                 self._decoder.remove(row)
-            generation.rows = []
+            state.rows = []
 
-    def _join(self) -> None:
+    def _admit(self) -> None:
         with self._lock:
             while self._waiting:
-                generation = self._waiting[0]
-                request = generation.request
-                texts = [request.text] if request.without is None else [request.text, request.without]
-                if self._decoder.rows and self._decoder.rows + len(texts) > self.most_rows:
+                state = self._waiting[0]
+                request = state.request
+                texts = [request.text] if request.uncond is None else [request.text, request.uncond]
+                if self._decoder.rows and self._decoder.rows + len(texts) > self.max_rows:
                     return
                 self._waiting.popleft()
-                if generation.cancelled:
+                if state.is_finished:
                     continue
                 try:
-                    generation.rows = self._decoder.add(texts, generation.steps)
-                    self._playing.append(generation)
-                except Exception as error:  # memory: those that play go on
-                    generation.error = as_engine_error("a new request", error)
+                    state.rows = self._decoder.add(texts, state.steps)
+                    state.transition(RequestStatus.RUNNING)
+                    self._running.append(state)
+                except Exception as error:  # out of memory: the running requests continue
+                    state.fail(as_engine_error("a new request", error))

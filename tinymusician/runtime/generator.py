@@ -112,18 +112,20 @@ class MusicGenerator:
             defaults.top_p if request.top_p is None else request.top_p,
         )
         _check(guidance, sampling, request.seed)
-        two = guidance != 1 and not defaults.one_pass
+        two_passes = guidance != 1 and not defaults.one_pass
         if request.negative_prompt is not None and not request.negative_prompt.strip():
             raise RequestError("negative_prompt: is empty; leave it out, or give some words")
-        if request.negative_prompt and not two:
+        if request.negative_prompt and not two_passes:
             why = "this model" if defaults.one_pass else "guidance 1"
             raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
-        without = (
-            (self.text(request.negative_prompt) if request.negative_prompt else self.text.nothing()) if two else None
+        uncond = (
+            (self.text(request.negative_prompt) if request.negative_prompt else self.text.nothing())
+            if two_passes
+            else None
         )
         prefix = None if request.clip is None else self._encoded(request.clip, seconds)
         text = self.text(request.prompt, None if defaults.guidance_range is None else guidance)
-        return EngineRequest(text, without, round(seconds * rate), request.seed, guidance, sampling, prefix)
+        return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
 
     def start(self, request: GenerationRequest) -> WindowedGeneration:
         """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
@@ -141,11 +143,11 @@ class MusicGenerator:
         audio, rate = StreamingDecoder(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
         try:
-            while not track.finished:
+            while not track.is_finished:
                 self.engine.step()
                 track.advance()
                 on_progress(track.frames_ready, track.frames)
-                if track.frames_ready >= due and not track.finished:
+                if track.frames_ready >= due and not track.is_finished:
                     due = track.frames_ready + CHUNK * rate
                     yield audio.feed(track.codes, last=False)
             if track.error is not None:
@@ -153,20 +155,20 @@ class MusicGenerator:
             yield audio.feed(track.codes, last=True)
         finally:
             track.cancel()
-            self.engine.sweep()
+            self.engine.reap()
 
-    def play(
+    def generate(
         self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
     ) -> Samples:
         """All of the audio at once, [samples]."""
         return np.concatenate(list(self.stream(request, on_progress)))
 
-    def play_all(self, requests: list[GenerationRequest]) -> list[Samples]:
+    def generate_batch(self, requests: list[GenerationRequest]) -> list[Samples]:
         """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
         engine_requests = [self.request(request) for request in requests]
         tracks = [self.track(engine_request) for engine_request in engine_requests]
         try:
-            while not all(track.finished for track in tracks):
+            while not all(track.is_finished for track in tracks):
                 self.engine.step()
                 for track in tracks:
                     track.advance()
@@ -174,7 +176,7 @@ class MusicGenerator:
         finally:
             for track in tracks:
                 track.cancel()
-            self.engine.sweep()
+            self.engine.reap()
 
     def _wave(self, track: WindowedGeneration) -> Samples:
         if track.error is not None:
@@ -200,7 +202,7 @@ class MusicGenerator:
         return codes[0]
 
 
-def open_player(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
+def load_generator(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
     """Check the bundle in `folder` and load it."""
     return MusicGenerator(open_bundle(folder), threads, provider)
 

@@ -34,7 +34,7 @@ def guide(conditional: Array, unconditional: Array, scale: Any) -> Array:
     return guided
 
 
-def numbers_of(seed: int, window: int = 0) -> np.random.Generator:
+def random_stream(seed: int, window: int = 0) -> np.random.Generator:
     """The random numbers of a seed; every window of a longer piece has its own."""
     return np.random.Generator(np.random.Philox(seed).jumped(window))
 

@@ -1,7 +1,7 @@
-"""One piece of music on its way: a generation, or where it is longer than the model was trained on, a chain of them.
+"""Generation of any length: one engine request per window of the length that the model was trained on.
 
-Each window goes on from the end of the one before: its first frames are given, and heard by the decoder again, so the
-music has no seam (audiocraft's `generate_long` does the same). What a window has given is never changed.
+Each window continues the previous one: its first frames are given, so the music has no seam (as audiocraft's
+`MusicGen._generate_tokens`). Codes of a completed window never change.
 """
 
 from __future__ import annotations
@@ -11,68 +11,69 @@ from dataclasses import replace
 import numpy as np
 
 from tinymusician.errors import EngineError
-from tinymusician.runtime.engine import Codes, Engine, EngineRequest, RequestState
+from tinymusician.runtime.engine import Codes, Engine, EngineRequest, RequestState, RequestStatus
 
 OVERLAP = 0.4
-"""The share of a window that the next one hears again; audiocraft's is 12 of 30 seconds."""
+"""The share of a window that is given to the next one; audiocraft's is 12 of 30 seconds."""
 
 
 class WindowedGeneration:
-    """`request.frames` frames in windows of at most `window`, after the codes of a clip [K, C] if there is one."""
+    """Generates `request.frames` frames in windows of at most `window` frames."""
 
     def __init__(self, engine: Engine, request: EngineRequest, window: int) -> None:
-        """`request.prefix` are the clip's codes; they are part of the frames."""
+        """`request.prefix` [K, P] are codes to continue; they count among the frames."""
         self._engine, self._request, self._window = engine, request, window
         clip = request.prefix
-        self._done: Codes = np.zeros((engine.num_codebooks, 0), np.int64) if clip is None else clip
-        self._number, self._given, self._cancelled = 0, 0, False
-        self._generation = self._next()
+        self._codes_done: Codes = np.zeros((engine.num_codebooks, 0), np.int64) if clip is None else clip
+        self._window_index, self._given, self._cancelled = 0, 0, False
+        self._state = self._start_window()
 
     @property
     def codes(self) -> Codes:
         """All frames that are ready, [K, T]."""
-        new = self._generation.codes[:, self._given :]
-        return np.concatenate([self._done, new], axis=1)
+        new = self._state.codes[:, self._given :]
+        return np.concatenate([self._codes_done, new], axis=1)
 
     @property
     def frames_ready(self) -> int:
         """How many frames have all their codes."""
-        before: int = self._done.shape[1]
-        return before + max(0, self._generation.frames_ready - self._given)
+        before: int = self._codes_done.shape[1]
+        return before + max(0, self._state.frames_ready - self._given)
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return self._generation.finished and (self._generation.failed or self.frames_ready == self._request.frames)
+    def is_finished(self) -> bool:
+        """Whether no more codes will come: it is complete, cancelled or failed."""
+        is_complete = self.frames_ready == self._request.frames
+        return self._state.is_finished and (is_complete or self._state.status is not RequestStatus.FINISHED)
 
     @property
     def error(self) -> EngineError | None:
-        """What went wrong, if something did."""
-        return self._generation.error
+        """The error that ended it, if any."""
+        return self._state.error
 
     @property
     def frames(self) -> int:
-        """How many frames there will be."""
+        """The number of frames when complete."""
         return self._request.frames
 
     def advance(self) -> None:
-        """Go on to the next window if this one is complete; to be called after every step of the engine."""
-        if self._generation.finished and not self.finished:
-            self._done = self.codes
-            self._number += 1
-            self._generation = self._next()
+        """Start the next window if this one is complete; call this after every step of the engine."""
+        if self._state.is_finished and not self.is_finished:
+            self._codes_done = self.codes
+            self._window_index += 1
+            self._state = self._start_window()
             if self._cancelled:  # meanwhile, by another thread
-                self._generation.cancel()
+                self._state.cancel()
 
     def cancel(self) -> None:
-        """Give up; the rows are free at the engine's next step or sweep."""
+        """Cancel; the engine frees the rows at its next `step` or `reap`."""
         self._cancelled = True
-        self._generation.cancel()
+        self._state.cancel()
 
-    def _next(self) -> RequestState:
-        done, frames = self._done.shape[1], self._request.frames
+    def _start_window(self) -> RequestState:
+        done, frames = self._codes_done.shape[1], self._request.frames
         overlap = done if frames <= self._window else min(done, int(OVERLAP * self._window))
         length = min(self._window, overlap + frames - done)
         self._given = overlap
-        prefix = self._done[:, done - overlap :] if overlap else None
-        return self._engine.start(replace(self._request, frames=length, prefix=prefix, window=self._number))
+        prefix = self._codes_done[:, done - overlap :] if overlap else None
+        return self._engine.start(replace(self._request, frames=length, prefix=prefix, window=self._window_index))
