@@ -207,11 +207,11 @@ class QuantizationWorkspace:
         from tinymusician.runtime.sampling import SamplingParams
 
         player, top_k = self.player(), self.recipe.teacher.top_k
-        without = None if guidance == 1 else player.text.nothing()
+        uncond = None if guidance == 1 else player.text.null()
         sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
         attended = [player.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
         generations = [
-            player.engine.start(EngineRequest(text, without, frames, seed, guidance, sampling))
+            player.engine.start(EngineRequest(text, uncond, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
         ]
         while not all(generation.is_finished for generation in generations):

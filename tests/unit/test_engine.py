@@ -199,7 +199,7 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
         expected = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
     assert track.codes.shape == (4, 50)
     assert np.array_equal(track.codes[:, :30], expected)
-    with pytest.raises(RequestError, match=r"clip: lasts .* less than the 0\.5 asked for"):
+    with pytest.raises(RequestError, match=r"clip: lasts .* less than the requested 0\.5"):
         player.generate(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tinymusician.recipe.base import ConfigModel, Count, Positive
+from tinymusician.config_model import ConfigModel, Count, Positive
 
 Steps = Annotated[int, Field(ge=2, description="training steps of this part")]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.base import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, Positive, Share
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.base import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, Positive, Share
 
 
 class BandReferenceConfig(ConfigModel):

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.base import ConfigModel, Count, Positive
+from tinymusician.config_model import ConfigModel, Count, Positive
 
 BandPart = Literal["codec", "band-large", "band-small", "band-clap", "band-tagger"]
 

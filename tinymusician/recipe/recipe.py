@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self, cast
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from tinymusician.config_model import ConfigModel
 from tinymusician.errors import RecipeError
-from tinymusician.recipe.base import ConfigModel
 from tinymusician.recipe.components import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.compression import QuantizeConfig
 from tinymusician.recipe.distillation import (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tinymusician.recipe.base import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, Positive, Share
 
 Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
 

@@ -1,4 +1,4 @@
-"""Audio files: 16-bit PCM WAV, which appear whole or not at all."""
+"""16-bit PCM WAV files, written atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinymusician.errors import DataError
 
 
 def write_wave(path: Path, samples: npt.NDArray[np.float32], rate: int) -> None:
-    """Write mono samples in [-1, 1]; what is louder is clipped.
+    """Write mono samples [N] in [-1, 1]; louder samples are clipped.
 
     Raises:
         DataError: the file cannot be written.
@@ -30,10 +30,10 @@ def write_wave(path: Path, samples: npt.NDArray[np.float32], rate: int) -> None:
 
 
 def read_wave(path: Path, rate: int) -> npt.NDArray[np.float32]:
-    """A 16-bit PCM WAV file as mono samples in [-1, 1], channels averaged.
+    """Read a 16-bit PCM WAV file as mono samples [N] in [-1, 1]; channels are averaged.
 
     Raises:
-        DataError: not such a file, or another sampling rate than `rate`.
+        DataError: the file is not 16-bit PCM WAV, or its sampling rate is not `rate`.
     """
     try:
         with wave.open(str(path)) as file:

@@ -1,13 +1,13 @@
-"""A bundle: the folder that phones, browsers and servers play from, and its manifest.
+"""A bundle: a folder of ONNX graphs that phones, browsers and servers run, and its manifest.
 
-    manifest.json       what follows, with size and SHA-256 of every file
+    manifest.json       architecture, sampling defaults, and size and SHA-256 of every file
     text_encoder.onnx   text to states                      cross.onnx          states to cross-attention
-    decoder.onnx        a code a codebook to the next       codec_decoder.onnx  codes to audio
-    codec_encoder.onnx  audio to codes, where clips can be continued
+    decoder.onnx        the codes of one step to logits       codec_decoder.onnx  codes to audio
+    codec_encoder.onnx  audio to codes, if clips can be continued
     tokenizer.json      text to token ids
 
-One file a component, so a new decoder does not force a new text encoder on anybody. Nothing is loaded whose bytes
-differ from the manifest's.
+There is one file per component, so an update of the decoder does not download the text encoder again. A file whose
+bytes differ from the manifest's is not loaded.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -28,23 +26,17 @@ from pydantic import (
     model_validator,
 )
 
+from tinymusician.config_model import ConfigModel, Count
 from tinymusician.errors import BundleError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 Role = Literal["text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder", "tokenizer", "weights", "plan"]
 NEEDED: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "tokenizer")
-Count = Annotated[int, Field(ge=1)]
-
-
-class ConfigModel(BaseModel):
-    """A frozen, closed piece of the manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BundleFile(ConfigModel):
-    """One file. `dtype` says how its weights are kept; `weights` is the role of a graph's external data."""
+    """A file of the bundle. `dtype` describes its weights; `weights` is the role of a graph's external data."""
 
     path: str
     role: Role
@@ -57,15 +49,15 @@ class BundleFile(ConfigModel):
     def _within(cls, path: str) -> str:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or ":" in path:
-            raise ValueError(f"{path!r}: leads out of the bundle's folder")
+            raise ValueError(f"{path!r}: is outside the bundle's folder")
         return path
 
 
 class Architecture(ConfigModel):
-    """What the engine must know of the models.
+    """The dimensions that the engine needs.
 
-    `positions` bound the steps of a sequence, frames plus delay; `window` is how many frames the decoder was trained
-    on, and what is longer is played in windows.
+    `positions` limits the steps of a sequence (frames plus delay). `window` is the number of frames of the training
+    sequences; longer audio is generated in windows.
     """
 
     codebooks: Count
@@ -82,9 +74,9 @@ class Architecture(ConfigModel):
 
 
 class SamplingDefaults(ConfigModel):
-    """What a request that says nothing gets. With `one_pass` guidance is in the weights and a step needs one pass.
+    """Defaults of a request. With `one_pass`, guidance is in the weights and a step needs one pass.
 
-    A `guidance_range` is that of a model of one pass that is told its scale; another of one pass has a single one.
+    A guidance-conditioned model has a `guidance_range`; another model of one pass has a single, fixed scale.
     """
 
     guidance: Annotated[float, Field(ge=0)] = 3.0
@@ -109,18 +101,18 @@ class SamplingDefaults(ConfigModel):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether a request cannot choose its guidance."""
+        """Whether requests cannot choose the guidance scale."""
         return self.one_pass and self.guidance_range is None
 
     @model_serializer(mode="wrap")
-    def _without_nothing(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A range that is not there is not written, so that players that know of none read the bundle."""
+    def _omit_absent_range(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit an absent range, so that earlier players can read the manifest."""
         present: dict[str, Any] = fields(self)
         return {name: value for name, value in present.items() if name != "guidance_range" or value is not None}
 
 
 class BundleManifest(ConfigModel):
-    """Everything that is known of a bundle."""
+    """The manifest of a bundle."""
 
     format: int
     name: str
@@ -136,21 +128,21 @@ class BundleManifest(ConfigModel):
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 class Bundle:
-    """A bundle that was found whole."""
+    """A bundle whose files were checked."""
 
     def __init__(self, folder: Path, manifest: BundleManifest) -> None:
         self.folder, self.manifest = folder, manifest
 
     def path(self, role: Role) -> Path:
-        """Where the file with this role lies.
+        """The path of the file with this role.
 
         Raises:
-            BundleError: the bundle has none.
+            BundleError: the bundle has no such file.
         """
         for file in self.manifest.files:
             if file.role == role:
@@ -166,7 +158,7 @@ def open_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest and check every file against it.
 
     Raises:
-        BundleError: no manifest, one of another format or with wrong fields, or a file that is missing or altered.
+        BundleError: the manifest is missing, invalid or of another format, or a file is missing or altered.
     """
     manifest = read_manifest(folder)
     for file in manifest.files:
@@ -179,7 +171,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def read_manifest(folder: Path) -> BundleManifest:
-    """The manifest alone, without a look at the files."""
+    """Read the manifest without checking the files."""
     path = folder / MANIFEST
     try:
         manifest = BundleManifest.model_validate_json(path.read_bytes())
@@ -210,7 +202,7 @@ def check_file(folder: Path, file: BundleFile) -> None:
 
 
 def describe_files(folder: Path, roles: Sequence[tuple[str, Role, str]]) -> tuple[BundleFile, ...]:
-    """Manifest entries for (path, role, dtype) of files that lie in `folder`."""
+    """Manifest entries for the files (path, role, dtype) of a folder."""
     entries = []
     for path, role, dtype in roles:
         with (folder / path).open("rb") as content:

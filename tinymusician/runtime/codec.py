@@ -1,6 +1,6 @@
-"""Codes to audio, all at once or piece by piece as they become ready, with the same samples either way.
+"""Decodes codes to audio, at once or incrementally, with equal samples either way.
 
-The codec's graph says what it needs: how many frames of context its convolutions see, and the state of its LSTM.
+The codec's graph takes what a stream needs: the frames of context of its convolutions, and the state of its LSTM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """`sampling_rate` in Hz, samples a frame `hop`, frames of context before and after the LSTM."""
+    """`sampling_rate` in Hz, samples per frame (`hop`), frames of context before and after the LSTM."""
 
     sampling_rate: int
     hop: int
@@ -28,7 +28,7 @@ class CodecSpec:
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.sampling_rate / self.hop
 
 
@@ -42,12 +42,12 @@ class CodecDecoder:
         self.fewest = shape.context_before + 1
 
     def __call__(self, codes_KT: Codes) -> Samples:
-        """The wave [T · hop] of finished codes."""
+        """Decode codes [K, T] to samples [T · hop]."""
         return StreamingDecoder(self).feed(codes_KT, last=True)
 
 
 class StreamingDecoder:
-    """One piece of music on its way: give it the codes so far, get the samples that are settled by them."""
+    """Decodes a growing sequence of codes to the samples that no later code can change."""
 
     def __init__(self, decoder: CodecDecoder) -> None:
         self._decoder = decoder
@@ -59,9 +59,9 @@ class StreamingDecoder:
         self._given = 0
 
     def feed(self, codes_KT: Codes, last: bool) -> Samples:
-        """The samples after those given before, as far as `codes_KT` (all codes so far) settle them.
+        """The next samples that `codes_KT`, all codes so far, determine.
 
-        With `last` the codes end here, and so does the audio. Joined, the pieces equal the wave made at once.
+        With `last`, these are all codes. The concatenated results equal the wave decoded at once.
         """
         shape, available = self._decoder.shape, codes_KT.shape[1]
         through = available if last else available - shape.context_before
@@ -77,7 +77,7 @@ class StreamingDecoder:
         }
         try:
             audio, latent, self._state = self._decoder.session.run(["audio", "latent", "state_after"], feeds)
-        except Exception as error:  # ONNX Runtime's own kinds
+        except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the codec", error) from error
         first, end = ((frame - self._tail_start) * shape.hop for frame in (self._given, ready))
         keep_from = max(0, ready - shape.context_after)

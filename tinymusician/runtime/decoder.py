@@ -1,7 +1,7 @@
-"""The decoder at work: a batch of rows, each with its text and at its own position, one step at a time.
+"""The decoder's batch: rows at different positions, each with its cross-attention, advanced one step at a time.
 
-Caches are one buffer a layer for keys and one for values, [capacity, H, M, D], that the graph reads and writes in
-place. Rows in use are the first ones; when one leaves, the last takes its place.
+The KV cache is one buffer per layer for keys and one for values, [capacity, H, M, D], which the graph updates in place.
+The rows in use come first; when a row is removed, the last one moves to its index.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXT_STEP = 16
 
 @dataclass(eq=False)
 class BatchSlot:
-    """One sequence under generation. `index` is its present place in the batch, `position` how many codes it holds."""
+    """A row of the batch. `index` is its current index in the batch, `position` its number of steps so far."""
 
     index: int
     position: int = 0
@@ -28,17 +28,17 @@ class BatchSlot:
 
 @dataclass(frozen=True)
 class CrossAttentionKV:
-    """One prompt's cross-attention: `arrays` keys and values by layer in turn, each [H, L, D], and its `mask` [L]."""
+    """A prompt's cross-attention: alternating keys and values of each layer, [H, L, D], and the `mask` [L]."""
 
     arrays: Sequence[Floats]
     mask: npt.NDArray[np.int32]
 
 
 class Decoder:
-    """Runs the fused decoder graph over the rows that are in the batch."""
+    """Runs the fused decoder graph over the rows of the batch."""
 
     def __init__(self, session: Any) -> None:
-        """`session` is an ONNX Runtime session of the decoder's graph, whose inputs tell the shape."""
+        """`session` is an ONNX Runtime session of the decoder's graph."""
         self._session, self._binding = session, session.io_binding()
         shapes = {value.name: value.shape for value in session.get_inputs()}
         self.layers = sum(name.startswith("past_key.") for name in shapes)
@@ -49,15 +49,15 @@ class Decoder:
         types = {value.name: value.type for value in session.get_inputs()}
         self._cache_dtype = np.int8 if types["past_key.0"] == "tensor(int8)" else np.float32
         self._rows: list[BatchSlot] = []
-        self._forget()
+        self._free()
 
     @property
     def rows(self) -> int:
-        """How many rows are in the batch."""
+        """The number of rows in the batch."""
         return len(self._rows)
 
     def add(self, texts: Sequence[CrossAttentionKV], steps: int) -> list[BatchSlot]:
-        """Take a row in for each of `texts`, at position 0, with room for `steps` steps."""
+        """Add a row for each of `texts`, at position 0, with capacity for `steps` steps."""
         first = len(self._rows)
         self._reserve(first + len(texts), steps, max(len(text.mask) for text in texts))
         for index, text in enumerate(texts, first):
@@ -71,7 +71,7 @@ class Decoder:
         return self._rows[first:]
 
     def remove(self, row: BatchSlot) -> None:
-        """Let a row go; the last row takes its place."""
+        """Remove a row; the last row moves to its index."""
         last = self._rows.pop()
         if last is not row:
             for buffer in self._caches:
@@ -81,17 +81,17 @@ class Decoder:
             last.index = row.index
             self._rows[row.index] = last
         if not self._rows:
-            self._forget()
+            self._free()
         self._bind()
 
     def clear(self) -> None:
-        """Let all rows go and give all buffers back."""
+        """Remove all rows and free all buffers."""
         self._rows.clear()
-        self._forget()
+        self._free()
         self._bind()
 
     def step(self, codes_BK: npt.NDArray[np.int64]) -> Floats:
-        """Give every row its next codes, in the rows' order; returns logits [B, K, V], valid until the next step."""
+        """Advance every row by its codes [B, K]; returns logits [B, K, V], which are valid until the next step."""
         count = len(self._rows)
         self._codes[:count] = codes_BK
         self._positions[:count] = [row.position for row in self._rows]
@@ -101,40 +101,40 @@ class Decoder:
         return self._logits[:count]
 
     def cache_arrays(self) -> list[npt.NDArray[Any]]:
-        """Keys and values of each layer in turn, [rows, H, M, D]; positions that no row has reached are zero."""
+        """Alternating keys and values of each layer, [rows, H, M, D]; positions beyond a row's are zero."""
         return [buffer[: len(self._rows)] for buffer in self._caches]
 
-    def _forget(self) -> None:
-        """Give all buffers back."""
+    def _free(self) -> None:
+        """Free all buffers."""
         self._length, self._text = 0, 0
         self._caches: list[npt.NDArray[Any]] = []
         self._cross: list[Floats] = []
         self._mask: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)
 
     def _reserve(self, rows: int, steps: int, text: int) -> None:
-        """Make the buffers large enough, keeping what is in them."""
+        """Grow the buffers if necessary, with their contents."""
         capacity = len(self._mask)
         if rows <= capacity and steps <= self._length and text <= self._text:
             return
-        capacity = capacity if rows <= capacity else 1 << (rows - 1).bit_length()  # few moves as rows come one by one
-        length = max(self._length, _rounded(steps, _LENGTH_STEP))
-        width = max(self._text, _rounded(text, _TEXT_STEP))
+        capacity = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
+        length = max(self._length, _round_up(steps, _LENGTH_STEP))
+        width = max(self._text, _round_up(text, _TEXT_STEP))
         used = len(self._rows)
         cache, cross = (capacity, self._heads, length, self._size), (capacity, self._heads, width, self._size)
         count = 2 * self.layers
         nothing = np.zeros((0, self._heads, 0, self._size), np.float32)
-        caches = [_grown(old, cache, used) for old in self._caches or [nothing.astype(self._cache_dtype)] * count]
-        crosses = [_grown(old, cross, used) for old in self._cross or [nothing] * count]
+        caches = [_grow(old, cache, used) for old in self._caches or [nothing.astype(self._cache_dtype)] * count]
+        crosses = [_grow(old, cross, used) for old in self._cross or [nothing] * count]
         mask = np.zeros((capacity, width), np.int32)
         mask[:used, : self._mask.shape[1]] = self._mask[:used]
-        # All memory is there: only now is anything changed.
+        # All memory is allocated: only now does anything change.
         self._caches, self._cross, self._mask, self._length, self._text = caches, crosses, mask, length, width
         self._codes = np.zeros((capacity, self.num_codebooks), np.int64)
         self._positions = np.zeros(capacity, np.int32)
         self._logits = np.zeros((capacity, self.num_codebooks, self.vocabulary), np.float32)
 
     def _bind(self) -> None:
-        """Point the graph's inputs and outputs at the first rows of the buffers."""
+        """Bind the graph's inputs and outputs to the first rows of the buffers."""
         from onnxruntime import OrtValue
 
         count = len(self._rows)
@@ -158,11 +158,11 @@ class Decoder:
             self._binding.bind_ortvalue_input(f"cross_{kind}.{layer}", value(cross))
 
 
-def _rounded(count: int, step: int) -> int:
+def _round_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def _grown(old: npt.NDArray[Any], shape: tuple[int, ...], used: int) -> npt.NDArray[Any]:
+def _grow(old: npt.NDArray[Any], shape: tuple[int, ...], used: int) -> npt.NDArray[Any]:
     new = np.zeros(shape, old.dtype)
     new[:used, :, : old.shape[2]] = old[:used]
     return new

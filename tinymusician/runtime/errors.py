@@ -1,4 +1,4 @@
-"""What ONNX Runtime and the machine may do to somebody who plays, as one of our errors."""
+"""Exceptions of ONNX Runtime and the machine as `EngineError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tinymusician.errors import EngineError
 
 
 def as_engine_error(what: str, error: Exception) -> EngineError:
-    """What went wrong while playing, in one line."""
+    """An error in one line; `what` names the component that failed."""
     if isinstance(error, MemoryError) or "alloc" in str(error).lower():
         return EngineError(f"{what}: not enough memory")
     return EngineError(f"{what}: ONNX Runtime failed ({' '.join(str(error).split())[:300]})")

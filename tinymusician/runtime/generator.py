@@ -1,4 +1,4 @@
-"""A bundle ready to play: its graphs in ONNX Runtime, and prompts to audio through the engine."""
+"""Generates audio from prompts with a bundle: its graphs in ONNX Runtime, driven by the engine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tinymusician.runtime.windowed import WindowedGeneration
 
 Samples = npt.NDArray[np.float32]
 FIRST_CHUNK, CHUNK = 0.5, 1.0
-"""Seconds of audio in the first chunk of a stream, and in those after it."""
-LONGEST = 600.0
-"""The most seconds that are played, in windows."""
+"""Seconds of audio in the first chunk of a stream, and in the following ones."""
+MAX_SECONDS = 600.0
+"""The maximum length of a request, in windows."""
 
 _INPUTS: dict[str, set[str]] = {
     "text_encoder": {"ids", "mask"},
@@ -34,15 +34,15 @@ _INPUTS: dict[str, set[str]] = {
     "codec_decoder": {"codes", "cut", "state", "kept"},
     "codec_encoder": {"audio"},
 }
-"""By role, inputs by which a graph is known."""
+"""Inputs that a graph of each role must have."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What somebody wants to hear; what is None is the bundle's default.
+    """A request for audio; fields that are None take the bundle's defaults.
 
-    `clip` [samples] is audio to go on from, and is part of the `seconds`. Without `windows` nothing longer than what
-    the model was trained on is played.
+    `clip` [samples] is audio to continue; it counts among the `seconds`. Without `windows`, the maximum length is the
+    one that the model was trained on.
     """
 
     prompt: str
@@ -58,18 +58,18 @@ class GenerationRequest:
 
 
 class MusicGenerator:
-    """Plays one bundle."""
+    """Generates audio with one bundle."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
-        """`threads` 0 leaves their number to ONNX Runtime.
+        """Load the graphs; with 0 `threads`, ONNX Runtime chooses the number.
 
         Raises:
-            BundleError: a graph cannot be loaded, the provider is not here, or the bundle is not meant for it.
+            BundleError: a graph cannot be loaded, or the execution provider is not available or not allowed.
         """
         self.bundle, self.manifest = bundle, bundle.manifest
         shape = self.manifest.architecture
         open_ = _SessionFactory(bundle, threads, provider)
-        self.decoder = Decoder(open_("decoder"))  # the largest first: loading one takes twice its memory for a moment
+        self.decoder = Decoder(open_("decoder"))  # the largest first: loading a graph briefly takes twice its memory
         self.text = TextEncoder(bundle.path("tokenizer"), open_("text_encoder"), open_("cross"), shape.text_tokens)
         codec = CodecSpec(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
         self.codec = CodecDecoder(open_("codec_decoder"), codec)
@@ -79,24 +79,24 @@ class MusicGenerator:
 
     @property
     def window(self) -> float:
-        """The seconds that the model was trained on, which are played at once."""
+        """The length of a window in seconds: that of the training sequences."""
         return self.manifest.architecture.window / self.codec.shape.frame_rate
 
     @property
     def shortest(self) -> float:
-        """The fewest seconds that can be played."""
+        """The minimum length in seconds."""
         return self.codec.fewest / self.codec.shape.frame_rate
 
     def request(self, request: GenerationRequest) -> EngineRequest:
-        """A wish with the bundle's defaults, checked, and its prompt encoded.
+        """Apply the bundle's defaults, validate the values, and encode the prompt.
 
         Raises:
-            RequestError: a value that is not allowed.
+            RequestError: a value is not allowed.
         """
         defaults, rate = self.manifest.sampling, self.codec.shape.frame_rate
         seconds = defaults.seconds if request.seconds is None else request.seconds
         guidance = defaults.guidance if request.guidance is None else request.guidance
-        least, most = self.shortest, LONGEST if request.windows else self.window
+        least, most = self.shortest, MAX_SECONDS if request.windows else self.window
         if not least <= seconds <= most:
             more = "" if request.windows else "; more with windows"
             raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
@@ -119,7 +119,7 @@ class MusicGenerator:
             why = "this model" if defaults.one_pass else "guidance 1"
             raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
         uncond = (
-            (self.text(request.negative_prompt) if request.negative_prompt else self.text.nothing())
+            (self.text(request.negative_prompt) if request.negative_prompt else self.text.null())
             if two_passes
             else None
         )
@@ -128,17 +128,24 @@ class MusicGenerator:
         return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
 
     def start(self, request: GenerationRequest) -> WindowedGeneration:
-        """Let a wish join the running batch; `engine.step` then plays it, and `advance` leads on to later windows."""
+        """Add a request to the running batch; then call `engine.step` and the result's `advance` in turn."""
         return self.track(self.request(request))
 
     def track(self, request: EngineRequest) -> WindowedGeneration:
-        """The same for a request that was made before, by another thread perhaps: encoding its prompt takes a while."""
+        """Like `start`, for a request that `request` has prepared, perhaps on another thread."""
         return WindowedGeneration(self.engine, request, self.manifest.architecture.window)
 
     def stream(
         self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
     ) -> Iterator[Samples]:
-        """Chunks of audio as they become ready; `told` hears of frames done. Closing the iterator cancels."""
+        """Yield chunks of audio, float32 in [-1, 1], as they become ready. Closing the generator cancels the request.
+
+        `on_progress` receives the number of frames that are ready, and their total.
+
+        Raises:
+            RequestError: a value is not allowed.
+            EngineError: the engine failed.
+        """
         track = self.start(request)
         audio, rate = StreamingDecoder(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
@@ -160,11 +167,11 @@ class MusicGenerator:
     def generate(
         self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
     ) -> Samples:
-        """All of the audio at once, [samples]."""
+        """The whole audio, float32 [samples] in [-1, 1]; see `stream`."""
         return np.concatenate(list(self.stream(request, on_progress)))
 
     def generate_batch(self, requests: list[GenerationRequest]) -> list[Samples]:
-        """Several wishes side by side in one batch; each sounds as it would alone up to rounding of the products."""
+        """Several requests in one batch; each result equals that of `generate` up to rounding."""
         engine_requests = [self.request(request) for request in requests]
         tracks = [self.track(engine_request) for engine_request in engine_requests]
         try:
@@ -184,7 +191,7 @@ class MusicGenerator:
         return self.codec(track.codes)
 
     def _encoded(self, clip: Samples, seconds: float) -> Any:
-        """The codes [K, T] of a clip's whole frames."""
+        """The codes [K, T] of a clip, without its last, incomplete frame."""
         if self._encoder is None:
             raise RequestError(
                 "clip: this bundle has no codec encoder; make one with `--set quantize.continuation=true`"
@@ -193,34 +200,36 @@ class MusicGenerator:
         frames = len(clip) // shape.hop
         if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
             least, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
-            raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the {seconds:g} asked for")
+            raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the requested {seconds:g}")
         audio = clip[None, : frames * shape.hop].astype(np.float32)
         try:
             (codes,) = self._encoder.run(["codes"], {"audio": audio})
-        except Exception as error:  # ONNX Runtime's own kinds
+        except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the codec's encoder", error) from error
         return codes[0]
 
 
 def load_generator(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
-    """Check the bundle in `folder` and load it."""
+    """Check the bundle in `folder` and load it.
+
+    Raises:
+        BundleError: the bundle is incomplete, damaged or not usable here.
+    """
     return MusicGenerator(open_bundle(folder), threads, provider)
 
 
 class _SessionFactory:
-    """Opens the graphs of a bundle."""
+    """Opens inference sessions for the graphs of a bundle."""
 
     def __init__(self, bundle: Bundle, threads: int, provider: str) -> None:
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
         if provider not in available:
-            raise BundleError(f"provider {provider!r}: not here; this ONNX Runtime has {', '.join(available)}")
-        meant = bundle.manifest.providers
-        if provider not in meant:
-            raise BundleError(
-                f"provider {provider!r}: the bundle is meant for {', '.join(meant)} (its plan's `providers`)"
-            )
+            raise BundleError(f"provider {provider!r}: not available; this ONNX Runtime has {', '.join(available)}")
+        allowed = bundle.manifest.providers
+        if provider not in allowed:
+            raise BundleError(f"provider {provider!r}: the bundle allows {', '.join(allowed)} (its plan's `providers`)")
         self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
         self._is_guidance_conditioned = bundle.manifest.sampling.guidance_range is not None
         self._options = onnxruntime.SessionOptions()
@@ -233,17 +242,18 @@ class _SessionFactory:
             session = self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
         except MemoryError as error:
             raise EngineError(f"{path.name}: not enough memory to load it") from error
-        except Exception as error:  # ONNX Runtime raises its own kinds for whatever is wrong with a graph
-            said = " ".join(str(error).split())
-            raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({said})") from error
+        except Exception as error:  # ONNX Runtime's exceptions for invalid graphs
+            reason = " ".join(str(error).split())
+            raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({reason})") from error
         inputs = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_guidance_conditioned else set())
         names = {value.name for value in session.get_inputs()}
         if lacking := inputs - names:
             why = f"it has no input {', '.join(sorted(lacking))}"
-            raise BundleError(f"bundle {self._bundle.folder}: {path.name} is no {role.replace('_', ' ')}; {why}")
+            raise BundleError(f"bundle {self._bundle.folder}: {path.name} is not a {role.replace('_', ' ')}; {why}")
         if "guidance" in names - inputs:
             raise BundleError(
-                f"bundle {self._bundle.folder}: {path.name} is told its guidance, and {MANIFEST} gives no range of it"
+                f"bundle {self._bundle.folder}: {path.name} has a guidance input, and "
+                f"{MANIFEST} gives no guidance_range"
             )
         return session
 

@@ -1,4 +1,4 @@
-"""Large pages of memory for the weights: a step reads all of them, and pages of 4 KiB cost it a seventh of its time."""
+"""Huge pages for the weights: every step reads all of them, and with 4 KiB pages takes about a sixth longer."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 from pathlib import Path
 
 _COLLAPSE = 25
-"""MADV_COLLAPSE of Linux 6.1: put the pages of a range together into large ones, now."""
-_LEAST = 4 * 2**20
+"""MADV_COLLAPSE (Linux 6.1): collapse the pages of a range into huge pages now."""
+_MIN_BYTES = 4 * 2**20
 
 
 def use_large_pages() -> None:
-    """Ask Linux to hold this process's large private ranges of memory in large pages.
+    """Ask Linux to back this process's large private memory ranges with huge pages.
 
-    A wish and no more: other systems, older kernels and machines that do not allow it go on as they were.
+    This is advice: it has no effect on other systems, older kernels and machines that do not allow it.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -24,5 +24,5 @@ def use_large_pages() -> None:
         fields = line.split()
         start, end = (int(edge, 16) for edge in fields[0].split("-"))
         anonymous = len(fields) == 5 or fields[5] == "[heap]"
-        if anonymous and fields[1].startswith("rw") and end - start >= _LEAST:
+        if anonymous and fields[1].startswith("rw") and end - start >= _MIN_BYTES:
             madvise(start, end - start, _COLLAPSE)

@@ -1,4 +1,4 @@
-"""How much memory this process took."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes.
+    """The peak resident memory of this process in bytes.
 
-    Linux counts it anew for a program that is started, where `getrusage` goes on from its parent's.
+    On Linux this is VmHWM, which starts from zero in a new program; `getrusage` inherits the parent's peak.
     """
     peak = _status("VmHWM")
     if peak is not None:
@@ -20,9 +20,9 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> int:
-    """Let `peak_memory` count from now on, where the system can; returns the bytes that are held already.
+    """Reset `peak_memory`, where the system allows it; returns the resident memory now, in bytes.
 
-    What a process took to import its libraries is then not taken for what it does with them.
+    This excludes the memory that importing libraries took.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,7 +1,7 @@
-"""Teacher-forced rollouts: the same sequences through any decoder, step by step, and how far two differ.
+"""Teacher-forced rollouts: logits of a decoder along given sequences, and the difference of two such logits.
 
-Shapes: R row (each sequence with its text, then maybe each without), K codebook, S step of the delayed sequence,
-V vocabulary.
+Shapes: R rows (each sequence with its text, then with `null` each without), K codebooks, S steps of the delayed
+sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ForcedBatch:
-    """Prompts, and codes [N, K, T] to be forced under each of them.
+    """Prompts, and the codes [N, K, T] to force under them.
 
-    With `null` they are also forced without text, as guidance needs it. `scales` are what a model that is told its
-    guidance is told with each.
+    With `null`, the codes are also forced without text, as guidance needs. `scales` are the guidance scales of the
+    sequences, for a guidance-conditioned model.
     """
 
     prompts: list[str]
@@ -33,16 +33,16 @@ class ForcedBatch:
     scales: tuple[float, ...] | None = None
 
     def text(self, player: MusicGenerator, row: int) -> CrossAttentionKV:
-        """What a player's decoder attends to along one of them."""
+        """The cross-attention of one sequence."""
         return player.text(self.prompts[row], None if self.scales is None else self.scales[row])
 
 
 @dataclass(frozen=True)
 class LogitDiff:
-    """How a decoder differs from the one it should equal, at every step and codebook, [S, K], mean over the rows.
+    """The difference of a decoder's logits from the expected ones, per step and codebook, [S, K], mean over rows.
 
-    `kl` is in nats, `agreement` the share of equal top codes, `gap` the largest difference of two logits. Where the
-    delay pattern holds no code all three are NaN; logits that are no numbers are infinitely far off.
+    `kl` is in nats; `agreement` is the share of equal most likely codes; `gap` is the largest absolute difference.
+    All are NaN where the delay pattern has no code. Non-finite logits count as infinitely different.
     """
 
     kl: npt.NDArray[np.float64]
@@ -51,23 +51,23 @@ class LogitDiff:
 
     @property
     def by_codebook(self) -> list[float]:
-        """Each codebook's mean KL."""
+        """The mean KL of each codebook."""
         return [float(value) for value in np.nanmean(self.kl, axis=0)]
 
 
 def rollout(player: MusicGenerator, sequences: ForcedBatch) -> Floats:
-    """The decoder's logits along the sequences, [S, R, K, V]."""
+    """The decoder's logits along the sequences, [S, R, K, V], float32."""
     logits, _ = rollout_with_ranges(player, sequences)
     return logits
 
 
 def rollout_with_ranges(player: MusicGenerator, sequences: ForcedBatch) -> tuple[Floats, list[tuple[Floats, Floats]]]:
-    """The logits [S, R, K, V], and by layer the largest absolute key and value of each channel, [H, D] each."""
+    """The logits [S, R, K, V], and per layer the largest absolute key and value of each channel, [H, D] each."""
     decoder = player.decoder
     inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
     texts = [sequences.text(player, row) for row in range(len(sequences.prompts))]
     if sequences.null:
-        texts, inputs = texts + [player.text.nothing()] * len(texts), np.concatenate([inputs, inputs])
+        texts, inputs = texts + [player.text.null()] * len(texts), np.concatenate([inputs, inputs])
     steps = inputs.shape[2]
     rows = decoder.add(texts, steps)
     logits = np.stack([decoder.step(inputs[:, :, step]).copy() for step in range(steps)])
@@ -78,7 +78,7 @@ def rollout_with_ranges(player: MusicGenerator, sequences: ForcedBatch) -> tuple
 
 
 def compare(expected: Floats, actual: Floats) -> LogitDiff:
-    """How `found` differs from `wanted`, both [S, R, K, V]."""
+    """Compare logits, both [S, R, K, V]."""
     steps, _, num_codebooks, _ = expected.shape
     kl, agreement, gap = (np.zeros((steps, num_codebooks)) for _ in range(3))
     for step in range(steps):

@@ -1,7 +1,7 @@
-"""Guidance and sampling, once for everybody: the engine, and the teacher's samples in training.
+"""Classifier-free guidance and sampling, shared by the engine and by training.
 
-Shapes: K codebook, V vocabulary; leading axes may be anything. The order of the steps is transformers': temperature,
-then top-k, then top-p. A draw turns one uniform number into one code, so equal numbers give equal codes.
+Shapes: K codebooks, V vocabulary; leading axes are arbitrary. The order is that of transformers' logits processors:
+temperature, top-k, top-p. One uniform number determines one code, so equal random numbers give equal codes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How codes are drawn. `top_k` 0 and `top_p` 1 leave all codes in; temperature 0 takes the likeliest (greedy)."""
+    """Sampling parameters. `top_k` 0 and `top_p` 1 disable the filters; temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 250
@@ -28,19 +28,19 @@ class SamplingParams:
 def guide(conditional: Array, unconditional: Array, scale: Any) -> Array:
     """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form).
 
-    `scale` is a number, or one for each row.
+    `scale` is a number, or an array that broadcasts, such as one per row.
     """
     guided: Array = unconditional + scale * (conditional - unconditional)
     return guided
 
 
 def random_stream(seed: int, window: int = 0) -> np.random.Generator:
-    """The random numbers of a seed; every window of a longer piece has its own."""
+    """The random number generator of a seed and window: Philox, jumped once per window."""
     return np.random.Generator(np.random.Philox(seed).jumped(window))
 
 
 def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: SamplingParams) -> npt.NDArray[np.int64]:
-    """One code from each row of `logits` [..., V] by the inverse of its distribution at `uniforms` [...] in [0, 1)."""
+    """Sample a code from each row of `logits` [..., V] by inverse transform of `uniforms` [...] in [0, 1)."""
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1))
     cumulative = np.cumsum(probabilities(logits, sampling), axis=-1)
@@ -49,7 +49,7 @@ def draw(logits: Logits, uniforms: npt.NDArray[np.float64], sampling: SamplingPa
 
 
 def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.float64]:
-    """The distribution that `draw` draws from, [..., V]."""
+    """The distribution that `draw` samples from, [..., V], float64."""
     scores = logits.astype(np.float64) / sampling.temperature
     size = scores.shape[-1]
     if 0 < sampling.top_k < size:
@@ -61,7 +61,7 @@ def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.fl
 
 
 def _in_nucleus(shares: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
-    """The likeliest codes that together hold `top_p` (arXiv 1904.09751), one of them at least."""
+    """Nucleus filter (arXiv 1904.09751): the most likely codes with total probability `top_p`, at least one."""
     order = np.argsort(shares, axis=-1, kind="stable")
     below = np.cumsum(np.take_along_axis(shares, order, -1), axis=-1) <= 1 - top_p
     below[..., -1] = False

@@ -1,4 +1,4 @@
-"""Prompts to what the decoder attends to: tokens, text states, every layer's keys and values, once a prompt."""
+"""Encodes a prompt to the decoder's cross-attention: tokens, text states, keys and values of every layer."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from tinymusician.errors import RequestError
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.errors import as_engine_error
 
-LONGEST_PROMPT = 5_000
+MAX_PROMPT_CHARACTERS = 5_000
 
 
 class TextEncoder:
     """Tokenizer, text encoder and cross-attention graph of a bundle."""
 
-    def __init__(self, tokenizer: Path, encoder: Any, cross: Any, most_tokens: int) -> None:
-        """`encoder` and `cross` are ONNX Runtime sessions; prompts of more than `most_tokens` are refused."""
+    def __init__(self, tokenizer: Path, encoder: Any, cross: Any, max_tokens: int) -> None:
+        """`encoder` and `cross` are ONNX Runtime sessions; `max_tokens` limits the prompt."""
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._most_tokens = most_tokens
+        self._max_tokens = max_tokens
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
 
     def __call__(self, prompt: str, scale: float | None = None) -> CrossAttentionKV:
-        """What the decoder attends to for a prompt; `scale` is for a model that is told its guidance.
+        """Encode a prompt; `scale` is the guidance scale of a guidance-conditioned model.
 
         Raises:
-            RequestError: the prompt is empty, or far too long to be meant.
+            RequestError: the prompt is empty or too long.
         """
         if not prompt.strip():
-            raise RequestError("prompt: is empty; some words are needed")
-        if len(prompt) > LONGEST_PROMPT:
-            raise RequestError(f"prompt: {len(prompt)} characters; at most {LONGEST_PROMPT} are allowed")
+            raise RequestError("prompt: is empty")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise RequestError(f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
         ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
-        if ids.shape[1] > self._most_tokens:
-            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._most_tokens} are allowed")
+        if ids.shape[1] > self._max_tokens:
+            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._max_tokens} are allowed")
         mask = np.ones(ids.shape, np.int32)
         try:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
-        except Exception as error:  # ONNX Runtime's own kinds
+        except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the text encoder", error) from error
         extra_inputs = {} if scale is None else {"guidance": np.array([scale], np.float32)}
-        return self._attended(states, mask, extra_inputs)
+        return self._cross_attention(states, mask, extra_inputs)
 
-    def nothing(self) -> CrossAttentionKV:
+    def null(self) -> CrossAttentionKV:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
-        return self._attended(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
+        return self._cross_attention(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
 
-    def _attended(self, states: Any, mask: Any, extra_inputs: dict[str, Any]) -> CrossAttentionKV:
+    def _cross_attention(self, states: Any, mask: Any, extra_inputs: dict[str, Any]) -> CrossAttentionKV:
         names = [value.name for value in self._cross.get_outputs()]
         values = self._cross.run(None, {"text_states": states, "text_mask": mask, **extra_inputs})
         arrays = dict(zip(names, values, strict=True))

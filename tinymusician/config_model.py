@@ -1,4 +1,4 @@
-"""What every part of a recipe is: frozen and closed."""
+"""The base of configuration sections: frozen, and unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ConfigModel(BaseModel):
-    """A frozen, closed piece of a recipe: unknown keys are errors."""
+    """A frozen section of a recipe, a manifest or an endpoint's configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
