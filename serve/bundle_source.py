@@ -115,7 +115,7 @@ class AliasSource:
         installation = self._client.installation
         record = installation.record()
         versions = [one for one in (record.current, record.previous) if one] if record else []
-        complete = [version for version in versions if installation.is_whole(version)]
+        complete = [version for version in versions if installation.is_complete(version)]
         if not complete:
             raise pull_error or StoreError(f"{installation.folder}: no version is complete; pull again")
         yield from (self._resolved(version) for version in complete)
@@ -127,7 +127,7 @@ class AliasSource:
         return self._resolved(self._client.pull() if update.is_new else update.version)
 
     def reject(self, bundle: ResolvedBundle) -> None:
-        self._client.installation.step_back(bundle.version_id)
+        self._client.installation.roll_back(bundle.version_id)
 
     def _resolved(self, version: InstalledVersion) -> ResolvedBundle:
         return ResolvedBundle(self._client.installation.folder / version.folder, version.digest, version)

@@ -8,7 +8,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tinymusician.artifacts.envelope import LARGEST, canonical, encoded, seal, textual, unseal
+from tinymusician.artifacts.envelope import MAX_BYTES, canonical, encoded, seal, textual, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.errors import UntrustedError
 
@@ -81,7 +81,7 @@ def test_what_is_refused(key: Ed25519PrivateKey) -> None:
     with pytest.raises(UntrustedError, match=r"is a application/vnd\.example\+json; a other is needed"):
         unseal(json.dumps(good).encode(), "other", trusted(key), "x")
     with pytest.raises(UntrustedError, match="larger than 1048576 bytes"):
-        unseal(b" " * (LARGEST + 1), KIND, trusted(key), "x")
+        unseal(b" " * (MAX_BYTES + 1), KIND, trusted(key), "x")
     with pytest.raises(UntrustedError, match="no signed document"):
         unseal(b"\xff\xfe", KIND, trusted(key), "x")
 

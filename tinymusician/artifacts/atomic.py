@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written as a draft beside their place, flushed to disk and moved there.
+"""Atomic file writes: into a draft beside the target, flushed to disk, then renamed.
 
-A draft is named after the process that writes it, and after where that process can be seen. So a process of the same
-machine and container knows at once which drafts were left by writers that were killed; others know it by their age.
+A draft's name contains the id of the process that writes it, and a hash of the machine and process namespace. A process
+of the same machine and namespace knows at once which drafts belong to dead processes; others go by age.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from functools import cache
 from pathlib import Path
 
 DRAFT = ".draft-"
-"""How the names of drafts begin."""
+"""The prefix of drafts' names."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A draft that takes the place of `path` when the block ends without an error."""
+    """A draft that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{DRAFT}{_sight()}-{os.getpid()}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{DRAFT}{_process_scope()}-{os.getpid()}-", dir=path.parent)
     os.close(handle)
     draft = Path(name)
     try:
@@ -39,36 +39,38 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
 
 
 def sweep_drafts(folder: Path, age: float) -> None:
-    """Remove what killed writers left anywhere in `folder`; where it cannot be known that they were, after `age` s.
+    """Remove drafts of dead processes anywhere in `folder`, and drafts of unknown processes after `age` seconds.
 
     Raises:
-        OSError: the folder cannot be read, or a draft not be removed.
+        OSError: the folder cannot be read, or a draft cannot be removed.
     """
-    for place, _, names in os.walk(folder):  # which passes over folders that vanish
+    for place, _, names in os.walk(folder):  # skips folders that vanish
         for name in names:
             draft = Path(place) / name
-            with contextlib.suppress(FileNotFoundError):  # its writer is done, or another sweeps
+            with contextlib.suppress(FileNotFoundError):  # its writer finished, or another process removed it
                 if name.startswith(DRAFT) and (_abandoned(name) or time.time() - draft.stat().st_mtime > age):
                     draft.unlink()
 
 
 def _abandoned(name: str) -> bool:
-    """Whether a draft's writer would be seen here, and is not."""
-    sight, _, rest = name.removeprefix(DRAFT).partition("-")
+    """Whether a draft's process would be visible here, and is dead."""
+    scope, _, rest = name.removeprefix(DRAFT).partition("-")
     process = rest.partition("-")[0]
-    if sys.platform == "win32" or sight != _sight() or not process.isdigit():  # there, asking would end it
+    if (
+        sys.platform == "win32" or scope != _process_scope() or not process.isdigit()
+    ):  # on Windows, os.kill(pid, 0) would terminate it
         return False
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # somebody else's, which lives; no process's number
+    except (PermissionError, OverflowError):  # alive, but another user's; not a process id
         pass
     return False
 
 
 @cache
-def _sight() -> str:
-    """What those processes share that see each other: the machine, and on Linux the namespace of process numbers."""
+def _process_scope() -> str:
+    """A hash of the machine and, on Linux, the process id namespace: equal for processes that see each other."""
     namespace = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
     return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]

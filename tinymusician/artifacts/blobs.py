@@ -1,4 +1,4 @@
-"""Content-addressed files: a blob's key is its SHA-256, so it is stored once and checked whenever it is read."""
+"""Content-addressed files: a blob's key is its SHA-256, so it is stored once and verified on every read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinymusician.artifacts.store import DAY, Store
 from tinymusician.errors import DigestMismatchError, StoreError
 
 GRACE = 7 * DAY
-"""How long a value stays that nothing names: who publishes needs less."""
+"""How long an unreferenced value is retained; publishing takes less."""
 
 
 def digest_of(path: Path) -> str:
@@ -21,14 +21,14 @@ def digest_of(path: Path) -> str:
 
 
 def blob_key(digest: str) -> str:
-    """Where the blob with this digest lies."""
+    """The key of the blob with this digest."""
     return f"blobs/sha256/{digest}"
 
 
 def put_blob(store: Store, path: Path) -> str:
-    """Store a file under its digest, unless it is there already; returns the digest.
+    """Store a file under its digest, unless the store has it; returns the digest.
 
-    One that has been there for long is stored again: then nobody takes it for garbage before its manifest is there.
+    An old blob is stored again, so that garbage collection does not remove it before its manifest is written.
     """
     digest = digest_of(path)
     key = blob_key(digest)
@@ -39,10 +39,10 @@ def put_blob(store: Store, path: Path) -> str:
 
 
 def get_blob(store: Store, digest: str, path: Path) -> None:
-    """Fetch a blob to `path`; the file appears only after its digest was found right.
+    """Download a blob to `path`; the file appears only after its digest was verified.
 
     Raises:
-        Corrupt: the stored bytes have another digest.
+        DigestMismatchError: the stored bytes have another digest.
         StoreError: `path` cannot be written.
     """
     try:

@@ -1,7 +1,7 @@
 """Signed documents: canonical JSON in a DSSE envelope, signed with Ed25519.
 
-What is signed is the envelope's pre-authentication encoding, which binds the document's kind to its bytes: a signed
-alias cannot be taken for a signed root. Nothing of a document is read before a trusted key was found to have signed it.
+The signature covers DSSE's pre-authentication encoding, which binds the document type to its bytes: a signed release
+cannot be taken for a signed root. A document is parsed only after the signature of a trusted key was verified.
 Source: DSSE 1.0 (secure-systems-lab/dsse, protocol.md); Ed25519 by `cryptography` (RFC 8032).
 """
 
@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.errors import UntrustedError
 
-LARGEST = 1 << 20
-"""Bytes of the largest document that is looked at."""
-LARGEST_NUMBER = (1 << 53) - 1
-"""Every language reads so much exactly."""
+MAX_BYTES = 1 << 20
+"""The maximum size of a document."""
+MAX_NUMBER = (1 << 53) - 1
+"""The largest integer that every language reads exactly."""
 
 
 class Signature(BaseModel):
-    """One key's signature."""
+    """The signature of one key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,10 +47,10 @@ class Envelope(BaseModel):
 
 
 def canonical(content: Any) -> bytes:
-    """The one way in which a document is written: RFC 8785's, of documents with whole numbers and names in ASCII alone.
+    """Canonical JSON (RFC 8785), restricted to integers and ASCII names.
 
     Raises:
-        ValueError: it has another number, or another name.
+        ValueError: the content has another number or name.
     """
     _check_plain(content)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -58,10 +58,10 @@ def canonical(content: Any) -> bytes:
 
 
 def textual(content: Any) -> Any:
-    """The same with numbers as text that are not whole or too large, and without those that are none."""
+    """The content with floats and large integers as strings, and non-finite numbers as null."""
     if isinstance(content, float):
         return repr(content) if math.isfinite(content) else None
-    if isinstance(content, int) and abs(content) > LARGEST_NUMBER:
+    if isinstance(content, int) and abs(content) > MAX_NUMBER:
         return str(content)
     if isinstance(content, Mapping):
         return {str(name): textual(value) for name, value in content.items()}
@@ -69,12 +69,12 @@ def textual(content: Any) -> Any:
 
 
 def encoded(kind: str, payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding, which is what gets signed."""
+    """DSSE's pre-authentication encoding (PAE), over which signatures are made."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
 def seal(kind: str, content: Any, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """A document of a kind (a media type) in its envelope, signed by every key."""
+    """An envelope with a document of a media type (`kind`), signed by every key."""
     payload = canonical(content)
     signed = [
         {"keyid": key_id(public_hex(key)), "sig": base64.b64encode(key.sign(encoded(kind, payload))).decode()}
@@ -84,12 +84,13 @@ def seal(kind: str, content: Any, keys: Sequence[Ed25519PrivateKey]) -> bytes:
 
 
 def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The content of an envelope that one of the `trusted` keys (public halves in hex, by key id) has signed.
+    """The content of an envelope that is signed by one of the `trusted` public keys (hex, by key id).
 
     Raises:
-        Refused: too large, no such envelope, of another kind, not signed by a trusted key, or not canonical.
+        UntrustedError: the envelope is too large, malformed or of another kind, no trusted key signed it, or its
+            content is not canonical.
     """
-    envelope, payload = _parsed(data, name)
+    envelope, payload = _parse(data, name)
     if envelope.kind != kind:
         raise UntrustedError(f"{name}: is a {envelope.kind}; a {kind} is needed")
     signatures = [one for one in envelope.signatures if one.keyid in trusted]
@@ -98,8 +99,8 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dic
         raise UntrustedError(
             f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}"
         )
-    if not any(_signed(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in signatures):
-        raise UntrustedError(f"{name}: its signature is wrong; it was changed after it was signed")
+    if not any(_is_signature(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in signatures):
+        raise UntrustedError(f"{name}: its signature is invalid; it was changed after signing")
     try:
         content = json.loads(payload)
         if not isinstance(content, dict) or canonical(content) != payload:
@@ -110,25 +111,25 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dic
 
 
 def claimed(data: bytes, name: str) -> Any:
-    """What an envelope says, unchecked: only to learn whose signature must be asked for.
+    """The content of an envelope without verification: only to learn which key must have signed it.
 
     Raises:
-        Refused: it is no envelope around JSON.
+        UntrustedError: it is not an envelope with JSON content.
     """
     try:
-        return json.loads(_parsed(data, name)[1])
+        return json.loads(_parse(data, name)[1])
     except (ValueError, RecursionError):
-        raise UntrustedError(f"{name}: is no signed document (JSON)") from None
+        raise UntrustedError(f"{name}: is not a signed document (JSON)") from None
 
 
-def _parsed(data: bytes, name: str) -> tuple[Envelope, bytes]:
-    if len(data) > LARGEST:
-        raise UntrustedError(f"{name}: is larger than {LARGEST} bytes; at most as many are allowed")
+def _parse(data: bytes, name: str) -> tuple[Envelope, bytes]:
+    if len(data) > MAX_BYTES:
+        raise UntrustedError(f"{name}: is larger than {MAX_BYTES} bytes; the maximum")
     try:
         envelope = Envelope.model_validate_json(data)
         return envelope, base64.b64decode(envelope.payload, validate=True)
     except (ValidationError, binascii.Error, ValueError):
-        raise UntrustedError(f"{name}: is no signed document (DSSE envelope)") from None
+        raise UntrustedError(f"{name}: is not a signed document (DSSE envelope)") from None
 
 
 def _check_plain(content: Any) -> None:
@@ -140,11 +141,11 @@ def _check_plain(content: Any) -> None:
     elif isinstance(content, list):
         for value in content:
             _check_plain(value)
-    elif isinstance(content, float) or (isinstance(content, int) and abs(content) > LARGEST_NUMBER):
-        raise ValueError(f"the number {content} is not whole, or too large")
+    elif isinstance(content, float) or (isinstance(content, int) and abs(content) > MAX_NUMBER):
+        raise ValueError(f"the number {content} is not an integer, or too large")
 
 
-def _signed(public: str, signature: str, message: bytes) -> bool:
+def _is_signature(public: str, signature: str, message: bytes) -> bool:
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
         key.verify(base64.b64decode(signature, validate=True), message)

@@ -1,9 +1,9 @@
-"""What of a store nobody needs any more.
+"""Garbage collection of a store.
 
-Needed is what an alias points at or pointed at before that, the newest artifacts of every name, what runs that have not
-ended name in their recipes, all that these were made of, and whatever shards are kept. Nothing younger than `GRACE` is
-touched: a publisher stores files first and their manifest last, and stores a file again that has been there for half of
-that time. What is needed is found once more just before files go, and so is their age.
+Reachable are the current and previous artifact of every alias, the newest artifacts of every name, the artifacts named
+in the recipes of runs that have not ended, everything that these were made from, and shards. Values younger than
+`GRACE` are never removed: a publisher writes files first and the manifest last, and writes a file again that is older
+than half of it. Reachability and age are determined again just before each removal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GcPlan:
-    """What nobody needs, by key, with its bytes: artifacts, notes of shards, and blobs; and which runs are open."""
+    """Unreachable keys with their sizes: artifacts, shard notes, blobs; and the runs that have not ended."""
 
     artifacts: dict[str, int]
     shards: dict[str, int]
@@ -39,7 +39,7 @@ class GcPlan:
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """The total size in bytes."""
         return sum(sum(part.values()) for part in (self.artifacts, self.shards, self.blobs))
 
 
@@ -102,7 +102,7 @@ def _removed(store: Store, key: str, size: int, on_progress: ProgressCallback, c
 
 
 def _released(registry: ReleaseRegistry) -> list[Release]:
-    """Those of every alias's last artifacts; all releases where every key that signed one was revoked."""
+    """The releases of every alias's last artifacts; all releases of an alias whose signing keys are all revoked."""
     releases: list[Release] = []
     for alias in registry.aliases(revoked=True):
         counting = registry.history(*alias)
@@ -112,7 +112,10 @@ def _released(registry: ReleaseRegistry) -> list[Release]:
 
 
 def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
-    """Runs that have not ended, and their records; silent ones may only be slow, steps end with their pipeline."""
+    """The runs that have not ended, with their records. A run without a heartbeat counts: it may only be slow.
+
+    A step of a pipeline ends with its pipeline.
+    """
     for run in all_runs(store):
         record = run.record()
         whole = RunStore(store, record.part_of) if record.part_of else run
@@ -123,7 +126,7 @@ def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
 def _live_manifests(
     manifests: Sequence[Manifest], releases: Collection[Release], records: Collection[str], keep: int
 ) -> set[str]:
-    """What somebody needs: releases, the newest of every name, and what runs that have not ended name."""
+    """The roots: releases, the newest artifacts of every name, and artifacts that open runs name."""
     newest: dict[str, list[str]] = {}
     for one in manifests:
         newest.setdefault(one.name, []).append(one.reference)
@@ -133,7 +136,7 @@ def _live_manifests(
 
 
 def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]:
-    """These, and all that they were made of."""
+    """The roots, and everything that they were made from."""
     closure: set[str] = set()
     waiting = [name for name in roots if name in manifests]
     while waiting:
@@ -145,10 +148,10 @@ def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]
 
 
 def _noted(store: Store, note: StoreEntry) -> list[str]:
-    """The blob that a shard's note names."""
+    """The digest of the blob that a shard's note names."""
     try:
         return [json.loads(store.get(note.key))["sha256"]]
-    except NotFoundError:  # dropped meanwhile
+    except NotFoundError:  # removed meanwhile
         return []
 
 

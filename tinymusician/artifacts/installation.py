@@ -1,12 +1,12 @@
-"""A device's folder: what is installed, the version before it, and what is on its way.
+"""A device's folder: the installed version, the previous one, and partial downloads.
 
-installed.json            what is in use; replaced in one step when a new version is whole
-versions/VERSION-DIGEST/  the files of a version, read-only, hard links to blobs where the file system can
+installed.json            the version in use; replaced atomically when a new version is complete
+versions/VERSION-DIGEST/  the files of a version, read-only; hard links to blobs if the file system has them
 blobs/DIGEST              files by digest, shared by versions
-partial/                  files on their way
-lock                      held by the one that changes anything
+partial/                  partial downloads
+lock                      held while the folder is changed
 
-An app reads `installed.json` and opens the folder that it names. Until that file is replaced, nothing has happened.
+An app reads `installed.json` and opens the folder that it names. An update takes effect when this file is replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD = "installed.json"
 
 
 class InstalledVersion(BaseModel):
-    """A version that is there whole. `digest` is that of its signed release."""
+    """An installed version. `digest` is that of its signed release."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,15 +40,15 @@ class InstalledVersion(BaseModel):
 
     @property
     def folder(self) -> str:
-        """Its folder's place below the device's folder."""
+        """The path of its folder, relative to the device's folder."""
         return f"versions/{self.release.version}-{self.digest[:12]}"
 
 
 class InstallState(BaseModel):
-    """What a device knows.
+    """The persistent state of a device.
 
-    `seen` is the latest date that a trusted document bears: the present lies not before it. `known` is the highest
-    version of every release that was ever installed here, with its digest; `followed` every root key that was trusted.
+    `seen` is the latest date of a trusted document, a lower bound of the current time. `latest` maps every release that
+    was ever installed here to its highest version and digest. `followed` are the root keys that were ever trusted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,16 +63,16 @@ class InstallState(BaseModel):
 
 
 class Installation:
-    """One device's folder."""
+    """The folder of one device."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def record(self) -> InstallState | None:
-        """What is installed, None if nothing ever was.
+        """The persistent state; None before the first installation.
 
         Raises:
-            StoreError: the record is damaged.
+            StoreError: the state is damaged.
         """
         path = self.folder / RECORD
         try:
@@ -83,22 +83,22 @@ class Installation:
             raise StoreError(f"{path}: is damaged; remove it, and pull again") from None
 
     def usable(self) -> tuple[InstalledVersion, Path] | None:
-        """The version to play from: the current one, or the one before if files of the current one are gone."""
+        """The version to use: the current one, or the previous one if files of the current one are missing."""
         record = self.record()
         for version in (record.current, record.previous) if record else ():
-            if version is not None and self.is_whole(version):
+            if version is not None and self.is_complete(version):
                 return version, self.folder / version.folder
         return None
 
-    def is_whole(self, version: InstalledVersion) -> bool:
-        """Whether all files of a version are there, byte by byte."""
+    def is_complete(self, version: InstalledVersion) -> bool:
+        """Whether all files of a version exist with the right digests."""
         files = [(self.folder / version.folder / file.path, file) for file in version.release.files]
         return all(path.is_file() and path.stat().st_size == file.size for path, file in files) and all(
             digest_of(path) == file.sha256 for path, file in files
         )
 
     def can_link(self) -> bool:
-        """Whether the file system has hard links, so that a version's folder takes no room beside its blobs."""
+        """Whether the file system has hard links; then a version's folder needs no space beyond its blobs."""
         path, link = self.folder / "lock", self.folder / f".link-{os.getpid()}"
         try:
             os.link(path, link)
@@ -108,14 +108,14 @@ class Installation:
         return True
 
     def write(self, record: InstallState) -> None:
-        """Replace the record in one step."""
+        """Replace the state atomically."""
         with atomic_write(self.folder / RECORD) as draft:
             draft.write_text(record.model_dump_json(indent=2))
 
-    def lay_out(self, version: InstalledVersion) -> None:
-        """Make a version's folder out of blobs that are there; it appears whole."""
+    def create_version(self, version: InstalledVersion) -> None:
+        """Create a version's folder from its blobs, atomically."""
         place = self.folder / version.folder
-        if self.is_whole(version):
+        if self.is_complete(version):
             return
         draft = place.with_name(f"{place.name}.draft")
         for left in (draft, place):
@@ -123,21 +123,21 @@ class Installation:
         for file in version.release.files:
             path = draft / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            _linked(self.folder / "blobs" / file.sha256, path)
+            _link(self.folder / "blobs" / file.sha256, path)
         for path in (*draft.rglob("*"), draft):
-            _flushed(path)
+            _fsync(path)
         os.replace(draft, place)
-        _flushed(place.parent)
+        _fsync(place.parent)
 
-    def step_back(self, digest: str) -> None:
-        """Go back to the version before this one, if this one is in use: it is whole, and yet no good."""
+    def roll_back(self, digest: str) -> None:
+        """Return to the previous version if this one is in use: it is complete but unusable."""
         with self.locked():
             record = self.record()
             if record and record.current and record.current.digest == digest and record.previous:
                 self.write(record.model_copy(update={"current": record.previous, "previous": None}))
 
-    def tidy(self, record: InstallState) -> None:
-        """Remove versions, blobs and partial files that neither the current nor the previous version needs."""
+    def remove_unused(self, record: InstallState) -> None:
+        """Remove versions, blobs and partial files other than those of the current and previous version."""
         retained = [version for version in (record.current, record.previous) if version is not None]
         folders = {Path(version.folder).name for version in retained}
         blobs = {file.sha256 for version in retained for file in version.release.files}
@@ -150,7 +150,7 @@ class Installation:
         self.remove_partial_except(())
 
     def remove_partial_except(self, digests: Iterable[str]) -> None:
-        """Remove what arrived of other files, so that it takes no room."""
+        """Remove partial downloads of other files."""
         retained = set(digests)
         for path in (self.folder / "partial").glob("*"):
             if path.name.removesuffix(".tag") not in retained:
@@ -158,14 +158,14 @@ class Installation:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The right to change the folder; whoever comes second waits. The system gives it back for those that die."""
+        """Hold the folder's lock; the system releases it if the process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
-def _linked(blob: Path, path: Path) -> None:
+def _link(blob: Path, path: Path) -> None:
     try:
         os.link(blob, path)
     except OSError:  # a file system without hard links
@@ -173,8 +173,8 @@ def _linked(blob: Path, path: Path) -> None:
         path.chmod(0o444)
 
 
-def _flushed(path: Path) -> None:
-    """Write a file or a folder to the disk itself."""
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

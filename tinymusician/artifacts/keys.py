@@ -1,7 +1,7 @@
-"""Signing keys: pairs of Ed25519 in a folder that only their owner can read, never in a store.
+"""Signing keys: Ed25519 key pairs in a folder that only their owner can read, never in a store.
 
-`root` says which keys may sign releases, and can be kept offline; `release` signs releases every day. Beside them lies
-`pin.json`, which tells the publisher's own root documents from those that somebody put into the store instead.
+The `root` key authorizes release keys and can be offline; the `release` key signs releases. `pin.json` beside them lets
+the publisher detect root documents that an attacker put into the store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PIN = "pin.json"
 
 
 class RootPin(BaseModel):
-    """What was made with these keys: the first public root key, and the newest root document's version and SHA-256."""
+    """The first public root key, and the version and SHA-256 of the newest root document."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,10 +37,10 @@ class RootPin(BaseModel):
 
 
 def read_pin(folder: Path) -> RootPin | None:
-    """The pin beside the keys of a folder, if there is one.
+    """The pin of a key folder, if there is one.
 
     Raises:
-        KeyFileError: it is damaged.
+        KeyFileError: the pin is damaged.
     """
     try:
         return RootPin.model_validate_json((folder / PIN).read_bytes())
@@ -51,7 +51,7 @@ def read_pin(folder: Path) -> RootPin | None:
 
 
 def write_pin(folder: Path, pin: RootPin) -> None:
-    """Replace the pin in one step."""
+    """Replace the pin atomically."""
     with atomic_write(folder / PIN, 0o600) as draft:
         draft.write_text(pin.model_dump_json() + "\n")
 
@@ -63,17 +63,17 @@ def keys_folder() -> Path:
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:
-    """A key's public half, 64 hexadecimal digits."""
+    """The public key, 64 hexadecimal digits."""
     return key.public_key().public_bytes_raw().hex()
 
 
 def key_id(public: str) -> str:
-    """What a key is called: the SHA-256 of its public half."""
+    """The key id: the SHA-256 of the public key."""
     return hashlib.sha256(bytes.fromhex(public)).hexdigest()
 
 
 def new_key(role: Role, folder: Path) -> Ed25519PrivateKey:
-    """Make a key and write it to `ROLE-ID.pem`, readable by its owner alone."""
+    """Create a key and write it to `ROLE-ID.pem` with mode 600."""
     key = Ed25519PrivateKey.generate()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(_file(role, key_id(public_hex(key)), folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -85,15 +85,15 @@ def new_key(role: Role, folder: Path) -> Ed25519PrivateKey:
 
 
 def load_key(role: Role, folder: Path, trusted: Collection[str]) -> Ed25519PrivateKey:
-    """The private key of one of the `trusted` key ids. Which key is in use is said by the root document alone.
+    """The private key of one of the `trusted` key ids, which come from the root document.
 
     Raises:
-        KeyFileError: there is none here, others can read it, or it is no such key.
+        KeyFileError: the folder has none of them, other users can read it, or it is not such a key.
     """
     for one in trusted:
         path = _file(role, one, folder)
         if path.exists():
-            return _loaded(path, one)
+            return _load(path, one)
     names = ", ".join(f"{role}-{one[:12]}.pem" for one in trusted)
     raise KeyFileError(
         f"{folder}: the {role} key is not here ({names}); `tmctl signing-keys create` makes the first ones, "
@@ -105,11 +105,11 @@ def _file(role: Role, key_id: str, folder: Path) -> Path:
     return folder / f"{role}-{key_id[:12]}.pem"
 
 
-def _loaded(path: Path, expected_id: str) -> Ed25519PrivateKey:
+def _load(path: Path, expected_id: str) -> Ed25519PrivateKey:
     try:
         info = path.stat()
         mode = stat.S_IMODE(info.st_mode)
-        # A secret that a cluster mounts is root's, and is read through a group that has nobody else in it.
+        # A secret that Kubernetes mounts is owned by root and read through a group of its own.
         mounted = info.st_uid == 0 and os.geteuid() != 0
         if mode & (0o037 if mounted else 0o077):
             raise KeyFileError(f"{path}: others can read it (mode {mode:o}); `chmod 600 {path}`")
@@ -117,7 +117,7 @@ def _loaded(path: Path, expected_id: str) -> Ed25519PrivateKey:
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{path}: cannot be read as a private key ({error})") from None
     if not isinstance(key, Ed25519PrivateKey) or key_id(public_hex(key)) != expected_id:
-        raise KeyFileError(f"{path}: holds another key than its name says")
+        raise KeyFileError(f"{path}: contains another key than its name says")
     return key
 
 

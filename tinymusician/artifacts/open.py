@@ -1,4 +1,4 @@
-"""Which store an address means: `file:///folder` or `s3://bucket/prefix`, from TMCTL_STORE or the user's own folder."""
+"""Opens a store by URL: `file:///folder` or `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STORE_VARIABLE, STORE_TIMEOUT_VARIABLE = "TMCTL_STORE", "TMCTL_STORE_TIMEOUT"
 
 
 def open_store(url: str | None = None) -> Store:
-    """The store at `url`, or at TMCTL_STORE, or else in the user's data directory.
+    """The store at `url`, by default at TMCTL_STORE, otherwise in the user's data directory.
 
-    Where TMCTL_STORE_TIMEOUT says so many seconds, as within jobs, a server that does not answer is waited for.
+    With TMCTL_STORE_TIMEOUT, a number of seconds, failed requests to a server are retried for so long; jobs set it.
 
     Raises:
-        StoreError: the address is neither `file:///folder` nor `s3://bucket/prefix`.
+        StoreError: the URL is neither `file:///folder` nor `s3://bucket/prefix`.
     """
     address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
     parts = urlparse(address)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
-from tinymusician.artifacts.envelope import LARGEST
+from tinymusician.artifacts.envelope import MAX_BYTES
 from tinymusician.artifacts.installation import Installation, InstalledVersion, InstallState
 from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, split_reference
 from tinymusician.artifacts.run_state import now
@@ -108,11 +108,11 @@ class PullClient:
             raise trouble
         offer = self._offer(record)
         release = offer.version.release
-        if offer.is_new or not self.installation.is_whole(offer.version):
+        if offer.is_new or not self.installation.is_complete(offer.version):
             self._download(release, on_progress, pace)
-            self.installation.lay_out(offer.version)
+            self.installation.create_version(offer.version)
         before = record.current if offer.is_new else record.previous
-        fallback = next((one for one in (before, record.previous) if one and self.installation.is_whole(one)), None)
+        fallback = next((one for one in (before, record.previous) if one and self.installation.is_complete(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
@@ -122,7 +122,7 @@ class PullClient:
             }
         )
         self._keep(fresh)
-        self.installation.tidy(fresh)
+        self.installation.remove_unused(fresh)
         return offer.version
 
     def _download(self, release: Release, on_progress: ProgressCallback, pace: BandwidthLimiter) -> None:
@@ -203,7 +203,7 @@ class PullClient:
         return AvailableUpdate(version, self._missing(version.release), is_new)
 
     def _from(self, source: Source, record: InstallState, moment: datetime) -> InstalledVersion:
-        data = read_small(source, latest_key(self._name, self._alias), LARGEST + 1)
+        data = read_small(source, latest_key(self._name, self._alias), MAX_BYTES + 1)
         release = read_release(data, self.reference, record.root.release_keys)
         check_fresh(release, moment)
         version = InstalledVersion(release=release, digest=hashlib.sha256(data).hexdigest())
@@ -230,7 +230,7 @@ class PullClient:
 def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | None:
     """A root document; a store that does not say whether it has one, which is noted, is taken to have none."""
     try:
-        return read_small(source, root_key(version), LARGEST + 1)
+        return read_small(source, root_key(version), MAX_BYTES + 1)
     except NotFoundError:
         return None
     except AccessDeniedError as error:

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tinymusician.artifacts.envelope import LARGEST_NUMBER, unseal
+from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
 from tinymusician.errors import StoreError, UntrustedError
 
 KIND = "application/vnd.tinymusician.release.v1+json"
-LARGEST_FILE, MOST_FILES = 1 << 40, 4096
+MAX_FILE_BYTES, MAX_FILES = 1 << 40, 4096
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,63})@([a-z0-9][a-z0-9-]{0,63})")
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -29,7 +29,7 @@ class ReleasedFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str = Field(max_length=256)
-    size: int = Field(ge=0, le=LARGEST_FILE)
+    size: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
@@ -47,13 +47,13 @@ class Release(BaseModel):
 
     name: Word
     alias: Word
-    version: int = Field(ge=1, le=LARGEST_NUMBER)
+    version: int = Field(ge=1, le=MAX_NUMBER)
     created: AwareDatetime = Field(strict=False)
     expires: AwareDatetime = Field(strict=False)
     artifact: str = Field(max_length=256)
     kind: str = Field(max_length=64)
     licence: str = Field(max_length=1024)
-    files: tuple[ReleasedFile, ...] = Field(min_length=1, max_length=MOST_FILES, strict=False)
+    files: tuple[ReleasedFile, ...] = Field(min_length=1, max_length=MAX_FILES, strict=False)
     about: dict[str, Any] = {}
 
     @model_validator(mode="after")
