@@ -100,3 +100,9 @@ def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "four.onnx")
     result = coreml(tmp_path / "four.onnx")
     assert (result.said, result.lacks) == (said, () if kind == "Relu" else ("Floor",))
+
+
+def test_a_graph_that_the_checker_cannot_read_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    result = coreml(tmp_path / "broken.onnx")
+    assert (result.lacks, result.said.partition(":")[0]) == ((), "the checker failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,33 @@ def test_moving_averages_follow_the_data_and_revive_dead_codes() -> None:
     used = trainer(torch.randn(4, 4, 400, generator=generator) + 3, torch.full((4,), 4), None).codes[:, 0].unique()
     assert len(used) == 16
     assert book.embed.mean().item() == pytest.approx(3, abs=0.3)
+
+
+def revive_on_worker(rank: int, folder: str) -> None:
+    """One training step of a worker whose first code is dead; only worker 1 has latents."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    trainer, generator = quantizer()
+    book = trainer.quantizer.layers[0].codebook
+    with torch.no_grad():
+        book.embed[0] = book.embed_avg[0] = 1000.0
+        book.cluster_size[0] = 0
+    latent = torch.randn(1, 4, 200, generator=torch.Generator().manual_seed(rank)) + 10 * rank
+    trainer.train()(latent, torch.tensor([4 * rank]), generator)
+    torch.save((book.embed, latent), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_revive_the_same_codes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=revive_on_worker, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    (first, _), (second, latent) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    assert (second[0] == latent[0].T).all(1).any(), "a dead code becomes a latent of the worker that has some"
 
 
 def test_gradients_pass_straight_through() -> None:

@@ -68,13 +68,13 @@ def test_what_is_refused(key: Ed25519PrivateKey) -> None:
     }
     stranger = {**good, "signatures": [{**good["signatures"][0], "keyid": "0" * 64}]}
     for content, message in (
-        (changed, "changed after it was signed"),
+        (changed, "changed after signing"),
         (spaced, "not canonical JSON"),
         (stranger, "signed by 000000000000"),
-        ({**good, "signatures": []}, "no signed document"),
-        ({**good, "more": 1}, "no signed document"),
-        ({**good, "payload": "%%%"}, "no signed document"),
-        ([], "no signed document"),
+        ({**good, "signatures": []}, "not a signed document"),
+        ({**good, "more": 1}, "not a signed document"),
+        ({**good, "payload": "%%%"}, "not a signed document"),
+        ([], "not a signed document"),
     ):
         with pytest.raises(UntrustedError, match=message):
             unseal(json.dumps(content).encode(), KIND, trusted(key), "x")
@@ -82,7 +82,7 @@ def test_what_is_refused(key: Ed25519PrivateKey) -> None:
         unseal(json.dumps(good).encode(), "other", trusted(key), "x")
     with pytest.raises(UntrustedError, match="larger than 1048576 bytes"):
         unseal(b" " * (MAX_BYTES + 1), KIND, trusted(key), "x")
-    with pytest.raises(UntrustedError, match="no signed document"):
+    with pytest.raises(UntrustedError, match="not a signed document"):
         unseal(b"\xff\xfe", KIND, trusted(key), "x")
 
 
@@ -91,7 +91,7 @@ def test_canonical_json() -> None:
     content = {"b": [1, True, None], "a": 'é\u2028\t"\\/\x1f'}
     assert canonical(content) == '{"a":"é\u2028\\t\\"\\\\/\\u001f","b":[1,true,null]}'.encode()
     for value in (1.5, float("nan"), 1 << 53, {"ä": 1}):
-        with pytest.raises(ValueError, match=r"is not whole|is not in ASCII"):
+        with pytest.raises(ValueError, match=r"is not an integer|is not in ASCII"):
             canonical({"a": [value]})
 
 

@@ -153,7 +153,7 @@ def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_pa
     sampling = {"one_pass": True, "guidance": 2.0, "guidance_range": (1.0, 5.0)}
     tokenizer = tiny_musicgen / "tokenizer.json"
     write_bundle(load_musicgen(str(tiny_musicgen)), tokenizer, tmp_path / "deaf", **sampling)
-    with pytest.raises(BundleError, match=r"cross\.onnx is no cross; it has no input guidance"):
+    with pytest.raises(BundleError, match=r"cross\.onnx is not a cross; it has no input guidance"):
         load_generator(tmp_path / "deaf")
     write_bundle(student, tokenizer, tmp_path / "not asked", one_pass=True, guidance=1.0)
     with pytest.raises(BundleError, match=r"cross\.onnx has a guidance input, .* no guidance_range"):

@@ -295,7 +295,7 @@ class TestRoots:
         world.client().pull()
         world.registry.rotate("release")
         world.store.put("keys/root-000003.json", b"junk")
-        with pytest.raises(UntrustedError, match="root document 3: is no signed document"):
+        with pytest.raises(UntrustedError, match="root document 3: is not a signed document"):
             world.client().pull()
         assert world.client().installation.record().root.version == 2  # type: ignore[union-attr]
 
@@ -347,7 +347,7 @@ class TestRoots:
             load_key("release", folder, trusted)
         path.chmod(0o600)
         os.replace(next(folder.glob("root-*.pem")), path)
-        with pytest.raises(KeyFileError, match="holds another key than its name says"):
+        with pytest.raises(KeyFileError, match="contains another key than its name says"):
             load_key("release", folder, trusted)
         with pytest.raises(KeyFileError, match="the release key is not here"):
             load_key("release", tmp_path / "nowhere", trusted)

@@ -44,7 +44,7 @@ def test_another_kind_starts_its_part_afresh() -> None:
         ("training.warmup_steps=120", r"warmup 120: fewer than steps \(120\)"),
         ("sequences.clip_share=0.3", r"clip_share 0\.3: needs `clips`"),
         ("sequences.clips=/tmp", r"clips: given, but clip_share is 0"),
-        ("training.zero_stage=4", r"training\.zero = 4: .*0, 1, 2 or 3"),
+        ("training.zero_stage=4", r"training\.zero_stage = 4: .*0, 1, 2 or 3"),
         ("teacher=3", r"teacher = 3"),
         ("teacher.model.x=3", r"'model' is a value, not a part"),
         ("training", r"the form is part\.key=value"),
@@ -71,9 +71,9 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_says_a_part_keeps_the_rest() -> None:
-    gates = load_recipe("band", ("quantize.thresholds.int8.kl=0.5",)).quantize.gates
-    thresholds = load_recipe("band").quantize.gates
+    gates = load_recipe("band", ("quantize.thresholds.int8.kl=0.5",)).quantize.thresholds
+    thresholds = load_recipe("band").quantize.thresholds
     assert gates.int8 == thresholds.int8.model_copy(update={"kl": 0.5})
     assert gates.int4 == thresholds.int4
-    with pytest.raises(RecipeError, match=r"quantize\.gates\.int8\.drums = 1: no such key"):
+    with pytest.raises(RecipeError, match=r"quantize\.thresholds\.int8\.drums = 1: no such key"):
         load_recipe("band", ("quantize.thresholds.int8.drums=1",))

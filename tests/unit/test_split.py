@@ -82,5 +82,7 @@ def test_two_halves_are_the_whole(tiny_musicgen: Path, tmp_path: Path, name: str
 
 def test_what_does_not_divide() -> None:
     check_split(32, 8192, 4)
-    with pytest.raises(ModelError, match=r"teacher\.split = 3: must divide the teacher's 32 attention heads"):
+    with pytest.raises(
+        ModelError, match=r"teacher\.tensor_parallel_size = 3: must divide the teacher's 32 attention heads"
+    ):
         check_split(32, 8192, 3)

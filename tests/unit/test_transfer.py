@@ -143,7 +143,7 @@ def test_a_mirror_that_sends_next_to_nothing(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the patience of one look, whatever came before it, another mirror goes on."""
-    monkeypatch.setattr(transfer, "_PATIENCE", 0.1)
+    monkeypatch.setattr(transfer, "_TIMEOUT_SECONDS", 0.1)
     server.faults = [trickle(0.5)]
     with misbehaving(server.root) as other:
         sources = [HttpSource(server.url), HttpSource(other.url)]
@@ -178,7 +178,7 @@ def test_whoever_gets_on_alone_is_not_interrupted(
 def test_a_small_value_that_never_ends(
     server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(source_module, "_TIMEOUT_SECONDS", 0.05)
     server.faults = [trickle(0.001)]
     with pytest.raises(StoreError, match="bytes in"):
         HttpSource(server.url).read(blob_key(file.sha256), SIZE)

@@ -62,7 +62,7 @@ class TestBundles:
     def test_a_path_out_of_the_folder(self, folder: Path, path: str) -> None:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         self.change(folder, files=[{**files[0], "path": path}, *files[1:]])
-        with pytest.raises(BundleError, match="leads out of the bundle's folder"):
+        with pytest.raises(BundleError, match="is outside the bundle's folder"):
             open_bundle(folder)
 
     def test_another_format(self, folder: Path) -> None:
@@ -99,14 +99,12 @@ class TestBundles:
         assert "\n" not in str(caught.value)
 
     def test_a_provider_that_is_not_there(self, folder: Path) -> None:
-        with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not here; this ONNX Runtime has"):
+        with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not available; this ONNX Runtime has"):
             load_generator(folder, provider="CUDAExecutionProvider")
 
     def test_a_provider_that_the_bundle_is_not_meant_for(self, folder: Path) -> None:
         self.change(folder, providers=["CoreMLExecutionProvider"])
-        with pytest.raises(
-            BundleError, match="'CPUExecutionProvider': the bundle is meant for CoreMLExecutionProvider"
-        ):
+        with pytest.raises(BundleError, match="'CPUExecutionProvider': the bundle allows CoreMLExecutionProvider"):
             load_generator(folder)
 
     def test_two_graphs_in_each_others_place(self, folder: Path) -> None:
@@ -114,5 +112,5 @@ class TestBundles:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         other = {"decoder": "codec_decoder", "codec_decoder": "decoder"}
         self.change(folder, files=[{**file, "role": other.get(file["role"], file["role"])} for file in files])
-        with pytest.raises(BundleError, match=r"codec_decoder\.onnx is no decoder; it has no input"):
+        with pytest.raises(BundleError, match=r"codec_decoder\.onnx is not a decoder; it has no input"):
             load_generator(folder)

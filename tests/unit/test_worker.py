@@ -37,10 +37,10 @@ def test_every_worker_fits_on_one_node(nodes: list[int], workers: int, cpus: int
 
 
 def test_what_an_autoscaler_may_bring_counts() -> None:
-    assert cpus_per_worker([0, 4], 8, most=36) == 1
-    assert cpus_per_worker([0, 4], 2, most=36) == 2, "what is here is taken as it is"
+    assert cpus_per_worker([0, 4], 8, max_cpus=36) == 1
+    assert cpus_per_worker([0, 4], 2, max_cpus=36) == 2, "what is here is taken as it is"
     with pytest.raises(ClusterError, match="--workers 37: the cluster has 4 CPUs"):
-        cpus_per_worker([0, 4], 37, most=36)
+        cpus_per_worker([0, 4], 37, max_cpus=36)
 
 
 def test_more_workers_than_cpus() -> None:
@@ -51,7 +51,7 @@ def test_more_workers_than_cpus() -> None:
 def test_gpus_are_for_all_or_too_few() -> None:
     assert has_gpus_for(2, 8)
     assert not has_gpus_for(2, 0)
-    assert has_gpus_for(8, 4, least=4), "an elastic run begins with those that are there"
+    assert has_gpus_for(8, 4, min_workers=4), "an elastic run begins with those that are there"
     with pytest.raises(ClusterError, match=r"the cluster has 4 GPU\(s\) for 8 workers and actors"):
         has_gpus_for(8, 4)
 

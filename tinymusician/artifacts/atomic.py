@@ -56,9 +56,7 @@ def _abandoned(name: str) -> bool:
     """Whether a draft's process would be visible here, and is dead."""
     scope, _, rest = name.removeprefix(DRAFT).partition("-")
     process = rest.partition("-")[0]
-    if (
-        sys.platform == "win32" or scope != _process_scope() or not process.isdigit()
-    ):  # on Windows, os.kill(pid, 0) would terminate it
+    if sys.platform == "win32" or scope != _process_scope() or not process.isdigit():
         return False
     try:
         os.kill(int(process), 0)
