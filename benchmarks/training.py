@@ -41,9 +41,10 @@ name: shapes
 description: a step on MusicGen's shapes
 teacher: {{model: {folder}}}
 student: {{kind: prune_layers, layers: {layers}}}
-sequences: {{prompts: {prompts}, seconds: {seconds}, samples: 1}}
+sequences: {{prompts: {prompts}, seconds: {seconds}, samples_per_prompt: 1}}
 training:
-  {{steps: {steps}, batch_size: {batch}, warmup: 1, log_every: 1, validate_every: {steps}, checkpoint_every: {steps}}}
+  {{steps: {steps}, batch_size: {batch}, warmup_steps: 1, log_every: 1,
+  validate_every: {steps}, checkpoint_every: {steps}}}
 """
 
 

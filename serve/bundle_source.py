@@ -15,11 +15,11 @@ from typing import Protocol
 from platformdirs import user_cache_path
 
 from serve.config import ServeConfig
-from serve.resolve import resolve_bundle
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import open_source
+from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
 

@@ -133,7 +133,7 @@ def lineage(
     emit({"artifact": name, **steps, "circumstances": about}, json, "\n".join(text))
 
 
-@app.command(rich_help_panel=INSPECT)
+@app.command("card", rich_help_panel=INSPECT)
 def model_card(reference: Reference) -> None:
     """Print an artifact's model card in Markdown: what it is, how good, made of what, under which licence.
 

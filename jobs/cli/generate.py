@@ -53,7 +53,7 @@ def generate(
 
     - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
     """
-    from serve.resolve import resolve_bundle
+    from tinymusician.bundle_refs import resolve_bundle
     from tinymusician.errors import DataError
     from tinymusician.runtime.audio import read_wave, write_wave
     from tinymusician.runtime.generator import GenerationRequest, load_generator

@@ -52,9 +52,10 @@ name: tiny
 description: a tiny pair with random weights
 teacher: {{model: {folder / "teacher"}}}
 student: {{kind: prune_layers, layers: [0, 3]}}
-sequences: {{prompts: band, seconds: 0.4, samples: 1, shard_prompts: 40}}
+sequences: {{prompts: band, seconds: 0.4, samples_per_prompt: 1, prompts_per_shard: 40}}
 training:
-  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup: 2, validate_every: 6, checkpoint_every: 6, log_every: 1}}
+  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup_steps: 2, validate_every: 6, checkpoint_every: 6,
+  log_every: 1}}
 """
     )
     return path
@@ -67,8 +68,8 @@ def evaluate_options(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     write_clips(folder)
     embedding = json.dumps({"kind": "encodec", "model": str(recipe.parent / "teacher")})
     values = ("reference.kind=folder", f"reference.audio={folder}", f"embedding={embedding}", f"clips={CLIPS}")
-    values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch=4", "agreement_clips=8")
-    values += ("cost_runs=1", "resamples=20", "listen=2")
+    values += ("clap=band-clap", "tagger=band-tagger", "seconds=0.4", "batch_size=4", "agreement_clips=8")
+    values += ("cost_runs=1", "resamples=20", "num_audio_samples=2")
     return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
 
 

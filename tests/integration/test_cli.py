@@ -118,7 +118,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("submit", "quantize", "band", "--set", "quantize.method=hqq"), "symmetric must be false"),
         (
             ("submit", "quantize", "band", "--set", "quantize.format=optimum", "--set", "quantize.cache=int8"),
-            "flavour optimum: knows neither cache int8 nor continuation",
+            "format optimum: knows neither cache int8 nor continuation",
         ),
         (("generate", "a reel", "--model", "nobody"), "artifact 'nobody': not in"),
         (("submit", "distill", "band", "--name", "A b"), "run name 'A b': allowed are lower-case"),

@@ -159,16 +159,16 @@ def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Pa
         "train_clips=12",
         "held_out_clips=10",
         "codec_steps=1",
-        "codec_batch=2",
+        "codec_batch_size=2",
         "teacher_steps=2",
     )
     short += (
         "student_steps=2",
-        "language_model_batch=2",
+        "lm_batch_size=2",
         "clap_steps=2",
-        "clap_batch=4",
+        "clap_batch_size=4",
         "tagger_steps=2",
-        "tagger_batch=4",
+        "tagger_batch_size=4",
     )
     values = tuple(f"pretrain.{value}" for value in short)
     run = tmctl_json(ray, store, "submit", "pretrain", "band", *settings(values), *TWO, "--name", "p")

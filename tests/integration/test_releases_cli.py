@@ -96,7 +96,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert "back to version 1: it hisses" in history
     (aliased,) = [one for one in person.tmctl_json("artifacts", "aliases") if one["alias"] == "stable"]
     assert (aliased["version"], aliased["artifact"]) == (4, first.reference)
-    assert person.tmctl_json("artifacts", "collect") == {
+    assert person.tmctl_json("artifacts", "gc") == {
         "artifacts": [],
         "shards": [],
         "blobs": [],

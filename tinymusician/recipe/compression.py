@@ -73,5 +73,5 @@ class QuantizeConfig(ConfigModel):
         if self.method == "hqq" and self.symmetric:
             raise ValueError("method hqq: fits zero points, so symmetric must be false")
         if self.format == "optimum" and (self.cache != "float32" or self.continuation):
-            raise ValueError("flavour optimum: knows neither cache int8 nor continuation; take flavour fused")
+            raise ValueError("format optimum: knows neither cache int8 nor continuation; take format fused")
         return self
