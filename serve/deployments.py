@@ -36,7 +36,7 @@ class ServeEngineClient:
     """The engine replicas of this application; Serve routes to the least loaded one."""
 
     def __init__(self, replicas: DeploymentHandle) -> None:
-        self._play = replicas.options(method_name="play", stream=True)
+        self._play = replicas.options(method_name="generate", stream=True)
         self._file = replicas.options(method_name="file", stream=True)
         self._about = replicas.options(method_name="about")
 
