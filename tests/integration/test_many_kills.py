@@ -37,12 +37,12 @@ WORK = {
 }
 VICTIMS = {
     "worker": ("ray::RayTrainWorker",),
-    "teacher": ("ray::_Teacher",),
+    "teacher": ("ray::TeacherActor",),
     "driver": ("jobs.launch.supervisor --child",),
     "raylet": ("raylet/raylet",),
     "head": ("gcs_server",),
 }
-OF_A_JOB = ("ray::RayTrainWorker", "ray::_Teacher", "jobs.launch.supervisor")
+OF_A_JOB = ("ray::RayTrainWorker", "ray::TeacherActor", "jobs.launch.supervisor")
 
 
 @pytest.fixture

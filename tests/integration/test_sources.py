@@ -65,12 +65,12 @@ def test_a_teacher_on_an_actor_that_is_killed(
         ray, store, "submit", "distill", str(recipe), *settings((*LONG, *ACTORS)), "--name", "actors", "--no-wait"
     )
     wait_for_checkpoint(store, "actors")
-    (teacher,) = ray.processes("ray::_Teacher")
+    (teacher,) = ray.processes("ray::TeacherActor")
     os.kill(teacher, signal.SIGKILL)
     wait_for(lambda: RunStore(store, "actors").status().state == "SUCCEEDED")
     check_same_losses(losses(store, "actors"), undisturbed.losses(1))
     assert RunStore(store, "actors").log().count("distill: from") == 1, "the worker was not restarted"
-    wait_for(lambda: not ray.processes("ray::_Teacher"))
+    wait_for(lambda: not ray.processes("ray::TeacherActor"))
 
 
 def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
