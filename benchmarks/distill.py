@@ -48,8 +48,9 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
 
     from tinymusician.data.tokens import TokenDataset
     from tinymusician.distill.objective import mixture
-    from tinymusician.distill.signals import OnlineTeacher
-    from tinymusician.distill.task import DistillTask, TemperatureSchedule
+    from tinymusician.distill.schedules import TemperatureSchedule
+    from tinymusician.distill.signals import OnlineTeacher, SignalSet
+    from tinymusician.distill.task import DistillTask, ObjectiveConfig
     from tinymusician.models.musicgen import load_musicgen
     from tinymusician.models.prune_layers import cut_student
 
@@ -61,17 +62,13 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     ids = rng.integers(3, 40, (ROWS, 8))
     tokens = TokenDataset(codes, ids, np.ones_like(ids))
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
-    soft = TemperatureSchedule(1.0, 1.0, "sequence", 1)
     student = cut_student(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
     source = source_of(teacher, tokens) if source_of else source
     return DistillTask(
-        student=student,
-        train=source,
-        train_rows=ROWS,
-        held_out=source,
-        held_out_rows=ROWS,
-        mixture_at=lambda step: mixture("stage_mixed", 1.0),
-        softening=soft,
+        student,
+        SignalSet(source, ROWS),
+        SignalSet(source, ROWS),
+        ObjectiveConfig(lambda step: mixture("stage_mixed", 1.0), TemperatureSchedule(1.0, 1.0, "sequence", 1)),
         batch_size=BATCH,
         seed=0,
     )

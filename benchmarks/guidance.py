@@ -21,16 +21,17 @@ from benchmarks.band import played_by_the_band
 from benchmarks.report import report
 from jobs.worker.model_refs import fetch_artifact
 from tinymusician.artifacts.open import open_store
-from tinymusician.distill.report import played_logits
+from tinymusician.distill.closeness import held_out_closeness
+from tinymusician.distill.guidance_scales import FixedScaleSource
+from tinymusician.distill.sampling_stats import sampling_logits
 from tinymusician.distill.signals import OnlineTeacher, TeacherSignals
-from tinymusician.distill.task import FixedScaleSource, held_out_closeness
 from tinymusician.models.guidance import plays_in_one_pass
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 
 
 def student_logits(student: Any, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
     """What a student is played from along a teacher's sequences."""
-    return played_logits(student, decoder, signals.sequences)
+    return sampling_logits(student, decoder, signals.sequences)
 
 
 def main() -> None:

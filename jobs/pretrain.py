@@ -1,7 +1,7 @@
-"""The pretraining job: the house band made from nothing, each part a stage with checkpoints of its own.
+"""The pretrain job: trains the house band from scratch, each model in a stage with its own checkpoints.
 
-codec → tokens → band-large and band-small → band-clap → band-tagger → one artifact with a folder for every model. What
-is done is not done again, so `--resume` goes on inside the stage that was interrupted.
+codec → tokens → band-large and band-small → band-clap → band-tagger → one artifact with a folder for each model.
+Finished stages are not repeated, so `--resume` continues inside the stage that was interrupted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import gc
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from jobs.distill.finalize import BAND_LICENCE
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.ray_train import run_training_driver
 from jobs.worker.stage import TrainingStage, train
@@ -22,26 +21,37 @@ from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
+from tinymusician.models.licence import HOUSE_BAND_LICENCE
+from tinymusician.models.protocols import Codec, Tokenizer
 from tinymusician.recipe import PretrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinymusician.data.shards import Arrays, ShardCache
+    from tinymusician.data.tokens import TokenDataset
+    from tinymusician.house_band.pretrain import Corpus
+    from tinymusician.training.checkpoint import CheckpointManager
+    from tinymusician.training.loop import TrainerConfig
 
 
 def _config(context: WorkerContext) -> PretrainConfig:
-    part = context.recipe.pretrain
-    if part is None:
+    config = context.recipe.pretrain
+    if config is None:
         raise RecipeError(
-            f"recipe {context.recipe.name}: has no `pretrain` part; only the house band is made from nothing"
+            f"recipe {context.recipe.name}: has no `pretrain` section; only the house band is trained from scratch"
         )
-    return part
+    return config
 
 
-def _corpus(context: WorkerContext) -> Any:
+def _corpus(context: WorkerContext) -> Corpus:
     from tinymusician.house_band.pretrain import load_corpus
 
-    part = _config(context)
-    return load_corpus(context.cache / "corpus", part.train_clips, part.held_out_clips)
+    config = _config(context)
+    return load_corpus(context.cache / "corpus", config.train_clips, config.held_out_clips)
 
 
-def _tokenizer(context: WorkerContext) -> Any:
+def _tokenizer(context: WorkerContext) -> Tokenizer:
     from tinymusician.house_band.model import train_tokenizer
 
     return train_tokenizer(_corpus(context).train.captions)
@@ -54,10 +64,10 @@ MONITORS = {
     "band-clap": "loss",
     "band-tagger": "loss",
 }
-"""The stages that train, and the held-out figure that picks the best checkpoint of each."""
+"""By stage, the held-out metric that picks the best checkpoint."""
 
 
-def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str) -> Any:
+def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str) -> TrainerConfig:
     from tinymusician.training.loop import TrainerConfig
 
     training = context.recipe.training
@@ -84,18 +94,18 @@ def codec_work(context: WorkerContext) -> None:
     from tinymusician.models.codec import codec_config, new_codec
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
+    config, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, part.codec_batch_size, seed)
+    task = CodecTask(new_codec(codec_config()), corpus.train, corpus.validation, config.codec_batch_size, seed)
     if not _checkpoints(context, "codec").steps():
         task.start()
-    plan = _trainer_config(context, part.codec_steps, part.codec_learning_rate, "codec")
+    trainer = _trainer_config(context, config.codec_steps, config.codec_learning_rate, "codec")
     settings = AdamConfig(beta1=0.8, beta2=0.99)
-    train(context, TrainingStage("codec", task, plan, settings, part.codec_batch_size, 0, "float32"))
+    train(context, TrainingStage("codec", task, trainer, settings, config.codec_batch_size, 0, "float32"))
 
 
-def load_trained_codec(context: WorkerContext) -> Any:
-    """The best codec of this run, rounded to float16 as it will be shipped, in evaluation mode."""
+def load_trained_codec(context: WorkerContext) -> Codec:
+    """The best codec of this run, rounded to float16 as it is shipped, in evaluation mode."""
     from tinymusician.house_band.train_codec import TrainableCodec
     from tinymusician.models.codec import codec_config, new_codec
 
@@ -105,7 +115,7 @@ def load_trained_codec(context: WorkerContext) -> Any:
 
 
 def tokens_work(context: WorkerContext) -> None:
-    """Encode the splits with the trained codec, each worker its share of the clips' shards."""
+    """Encode the splits with the trained codec; the workers share the shards."""
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.house_band.pretrain import encode_split
 
@@ -114,7 +124,7 @@ def tokens_work(context: WorkerContext) -> None:
         split: RenderedSplit = getattr(corpus, name)
         shards = _token_shards(context, name, len(split.clips))
 
-        def make(index: int, split: RenderedSplit = split) -> dict[str, Any]:
+        def make(index: int, split: RenderedSplit = split) -> Arrays:
             rows = slice(index * _CLIPS_PER_SHARD, (index + 1) * _CLIPS_PER_SHARD)
             return {
                 "codes": encode_split(codec, tokenizer, RenderedSplit(split.samples[rows], split.clips[rows])).codes
@@ -127,7 +137,7 @@ def tokens_work(context: WorkerContext) -> None:
 _CLIPS_PER_SHARD = 500
 
 
-def _token_shards(context: WorkerContext, split: str, clips: int) -> Any:
+def _token_shards(context: WorkerContext, split: str, clips: int) -> ShardCache:
     from tinymusician.data.shards import ShardCache
 
     facts = {"run": context.run_id, "split": split, "clips": clips}
@@ -139,7 +149,7 @@ def _print_progress(context: WorkerContext, split: str, count: int, index: int) 
     context.run.report_progress(f"{split} tokens", index + 1, count)
 
 
-def _tokens(context: WorkerContext, name: str) -> Any:
+def _tokens(context: WorkerContext, name: str) -> TokenDataset:
     import numpy as np
 
     from tinymusician.data.shards import read_arrays
@@ -152,23 +162,23 @@ def _tokens(context: WorkerContext, name: str) -> Any:
 
 
 def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
-    """Train text encoder and decoder of one member of the family."""
+    """Train text encoder and decoder of band-large or band-small."""
     import torch
 
     from tinymusician.house_band.model import TEACHER_LAYERS, build_band
     from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.training.engine import AdamConfig
 
-    part, seed = _config(context), context.recipe.training.seed
+    config, seed = _config(context), context.recipe.training.seed
     torch.manual_seed(seed)
     model = build_band(load_trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
-    task = LanguageModelTask(model, tokens, held_out, part.lm_batch_size, seed)
+    task = LanguageModelTask(model, tokens, held_out, config.lm_batch_size, seed)
     task.module.to(context.device)
-    steps = part.teacher_steps if layers == TEACHER_LAYERS else part.student_steps
-    plan = _trainer_config(context, steps, part.lm_learning_rate, name)
+    steps = config.teacher_steps if layers == TEACHER_LAYERS else config.student_steps
+    trainer = _trainer_config(context, steps, config.lm_learning_rate, name)
     settings = AdamConfig(weight_decay=0.05)
-    train(context, TrainingStage(name, task, plan, settings, part.lm_batch_size, 0, context.precision()))
+    train(context, TrainingStage(name, task, trainer, settings, config.lm_batch_size, 0, context.precision()))
 
 
 def clap_work(context: WorkerContext) -> None:
@@ -178,36 +188,38 @@ def clap_work(context: WorkerContext) -> None:
     from tinymusician.house_band.train_clap import ClapTask, new_clap
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
+    config, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
     tokenizer = _tokenizer(context)
-    task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, part.clap_batch_size, seed)
-    plan = _trainer_config(context, part.clap_steps, 1e-3, "band-clap")
+    task = ClapTask(new_clap(len(tokenizer)), tokenizer, corpus.train, corpus.validation, config.clap_batch_size, seed)
+    trainer = _trainer_config(context, config.clap_steps, 1e-3, "band-clap")
     train(
         context,
-        TrainingStage("band-clap", task, plan, AdamConfig(beta2=0.999), part.clap_batch_size, 0, context.precision()),
+        TrainingStage(
+            "band-clap", task, trainer, AdamConfig(beta2=0.999), config.clap_batch_size, 0, context.precision()
+        ),
     )
 
 
 def tagger_work(context: WorkerContext) -> None:
-    """Train band-tagger, in float32: it computes its spectra itself."""
+    """Train band-tagger, in float32: its spectra are computed inside."""
     import torch
 
     from tinymusician.house_band.tagger_model import BandTagger
     from tinymusician.house_band.train_tagger import CLASSES, TaggerTask
     from tinymusician.training.engine import AdamConfig
 
-    part, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
+    config, corpus, seed = _config(context), _corpus(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, part.tagger_batch_size, seed)
+    task = TaggerTask(BandTagger(CLASSES), corpus.train, corpus.validation, config.tagger_batch_size, seed)
     task.module.to(context.device)
-    plan = _trainer_config(context, part.tagger_steps, 2e-3, "band-tagger")
-    train(context, TrainingStage("band-tagger", task, plan, AdamConfig(), part.tagger_batch_size, 0, "float32"))
+    trainer = _trainer_config(context, config.tagger_steps, 2e-3, "band-tagger")
+    train(context, TrainingStage("band-tagger", task, trainer, AdamConfig(), config.tagger_batch_size, 0, "float32"))
 
 
 def finish(context: WorkerContext) -> None:
-    """Write a model folder for every part in float16 and publish them as one artifact."""
-    figures = {}
+    """Write a folder for each model in float16, and publish them as one artifact."""
+    metrics = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_models(context, folder)
@@ -215,7 +227,7 @@ def finish(context: WorkerContext) -> None:
             checkpoints = _checkpoints(context, stage)
             best = checkpoints.best_step()
             assert best is not None, "every stage validates at its end"
-            figures[stage] = {"step": best, **checkpoints.figures(best)}
+            metrics[stage] = {"step": best, **checkpoints.figures(best)}
         record = context.record
         manifest = publish(
             context.run.store,
@@ -224,10 +236,10 @@ def finish(context: WorkerContext) -> None:
             kind="pretrained",
             recipe=record.recipe,
             lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
-            metrics=figures,
-            licence=BAND_LICENCE,
+            metrics=metrics,
+            licence=HOUSE_BAND_LICENCE,
         )
-    context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
+    context.run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
 
 
 def _write_models(context: WorkerContext, folder: Path) -> None:
@@ -248,21 +260,20 @@ def _write_models(context: WorkerContext, folder: Path) -> None:
         tagger.save(folder / "band-tagger")
 
 
-def _checkpoints(context: WorkerContext, stage: str) -> Any:
+def _checkpoints(context: WorkerContext, stage: str) -> CheckpointManager:
     from tinymusician.training.checkpoint import CheckpointManager
 
     return CheckpointManager(context.run.store, context.run.checkpoints_key(stage), MONITORS[stage])
 
 
-def _best_weights(context: WorkerContext, stage: str) -> dict[str, Any]:
+def _best_weights(context: WorkerContext, stage: str) -> dict[str, Tensor]:
     best = _checkpoints(context, stage).best()
-    assert best is not None, f"stage {stage} runs before those that need it"
-    weights: dict[str, Any] = best.state.weights
-    return weights
+    assert best is not None, f"stage {stage} runs before the stages that need it"
+    return best.state.weights
 
 
 def work(context: WorkerContext) -> None:
-    """What each worker does: stage after stage, each from its own checkpoint; one that is finished ends at once."""
+    """Run all stages in order, each from its own checkpoint."""
     from tinymusician.house_band.model import STUDENT_LAYERS, TEACHER_LAYERS
 
     stages: dict[str, tuple[Work, ...]] = {
@@ -272,13 +283,13 @@ def work(context: WorkerContext) -> None:
         "band-clap": (clap_work,),
         "band-tagger": (tagger_work,),
     }
-    for part in [part for part in stages if part in _config(context).parts]:
-        for stage in stages[part]:
+    for name in [name for name in stages if name in _config(context).parts]:
+        for stage in stages[name]:
             stage(context)
-            gc.collect()  # the next one needs the memory
+            gc.collect()  # the next stage needs the memory
             context.barrier()
 
 
 def run(run_id: str) -> None:
-    """The driver: the stages on the asked number of workers, the artifact on one."""
+    """The driver: all workers run the stages, one publishes the artifact."""
     run_training_driver(RunStore(open_store(), run_id), work, finish)

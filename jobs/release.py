@@ -1,10 +1,10 @@
-"""What `tmctl artifacts` and the pipeline do to release a bundle: evaluation, gates, signature."""
+"""Releases a bundle, for `tmctl artifacts` and the pipeline: evaluation, gates, signature."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jobs.evaluate.evaluator import short_label
+from jobs.worker.model_refs import split_label
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.gates import findings, refusal
 from tinymusician.artifacts.lineage import attestation
@@ -16,42 +16,36 @@ from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import NotFoundError, StoreError, UntrustedError
+from tinymusician.evaluate.results import EvaluationResult, run_metrics
 from tinymusician.recipe import PublishConfig
-
-_RELEASED_METRICS = (
-    "fad",
-    "fad_infinity",
-    "kad",
-    "clap",
-    "clap_shuffled",
-    "kl",
-    "degenerate",
-    "bytes",
-    "real_time_factor",
-)
 
 
 def release_metrics(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
-    """An evaluation's figures of an artifact and of its baseline.
+    """The metrics of an artifact and of its baseline in an evaluation, as a release signs them.
 
     Raises:
-        NotFound: the run did not judge both.
+        NotFoundError: the run did not evaluate both.
     """
-    models = RunStore(store, run).status().metrics
-    for name, expected in (("it", reference), ("its baseline", baseline)):
-        if short_label(expected) not in models:
-            judged = ", ".join(models) or "nothing"
-            raise NotFoundError(f"run {run!r}: has not judged {name}, {short_label(expected)}; it has judged {judged}")
-    metrics, base = (
-        {key: models[short_label(one)].get(key) for key in _RELEASED_METRICS} for one in (reference, baseline)
-    )
-    return {"run": run, "own": metrics, "baseline": {"model": baseline, **base}}
+    try:
+        result = RunStore(store, run).report(EvaluationResult)
+    except NotFoundError as error:
+        raise NotFoundError(f"run {run!r}: has no evaluation in {store.url}") from error
+    models = {split_label(model.model_id)[1]: model for model in result.models}
+    for name, expected in (("the artifact", reference), ("its baseline", baseline)):
+        if expected not in models:
+            evaluated = ", ".join(models) or "nothing"
+            raise NotFoundError(f"run {run!r}: did not evaluate {name}, {expected}; it evaluated {evaluated}")
+    return {
+        "run": run,
+        "own": run_metrics(models[reference]),
+        "baseline": {"model": baseline, **run_metrics(models[baseline])},
+    }
 
 
 def publish(
     registry: ReleaseRegistry, manifest: Manifest, evaluation: dict[str, Any] | None, config: PublishConfig
 ) -> Release:
-    """Sign an artifact as the newest release of the recipe's alias, with what is known of it."""
+    """Sign an artifact as the newest release of the recipe's alias, with its attestation and metrics."""
     about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": manifest.metrics}
     if evaluation is not None:
         about["evaluation"] = evaluation
@@ -61,10 +55,10 @@ def publish(
 def promote(
     registry: ReleaseRegistry, source: Release, alias: str, config: PublishConfig, reason: str | None
 ) -> Release:
-    """Let an alias point at what another one points at, if its evaluation passes the gates or somebody says why.
+    """Point an alias at the artifact of another alias, if its evaluation passes the gates or a reason is given.
 
     Raises:
-        Refused: it does not pass, and no reason is given.
+        UntrustedError: it does not pass, and no reason is given.
     """
     evaluation = source.about.get("evaluation")
     results = findings(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
@@ -83,7 +77,7 @@ def promote(
 
 
 def presigned_urls(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:
-    """Presigned addresses of all keys that a device needs for what an alias points at now, or looks for in vain.
+    """Presigned URLs of all keys that a device reads to pull what an alias points at, or looks for without success.
 
     Raises:
         StoreError: the store cannot sign addresses.

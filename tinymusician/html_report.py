@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from typing import Any
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#57606a;--line:#d0d7de;--wash:#f3f5f7;--link:#0550ae}
@@ -44,7 +43,7 @@ def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; numbers stand to the right, and an interval in brackets below its figure."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = ["".join(_cell(value) for value in row) for row in rows]
@@ -87,7 +86,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return f'<td class="n">{value:.4g}</td>'
     if isinstance(value, int):

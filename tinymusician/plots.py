@@ -1,16 +1,19 @@
-"""What all plots share."""
+"""The palette of all plots, and matplotlib without a display."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Okabe and Ito's palette, which colour-blind people can tell apart."""
+"""The palette of Okabe and Ito, which is safe for colour-blind readers."""
 
 
 def pyplot() -> Any:
-    """Matplotlib without a screen."""
+    """`matplotlib.pyplot` with a backend that needs no display; imported on first use."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -19,8 +22,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def png(figure: Any, dpi: int = 110) -> bytes:
-    """A figure as a PNG; it is closed."""
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """Encode a figure as PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     pyplot().close(figure)

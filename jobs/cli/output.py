@@ -1,4 +1,4 @@
-"""How the command line talks: JSON for scripts, tables and a bar for people, plain lines without a terminal."""
+"""The output of the command line: JSON for scripts, tables and a progress bar, plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 from jobs.registry import JobKind
-from tinymusician.artifacts.run_state import ENDED
-from tinymusician.artifacts.run_summary import summary
+from tinymusician.artifacts.run_state import ENDED, State
+from tinymusician.artifacts.run_summary import summarize
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe
 
@@ -17,18 +17,18 @@ _POLL_SECONDS = 1.0
 _PLAIN_SECONDS = 15.0
 
 
-def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print `value` as one JSON document, or `text`, at once even into a pipe."""
+def emit(value: object, as_json: bool, text: str) -> None:
+    """Print `value` as one JSON document, or `text`, flushed at once."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text, flush=True)
 
 
 def warn(message: str) -> None:
-    """One line on standard error about something that was left out."""
+    """Print a one-line warning on standard error."""
     print(f"warning: {' '.join(message.split())}", file=sys.stderr)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A plain table that lines up; readable with and without a terminal."""
+    """A plain table with aligned columns."""
     widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -38,7 +38,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind = "distill") -> None:
-    """Every value of a recipe with its meaning, and what a run of it will cost."""
+    """Print every value of a recipe with its meaning, and the estimated cost of a run."""
     from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
 
     if kind == "pretrain":
@@ -58,28 +58,28 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
         print(f"  {name.replace('_', ' ')}: {value}")
 
 
-def follow(run: RunStore, quiet: bool) -> str:
-    """Watch a run until it ends: a bar on a terminal, a line now and then elsewhere; returns its last state."""
+def follow(run: RunStore, quiet: bool) -> State:
+    """Watch a run until it ends, with a bar on a terminal or a line now and then; returns its last state."""
     if quiet or not sys.stderr.isatty():
         return _follow_plainly(run, quiet)
     return _follow_with_bar(run)
 
 
-def _follow_plainly(run: RunStore, quiet: bool) -> str:
-    shown, spoken = "", 0.0
+def _follow_plainly(run: RunStore, quiet: bool) -> State:
+    shown, printed = "", 0.0
     while True:
-        facts = summary(run)
-        line = f"{facts['state']} {facts['stage'] or 'starting'} {facts['step']}/{facts['steps'] or '?'}"
-        due = time.monotonic() - spoken > _PLAIN_SECONDS or facts["state"] in ENDED
+        summary = summarize(run)
+        line = f"{summary.state} {summary.stage or 'starting'} {summary.steps_done}"
+        due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
         if not quiet and line != shown and due:
             print(f"{line}{_latest_kl(run)}", file=sys.stderr, flush=True)
-            shown, spoken = line, time.monotonic()
-        if facts["state"] in ENDED:
-            return str(facts["state"])
+            shown, printed = line, time.monotonic()
+        if summary.state in ENDED:
+            return summary.state
         _pause(run)
 
 
-def _follow_with_bar(run: RunStore) -> str:
+def _follow_with_bar(run: RunStore) -> State:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -100,23 +100,19 @@ def _follow_with_bar(run: RunStore) -> str:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar, stage = bars.add_task("starting", total=None), ""
         while True:
-            facts = summary(run)
-            if (facts["stage"] or "") != stage:
-                stage = facts["stage"]
-                bars.reset(bar, total=facts["steps"])
-            bars.update(
-                bar,
-                description=f"{stage or 'starting'}{_latest_kl(run)}",
-                completed=facts["step"],
-                total=facts["steps"],
-            )
-            if facts["state"] in ENDED:
-                return str(facts["state"])
+            summary = summarize(run)
+            if (summary.stage or "") != stage:
+                stage = summary.stage or ""
+                bars.reset(bar, total=summary.steps)
+            description = f"{stage or 'starting'}{_latest_kl(run)}"
+            bars.update(bar, description=description, completed=summary.step, total=summary.steps)
+            if summary.state in ENDED:
+                return summary.state
             _pause(run)
 
 
 def _pause(run: RunStore) -> None:
-    """Wait a moment; then ask the cluster, in case the job died before it could say so itself."""
+    """Wait a moment; then ask the cluster, in case the job died before it could write its state."""
     from jobs.launch.submit import reconcile
 
     time.sleep(_POLL_SECONDS)

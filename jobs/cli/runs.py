@@ -1,17 +1,17 @@
-"""`tmctl runs|status|logs|stop`: what ran, how it stands, what it printed. All of it is read from the store."""
+"""`tmctl runs|status|logs|stop`: a run's state, results and log, read from the store."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jobs.cli.output import emit, table, warn
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.run_state import ENDED
-from tinymusician.artifacts.run_summary import list_runs, summary
+from tinymusician.artifacts.run_state import ENDED, PipelineStep
+from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
@@ -20,59 +20,50 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def runs(json: Json = False) -> None:
     """List all runs in the store, oldest first."""
-    statuses = list_runs(open_store(), warn)
+    summaries = list_runs(open_store(), warn)
+    columns = ["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"]
     rows = [
-        [
-            r["id"],
-            r["kind"],
-            r["state"],
-            f"{r['step']}/{r['steps'] or '?'}",
-            r["artifact"] or "",
-            (r["started"] or "")[:19],
-        ]
-        for r in statuses
+        [run.id, run.kind, run.state, run.steps_done, run.artifact or "", (run.started or "")[:19]] for run in summaries
     ]
-    emit(
-        statuses, json, table(["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"], rows) if rows else "no runs yet"
-    )
+    emit([run.facts() for run in summaries], json, table(columns, rows) if rows else "no runs yet")
 
 
 def status(run: RunName, json: Json = False) -> None:
-    """Show how a run stands: state, step, figures, artifact."""
+    """Show a run's state, step, metrics and artifact."""
     from jobs.launch.submit import reconcile
 
     folder = RunStore(open_store(), run)
     folder.record()
     reconcile(folder)
-    facts = summary(folder)
-    facts["steps_done"] = f"{facts['step']}/{facts['steps'] or '?'}"
+    summary = summarize(folder)
+    facts = {**summary.facts(), "steps_done": summary.steps_done}
     lines = [
         f"{name}: {value}"
         for name, value in facts.items()
         if value not in (None, "", {}) and name not in _PRINTED_APART
     ]
-    lines += [f"  {one['step']}: {one['state']}{_step_result(one)}" for one in facts.get("pipeline", ())]
-    lines += [f"  {name}: {value}" for name, value in facts["metrics"].items()]
+    lines += [f"  {step.step}: {step.state}{_step_result(step)}" for step in summary.pipeline or ()]
+    lines += [f"  {name}: {value}" for name, value in summary.metrics.items()]
     emit(facts, json, "\n".join(lines))
 
 
 _PRINTED_APART = ("metrics", "pipeline")
 
 
-def _step_result(step: dict[str, Any]) -> str:
-    """What a pipeline's step left behind."""
-    return "".join(f", {step[name]}" for name in ("run", "artifact") if step.get(name))
+def _step_result(step: PipelineStep) -> str:
+    """The run and the artifact of a pipeline's step."""
+    return "".join(f", {value}" for value in (step.run, step.artifact) if value)
 
 
 def logs(
-    run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False
+    run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False
 ) -> None:
-    """Print what a run printed."""
+    """Print a run's log."""
     folder = RunStore(open_store(), run)
     folder.record()
     printed = 0
     while True:
-        ended = summary(folder)["state"] in ENDED
+        ended = summarize(folder).state in ENDED
         text = folder.log()
         sys.stdout.write(text[printed:])
         sys.stdout.flush()
@@ -93,5 +84,5 @@ def stop(run: RunName) -> None:
         if not is_alive(folder.record()):
             break
         time.sleep(0.5)
-    reconcile(folder)  # a supervisor that Ray did not wait for has not said so
+    reconcile(folder)  # Ray may have ended the supervisor before it could write the state
     print(f"run {run}: {folder.status().state}")

@@ -155,6 +155,15 @@ def evaluate(
             show_default="the recipe's newest student",
         ),
     ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            help="The first step to run: generate, embed, aggregate or render. Earlier steps are read from the store.",
+            show_default="generate",
+        ),
+    ] = None,
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
@@ -166,18 +175,21 @@ def evaluate(
 ) -> None:
     """Evaluate models on the captions of a reference set: quality and cost, with confidence intervals.
 
-    Measures FAD, KAD, CLAP score, label divergence, agreement with the teacher, degenerate clips, time and memory, and
-    writes an HTML report with audio. The first model is the one that the others are compared with. Clips and
-    embeddings are cached in the store.
+    The steps are generate, embed, aggregate and render. Measures FAD, KAD, CLAP score, label divergence, agreement with
+    the teacher, degenerate clips, time and memory, and writes an HTML report with audio. The first model is the one
+    that the others are compared with. Clips and embeddings are cached in the store.
 
     Examples:
     - `tmctl submit evaluate band --model "before=untrained" --model band --model band-bundle`
+
+    - `tmctl submit evaluate band --resume RUN --from render`
 
     - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
       --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
     """
     options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-    submit_and_follow("evaluate", options, [f"evaluate.models={dumps(model)}"] if model else [])
+    sets = [f"evaluate.models={dumps(model)}"] if model else []
+    submit_and_follow("evaluate", options, sets + ([f"evaluate.first={first}"] if first else []))
 
 
 @app.command()

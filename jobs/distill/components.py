@@ -1,7 +1,7 @@
-"""What is made smaller beside the language model: text encoder and codec, each a stage of its own; then all at once.
+"""The components of a student beside its language model: text encoder and codec, each trained in a stage of its own.
 
-text-encoder → codec → distill (the language model, which hears through the one and never the other) → joint. Each has
-checkpoints and metrics of its own, and goes on where it was interrupted.
+text-encoder → codec → distill (the language model, which reads the text encoder's states and never the codec) → joint.
+Each stage has its own checkpoints and metrics, and continues where it was interrupted.
 """
 
 from __future__ import annotations
@@ -9,63 +9,78 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.worker.context import WorkerContext
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.param_count import check_piece
+from tinymusician.models.protocols import HasParameters, Musicgen
 from tinymusician.recipe import Recipe
+from tinymusician.training.metrics import Row
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinymusician.distill.codec_distill import CodecDistillTask, ProjectedCodec
+    from tinymusician.distill.joint import JointTask
+    from tinymusician.distill.task import DistillTask
+    from tinymusician.distill.text_distill import TextEncoderDistillTask
+    from tinymusician.models.prune_width_text import ProjectedTextEncoder
+    from tinymusician.training.checkpoint import CheckpointManager
+    from tinymusician.training.engine import Precision
+
+Metrics = dict[str, float]
 MONITORS = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}
-"""The stages, and the held-out figure that picks the best checkpoint of each."""
-
-
+"""By stage, the held-out metric that picks the best checkpoint."""
+REPORTED_METRICS = {
+    "text-encoder": ("kl", "states"),
+    "codec": ("spectral", "log_mel", "si_sdr", "same_codes"),
+    "joint": ("kl", "spectral", "si_sdr"),
+}
+"""By stage, the held-out metrics that the student's artifact lists."""
 _TEXTS, _PIECES = 256, 16
-"""Texts and pieces of sound by which the linear maps to the teacher's states begin."""
+"""The number of texts, and of pieces of audio, that the linear maps to the teacher's states are fitted to."""
 
 
 class StudentComponents(NamedTuple):
-    """A text encoder with its map, and a codec with its projections; None for the teacher's own."""
+    """A text encoder with its map, and a codec with its projections; None where the student uses the teacher's."""
 
-    text: Any
-    codec: Any
+    text: ProjectedTextEncoder | None
+    codec: ProjectedCodec | None
 
 
-def build_components(recipe: Recipe, teacher: Any) -> StudentComponents:
-    """Cut out of the teacher's.
+def build_components(recipe: Recipe, teacher: Musicgen) -> StudentComponents:
+    """Prune the teacher's components.
 
     Raises:
-        RecipeError: they do not fit into the teacher's.
+        RecipeError: a size exceeds the teacher's.
     """
     from tinymusician.distill.codec_distill import ProjectedCodec
     from tinymusician.models.prune_width_codec import narrow_codec
     from tinymusician.models.prune_width_text import narrow_text
 
     text = codec = None
-    if (text_config := recipe.text_encoder) is not None:
-        text = narrow_text(
-            teacher.text_encoder, text_config.layers, text_config.width, text_config.heads, text_config.feed_forward
-        )
-    if (codec_config := recipe.codec) is not None:
-        codec = ProjectedCodec(
-            narrow_codec(teacher.audio_encoder, codec_config.filters, codec_config.residual_layers),
-            teacher.audio_encoder,
-        )
+    if (size := recipe.text_encoder) is not None:
+        text = narrow_text(teacher.text_encoder, size.layers, size.width, size.heads, size.feed_forward)
+    if (config := recipe.codec) is not None:
+        pruned = narrow_codec(teacher.audio_encoder, config.filters, config.residual_layers)
+        codec = ProjectedCodec(pruned, teacher.audio_encoder)
     return StudentComponents(text, codec)
 
 
-def load_components(context: WorkerContext, teacher: Any) -> StudentComponents:
-    """As the best checkpoints of their stages have them."""
-    parts = build_components(context.recipe, teacher)
-    for stage, part in (("text-encoder", parts.text), ("codec", parts.codec)):
-        if part is not None:
-            part.load_state_dict(load_best_component(context, stage))
-    return parts
+def load_components(context: WorkerContext, teacher: Musicgen) -> StudentComponents:
+    """The components with the weights of their stages' best checkpoints."""
+    components = build_components(context.recipe, teacher)
+    if components.text is not None:
+        components.text.load_state_dict(load_best_component(context, "text-encoder"))
+    if components.codec is not None:
+        components.codec.load_state_dict(load_best_component(context, "codec"))
+    return components
 
 
-def load_best_component(context: WorkerContext, stage: str) -> dict[str, Any]:
-    """The weights of a part at its best checkpoint."""
+def load_best_component(context: WorkerContext, stage: str) -> dict[str, Tensor]:
+    """A component's weights at its stage's best checkpoint."""
     from tinymusician.distill.component import PART
 
     best = checkpoints(context, stage).best()
@@ -74,29 +89,35 @@ def load_best_component(context: WorkerContext, stage: str) -> dict[str, Any]:
     return {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
 
 
-def checkpoints(context: WorkerContext, stage: str) -> Any:
-    """Those of a stage."""
+def checkpoints(context: WorkerContext, stage: str) -> CheckpointManager:
+    """A stage's checkpoints."""
     from tinymusician.training.checkpoint import CheckpointManager
 
     return CheckpointManager(context.run.store, context.run.checkpoints_key(stage), MONITORS[stage])
 
 
 def train_components(
-    context: WorkerContext, teacher: Any, tokens: TokenDataset, held_out: TokenDataset
+    context: WorkerContext, teacher: Musicgen, tokens: TokenDataset, held_out: TokenDataset
 ) -> StudentComponents:
-    """Train what the recipe makes smaller beside the language model, one after the other."""
-    teacher.to("cpu")  # where sampling may not have left it; parts are cut and fitted here
-    parts = build_components(context.recipe, teacher)
-    if parts.text is not None:
-        _train_text(context, teacher, parts.text, tokens, held_out)
+    """Train the components that the recipe makes smaller, one after the other."""
+    teacher.to("cpu")  # sampling may have left it on a GPU; components are pruned and fitted on the CPU
+    components = build_components(context.recipe, teacher)
+    if components.text is not None:
+        _train_text(context, teacher, components.text, tokens, held_out)
         teacher.to("cpu")
-    if parts.codec is not None:
-        _train_codec(context, teacher, parts.codec, tokens, held_out)
+    if components.codec is not None:
+        _train_codec(context, teacher, components.codec, tokens, held_out)
         teacher.to("cpu")
     return load_components(context, teacher)
 
 
-def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDataset, held_out: TokenDataset) -> None:
+def _train_text(
+    context: WorkerContext,
+    teacher: Musicgen,
+    text: ProjectedTextEncoder,
+    tokens: TokenDataset,
+    held_out: TokenDataset,
+) -> None:
     from tinymusician.distill.text_distill import TextEncoderDistillTask
 
     config, training = context.recipe.text_encoder, context.recipe.training
@@ -108,19 +129,18 @@ def _train_text(context: WorkerContext, teacher: Any, text: Any, tokens: TokenDa
 
 
 def _train_codec(
-    context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset
+    context: WorkerContext, teacher: Musicgen, codec: ProjectedCodec, tokens: TokenDataset, held_out: TokenDataset
 ) -> None:
     config = context.recipe.codec
     assert config is not None
-    fit_codec_projections(
-        codec, teacher, tokens, codec_piece_frames(context.recipe, teacher), context.recipe.training.seed
-    )
+    frames = codec_piece_frames(context.recipe, teacher)
+    fit_codec_projections(codec, teacher, tokens, frames, context.recipe.training.seed)
     task = codec_distill_task(context, teacher, codec, tokens, held_out)
     _train(context, "codec", task, config.steps, config.learning_rate, "float32")
 
 
-def fit_text_projections(text: Any, teacher: Any, tokens: TokenDataset) -> None:
-    """Let a text encoder's map begin where it is best for the first different texts."""
+def fit_text_projections(text: ProjectedTextEncoder, teacher: Musicgen, tokens: TokenDataset) -> None:
+    """Initialize a text encoder's map by least squares on the first different texts."""
     import numpy as np
     import torch
 
@@ -130,8 +150,10 @@ def fit_text_projections(text: Any, teacher: Any, tokens: TokenDataset) -> None:
     fit_text(text, teacher, *(torch.from_numpy(part[texts]) for part in (tokens.text_ids, tokens.text_mask)))
 
 
-def fit_codec_projections(codec: Any, teacher: Any, tokens: TokenDataset, frames: int, seed: int) -> None:
-    """Let a codec's maps begin where they are best for pieces of the first sequences."""
+def fit_codec_projections(
+    codec: ProjectedCodec, teacher: Musicgen, tokens: TokenDataset, frames: int, seed: int
+) -> None:
+    """Initialize a codec's projections by least squares on pieces of the first sequences."""
     import numpy as np
 
     from tinymusician.distill.codec_distill import pieces
@@ -141,9 +163,9 @@ def fit_codec_projections(codec: Any, teacher: Any, tokens: TokenDataset, frames
 
 
 def codec_distill_task(
-    context: WorkerContext, teacher: Any, codec: Any, tokens: TokenDataset, held_out: TokenDataset
-) -> Any:
-    """The codec's task, in float32 everywhere: its losses are spectra and logarithms."""
+    context: WorkerContext, teacher: Musicgen, codec: ProjectedCodec, tokens: TokenDataset, held_out: TokenDataset
+) -> CodecDistillTask:
+    """The codec's task, always in float32: its losses are spectra and logarithms."""
     from tinymusician.distill.codec_distill import CodecDistillTask
 
     recipe = context.recipe
@@ -153,8 +175,8 @@ def codec_distill_task(
     return CodecDistillTask(codec, teacher.audio_encoder, tokens, held_out, frames, method, batch, seed, context.device)
 
 
-def codec_piece_frames(recipe: Recipe, teacher: Any) -> int:
-    """How many frames a piece of sound has: no more than the sequences.
+def codec_piece_frames(recipe: Recipe, teacher: Musicgen) -> int:
+    """The length in frames of the codec's pieces of audio, at most that of the sequences.
 
     Raises:
         RecipeError: it is too short for a spectrum.
@@ -167,82 +189,84 @@ def codec_piece_frames(recipe: Recipe, teacher: Any) -> int:
 
 def train_jointly(
     context: WorkerContext,
-    teacher: Any,
-    parts: StudentComponents,
-    objective: Any,
+    teacher: Musicgen,
+    components: StudentComponents,
+    objective: DistillTask,
     tokens: TokenDataset,
     held_out: TokenDataset,
 ) -> None:
-    """Tune all three; `objective` is the language model's task, on a student that is trained part by part."""
+    """Tune all three components together; `objective` is the language model's task, on a trained student."""
     from tinymusician.distill.joint import JointTask
 
+    text, codec = components
+    assert text is not None
+    assert codec is not None
     joint, student = context.recipe.joint, objective.student
-    parts.text.encoder, parts.codec.codec = student.text_encoder, student.audio_encoder
-    sound = codec_distill_task(context, teacher, parts.codec, tokens, held_out)
-    task = JointTask(objective, parts.text, sound, teacher.text_encoder, joint.balance, context.device)
+    text.encoder, codec.codec = student.text_encoder, student.audio_encoder
+    codec_task = codec_distill_task(context, teacher, codec, tokens, held_out)
+    task = JointTask(objective, text, codec_task, teacher.text_encoder, joint.balance, context.device)
     _train(context, "joint", task, joint.steps, joint.learning_rate, "float32")
 
 
-def _train(context: WorkerContext, name: str, task: Any, steps: int, rate: float, precision: Any) -> None:
+def _train(
+    context: WorkerContext,
+    name: str,
+    task: TextEncoderDistillTask | CodecDistillTask | JointTask,
+    steps: int,
+    rate: float,
+    precision: Precision,
+) -> None:
     from tinymusician.training.engine import AdamConfig
 
     training = context.recipe.training
-    plan = trainer_config(training, steps, rate, MONITORS[name])
+    config = trainer_config(training, steps, rate, MONITORS[name])
     settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
-    train(context, TrainingStage(name, task, plan, settings, task.batch_size, 0, precision))
+    train(context, TrainingStage(name, task, config, settings, task.batch_size, 0, precision))
     context.barrier()
 
 
-def finished_stages(context: WorkerContext, teacher: Any, student: Any) -> dict[str, Any]:
-    """Give a distilled student what the joint tuning made of it, if there was any, and say what became of every part.
+def component_metrics(context: WorkerContext, teacher: Musicgen, student: Musicgen) -> Metrics:
+    """The metrics of all component stages; a student gets the weights of the joint tuning, if there was any.
 
-    `text_…` and `codec_…` are held-out figures of those stages, `joint_…` those of the whole; `parameters_…` count what
-    a device plays with, so of the codec only its decoder.
+    `text_…`, `codec_…` and `joint_…` are held-out metrics of those stages; `parameters_…` count the parameters that a
+    device needs, so of the codec only its decoder.
     """
-    from tinymusician.distill.report import plot_parts
+    from tinymusician.distill.plots import plot_components
 
     stages = [stage for stage in REPORTED_METRICS if checkpoints(context, stage).steps()]
     rows = {stage: stage_metrics(context, stage) for stage in stages}
-    figures: dict[str, Any] = {}
+    metrics: Metrics = {}
     for stage in stages:
+        prefix = stage.removesuffix("-encoder")
         for when, row in zip(("initial", "final"), monitored_metrics(context, stage), strict=True):
-            what = stage.removesuffix("-encoder")
-            figures |= {f"{what}_{name}_{when}": row[f"held_out/{name}"] for name in REPORTED_METRICS[stage]}
+            metrics |= {f"{prefix}_{name}_{when}": row[f"held_out/{name}"] for name in REPORTED_METRICS[stage]}
     if "joint" in stages:
         load_joint_weights(student, load_best_component(context, "joint"))
-    for who, model in (("teacher_", teacher), ("", student)):
-        figures |= {f"{who}parameters_{name}": count for name, count in parameter_counts(model).items()}
+    for prefix, model in (("teacher_", teacher), ("", student)):
+        metrics |= {f"{prefix}parameters_{name}": count for name, count in parameter_counts(model).items()}
     with tempfile.TemporaryDirectory() as name:
-        picture = Path(name) / "parts.png"
-        plot_parts(rows, picture)
-        context.run.store.upload(picture, context.run.key("parts.png"))
-    return figures
+        picture = Path(name) / "components.png"
+        plot_components(rows, picture)
+        context.run.upload(picture)
+    return metrics
 
 
-def stage_metrics(context: WorkerContext, stage: str) -> list[dict[str, Any]]:
-    """What a stage wrote down."""
+def stage_metrics(context: WorkerContext, stage: str) -> list[Row]:
+    """A stage's metrics by step."""
     from tinymusician.training.metrics import read_metrics
 
     return read_metrics(context.run.store, context.run.metrics_key(stage))
 
 
-def monitored_metrics(context: WorkerContext, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rows with a stage's held-out figures before training, and at its best checkpoint."""
+def monitored_metrics(context: WorkerContext, stage: str) -> tuple[Row, Row]:
+    """A stage's held-out metrics before training, and at its best checkpoint."""
     best = checkpoints(context, stage).best_step()
     rows = {row["step"]: row for row in stage_metrics(context, stage) if f"held_out/{MONITORS[stage]}" in row}
     return rows[0], rows[best]
 
 
-REPORTED_METRICS = {
-    "text-encoder": ("kl", "states"),
-    "codec": ("spectral", "log_mel", "si_sdr", "same_codes"),
-    "joint": ("kl", "spectral", "si_sdr"),
-}
-"""Of each stage's held-out figures, those that are told."""
-
-
-def load_joint_weights(student: Any, weights: dict[str, Any]) -> None:
-    """Put the weights of the joint tuning into a student; the maps that only training needs are left."""
+def load_joint_weights(student: Musicgen, weights: dict[str, Tensor]) -> None:
+    """Load the weights of the joint tuning into a student, without the maps that only training needs."""
     from tinymusician.models.musicgen import ConditionedDecoder
 
     targets = {
@@ -250,19 +274,20 @@ def load_joint_weights(student: Any, weights: dict[str, Any]) -> None:
         "text.encoder.": student.text_encoder,
         "codec.codec.": student.audio_encoder,
     }
-    for prefix, place in targets.items():
-        selected = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        place.load_state_dict(selected)
+    for prefix, module in targets.items():
+        module.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        )
 
 
-def parameter_counts(model: Any) -> dict[str, int]:
-    """Of each part that a device plays with, and of all."""
+def parameter_counts(model: Musicgen) -> dict[str, int]:
+    """The number of parameters of each component that a device needs, and of all (`whole`)."""
     from tinymusician.models.musicgen import ConditionedDecoder
 
-    parts = {
+    components: dict[str, HasParameters] = {
         "text_encoder": model.text_encoder,
         "language_model": ConditionedDecoder(model),
         "codec_decoder": model.audio_encoder.decoder,
     }
-    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in components.items()}
     return {**counts, "whole": sum(counts.values())}

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.distill.components import (
     MONITORS,
     checkpoints,
-    finished_stages,
+    component_metrics,
     load_components,
     monitored_metrics,
     stage_metrics,
@@ -24,18 +24,17 @@ from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
-from tinymusician.models.shape import is_packaged
+from tinymusician.models.licence import inherited_licence
+from tinymusician.models.protocols import Musicgen
 from tinymusician.recipe import LayerSubset, Recipe
 
 MONITOR = MONITORS["distill"]
 """The held-out figure that picks the best checkpoint."""
 
-BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
-
 
 def finish(context: WorkerContext) -> None:
     """The best checkpoint becomes an artifact with its figures."""
-    from tinymusician.distill.report import plot_metrics
+    from tinymusician.distill.plots import plot_metrics
     from tinymusician.models.saving import save_musicgen
 
     recipe, store = context.recipe, context.run.store
@@ -50,14 +49,14 @@ def finish(context: WorkerContext) -> None:
     last = monitored_metrics(context, "joint")[1] if recipe.joint.steps else final
     figures = {"best_step": best_step, **held_out_metrics(first, last)}
     if recipe.has_small_parts:
-        figures |= finished_stages(context, pair.teacher, student)
+        figures |= component_metrics(context, pair.teacher, student)
     context.run.report_progress("report", 1, 3)
     figures |= test_metrics(context, pair, student)
     context.run.report_progress("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plot_metrics(rows, folder / "training.png")
-        store.upload(folder / "training.png", context.run.key("training.png"))
+        context.run.upload(folder / "training.png")
         save_musicgen(folder / "model", student.cpu(), pair.tokenizer)
         manifest = publish(
             store,
@@ -67,13 +66,13 @@ def finish(context: WorkerContext) -> None:
             recipe=context.record.recipe,
             lineage=lineage(context, pair),
             metrics=figures,
-            licence=licence_of(recipe),
+            licence=inherited_licence([recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]),
         )
     context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
     context.run.report_progress("report", 3, 3)
 
 
-def load_distilled(context: WorkerContext, student: Any) -> int:
+def load_distilled(context: WorkerContext, student: Musicgen) -> int:
     """Give a student the language model of the best checkpoint, and say of which step that is.
 
     Raises:
@@ -103,16 +102,17 @@ def held_out_metrics(first: dict[str, Any], final: dict[str, Any]) -> dict[str, 
     }
 
 
-def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Any) -> dict[str, float]:
+def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen) -> dict[str, float]:
     """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
 
     `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
     """
     import torch
 
-    from tinymusician.distill.report import played_logits, sample_figures
+    from tinymusician.distill.closeness import held_out_closeness
+    from tinymusician.distill.guidance_scales import FixedScaleSource
+    from tinymusician.distill.sampling_stats import sample_stats, sampling_logits
     from tinymusician.distill.signals import TeacherSignals, condition
-    from tinymusician.distill.task import FixedScaleSource, held_out_closeness
     from tinymusician.models.musicgen import ConditionedDecoder
 
     recipe, teacher = context.recipe, context.recipe.teacher
@@ -135,7 +135,7 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Any) -> 
         both = online_signals(context, pair, test, "conditional")
         played = {
             scale: held_out_closeness(
-                FixedScaleSource(both, scale), rows, batch, lambda s: played_logits(student, decoder, s.sequences)
+                FixedScaleSource(both, scale), rows, batch, lambda s: sampling_logits(student, decoder, s.sequences)
             )
             for scale in {teacher.guidance_scale, *scales_between(teacher.guidance_range)}
         }
@@ -145,8 +145,8 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Any) -> 
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
         sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature, recipe.training.seed)
-        result = sample_figures(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
-        figures[f"sample_cross_entropy_{name}"], figures[f"sample_variety_{name}"] = result
+        result = sample_stats(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
+        figures[f"sample_cross_entropy_{name}"], figures[f"sample_code_entropy_{name}"] = result
     return figures
 
 
@@ -181,11 +181,3 @@ def _initial_kl(recipe: Recipe, digest: str) -> dict[str, str]:
     """The weights that a student of its own shape began with."""
     model = getattr(recipe.student, "model", None)
     return {"started_from_sha256": digest, **({"started_from": model} if model else {})}
-
-
-def licence_of(recipe: Recipe) -> str:
-    """The licence that a student inherits: all weights that come with this package are its own, others MusicGen's."""
-    origins = [recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]
-    if all(is_packaged(name) for name in origins):
-        return BAND_LICENCE
-    return "CC-BY-NC-4.0 (derived from MusicGen's weights)"

@@ -1,9 +1,9 @@
-"""The distillation job: sequences, a training stage on Ray Train, and the student as an artifact."""
+"""The distill job: teacher's sequences, the training of the student on Ray Train, and the student as an artifact."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.distill.components import StudentComponents, train_components, train_jointly
 from jobs.distill.finalize import MONITOR, finish, load_distilled
@@ -18,164 +18,117 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.recipe import (
-    ActorSignalsConfig,
-    FixedBiKLConfig,
-    Objective,
-    OnPolicyConfig,
-    StageMixedConfig,
-    SwitchedBiKLConfig,
-    parse_recipe,
-)
+from tinymusician.recipe import ActorSignalsConfig, parse_recipe
+
+if TYPE_CHECKING:
+    from tinymusician.distill.on_policy import OnPolicySampler
+    from tinymusician.distill.task import DistillTask, ObjectiveConfig
 
 
 def work(context: WorkerContext) -> None:
-    """What each worker does: sample what is missing, then train the student, part by part."""
+    """Sample the sequences that the store lacks, then train the student, component by component."""
     import torch
 
-    from tinymusician.distill.task import DistillTask, HiddenLossConfig, TemperatureSchedule
+    from jobs.distill.objective import objective_config
+    from tinymusician.distill.task import HiddenLossConfig
     from tinymusician.training.engine import AdamConfig
 
     recipe = context.recipe
-    training = recipe.training
+    training, hidden = recipe.training, recipe.hidden
     torch.manual_seed(training.seed)
-    pair = load_models(recipe)
+    models = load_models(recipe)
     if recipe.signals.source == "online":
-        pair = shard_teacher(context, pair)
-        make_sequences(context, pair)
+        models = shard_teacher(context, models)
+        make_sequences(context, models)
         context.barrier()
-    train_tokens, held_out = open_sequences(context, pair, "train"), open_sequences(context, pair, "validation")
+    train_tokens, held_out = open_sequences(context, models, "train"), open_sequences(context, models, "validation")
     if recipe.has_small_parts:
-        parts = train_components(context, pair.teacher, train_tokens, held_out)
-        pair = pair._replace(student=new_student(recipe, pair.teacher, parts))
-    hidden, steps = recipe.hidden, training.steps
-    width = pair.teacher.config.decoder.hidden_size
-    soft = TemperatureSchedule(recipe.temperature.initial, recipe.temperature.final, recipe.temperature.axis, steps)
-    task = DistillTask(
-        **objective(context, pair, train_tokens, held_out),
-        mixture_at=partial(loss_weights_at, recipe.objective, steps),
-        softening=soft,
-        on_policy=on_policy_sampler(context, pair, train_tokens) if recipe.on_policy.share else None,
-        hidden=HiddenLossConfig(hidden.kind, hidden.weight, width) if hidden.weight else None,
-    )
-    codes_a_part = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
-    plan = trainer_config(training, steps, training.learning_rate, MONITOR, codes_a_part)
-    settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
-    train(
-        context,
-        TrainingStage("distill", task, plan, settings, training.batch_size, training.zero_stage, context.precision()),
-    )
+        components = train_components(context, models.teacher, train_tokens, held_out)
+        models = models._replace(student=new_student(recipe, models.teacher, components))
+    width = models.teacher.config.decoder.hidden_size
+    hidden_loss = HiddenLossConfig(hidden.kind, hidden.weight, width) if hidden.weight else None
+    objective = objective_config(recipe, training.steps, hidden_loss)
+    sampler = on_policy_sampler(context, models, train_tokens) if recipe.on_policy.share else None
+    task = distill_task(context, models, objective, train_tokens, held_out, sampler)
+    codes = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
+    config = trainer_config(training, training.steps, training.learning_rate, MONITOR, codes)
+    adam = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
+    precision = context.precision()
+    train(context, TrainingStage("distill", task, config, adam, training.batch_size, training.zero_stage, precision))
     if recipe.joint.steps:
-        del task  # with its engine's moments
+        del task  # and with it the optimizer's moments
         context.barrier()
-        joint_tuning(context, pair, parts, train_tokens, held_out)
+        tune_jointly(context, models, components, train_tokens, held_out)
 
 
-def joint_tuning(
+def tune_jointly(
     context: WorkerContext,
-    pair: TeacherStudent,
-    parts: StudentComponents,
+    models: TeacherStudent,
+    components: StudentComponents,
     train_tokens: TokenDataset,
     held_out: TokenDataset,
 ) -> None:
-    """The joint stage, on a student of its own: an engine leaves marks on the weights that it trained."""
-    from tinymusician.distill.task import DistillTask, TemperatureSchedule
+    """The joint stage, on a new student: an engine changes the module that it trained."""
+    from jobs.distill.objective import final_objective_config
 
-    recipe, soft = context.recipe, context.recipe.temperature
-    student = new_student(recipe, pair.teacher.to("cpu"), parts)
+    recipe = context.recipe
+    student = new_student(recipe, models.teacher.to("cpu"), components)
     load_distilled(context, student)
-    pair, steps = pair._replace(student=student), recipe.training.steps
-    last = DistillTask(
-        **objective(context, pair, train_tokens, held_out, followed=False),
-        mixture_at=lambda step: loss_weights_at(recipe.objective, steps, steps - 1),
-        softening=TemperatureSchedule(
-            soft.initial if soft.axis == "sequence" else soft.final, soft.final, "sequence", steps
-        ),
-    )
-    train_jointly(context, pair.teacher, parts, last, train_tokens, held_out)
+    models, objective = models._replace(student=student), final_objective_config(recipe)
+    task = distill_task(context, models, objective, train_tokens, held_out)
+    train_jointly(context, models.teacher, components, task, train_tokens, held_out)
 
 
-def objective(
+def distill_task(
     context: WorkerContext,
-    pair: TeacherStudent,
+    models: TeacherStudent,
+    objective: ObjectiveConfig,
     train_tokens: TokenDataset,
     held_out: TokenDataset,
-    followed: bool = True,
-) -> dict[str, Any]:
-    """Of a student's task, what does not change between its language model's training and the joint tuning.
+    sampler: OnPolicySampler | None = None,
+) -> DistillTask:
+    """The task of the language model; its source gives the teacher's states if the objective needs them."""
+    from tinymusician.distill.guidance_scales import GuidanceSampler
+    from tinymusician.distill.signals import SignalSet
+    from tinymusician.distill.task import DistillTask
 
-    In the one its layers may be `followed`, in the other not.
-    """
-    from tinymusician.distill.task import GuidanceSampler
-
-    training, ranged = context.recipe.training, context.recipe.teacher.guidance_range
-    return {
-        "student": pair.student.to(context.device),
-        "train": open_signals(context, pair, train_tokens, followed),
-        "train_rows": len(train_tokens.codes),
-        "held_out": open_signals(context, pair, held_out, followed),
-        "held_out_rows": len(held_out.codes),
-        "batch_size": training.batch_size,
-        "seed": training.seed,
-        "scales": GuidanceSampler(*ranged) if ranged else None,
-    }
+    training, guidance_range = context.recipe.training, context.recipe.teacher.guidance_range
+    needs_states = objective.hidden is not None
+    train_set, held_out_set = (
+        SignalSet(open_signals(context, models, tokens, needs_states), len(tokens.codes))
+        for tokens in (train_tokens, held_out)
+    )
+    scales = GuidanceSampler(*guidance_range) if guidance_range else None
+    student = models.student.to(context.device)
+    return DistillTask(student, train_set, held_out_set, objective, training.batch_size, training.seed, sampler, scales)
 
 
-def on_policy_sampler(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
-    """The student's own samples, as the recipe schedules them."""
-    from tinymusician.distill.on_policy import OnPolicySampler
+def on_policy_sampler(context: WorkerContext, models: TeacherStudent, tokens: TokenDataset) -> OnPolicySampler:
+    """The sampler of the student's own samples, as the recipe schedules them."""
+    from jobs.distill.objective import on_policy_share
+    from tinymusician.distill.on_policy import OnPolicySampler, SamplingOptions
 
-    recipe, teacher = context.recipe, context.recipe.teacher
+    recipe, teacher, batch_size = context.recipe, context.recipe.teacher, context.recipe.sequences.sampling_batch_size
     on_policy, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
-    facts = {"run": context.run_id}
+    one_pass = teacher.target == "guided"
+    options = SamplingOptions(teacher.guidance_scale, one_pass, teacher.top_k, teacher.temperature, batch_size)
+    shards = -(-steps // on_policy.refresh) * parts
     return OnPolicySampler(
-        pair.student,
+        models.student,
         tokens,
-        judge=partial(open_signals, context, pair),
+        signals_of=partial(open_signals, context, models),
         share_at=partial(on_policy_share, on_policy, steps),
         refresh=on_policy.refresh,
         steps=steps,
-        guidance=teacher.guidance_scale,
-        one_pass=teacher.target == "guided",
-        top_k=teacher.top_k,
-        temperature=teacher.temperature,
+        options=options,
         seed=recipe.training.seed,
-        cache=ShardCache(context.run.store, "on-policy", facts, -(-steps // on_policy.refresh) * parts),
-        at_once=recipe.sequences.sampling_batch_size,
+        cache=ShardCache(context.run.store, "on-policy", {"run": context.run_id}, shards),
     )
-
-
-def on_policy_share(config: OnPolicyConfig, steps: int, step: int) -> float:
-    """The on-policy share at a training step of `steps`."""
-    from tinymusician.distill.schedules import stage
-
-    return config.share * (1 - stage(step, round(config.begin * steps), round(config.ramp * steps)))
-
-
-def loss_weights_at(objective: Objective, steps: int, step: int) -> Any:
-    """The objective's weights at a training step of `steps`."""
-    from tinymusician.distill.objective import mixture
-    from tinymusician.distill.schedules import stage
-
-    alpha = 1.0
-    if isinstance(objective, SwitchedBiKLConfig | StageMixedConfig):
-        alpha = stage(step, round(objective.switch * steps), round(objective.transition * steps))
-    if isinstance(objective, StageMixedConfig):
-        return mixture(objective.name, alpha, beta=objective.beta, gamma=objective.gamma, skew=objective.skew)
-    if isinstance(objective, FixedBiKLConfig):
-        return mixture(objective.name, alpha, weight=objective.weight)
-    return mixture(objective.name, alpha)
 
 
 def run(run_id: str) -> None:
-    """The driver: training on the asked number of workers, beside the teacher's actors, then the report on one."""
-    folder = RunStore(open_store(), run_id)
-    open_signals = parse_recipe(folder.record().recipe, run_id).signals
-    run_training_driver(
-        folder,
-        work,
-        finish,
-        SidecarActors(open_signals.actors, TeacherPool)
-        if isinstance(open_signals, ActorSignalsConfig)
-        else NO_SIDECARS,
-    )
+    """The driver: all workers train, beside the teacher's actors if the recipe has them; one writes the report."""
+    run = RunStore(open_store(), run_id)
+    signals = parse_recipe(run.record().recipe, run_id).signals
+    sidecars = SidecarActors(signals.actors, TeacherPool) if isinstance(signals, ActorSignalsConfig) else NO_SIDECARS
+    run_training_driver(run, work, finish, sidecars)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jobs.distill.components import StudentComponents, build_components
 from jobs.worker.context import WorkerContext
 from tinymusician.errors import ClusterError, ModelError
+from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
 
 
@@ -25,9 +26,9 @@ class TeacherStudent(NamedTuple):
     `team` are the workers that hold this teacher together; None if each has one of its own.
     """
 
-    teacher: Any
-    student: Any
-    tokenizer: Any
+    teacher: Musicgen
+    student: Musicgen
+    tokenizer: Tokenizer
     teacher_digest: str
     team: TensorParallelGroup | None = None
 
@@ -71,7 +72,7 @@ def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStuden
     return pair._replace(team=team)
 
 
-def new_student(recipe: Recipe, teacher: Any, parts: StudentComponents | None = None) -> Any:
+def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | None = None) -> Musicgen:
     """The student before its language model is trained: cut out of the teacher, as wide or narrower, or loaded.
 
     Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
@@ -108,7 +109,7 @@ def untrained_student(recipe: Recipe) -> tuple[Any, Any]:
     return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
 
 
-def check_length(recipe: Recipe, teacher: Any) -> None:
+def check_length(recipe: Recipe, teacher: Musicgen) -> None:
     """The recipe's sequences must fit into the decoder's positions."""
     config = teacher.config.decoder
     longest = (config.max_position_embeddings - config.num_codebooks) / teacher.config.audio_encoder.frame_rate

@@ -1,6 +1,6 @@
-"""What one model's playing costs, in a process of its own: started by the evaluation, prints one JSON object.
+"""Measures the cost of one model in a process of its own, which the evaluation starts; prints one JSON object.
 
-Usage: python -m jobs.evaluate.cost_process '{"run": …, "store": …, "voice": …, "device": …, "prompts": […]}'
+Usage: python -m jobs.evaluate.cost_process '{"run": …, "store": …, "model": …, "device": …, "prompts": […]}'
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import sys
 
-from jobs.evaluate.evaluator import Evaluator
+from jobs.evaluate.models import EvaluatedModels
 from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.inference_cost import measure
 from tinymusician.runtime.memory import reset_peak_memory
 
 
 def main() -> None:
-    """Open the model, play the prompts, print the cost."""
+    """Load the model, generate from the prompts, print the cost."""
     request = json.loads(sys.argv[1])
-    evaluation = Evaluator(WorkerContext(request["store"], request["run"], 0, 1, request["device"]))
-    bare = reset_peak_memory()
-    cost = measure(evaluation.generator(request["voice"]), request["prompts"], evaluation.settings, bare)
-    print(json.dumps(cost.facts()))
+    models = EvaluatedModels(WorkerContext(request["store"], request["run"], 0, 1, request["device"]))
+    baseline = reset_peak_memory()
+    cost = measure(models.load(request["model"]), request["prompts"], models.settings, baseline)
+    print(cost.model_dump_json())
 
 
 if __name__ == "__main__":

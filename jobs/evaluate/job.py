@@ -1,92 +1,86 @@
-"""The evaluation job: models play the captions of a reference, and what they played is measured and shown.
+"""The evaluate job: generate → embed → aggregate → render, spread over actors.
 
-Clips are played and heard by actors on all workers; then models are held against the teacher, then each is timed alone,
-then one actor writes the report. What the store has is not made again.
+`generate` makes every model's clips for the captions of the reference; `embed` computes the features of all clips,
+the agreement with the teacher, and the cost of each model alone; `aggregate` computes the metrics; `render` writes the
+report. The store caches what each step computes, and `evaluate.first` (`--from STEP`) starts at a later one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
-from jobs.evaluate.evaluator import (
-    AGREEMENT_GROUP,
-    REAL,
-    RECONSTRUCTED,
-    Evaluator,
-    agreement_clips,
-    chunk_ranges,
+from jobs.evaluate.aggregate import aggregate
+from jobs.evaluate.evaluator import Evaluator
+from jobs.evaluate.render import render
+from jobs.evaluate.steps import (
+    EvalTask,
+    agreement_groups,
+    clip_groups,
     evaluated_models,
+    generate_tasks,
+    open_pool,
+    reference_tasks,
 )
-from jobs.evaluate.report import write_report
-from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.context import WorkerContext
-from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.runs import RunStore
-from tinymusician.recipe import parse_recipe
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """A piece of the work: what to do with some clips of a voice."""
-
-    kind: Literal["train", "embed", "agreement", "cost", "report"]
-    model_id: str = ""
-    clips: range = range(0)
+from tinymusician.evaluate.results import REAL, RECONSTRUCTED
+from tinymusician.recipe import EvaluateStep
 
 
 class EvalWorker:
-    """What an actor works with."""
+    """Runs the tasks of one actor."""
 
     def __init__(self, context: WorkerContext) -> None:
-        self.evaluation = self.opened(context)
+        self._run = context.run
+        self.evaluator = self.open_evaluator(context)
 
-    def opened(self, context: WorkerContext) -> Evaluator:
-        """What is evaluated."""
+    def open_evaluator(self, context: WorkerContext) -> Evaluator:
+        """The evaluator of this actor."""
         return Evaluator(context)
 
     def run(self, task: EvalTask) -> None:
-        """Do one unit, or what of it is not done yet."""
-        evaluation = self.evaluation
-        if task.kind == "report":
-            self.report()
-        elif task.kind == "cost":
-            evaluation.cost(task.model_id)
+        """Run a task; what the store has is not computed again."""
+        if task.kind == "generate":
+            self.evaluator.generate(task.model_id, task.clips)
+        elif task.kind == "embed" and task.model_id in (REAL, RECONSTRUCTED):
+            self.evaluator.embed_reference(task.clips, task.model_id == RECONSTRUCTED)
+        elif task.kind == "embed":
+            self.evaluator.embed(task.model_id, task.clips)
         elif task.kind == "agreement":
-            evaluation.agreement(task.model_id, task.clips)
-        elif task.model_id in (REAL, RECONSTRUCTED):
-            evaluation.real_features(task.clips, task.model_id == RECONSTRUCTED)
-        else:
-            evaluation.features(task.model_id, task.clips)
+            self.evaluator.measure_agreement(task.model_id, task.clips)
+        elif task.kind == "cost":
+            self.evaluator.measure_cost(task.model_id)
+        elif task.kind == "aggregate":
+            self.aggregate()
+        elif task.kind == "render":
+            self.render()
 
-    def report(self) -> None:
-        """Write what came out."""
-        write_report(self.evaluation)
+    def aggregate(self) -> None:
+        """Write report.json."""
+        aggregate(self.evaluator)
+
+    def render(self) -> None:
+        """Write the report's pages."""
+        render(self._run)
 
 
 def run(run_id: str) -> None:
     """The driver."""
-    store = open_store()
-    folder = RunStore(store, run_id)
-    record = folder.record()
-    recipe = parse_recipe(record.recipe, run_id)
+    recipe, run_stage = open_pool(run_id, EvalWorker)
     config, model_ids = recipe.evaluate, evaluated_models(recipe)
-    run_stage = stage_runner(
-        ActorPool(EvalWorker, store.url, run_id, record.workers, recipe.training.max_restarts), folder
-    )
-    compared, all_clips = (
-        chunk_ranges(agreement_clips(config), AGREEMENT_GROUP),
-        chunk_ranges(config.clips, config.batch_size),
-    )
-    run_stage("reference", [EvalTask("embed", REAL, all_clips[0])])  # by one, so that the band's tunes are parsed once
-    run_stage(
-        "teacher's clips",
-        [EvalTask("embed", "teacher", clips) for clips in chunk_ranges(agreement_clips(config), config.batch_size)],
-    )
-    run_stage(
-        "clips",
-        [EvalTask("embed", model_id, clips) for model_id in (REAL, RECONSTRUCTED, *model_ids) for clips in all_clips],
-    )
-    run_stage("agreement", [EvalTask("agreement", model_id, clips) for model_id in model_ids for clips in compared])
-    run_stage("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], max_concurrency=1)
-    run_stage("report", [EvalTask("report")], max_concurrency=1)
+    steps: tuple[EvaluateStep, ...] = get_args(EvaluateStep)
+    requested = steps[steps.index(config.first) :]
+    groups, compared = clip_groups(config), agreement_groups(config)
+    if "generate" in requested:
+        # One actor reads the reference first: the tunes of the house band are parsed once per machine.
+        run_stage("reference", reference_tasks(config)[:1])
+        teacher_clips = compared[-1].stop if compared else 0
+        run_stage("generate", generate_tasks(model_ids, config.clips, teacher_clips, config.batch_size))
+    if "embed" in requested:
+        tasks = reference_tasks(config) + reference_tasks(config, reconstructed=True)
+        tasks += [EvalTask("embed", model_id, group) for model_id in model_ids for group in groups]
+        run_stage("embed", tasks)
+        run_stage("agreement", [EvalTask("agreement", model_id, group) for model_id in model_ids for group in compared])
+        run_stage("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], max_concurrency=1)
+    if "aggregate" in requested:
+        run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
+    run_stage("render", [EvalTask("render")], max_concurrency=1)

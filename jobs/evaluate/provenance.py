@@ -1,4 +1,4 @@
-"""How judged models came to be, as far as the store still knows: students' curves, and what bundles' groups mind."""
+"""The origin of evaluated models, as far as the store has it: students' training curves, bundles' sensitivities."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from jobs.worker.model_refs import split_label
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFoundError
+from tinymusician.errors import DigestMismatchError, NotFoundError
 from tinymusician.quantize.report import plot_sensitivity
-from tinymusician.quantize.sensitivity import from_facts
+from tinymusician.quantize.results import QuantizationResult
 from tinymusician.training.metrics import Row, read_metrics
 
 Curves = dict[str, list[Row]]
 
 
-def curves(store: Store, names: Mapping[str, str]) -> Curves:
-    """Metrics of every student that is judged, or that a judged bundle was made of, each once; `names` by voice."""
+def training_curves(store: Store, labels: Mapping[str, str]) -> Curves:
+    """By label, the training metrics of every student, or of the student that a bundle was made from, each once.
+
+    `labels` are by model id.
+    """
     curves: Curves = {}
     seen = set()
-    for model_id, name in names.items():
+    for model_id, label in labels.items():
         manifest = _manifest(store, model_id)
         if manifest is not None and manifest.kind != "student":
             manifest = _manifest(store, str(manifest.lineage.get("model")))
@@ -29,20 +32,24 @@ def curves(store: Store, names: Mapping[str, str]) -> Curves:
         seen.add(manifest.digest)
         rows = read_metrics(store, RunStore(store, str(manifest.lineage.get("run"))).metrics_key())
         if rows:
-            curves[name] = rows
+            curves[label] = rows
     return curves
 
 
-def sensitivities(store: Store, names: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """A picture for every bundle whose groups were measured one by one."""
-    tables = []
-    for model_id, name in names.items():
+def sensitivity_plots(store: Store, labels: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Label and plot of every bundle whose groups were measured one by one."""
+    plots = []
+    for model_id, label in labels.items():
         manifest = _manifest(store, model_id)
-        run = RunStore(store, str(manifest.lineage.get("run"))) if manifest is not None else None
-        table = run.report().get("sensitivity") if run is not None else None
-        if table:
-            tables.append((name, plot_sensitivity(from_facts(table))))
-    return tables
+        if manifest is None:
+            continue
+        try:
+            result = RunStore(store, str(manifest.lineage.get("run"))).report(QuantizationResult)
+        except (NotFoundError, DigestMismatchError):
+            continue
+        if result.sensitivity is not None:
+            plots.append((label, plot_sensitivity(result.sensitivity)))
+    return plots
 
 
 def _manifest(store: Store, model_id: str) -> Manifest | None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.recipe import TeacherConfig
 
 PROMPTS = (
@@ -38,8 +39,8 @@ def main() -> None:
         f"nats a code under the teacher, in held-out context"
         f"\nplaying freely                  cross-entropy {figures['sample_cross_entropy_untrained']:.3f} → "
         f"{figures['sample_cross_entropy_student']:.3f} (teacher {figures['sample_cross_entropy_teacher']:.3f}), "
-        f"variety {figures['sample_variety_untrained']:.2f} → {figures['sample_variety_student']:.2f} "
-        f"(teacher {figures['sample_variety_teacher']:.2f}) nats a code"
+        f"code entropy {figures['sample_code_entropy_untrained']:.2f} → {figures['sample_code_entropy_student']:.2f} "
+        f"(teacher {figures['sample_code_entropy_teacher']:.2f}) nats a code"
         f"\nsound                           {folder}/*.wav: teacher, untrained and distilled, for the same prompts"
         f"\nrun                             {run['id']} (tmctl status, tmctl logs)"
         f"\nartifact                        {run['artifact']} (tmctl artifacts show band)"
@@ -79,7 +80,7 @@ def render_all(reference: str, folder: Path) -> None:
         render(model, tokenizer, recipe.teacher, folder, name)
 
 
-def render(model: Any, tokenizer: Any, config: TeacherConfig, folder: Path, name: str) -> None:
+def render(model: Musicgen, tokenizer: Tokenizer, config: TeacherConfig, folder: Path, name: str) -> None:
     """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 

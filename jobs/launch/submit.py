@@ -44,7 +44,7 @@ def submit(
     """
     run = RunStore(store, check_run_name(resume or name or new_run_name(recipe.name, kind)))
     if resume:
-        workers, address = resume_target(run, kind, workers, address)
+        workers, address = resume_target(run, kind, workers, address, recipe.evaluate.first != "generate")
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     client, where = cluster.connect(address)
@@ -101,12 +101,17 @@ RESUMABLE_KEYS = (
     "training.max_restarts",
     "training.max_skipped_steps",
     "signals.source",
+    "evaluate.first",
 )
-"""What of a recipe says how a run is done, and not what comes out: it may change when a run is resumed."""
+"""The keys of a recipe that may change when a run is resumed: they do not change its result."""
 
 
-def resume_target(run: RunStore, kind: str, workers: int | None, address: str | None) -> tuple[int, str | None]:
-    """The workers and the cluster's address with which a run goes on: its own, unless others are asked for.
+def resume_target(
+    run: RunStore, kind: str, workers: int | None, address: str | None, rerun: bool = False
+) -> tuple[int, str | None]:
+    """The number of workers and the cluster's address of a resumed run: its own, unless others are given.
+
+    With `rerun`, an evaluation that has succeeded may run its later steps again.
 
     Raises:
         RunError: it is of another kind, finished or still running.
@@ -114,8 +119,9 @@ def resume_target(run: RunStore, kind: str, workers: int | None, address: str | 
     record = run.record()
     if record.kind != kind:
         raise RunError(f"run {run.id!r}: is a {record.kind} run; resume it with `tmctl submit {record.kind}`")
-    if run.status().state == "SUCCEEDED":
-        raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume")
+    if run.status().state == "SUCCEEDED" and not (kind == "evaluate" and rerun):
+        hint = "; repeat a step with `--from embed`, `aggregate` or `render`" if kind == "evaluate" else ""
+        raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume{hint}")
     # Once it has ended, the cluster may take a while to see it.
     if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")

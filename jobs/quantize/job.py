@@ -1,7 +1,7 @@
-"""The compression job: a model's graphs, what each of its groups minds, a plan, the parity gate, and a bundle.
+"""The quantize job: exports a model's graphs, measures the sensitivity of each group, and publishes a bundle.
 
-Actors on all workers measure a share each of the plans to be tried; what was measured lies in the store, shard by
-shard, and is not measured again. One of them then chooses, checks and publishes.
+The actors share the plans to measure, and cache the metrics in the store. One actor then chooses the plan, compares
+the graphs with PyTorch, and publishes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tinymusician.quantize.adaptive import PlanEvaluator
 
 _CHUNKS_PER_WORKER = 4
-"""Shares of the trials a worker, so that none waits long for the slowest."""
+"""Tasks per worker, so that no worker waits long for the slowest."""
 
 
 @dataclass(frozen=True)
 class QuantTask:
-    """A piece of the work: the trials from the `first` on, `every` so many, or what is made of them all."""
+    """A unit of work: measure every `every`-th trial from `first` on, or publish the bundle."""
 
     kind: Literal["measure", "publish"]
     first: int = 0
@@ -33,45 +33,45 @@ class QuantTask:
 
 
 class QuantWorker:
-    """What an actor works with."""
+    """Runs the tasks of one actor."""
 
     def __init__(self, context: WorkerContext) -> None:
         from jobs.quantize.workspace import QuantizationWorkspace
 
-        self._compression = QuantizationWorkspace(context)
+        self._workspace = QuantizationWorkspace(context)
 
     @cached_property
-    def _measurer(self) -> PlanEvaluator:
-        """The float32 graphs on the sequences of the validation prompts, which are played if the store has none."""
+    def _evaluator(self) -> PlanEvaluator:
+        """The float32 graphs on the sequences of the validation prompts, which are sampled if the store has none."""
         from tinymusician.quantize.adaptive import PlanEvaluator
 
-        compression, config = self._compression, self._compression.config
-        sequences = compression.sequences("validation", config.sequences, config.seconds)
-        return PlanEvaluator(compression.exported, compression.manifest, sequences, compression.context.threads)
+        workspace, config = self._workspace, self._workspace.config
+        sequences = workspace.sequences("validation", config.sequences, config.seconds)
+        return PlanEvaluator(workspace.exported, workspace.manifest, sequences, workspace.context.threads)
 
     def run(self, task: QuantTask) -> None:
-        """Do one unit, or what of it is not done yet."""
-        compression, measurer = self._compression, self._measurer
+        """Run a task; what the store has is not measured again."""
+        workspace, evaluator = self._workspace, self._evaluator
         if task.kind == "publish":
-            self._publish(measurer)
+            self._publish(evaluator)
         else:
-            compression.measure(measurer, compression.trials(measurer)[task.first :: task.every])
+            workspace.measure(evaluator, workspace.trials(evaluator)[task.first :: task.every])
 
-    def _publish(self, measurer: PlanEvaluator) -> None:
+    def _publish(self, evaluator: PlanEvaluator) -> None:
         from jobs.quantize.bundle_writer import publish_bundle
 
-        manifest, figures = publish_bundle(self._compression, measurer)
-        self._compression.context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
+        manifest, result = publish_bundle(self._workspace, evaluator)
+        self._workspace.context.run.write_result(RunResult(artifact=manifest.reference, metrics=result.metrics.flat()))
 
 
 def run(run_id: str) -> None:
-    """The driver: the measuring on the asked number of workers, the rest on one."""
+    """The driver: all workers measure, one publishes."""
     store = open_store()
     folder = RunStore(store, run_id)
     record = folder.record()
     pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["max_restarts"])
     run_stage, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
-    run_stage("first trials", [QuantTask("measure", 0, shares)])  # by one, which plays the sequences for all
+    run_stage("first trials", [QuantTask("measure", 0, shares)])  # one actor samples the sequences for all
     run_stage("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
     pool.scale_to(1)
     run_stage("bundle", [QuantTask("publish")])

@@ -1,4 +1,4 @@
-"""What every worker of a compression has at hand: the model, its float32 graphs, sequences, and what was measured."""
+"""What each worker of a quantization loads: the model, its float32 graphs, sequences, and cached measurements."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
+from tinymusician.models.licence import inherited_licence
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
@@ -43,7 +44,7 @@ _COMPARED_PLANS = (
 
 @dataclass(frozen=True)
 class PlanTrial:
-    """A plan to be measured: a group alone in one precision, a candidate, or a plan that the report sets beside it."""
+    """A plan to measure: one group alone in one precision, a candidate, or a plan for comparison in the report."""
 
     plan: PrecisionPlan
     group: tuple[str, Precision] | None = None
@@ -51,12 +52,12 @@ class PlanTrial:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """Its name in the log."""
         return self.plan.name if self.group is None else " in ".join(self.group)
 
 
 class QuantizationWorkspace:
-    """What every worker has at hand: the model, its float32 graphs, and the sequences to measure on."""
+    """The model, its float32 graphs, and the sequences to measure on."""
 
     def __init__(self, context: WorkerContext) -> None:
         from tinymusician.models.guidance import plays_in_one_pass, range_of
@@ -78,14 +79,14 @@ class QuantizationWorkspace:
 
     @cached_property
     def manifest(self) -> BundleManifest:
-        """The float32 graphs' description, as far as the engine needs one."""
+        """The manifest of the float32 graphs, as far as the engine needs it."""
         from tinymusician.quantize.export import architecture_of
 
         facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
         return describe(self.exported, self.recipe.name, architecture_of(self.model), self.defaults(), **facts)
 
     def defaults(self) -> SamplingDefaults:
-        """What a request that says nothing gets: the recipe's way of asking the teacher."""
+        """The defaults of a request: the recipe's sampling settings of the teacher."""
         teacher = self.recipe.teacher
         return SamplingDefaults(
             guidance=teacher.guidance_scale if self.guidance_range or not self.one_pass else 1.0,
@@ -96,12 +97,15 @@ class QuantizationWorkspace:
             guidance_range=self.guidance_range,
         )
 
-    def player(self) -> MusicGenerator:
+    def float32_generator(self) -> MusicGenerator:
         """The float32 graphs, ready to run."""
         return MusicGenerator(Bundle(self.exported, self.manifest), self.context.threads)
 
     def sequences(self, split: Split, count: int, seconds: float | None) -> ForcedBatch:
-        """The model's own samples for prompts of one split, from the store or played now; None is the longest."""
+        """The model's own samples for prompts of one split, from the store or sampled now.
+
+        `seconds` None is the maximum length.
+        """
         shape = self.manifest.architecture
         max_frames = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
         frames = min(shape.window, max_frames)
@@ -121,21 +125,38 @@ class QuantizationWorkspace:
         return ForcedBatch(texts, codes, not self.one_pass, scales)
 
     def trials(self, measurer: PlanEvaluator) -> list[PlanTrial]:
-        """Everything to be measured: the plans the report compares, and for `adaptive` every group alone."""
-        how = self.how()
+        """Everything to measure: the plans that the report compares, and every group alone for `adaptive`."""
+        base = self.base_plan()
         compared = [packaged_plan(name) for name in PLANS if name != "float32"]
         compared += [
-            how.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
+            base.model_copy(update={"name": name, "default": default, "method": method, "symmetric": symmetric})
             for name, default, method, symmetric in _COMPARED_PLANS
         ]
         result = [PlanTrial(plan) for plan in compared]
         if self.config.plan == "adaptive":
             pairs = trials(list(measurer.groups), self.config.precisions)
-            result += [PlanTrial(alone(group, precision, how), (group, precision)) for group, precision in pairs]
+            result += [PlanTrial(alone(group, precision, base), (group, precision)) for group, precision in pairs]
         return result
 
-    def how(self) -> PrecisionPlan:
-        """The recipe's way of rounding, with every group still in float32."""
+    @property
+    def licence(self) -> str:
+        """The model's licence: an artifact states it; otherwise it depends on the weights' origin."""
+        return self.artifact.licence if self.artifact is not None else inherited_licence([str(self.config.model)])
+
+    def lineage(self) -> dict[str, Any]:
+        """The origin of a bundle."""
+        record = self.context.record
+        return {
+            "run": record.id,
+            "model": self.config.model,
+            "model_sha256": self.digest,
+            "versions": record.versions,
+            "git": record.git,
+            "seeds": record.seeds,
+        }
+
+    def base_plan(self) -> PrecisionPlan:
+        """The recipe's rounding method, with every group in float32."""
         config = self.config
         return PrecisionPlan(
             name="float32",
@@ -147,7 +168,7 @@ class QuantizationWorkspace:
         )
 
     def measure(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> None:
-        """See to it that the store has the outcome of each of these trials."""
+        """Measure the trials that the store has no metrics of."""
         for trial in trials:
             cache = self._cache_of(measurer.sequences, trial.plan)
             if cache.missing():
@@ -155,13 +176,13 @@ class QuantizationWorkspace:
                 print(f"measured {trial.name}", flush=True)
 
     def measured(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics]:
-        """The outcome of every trial."""
+        """The metrics of every trial."""
         self.measure(measurer, trials)
         caches = [self._cache_of(measurer.sequences, trial.plan) for trial in trials]
         return [_from_arrays(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
 
     def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
-        """What a trial makes of the graphs; a plan that is only compared may fail, and then breaks everything."""
+        """The metrics of a trial; a plan that is only compared may fail, and then has infinite KL."""
         try:
             return measurer.measure(trial.plan)
         except (OSError, MemoryError):
@@ -173,7 +194,7 @@ class QuantizationWorkspace:
             return PlanMetrics(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
 
     def _cache_of(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
-        """Where the store keeps what a plan was measured to do to this model."""
+        """The cache of a plan's metrics for this model."""
         codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
         content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
         facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
@@ -181,11 +202,12 @@ class QuantizationWorkspace:
         return ShardCache(self.context.run.store, "outcomes", facts, 1)
 
     def _export(self) -> Path:
-        """The float32 graphs, made once a machine: `export` is a folder that is whole as soon as it has its name."""
+        """Export the float32 graphs, once per machine; the folder is complete as soon as it has its final name."""
         from tinymusician.quantize.export import export_fused
 
         tokens = self.tokenizer.backend_tokenizer.to_str()
-        facts = {"weights": self.digest, "config": without_paths(self.model.config.to_dict()), "tokenizer": tokens}
+        config = without_paths(self.model.config.to_dict())
+        facts: dict[str, object] = {"weights": self.digest, "config": config, "tokenizer": tokens}
         facts |= {"encoder": self.config.continuation, "graphs": GRAPHS_VERSION}
         folder = self.context.cache / "exports" / fingerprint(json.loads(json.dumps(facts, default=str)))
         if not folder.exists():
@@ -202,11 +224,11 @@ class QuantizationWorkspace:
         return folder
 
     def _played(self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None) -> Any:
-        """Codes [N, K, T], sampled side by side by the engine from the float32 graphs, maybe told `scales`."""
+        """Codes [N, K, T], sampled by the engine from the float32 graphs in one batch; `scales` are of guidance."""
         from tinymusician.runtime.engine import EngineRequest
         from tinymusician.runtime.sampling import SamplingParams
 
-        player, top_k = self.player(), self.recipe.teacher.top_k
+        player, top_k = self.float32_generator(), self.recipe.teacher.top_k
         uncond = None if guidance == 1 else player.text.null()
         sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
         attended = [player.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
@@ -223,10 +245,10 @@ class QuantizationWorkspace:
 
 
 def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[float, float]) -> None:
-    """A student that is told its guidance becomes a bundle of the fused flavour, which is asked for scales it knows.
+    """A guidance-conditioned student needs the fused format, and a default guidance within its range.
 
     Raises:
-        RecipeError: another flavour, or a default guidance outside its range.
+        RecipeError: another format, or a default guidance outside its range.
     """
     if config.format != "fused":
         raise RecipeError(
@@ -236,26 +258,26 @@ def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[
 
 
 def scales_in_range(range_: tuple[float, float], count: int) -> tuple[float, ...]:
-    """So many scales spread evenly within a range; at its very ends a half of what embeds them is 0."""
+    """Evenly spaced scales within a range, without its ends, where half of the embedding is 0."""
     low, high = range_
-    return tuple(low + (high - low) * (place + 0.5) / count for place in range(count))
+    return tuple(low + (high - low) * (index + 0.5) / count for index in range(count))
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's configuration without the places that its parts were loaded from."""
+    """A model's configuration without the paths that its components were loaded from."""
     cleaned = {key: value for key, value in config.items() if key != "_name_or_path"}
     return {key: without_paths(value) if isinstance(value, dict) else value for key, value in cleaned.items()}
 
 
 def remove_stale_scratch(folder: Path) -> None:
-    """Remove what workers that were killed left half-written in `folder` more than a day ago."""
-    for left in folder.glob(f"{tempfile.gettempprefix()}*"):
-        if time.time() - left.stat().st_mtime > DAY:
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove temporary folders of killed workers that are more than a day old."""
+    for stale in folder.glob(f"{tempfile.gettempprefix()}*"):
+        if time.time() - stale.stat().st_mtime > DAY:
+            shutil.rmtree(stale, ignore_errors=True)
 
 
-def _to_arrays(outcome: PlanMetrics) -> dict[str, Any]:
-    figures = {"size": [outcome.size], "kl": outcome.by_codebook, "codec_snr": [outcome.codec_snr]}
+def _to_arrays(metrics: PlanMetrics) -> dict[str, Any]:
+    figures = {"size": [metrics.size], "kl": metrics.by_codebook, "codec_snr": [metrics.codec_snr]}
     return {name: np.array(values) for name, values in figures.items()}
 
 

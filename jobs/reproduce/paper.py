@@ -1,7 +1,7 @@
-"""The paper's figures and tables as one command: the runs that they need, in order, and what became of each claim.
+"""Reproduces the paper's figures and tables with one command: the runs that they need, and the result of each claim.
 
-Every piece is an ordinary run in the store, named by what it is and everything it depends on: one that has succeeded is
-not run again, one that was interrupted goes on. Reports are copied beside each other into one folder.
+Each is an ordinary run in the store, named by its content: one that has succeeded is not run again, one that was
+interrupted continues. Their reports are copied into one folder.
 
 Usage: python -m jobs.reproduce.paper FOLDER [figures|sweeps|table3|table4|precision]… [--recipe RECIPE] [--workers N]
 """
@@ -10,89 +10,96 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jobs.cli.output import follow
+from jobs.launch.prepare import prepare
+from jobs.launch.submit import submit
 from jobs.registry import JobKind
-from jobs.reproduce.claims import FAILS, HOLDS, higher, lower, not_worse, rising, slower, within_tolerance
+from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.run_summary import summary
+from tinymusician.artifacts.run_summary import effective_status
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.config_model import Document
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import NotFoundError, RecipeError, TinyMusicianError
+from tinymusician.errors import RecipeError, TinyMusicianError
+from tinymusician.evaluate.claims import (
+    Claim,
+    ClaimResult,
+    at_most,
+    higher,
+    lower,
+    not_worse,
+    rising,
+    slower,
+    within_tolerance,
+)
+from tinymusician.evaluate.results import EvaluationResult, ModelResult
+from tinymusician.evaluate.sweep_results import SweepResult
 from tinymusician.html_report import html_note, html_table, page
 from tinymusician.models.shape import shape_of
 from tinymusician.quantize.precision import PLANS
 from tinymusician.recipe import load_recipe
 
-Claims = list[tuple[str, str, str]]
 PRECISIONS = ("float32", "float16", "int8", "int4")
 _OPEN_THRESHOLD = "{kl: 5, agreement: 0, codec_snr: 0}"
+Models = Mapping[str, ModelResult]
+"""The results of an evaluation's models by the labels that they were given."""
+
+
+class SavedClaims(Document):
+    """The claims of a folder, as claims.json has them."""
+
+    recipe: str
+    minutes: float
+    claims: tuple[Claim, ...]
 
 
 class PaperReproduction:
-    """Runs what the tables need, and keeps what they said."""
+    """Runs the jobs that the tables need, copies their reports, and collects the claims."""
 
     def __init__(self, folder: Path, recipe: str, workers: int) -> None:
         self.folder, self.recipe, self.workers = folder, recipe, workers
-        self.claims: Claims = []
+        self.claims: list[Claim] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, kind: JobKind, what: str, recipe: str | None = None, *words: str) -> dict[str, Any]:
-        """A run that has succeeded: an earlier one of the same content, or a new one.
+    def run(self, kind: JobKind, name: str, *overrides: str) -> RunStore:
+        """A run that has succeeded: an earlier one of the same content, or a new one; its report is copied.
 
         Raises:
             TinyMusicianError: it failed.
         """
-        recipe = recipe or self.recipe
-        sets = tuple(word for before, word in pairwise(words) if before == "--set")
-        content = load_recipe(recipe, sets).model_dump(mode="json")
-        digest = fingerprint({"kind": kind, "recipe": content, "words": list(words)})[:8]
-        name = f"paper-{what}-{digest}"
-        state = _state(name)
-        if state in ("PENDING", "RUNNING"):  # left behind by one that was interrupted
-            print(f"== {what}: {name} runs already", flush=True)
-            state = follow(RunStore(open_store(), name), quiet=False)
-        if state != "SUCCEEDED":
-            again = ["--resume", name] if state is not None else ["--name", name, *words]
-            command = [sys.executable, "-m", "jobs.cli.main", "submit", kind, recipe, *again]
-            command += [] if state is not None else ["--workers", str(self.workers)]
-            print(f"== {what}: {' '.join(command[3:])}", flush=True)
-            if subprocess.run(command, check=False).returncode != 0:
-                raise TinyMusicianError(f"paper: {what} failed; see `tmctl logs {name}`, then run this again")
-        result = summary(RunStore(open_store(), name))
-        self._copy(name, what)
-        return result
-
-    def _copy(self, run: str, what: str) -> None:
         store = open_store()
-        for kind in ("html", "md", "json"):
-            try:
-                (self.folder / f"{what}.{kind}").write_bytes(store.get(f"runs/{run}/report.{kind}"))
-            except NotFoundError:
-                continue
-
-    def report(self, what: str) -> dict[str, Any]:
-        """A run's figures."""
-        report: dict[str, Any] = json.loads((self.folder / f"{what}.json").read_text())
-        return report
+        content = load_recipe(self.recipe, overrides).model_dump(mode="json")
+        digest = fingerprint({"kind": kind, "recipe": content})[:8]
+        run = RunStore(store, f"paper-{name}-{digest}")
+        state = effective_status(run).state if run.exists() else None
+        if state in ("PENDING", "RUNNING"):  # from an interrupted reproduction
+            print(f"== {name}: {run.id} is still running", flush=True)
+            state = follow(run, quiet=False)
+        if state != "SUCCEEDED":
+            resume = run.id if state is not None else None
+            print(f"== {name}: {run.id} {kind} {' '.join(overrides)}", flush=True)
+            recipe = prepare(store, kind, self.recipe, () if resume else overrides, None, resume)
+            submit(store, kind, recipe, None if resume else self.workers, None, run.id, resume)
+            if follow(run, quiet=False) != "SUCCEEDED":
+                raise TinyMusicianError(f"paper: {name} failed; see `tmctl logs {run.id}`, then run this again")
+        for suffix, report in run.report_files().items():
+            (self.folder / f"{name}.{suffix}").write_bytes(report)
+        return run
 
     def figures(self) -> None:
         """Figures 2 and 3: the six objectives, three seeds each."""
-        self.run("sweep", "figures", None, "--over", "objectives")
-        for claim, how in self.report("figures")["claims"]:
-            self.claims.append(("figures 2, 3", f"stage_mixed: {claim}", how))
+        run = self.run("sweep", "figures", 'sweep.over=["objectives"]')
+        for claim in run.report(SweepResult).claims:
+            self._claim(claim.source, f"stage_mixed: {claim.statement}", claim.result)
 
     def sweeps(self) -> None:
-        """The next checks of the paper's summary that need trainings: τ, λ, switch."""
-        sets = ("--set", "sweep.seeds=1")
-        self.run("sweep", "sweeps", None, "--over", "temperature", "--over", "skew", "--over", "switch", *sets)
+        """The trainings of the paper's summary: τ, λ, switch."""
+        self.run("sweep", "sweeps", 'sweep.over=["temperature", "skew", "switch"]', "sweep.seeds=1")
 
     def table3(self) -> None:
         """Table 3: baseline, + KD, + quantization, + both."""
@@ -101,84 +108,77 @@ class PaperReproduction:
             raise RecipeError(
                 f"recipe {self.recipe}: table 3 begins with a ready student; student.kind=pretrained is needed"
             )
-        distilled = self.distilled("kd")
-        quantized, both = self.bundle("quantized", small, "paper"), self.bundle("kd-paper", distilled, "paper")
-        rows = self.judged("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
-        self._claim("table 3", "KD lowers FAD", lower(rows["kd"], rows["base"], "fad_infinity"))
-        self._claim(
-            "table 3", "KD does not change CLAP by more than 1 %", within_tolerance(rows["kd"], rows["base"], 0.01)
-        )
-        self._claim("table 3", "quantization raises FAD", lower(rows["base"], rows["quantized"], "fad_infinity"))
-        self._claim("table 3", "quantization raises CLAP", higher(rows["quantized"], rows["base"]))
-        whole, mixed = (self.bundled(f"kd-{plan}", distilled, plan)["metrics"]["size"] for plan in ("float32", "paper"))
-        self._claim(
-            "table 3",
-            "KD and mixed precision: at most 45 % of the float32 bundle",
-            within_clap_tolerance(mixed / whole, 0.45),
-        )
+        distilled = self.distill("kd")
+        quantized, both = self.quantize("quantized", small, "paper"), self.quantize("kd-paper", distilled, "paper")
+        rows = self.evaluate("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
+        base, kd = rows["base"], rows["kd"]
+        self._claim("table 3", "KD lowers FAD", _lower_fad(kd, base))
+        tolerance = within_tolerance(kd.clap_by_clip, base.clap_by_clip, 0.01)
+        self._claim("table 3", "KD does not change CLAP by more than 1 %", tolerance)
+        self._claim("table 3", "quantization raises FAD", _lower_fad(base, rows["quantized"]))
+        self._claim("table 3", "quantization raises CLAP", _higher_clap(rows["quantized"], base))
+        full = self.quantize("kd-float32", distilled, "float32")
+        sizes = [_bundle_size(reference) for reference in (both, full)]
+        share = at_most(sizes[0] / sizes[1], 0.45)
+        self._claim("table 3", "KD and mixed precision: at most 45 % of the float32 bundle", share)
 
     def table4(self) -> None:
         """Table 4: precisions of the decoder, three sizes of students, conditional against guided, with cost."""
-        distilled = self.distilled("kd")
-        plans = {plan: self.bundle(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")}
+        distilled = self.distill("kd")
+        plans = {
+            plan: self.quantize(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")
+        }
         sizes = [
-            self.distilled(
-                f"cut-{len(layers)}", "--set", "student.kind=prune_layers", "--set", f"student.layers={layers}"
-            )
+            self.distill(f"cut-{len(layers)}", "student.kind=prune_layers", f"student.layers={layers}")
             for layers in layer_cuts(self.depth())
         ]
-        guided = self.distilled("guided", "--set", "teacher.target=guided")
+        guided = self.distill("guided", "teacher.target=guided")
         names = dict(zip(("an eighth of the layers", "a quarter", "half"), sizes, strict=True))
-        rows = self.judged("table4", **{"KD": distilled, **plans, **names, "guided": guided})
+        rows = self.evaluate("table4", **{"KD": distilled, **plans, **names, "guided": guided})
         original, full, int8, mixed, adaptive, *smaller, one_pass = rows.values()
-        self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", lower(mixed, int8, "fad_infinity"))
-        self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", higher(mixed, int8))
-        self._claim("table 4", "mixed precision is slower than float32", slower(mixed, full))
-        share = within_clap_tolerance(adaptive["bytes"] / full["bytes"], 0.45)
+        self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", _lower_fad(mixed, int8))
+        self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", _higher_clap(mixed, int8))
+        self._claim("table 4", "mixed precision is slower than float32", slower(mixed.cost, full.cost))
+        share = at_most(adaptive.size / full.size, 0.45)
         self._claim("beyond", "adaptive: at most 45 % of the float32 bundle", share)
-        self._claim("beyond", "adaptive: FAD not higher than float32", not_worse(lower(full, adaptive, "fad_infinity")))
-        self._claim("beyond", "guided: one pass takes less time than two", slower(original, one_pass))
-        self._claim("beyond", "guided: CLAP not lower", not_worse(higher(original, one_pass)))
-        self._claim("beyond", "more layers, higher CLAP", rising(smaller))
+        self._claim("beyond", "adaptive: FAD not higher than float32", not_worse(_lower_fad(full, adaptive)))
+        self._claim("beyond", "guided: one pass takes less time than two", slower(original.cost, one_pass.cost))
+        self._claim("beyond", "guided: CLAP not lower", not_worse(_higher_clap(original, one_pass)))
+        self._claim("beyond", "more layers, higher CLAP", rising([model.clap_by_clip for model in smaller]))
 
     def precision(self) -> None:
-        """The next check that needs none: the paper's plan, with the decoder in each precision."""
-        distilled = self.distilled("kd")
-        bundles = {one: self.bundle(f"kd-decoder-{one}", distilled, json.dumps(_plan(one))) for one in PRECISIONS}
-        full, *fewer = self.judged("precision", **bundles).values()
-        for one, row in zip(PRECISIONS[1:], fewer, strict=True):
-            what = f"decoder in {one}, {row['bytes'] / full['bytes']:.2f} of the bytes"
-            self._claim("precision", f"{what}: FAD not higher", not_worse(lower(full, row, "fad_infinity")))
-            self._claim("precision", f"{what}: CLAP not lower", not_worse(higher(full, row)))
+        """The paper's plan, with the decoder in each precision."""
+        distilled = self.distill("kd")
+        bundles = {name: self.quantize(f"kd-decoder-{name}", distilled, json.dumps(_plan(name))) for name in PRECISIONS}
+        full, *coarser = self.evaluate("precision", **bundles).values()
+        for name, model in zip(PRECISIONS[1:], coarser, strict=True):
+            what = f"decoder in {name}, {model.size / full.size:.2f} of the bytes"
+            self._claim("precision", f"{what}: FAD not higher", not_worse(_lower_fad(full, model)))
+            self._claim("precision", f"{what}: CLAP not lower", not_worse(_higher_clap(full, model)))
 
-    def distilled(self, what: str, *words: str) -> str:
-        """A student, distilled on the recipe's steps from the signals that all conditional students share."""
-        if not any("teacher.target" in word for word in words):
+    def distill(self, name: str, *overrides: str) -> str:
+        """Distil a student from the signals that all conditional students share; returns its reference."""
+        if not any("teacher.target" in override for override in overrides):
             self.run("precompute", "signals")
-            words = (*words, "--set", "signals.source=cached")
-        return str(self.run("distill", what, None, *words)["artifact"])
+            overrides = (*overrides, "signals.source=cached")
+        return str(self.run("distill", name, *overrides).result().artifact)
 
-    def bundle(self, what: str, model: str, plan: str) -> str:
-        """A bundle of a model."""
-        return str(self.bundled(what, model, plan)["artifact"])
+    def quantize(self, name: str, model: str, plan: str) -> str:
+        """Quantize a model; returns the bundle's reference. int4 has no threshold: its loss is to be measured."""
+        overrides = (f"quantize.model={model}", f"quantize.plan={plan}", f"quantize.thresholds.int4={_OPEN_THRESHOLD}")
+        return str(self.run("quantize", name, *overrides).result().artifact)
 
-    def bundled(self, what: str, model: str, plan: str) -> dict[str, Any]:
-        """The run that made it. The gate of int4 stands open: what it costs is what is asked here."""
-        words = (
-            "--model",
-            model,
-            "--set",
-            f"quantize.plan={plan}",
-            "--set",
-            f"quantize.thresholds.int4={_OPEN_THRESHOLD}",
-        )
-        return self.run("quantize", what, None, *words)
+    def evaluate(self, name: str, **references: str) -> Models:
+        """Evaluate models; returns their results by the given labels."""
+        models = json.dumps([f"{label}={reference}" for label, reference in references.items()])
+        result = self.run("evaluate", name, f"evaluate.models={models}").report(EvaluationResult)
+        return dict(zip(references, result.models, strict=True))
 
     def depth(self) -> int:
-        """The teacher's layers.
+        """The number of the teacher's layers.
 
         Raises:
-            RecipeError: they are not known without its weights.
+            RecipeError: it cannot be known without its weights.
         """
         teacher = load_recipe(self.recipe).teacher.model
         shape = shape_of(teacher)
@@ -186,33 +186,28 @@ class PaperReproduction:
             raise RecipeError(f"teacher.model = {teacher!r}: its layers are not known here; give a folder")
         return shape.layers
 
-    def judged(self, what: str, **model_ids: str) -> dict[str, dict[str, Any]]:
-        """Figures of models, by the names they have in the report."""
-        words = [word for name, model_id in model_ids.items() for word in ("--model", f"{name}={model_id}")]
-        self.run("evaluate", what, None, *words)
-        models = self.report(what)["models"]
-        return {name: models[name] for name in model_ids}
-
-    def _claim(self, where: str, claim: str, verdict: str) -> None:
-        self.claims.append((where, claim, verdict))
+    def _claim(self, source: str, statement: str, result: ClaimResult) -> None:
+        self.claims.append(Claim(source=source, statement=statement, result=result))
 
     def close(self, began: float) -> None:
-        """The page with the verdicts, and the same as JSON."""
-        earlier = self.folder / "claims.json"
-        earlier_claims = json.loads(earlier.read_text())["claims"] if earlier.exists() else []
-        current = {(where, claim) for where, claim, _ in self.claims}
-        self.claims = [tuple(one) for one in earlier_claims if (one[0], one[1]) not in current] + self.claims
+        """Write the page with the claims, and claims.json; print the claims."""
+        file = self.folder / "claims.json"
+        earlier = SavedClaims.model_validate_json(file.read_text("utf-8")).claims if file.exists() else ()
+        current = {(claim.source, claim.statement) for claim in self.claims}
+        claims = [claim for claim in earlier if (claim.source, claim.statement) not in current] + self.claims
+        rows = [(claim.source, claim.statement, str(claim.result)) for claim in claims]
         links = [f'<li><a href="{path.name}">{path.stem}</a></li>' for path in sorted(self.folder.glob("*.html"))]
         parts = [
-            ("What holds here", html_table(("where", "claim", "here"), self.claims) + html_note(_NOTE)),
+            ("Claims", html_table(("source", "claim", "here"), rows) + html_note(_NOTE)),
             ("Reports", f"<ul>{''.join(link for link in links if 'index' not in link)}</ul>"),
         ]
-        (self.folder / "index.html").write_text(page(f"{self.recipe}: the paper's claims", parts))
-        facts = {"recipe": self.recipe, "minutes": round((time.monotonic() - began) / 60, 1), "claims": self.claims}
-        (self.folder / "claims.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False))
-        for where, claim, verdict in self.claims:
-            print(f"{where:<13} {claim}: {verdict}")
-        print(f"\nreports {self.folder}/index.html, after {facts['minutes']} minutes")
+        (self.folder / "index.html").write_text(page(f"{self.recipe}: the paper's claims", parts), "utf-8")
+        minutes = round((time.monotonic() - began) / 60, 1)
+        saved = SavedClaims(recipe=self.recipe, minutes=minutes, claims=tuple(claims))
+        file.write_text(saved.model_dump_json(indent=2), "utf-8")
+        for source, statement, result in rows:
+            print(f"{source:<13} {statement}: {result}")
+        print(f"\nreports {self.folder}/index.html, after {minutes} minutes")
 
 
 def layer_cuts(depth: int) -> list[list[int]]:
@@ -221,25 +216,27 @@ def layer_cuts(depth: int) -> list[list[int]]:
     return [sorted({depth - 1 - round(step * (depth - 1) / max(1, n - 1)) for step in range(n)}) for n in counts]
 
 
-def within_clap_tolerance(share: float, most: float) -> str:
-    """Whether a share is at most so much."""
-    return f"{HOLDS if share <= most else FAILS} ({share:.3f})"
+def _lower_fad(one: ModelResult, other: ModelResult) -> ClaimResult:
+    return lower(one.distribution.fad_infinity, other.distribution.fad_infinity)
 
 
-def _plan(decoder: str) -> dict[str, Any]:
+def _higher_clap(one: ModelResult, other: ModelResult) -> ClaimResult:
+    return higher(one.clap_by_clip, other.clap_by_clip)
+
+
+def _bundle_size(reference: str) -> int:
+    return int(find(open_store(), reference).metrics["size"])
+
+
+def _plan(decoder: str) -> dict[str, object]:
     """The paper's plan with another precision of the decoder."""
     return {**PLANS["paper"], "name": f"paper-{decoder}", "default": decoder}
 
 
-def _state(name: str) -> str | None:
-    run = RunStore(open_store(), name)
-    return str(summary(run)["state"]) if run.exists() else None
-
-
 _NOTE = (
     "Distances differ where their 95 % intervals do not overlap; CLAP scores, which are of the same captions, where "
-    "the interval of the paired difference does not hold 0; times where all runs of one are longer. Claims under "
-    "`beyond` are not the paper's. Nothing was tuned to make a claim hold."
+    "the interval of the paired difference excludes 0; times where all runs of one are longer. Claims under `beyond` "
+    "are not the paper's. Nothing was tuned to make a claim hold."
 )
 PARTS: dict[str, Callable[[PaperReproduction], None]] = {
     "figures": PaperReproduction.figures,

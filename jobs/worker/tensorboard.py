@@ -28,4 +28,4 @@ class TensorBoardLogger:
     def flush(self) -> None:
         self._writer.flush()
         for path in Path(self._scratch.name).iterdir():
-            self._run.store.upload(path, self._run.key(f"tensorboard/{self._stage}/{path.name}"))
+            self._run.upload(path, f"tensorboard/{self._stage}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,16 +10,14 @@ from tests.ray_cluster import Ray, settings, tmctl, tmctl_json, wait_for
 from tests.tiny import CLIPS, DAMAGED
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
+from tinymusician.evaluate.results import EvaluationResult
+from tinymusician.evaluate.sweep_results import SweepResult
 
 pytestmark = pytest.mark.slow
 
 
-def report(store: LocalStore, run: str) -> Any:
-    return json.loads(store.get(f"runs/{run}/report.json"))
-
-
 def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
-    """No clip is played twice, none is lost, the damaged one is named, and a later run plays nothing again."""
+    """No clip is generated twice, none is lost, the damaged one is named, and a later run generates nothing again."""
     store = LocalStore(tmp_path / "store")
     models = ["--model", "untrained", "--model", "teacher"]
     ended = tmctl(
@@ -33,36 +29,56 @@ def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], t
     folder = RunStore(store, "e1")
     wait_for(lambda: folder.status().state in {"SUCCEEDED", "FAILED"})
     assert folder.status().state == "SUCCEEDED", folder.log()
-    lines = [line for line in folder.log().splitlines() if "played " in line]
+    lines = [line for line in folder.log().splitlines() if "generated " in line]
     assert len(lines) == len(set(lines))
     assert len(list(store.list("shards/clips/"))) == 2 * CLIPS
 
-    result = report(store, "e1")
-    assert result["how"]["real clips"] == CLIPS - 1
-    done = result["how"]["done to them"]
-    assert done["2 channels averaged"] == 1
-    assert done["resampled from 16000 Hz"] == CLIPS / 2 - 1
-    assert sum(DAMAGED in what for what in done) == 1
-    teacher, untrained = (result["models"][name] for name in ("teacher", "untrained"))
-    assert teacher["agreement"]["forward"]["value"] == pytest.approx(0, abs=1e-6)
-    assert result["models"]["real, coded"]["fad"]["value"] > 0
-    assert teacher["agreement"]["top_1"]["value"] == 1
-    assert untrained["agreement"]["forward"]["value"] > 0.01
-    assert set(untrained["labels"]) == {"instrument", "tempo", "key"}
-    for one in (teacher, untrained):
-        assert one["fad"]["low"] <= one["fad"]["value"] * (1 + 1e-9)
-        assert one["fad"]["value"] > 0
-        assert one["cost"]["memory"] > 5e6
-        assert one["clips"] == CLIPS
-    page = store.get("runs/e1/report.html").decode()
-    assert page.count("data:audio/flac") == 2 * 3
-    assert 'src="http' not in page
-    assert "| untrained |" in store.get("runs/e1/report.md").decode()
+    result = folder.report(EvaluationResult)
+    assert result.provenance.real_clips == CLIPS - 1
+    changes = result.provenance.audio_changes
+    assert changes["2 channels averaged"] == 1
+    assert changes["resampled from 16000 Hz"] == CLIPS / 2 - 1
+    assert sum(DAMAGED in change for change in changes) == 1
+    models = {model.label: model for model in result.models}
+    teacher, untrained = models["teacher"], models["untrained"]
+    assert teacher.agreement is not None
+    assert untrained.agreement is not None
+    assert teacher.agreement.forward.value == pytest.approx(0, abs=1e-6)
+    assert teacher.agreement.top_1.value == 1
+    assert untrained.agreement.forward.value > 0.01
+    assert result.reconstructed.fad is not None
+    assert result.reconstructed.fad.value > 0
+    assert set(untrained.distribution.labels) == {"instrument", "tempo", "key"}
+    for model in (teacher, untrained):
+        fad, cost = model.distribution.fad, model.cost
+        assert fad is not None
+        assert fad.low is not None
+        assert cost is not None
+        assert fad.low <= fad.value * (1 + 1e-9)
+        assert fad.value > 0
+        assert cost.memory > 5e6
+        assert model.distribution.clips == CLIPS
+    pages = folder.report_files()
+    assert pages["html"].count(b"data:audio/flac") == 2 * 3
+    assert b'src="http' not in pages["html"]
+    assert b"| untrained |" in pages["md"]
 
-    models = ["--model", "the teacher=teacher", "--model", "untrained", "--set", "evaluate.cost_runs=0"]
-    again = tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *models, "--name", "e2")
-    assert again["metrics"]["the teacher"]["kad"] == pytest.approx(teacher["kad"]["value"])
-    assert "played " not in RunStore(store, "e2").log()
+    options = ["--model", "the teacher=teacher", "--model", "untrained", "--set", "evaluate.cost_runs=0"]
+    again = tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *options, "--name", "e2")
+    assert teacher.distribution.kad is not None
+    assert again["metrics"]["the teacher"]["kad"] == pytest.approx(teacher.distribution.kad.value)
+    assert "generated " not in RunStore(store, "e2").log()
+
+    store.delete("runs/e2/report.html")
+    store.delete(f"runs/e2/audio/{result.samples[0].clips[1].file}")
+    repeat = ("submit", "evaluate", *evaluate_options[:1], "--resume", "e2", "--from")
+    missing = tmctl(ray, store, *repeat, "render")
+    assert missing.returncode == 1
+    assert "audio sample 0-1.flac of the teacher is missing; run it again with `--from aggregate`" in missing.stdout
+    assert tmctl_json(ray, store, *repeat, "aggregate")["state"] == "SUCCEEDED"
+    assert RunStore(store, "e2").report_files()["html"] != pages["html"]
+    repeated = RunStore(store, "e2").report(EvaluationResult)
+    assert repeated.models[0].distribution == teacher.distribution
 
 
 def test_a_damaged_clip_can_be_refused(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
@@ -87,10 +103,9 @@ def test_a_sweep_trains_each_student_once(ray: Ray, evaluate_options: list[str],
     log = RunStore(store, "s1").log()
     assert log.count("trained skew") == 4
     assert not list(store.list("runs/s1/checkpoints/trials/"))
-    grid = report(store, "s1")["grids"]["skew"]
-    for (one,) in grid.values():
-        assert one["curves"][0]["held_out/test/kl"] > one["final"]["kl"]
-        assert one["final"]["fluctuation"] >= -1e-9
+    for (seed,) in RunStore(store, "s1").report(SweepResult).grids["skew"].values():
+        assert seed.curves.rows[0]["held_out/test/kl"] > seed.final.kl
+        assert seed.final.fluctuation >= -1e-9
     again = tmctl_json(
         ray, store, "submit", "sweep", *evaluate_options, *over, "--set", "sweep.seeds=2", "--name", "s2"
     )
@@ -98,6 +113,6 @@ def test_a_sweep_trains_each_student_once(ray: Ray, evaluate_options: list[str],
     hopeless = ["--set", "sweep.seeds=1", "--set", "training.seed=1", "--set", "training.learning_rate=1e30"]
     tmctl_json(ray, store, "submit", "sweep", *evaluate_options, *over, *hopeless, "--name", "s3")
     assert RunStore(store, "s3").log().count("diverged: ") == 4
-    assert "judged as of step 0: " in store.get("runs/s3/report.md").decode()
-    assert len(report(store, "s2")["grids"]["skew"]["λ 0"]) == 2
+    assert b"evaluated as of step 0: " in RunStore(store, "s3").report_files()["md"]
+    assert len(RunStore(store, "s2").report(SweepResult).grids["skew"]["λ 0"]) == 2
     assert again["state"] == "SUCCEEDED"

@@ -19,7 +19,7 @@ from tinymusician.quantize.optimum import (
 )
 from tinymusician.quantize.parity import ReferenceOutputs, check, measure
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
-from tinymusician.quantize.providers import coreml, verdicts
+from tinymusician.quantize.providers import coreml, provider_support
 from tinymusician.runtime.rollout import ForcedBatch
 
 pytestmark = pytest.mark.slow
@@ -75,11 +75,11 @@ def test_groups() -> None:
 
 
 def test_where_it_runs(exported: Path) -> None:
-    result = {(one.graph, one.provider): one for one in verdicts(exported)}
-    assert "LSTM" in result["encodec_decode", "WebGPU"].lacks
-    assert "LSTM" in result["encodec_decode", "CoreML"].lacks
-    assert result["encodec_decode", "CoreML"].said == "the CPU is faster"
-    assert result["decoder_model", "CPU (x86, ARM)"].lacks == ()
+    result = {(one.graph, one.provider): one for one in provider_support(exported)}
+    assert "LSTM" in result["encodec_decode", "WebGPU"].missing
+    assert "LSTM" in result["encodec_decode", "CoreML"].missing
+    assert result["encodec_decode", "CoreML"].verdict == "the CPU is faster"
+    assert result["decoder_model", "CPU (x86, ARM)"].missing == ()
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("Relu", "CoreML may be faster than the CPU"), ("Floor", "the CPU is faster")]
+    ("kind", "verdict"), [("Relu", "CoreML may be faster than the CPU"), ("Floor", "the CPU is faster")]
 )
-def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
+def test_verdict_of_coreml(tmp_path: Path, kind: str, verdict: str) -> None:
     """Of CoreML alone: Android's NNAPI runs Floor, CoreML does not (ONNX Runtime's lists of operators)."""
     nodes = [onnx.helper.make_node(kind, [f"x{number}"], [f"x{number + 1}"]) for number in range(4)]
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 8]) for name in ("x0", "x4")]
@@ -99,10 +99,10 @@ def test_what_is_said_of_coreml(tmp_path: Path, kind: str, said: str) -> None:
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "four.onnx")
     result = coreml(tmp_path / "four.onnx")
-    assert (result.said, result.lacks) == (said, () if kind == "Relu" else ("Floor",))
+    assert (result.verdict, result.missing) == (verdict, () if kind == "Relu" else ("Floor",))
 
 
 def test_a_graph_that_the_checker_cannot_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     result = coreml(tmp_path / "broken.onnx")
-    assert (result.lacks, result.said.partition(":")[0]) == ((), "the checker failed")
+    assert (result.missing, result.verdict.partition(":")[0]) == ((), "the checker failed")

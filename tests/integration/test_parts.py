@@ -54,7 +54,7 @@ def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Pa
         figures["kl_final"] == figures["joint_kl_final"] == pytest.approx(sum(figures["kl_per_codebook"]) / 4, rel=1e-3)
     )
     assert figures["parameters_text_encoder"] < 0.5 * figures["teacher_parameters_text_encoder"]
-    assert store.get("runs/calm/parts.png").startswith(b"\x89PNG")
+    assert store.get("runs/calm/components.png").startswith(b"\x89PNG")
 
     tmctl_json(ray, store, "submit", "distill", str(smaller), "--workers", "2", "--name", "killed", "--no-wait")
     wait_for_checkpoint(store, "killed", 12, "codec")

@@ -160,7 +160,7 @@ class TestReading:
             ("broken", "cannot be read as audio"),
             ("none", "cannot be read as audio"),
             ("short", "0.05 s of audio; 0.1 s or more"),
-            ("nan", "no numbers"),
+            ("nan", "not finite"),
         ):
             with pytest.raises(DataError, match=message):
                 read_clip(tmp_path / f"{name}.wav", 16_000)

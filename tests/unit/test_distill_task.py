@@ -10,14 +10,16 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr
 
-from jobs.distill.job import loss_weights_at
+from jobs.distill.objective import loss_weights_at
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.distill.report import sample_figures
+from tinymusician.distill.closeness import closeness
+from tinymusician.distill.sampling_stats import sample_stats
+from tinymusician.distill.schedules import TemperatureSchedule
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, TemperatureSchedule, closeness
+from tinymusician.distill.task import DistillTask
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import cut_student
 from tinymusician.recipe import FixedBiKLConfig, Objective, PlainObjectiveConfig, StageMixedConfig, SwitchedBiKLConfig
@@ -120,10 +122,10 @@ def test_teacher_samples_have_the_lowest_teacher_nll(tiny_musicgen: Path) -> Non
     prompts = TokenDataset(np.zeros((32, 4, 20), np.int16), ids, mask)
     stranger = cut_student(teacher, [2])
     teacher_samples, student_samples = (
-        sample_figures(teacher, model, prompts, 1.0, 16, 1.0, 0, at_once=32) for model in (teacher, stranger)
+        sample_stats(teacher, model, prompts, 1.0, 16, 1.0, 0, batch_size=32) for model in (teacher, stranger)
     )
     assert teacher_samples.cross_entropy < student_samples.cross_entropy
-    few = sample_figures(teacher, teacher, prompts, 1.0, 16, 1.0, 0, at_once=5)
+    few = sample_stats(teacher, teacher, prompts, 1.0, 16, 1.0, 0, batch_size=5)
     assert few.cross_entropy == pytest.approx(teacher_samples.cross_entropy, rel=0.1), (
         "other draws of the same distribution"
     )

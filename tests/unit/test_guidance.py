@@ -13,9 +13,10 @@ from jobs.distill.finalize import scales_between
 from tests.distilling import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.distill.report import played_logits
+from tinymusician.distill.guidance_scales import FixedScaleSource, GuidanceSampler
+from tinymusician.distill.sampling_stats import sampling_logits
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import DistillTask, FixedScaleSource, GuidanceSampler
+from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
 from tinymusician.evaluate.generators import TorchGenerator
 from tinymusician.models.guidance import (
@@ -66,7 +67,7 @@ def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDatas
     teacher = load_musicgen(str(tiny_musicgen))
     student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
-    result = played_logits(
+    result = sampling_logits(
         student, ConditionedDecoder(student), FixedScaleSource(lambda_source(signals), 4.0)(ROWS).sequences
     )
     torch.testing.assert_close(result, signals.logits[:8])
@@ -101,7 +102,7 @@ def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -
     def distance(teacher_scale: float, student_scale: float) -> float:
         signals = FixedScaleSource(source, teacher_scale)(ROWS)
         sequences = signals.sequences._replace(scale=torch.full((8,), student_scale))
-        logits = played_logits(student, learning.module, sequences)
+        logits = sampling_logits(student, learning.module, sequences)
         log_p, log_q = (each[signals.sequences.mask].log_softmax(-1) for each in (signals.logits, logits))
         return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 

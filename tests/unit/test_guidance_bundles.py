@@ -204,7 +204,7 @@ class TestCompression:
         along = compression.sequences("test", count, 0.4)
         assert along.scales == ((3.0,) if count == 1 else (2.0, 4.0))
         reference = ReferenceOutputs(compression.model, compression.tokenizer, along)
-        exact = measure_fused(reference, compression.player(), compression.exported)
+        exact = measure_fused(reference, compression.float32_generator(), compression.exported)
         assert max(exact.kl) < 1e-6
         weight = student.guidance_embedding.first.weight
         wrong = copy.deepcopy(student)

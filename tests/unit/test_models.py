@@ -15,7 +15,7 @@ from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError, RecipeError
 from tinymusician.models.audiocraft import is_release
-from tinymusician.models.likelihood import cross_entropies, forced_logits, varieties
+from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import check_pair, cut_student, weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
@@ -204,6 +204,6 @@ def test_the_surprise_of_codes_is_that_of_a_plain_sum(tiny_musicgen: Path) -> No
         assert cross_entropies(logits, codes)[clip].item() == pytest.approx(np.mean(terms), rel=1e-5)
 
 
-def test_variety_tells_loops_from_music() -> None:
-    assert varieties(np.full((2, 4, 10), 7)).tolist() == [0, 0]
-    assert varieties(np.tile(np.arange(8), (1, 4, 1))) == pytest.approx(np.log(8))
+def test_code_entropy_tells_loops_from_music() -> None:
+    assert code_entropies(np.full((2, 4, 10), 7)).tolist() == [0, 0]
+    assert code_entropies(np.tile(np.arange(8), (1, 4, 1))) == pytest.approx(np.log(8))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill.job import on_policy_share
+from jobs.distill.objective import on_policy_share
 from tests.distilling import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.distill.on_policy import OnPolicySampler
+from tinymusician.distill.on_policy import OnPolicySampler, SamplingOptions
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
@@ -47,10 +47,7 @@ def build(
         partial(on_policy_share, on_policy, STEPS),
         on_policy.refresh,
         STEPS,
-        1.0,
-        True,
-        top_k,
-        1.0,
+        SamplingOptions(guidance=1.0, one_pass=True, top_k=top_k, temperature=1.0),
         0,
         shards,
     )
@@ -81,7 +78,7 @@ def test_the_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> 
     assert task.on_policy is not None
     assert [task.on_policy.count(step, ROWS) for step in range(STEPS)] == [0, 0, 1, 2, 2, 3, 3, 3]
     engine = TorchEngine(task.module, AdamConfig())
-    shares = [task.loss(engine, task.batch(step, 0, 1), step)[1]["own_share"].item() for step in range(STEPS)]
+    shares = [task.loss(engine, task.batch(step, 0, 1), step)[1]["on_policy_share"].item() for step in range(STEPS)]
     assert shares == [0, 0, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75]
 
 

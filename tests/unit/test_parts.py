@@ -26,10 +26,10 @@ from tinymusician.distill.codec_distill import (
     played,
     sound_closeness,
 )
+from tinymusician.distill.guidance_scales import GuidanceSampler
 from tinymusician.distill.joint import JointTask
 from tinymusician.distill.least_squares import fit
 from tinymusician.distill.signals import OnlineTeacher
-from tinymusician.distill.task import GuidanceSampler
 from tinymusician.distill.text_distill import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
 from tinymusician.models.guidance import add_guidance_conditioning

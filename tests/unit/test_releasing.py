@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.release import promote, publish, release_metrics
+from tests.evaluation import evaluation
 from tests.world import World
-from tinymusician.artifacts.run_state import RunRecord, RunResult, now
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError, UntrustedError
 from tinymusician.recipe import PublishConfig
@@ -46,12 +46,17 @@ def test_one_that_fails_says_which_gate(world: World, figure: dict[str, Any], ga
     assert moved.about["why"]["overridden"] == "it plays well"
 
 
-def test_an_evaluation_must_have_judged_both(world: World) -> None:
+def test_an_evaluation_must_contain_both(world: World) -> None:
     run, reference = RunStore(world.store, "e1"), "band@sha256:" + "ab" * 32
-    facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
-    run.write_record(RunRecord(id="e1", kind="evaluate", seeds={}, cluster="x", submission="x", **facts))
-    run.start()
-    run.succeed(RunResult(metrics={"teacher": {**BASE, "more": 1}}))
-    with pytest.raises(NotFoundError, match=r"has not judged it, .*; it has judged teacher"):
+    with pytest.raises(NotFoundError, match=r"run 'e1': has no evaluation"):
         release_metrics(world.store, "e1", reference, "teacher")
-    assert release_metrics(world.store, "e1", "teacher", "teacher")["own"]["clap"] == 0.5
+    run.write_report(evaluation())
+    with pytest.raises(
+        NotFoundError, match=r"did not evaluate the artifact, .*; it evaluated <student>@sha256:00, bundle"
+    ):
+        release_metrics(world.store, "e1", reference, "teacher")
+    metrics = release_metrics(world.store, "e1", "bundle@sha256:00", "<student>@sha256:00")
+    assert (metrics["run"], metrics["own"]["clap"], metrics["baseline"]["model"]) == ("e1", 0.5, "<student>@sha256:00")
+    assert list(metrics["own"]) == [
+        "fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor",
+    ]  # fmt: skip

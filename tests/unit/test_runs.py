@@ -9,7 +9,7 @@ import pytest
 
 from jobs.launch.submit import reconcile, resume_target
 from tinymusician.artifacts.run_state import RunRecord, RunResult, check_run_name, now
-from tinymusician.artifacts.run_summary import list_runs, summary
+from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RunError
@@ -40,13 +40,13 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     assert not run.exists()
     run.write_record(record("r1"))
-    assert summary(run)["state"] == "PENDING"
+    assert summarize(run).state == "PENDING"
     run.start()
     run.heartbeat()
     run.report_progress("distill", 5, 10)
-    assert (summary(run)["state"], summary(run)["step"], summary(run)["steps"]) == ("RUNNING", 5, 10)
+    assert (summarize(run).state, summarize(run).step, summarize(run).steps) == ("RUNNING", 5, 10)
     run.succeed(RunResult(artifact="band@sha256:00", metrics={"kl_final": 0.1}))
-    facts = summary(run)
+    facts = summarize(run).facts()
     assert facts["state"] == "SUCCEEDED"
     assert set(facts) >= {"id", "kind", "recipe", "state", "artifact", "started", "ended", "metrics"}
     assert facts["started"] < facts["ended"]
@@ -58,21 +58,21 @@ def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
     run.write_record(record("r1"))
     run.start()
     RunStore(store, "r1", lambda: now() - timedelta(seconds=90)).heartbeat()
-    assert summary(run)["state"] == "FAILED"
-    assert "--resume" in summary(run)["message"]
+    assert summarize(run).state == "FAILED"
+    assert "--resume" in summarize(run).message
     run.heartbeat()
-    assert summary(run)["state"] == "RUNNING"
+    assert summarize(run).state == "RUNNING"
 
 
 def test_runs_are_listed_by_age(store: LocalStore) -> None:
     for name, age in (("b", 1), ("a", 2), ("c", 0)):
         RunStore(store, name).write_record(record(name, created=now() - timedelta(hours=age)))
     warnings: list[str] = []
-    assert [facts["id"] for facts in list_runs(store, warnings.append)] == ["a", "b", "c"]
+    assert [summary.id for summary in list_runs(store, warnings.append)] == ["a", "b", "c"]
     assert warnings == []
     store.put("runs/b/status.json", b'{"state": 7}')
     store.put("runs/c/record.json", b"{")
-    assert [facts["id"] for facts in list_runs(store, warnings.append)] == ["a"]
+    assert [summary.id for summary in list_runs(store, warnings.append)] == ["a"]
     assert [line.split(":")[0] for line in warnings] == ["run 'b'", "run 'c'"]
 
 
@@ -90,6 +90,18 @@ def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPa
     run.succeed(RunResult())
     with pytest.raises(RunError, match="nothing to resume"):
         resume_target(run, "distill", None, None)
+
+
+def test_an_evaluation_that_succeeded_may_repeat_its_later_steps(store: LocalStore) -> None:
+    run = RunStore(store, "r1")
+    run.write_record(record("r1", kind="evaluate"))
+    run.start()
+    run.succeed(RunResult())
+    with pytest.raises(RunError, match="repeat a step with `--from embed`, `aggregate` or `render`"):
+        resume_target(run, "evaluate", None, None)
+    assert resume_target(run, "evaluate", None, None, rerun=True)[0] == 2
+    run.submit()
+    assert run.status().state == "PENDING"
 
 
 def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
@@ -125,7 +137,7 @@ def test_states_follow_each_other(store: LocalStore) -> None:
     assert (run.status().state, run.status().message, run.status().ended) == ("PENDING", "", None)
     run.start()
     run.succeed(RunResult(artifact="band@sha256:00"))
-    for transition in (run.submit, run.stop, lambda: run.fail("late")):
+    for transition in (run.stop, lambda: run.fail("late")):
         with pytest.raises(RunError, match="is SUCCEEDED"):
             transition()
     assert run.status().artifact == "band@sha256:00"

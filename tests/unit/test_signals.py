@@ -138,7 +138,7 @@ def test_damaged_signal_shard_is_computed_again(
         atol=1e-3,
     )
     assert made == [1]
-    assert "shard-00001.json is made anew" in caplog.text
+    assert "shard-00001.json is computed again" in caplog.text
 
 
 def test_prefetch_depth_is_respected() -> None:

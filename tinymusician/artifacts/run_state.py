@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from tinymusician.config_model import Document
 from tinymusician.errors import RunError
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
@@ -18,21 +19,15 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "RUNNING": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
     "STOPPED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
     "FAILED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
-    "SUCCEEDED": ("RUNNING",),
+    "SUCCEEDED": ("PENDING", "RUNNING"),
 }
 """The states that may follow each state.
 
 A run becomes PENDING when it is submitted or resumed; one whose cluster died is RUNNING in the store until then. A run
 that a client declared STOPPED or FAILED, because the cluster said so, may still be corrected by its supervisor. A step
-of a pipeline that has succeeded runs again if its artifact was removed.
+of a pipeline that has succeeded runs again if its artifact was removed, and an evaluation if a user repeats a step.
 """
 _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
-
-
-class Document(BaseModel):
-    """A frozen JSON document of a run."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class RunRecord(Document):
@@ -55,7 +50,7 @@ class RunResult(Document):
     """What a run produced: the reference of its artifact, if any, and its metrics."""
 
     artifact: str | None = None
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
 
 
 class RunStatus(Document):
@@ -67,7 +62,7 @@ class RunStatus(Document):
     ended: datetime | None = None
     message: str = ""
     artifact: str | None = None
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
 
 
 class Progress(Document):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from tinymusician.artifacts.run_state import RunStatus, now
+from tinymusician.artifacts.run_state import PipelineStep, RunStatus, State, now
 from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import Document
 from tinymusician.errors import DigestMismatchError
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
@@ -28,41 +29,63 @@ def effective_status(run: RunStore) -> RunStatus:
     return status.model_copy(update={"state": "FAILED", "message": message})
 
 
-def summary(run: RunStore) -> dict[str, Any]:
-    """A run as JSON."""
+class RunSummary(Document):
+    """A run as `tmctl runs` shows it. `pipeline` are the steps of a pipeline."""
+
+    id: str
+    kind: str
+    recipe: str | None
+    state: State
+    artifact: str | None
+    started: str | None
+    ended: str | None
+    metrics: dict[str, Any]
+    stage: str | None
+    step: int
+    steps: int | None
+    message: str
+    workers: int
+    pipeline: tuple[PipelineStep, ...] | None = None
+
+    @property
+    def steps_done(self) -> str:
+        """The steps that are done of all steps, such as `5/10`."""
+        return f"{self.step}/{self.steps or '?'}"
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON; `pipeline` is there for pipelines only."""
+        return self.model_dump(mode="json", exclude={"pipeline"} if self.pipeline is None else None)
+
+
+def summarize(run: RunStore) -> RunSummary:
+    """The summary of a run."""
     record, progress, status = run.record(), run.progress(), effective_status(run)
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "recipe": record.recipe.get("name"),
-        "state": status.state,
-        "artifact": status.artifact,
-        "started": status.started.isoformat() if status.started else None,
-        "ended": status.ended.isoformat() if status.ended else None,
-        "metrics": status.metrics,
-        "stage": progress.stage if progress else None,
-        "step": progress.step if progress else 0,
-        "steps": progress.steps if progress else None,
-        "message": status.message,
-        "workers": record.workers,
-        **(
-            {"pipeline": [step.model_dump(mode="json") for step in run.pipeline()]} if record.kind == "pipeline" else {}
-        ),
-    }
+    return RunSummary(
+        id=record.id,
+        kind=record.kind,
+        recipe=record.recipe.get("name"),
+        state=status.state,
+        artifact=status.artifact,
+        started=status.started.isoformat() if status.started else None,
+        ended=status.ended.isoformat() if status.ended else None,
+        metrics=status.metrics,
+        stage=progress.stage if progress else None,
+        step=progress.step if progress else 0,
+        steps=progress.steps if progress else None,
+        message=status.message,
+        workers=record.workers,
+        pipeline=tuple(run.pipeline()) if record.kind == "pipeline" else None,
+    )
 
 
-def _pipeline(run: RunStore, kind: str) -> dict[str, Any]:
-    return {"pipeline": [step.model_dump(mode="json") for step in run.pipeline()]} if kind == "pipeline" else {}
-
-
-def list_runs(store: Store, on_damaged: Callable[[str], None]) -> list[dict[str, Any]]:
+def list_runs(store: Store, on_damaged: Callable[[str], None]) -> list[RunSummary]:
     """The summaries of a store's runs, oldest first. `on_damaged` receives why a run cannot be read."""
     summaries = []
     for run in all_runs(store):
         try:
             record = run.record()
             if not record.part_of:
-                summaries.append((record.created, summary(run)))
+                summaries.append((record.created, summarize(run)))
         except DigestMismatchError as error:
             on_damaged(str(error))
-    return [facts for _, facts in sorted(summaries, key=lambda pair: pair[0])]
+    return [one for _, one in sorted(summaries, key=lambda pair: pair[0])]

@@ -10,6 +10,10 @@ runs/ID/pipeline.json            of a pipeline: the state of its steps, and the 
 runs/ID/result.json              artifact and metrics; written by the job at its end
 runs/ID/error.txt                the error of the last attempt, for people
 runs/ID/refused.txt              an error that every further attempt would meet again
+runs/ID/measurements/KIND-….json  what a worker measured of a subject, such as the cost of a model
+runs/ID/audio/NAME.flac          the audio samples of a report
+runs/ID/training.png, components.png, tensorboard/…
+runs/ID/trials/….jsonl           of a sweep: the metrics of each training
 runs/ID/skipped-steps-STAGE.json training steps that update nothing
 runs/ID/log.txt                  everything the job printed
 runs/ID/metrics.jsonl            one JSON object per line; metrics-STAGE.jsonl for stages other than distillation
@@ -19,16 +23,17 @@ runs/ID/checkpoints/STAGE        see tinymusician.training.checkpoint
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
-    Document,
     PipelineStep,
     Progress,
     RunRecord,
@@ -38,6 +43,7 @@ from tinymusician.artifacts.run_state import (
     now,
 )
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import Document
 from tinymusician.errors import DigestMismatchError, NotFoundError, RunError
 
 _Document = TypeVar("_Document", bound=Document)
@@ -182,23 +188,71 @@ class RunStore:
         for name in _ERRORS:
             self.store.delete(self.key(name))
 
-    def write_report(self, content: Mapping[str, Any], html: str, markdown: str | None = None) -> None:
-        """Set the report: its content, and its renderings."""
-        self.store.put(self.key("report.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+    # Measurements and reports
+
+    def write_measurement(self, kind: str, subject: str, document: Document) -> None:
+        """Set what was measured of a subject."""
+        self._write(_measurement_name(kind, subject), document)
+
+    def measurement(self, kind: str, subject: str, document: type[_Document]) -> _Document | None:
+        """What was measured of a subject; None if nothing was."""
+        try:
+            return self._read(_measurement_name(kind, subject), document)
+        except NotFoundError:
+            return None
+
+    def write_report(self, content: Document) -> None:
+        """Set the content of the report."""
+        self._write("report.json", content)
+
+    def report(self, document: type[_Document]) -> _Document:
+        """The content of the report.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._read("report.json", document)
+
+    def write_rendered_report(self, html: str, markdown: str | None = None) -> None:
+        """Set the report's pages."""
         self.store.put(self.key("report.html"), html.encode())
         if markdown is not None:
             self.store.put(self.key("report.md"), markdown.encode())
 
-    def report(self) -> dict[str, Any]:
-        """The content of the report; empty if there is none."""
-        text = self._text("report.json")
-        return json.loads(text) if text is not None else {}
+    def report_files(self) -> dict[str, bytes]:
+        """The files of the report that exist, by their suffix: `html`, `md`, `json`."""
+        files = {suffix: self._bytes(f"report.{suffix}") for suffix in ("html", "md", "json")}
+        return {suffix: content for suffix, content in files.items() if content is not None}
+
+    def report_location(self) -> str:
+        """The key of the report's page, for messages."""
+        return self.key("report.html")
+
+    def write_audio(self, name: str, flac: bytes) -> None:
+        """Set an audio sample of the report."""
+        self.store.put(self.key(f"audio/{name}"), flac)
+
+    def audio(self, name: str) -> bytes:
+        """An audio sample of the report.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        return self.store.get(self.key(f"audio/{name}"))
+
+    def upload(self, path: Path, folder: str = "") -> None:
+        """Upload a file under its name, into a folder of the run."""
+        self.store.upload(path, self.key(f"{folder}/{path.name}" if folder else path.name))
 
     # Training
 
     def metrics_key(self, stage: str = "distill") -> str:
         """The key of a stage's metrics."""
         return self.key("metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl")
+
+    def trial_metrics_key(self, trial: str) -> str:
+        """The key of the metrics of a sweep's training."""
+        return self.key(f"trials/{trial}.jsonl")
 
     def checkpoints_key(self, stage: str) -> str:
         """The prefix of a stage's checkpoints."""
@@ -229,8 +283,12 @@ class RunStore:
     # Reading and writing
 
     def _text(self, name: str) -> str | None:
+        content = self._bytes(name)
+        return None if content is None else content.decode()
+
+    def _bytes(self, name: str) -> bytes | None:
         try:
-            return self.store.get(self.key(name)).decode()
+            return self.store.get(self.key(name))
         except NotFoundError:
             return None
 
@@ -242,6 +300,10 @@ class RunStore:
 
     def _write(self, name: str, document: Document) -> None:
         self.store.put(self.key(name), document.model_dump_json(indent=2).encode())
+
+
+def _measurement_name(kind: str, subject: str) -> str:
+    return f"measurements/{kind}-{hashlib.sha256(subject.encode()).hexdigest()[:16]}.json"
 
 
 def all_runs(store: Store) -> Iterator[RunStore]:

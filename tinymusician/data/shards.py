@@ -1,7 +1,7 @@
-"""Shards in the store: named arrays made piece by piece, so that interrupted work goes on where it stopped.
+"""Shards in the store: named arrays that are computed one by one, so that interrupted work continues where it stopped.
 
-A set of shards is known by the fingerprint of everything its content depends on. Each shard is a content-addressed
-blob and a note that names it; the note is written last, so a shard is either whole or absent.
+The key of a set of shards is the fingerprint of everything its content depends on. Each shard is a content-addressed
+blob and an index entry with its digest; the entry is written last, so a shard is either complete or absent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,7 +27,7 @@ from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
 Arrays = dict[str, Any]
 
 
-def fingerprint(facts: dict[str, Any]) -> str:
+def fingerprint(facts: Mapping[str, object]) -> str:
     """The SHA-256 of facts in canonical JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -35,7 +36,7 @@ class ShardCache:
     """Shards of one kind under `shards/KIND/FINGERPRINT` of a store: `count` by number, or one for each of `names`."""
 
     def __init__(
-        self, store: Store, kind: str, facts: dict[str, Any], count: int = 0, names: Sequence[str] = ()
+        self, store: Store, kind: str, facts: Mapping[str, object], count: int = 0, names: Sequence[str] = ()
     ) -> None:
         self.store, self.count = store, len(names) or count
         self.names = names
@@ -44,43 +45,48 @@ class ShardCache:
         self._paths: dict[int, Path] = {}
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made, in order."""
+        """The shards that the store lacks, in order."""
         present = {entry.key for entry in self.store.list(f"{self._prefix}/")}
         return [index for index in range(self.count) if self._key(index) not in present]
 
-    def write(self, index: int, arrays: Arrays) -> None:
-        """Store one shard."""
+    def write(self, index: int, arrays: Arrays, details: Mapping[str, JsonValue] | None = None) -> None:
+        """Store one shard, with a JSON object that describes it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "shard.safetensors"
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
-            note = {"sha256": put_blob(self.store, path), "size": path.stat().st_size}
-        self.store.put(self._key(index), json.dumps(note).encode())
+            entry = {"sha256": put_blob(self.store, path), "size": path.stat().st_size, "details": details or {}}
+        self.store.put(self._key(index), json.dumps(entry).encode())
+
+    def details(self, index: int) -> dict[str, JsonValue]:
+        """The JSON object that was stored with a shard."""
+        result: dict[str, JsonValue] = json.loads(self.store.get(self._key(index)))["details"]
+        return result
 
     def fetch(self, index: int, cache: Path) -> Path:
-        """The local file of one shard, fetched into `cache` and checked if it is not there yet.
+        """The local file of one shard, downloaded into `cache` and verified unless it exists there.
 
         Raises:
-            Corrupt: the stored bytes are gone or differ from the digest; the shard is forgotten, to be made again.
+            DigestMismatchError: the stored bytes are gone or differ from the digest; the shard is deleted.
         """
         try:
             return self._fetched(index, cache)
         except (DigestMismatchError, NotFoundError) as error:
             self.forget(index)
             raise DigestMismatchError(
-                f"{error}; shard {self._key(index)} was dropped: run the job again to make it anew"
+                f"{error}; shard {self._key(index)} was dropped: run the job again to recompute it"
             ) from error
 
     def fetch_or_make(self, index: int, cache: Path, make: Callable[[int], Arrays] | None) -> Path:
-        """`fetch`, but a shard whose bytes are damaged or gone is named, and made and stored anew if it can be.
+        """`fetch`, but a shard whose bytes are damaged or gone is logged, and computed again with `make`.
 
-        Its note stays where it is meanwhile: to other workers it is damaged too, and not missing.
+        Its index entry stays meanwhile: other workers see it as damaged too, not as missing.
         """
         if make is None:
             return self.fetch(index, cache)
         try:
             return self._fetched(index, cache)
         except (DigestMismatchError, NotFoundError) as error:
-            logging.getLogger(__name__).warning("%s; shard %s is made anew", error, self._key(index))
+            logging.getLogger(__name__).warning("%s; shard %s is computed again", error, self._key(index))
             with contextlib.suppress(NotFoundError):
                 self.store.delete(blob_key(self._digest(index)))
             self.write(index, make(index))
@@ -96,7 +102,7 @@ class ShardCache:
         return self._paths[index]
 
     def forget(self, index: int) -> None:
-        """Drop a shard's note and blob, unless somebody else just did."""
+        """Delete a shard's index entry and blob, if they still exist."""
         try:
             digest = self._digest(index)
         except NotFoundError:
@@ -105,7 +111,7 @@ class ShardCache:
         self.store.delete(blob_key(digest))
 
     def read(self, index: int) -> Arrays:
-        """The arrays of one shard, checked, without keeping a file."""
+        """The arrays of one shard, verified, without a file in a cache."""
         with tempfile.TemporaryDirectory() as folder:
             arrays = read_arrays(self.fetch(index, Path(folder)))
             self._paths.pop(index, None)
@@ -127,10 +133,9 @@ def make_missing(
     leads: bool = True,
     missing: Sequence[int] | None = None,
 ) -> None:
-    """Make this worker's share of the shards that are missing; `told` hears of each one done.
+    """Compute this worker's share of the missing shards; `on_progress` receives the index of each.
 
-    Where several make a shard together, all have the same rank and the same `missing` shards in mind, and the one that
-    `leads` stores it.
+    Workers that compute a shard together have the same rank and the same `missing`; the one that `leads` stores it.
     """
     for index in shards.missing() if missing is None else missing:
         if index % world == rank:

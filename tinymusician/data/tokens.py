@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+
+class EncodedCaptions(Protocol):
+    """`input_ids` and `attention_mask`, [N, L]."""
+
+    def __getitem__(self, name: str) -> Any: ...
+
+
+class CaptionTokenizer(Protocol):
+    """Encodes captions: transformers' fast tokenizer."""
+
+    def __call__(self, text: Sequence[str], **options: object) -> EncodedCaptions: ...
 
 
 @dataclass(frozen=True)
@@ -18,18 +31,20 @@ class TokenDataset:
     text_mask: npt.NDArray[np.int64]
 
     def taken(self, rows: npt.NDArray[np.int64]) -> TokenDataset:
-        """The set of these rows alone, in this order."""
+        """The set of these rows, in this order."""
         return TokenDataset(self.codes[rows], self.text_ids[rows], self.text_mask[rows])
 
 
-def tokenize_captions(tokenizer: Any, captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def tokenize_captions(
+    tokenizer: CaptionTokenizer, captions: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Token ids and mask [N, L], padded to the longest caption."""
     encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="np")
     return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 
 def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The rows of `count` in one of the `parts` of a step: every epoch is a fresh permutation, dealt in order."""
+    """The rows of `count` in one of the `parts` of a step: every epoch is a new permutation, split in order."""
     first = (step * parts + part) * batch_size
     positions = np.arange(first, first + batch_size)
     epochs = positions // count

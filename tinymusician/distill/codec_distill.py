@@ -21,6 +21,7 @@ from tinymusician.distill.balance import Method
 from tinymusician.distill.component import ComponentTask
 from tinymusician.distill.hidden_states import relative_error
 from tinymusician.distill.least_squares import fit
+from tinymusician.models.protocols import Codec
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
@@ -35,7 +36,7 @@ class CodecOutput(NamedTuple):
     features: tuple[Tensor, ...]
 
 
-def played(codec: Any, latent_BDT: Tensor) -> CodecOutput:
+def played(codec: Codec, latent_BDT: Tensor) -> CodecOutput:
     """Run an EnCodec's decoder on dequantized latents; its stages end with the LSTM and with every upsampling."""
     features, values = [], latent_BDT
     for layer in codec.decoder.layers:
@@ -45,13 +46,13 @@ def played(codec: Any, latent_BDT: Tensor) -> CodecOutput:
     return CodecOutput(values[:, 0], tuple(features))
 
 
-def latents_of(codec: Any, codes_BKT: Tensor) -> Tensor:
+def latents_of(codec: Codec, codes_BKT: Tensor) -> Tensor:
     """What an EnCodec's decoder reads for codes, [B, D, T]."""
     latent: Tensor = codec.quantizer.decode(codes_BKT.transpose(0, 1))
     return latent
 
 
-def expected_latents(codec: Any, logits_BKTV: Tensor) -> Tensor:
+def expected_latents(codec: Codec, logits_BKTV: Tensor) -> Tensor:
     """The mean of the latents over a distribution of codes, [B, D, T]: it can be differentiated, drawn codes cannot."""
     shares = logits_BKTV.float().softmax(-1)
     embeddings = [layer.codebook.embed for layer in codec.quantizer.layers[: logits_BKTV.shape[1]]]
@@ -61,7 +62,7 @@ def expected_latents(codec: Any, logits_BKTV: Tensor) -> Tensor:
 class ProjectedCodec(nn.Module):
     """A student's codec with one linear map a stage to its teacher's channels, which are no part of the student."""
 
-    def __init__(self, codec: Any, teacher: Any) -> None:
+    def __init__(self, codec: Codec, teacher: Codec) -> None:
         super().__init__()
         self.codec = codec
         latent = torch.zeros(1, codec.config.hidden_size, 1)
@@ -70,7 +71,7 @@ class ProjectedCodec(nn.Module):
         self.projections = nn.ModuleList(nn.Conv1d(narrow, wide, 1) for narrow, wide in zip(*widths, strict=True))
 
     @torch.no_grad()
-    def fit(self, teacher: Any, codes_BKT: Tensor) -> None:
+    def fit(self, teacher: Codec, codes_BKT: Tensor) -> None:
         """Let the maps begin where they are best for these codes."""
         latent = latents_of(teacher, codes_BKT)
         pairs = zip(played(self.codec, latent).features, played(teacher, latent).features, strict=True)
@@ -109,7 +110,7 @@ class CodecDistillTask(ComponentTask):
     def __init__(
         self,
         codec: ProjectedCodec,
-        teacher: Any,
+        teacher: Codec,
         tokens: TokenDataset,
         held_out: TokenDataset,
         frames: int,
@@ -163,7 +164,7 @@ class CodecDistillTask(ComponentTask):
 
 
 @torch.no_grad()
-def sound_closeness(codec: Any, teacher: Any, codes_BKT: Tensor) -> dict[str, float]:
+def sound_closeness(codec: Codec, teacher: Codec, codes_BKT: Tensor) -> dict[str, float]:
     """How near a codec's sound of codes is to its teacher's.
 
     `spectral` distance, `log_mel` L1 (natural logarithm), `si_sdr` in dB, and `same_codes`: the share of codes that the

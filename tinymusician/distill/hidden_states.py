@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician.models.musicgen import ConditionedDecoder
+from tinymusician.models.protocols import Musicgen
 
 HiddenLoss = Literal["mse", "cosine"]
 
@@ -22,7 +23,7 @@ class ProjectedDecoder(ConditionedDecoder):
     Called like `ConditionedDecoder`, it gives the logits, and the projected states of its layers [N, R, S, D'].
     """
 
-    def __init__(self, student: Any, teacher_width: int) -> None:
+    def __init__(self, student: Musicgen, teacher_width: int) -> None:
         super().__init__(student)
         config = student.config.decoder
         maps = [nn.Linear(config.hidden_size, teacher_width, bias=False) for _ in range(config.num_hidden_layers)]

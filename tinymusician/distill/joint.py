@@ -27,6 +27,7 @@ from tinymusician.distill.signals import DecoderBatch, TeacherSignals
 from tinymusician.distill.task import DistillTask
 from tinymusician.distill.text_distill import state_error
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
+from tinymusician.models.protocols import Codec
 from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
@@ -80,7 +81,7 @@ class JointStudent(nn.Module):
         return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), audio)
 
 
-def sound_of(codec: Any, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
+def sound_of(codec: Codec, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
     """The sound of the latents that are expected for so many frames from `place` on, [R, N]."""
     window = [logits_RKSV[:, book, book + place : book + place + frames] for book in range(logits_RKSV.shape[1])]
     return played(codec, expected_latents(codec, torch.stack(window, 1))).wave
@@ -105,7 +106,7 @@ class JointTask(ComponentTask):
             teacher_text.to(device).eval().requires_grad_(False),
         )
         whole = JointStudent(objective.module, text, sound.codec, sound.frames)
-        super().__init__(whole, method, objective.train_rows, objective.batch_size, objective.seed, device)
+        super().__init__(whole, method, objective.train.rows, objective.batch_size, objective.seed, device)
         self._at_first = self._figures()
 
     def batch(self, step: int, part: int, parts: int) -> JointBatch:
@@ -118,7 +119,7 @@ class JointTask(ComponentTask):
     def first_batch(self) -> JointBatch:
         """The first rows; nothing after them is announced to their source."""
         rows = np.arange(min(self.batch_size, self.count))
-        return JointBatch(self.objective.guided(self.objective.train(rows), 0, 0), self.sound.first_batch(), 0)
+        return JointBatch(self.objective.guided(self.objective.train.source(rows), 0, 0), self.sound.first_batch(), 0)
 
     def targets(self, batch: JointBatch) -> JointTargets:
         """The teacher's states of the text, its sound of the codes, and that of what it expects."""

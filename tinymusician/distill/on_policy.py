@@ -1,76 +1,80 @@
-"""The student's own samples among the sequences it is compared on: it learns where its own playing leads it.
+"""On-policy distillation: the student also learns from the teacher's signals on its own samples.
 
-Source: GKD (arXiv 2306.13649, algorithm 1), with its on-policy share a function of the step. The student plays for
-`refresh` steps together, which costs little more than playing for one; so its samples are at most so many steps old.
+Source: GKD (arXiv 2306.13649, algorithm 1), with the on-policy share a function of the step. The student samples for
+`refresh` steps at once, which costs little more than sampling for one; so its samples are at most `refresh` steps old.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals
 from tinymusician.models.musicgen import TextCondition, guidance_condition
+from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import sample_codes
 
 
-class OnPolicySampler:
-    """What the student plays for the captions of a token set, judged by the teacher.
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a student samples: in two passes at `guidance`, or in `one_pass`; `batch_size` sequences at a time."""
 
-    Every sample is kept in `kept`, shard by shard, so that a run that is resumed goes on with the very same ones.
+    guidance: float
+    one_pass: bool
+    top_k: int
+    temperature: float
+    batch_size: int = 32
+
+
+class OnPolicySampler:
+    """A student's samples for the captions of a token set, scored by the teacher.
+
+    The samples are cached shard by shard, so that a resumed run continues with the same ones.
     """
 
     def __init__(
         self,
-        student: Any,
+        student: Musicgen,
         tokens: TokenDataset,
-        judge: Callable[[TokenDataset], SignalSource],
+        signals_of: Callable[[TokenDataset], SignalSource],
         share_at: Callable[[int], float],
         refresh: int,
         steps: int,
-        guidance: float,
-        one_pass: bool,
-        top_k: int,
-        temperature: float,
+        options: SamplingOptions,
         seed: int,
         cache: ShardCache,
-        at_once: int = 32,
     ) -> None:
-        """`judge` gives the teacher's source of signals on other sequences. `steps` is where training ends.
-
-        At most `at_once` are played side by side. The student plays as it will be played: at `guidance` in two passes,
-        or in one that has guidance within it.
-        """
-        self._student, self._tokens, self._judge, self._share_at = student, tokens, judge, share_at
+        """`signals_of` gives the teacher's source of signals on other sequences; training ends at step `steps`."""
+        self._student, self._tokens, self._signals_of, self._share_at = student, tokens, signals_of, share_at
         self._refresh, self._steps, self._cache, self._seed = refresh, steps, cache, seed
-        self._at_once = at_once
-        self._guidance, self._one_pass, self._top_k, self._temperature = guidance, one_pass, top_k, temperature
-        self._judged: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
+        self._options = options
+        self._sources: dict[tuple[int, int], tuple[SignalSource, dict[int, Rows]]] = {}
         self.seconds = 0.0
 
     def count(self, step: int, rows: int) -> int:
-        """How many of so many rows are the student's own at a step."""
+        """The number of on-policy rows at a step, of `rows`."""
         return round(self._share_at(step) * rows)
 
     def __call__(self, step: int, part: int, parts: int, rows_at: Callable[[int], Rows]) -> TeacherSignals:
-        """The signals at `step`; `rows_at` tells whose captions are played at a step, by this part."""
+        """The signals at `step`; `rows_at` gives the rows whose captions this part samples from at a step."""
         first = step - step % self._refresh
-        if (first, part) not in self._judged:
-            self._judged = {key: value for key, value in self._judged.items() if key[0] == first}
-            self._judged[first, part] = self._played(first, part, parts, rows_at)
-        source, rows = self._judged[first, part]
+        if (first, part) not in self._sources:
+            self._sources = {key: value for key, value in self._sources.items() if key[0] == first}
+            self._sources[first, part] = self._sampled(first, part, parts, rows_at)
+        source, rows = self._sources[first, part]
         return source(rows[step])
 
-    def _played(
+    def _sampled(
         self, first: int, part: int, parts: int, rows_at: Callable[[int], Rows]
     ) -> tuple[SignalSource, dict[int, Rows]]:
-        """The source of signals on a part's samples from step `first` on, and each step's places among them."""
+        """The source of signals on a part's samples from step `first` on, and each step's rows among them."""
         began = time.monotonic()
         rows = {step: rows_at(step) for step in range(first, min(first + self._refresh, self._steps))}
         ends = np.cumsum([len(indices) for indices in rows.values()])
@@ -80,25 +84,28 @@ class OnPolicySampler:
         prompts = self._tokens.taken(np.concatenate(list(rows.values())))
         index = first // self._refresh * parts + part
         if index in self._cache.missing():
-            self._cache.write(index, {"codes": self._play(prompts, first, part)})
+            self._cache.write(index, {"codes": self._sample(prompts, first, part)})
         tokens = TokenDataset(self._cache.read(index)["codes"], prompts.text_ids, prompts.text_mask)
         self.seconds += time.monotonic() - began
-        return self._judge(tokens), positions
+        return self._signals_of(tokens), positions
 
     @torch.no_grad()
-    def _play(self, prompts: TokenDataset, first: int, part: int) -> Any:
-        decoder = self._student.decoder
+    def _sample(self, prompts: TokenDataset, first: int, part: int) -> npt.NDArray[np.int16]:
+        decoder, options = self._student.decoder, self._options
         weight = next(decoder.parameters())
         ids, mask = (torch.from_numpy(array).to(weight.device) for array in (prompts.text_ids, prompts.text_mask))
         seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
         generator = torch.Generator(weight.device).manual_seed(int(seed))
         trained = decoder.training
-        frames, passes = prompts.codes.shape[2], 1.0 if self._one_pass else self._guidance
+        frames, passes = prompts.codes.shape[2], 1.0 if options.one_pass else options.guidance
         decoder.eval()
         codes = []
-        for batch_ids, batch_mask in zip(*(torch.split(each, self._at_once) for each in (ids, mask)), strict=True):
-            text = guidance_condition(self._student, batch_ids, batch_mask, self._guidance)
+        for batch_ids, batch_mask in zip(*(torch.split(each, options.batch_size) for each in (ids, mask)), strict=True):
+            text = guidance_condition(self._student, batch_ids, batch_mask, options.guidance)
             text = TextCondition(text.states.to(weight.dtype), text.mask)
-            codes.append(sample_codes(self._student, text, frames, generator, passes, self._top_k, self._temperature))
+            codes.append(
+                sample_codes(self._student, text, frames, generator, passes, options.top_k, options.temperature)
+            )
         decoder.train(trained)
-        return torch.cat(codes).cpu().numpy().astype(np.int16)
+        result: npt.NDArray[np.int16] = torch.cat(codes).cpu().numpy().astype(np.int16)
+        return result

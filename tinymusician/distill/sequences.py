@@ -15,6 +15,7 @@ from tinymusician.data.shards import ShardCache, read_arrays
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
+from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 from tinymusician.models.sampling import sample_codes
 from tinymusician.runtime.audio import read_wave
 
@@ -43,8 +44,8 @@ class TeacherSamples:
 
     def __init__(
         self,
-        teacher: Any,
-        tokenizer: Any,
+        teacher: Musicgen,
+        tokenizer: Tokenizer,
         texts: list[str],
         samples: int,
         frames: int,
@@ -97,7 +98,7 @@ class TeacherSamples:
 class ClipCodes:
     """The codec's codes of the WAV files in a folder, cut into pieces of `frames`, as shards of some files each."""
 
-    def __init__(self, codec: Any, tokenizer: Any, folder: Path, frames: int) -> None:
+    def __init__(self, codec: Codec, tokenizer: Tokenizer, folder: Path, frames: int) -> None:
         """Each WAV file has its caption beside it.
 
         Raises:

@@ -6,7 +6,7 @@ The objective sees signals only, never a model, so it makes no difference where 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text
+from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import guide
 
 Rows = npt.NDArray[np.int64]
@@ -69,6 +70,13 @@ class SignalSource(Protocol):
         """
 
 
+class SignalSet(NamedTuple):
+    """A source of signals, and the number of rows that it has."""
+
+    source: SignalSource
+    rows: int
+
+
 class PrefetchingSource:
     """Answers that take time are begun when they are announced: at most `ahead` of them, and the one that is due."""
 
@@ -108,7 +116,7 @@ def guided_at(signals: TeacherSignals, scale_R: Tensor) -> TeacherSignals:
     return TeacherSignals(rows._replace(scale=scale), logits, states)
 
 
-def condition(model: Any, sequences: DecoderBatch) -> TextCondition:
+def condition(model: Musicgen, sequences: DecoderBatch) -> TextCondition:
     """The text condition of each row, encoded by `model`'s frozen text encoder; null where there is no text."""
     with torch.no_grad():
         return encode_text(model, sequences.ids, sequences.text_mask).dropped(~sequences.with_text)
@@ -121,7 +129,7 @@ class OnlineTeacher:
 
     def __init__(
         self,
-        model: Any,
+        model: Musicgen,
         tokens: TokenDataset,
         target: Target,
         guidance: float,

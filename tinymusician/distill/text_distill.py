@@ -21,6 +21,7 @@ from tinymusician.distill.objective import chunked
 from tinymusician.distill.signals import DecoderBatch, Rows, sequences_of
 from tinymusician.models.divergences import forward_kl, mean_over_valid
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.models.protocols import Musicgen
 from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.training.task import Model, to_device
 
@@ -32,7 +33,7 @@ def state_error(states_BLE: Tensor, targets_BLE: Tensor, mask_BL: Tensor) -> Ten
 
 
 @torch.no_grad()
-def fit_text(text: ProjectedTextEncoder, teacher: Any, ids_BL: Tensor, mask_BL: Tensor) -> None:
+def fit_text(text: ProjectedTextEncoder, teacher: Musicgen, ids_BL: Tensor, mask_BL: Tensor) -> None:
     """Let a text encoder's map begin where it is best for these texts."""
     words = mask_BL.bool()
     states = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
@@ -45,7 +46,7 @@ class TextEncoderDistillTask(ComponentTask):
     def __init__(
         self,
         text: ProjectedTextEncoder,
-        teacher: Any,
+        teacher: Musicgen,
         tokens: TokenDataset,
         held_out: TokenDataset,
         method: Method,

@@ -1,6 +1,7 @@
-"""How well a model agrees with its teacher, on samples of the teacher's and on its own.
+"""Agreement of a model with its teacher along the teacher's samples.
 
-Everything is by clip, so that it can be spread over workers and resampled; nats are means over the codes of a clip.
+All values are by clip, so that workers can share the clips and the bootstrap can resample them; KL is in nats per code,
+the mean over a clip's codes.
 Shapes: N clip, K codebook, S step of the delayed sequence, V vocabulary.
 """
 
@@ -22,11 +23,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """By clip and codebook, [N, K], along the teacher's samples.
+    """By clip and codebook, [N, K].
 
-    `forward` is KL(teacher ‖ model), `reverse` KL(model ‖ teacher), `top_1` the share of equal likeliest codes: of the
-    distributions that codes are drawn from, so with guidance, before temperature and top-k. `with_text` is the forward
-    KL of the passes with text alone; a model of one pass has no such pass, and NaN.
+    `forward` is KL(teacher ‖ model), `reverse` KL(model ‖ teacher), `top_1` the share of equal most likely codes, all
+    with guidance, before temperature and top-k. `with_text` is the forward KL of the conditional passes alone; it is
+    NaN for a model with one pass.
     """
 
     forward: Floats
@@ -40,7 +41,7 @@ class Agreement:
 
 
 def agreement(teacher_2NKSV: Tensor, model_RKSV: Tensor, guidance: float) -> Agreement:
-    """Of the teacher's two passes with a model's two passes, or with its one pass."""
+    """The agreement of the teacher's two passes with a model's two passes, or with its one pass."""
     clips, num_codebooks, steps = teacher_2NKSV.shape[0] // 2, *teacher_2NKSV.shape[1:3]
     mask = torch.from_numpy(valid(num_codebooks, steps - num_codebooks + 1)).expand(clips, -1, -1)
     one_pass = len(model_RKSV) == clips

@@ -1,7 +1,7 @@
-"""Reading clips of any format, rate and channel count as mono waves at the rate that is wanted.
+"""Reads clips of any format, rate and channel count as mono waves at a given rate.
 
-libsndfile reads (WAV, FLAC, Ogg, MP3), libsoxr resamples at its very high quality. What was changed is told: a
-resampled clip has other FADs than one that was recorded at that rate.
+libsndfile reads WAV, FLAC, Ogg and MP3; libsoxr resamples at very high quality. Each conversion is recorded: a
+resampled clip has another FAD than one that was recorded at that rate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHORTEST_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A clip as a mono `wave` in [-1, 1], and what was `changed` to make it that."""
+    """A clip as a mono `wave` in [-1, 1], and the conversions that it needed (`changed`)."""
 
     wave: Wave
     changed: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
     """Read `seconds` of a file from `start` on, or all of it.
 
     Raises:
-        DataError: it cannot be read, ends before `start`, is shorter than 0.1 s or holds what is no number.
+        DataError: it cannot be read, ends before `start`, is is shorter than 0.1 s or has samples that are not finite.
     """
     import soundfile
 
@@ -47,7 +47,7 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
     if len(frames) < _SHORTEST_SECONDS * file_rate:
         raise DataError(f"{path}: {len(frames) / file_rate:g} s of audio; {_SHORTEST_SECONDS:g} s or more are needed")
     if not np.isfinite(frames).all():
-        raise DataError(f"{path}: holds samples that are no numbers")
+        raise DataError(f"{path}: has samples that are not finite")
     changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
     wave = frames.mean(axis=1)
     if file_rate != rate:
@@ -64,8 +64,18 @@ def resampled(wave: Wave, source_rate: int, rate: int) -> Wave:
     return np.asarray(soxr.resample(wave, source_rate, rate, quality="VHQ"), np.float32)
 
 
+def decode_flac(flac: bytes) -> tuple[Wave, int]:
+    """The mono wave of a FLAC file, and its rate in Hz."""
+    import io
+
+    import soundfile
+
+    wave, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
+    return wave, int(rate)
+
+
 def encode_flac(wave: Wave, rate: int) -> bytes:
-    """A mono wave as a 16-bit FLAC file, without loss beyond 16 bits."""
+    """A mono wave as a 16-bit FLAC file."""
     import io
 
     import soundfile

@@ -1,30 +1,29 @@
-"""Intervals by the bootstrap: clips are drawn anew with replacement, and figures are made of what was drawn.
+"""Confidence intervals by the bootstrap: clips are resampled with replacement, and metrics computed on the resamples.
 
-Clips are the unit that is drawn, never their windows, which depend on each other. All draws of a seed are the same for
-all models, so that differences between models that played the same prompts are paired.
+The unit is a clip, never its windows, which depend on each other. A seed gives the same resamples for all models, so
+that differences between models that generated from the same prompts are paired.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from tinymusician.config_model import Number
 
 LEVEL = 0.95
 _EDGES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
-class Interval(NamedTuple):
-    """A figure and its 95 % interval; without `low` and `high` where there is too little to tell."""
+@dataclass(frozen=True)
+class Interval:
+    """A metric and its 95 % interval; without `low` and `high` where there are too few clips for one."""
 
-    value: float
+    value: Number
     low: float | None = None
     high: float | None = None
-
-    def facts(self) -> dict[str, float | None]:
-        """As JSON."""
-        return self._asdict()
 
 
 def resampled_clips(clips: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
@@ -38,33 +37,23 @@ def mean_interval(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000) -
     if len(array) < 2:
         return Interval(float(array.mean()))
     means = array[resampled_clips(len(array), resamples, seed)].mean(axis=1)
-    return Interval(float(array.mean()), *(float(edge) for edge in np.quantile(means, _EDGES)))
+    low, high = (float(edge) for edge in np.quantile(means, _EDGES))
+    return Interval(float(array.mean()), low, high)
 
 
 def centred_interval(value: float, resampled: npt.ArrayLike) -> Interval:
-    """What other clips of the same number would have given: the resampled figures, moved so that their mean is `value`.
+    """The percentile interval of resampled metrics, shifted so that their mean is `value`.
 
-    Distances of sets are biased, and a resample, which holds clips twice, adds to the bias: percentiles as they are
-    would lie beside the figure.
+    Distances of sets are biased, and a resample, which contains clips twice, adds to the bias: unshifted percentiles
+    would lie beside the value.
     """
     array = np.asarray(resampled, np.float64)
-    return Interval(value, *(float(edge) for edge in value + np.quantile(array - array.mean(), _EDGES)))
+    low, high = (float(edge) for edge in value + np.quantile(array - array.mean(), _EDGES))
+    return Interval(value, low, high)
 
 
-def difference(one: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval:
-    """The mean paired difference, `one` less `other`, of the same clips."""
+def paired_difference(one: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval | None:
+    """The mean of `one - other` over the clips for which both are finite; None if there are none."""
     first, second = (np.asarray(values, np.float64) for values in (one, other))
-    return mean_interval(first - second, seed)
-
-
-def as_json(figure: Any) -> Any:
-    """Intervals as JSON, within whatever holds them; what is no finite number becomes null."""
-    if isinstance(figure, Interval):
-        return {name: as_json(value) for name, value in figure.facts().items()}
-    if isinstance(figure, dict):
-        return {name: as_json(value) for name, value in figure.items()}
-    if isinstance(figure, list | tuple):
-        return [as_json(value) for value in figure]
-    if isinstance(figure, float | np.floating):
-        return float(figure) if np.isfinite(figure) else None
-    return figure
+    both = np.isfinite(first) & np.isfinite(second)
+    return mean_interval((first - second)[both], seed) if both.any() else None

@@ -1,25 +1,26 @@
-"""Guards against degenerate clips: silence, clipping, numbers that are none, a constant offset, endless loops."""
+"""Detects degenerate clips: silence, clipping, non-finite samples, a constant offset, endless loops."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymusician.evaluate.clip_embeddings import Floats
+from tinymusician.evaluate.results import DegenerateCounts, Fault
 from tinymusician.recipe import DegenerateThresholds
 
 _FRAME_SECONDS = 0.02
 _SILENT_DB = -60.0
 _FULL_SCALE = 0.999
-KINDS = ("not finite", "silent", "clipped", "offset", "looped")
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 @dataclass(frozen=True)
 class ClipHealth:
-    """What was measured of one clip; `lag` is the best lag of the loop in frames."""
+    """Measurements of one clip: shares that are silent, clipped and looped, its mean, and the loop's lag in frames."""
 
     finite: bool
     silent: float
@@ -30,7 +31,7 @@ class ClipHealth:
 
 
 def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -> ClipHealth:
-    """Look at one clip, mono samples in [-1, 1], and at the codes it was decoded from where they are known."""
+    """Measure one clip: mono samples in [-1, 1], and the codes it was decoded from, if known."""
     looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
     if not np.isfinite(wave).all():
         return ClipHealth(False, 0.0, 0.0, 0.0, looped, lag)
@@ -40,17 +41,24 @@ def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -
     return ClipHealth(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
 
 
-def problems(health: ClipHealth, limits: DegenerateThresholds) -> tuple[str, ...]:
-    """The kinds of fault that a clip has."""
+def problems(health: ClipHealth, thresholds: DegenerateThresholds) -> tuple[Fault, ...]:
+    """The faults of a clip."""
     if not health.finite:
         return ("not finite",)
     measured = (
-        health.silent > limits.silent,
-        health.clipped > limits.clipped,
-        health.offset > limits.offset,
-        health.looped > limits.looped,
+        health.silent > thresholds.silent,
+        health.clipped > thresholds.clipped,
+        health.offset > thresholds.offset,
+        health.looped > thresholds.looped,
     )
-    return tuple(kind for kind, present in zip(KINDS[1:], measured, strict=True) if present)
+    return tuple(fault for fault, present in zip(FAULTS[1:], measured, strict=True) if present)
+
+
+def count_degenerate(health_NF: Floats, thresholds: DegenerateThresholds) -> DegenerateCounts:
+    """Count the faults of clips; the rows of `health_NF` are the fields of `ClipHealth`."""
+    faults = [problems(ClipHealth(*row), thresholds) for row in health_NF.tolist()]
+    by_fault = {fault: sum(fault in one for one in faults) for fault in FAULTS}
+    return DegenerateCounts(clips=sum(bool(one) for one in faults), by_fault=by_fault)
 
 
 def silent_share(wave: Floats, rate: int) -> float:
@@ -64,9 +72,9 @@ def silent_share(wave: Floats, rate: int) -> float:
 
 
 def loop(codes_KT: npt.NDArray[Any]) -> tuple[float, int]:
-    """The largest share of frames whose codes are all equal to those a lag before, and that lag.
+    """The largest share of frames whose codes all equal those a fixed lag before, and that lag in frames.
 
-    Lags up to a third of the clip count: what comes back only once may be a tune's second part.
+    Lags of up to a third of the clip count: a single repetition may be a tune's second part.
     """
     frames = codes_KT.shape[1]
     shares = [float((codes_KT[:, lag:] == codes_KT[:, :-lag]).all(axis=0).mean()) for lag in range(1, frames // 3 + 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from tinymusician.models.audiocraft import is_release
 from tinymusician.models.guidance import passes_of, plays_in_one_pass, range_of
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE
@@ -75,7 +76,7 @@ class Generator(Protocol):
 class TorchGenerator:
     """A MusicGen in PyTorch."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Musicgen, tokenizer: Tokenizer, device: str = "cpu") -> None:
         self.model, self._tokenizer, self._device = model.to(device), tokenizer, device
         codec = model.config.audio_encoder
         self.rate, self.frame_rate = int(codec.sampling_rate), float(codec.frame_rate)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     GenerationConfig,
     MusicgenConfig,
@@ -15,23 +15,25 @@ from transformers import (
     T5Config,
 )
 
+from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
+
 WIDTH, HEADS, FEED_FORWARD = 256, 8, 1024
 TEACHER_LAYERS, STUDENT_LAYERS = 8, 2
 TEXT_LAYERS, TEXT_TOKENS = 2, 48
 LONGEST_STEPS = 1024
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
-"""How the band is asked to play: chosen on validation captions (docs/lab-log.md)."""
+"""Sampling settings, chosen on validation captions (docs/lab-log.md)."""
 
 
-def train_tokenizer(captions: Iterable[str]) -> Any:
-    """A word-level tokenizer over the captions' words, lower case, with punctuation apart, ended by `</s>` as T5's."""
-    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
+    """A word-level tokenizer of the captions: lower case, punctuation split off, ending in `</s>` like T5's."""
+    words = WordTokenizer(models.WordLevel(unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     special = ["<pad>", "</s>", "<unk>"]
     words.train_from_iterator(captions, trainers.WordLevelTrainer(vocab_size=512, special_tokens=special))
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
+    tokenizer: Tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
         eos_token="</s>",
@@ -39,9 +41,10 @@ def train_tokenizer(captions: Iterable[str]) -> Any:
         model_max_length=TEXT_TOKENS,
         model_input_names=["input_ids", "attention_mask"],
     )
+    return tokenizer
 
 
-def build_band(codec: Any, vocabulary: int, layers: int) -> Any:
+def build_band(codec: Codec, vocabulary: int, layers: int) -> Musicgen:
     """A MusicGen with random language-model weights around a trained codec."""
     codes = codec.config.codebook_size
     text = T5Config(
@@ -72,7 +75,9 @@ def build_band(codec: Any, vocabulary: int, layers: int) -> Any:
         tie_word_embeddings=False,
     )
     decoder.decoder_start_token_id = codes
-    model = MusicgenForConditionalGeneration(MusicgenConfig.from_sub_models_config(text, codec.config, decoder))
+    model: Musicgen = MusicgenForConditionalGeneration(
+        MusicgenConfig.from_sub_models_config(text, codec.config, decoder)
+    )
     model.audio_encoder.load_state_dict(codec.state_dict())
     model.generation_config = GenerationConfig(
         pad_token_id=codes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
 from tinymusician.house_band.model import build_band
 from tinymusician.house_band.train_clap import TrainableClap, clap_features, new_clap
 from tinymusician.house_band.tunes import TUNES, load_tunes
+from tinymusician.models.protocols import Codec, Tokenizer
 from tinymusician.models.saving import save_musicgen
 
 
@@ -37,7 +38,7 @@ def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
 
 
 @torch.no_grad()
-def encode_split(codec: Any, tokenizer: Any, split: RenderedSplit, batch: int = 50) -> TokenDataset:
+def encode_split(codec: Codec, tokenizer: Tokenizer, split: RenderedSplit, batch: int = 50) -> TokenDataset:
     """The codec's tokens of every clip of a split, with its caption's."""
     device = next(codec.parameters()).device
     codes = []
@@ -47,7 +48,7 @@ def encode_split(codec: Any, tokenizer: Any, split: RenderedSplit, batch: int = 
     return TokenDataset(np.concatenate(codes), *tokenize_captions(tokenizer, split.captions))
 
 
-def assemble(folder: Path, codec: Any, tokenizer: Any, weights: dict[str, Tensor], layers: int) -> None:
+def assemble(folder: Path, codec: Codec, tokenizer: Tokenizer, weights: dict[str, Tensor], layers: int) -> None:
     """Write a MusicGen folder (float16) from a trained codec and the weights of a `TrainableMusicgen`."""
     model = build_band(codec, len(tokenizer), layers)
     text, rest = _split_prefix(weights, "text_encoder.")
@@ -62,7 +63,7 @@ def _split_prefix(weights: dict[str, Tensor], prefix: str) -> tuple[dict[str, Te
     return selected, {name: value for name, value in weights.items() if not name.startswith(prefix)}
 
 
-def save_clap(folder: Path, tokenizer: Any, weights: dict[str, Tensor]) -> None:
+def save_clap(folder: Path, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> None:
     """Write band-clap (float16) with feature extractor and tokenizer, as `ClapModel` and `ClapProcessor` read it."""
     trainable = TrainableClap(new_clap(len(tokenizer)))
     trainable.load_state_dict(weights)

@@ -16,6 +16,7 @@ from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, Clap
 
 from tinymusician.data.tokens import tokenize_captions
 from tinymusician.house_band.corpus import RenderedSplit
+from tinymusician.models.protocols import Tokenizer
 from tinymusician.training.task import Model, to_device
 
 
@@ -112,7 +113,7 @@ class ClapTask:
     """Symmetric cross-entropy: each clip picks its caption in the batch, each caption its clip."""
 
     def __init__(
-        self, clap: Any, tokenizer: Any, train: RenderedSplit, held_out: RenderedSplit, batch_size: int, seed: int
+        self, clap: Any, tokenizer: Tokenizer, train: RenderedSplit, held_out: RenderedSplit, batch_size: int, seed: int
     ) -> None:
         self.module, self.features = TrainableClap(clap), clap_features()
         self.tokenizer, self.train, self.held_out = tokenizer, train, held_out

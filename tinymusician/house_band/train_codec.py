@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tinymusician.house_band.corpus import RenderedSplit
 from tinymusician.models.codec import start_from_closed_form
+from tinymusician.models.protocols import Codec
 from tinymusician.models.quantizer import QuantizerOutput, QuantizerTrainer
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
@@ -30,7 +31,7 @@ class AudioBatch(NamedTuple):
 class TrainableCodec(nn.Module):
     """An EnCodec whose quantizer trains: wave [B, N] to wave [B, N], through `depth` codebooks a row."""
 
-    def __init__(self, codec: Any) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
         self.codec = codec
         self.quantizer = QuantizerTrainer(codec.quantizer)
@@ -46,7 +47,7 @@ class CodecTask:
 
     def __init__(
         self,
-        codec: Any,
+        codec: Codec,
         train: RenderedSplit,
         held_out: RenderedSplit,
         batch_size: int,
@@ -101,16 +102,16 @@ class CodecTask:
 
 
 @torch.no_grad()
-def codec_quality(codec: Any, audio_BN: Tensor) -> dict[str, float]:
+def codec_quality(codec: Codec, audio_BN: Tensor) -> dict[str, float]:
     """SI-SDR (dB) and log-mel L1 of reconstructions by number of codebooks; share of each codebook that is used."""
     codes = codec.encode(audio_BN[:, None]).audio_codes[0]
     true = log_mel(audio_BN, 16_000, 1024, 64, 256)
     figures: dict[str, float] = {}
     for depth in range(1, codes.shape[1] + 1):
-        made = codec._decode_frame(codes[:, :depth])[:, 0, : audio_BN.shape[1]]
+        made = codec.decode(codes[None, :, :depth], [None]).audio_values[:, 0, : audio_BN.shape[1]]
         figures[f"si_sdr/{depth}"] = si_sdr(made, audio_BN).mean().item()
         figures[f"log_mel/{depth}"] = (log_mel(made, 16_000, 1024, 64, 256) - true).abs().mean().item()
     for level in range(codes.shape[1]):
-        used = codes[:, level].unique().numel()
+        used = len(set(codes[:, level].flatten().tolist()))
         figures[f"used/{level + 1}"] = used / codec.config.codebook_size
     return figures

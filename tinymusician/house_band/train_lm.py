@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenDataset, rows_of_step
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.models.protocols import Musicgen
 from tinymusician.training.task import Model, to_device
 
 NO_TEXT_SHARE = 0.1
@@ -31,7 +32,7 @@ class LMBatch(NamedTuple):
 class TrainableMusicgen(nn.Module):
     """Text encoder and decoder of a MusicGen trained together: a batch in, logits [B, K, S, V] out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Musicgen) -> None:
         super().__init__()
         self.text_encoder = model.text_encoder
         self.language_model = ConditionedDecoder(model)
@@ -47,7 +48,7 @@ class LanguageModelTask:
 
     def __init__(
         self,
-        model: Any,
+        model: Musicgen,
         train: TokenDataset,
         held_out: TokenDataset,
         batch_size: int,

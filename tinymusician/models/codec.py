@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EncodecConfig, EncodecModel
 
+from tinymusician.models.protocols import Codec
+
 _SMALL = 0.2
 """Scale at which ELU is nearly linear: ELU(x) = x - x²/2 for small negative x."""
 
@@ -40,7 +42,7 @@ def codec_config(codebook_size: int = 512, filters: int = 40, latent: int = 64, 
 
 
 @torch.no_grad()
-def start_from_closed_form(codec: Any, audio_BN: Tensor) -> None:
+def start_from_closed_form(codec: Codec, audio_BN: Tensor) -> None:
     """Set encoder and decoder of `codec` to an MDCT and the principal components of its coefficients on `audio_BN`.
 
     The encoder's four convolutions become: a copy of the wave beside random filters, the MDCT, the projection of one

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import MusicgenForConditionalGeneration
 
+from tinymusician.models.protocols import Musicgen
+
 _WAVES = 8
 
 
@@ -45,7 +47,7 @@ class GuidanceConditionedMusicgen(MusicgenForConditionalGeneration):  # type: ig
         self.guidance_embedding = GuidanceEmbedding(low, high, config.text_encoder.d_model)
 
 
-def add_guidance_conditioning(student: Any, low: float, high: float) -> GuidanceConditionedMusicgen:
+def add_guidance_conditioning(student: Musicgen, low: float, high: float) -> GuidanceConditionedMusicgen:
     """The same student, told its scale from `low` to `high`; until it has learned to listen it plays as before."""
     config = copy.deepcopy(student.config)
     config.guidance_range = [low, high]
@@ -57,21 +59,30 @@ def add_guidance_conditioning(student: Any, low: float, high: float) -> Guidance
     return conditioned
 
 
-def is_guidance_conditioned(model: Any) -> bool:
+def guidance_embedding(model: Musicgen) -> GuidanceEmbedding | None:
+    """The embedding of the guidance scale; None for a model without guidance conditioning."""
+    embedding: GuidanceEmbedding | None = getattr(model, "guidance_embedding", None)
+    return embedding
+
+
+def is_guidance_conditioned(model: Musicgen) -> bool:
     """Whether a model is told its guidance scale."""
-    return getattr(model, "guidance_embedding", None) is not None
+    return guidance_embedding(model) is not None
 
 
-def range_of(model: Any) -> tuple[float, float] | None:
+def range_of(model: Musicgen) -> tuple[float, float] | None:
     """The scales that a model can be told; None if it is told none."""
-    return tuple(model.config.guidance_range) if is_guidance_conditioned(model) else None
+    if not is_guidance_conditioned(model):
+        return None
+    low, high = model.config.guidance_range
+    return low, high
 
 
-def plays_in_one_pass(model: Any) -> bool:
+def plays_in_one_pass(model: Musicgen) -> bool:
     """Whether guidance is in a model's weights, for one scale or for those that it is told."""
     return is_guidance_conditioned(model) or model.generation_config.guidance_scale == 1
 
 
-def passes_of(model: Any, guidance: float) -> float:
+def passes_of(model: Musicgen, guidance: float) -> float:
     """The scale by which a sampler must combine two passes of a model; 1 asks for one."""
     return 1.0 if plays_in_one_pass(model) else guidance

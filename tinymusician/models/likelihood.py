@@ -1,11 +1,9 @@
-"""How likely codes are under a MusicGen, and how much they vary: what tells a tune from noise and from a loop.
+"""The likelihood of codes under a MusicGen, and their entropy: together they tell music from noise and from a loop.
 
 Shapes: B clip, K codebook, T frame, S step of the delayed sequence, V vocabulary.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +13,11 @@ from torch.nn import functional as F
 
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
+from tinymusician.models.protocols import Musicgen
 
 
 @torch.no_grad()
-def forced_logits(model: Any, text: TextCondition, codes_BKT: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def forced_logits(model: Musicgen, text: TextCondition, codes_BKT: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """The decoder's logits [B, K, S, V] along given codes, and the mask [B, K, S] of the steps that carry a code."""
     pad, device = model.config.decoder.vocab_size, text.states.device
     inputs = torch.from_numpy(inputs_for(delay(codes_BKT, pad), pad)).to(device)
@@ -28,17 +27,17 @@ def forced_logits(model: Any, text: TextCondition, codes_BKT: npt.NDArray[np.int
 
 
 def cross_entropies(logits_BKSV: Tensor, codes_BKT: npt.NDArray[np.int64]) -> Tensor:
-    """The mean surprise of each clip's codes under the logits of `forced_logits`, in nats a code, [B]."""
+    """Each clip's mean negative log-likelihood under the logits of `forced_logits`, in nats per code, [B]."""
     num_codebooks, frames = codes_BKT.shape[1:]
     pad = logits_BKSV.shape[-1]
     targets = torch.from_numpy(delay(codes_BKT, pad)).to(logits_BKSV.device)
     carries = torch.from_numpy(valid(num_codebooks, frames)).to(targets.device)
     safe = torch.where(carries, targets, 0)
-    surprise = F.cross_entropy(logits_BKSV.float().flatten(0, 2), safe.flatten(), reduction="none").view(safe.shape)
-    return (surprise * carries).sum((1, 2)) / carries.sum()
+    nll = F.cross_entropy(logits_BKSV.float().flatten(0, 2), safe.flatten(), reduction="none").view(safe.shape)
+    return (nll * carries).sum((1, 2)) / carries.sum()
 
 
-def varieties(codes_BKT: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def code_entropies(codes_BKT: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The entropy in nats of each clip's code frequencies, mean over codebooks, [B]: 0 for a loop of one code."""
     return np.array([np.mean([_entropy(book) for book in clip]) for clip in codes_BKT])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGenera
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
-from tinymusician.models.guidance import GuidanceConditionedMusicgen, is_guidance_conditioned
+from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
+from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
 
 
 class TextCondition(NamedTuple):
@@ -38,12 +39,12 @@ class TextCondition(NamedTuple):
 class ConditionedDecoder(nn.Module):
     """MusicGen's language model: delayed codes and a text condition in, logits of every codebook out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Musicgen) -> None:
         """Share the decoder, and the projection of text states where widths differ, of a MusicGen model."""
         super().__init__()
         self.decoder = model.decoder
         self.project = getattr(model, "enc_to_dec_proj", None)
-        self.guidance_embedding = getattr(model, "guidance_embedding", None)
+        self.guidance_embedding = guidance_embedding(model)
 
     def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None = None) -> Tensor:
         """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`.
@@ -62,7 +63,7 @@ class ConditionedDecoder(nn.Module):
         self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None, hidden: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
         batch, num_codebooks, steps = inputs_BKS.shape
-        states = states_BLE.to(self.decoder.lm_heads[0].weight.dtype)
+        states = states_BLE.to(next(self.decoder.lm_heads.parameters()).dtype)
         if self.guidance_embedding is not None and scale_B is not None:
             states = states + self.guidance_embedding(scale_B)[:, None]
         states = self.project(states) if self.project is not None else states
@@ -77,20 +78,23 @@ class ConditionedDecoder(nn.Module):
         return output.logits.view(batch, num_codebooks, steps, -1), output.hidden_states[1:] if hidden else ()
 
 
-def encode_text(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
+def encode_text(model: HasTextEncoder, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
     """Run the text encoder; its states are projected and masked by the decoder's side."""
     states = model.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     return TextCondition(states, mask_BL)
 
 
-def guidance_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]) -> TextCondition:
+def guidance_condition(
+    model: Musicgen, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]
+) -> TextCondition:
     """The text condition under which a model plays; one that is told its guidance hears of the scale, or each row's.
 
     Raises:
         ModelError: a scale that it was not trained for.
     """
     text = encode_text(model, ids_BL, mask_BL)
-    if not is_guidance_conditioned(model):
+    embedding = guidance_embedding(model)
+    if embedding is None:
         return text
     low, high = model.config.guidance_range
     for scale in [guidance] if isinstance(guidance, float | int) else guidance:
@@ -99,10 +103,10 @@ def guidance_condition(model: Any, ids_BL: Tensor, mask_BL: Tensor, guidance: fl
                 f"guidance {scale:g}: this model is told its scale, and was trained for {low:g} to {high:g}"
             )
     scales = torch.as_tensor(guidance, dtype=torch.float32, device=ids_BL.device).expand(len(ids_BL))
-    return TextCondition(text.states + model.guidance_embedding(scales)[:, None].to(text.states.dtype), text.mask)
+    return TextCondition(text.states + embedding(scales)[:, None].to(text.states.dtype), text.mask)
 
 
-def load_musicgen(name: str) -> Any:
+def load_musicgen(name: str) -> Musicgen:
     """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
 
     Raises:
@@ -112,7 +116,7 @@ def load_musicgen(name: str) -> Any:
     try:
         ranged = getattr(AutoConfig.from_pretrained(folder), "guidance_range", None)
         kind = GuidanceConditionedMusicgen if ranged else MusicgenForConditionalGeneration
-        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        model: Musicgen = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
         raise ModelError(_cannot_load(name, error)) from error
     if model.config.decoder.audio_channels != 1:
@@ -122,12 +126,13 @@ def load_musicgen(name: str) -> Any:
     return model.eval()
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that lies beside a MusicGen's weights."""
     try:
-        return AutoTokenizer.from_pretrained(model_location(name))
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_location(name))
     except Exception as error:
         raise ModelError(_cannot_load(name, error)) from error
+    return tokenizer
 
 
 def model_location(name: str) -> str:

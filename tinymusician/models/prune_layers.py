@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor
 from transformers import MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError, RecipeError
+from tinymusician.models.protocols import HasWeights, Musicgen, MusicgenConfig
 
 
-def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
+def cut_student(teacher: Musicgen, layers: Sequence[int]) -> Musicgen:
     """A MusicGen whose decoder consists of the teacher's `layers`, in this order, with its own copy of all weights.
 
     Raises:
@@ -25,12 +26,12 @@ def cut_student(teacher: Any, layers: Sequence[int]) -> Any:
     check_layers(layers, teacher.config.decoder.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
     config.decoder.num_hidden_layers = len(layers)
-    return built(config, _renumbered(teacher.state_dict(), layers), teacher)
+    return build_musicgen(config, _renumbered(teacher.state_dict(), layers), teacher)
 
 
-def built(config: Any, weights: dict[str, Any], like: Any) -> Any:
+def build_musicgen(config: MusicgenConfig, weights: Mapping[str, Tensor], like: Musicgen) -> Musicgen:
     """A MusicGen of this configuration with a copy of these weights, that plays like another one by default."""
-    model = MusicgenForConditionalGeneration(config)
+    model: Musicgen = MusicgenForConditionalGeneration(config)
     model.load_state_dict(weights)
     model.generation_config = copy.deepcopy(like.generation_config)
     return model.eval()
@@ -51,13 +52,13 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
             raise RecipeError(f"student.layers: layer {layer}; the teacher's are 0 to {depth - 1}")
 
 
-def check_pair(teacher: Any, student: Any) -> None:
+def check_pair(teacher: Musicgen, student: Musicgen) -> None:
     """A student must speak its teacher's codes.
 
     Raises:
         ModelError: codebooks, vocabulary, frame rate or text vocabulary differ.
     """
-    pairs: dict[str, Callable[[Any], int]] = {
+    pairs: dict[str, Callable[[Musicgen], int]] = {
         "codebooks": lambda model: model.config.decoder.num_codebooks,
         "codes a codebook": lambda model: model.config.decoder.vocab_size,
         "codec codes a codebook": lambda model: model.config.audio_encoder.codebook_size,
@@ -70,7 +71,7 @@ def check_pair(teacher: Any, student: Any) -> None:
     check_codec(teacher, "teacher")
 
 
-def check_codec(model: Any, name: str) -> None:
+def check_codec(model: Musicgen, name: str) -> None:
     """A decoder must speak the language of its own codec.
 
     Raises:
@@ -85,7 +86,7 @@ def check_codec(model: Any, name: str) -> None:
         )
 
 
-def weights_digest(model: Any) -> str:
+def weights_digest(model: HasWeights) -> str:
     """A SHA-256 over all weights of a model by name: the same for the same weights wherever they were loaded from."""
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -94,7 +95,7 @@ def weights_digest(model: Any) -> str:
     return total.hexdigest()
 
 
-def _renumbered(weights: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+def _renumbered(weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
     """The teacher's weights with the chosen layers under their new numbers."""
     prefix = "decoder.model.decoder.layers."
     renumbered = {name: value for name, value in weights.items() if not name.startswith(prefix)}

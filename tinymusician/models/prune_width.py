@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinymusician.models.prune_layers import built, check_layers
+from tinymusician.models.protocols import DecoderConfig, Musicgen
+from tinymusician.models.prune_layers import build_musicgen, check_layers
 from tinymusician.models.shape import check_narrow
 
 _BODY = "decoder.model.decoder."
 
 
-def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Any:
+def narrow_student(teacher: Musicgen, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Musicgen:
     """A MusicGen whose decoder has the teacher's `layers` in a smaller width; text encoder and codec are the teacher's.
 
     Raises:
@@ -48,7 +48,7 @@ def narrow_student(teacher: Any, layers: Sequence[int], width: int, heads: int, 
     for new, old in enumerate(layers):
         cut = _layer(weights, f"{_BODY}layers.{old}.", config, width, heads, feed_forward)
         pruned |= {f"{_BODY}layers.{new}.{name}": value for name, value in cut.items()}
-    return built(shape, pruned, teacher)
+    return build_musicgen(shape, pruned, teacher)
 
 
 def channels(count: int, width: int) -> Tensor:
@@ -57,7 +57,9 @@ def channels(count: int, width: int) -> Tensor:
     return torch.cat([half, half + width // 2])
 
 
-def _outside_layers(weights: dict[str, Tensor], config: Any, width: int, text_width: int) -> dict[str, Tensor]:
+def _outside_layers(
+    weights: dict[str, Tensor], config: DecoderConfig, width: int, text_width: int
+) -> dict[str, Tensor]:
     """Embeddings, last norm, heads, and the projection of the text states."""
     retained, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
     pruned = {}
@@ -76,7 +78,7 @@ def _outside_layers(weights: dict[str, Tensor], config: Any, width: int, text_wi
 
 
 def _layer(
-    weights: dict[str, Tensor], prefix: str, config: Any, width: int, heads: int, feed_forward: int
+    weights: dict[str, Tensor], prefix: str, config: DecoderConfig, width: int, heads: int, feed_forward: int
 ) -> dict[str, Tensor]:
     """One layer's weights, by their names within it."""
     whole = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

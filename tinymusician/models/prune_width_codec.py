@@ -17,12 +17,13 @@ from transformers import EncodecModel
 
 from tinymusician.errors import ModelError
 from tinymusician.models.param_count import check_codec_size
-from tinymusician.models.prune_layers import built
+from tinymusician.models.protocols import Codec, Musicgen
+from tinymusician.models.prune_layers import build_musicgen
 from tinymusician.models.prune_width import largest
 
 
 @torch.no_grad()
-def narrow_codec(teacher: Any, filters: int, residual_layers: int) -> Any:
+def narrow_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
     """An EnCodec with so many filters and residual blocks a stage, in float32 and evaluation mode.
 
     Raises:
@@ -34,20 +35,20 @@ def narrow_codec(teacher: Any, filters: int, residual_layers: int) -> Any:
         raise ModelError(f"codec: the teacher's norm_type is {teacher.config.norm_type!r}; weight_norm is supported")
     shape = copy.deepcopy(teacher.config)
     shape.num_filters, shape.num_residual_layers = filters, residual_layers
-    student = EncodecModel(shape)
+    student: Codec = EncodecModel(shape)
     student.quantizer.load_state_dict(teacher.quantizer.state_dict())
     for part in ("encoder", "decoder"):
         _cut(getattr(teacher, part).layers, getattr(student, part).layers, residual_layers)
     return student.eval()
 
 
-def with_codec(model: Any, codec: Any) -> Any:
+def with_codec(model: Musicgen, codec: Codec) -> Musicgen:
     """A MusicGen that plays through another codec."""
     shape = copy.deepcopy(model.config)
     shape.audio_encoder = copy.deepcopy(codec.config)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("audio_encoder.")}
     weights |= {f"audio_encoder.{name}": value for name, value in codec.state_dict().items()}
-    return built(shape, weights, model)
+    return build_musicgen(shape, weights, model)
 
 
 def _cut(old: Any, new: Any, residual_layers: int) -> None:

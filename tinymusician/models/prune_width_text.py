@@ -23,7 +23,8 @@ from transformers import T5EncoderModel
 
 from tinymusician.errors import ModelError
 from tinymusician.models.param_count import check_text, check_text_width
-from tinymusician.models.prune_layers import built
+from tinymusician.models.protocols import Musicgen, TextEncoder
+from tinymusician.models.prune_layers import build_musicgen
 from tinymusician.models.prune_width import largest, wide
 
 
@@ -40,7 +41,9 @@ class ProjectedTextEncoder(nn.Module):
         return states
 
 
-def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> ProjectedTextEncoder:
+def narrow_text(
+    teacher: TextEncoder, layers: Sequence[int], width: int, heads: int, feed_forward: int
+) -> ProjectedTextEncoder:
     """A T5 encoder of the teacher's `layers`; its map begins by putting every kept channel back in its place.
 
     Raises:
@@ -80,7 +83,7 @@ def narrow_text(teacher: Any, layers: Sequence[int], width: int, heads: int, fee
     return ProjectedTextEncoder(student.eval(), to_teacher)
 
 
-def with_text(model: Any, text: ProjectedTextEncoder) -> Any:
+def with_text(model: Musicgen, text: ProjectedTextEncoder) -> Musicgen:
     """A MusicGen that hears through another text encoder: map and projection of the text states become one.
 
     Raises:
@@ -96,7 +99,7 @@ def with_text(model: Any, text: ProjectedTextEncoder) -> Any:
     weights["enc_to_dec_proj.weight"] = matrix @ map_.weight.detach().to(matrix.device)
     weights["enc_to_dec_proj.bias"] = matrix @ map_.bias.detach().to(matrix.device) + bias
     weights |= {f"text_encoder.{name}": value for name, value in text.encoder.state_dict().items()}
-    return built(shape, weights, model)
+    return build_musicgen(shape, weights, model)
 
 
 _ATTENTION, _FEED_FORWARD = "encoder.block.{}.layer.0.", "encoder.block.{}.layer.1."

@@ -6,12 +6,14 @@ transformers ships EnCodec's quantizer for inference only; this trains its buffe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tinymusician.models.protocols import Codebook, Quantizer
 
 
 class QuantizerOutput(NamedTuple):
@@ -25,7 +27,7 @@ class QuantizerOutput(NamedTuple):
 class QuantizerTrainer(nn.Module):
     """Runs an `EncodecResidualVectorQuantizer` with gradients and updates its codebooks by moving averages."""
 
-    def __init__(self, quantizer: Any, decay: float = 0.99, revive_below: float = 0.05) -> None:
+    def __init__(self, quantizer: Quantizer, decay: float = 0.99, revive_below: float = 0.05) -> None:
         """`revive_below` is the share of an even usage under which a code counts as dead."""
         super().__init__()
         self.quantizer = quantizer
@@ -64,7 +66,7 @@ class QuantizerTrainer(nn.Module):
         return QuantizerOutput(straight, commitment, torch.stack(codes, 1))
 
     @torch.no_grad()
-    def _update(self, book: Any, residual: Tensor, index: Tensor, generator: torch.Generator) -> None:
+    def _update(self, book: Codebook, residual: Tensor, index: Tensor, generator: torch.Generator) -> None:
         """Cluster sizes are kept in multiples of an even usage, so that their mean is one."""
         count = torch.bincount(index, minlength=book.codebook_size).float()
         sums = torch.zeros_like(book.embed).index_add_(0, index, residual)
@@ -79,7 +81,7 @@ class QuantizerTrainer(nn.Module):
         if dead.any() and count.sum() > 0:
             self._revive(book, dead, residual, generator)
 
-    def _revive(self, book: Any, dead: Tensor, residual: Tensor, generator: torch.Generator) -> None:
+    def _revive(self, book: Codebook, dead: Tensor, residual: Tensor, generator: torch.Generator) -> None:
         """Put dead codes where random latents of this batch are: the lowest worker's that has any, alike on all."""
         fresh = book.embed[dead]
         if len(residual):

@@ -7,7 +7,6 @@ returns the codes and draws from a generator of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,13 @@ from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.models.musicgen import TextCondition
+from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import SamplingParams, draw, guide, random_stream
 
 
 @torch.no_grad()
 def sample_codes(
-    model: Any,
+    model: Musicgen,
     text: TextCondition,
     frames: int,
     generator: torch.Generator | None,
@@ -86,7 +86,7 @@ def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: SamplingParams
     return torch.from_numpy(draw(logits_BKV.cpu().numpy(), uniforms, sampling)).to(logits_BKV.device)
 
 
-def decode_audio(model: Any, codes_BKT: Tensor) -> Tensor:
+def decode_audio(model: Musicgen, codes_BKT: Tensor) -> Tensor:
     """The codec's wave [B, N] for codes."""
     with torch.no_grad():
         wave: Tensor = model.audio_encoder.decode(codes_BKT[None], [None]).audio_values[:, 0]
@@ -98,7 +98,7 @@ def _with_null(text: TextCondition) -> TextCondition:
     return TextCondition(torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask]))
 
 
-def _project(model: Any, text: TextCondition) -> Tensor:
+def _project(model: Musicgen, text: TextCondition) -> Tensor:
     project = getattr(model, "enc_to_dec_proj", None)
     states = project(text.states) if project is not None else text.states
     projected: Tensor = states * text.mask[..., None].to(states.dtype)

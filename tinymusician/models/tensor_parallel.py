@@ -7,11 +7,10 @@ blocks. Embeddings, heads, norms and the text encoder stay whole on each.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from tinymusician.models.protocols import Musicgen
 from tinymusician.models.shape import check_split
 
 _ATTENTIONS = ("self_attn", "encoder_attn")
@@ -19,7 +18,7 @@ _BY_OUTPUT = ("fc1", *(f"{attention}.{name}_proj" for attention in _ATTENTIONS f
 _BY_INPUT = ("fc2", *(f"{attention}.out_proj" for attention in _ATTENTIONS))
 
 
-def split_decoder(model: Any, mesh: DeviceMesh) -> None:
+def split_decoder(model: Musicgen, mesh: DeviceMesh) -> None:
     """Keep this process's slice of each decoder layer of `model`, in place; all of `mesh` must call it.
 
     From then on a forward pass is a collective: all must run it, on the same inputs, and all get the whole logits.

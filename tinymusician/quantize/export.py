@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from transformers import GenerationConfig
 
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import HasWeights, Musicgen
 from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
@@ -21,7 +21,7 @@ GRAPHS_VERSION = 2
 """Goes up when the graphs of a model change, so that those kept on a machine are written anew."""
 
 
-def export_fused(model: Any, tokenizer: Path, folder: Path, continuation: bool) -> None:
+def export_fused(model: Musicgen, tokenizer: Path, folder: Path, continuation: bool) -> None:
     """Write the float32 graphs of a bundle into `folder`; with `continuation` also the codec's encoder.
 
     `tokenizer` is the model's tokenizer.json.
@@ -44,7 +44,7 @@ def export_fused(model: Any, tokenizer: Path, folder: Path, continuation: bool) 
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
-def architecture_of(model: Any) -> Architecture:
+def architecture_of(model: Musicgen) -> Architecture:
     """What the engine must know of a MusicGen."""
     config = model.config
     codec, positions = config.audio_encoder, config.decoder.max_position_embeddings
@@ -64,13 +64,13 @@ def architecture_of(model: Any) -> Architecture:
     )
 
 
-def _trained_frames(model: Any, positions: int) -> int:
-    """MusicGen's generation_config says how long its training clips were; transformers' own 20 says nothing."""
-    said = model.generation_config.max_length or 0
-    return said if said > GenerationConfig().max_length else positions
+def _trained_frames(model: Musicgen, positions: int) -> int:
+    """The length of the training clips, from generation_config; transformers' default of 20 is not one."""
+    length = model.generation_config.max_length or 0
+    return length if length > GenerationConfig().max_length else positions
 
 
-def decoder_weights(model: Any) -> dict[str, npt.NDArray[np.float32]]:
+def decoder_weights(model: Musicgen) -> dict[str, npt.NDArray[np.float32]]:
     """The decoder's weights by name, with the table of positions that transformers does not save."""
     positions = model.decoder.model.decoder.embed_positions.weights
     weights = {f"decoder.{name}": value for name, value in _numpy(model.decoder).items()}
@@ -80,5 +80,5 @@ def decoder_weights(model: Any) -> dict[str, npt.NDArray[np.float32]]:
     return weights | {"decoder.model.decoder.embed_positions.weights": positions.detach().numpy()}
 
 
-def _numpy(module: Any) -> dict[str, npt.NDArray[np.float32]]:
+def _numpy(module: HasWeights) -> dict[str, npt.NDArray[np.float32]]:
     return {name: value.detach().numpy() for name, value in module.state_dict().items()}

@@ -21,6 +21,7 @@ import onnx
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import Tokenizer
 from tinymusician.quantize.apply import quantize_model, quantize_uniformly, quietly
 from tinymusician.quantize.graph import save
 from tinymusician.quantize.precision import PrecisionPlan
@@ -80,7 +81,7 @@ def group_in_optimum(graph: str, node: str) -> str:
     raise ModelError(f"{graph}: node {node} is in no group that a plan knows")
 
 
-def optimum_logits(folder: Path, tokenizer: Any, sequences: ForcedBatch) -> Floats:
+def optimum_logits(folder: Path, tokenizer: Tokenizer, sequences: ForcedBatch) -> Floats:
     """The merged decoder's logits along the sequences, [S, R, K, V]: the first step without a past, others with it."""
     import onnxruntime
 

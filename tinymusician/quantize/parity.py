@@ -6,7 +6,6 @@ Shapes as in `rollout`: S step, R row, K codebook, V vocabulary.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +18,17 @@ from onnx import TensorProto, helper
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
+from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.quantize.adaptive import snr
+from tinymusician.quantize.results import ParityReport
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """How far a bundle is from PyTorch in float32. Lists are by codebook.
-
-    `by_part` is the KL at the first step, at the delay's beginning and end (K - 1 steps each), between, and at the
-    last step. `worst_logit` is the largest difference of two logits, at step `worst_step`. `first_layer` is the first
-    decoder layer whose output is off by more than a hundredth of its size, and `first_step` the first step where that
-    is so; both are -1 where none is.
-    """
-
-    kl: list[float]
-    agreement: list[float]
-    by_part: dict[str, float]
-    worst_logit: float
-    worst_step: int
-    first_layer: int
-    first_step: int
-    layer_errors: list[float]
-    codec_snr: float
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 class ReferenceOutputs:
     """PyTorch's own answers on some sequences."""
 
-    def __init__(self, model: Any, tokenizer: Any, sequences: ForcedBatch) -> None:
+    def __init__(self, model: Musicgen, tokenizer: Tokenizer, sequences: ForcedBatch) -> None:
         self.sequences = sequences
         pad = model.config.decoder.vocab_size
         inputs = torch.from_numpy(inputs_for(delay(sequences.codes, pad), pad))
@@ -69,7 +45,7 @@ class ReferenceOutputs:
         self.hidden: Floats = parts[0][1]
 
 
-def _run(model: Any, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floats]:
+def _run(model: Musicgen, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floats]:
     """Logits [S, N, K, V], and the first row's output of every layer [layers, S, D]."""
     seen: list[Floats] = []
     layers = model.decoder.model.decoder.layers

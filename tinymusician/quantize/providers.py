@@ -1,18 +1,19 @@
-"""Where a graph can run: which of its operators an execution provider lacks, and ONNX Runtime's verdict for phones.
+"""Which operators of a graph an execution provider lacks, and ONNX Runtime's verdict for phones.
 
-What a provider lacks runs on the CPU, and every change of provider costs a copy. Sources: ONNX Runtime's CPU provider
-has all operators that its own tools write; CoreML by ONNX Runtime's usability checker; WebGPU by the table of operators
-of onnxruntime-web 1.24.3 (docs/webgpu-operators.md).
+Operators that a provider lacks run on the CPU, and every change of provider costs a copy. Sources: ONNX Runtime's CPU
+provider has all operators that its own tools write; CoreML by ONNX Runtime's usability checker; WebGPU by the table of
+operators of onnxruntime-web 1.24.3 (docs/webgpu-operators.md).
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+
+from tinymusician.quantize.results import ProviderSupport
 
 _ON_WEBGPU = (
     "Add Cast Concat Conv ConvTranspose Div Elu Equal Erf Expand Flatten Gather GatherBlockQuantized Gelu Gemm "
@@ -24,18 +25,8 @@ WEBGPU = frozenset(_ON_WEBGPU.split())
 """Operators, of those that a MusicGen's graphs hold, that onnxruntime-web runs on WebGPU or without any work."""
 
 
-@dataclass(frozen=True)
-class ProviderSupport:
-    """One graph on one provider: the operators it lacks, and what is said about it."""
-
-    graph: str
-    provider: str
-    lacks: tuple[str, ...]
-    said: str
-
-
-def verdicts(folder: Path) -> list[ProviderSupport]:
-    """What each provider makes of every graph in `folder`."""
+def provider_support(folder: Path) -> list[ProviderSupport]:
+    """The support of each provider for every graph in `folder`."""
     results = []
     for path in sorted(folder.rglob("*.onnx")):
         kinds = operators(onnx.load(str(path), load_external_data=False).graph)

@@ -1,17 +1,16 @@
-"""How much each group of a bundle minds few bits, and the smallest plan that stays within a budget.
+"""Measures the sensitivity of a bundle's groups to low precision, and finds the smallest plan within a KL budget.
 
 Sensitivity is measured, one group and precision at a time, as the KL from the float32 decoder on forced sequences.
 Choosing is a multiple-choice knapsack: of every group one precision, the fewest bytes, the KL at most the budget. It is
-relaxed by a price λ of a nat in bytes (Lagrange): each group takes the precision with the least bytes + λ·KL, and the
-plans found at all prices are the front. The KLs of groups are taken to add up, which they nearly do; so the joint KL of
-candidates on the front is measured, and the smallest one within the budget is taken.
+relaxed by a price λ of a nat in bytes (Lagrange): each group takes the precision that minimizes bytes + λ·KL, and the
+plans of all prices form the front. The relaxation assumes that the KLs of groups add up, which is nearly so; therefore
+the joint KL of candidates on the front is measured, and the smallest candidate within the budget is chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
 
 from tinymusician.errors import PlanError
 from tinymusician.recipe import Precision
@@ -19,7 +18,7 @@ from tinymusician.recipe import Precision
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """What one group costs in one precision: bytes in the bundle, and the KL it causes alone, by codebook (nats)."""
+    """One group in one precision: its bytes in the bundle, and the KL that it alone causes, by codebook (nats)."""
 
     size: int
     by_codebook: tuple[float, ...]
@@ -31,28 +30,12 @@ class GroupSensitivity:
 
 
 Table = Mapping[str, Mapping[Precision, GroupSensitivity]]
-"""Groups to precisions to measures; every group has `float32`, whose KL is 0."""
-
-
-def as_facts(table: Table) -> dict[str, Any]:
-    """A table as JSON holds it."""
-    return {group: {name: asdict(one) for name, one in options.items()} for group, options in table.items()}
-
-
-def from_facts(facts: dict[str, Any]) -> Table:
-    """The table that `as_facts` wrote down."""
-    return {
-        group: {
-            cast(Precision, name): GroupSensitivity(one["size"], tuple(one["by_codebook"]))
-            for name, one in options.items()
-        }
-        for group, options in facts.items()
-    }
+"""Groups to precisions to measurements; every group has `float32`, whose KL is 0."""
 
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """A precision for every group, with what it was expected to cost and what it was measured to."""
+    """A precision for every group, its size in bytes, and its expected (summed) and measured (joint) KL in nats."""
 
     groups: dict[str, Precision]
     size: int
@@ -70,7 +53,7 @@ def at_price(table: Table, price: float) -> tuple[dict[str, Precision], int, flo
 
 
 def prices(table: Table) -> list[float]:
-    """Every price at which some group changes its mind, from cheap to dear: between two of them nothing changes."""
+    """Every price at which some group changes its precision, in ascending order."""
     values = {0.0}
     for options in table.values():
         for one in options.values():
@@ -81,7 +64,7 @@ def prices(table: Table) -> list[float]:
 
 
 def front(table: Table) -> list[tuple[dict[str, Precision], int, float]]:
-    """The plans that no other plan of the relaxation beats in both bytes and expected KL, smallest first."""
+    """The plans of the relaxation that no other one beats in both bytes and expected KL, smallest first."""
     plans: list[tuple[dict[str, Precision], int, float]] = []
     for price in prices(table):
         plan = at_price(table, price * (1 + 1e-9))
@@ -93,10 +76,10 @@ def front(table: Table) -> list[tuple[dict[str, Precision], int, float]]:
 def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]], float]) -> PlanChoice:
     """The smallest plan of the front whose joint KL, measured by `joint_kl`, is at most `budget`.
 
-    The front is searched by bisection, since KL falls along it as bytes rise.
+    The search is a bisection, since KL falls along the front as bytes rise.
 
     Raises:
-        PlanError: not even all groups in float32 stay within it.
+        PlanError: even the largest plan exceeds the budget.
     """
     plans = front(table)
     low, high, best = 0, len(plans) - 1, None

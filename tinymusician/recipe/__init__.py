@@ -21,7 +21,13 @@ from tinymusician.recipe.distillation import (
     TrainingConfig,
     WidthPrunedStudent,
 )
-from tinymusician.recipe.evaluation import DegenerateThresholds, EvaluateConfig, Grid, LaionClapEmbeddingConfig
+from tinymusician.recipe.evaluation import (
+    DegenerateThresholds,
+    EvaluateConfig,
+    EvaluateStep,
+    Grid,
+    LaionClapEmbeddingConfig,
+)
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.recipe import Recipe, load_recipe, overridden, parse_recipe, recipe_names
 from tinymusician.recipe.release import PublishConfig, ReleaseGatesConfig, Step
@@ -32,6 +38,7 @@ __all__ = [
     "CodecConfig",
     "DegenerateThresholds",
     "EvaluateConfig",
+    "EvaluateStep",
     "FixedBiKLConfig",
     "Grid",
     "LaionClapEmbeddingConfig",

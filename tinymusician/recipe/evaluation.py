@@ -91,6 +91,9 @@ class DegenerateThresholds(ConfigModel):
     looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
 
 
+EvaluateStep = Literal["generate", "embed", "aggregate", "render"]
+
+
 class EvaluateConfig(ConfigModel):
     """How models are judged: against which clips, in which embedding, with how many clips."""
 
@@ -121,6 +124,9 @@ class EvaluateConfig(ConfigModel):
         "skip", description="what to do with real clips that cannot be read"
     )
     degenerate: DegenerateThresholds = DegenerateThresholds()
+    first: EvaluateStep = Field(
+        "generate", description="the first step to run (`--from`); earlier steps are read from the store"
+    )
 
     @model_validator(mode="after")
     def _knows_texts(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the store knows of how models were made: training curves of students, sensitivities of bundles."""
+"""The origin of evaluated models: training curves of students, sensitivities of bundles."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jobs.evaluate.provenance import curves, sensitivities
+from jobs.evaluate.provenance import sensitivity_plots, training_curves
 from tinymusician.artifacts.manifest import Manifest, publish
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.quantize.sensitivity import GroupSensitivity, as_facts, from_facts
+from tinymusician.quantize.precision import packaged_plan
+from tinymusician.quantize.results import QuantizationMetrics, QuantizationResult
+from tinymusician.quantize.sensitivity import GroupSensitivity
 
 TABLE: Any = {
     "layer 0": {"float32": GroupSensitivity(100, (0.0, 0.0)), "int8": GroupSensitivity(30, (0.25, 1e-7))},
     "layer 1": {"float32": GroupSensitivity(100, (0.0, 0.0)), "int8": GroupSensitivity(30, (0.5, 0.125))},
 }
 ROWS = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "held_out/kl": 0.125}]
+
+
+def quantization(sensitivity: Any) -> QuantizationResult:
+    plan = packaged_plan("float32")
+    metrics = QuantizationMetrics(
+        plan=plan.name, size=1, float32_checkpoint_size=1, share_of_float32=1.0, kl_calibration=0.0,
+        kl_per_codebook=(0.0,), agreement=1.0, codec_snr_db=float("inf"),
+    )  # fmt: skip
+    return QuantizationResult(
+        recipe="x", model="y", plan=plan, metrics=metrics, kl_budget=None, points=(), sensitivity=sensitivity,
+        parity={}, providers=(),
+    )  # fmt: skip
 
 
 def made(store: LocalStore, folder: Path, kind: str, lineage: dict[str, Any]) -> Manifest:
@@ -33,17 +48,19 @@ def test_a_student_and_its_bundle(tmp_path: Path) -> None:
     packaged = made(store, tmp_path / "files", "optimum", {"run": "r3", "model": "band-small"}).reference
     names = {packaged: "packaged", bundle: "its bundle", student: "itself", "teacher": "teacher"}
     gone = "student@sha256:" + "0" * 64
-    assert curves(store, names | {gone: "gone"}) == {}
-    assert sensitivities(store, names | {gone: "gone"}) == []
+    assert training_curves(store, names | {gone: "gone"}) == {}
+    assert sensitivity_plots(store, names | {gone: "gone"}) == []
 
     store.put("runs/r1/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode())
-    store.put("runs/r2/report.json", json.dumps({"sensitivity": as_facts(TABLE)}).encode())
-    store.put("runs/r3/report.json", json.dumps({"sensitivity": None}).encode())
-    assert curves(store, names) == {"its bundle": ROWS}
-    ((name, picture),) = sensitivities(store, names)
+    RunStore(store, "r2").write_report(quantization(TABLE))
+    RunStore(store, "r3").write_report(quantization(None))
+    assert training_curves(store, names) == {"its bundle": ROWS}
+    ((name, picture),) = sensitivity_plots(store, names)
     assert name == "its bundle"
     assert picture.startswith(b"\x89PNG")
 
 
-def test_a_table_as_json() -> None:
-    assert from_facts(json.loads(json.dumps(as_facts(TABLE)))) == TABLE
+def test_a_sensitivity_table_survives_json(tmp_path: Path) -> None:
+    run = RunStore(LocalStore(tmp_path), "r")
+    run.write_report(quantization(TABLE))
+    assert run.report(QuantizationResult).sensitivity == TABLE

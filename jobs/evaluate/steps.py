@@ -1,0 +1,71 @@
+"""The steps of an evaluation, and how they are divided into tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
+from jobs.worker.model_refs import split_label
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.evaluate.results import REAL, RECONSTRUCTED
+from tinymusician.recipe import EvaluateConfig, Recipe, parse_recipe
+
+AGREEMENT_GROUP = 8
+"""Clips that are compared with the teacher in one task: the logits of two passes are large."""
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A unit of work: what to do with some clips of a model, or of the real ones (`REAL`, `RECONSTRUCTED`)."""
+
+    kind: Literal["train", "generate", "embed", "agreement", "cost", "aggregate", "render"]
+    model_id: str = ""
+    clips: range = range(0)
+
+
+def evaluated_models(recipe: Recipe) -> list[str]:
+    """The ids of the evaluated models, each once."""
+    return list(dict.fromkeys(recipe.evaluate.models))
+
+
+def chunk_ranges(count: int, size: int) -> list[range]:
+    """The numbers from 0 to `count`, `size` at a time."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def clip_groups(config: EvaluateConfig) -> list[range]:
+    """All clips, in the groups that are generated and embedded together."""
+    return chunk_ranges(config.clips, config.batch_size)
+
+
+def agreement_groups(config: EvaluateConfig) -> list[range]:
+    """The clips on which models are compared with the teacher."""
+    return chunk_ranges(min(config.agreement_clips, config.clips), AGREEMENT_GROUP)
+
+
+def generate_tasks(model_ids: Sequence[str], clips: int, teacher_clips: int, batch_size: int) -> list[EvalTask]:
+    """`clips` clips of every model and `teacher_clips` of the teacher; models with two labels count once."""
+    counts = {"teacher": teacher_clips} | {split_label(model_id)[1]: clips for model_id in model_ids}
+    return [
+        EvalTask("generate", model, group)
+        for model, count in counts.items()
+        for group in chunk_ranges(count, batch_size)
+    ]
+
+
+def reference_tasks(config: EvaluateConfig, reconstructed: bool = False) -> list[EvalTask]:
+    """The embedding of the real clips."""
+    return [EvalTask("embed", RECONSTRUCTED if reconstructed else REAL, group) for group in clip_groups(config)]
+
+
+def open_pool(run_id: str, factory: ActorFactory) -> tuple[Recipe, Callable[..., Any]]:
+    """The recipe of a run, and a function that runs a stage's tasks on the run's actors."""
+    store = open_store()
+    run = RunStore(store, run_id)
+    record = run.record()
+    recipe = parse_recipe(record.recipe, run_id)
+    pool = ActorPool(factory, store.url, run_id, record.workers, recipe.training.max_restarts)
+    return recipe, stage_runner(pool, run)

@@ -1,0 +1,217 @@
+"""The results of an evaluation as typed documents.
+
+The aggregate step writes an `EvaluationResult` to a run's report.json. Rendering, releases and the claims of the paper
+read it from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from tinymusician.config_model import Document, Number
+from tinymusician.evaluate.bootstrap import Interval
+
+REAL, RECONSTRUCTED = "real", "real, reconstructed"
+"""The sets of the real clips, and of the real clips after the teacher's codec."""
+Fault = Literal["not finite", "silent", "clipped", "offset", "looped"]
+
+
+class ClapScore(Document):
+    """The CLAP score, the score of clips with the prompts of others (`shuffled`), and how often a shuffle is as high.
+
+    Without two different prompts nothing can be shuffled: `shuffled` and `p_shuffled` are None.
+    """
+
+    score: Interval
+    shuffled: float | None = None
+    p_shuffled: float | None = None
+
+
+class LabelDivergence(Document):
+    """In nats, `forward` is KL(real ‖ generated) and `reverse` KL(generated ‖ real); `agreement` is of top labels."""
+
+    forward: Interval
+    reverse: Interval
+    agreement: Interval
+
+
+class DistributionMetrics(Document):
+    """Distances of a set of clips from the real ones.
+
+    `clips` counts those that are finite. A metric that could not be computed is None, and `notes` say why.
+    """
+
+    clips: int
+    fad: Interval | None
+    fad_infinity: Interval | None
+    fad_points: tuple[tuple[int, float], ...]
+    kad: Interval | None
+    clap: ClapScore
+    labels: dict[str, LabelDivergence]
+    notes: tuple[str, ...] = ()
+
+
+class AgreementMetrics(Document):
+    """Agreement with the teacher in nats per code and shares, and two statistics of the model's own samples.
+
+    `forward`, `reverse`, `top_1` and `with_text` are defined in `agreement.Agreement`; their lists are by codebook.
+    `teacher_nll` is the teacher's mean negative log-likelihood of the model's own codes, `code_entropy` their entropy.
+    """
+
+    clips: int
+    forward: Interval
+    reverse: Interval
+    top_1: Interval
+    with_text: Interval
+    forward_by_codebook: tuple[Number, ...]
+    teacher_nll: Interval
+    code_entropy: Interval
+
+
+class InferenceCost(Document):
+    """The cost of generating one clip at a time, medians over the runs.
+
+    `seconds` for a clip of `length` seconds, `real_time_factor` their ratio, with its lowest and highest run; `cpu`
+    is the number of busy processors; `memory` the peak bytes beyond the libraries, `gpu_memory` those on the GPU;
+    `flops` floating-point operations per second of audio (PyTorch models only); `joules` per second of audio of all
+    processors of the machine. What cannot be measured is None. `sizes` are bytes by component.
+    """
+
+    length: float
+    seconds: float
+    real_time_factor: float
+    lowest: float
+    highest: float
+    cpu: float
+    memory: int
+    gpu_memory: int | None
+    flops: float | None
+    joules: float | None
+    sizes: dict[str, int]
+
+
+class DegenerateCounts(Document):
+    """How many clips have any fault, and each."""
+
+    clips: int
+    by_fault: dict[Fault, int]
+
+
+class WorstClip(Document):
+    """A clip far from the reference, by its own FAD."""
+
+    clip: int
+    fad: float
+    prompt: str
+
+
+class ModelResult(Document):
+    """One evaluated model.
+
+    `size` is in bytes. `clap_by_clip` has one CLAP score per prompt, NaN where the clip is not finite;
+    `clap_difference` is the paired difference from the first model, None for that model itself.
+    """
+
+    model_id: str
+    label: str
+    size: int
+    distribution: DistributionMetrics
+    degenerate: DegenerateCounts
+    agreement: AgreementMetrics | None
+    cost: InferenceCost | None
+    clap_by_clip: tuple[Number, ...]
+    clap_difference: Interval | None
+    worst: tuple[WorstClip, ...]
+
+
+class Provenance(Document):
+    """The conditions under which an evaluation's metrics were measured."""
+
+    reference: dict[str, JsonValue] = Field(description="reference set")
+    real_clips: int = Field(description="real clips")
+    audio_changes: dict[str, int] = Field(description="conversions of the real clips")
+    clips: int = Field(description="clips per model")
+    seconds: float = Field(description="seconds per clip")
+    embedding: dict[str, JsonValue] = Field(description="embedding of FAD and KAD")
+    clap: dict[str, JsonValue] = Field(description="model of the CLAP score")
+    tagger: dict[str, JsonValue] | None = Field(description="classifier of the labels")
+    sampling: dict[str, float] = Field(description="sampling")
+    seed: int = Field(description="seed")
+    resamples: int = Field(description="resamples per interval")
+    thresholds: dict[str, float] = Field(description="thresholds of degenerate clips")
+    run: str = Field(description="run")
+    versions: dict[str, str] = Field(description="versions")
+    machine: str = Field(description="machine")
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Each field's description and value, for a table."""
+        content = self.model_dump(mode="json")
+        return [(str(field.description), _text(content[name])) for name, field in type(self).model_fields.items()]
+
+
+class AudioClip(Document):
+    """A clip of the report: the label of its model, and the name of its FLAC file in the run's folder."""
+
+    label: str
+    file: str
+
+
+class PromptSamples(Document):
+    """The clips of one prompt to listen to."""
+
+    prompt: str
+    clips: tuple[AudioClip, ...]
+
+
+class EvaluationResult(Document):
+    """Everything that an evaluation measured.
+
+    `real` is the CLAP score of the real clips; `reconstructed` the metrics of the real clips after the teacher's codec.
+    """
+
+    recipe: str
+    real: ClapScore
+    reconstructed: DistributionMetrics
+    models: tuple[ModelResult, ...]
+    samples: tuple[PromptSamples, ...]
+    provenance: Provenance
+
+
+Facts = dict[str, float | None]
+
+
+def run_metrics(model: ModelResult) -> Facts:
+    """A model's main metrics, as `tmctl runs` shows them and releases sign them."""
+    kl = model.agreement.forward if model.agreement else None
+    return {
+        **distribution_facts(model.distribution),
+        "kl": _value(kl),
+        "degenerate": model.degenerate.clips,
+        "bytes": model.size,
+        "real_time_factor": model.cost.real_time_factor if model.cost else None,
+    }
+
+
+def distribution_facts(metrics: DistributionMetrics) -> Facts:
+    """The values of a set's metrics by name."""
+    distances = {"fad": metrics.fad, "fad_infinity": metrics.fad_infinity, "kad": metrics.kad}
+    return {**{name: _value(distance) for name, distance in distances.items()}, **clap_facts(metrics.clap)}
+
+
+def clap_facts(clap: ClapScore) -> Facts:
+    """The values of a CLAP score by name."""
+    return {"clap": _value(clap.score), "clap_shuffled": clap.shuffled}
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None or math.isnan(interval.value) else interval.value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items()) or "none"
+    return "none" if value is None else str(value)
