@@ -20,7 +20,6 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 CI = Path(__file__).parent
 PASSED = ".ci/passed.json"
@@ -59,7 +58,7 @@ def read_stages(file: Path = CI / "stages.toml") -> list[Stage]:
     return [Stage(name, value["command"], value["when"], (*value["files"], *shared)) for name, value in content.items()]
 
 
-def read_passed(root: Path) -> dict[str, Any]:
+def read_passed(root: Path) -> dict[str, dict[str, str | int]]:
     """What each stage last passed on."""
     file = root / PASSED
     return json.loads(file.read_text()) if file.exists() else {}

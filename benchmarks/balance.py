@@ -33,6 +33,7 @@ from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method
 from tinymusician.distill.codec_distill import CodecDistillTask
 from tinymusician.distill.text_distill import TextEncoderDistillTask
+from tinymusician.models.protocols import Musicgen
 from tinymusician.recipe import Recipe, load_recipe
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, TorchEngine
@@ -60,7 +61,9 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
     return {f"{stage}_{name}": result[name] for name in REPORTED_METRICS[stage]}
 
 
-def compared(teacher: Any, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int) -> dict[str, float]:
+def compared(
+    teacher: Musicgen, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int
+) -> dict[str, float]:
     """Both parts, trained with one rule."""
     recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
     torch.manual_seed(seed)

@@ -27,6 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinymusician.config_model import JsonObject
+from tinymusician.data.tokens import TokenDataset
+from tinymusician.distill.signals import SignalSource
+from tinymusician.distill.task import DistillTask
+from tinymusician.models.protocols import Musicgen
+from tinymusician.training.engine import TrainEngine
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
@@ -37,7 +44,9 @@ from tinymusician.artifacts.store import LocalStore
 BATCH, FRAMES, ROWS = 4, 250, 16
 
 
-def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = None) -> Any:
+def build_task(
+    model_name: str, source_of: Callable[[Musicgen, TokenDataset], SignalSource] | None = None
+) -> DistillTask:
     """The band's distillation task on random codes: what a step does, without sampling.
 
     `source_of` takes teacher and tokens; by itself the teacher is in this process. A student of two layers, forward and
@@ -74,7 +83,9 @@ def build_task(model_name: str, source_of: Callable[[Any, Any], Any] | None = No
     )
 
 
-def timed_steps(task: Any, engine: Any, steps: int, rank: int, world: int) -> tuple[list[float], list[float]]:
+def timed_steps(
+    task: DistillTask, engine: TrainEngine, steps: int, rank: int, world: int
+) -> tuple[list[float], list[float]]:
     """Seconds and losses of each step; the first two warm up and are not counted."""
     seconds, losses = [], []
     for step in range(steps):
@@ -98,7 +109,7 @@ def bare(model_name: str, steps: int) -> tuple[list[float], list[float]]:
     return timed_steps(task, TorchEngine(task.module, AdamConfig()), steps, 0, 1)
 
 
-def on_ray(config: dict[str, Any]) -> None:
+def on_ray(config: JsonObject) -> None:
     """The same steps inside a Ray Train worker, by DeepSpeed."""
     import json
 
@@ -120,7 +131,7 @@ def on_ray(config: dict[str, Any]) -> None:
         Path(config["out"]).write_text(json.dumps(result))
 
 
-def from_worker(_: WorkerContext, teacher: Any, tokens: Any) -> Any:
+def from_worker(_: WorkerContext, teacher: Musicgen, tokens: TokenDataset) -> SignalSource:
     """The teacher in the worker."""
     import torch
 
@@ -129,7 +140,7 @@ def from_worker(_: WorkerContext, teacher: Any, tokens: Any) -> Any:
     return OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
 
 
-def from_actor(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
+def from_actor(context: WorkerContext, teacher: Musicgen, tokens: TokenDataset) -> SignalSource:
     """The teacher on an actor, on another core."""
     from jobs.distill.teacher_actors import TeacherClient
     from tinymusician.distill.signals import PrefetchingSource
@@ -137,7 +148,7 @@ def from_actor(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
     return PrefetchingSource(TeacherClient(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
 
 
-def from_shards(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
+def from_shards(context: WorkerContext, teacher: Musicgen, tokens: TokenDataset) -> SignalSource:
     """The teacher's logits in a local store, made here first."""
     from tinymusician.data.shards import ShardCache
     from tinymusician.distill.cached import CachedTeacher, shard_count, signal_shard
@@ -152,7 +163,7 @@ def from_shards(context: WorkerContext, teacher: Any, tokens: Any) -> Any:
     return PrefetchingSource(reader.ask, 2)
 
 
-SOURCES: dict[str, Callable[[WorkerContext, Any, Any], Any]] = {
+SOURCES: dict[str, Callable[[WorkerContext, Musicgen, TokenDataset], SignalSource]] = {
     "online": from_worker,
     "actors": from_actor,
     "cached": from_shards,
@@ -191,7 +202,7 @@ def teachers(store: LocalStore, model_name: str) -> Any:
     recipe = load_recipe("band", (f"teacher.model={model_name}", "signals.source=actors"))
     run = RunStore(store, "bench")
     content = recipe.model_dump(mode="json")
-    facts: dict[str, Any] = {"created": now(), "versions": {}, "git": {}, "seeds": {}, "cluster": "", "submission": ""}
+    facts: JsonObject = {"created": now(), "versions": {}, "git": {}, "seeds": {}, "cluster": "", "submission": ""}
     run.write_record(RunRecord(id="bench", kind="distill", recipe=content, workers=1, **facts))
     return contextlib.closing(TeacherPool(run, False, 1))
 

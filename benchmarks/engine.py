@@ -31,6 +31,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tinymusician.config_model import JsonObject
+from tinymusician.models.protocols import Musicgen
+from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.runtime.generator import MusicGenerator
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
@@ -99,7 +104,7 @@ def prepare(folder: Path) -> dict[str, Path]:
     return made
 
 
-def _is_made(folder: Path, plan: Any) -> bool:
+def _is_made(folder: Path, plan: PrecisionPlan) -> bool:
     """Whether a bundle is there that was made by this very plan."""
     from tinymusician.quantize.precision import load_plan
 
@@ -110,7 +115,7 @@ def _within(group: str, layers: int) -> bool:
     return not group.startswith("layers.") or int(group.partition(".")[2]) < layers
 
 
-def export(model: Any, model_folder: Path, folder: Path) -> None:
+def export(model: Musicgen, model_folder: Path, folder: Path) -> None:
     """The float32 graphs."""
     from tinymusician.quantize.export import export_fused
 
@@ -118,7 +123,7 @@ def export(model: Any, model_folder: Path, folder: Path) -> None:
         export_fused(model, model_folder / "tokenizer.json", folder, continuation=False)
 
 
-def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
+def bundle(model: Musicgen, plan: PrecisionPlan, source: Path, folder: Path) -> None:
     """A bundle by `plan`."""
     from tinymusician.quantize.apply import apply_plan
     from tinymusician.quantize.export import architecture_of
@@ -131,7 +136,7 @@ def bundle(model: Any, plan: Any, source: Path, folder: Path) -> None:
     layers = model.config.decoder.num_hidden_layers
     apply_plan(plan, source, folder, [(largest, largest)] * layers)
     save_plan(plan, folder / PLAN_FILE)
-    facts: dict[str, Any] = {"licence": "none", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
+    facts: JsonObject = {"licence": "none", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
     write_manifest(describe(folder, "bench", architecture_of(model), SamplingDefaults(), **facts), folder)
 
 
@@ -188,7 +193,7 @@ def steps(folder: Path) -> dict[str, float]:
     }
 
 
-def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> float:
+def step_seconds(player: MusicGenerator, rows: int, position: int, count: int = 12) -> float:
     """The median time of a step with so many rows that all stand near `position`."""
     decoder, text = player.decoder, player.text(PROMPT)
     added = decoder.add([text] * rows, position + count)
@@ -203,7 +208,7 @@ def step_seconds(player: Any, rows: int, position: int, count: int = 12) -> floa
 
 def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
-    from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
+    from tinymusician.runtime.generator import GenerationRequest, load_generator
 
     def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []

@@ -17,7 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from tinymusician.evaluate.audio import Wave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -35,22 +37,23 @@ from tinymusician.evaluate.embedding import in_batches, windows
 from tinymusician.evaluate.frechet import Gaussian, fad, frechet_distance
 
 SECONDS, GROUP = 10, 20
+_Result = TypeVar("_Result")
 
 
-def noises(clips: int, rate: int, seed: int = 0) -> list[Any]:
+def noises(clips: int, rate: int, seed: int = 0) -> list[Wave]:
     """Clips of noise: how they sound makes no difference to the time."""
     random = np.random.default_rng(seed)
     return [random.normal(0, 0.1, SECONDS * rate).astype(np.float32) for _ in range(clips)]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], _Result]) -> tuple[float, _Result]:
     """Seconds, and what came out."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
 
 
-def forward_alone(embedder: ClapEmbedder, clips: list[Any], size: int) -> float:
+def forward_alone(embedder: ClapEmbedder, clips: list[Wave], size: int) -> float:
     """Seconds of the model's forward passes on ready features, in the embedder's own batches."""
     features = [embedder.mel(torch.from_numpy(b)) for b in in_batches([windows(c, size) for c in clips], 32)]
     total = 0.0

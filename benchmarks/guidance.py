@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +26,10 @@ from tinymusician.distill.sampling_stats import sampling_logits
 from tinymusician.distill.signals import OnlineTeacher, TeacherSignals
 from tinymusician.models.guidance import plays_in_one_pass
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
+from tinymusician.models.protocols import Musicgen
 
 
-def student_logits(student: Any, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
+def student_logits(student: Musicgen, decoder: ConditionedDecoder, signals: TeacherSignals) -> Tensor:
     """What a student is played from along a teacher's sequences."""
     return sampling_logits(student, decoder, signals.sequences)
 

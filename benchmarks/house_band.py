@@ -12,7 +12,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+
+from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -68,14 +69,14 @@ def mean_with_interval(values: list[float]) -> list[float]:
     return [float(array.mean()), *np.quantile(means, [0.025, 0.975]).tolist()]
 
 
-def played(codec: Any, codes: torch.Tensor) -> Wave:
+def played(codec: Codec, codes: torch.Tensor) -> Wave:
     """The codec's wave for codes [B, K, T], in pieces."""
     with torch.no_grad():
         parts = [codec.decode(part[None], [None]).audio_values[:, 0] for part in codes.split(32)]
     return torch.cat(parts).numpy()
 
 
-def codec_figures(codec: Any, split: RenderedSplit, tokens: TokenDataset) -> tuple[dict[str, float], Wave]:
+def codec_figures(codec: Codec, split: RenderedSplit, tokens: TokenDataset) -> tuple[dict[str, float], Wave]:
     """Reconstruction against the original: the training's own figures, chroma, and onsets against the score."""
     audio = split.audio(slice(None))
     figures = {f"codec/{name}": value for name, value in codec_quality(codec, torch.from_numpy(audio)).items()}
@@ -93,7 +94,7 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
     return dict(zip((name, f"{name}/low", f"{name}/high"), mean_with_interval(values), strict=True))
 
 
-def language_figures(model: Any, name: str, tokens: TokenDataset) -> dict[str, float]:
+def language_figures(model: Musicgen, name: str, tokens: TokenDataset) -> dict[str, float]:
     """Cross-entropy with the right, no and a wrong caption, and how far the right one is below the unigram entropy."""
     entropy = float(np.mean(unigram_entropy(tokens.codes, model.config.decoder.vocab_size)))
     task = LanguageModelTask(model, tokens, tokens, 1, 0, held_out_rows=len(tokens.codes))
@@ -115,7 +116,7 @@ def prompts(side: int) -> list[tuple[str, str, str]]:
     return chosen
 
 
-def generate(model: Any, tokenizer: Any, texts: list[str], frames: int) -> Wave:
+def generate(model: Musicgen, tokenizer: Tokenizer, texts: list[str], frames: int) -> Wave:
     """Sampled clips, as the band is asked to play."""
     waves = []
     generator = torch.Generator().manual_seed(0)

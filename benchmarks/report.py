@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,7 +21,7 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
-def report(name: str, figures: dict[str, float], settings: dict[str, Any]) -> None:
+def report(name: str, figures: dict[str, float], settings: Mapping[str, object]) -> None:
     """Print the result as the last line, and keep it under benchmarks/results."""
     from jobs.launch.submit import git_state, package_versions
 

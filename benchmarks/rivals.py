@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def with_openvino(folder: Path, position: int = 250, count: int = 12) -> dict[st
     return {name: 1000 * value for name, value in took.items()} | {"openvino_logits_apart": float(np.abs(apart).max())}
 
 
-def clocked(work: Any) -> float:
+def clocked(work: Callable[[], object]) -> float:
     """Seconds that `work` takes."""
     began = time.perf_counter()
     work()

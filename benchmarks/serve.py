@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from tinymusician.config_model import JsonObject
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -140,7 +141,7 @@ def first_audio(url: str, seconds: float) -> list[float]:
         return [one(number * REQUESTS + turn) for turn in range(REQUESTS)]
 
     def one(seed: int) -> float:
-        body: dict[str, Any] = {"prompt": PROMPT, "seconds": seconds, "seed": seed, "stream": True}
+        body: JsonObject = {"prompt": PROMPT, "seconds": seconds, "seed": seed, "stream": True}
         began = time.perf_counter()
         with requests.post(f"{url}/v1/audio/generations", json=body, stream=True, timeout=300) as answer:
             answer.raise_for_status()

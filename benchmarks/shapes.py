@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from tinymusician.models.protocols import Musicgen
 
 Size = Literal["small", "medium", "large"]
 DECODERS: dict[Size, tuple[int, int, int, int]] = {
@@ -25,7 +27,7 @@ CAPTIONS = ["a slow fiddle reel", "a fast flute jig", "a sad waltz for piano", "
 FRAMES = 1500
 
 
-def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Any:
+def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musicgen:
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
     Text encoder and decoder have `most_layers` layers at most: every layer has the same shape.

@@ -11,7 +11,6 @@ the mass that is spread; and `bytes_N`, bytes a position. `all` keeps every code
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ def main() -> None:
     chosen = options.parse_args()
     teacher, tokens = played_by_the_band("validation", chosen.clips, round(chosen.seconds * 50), seed=0)
     source = OnlineTeacher(teacher, tokens, "conditional", GUIDANCE, torch.float32)
-    totals: dict[str, list[Any]] = {}
+    totals: dict[str, list[float]] = {}
     for row in range(len(tokens.codes)):
         signals = source(np.array([row]))
         whole = signals.logits[signals.sequences.mask].float()

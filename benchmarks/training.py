@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from tinymusician.training.metrics import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -55,7 +56,7 @@ def prompts() -> list[dict[str, str]]:
     return [{"text": f"a slow fiddle reel, number {n}", "split": split, **facts} for n, split in enumerate(splits)]
 
 
-def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -> list[dict[str, Any]]:
+def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -> list[Row]:
     """Run a case, and read what it wrote down of its steps."""
     words = case.split(",")
     values = [

@@ -18,12 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tinymusician.config_model import JsonObject
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,7 +39,7 @@ from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.sources import HttpSource
 from tinymusician.artifacts.store import LocalStore
 
-FACTS: dict[str, Any] = {"kind": "bundle", "recipe": {}, "lineage": {}, "metrics": {}, "licence": "none"}
+FACTS: JsonObject = {"kind": "bundle", "recipe": {}, "lineage": {}, "metrics": {}, "licence": "none"}
 PULL = """
 import sys
 from pathlib import Path
@@ -69,7 +71,7 @@ class Quiet(SimpleHTTPRequestHandler):
             Quiet.sent += os.fstat(source.fileno()).st_size
         super().copyfile(source, outputfile)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
@@ -94,7 +96,7 @@ def written(folder: Path, **sizes: int) -> Path:
     return folder
 
 
-def timed(work: Any) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Seconds."""
     began = time.perf_counter()
     work()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +26,7 @@ from tinymusician.artifacts.release import split_reference
 from tinymusician.artifacts.run_state import PipelineStep, RunResult, StepState, now
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RunError
@@ -68,7 +69,7 @@ class StepResult(BaseModel):
 
     run: str | None = None
     artifact: str | None = None
-    metrics: dict[str, Any] = {}
+    metrics: JsonObject = {}
 
 
 class Pipeline:
@@ -111,7 +112,7 @@ class Pipeline:
         model = self._results.get("quantize") or self._results.get("distill") or StepResult()
         self._run.write_result(RunResult(artifact=model.artifact, metrics=self._metrics()))
 
-    def _run_step(self, step: Step, inputs: dict[str, Any]) -> StepResult:
+    def _run_step(self, step: Step, inputs: JsonObject) -> StepResult:
         """Run a step, and cache its result under its inputs."""
         self._report(step, "RUNNING")
         print(f"== {step}", flush=True)
@@ -124,7 +125,7 @@ class Pipeline:
         self._report(step, "SUCCEEDED", result)
         return result
 
-    def _run_job(self, step: JobStep, inputs: dict[str, Any]) -> StepResult:
+    def _run_job(self, step: JobStep, inputs: JsonObject) -> StepResult:
         """Run a step's job as a run of its own; an interrupted one continues."""
         run = RunStore(self._store, f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}")
         recipe = self._step_recipe(step).model_dump(mode="json")
@@ -158,13 +159,13 @@ class Pipeline:
         models = {"models": (recipe.publish.baseline, str(self._results["quantize"].artifact))}
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=models)})
 
-    def _inputs(self, step: Step) -> dict[str, Any]:
+    def _inputs(self, step: Step) -> JsonObject:
         """Everything that a step's result depends on."""
         recipe = self._recipe.model_dump(mode="json")
         for section, _, field in (name.partition(".") for name in RESUMABLE_KEYS):
             del recipe[section][field]
         sections = {name: reduce(lambda part, key: part[key], name.split("."), recipe) for name in READS[step]}
-        inputs: dict[str, Any] = {"step": step, "recipe": sections}
+        inputs: JsonObject = {"step": step, "recipe": sections}
         for model in {"teacher", "student"} & set(READS[step]):
             inputs[model] = weights_fingerprint(getattr(getattr(self._recipe, model), "model", ""))
         if "sequences" in READS[step]:
@@ -177,7 +178,7 @@ class Pipeline:
             inputs["baseline"] = self._recipe.publish.baseline
         return inputs
 
-    def _cached(self, step: Step, inputs: dict[str, Any]) -> StepResult | None:
+    def _cached(self, step: Step, inputs: JsonObject) -> StepResult | None:
         """The result of an earlier run with the same inputs, if the store still has all of it."""
         try:
             result = StepResult.model_validate_json(self._store.get(_cache_key(inputs)))
@@ -194,9 +195,9 @@ class Pipeline:
             return None
         return result
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> JsonObject:
         """The metrics of distillation, and those of the other steps by step."""
-        metrics: dict[str, Any] = dict(self._results.get("distill", StepResult()).metrics)
+        metrics: JsonObject = dict(self._results.get("distill", StepResult()).metrics)
         metrics.update({step: result.metrics for step, result in self._results.items() if step != "distill"})
         return metrics
 
@@ -225,5 +226,5 @@ def weights_fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(inputs: dict[str, Any]) -> str:
+def _cache_key(inputs: JsonObject) -> str:
     return f"pipeline/{fingerprint(inputs)}.json"

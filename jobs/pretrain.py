@@ -22,7 +22,6 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
 from tinymusician.errors import RecipeError
 from tinymusician.models.licence import HOUSE_BAND_LICENCE
-from tinymusician.models.protocols import Codec, Tokenizer
 from tinymusician.recipe import PretrainConfig
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from tinymusician.data.shards import Arrays, ShardCache
     from tinymusician.data.tokens import TokenDataset
     from tinymusician.house_band.pretrain import Corpus
+    from tinymusician.models.protocols import Codec, Tokenizer
     from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.loop import TrainerConfig
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jobs.worker.model_refs import split_label
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.gates import findings, refusal
@@ -15,12 +13,13 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import NotFoundError, StoreError, UntrustedError
 from tinymusician.evaluate.results import EvaluationResult, run_metrics
 from tinymusician.recipe import PublishConfig
 
 
-def release_metrics(store: Store, run: str, reference: str, baseline: str) -> dict[str, Any]:
+def release_metrics(store: Store, run: str, reference: str, baseline: str) -> JsonObject:
     """The metrics of an artifact and of its baseline in an evaluation, as a release signs them.
 
     Raises:
@@ -43,10 +42,10 @@ def release_metrics(store: Store, run: str, reference: str, baseline: str) -> di
 
 
 def publish(
-    registry: ReleaseRegistry, manifest: Manifest, evaluation: dict[str, Any] | None, config: PublishConfig
+    registry: ReleaseRegistry, manifest: Manifest, evaluation: JsonObject | None, config: PublishConfig
 ) -> Release:
     """Sign an artifact as the newest release of the recipe's alias, with its attestation and metrics."""
-    about: dict[str, Any] = {"attestation": attestation(manifest), "metrics": manifest.metrics}
+    about: JsonObject = {"attestation": attestation(manifest), "metrics": manifest.metrics}
     if evaluation is not None:
         about["evaluation"] = evaluation
     return registry.release(manifest, config.alias, about, config.days)
@@ -68,7 +67,7 @@ def promote(
             f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "
             f"does it all the same, and is kept"
         )
-    about: dict[str, Any] = {
+    about: JsonObject = {
         "promoted_from": f"{source.reference}, version {source.version}",
         "gates": [one._asdict() for one in results],
         "overridden": reason if failed else None,

@@ -5,7 +5,7 @@ This module does not postpone annotations: FastAPI evaluates those of nested fun
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +21,7 @@ from serve.errors import ApiError, error_response
 from serve.ingress import Ingress
 from serve.request_id import RequestIdMiddleware
 from serve.schemas import CreateAudioRequest, ErrorCode, ErrorResponse, ModelList
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import TinyMusicianError
 
 _CODES: dict[int, ErrorCode] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -49,17 +50,17 @@ _EXAMPLES = {
 }
 
 
-def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _error_responses(*statuses: int) -> dict[int | str, JsonObject]:
     return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
-_AUDIO: dict[int | str, dict[str, Any]] = {
+_AUDIO: dict[int | str, JsonObject] = {
     200: {
         "description": "The audio. `X-Seed` is its seed; `X-Bundle` is the digest of the bundle that generated it.",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
     }
 }
-_FILE: dict[int | str, dict[str, Any]] = {
+_FILE: dict[int | str, JsonObject] = {
     200: {
         "description": "The file. Check it against its SHA-256 in `manifest.json`; the digest is that of the manifest.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},

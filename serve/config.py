@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
-from tinymusician.config_model import ConfigModel, Count, Positive
+from tinymusician.config_model import ConfigModel, Count, JsonObject, Positive
 from tinymusician.errors import RequestError
 
 
@@ -51,7 +50,7 @@ class ServeConfig(ConfigModel):
         return "@" in self.model and "@sha256:" not in self.model
 
 
-def read_config(values: dict[str, Any]) -> ServeConfig:
+def read_config(values: JsonObject) -> ServeConfig:
     """Validate plain values.
 
     Raises:

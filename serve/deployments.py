@@ -18,6 +18,7 @@ from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
 from serve.schemas import ModelInfo, StreamMetadata
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.generator import GenerationRequest
 
@@ -84,7 +85,7 @@ class IngressDeployment:
         return create_app(self._ingress, self._limits, has_request_id=True)
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: JsonObject) -> serve.Application:
     """The application of a configuration; Serve config files name this function as `import_path`.
 
     Raises:

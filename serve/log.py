@@ -6,15 +6,14 @@ import contextvars
 import json
 import sys
 from datetime import UTC, datetime
-from typing import Any
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the request that this task handles."""
 
 
-def log_event(event: str, **facts: Any) -> None:
+def log_event(event: str, **facts: object) -> None:
     """Write one line to standard error, which Ray stores per process; facts that are None are omitted."""
-    record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+    record: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
     if request_id.get():
         record["request_id"] = request_id.get()
     record |= {name: value for name, value in facts.items() if value is not None}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+
+from pydantic import BaseModel
 
 from jobs.registry import JobKind
 from tinymusician.artifacts.run_state import ENDED, State
@@ -126,11 +127,11 @@ def _latest_kl(run: RunStore) -> str:
     return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
 
 
-def _recipe_rows(part: Any, prefix: str) -> list[tuple[str, Any, str]]:
+def _recipe_rows(section: BaseModel, prefix: str) -> list[tuple[str, object, str]]:
     """Each value of a recipe as (dotted name, value, meaning)."""
-    rows: list[tuple[str, Any, str]] = []
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
+    rows: list[tuple[str, object, str]] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
         if hasattr(type(value), "model_fields"):
             rows += _recipe_rows(value, f"{prefix}{name}.")
         elif prefix or name not in {"name", "description"}:

@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.output import emit
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import ClusterError, RequestError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def serve(
         return
     if reference is None:
         raise RequestError("serve REF: is missing; `tmctl artifacts list` shows bundles")
-    values: dict[str, Any] = {"host": host, "port": port, "replicas": replicas, "threads": threads}
+    values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
     values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
@@ -111,7 +112,7 @@ def _absolute_if_folder(reference: str) -> str:
     return os.fspath(Path(reference).absolute()) if Path(reference).is_dir() else reference
 
 
-def _with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:
     import yaml
 
     for override in overrides:

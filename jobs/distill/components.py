@@ -15,9 +15,7 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.param_count import check_piece
-from tinymusician.models.protocols import HasParameters, Musicgen
 from tinymusician.recipe import Recipe
-from tinymusician.training.metrics import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +24,11 @@ if TYPE_CHECKING:
     from tinymusician.distill.joint import JointTask
     from tinymusician.distill.task import DistillTask
     from tinymusician.distill.text_distill import TextEncoderDistillTask
+    from tinymusician.models.protocols import HasParameters, Musicgen
     from tinymusician.models.prune_width_text import ProjectedTextEncoder
     from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.engine import Precision
+    from tinymusician.training.metrics import Row
 
 Metrics = dict[str, float]
 MONITORS = {"text-encoder": "kl", "codec": "spectral", "distill": "kl", "joint": "whole"}

@@ -6,7 +6,7 @@ import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.distill.components import (
     MONITORS,
@@ -21,15 +21,18 @@ from jobs.distill.teacher import online_signals, open_sequences
 from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.run_state import RunResult
+from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RunError
 from tinymusician.models.licence import inherited_licence
-from tinymusician.models.protocols import Musicgen
 from tinymusician.recipe import LayerSubset, Recipe
 
 MONITOR = MONITORS["distill"]
 """The held-out figure that picks the best checkpoint."""
+
+if TYPE_CHECKING:
+    from tinymusician.models.protocols import Musicgen
 
 
 def finish(context: WorkerContext) -> None:
@@ -89,7 +92,7 @@ def load_distilled(context: WorkerContext, student: Musicgen) -> int:
     return int(best.step)
 
 
-def held_out_metrics(first: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+def held_out_metrics(first: JsonObject, final: JsonObject) -> JsonObject:
     """The figures on the validation prompts before training and at the best checkpoint."""
     num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
     return {
@@ -122,9 +125,10 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
     decoder = ConditionedDecoder(student.to(context.device)).eval()
     rows, batch = len(test.codes), recipe.training.batch_size
 
-    def plain(signals: TeacherSignals) -> Any:
+    def plain(signals: TeacherSignals) -> torch.Tensor:
         text = condition(student, signals.sequences)
-        return decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
+        logits: torch.Tensor = decoder(signals.sequences.inputs, text.states, text.mask, signals.sequences.scale)
+        return logits
 
     with torch.no_grad():
         closeness = (
@@ -158,7 +162,7 @@ def scales_between(range_: tuple[float, float] | None) -> list[float]:
     return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
 
 
-def lineage(context: WorkerContext, pair: TeacherStudent) -> dict[str, Any]:
+def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
     """Where a student comes from."""
     from tinymusician.models.prune_layers import weights_digest
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.distill.components import StudentComponents, build_components
 from jobs.worker.context import WorkerContext
 from tinymusician.errors import ClusterError, ModelError
-from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from tinymusician.models.protocols import Musicgen, Tokenizer
 
 
 class TensorParallelGroup(NamedTuple):
@@ -17,7 +21,7 @@ class TensorParallelGroup(NamedTuple):
     number: int
     teams: int
     leads: bool
-    group: Any
+    group: ProcessGroup
 
 
 class TeacherStudent(NamedTuple):
@@ -100,7 +104,7 @@ def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | No
     return student
 
 
-def untrained_student(recipe: Recipe) -> tuple[Any, Any]:
+def untrained_student(recipe: Recipe) -> tuple[Musicgen, Tokenizer]:
     """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 

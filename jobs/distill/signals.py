@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.distill.models import TeacherStudent
 from jobs.distill.teacher import cached_signals, online_signals
@@ -11,8 +11,13 @@ from jobs.worker.context import WorkerContext
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.recipe import ActorSignalsConfig, CachedSignalsConfig, LayerSubset, Recipe
 
+if TYPE_CHECKING:
+    from tinymusician.distill.signals import SignalSource
 
-def open_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True) -> Any:
+
+def open_signals(
+    context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True
+) -> SignalSource:
     """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
 
     Raises:

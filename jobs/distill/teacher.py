@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.distill.models import TeacherStudent
 from jobs.worker.context import WorkerContext
+from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.shards import ShardCache, make_missing
+from tinymusician.data.shards import Arrays, ShardCache, make_missing
 from tinymusician.data.splits import SPLITS, Split
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import RunError
@@ -19,7 +20,7 @@ from tinymusician.recipe import CachedSignalsConfig
 
 if TYPE_CHECKING:
     from tinymusician.distill.sequences import ClipCodes, Make, ShardedSource, TeacherSamples
-    from tinymusician.distill.signals import Target
+    from tinymusician.distill.signals import SignalSource, Target
 
 
 def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
@@ -77,7 +78,7 @@ def open_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -
 def sequence_maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
     """What makes a shard of sequences, on the device where all are made."""
 
-    def make(index: int) -> dict[str, Any]:
+    def make(index: int) -> Arrays:
         pair.teacher.to(context.device)  # not before: who only reads needs no room for it
         return source.make(index)
 
@@ -106,7 +107,7 @@ def sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split)
     recipe = context.recipe
     part, teacher = recipe.sequences, recipe.teacher
     texts = texts_of(load_prompts(part.prompts), split)
-    sampling: dict[str, Any] = {
+    sampling: JsonObject = {
         "samples": part.samples_per_prompt if split == "train" else 1,
         "frames": frames(context, pair),
         "guidance": teacher.guidance_scale,
@@ -127,7 +128,7 @@ def online_signals(
     tokens: TokenDataset,
     passes: Target | None = None,
     layers: Sequence[int] = (),
-) -> Any:
+) -> SignalSource:
     """The teacher in this worker as a source of signals, and of the states after `layers`.
 
     `passes` are the recipe's unless given.
@@ -155,7 +156,7 @@ def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: Tok
 
     content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
     teacher = context.recipe.teacher
-    facts: dict[str, Any] = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
+    facts: JsonObject = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
     facts |= {
         "device": context.device,
         "precision": context.precision(),
@@ -170,7 +171,7 @@ def signal_shard_maker(context: WorkerContext, pair: TeacherStudent, tokens: Tok
     """What makes a shard of the teacher's logits on `tokens`."""
     from tinymusician.distill.cached import signal_shard
 
-    def make(index: int) -> dict[str, Any]:
+    def make(index: int) -> Arrays:
         batch = context.recipe.training.batch_size
         return signal_shard(
             online_signals(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context)
@@ -185,7 +186,7 @@ def sparse_top_k(context: WorkerContext) -> int | None:
     return signals.top_k if isinstance(signals, CachedSignalsConfig) else None
 
 
-def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Any:
+def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> SignalSource:
     """Precomputed shards as a source of signals.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
@@ -36,7 +37,7 @@ class LaionClapActor:
             str(Path(config.checkpoint).expanduser()), str(Path(config.tokenizer).expanduser()), config.audio_model
         )
         try:
-            self.facts: dict[str, Any] = ray.get(self._actor.facts.remote())
+            self.facts: JsonObject = ray.get(self._actor.facts.remote())
         except Exception as error:  # whatever happens within another environment
             said = " ".join(str(error).split())[-300:]
             raise ModelError(f"evaluate.embedding: laion-clap cannot be used ({said})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
 from jobs.worker.model_refs import split_label
@@ -61,7 +61,7 @@ def reference_tasks(config: EvaluateConfig, reconstructed: bool = False) -> list
     return [EvalTask("embed", RECONSTRUCTED if reconstructed else REAL, group) for group in clip_groups(config)]
 
 
-def open_pool(run_id: str, factory: ActorFactory) -> tuple[Recipe, Callable[..., Any]]:
+def open_pool(run_id: str, factory: ActorFactory) -> tuple[Recipe, Callable[..., None]]:
     """The recipe of a run, and a function that runs a stage's tasks on the run's actors."""
     store = open_store()
     run = RunStore(store, run_id)

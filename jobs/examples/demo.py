@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tinymusician.models.protocols import Musicgen, Tokenizer
+from tinymusician.config_model import JsonObject
 from tinymusician.recipe import TeacherConfig
 
 PROMPTS = (
@@ -23,6 +23,9 @@ PROMPTS = (
     "a fast banjo hornpipe",
 )
 SECONDS = 5.0
+
+if TYPE_CHECKING:
+    from tinymusician.models.protocols import Musicgen, Tokenizer
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
     )
 
 
-def submit() -> dict[str, Any]:
+def submit() -> JsonObject:
     """Run `tmctl submit distill band` as a person would; returns the finished run."""
     tmctl = str(Path(sys.executable).with_name("tmctl"))
     name = f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -56,7 +59,7 @@ def submit() -> dict[str, Any]:
     if ended.returncode != 0:
         sys.exit(ended.returncode)
     status = subprocess.run([tmctl, "status", name, "--json"], check=True, capture_output=True, text=True)
-    run: dict[str, Any] = json.loads(status.stdout)
+    run: JsonObject = json.loads(status.stdout)
     return run
 
 

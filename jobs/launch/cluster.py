@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import ClusterError
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
@@ -112,14 +113,14 @@ def _start_local() -> None:
         raise ClusterError(f"a local Ray could not be started: {' '.join(last)}; `ray stop` clears away an old one")
 
 
-def runtime_environment(store: Store, where: str) -> dict[str, Any]:
+def runtime_environment(store: Store, where: str) -> JsonObject:
     """The store's address, and this code itself where the cluster is another machine. Credentials never travel.
 
     Nor does the place of the signing keys, which is another one there.
     """
     variables = {STORE_VARIABLE: store.url, **worker_environment()}
     variables |= {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
-    environment: dict[str, Any] = {"env_vars": variables}
+    environment: JsonObject = {"env_vars": variables}
     if is_here(where):
         variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
     else:
@@ -128,7 +129,7 @@ def runtime_environment(store: Store, where: str) -> dict[str, Any]:
     return environment
 
 
-def upload_package(client: Any, environment: dict[str, Any]) -> dict[str, Any]:
+def upload_package(client: Any, environment: JsonObject) -> JsonObject:
     """The same environment with its code in the cluster's own storage: Serve, unlike Jobs, does not see to it."""
     client._upload_py_modules_if_needed(environment)
     return environment

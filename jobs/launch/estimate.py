@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from tinymusician.config_model import JsonObject
 from tinymusician.models.param_count import CodecShape, TextShape, parts_of
 from tinymusician.models.shape import DecoderShape, shape_of
 from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent
@@ -14,12 +14,12 @@ _ADAM_BYTES = 16
 _ACTIVATION_BYTES = 34
 
 
-def distill_cost(recipe: Recipe, workers: int) -> dict[str, Any]:
+def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
     """Parameters, steps, codes and memory a worker. Shapes of models that are not at hand stay unknown."""
     training = recipe.training
     teacher = shape_of(recipe.teacher.model)
     student = student_shape(recipe, teacher)
-    figures: dict[str, Any] = {
+    figures: JsonObject = {
         "teacher_decoder_parameters": teacher.parameters if teacher else "unknown until its config.json is at hand",
         "student_decoder_parameters": student.parameters if student else "unknown until its config.json is at hand",
         "steps": training.steps,
@@ -65,7 +65,7 @@ def _format_count(who: str, decoder: DecoderShape, text: TextShape, codec: Codec
     return {**figures, f"{who}_parameters": sum(counts.values())}
 
 
-def pretrain_cost(recipe: Recipe) -> dict[str, Any]:
+def pretrain_cost(recipe: Recipe) -> JsonObject:
     """What making the house band takes: clips to render, and steps of each model."""
     part = recipe.pretrain or PretrainConfig()
     return {
@@ -78,11 +78,11 @@ def pretrain_cost(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def quantize_cost(recipe: Recipe) -> dict[str, Any]:
+def quantize_cost(recipe: Recipe) -> JsonObject:
     """What a compression measures, and how large the decoder would be in each precision, where its shape is known."""
     config = recipe.quantize
     shape = None if config.model is None or "@" in config.model else shape_of(config.model)
-    figures: dict[str, Any] = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
+    figures: JsonObject = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
     if config.plan == "adaptive":
         figures["rollouts"] = "every group in every precision: about " + (
             str(len(config.precisions) * (shape.layers + shape.codebooks + 4)) if shape else "three a decoder layer"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jobs.launch import cluster
 from serve.config import ServeConfig
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import ClusterError
 
 NAME = "tinymusician"
@@ -42,7 +43,7 @@ class ServeDeployment:
 
         self.is_here = cluster.is_here(self.where)
         self._client = ServeSubmissionClient(self.where)
-        self._before: dict[str, Any] | None = None
+        self._before: JsonObject | None = None
 
     def deploy(self, settings: ServeConfig, store: Store) -> None:
         """Begin to serve, or replace what is served without dropping a request. `wait` says whether it went well.
@@ -101,20 +102,20 @@ class ServeDeployment:
         """Serve no more; what others serve on this cluster goes on."""
         self._put(None)
 
-    def _put(self, mine: dict[str, Any] | None, http: dict[str, Any] | None = None) -> None:
+    def _put(self, mine: JsonObject | None, http: JsonObject | None = None) -> None:
         """Make `mine` the endpoint; Ray Serve is told of all its applications at once."""
         others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
         applications = [one for one in (*others, mine) if one]
         if applications:
-            config: dict[str, Any] = {"applications": applications} | ({"http_options": http} if http else {})
+            config: JsonObject = {"applications": applications} | ({"http_options": http} if http else {})
             self._ask(self._client.deploy_applications, config)
         else:
             self._ask(self._client.delete_applications)
 
-    def _applications(self) -> dict[str, Any]:
+    def _applications(self) -> JsonObject:
         return dict(self._details()["applications"])
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> JsonObject:
         return dict(self._ask(self._client.get_serve_details))
 
     def _ask(self, what: Callable[..., Any], *words: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jobs.quantize.plan_selection import PlanSelection
 from jobs.quantize.workspace import QuantizationWorkspace
+from tinymusician.config_model import JsonObject
 from tinymusician.models.musicgen import model_location
 from tinymusician.quantize.adaptive import PlanEvaluator
 from tinymusician.quantize.apply import apply_plan
@@ -70,7 +71,7 @@ class FusedExporter:
             graph: "int8" if plan.uniform_int8 else "+".join(sorted({plan.of(group) for group in groups}))
             for graph, groups in self._evaluator.in_graph.items()
         }
-        facts: dict[str, Any] = {"licence": workspace.licence, "lineage": workspace.lineage()}
+        facts: JsonObject = {"licence": workspace.licence, "lineage": workspace.lineage()}
         facts["parity"] = {name: report.facts() for name, report in parity.items()}
 
         def write(cost: PlaybackCost | None) -> None:

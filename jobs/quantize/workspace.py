@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jobs.worker.context import WorkerContext
 from jobs.worker.model_refs import check_guidance, fetch_artifact
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
+from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.data.splits import Split
@@ -82,7 +83,7 @@ class QuantizationWorkspace:
         """The manifest of the float32 graphs, as far as the engine needs it."""
         from tinymusician.quantize.export import architecture_of
 
-        facts: dict[str, Any] = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
+        facts: JsonObject = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
         return describe(self.exported, self.recipe.name, architecture_of(self.model), self.defaults(), **facts)
 
     def defaults(self) -> SamplingDefaults:
@@ -117,8 +118,8 @@ class QuantizationWorkspace:
         facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
         shards = ShardCache(self.context.run.store, "rollouts", facts, 1)
 
-        def make(_: int) -> dict[str, Any]:
-            return {"codes": self._played(texts, frames, guidance, scales)}
+        def make(_: int) -> JsonObject:
+            return {"codes": self._sample(texts, frames, guidance, scales)}
 
         make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
@@ -143,7 +144,7 @@ class QuantizationWorkspace:
         """The model's licence: an artifact states it; otherwise it depends on the weights' origin."""
         return self.artifact.licence if self.artifact is not None else inherited_licence([str(self.config.model)])
 
-    def lineage(self) -> dict[str, Any]:
+    def lineage(self) -> JsonObject:
         """The origin of a bundle."""
         record = self.context.record
         return {
@@ -223,7 +224,9 @@ class QuantizationWorkspace:
                     shutil.rmtree(Path(scratch) / "graphs")
         return folder
 
-    def _played(self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None) -> Any:
+    def _sample(
+        self, texts: list[str], frames: int, guidance: float, scales: tuple[float, ...] | None
+    ) -> npt.NDArray[np.int64]:
         """Codes [N, K, T], sampled by the engine from the float32 graphs in one batch; `scales` are of guidance."""
         from tinymusician.runtime.engine import EngineRequest
         from tinymusician.runtime.sampling import SamplingParams
@@ -263,7 +266,7 @@ def scales_in_range(range_: tuple[float, float], count: int) -> tuple[float, ...
     return tuple(low + (high - low) * (index + 0.5) / count for index in range(count))
 
 
-def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+def without_paths(config: JsonObject) -> JsonObject:
     """A model's configuration without the paths that its components were loaded from."""
     cleaned = {key: value for key, value in config.items() if key != "_name_or_path"}
     return {key: without_paths(value) if isinstance(value, dict) else value for key, value in cleaned.items()}
@@ -276,10 +279,10 @@ def remove_stale_scratch(folder: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def _to_arrays(metrics: PlanMetrics) -> dict[str, Any]:
+def _to_arrays(metrics: PlanMetrics) -> JsonObject:
     figures = {"size": [metrics.size], "kl": metrics.by_codebook, "codec_snr": [metrics.codec_snr]}
     return {name: np.array(values) for name, values in figures.items()}
 
 
-def _from_arrays(arrays: dict[str, Any]) -> PlanMetrics:
+def _from_arrays(arrays: JsonObject) -> PlanMetrics:
     return PlanMetrics(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

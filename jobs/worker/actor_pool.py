@@ -50,7 +50,7 @@ class ActorPool:
 
     def map(
         self,
-        tasks: Sequence[Any],
+        tasks: Sequence[object],
         on_progress: Callable[[int], None] = lambda done: None,
         max_concurrency: int = 0,
     ) -> None:
@@ -87,7 +87,7 @@ class ActorPool:
 def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
     """A function that runs the tasks of a named stage on the pool and reports the progress to the run."""
 
-    def run_stage(stage: str, tasks: Sequence[Any], max_concurrency: int = 0) -> None:
+    def run_stage(stage: str, tasks: Sequence[object], max_concurrency: int = 0) -> None:
         run.report_progress(stage, 0, len(tasks))
         pool.map(tasks, lambda done: run.report_progress(stage, done, len(tasks)), max_concurrency)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray.util.metrics import Gauge
 
@@ -15,6 +15,9 @@ EXPORTED_METRICS = {
 }
 """What is shown, by its name in the metrics."""
 
+if TYPE_CHECKING:
+    from tinymusician.training.metrics import Row
+
 
 class PrometheusLogger:
     """Watches a run's metrics. Prometheus sees `ray_tinymusician_training_NAME{run, stage}`."""
@@ -26,7 +29,7 @@ class PrometheusLogger:
             for name, meaning in EXPORTED_METRICS.items()
         }
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         for name, gauge in self._gauges.items():
             if row.get(name) is not None:
                 gauge.set(row[name], self._tags)

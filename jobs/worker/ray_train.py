@@ -6,12 +6,13 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jobs.worker.actor_pool import run_once
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import RunError, StoreError, TinyMusicianError
 from tinymusician.recipe import parse_recipe
 
@@ -25,7 +26,7 @@ class SidecarActors(NamedTuple):
     """
 
     number: int
-    start: Callable[[RunStore, bool, int], contextlib.AbstractContextManager[Any]]
+    start: Callable[[RunStore, bool, int], contextlib.AbstractContextManager[object]]
 
 
 NO_SIDECARS = SidecarActors(0, lambda run, gpu, cpus: contextlib.nullcontext())
@@ -69,7 +70,7 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
         trainer.fit()
 
 
-def _worker_entry_point(config: dict[str, Any]) -> None:
+def _worker_entry_point(config: JsonObject) -> None:
     """Ray Train calls this in every worker process."""
     import ray.train
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinymusician.artifacts.runs import RunStore
+
+if TYPE_CHECKING:
+    from tinymusician.training.metrics import Row
 
 
 class TensorBoardLogger:
@@ -20,7 +23,7 @@ class TensorBoardLogger:
         purge = resume_at + 1 if resume_at >= 0 else None
         self._writer = SummaryWriter(self._scratch.name, purge_step=purge)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         for name, value in row.items():
             if name != "step" and value is not None:
                 self._writer.add_scalar(name, value, row["step"])

@@ -33,6 +33,13 @@ def test_light_things_load_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
+@pytest.mark.parametrize("job", ["precompute", "distill", "quantize", "pretrain"])
+def test_drivers_load_no_torch(job: str) -> None:
+    """A driver runs on the head, beside its actors, and only starts them."""
+    code = f"from jobs.registry import JOBS; from importlib import import_module; import_module(JOBS[{job!r}])"
+    assert not loaded_by(code) & {"torch", "transformers", "deepspeed", "matplotlib"}
+
+
 def test_importing_the_library_does_nothing(tmp_path: Path) -> None:
     """It prints nothing, writes nothing where it is, starts no thread and draws no random number."""
     code = "import torch, threading; torch.manual_seed(0); before = torch.get_rng_state()\n"

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinymusician.artifacts.keys import key_id, public_hex
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import UntrustedError
 
 MAX_BYTES = 1 << 20
@@ -46,7 +47,7 @@ class Envelope(BaseModel):
     signatures: tuple[Signature, ...] = Field(min_length=1, max_length=8)
 
 
-def canonical(content: Any) -> bytes:
+def canonical(content: object) -> bytes:
     """Canonical JSON (RFC 8785), restricted to integers and ASCII names.
 
     Raises:
@@ -57,7 +58,7 @@ def canonical(content: Any) -> bytes:
     return text.encode()
 
 
-def textual(content: Any) -> Any:
+def textual(content: object) -> object:
     """The content with floats and large integers as strings, and non-finite numbers as null."""
     if isinstance(content, float):
         return repr(content) if math.isfinite(content) else None
@@ -68,12 +69,17 @@ def textual(content: Any) -> Any:
     return [textual(value) for value in content] if isinstance(content, list | tuple) else content
 
 
+def textual_object(content: Mapping[str, object]) -> JsonObject:
+    """`textual` of an object."""
+    return {str(name): textual(value) for name, value in content.items()}
+
+
 def encoded(kind: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding (PAE), over which signatures are made."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
-def seal(kind: str, content: Any, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+def seal(kind: str, content: object, keys: Sequence[Ed25519PrivateKey]) -> bytes:
     """An envelope with a document of a media type (`kind`), signed by every key."""
     payload = canonical(content)
     signed = [
@@ -83,7 +89,7 @@ def seal(kind: str, content: Any, keys: Sequence[Ed25519PrivateKey]) -> bytes:
     return canonical({"payload": base64.b64encode(payload).decode(), "payloadType": kind, "signatures": signed})
 
 
-def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> dict[str, Any]:
+def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> JsonObject:
     """The content of an envelope that is signed by one of the `trusted` public keys (hex, by key id).
 
     Raises:
@@ -132,7 +138,7 @@ def _parse(data: bytes, name: str) -> tuple[Envelope, bytes]:
         raise UntrustedError(f"{name}: is not a signed document (DSSE envelope)") from None
 
 
-def _check_plain(content: Any) -> None:
+def _check_plain(content: object) -> None:
     if isinstance(content, dict):
         for name, value in content.items():
             if not name.isascii():

@@ -5,7 +5,8 @@ The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from tinymusician.recipe import ReleaseGatesConfig
 
@@ -18,7 +19,9 @@ class GateResult(NamedTuple):
     said: str
 
 
-def findings(metrics: dict[str, Any], baseline: dict[str, Any], gates: ReleaseGatesConfig) -> list[GateResult]:
+def findings(
+    metrics: Mapping[str, object], baseline: Mapping[str, object], gates: ReleaseGatesConfig
+) -> list[GateResult]:
     """Every gate on an evaluation's figures of a bundle and of its baseline. A figure that is not there passes none."""
     return [
         _at_least("clap", _value(metrics, "clap"), _value(baseline, "clap"), gates.clap),
@@ -33,11 +36,12 @@ def refusal(results: list[GateResult]) -> str:
     return "; ".join(f"{one.gate}: {one.said}" for one in results if not one.passed)
 
 
-def _value(figures: dict[str, Any], name: str) -> float | None:
+def _value(figures: Mapping[str, object], name: str) -> float | None:
     """A figure; signed documents hold those that are not whole as text."""
+    value = figures.get(name)
     try:
-        return float(figures[name])
-    except (KeyError, TypeError, ValueError):
+        return float(value) if isinstance(value, str | int | float) else None
+    except ValueError:
         return None
 
 
@@ -61,7 +65,7 @@ def _at_most(gate: str, value: float | None, base: float | None, share: float) -
     )
 
 
-def _degenerate(counts: Any, most: int) -> GateResult:
+def _degenerate(counts: object, most: int) -> GateResult:
     if not isinstance(counts, int):
         return GateResult("degenerate", False, "was not measured")
     return GateResult("degenerate", counts <= most, f"{counts} clips; at most {most}")

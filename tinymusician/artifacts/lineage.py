@@ -7,11 +7,12 @@ The attestation is an in-toto Statement v1 with SLSA's provenance predicate v1 (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tinymusician.artifacts.manifest import Manifest
+from tinymusician.config_model import JsonObject
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://github.com/tinymusician/tinymusician/jobs/v1"
@@ -79,7 +80,7 @@ def circumstances(manifest: Manifest) -> dict[str, str]:
     return {name: said for name, said in facts.items() if said}
 
 
-def attestation(manifest: Manifest) -> dict[str, Any]:
+def attestation(manifest: Manifest) -> JsonObject:
     """How an artifact was made, as an in-toto statement about its files."""
     lineage = manifest.lineage
     materials = [
@@ -108,5 +109,5 @@ def attestation(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _data(lineage: dict[str, Any]) -> dict[str, Any]:
+def _data(lineage: Mapping[str, object]) -> JsonObject:
     return {name: lineage[name] for name in ("prompts", "prompts_sha256", "clips") if lineage.get(name)}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.store import Store, check_key
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
@@ -42,9 +43,9 @@ class Manifest(BaseModel):
     kind: str
     created: datetime
     files: tuple[FileEntry, ...]
-    recipe: dict[str, Any]
-    lineage: dict[str, Any]
-    metrics: dict[str, Any]
+    recipe: JsonObject
+    lineage: JsonObject
+    metrics: JsonObject
     licence: str
 
     def canonical(self) -> bytes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from tinymusician.artifacts.lineage import backward, links
 from tinymusician.artifacts.manifest import Manifest
@@ -46,7 +45,7 @@ def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
     return "\n\n".join(parts)
 
 
-def _figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _figures(metrics: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()]
 
 

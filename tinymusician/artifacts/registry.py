@@ -22,19 +22,19 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.envelope import seal, textual
+from tinymusician.artifacts.envelope import seal, textual, textual_object
 from tinymusician.artifacts.keys import PIN, Role, RootPin, load_key, new_key, read_pin, write_pin
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 
 DAYS = 90
@@ -144,7 +144,7 @@ class ReleaseRegistry:
             )
         return releases[-1]
 
-    def release(self, manifest: Manifest, alias: str, about: dict[str, Any], days: int = DAYS) -> Release:
+    def release(self, manifest: Manifest, alias: str, about: JsonObject, days: int = DAYS) -> Release:
         """Sign an artifact's files as the next version of its name's alias."""
         moment = self._clock()
         draft = Release(
@@ -157,11 +157,11 @@ class ReleaseRegistry:
             kind=manifest.kind,
             licence=manifest.licence,
             files=tuple(file.model_dump() for file in manifest.files),
-            about=textual(about),
+            about=textual_object(about),
         )
         return self._add(draft, days)
 
-    def move(self, source: Release, alias: str, why: dict[str, Any], days: int = DAYS) -> Release:
+    def move(self, source: Release, alias: str, why: JsonObject, days: int = DAYS) -> Release:
         """Sign what `source` lists as the next version of another alias, or of its own; `why` is kept with it."""
         about = {**source.about, "why": textual(why)}
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)

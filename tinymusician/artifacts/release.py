@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import StoreError, UntrustedError
 
 KIND = "application/vnd.tinymusician.release.v1+json"
@@ -54,7 +55,7 @@ class Release(BaseModel):
     kind: str = Field(max_length=64)
     licence: str = Field(max_length=1024)
     files: tuple[ReleasedFile, ...] = Field(min_length=1, max_length=MAX_FILES, strict=False)
-    about: dict[str, Any] = {}
+    about: JsonObject = {}
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Release:

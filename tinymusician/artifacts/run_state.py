@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from tinymusician.config_model import Document
+from tinymusician.config_model import Document, JsonObject
 from tinymusician.errors import RunError
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
@@ -35,7 +35,7 @@ class RunRecord(Document):
 
     id: str
     kind: str
-    recipe: dict[str, Any]
+    recipe: JsonObject
     workers: int
     created: datetime
     versions: dict[str, str]
@@ -50,7 +50,7 @@ class RunResult(Document):
     """What a run produced: the reference of its artifact, if any, and its metrics."""
 
     artifact: str | None = None
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    metrics: JsonObject = Field(default_factory=dict)
 
 
 class RunStatus(Document):
@@ -62,7 +62,7 @@ class RunStatus(Document):
     ended: datetime | None = None
     message: str = ""
     artifact: str | None = None
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    metrics: JsonObject = Field(default_factory=dict)
 
 
 class Progress(Document):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from tinymusician.artifacts.run_state import PipelineStep, RunStatus, State, now
 from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import Document
+from tinymusician.config_model import Document, JsonObject
 from tinymusician.errors import DigestMismatchError
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
@@ -39,7 +38,7 @@ class RunSummary(Document):
     artifact: str | None
     started: str | None
     ended: str | None
-    metrics: dict[str, Any]
+    metrics: JsonObject
     stage: str | None
     step: int
     steps: int | None
@@ -52,7 +51,7 @@ class RunSummary(Document):
         """The steps that are done of all steps, such as `5/10`."""
         return f"{self.step}/{self.steps or '?'}"
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """As JSON; `pipeline` is there for pipelines only."""
         return self.model_dump(mode="json", exclude={"pipeline"} if self.pipeline is None else None)
 

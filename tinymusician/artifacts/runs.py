@@ -28,7 +28,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -112,7 +112,7 @@ class RunStore:
         """Transition to STOPPED: a user stopped the run."""
         self._transition("STOPPED", ended=self._clock(), message="stopped; continue it with --resume")
 
-    def _transition(self, state: State, **changes: Any) -> None:
+    def _transition(self, state: State, **changes: object) -> None:
         status = self.status()
         if state not in TRANSITIONS[status.state]:
             raise RunError(f"run {self.id!r}: is {status.state} and cannot become {state}")

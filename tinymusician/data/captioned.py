@@ -17,8 +17,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -119,7 +120,7 @@ def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _json_rows(table: Path) -> list[dict[str, Any]]:
+def _json_rows(table: Path) -> list[JsonObject]:
     try:
         text = table.read_text("utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tinymusician.data.shards import ShardCache
+from tinymusician.data.shards import Arrays, ShardCache
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, Target, TeacherSignals, sequences_of
 
@@ -32,9 +32,7 @@ def shard_count(rows: int) -> int:
     return -(-rows // SHARD_ROWS)
 
 
-def signal_shard(
-    source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None
-) -> dict[str, Any]:
+def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None) -> Arrays:
     """One shard's signals [N, passes, K, S, …]; a pass a row, or two for the conditional target. See `packed`."""
     shard_rows = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
     parts = []
@@ -46,7 +44,7 @@ def signal_shard(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def packed(logits: Tensor, top: int | None) -> dict[str, Any]:
+def packed(logits: Tensor, top: int | None) -> Arrays:
     """Logits [..., V] as a shard keeps them.
 
     Whole: `logits` [..., V]. Or the `top` likeliest: their `codes` [..., top], their `values` [..., top], and the
@@ -61,7 +59,7 @@ def packed(logits: Tensor, top: int | None) -> dict[str, Any]:
     return {"codes": codes, "values": _half(values[..., :top]), "rest": _half(rest)}
 
 
-def _half(values: Tensor) -> Any:
+def _half(values: Tensor) -> npt.NDArray[np.float16]:
     """In float16, with what it cannot hold as its least number."""
     return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
 
@@ -88,7 +86,7 @@ class CachedTeacher:
         vocabulary: int,
         cache: Path,
         device: str,
-        make: Callable[[int], dict[str, Any]] | None,
+        make: Callable[[int], Arrays] | None,
     ) -> None:
         """`make` makes a shard anew that is found damaged; without it that is an error."""
         self._shards, self._tokens, self._target = shards, tokens, target

@@ -10,7 +10,7 @@ With the teacher's decoder D, its encoder E, and x = D(codes):
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tinymusician.distill.balance import Method
 from tinymusician.distill.component import ComponentTask
 from tinymusician.distill.hidden_states import relative_error
 from tinymusician.distill.least_squares import fit
+from tinymusician.distill.signals import Rows
 from tinymusician.models.protocols import Codec
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
@@ -88,7 +89,7 @@ class ProjectedCodec(nn.Module):
         return CodecOutput(sound.wave, tuple(features)), self.codec.encoder(wave_BN[:, None])
 
 
-def pieces(tokens: TokenDataset, rows: Any, frames: int, rng: np.random.Generator) -> Tensor:
+def pieces(tokens: TokenDataset, rows: Rows, frames: int, rng: np.random.Generator) -> Tensor:
     """From each of these rows, codes of so many frames from anywhere, [B, K, frames]."""
     longest = tokens.codes.shape[2]
     starts = rng.integers(0, max(longest - frames, 0) + 1, len(rows))

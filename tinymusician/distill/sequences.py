@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tinymusician.artifacts.blobs import digest_of
-from tinymusician.data.shards import ShardCache, read_arrays
+from tinymusician.data.shards import Arrays, ShardCache, read_arrays
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
@@ -23,13 +23,14 @@ _FILES = 32
 """Of clips in a shard."""
 
 
-Make = Callable[[int], dict[str, Any]]
+Ids = npt.NDArray[np.int64]
+Make = Callable[[int], Arrays]
 
 
 class ShardedSource(Protocol):
     """Sequences that are made in shards, in any order by any worker."""
 
-    def make(self, index: int) -> dict[str, Any]:
+    def make(self, index: int) -> Arrays:
         """The arrays of one shard."""
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
@@ -67,7 +68,7 @@ class TeacherSamples:
         """How many shards there are."""
         return -(-len(self._ids) // (self._shard * self._samples))
 
-    def make(self, index: int) -> dict[str, Any]:
+    def make(self, index: int) -> Arrays:
         """Sample one shard, `at_once` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
         size = self._shard * self._samples
         rows = slice(index * size, (index + 1) * size)
@@ -75,7 +76,7 @@ class TeacherSamples:
         device = next(self._teacher.decoder.parameters()).device
         generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
         pieces = range(0, len(ids), self._at_once)
-        codes = [self._play(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
+        codes = [self._sample(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
@@ -85,7 +86,7 @@ class TeacherSamples:
         return TokenDataset(*(np.concatenate([part[name] for part in parts]) for name in names))
 
     @torch.no_grad()
-    def _play(self, ids: Any, mask: Any, generator: torch.Generator) -> npt.NDArray[np.int16]:
+    def _sample(self, ids: Ids, mask: Ids, generator: torch.Generator) -> npt.NDArray[np.int16]:
         text = encode_text(
             self._teacher, torch.from_numpy(ids).to(generator.device), torch.from_numpy(mask).to(generator.device)
         )
@@ -116,12 +117,12 @@ class ClipCodes:
         return -(-len(self._paths) // _FILES)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What the shards depend on beside codec and device: the files' content, by SHA-256, and the length."""
         return {"files": [digest_of(path) for path in self._paths], "frames": self._frames}
 
     @torch.no_grad()
-    def make(self, index: int) -> dict[str, Any]:
+    def make(self, index: int) -> Arrays:
         """Encode one shard's files: `codes` [N, K, T] of all pieces, and the number of `pieces` of each file.
 
         Raises:

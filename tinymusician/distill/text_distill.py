@@ -7,8 +7,6 @@ kl       forward KL of the teacher's own distribution over codes to the one it h
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -67,7 +65,7 @@ class TextEncoderDistillTask(ComponentTask):
         states = encode_text(self.teacher, batch.ids, batch.text_mask).states
         return states, self._decoder(batch.inputs, states, batch.text_mask)
 
-    def inputs(self, batch: DecoderBatch, targets: Any) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: DecoderBatch, targets: object) -> tuple[Tensor, Tensor]:
         """The text."""
         return batch.ids, batch.text_mask
 

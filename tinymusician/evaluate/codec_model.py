@@ -7,7 +7,6 @@ a MusicGen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.models.protocols import Codec
 from tinymusician.models.prune_layers import weights_digest
 
 
@@ -46,12 +46,13 @@ class EncodecEmbedder:
         return latents
 
 
-def _codec(name: str) -> Any:
+def _codec(name: str) -> Codec:
     folder = model_location(name)
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind == "encodec":
-            return EncodecModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+            codec: Codec = EncodecModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+            return codec
     except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
         raise ModelError(f"embedding model {name!r}: no loadable EnCodec or MusicGen, by hub id or folder") from error
     return load_musicgen(name).audio_encoder

@@ -30,7 +30,7 @@ class ClipHealth:
     lag: int
 
 
-def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[Any] | None = None) -> ClipHealth:
+def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[np.integer[Any]] | None = None) -> ClipHealth:
     """Measure one clip: mono samples in [-1, 1], and the codes it was decoded from, if known."""
     looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
     if not np.isfinite(wave).all():
@@ -71,7 +71,7 @@ def silent_share(wave: Floats, rate: int) -> float:
     return float(np.mean(level < _SILENT_DB))
 
 
-def loop(codes_KT: npt.NDArray[Any]) -> tuple[float, int]:
+def loop(codes_KT: npt.NDArray[np.integer[Any]]) -> tuple[float, int]:
     """The largest share of frames whose codes all equal those a fixed lag before, and that lag in frames.
 
     Lags of up to a third of the clip count: a single repetition may be a tune's second part.

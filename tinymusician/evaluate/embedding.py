@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from tinymusician.config_model import JsonObject
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 
@@ -20,7 +21,7 @@ class Embedder(Protocol):
     """A model that hears. `facts` is what its vectors depend on: model, weights, windows; they name the cache."""
 
     rate: int
-    facts: dict[str, Any]
+    facts: JsonObject
 
     def __call__(self, waves: Sequence[Wave]) -> list[Floats]:
         """Vectors [windows, D] of every wave, mono at `rate` Hz."""
@@ -37,7 +38,7 @@ class AudioClassifier(Protocol):
     """A classifier of clips. `facts` as for an embedder."""
 
     rate: int
-    facts: dict[str, Any]
+    facts: JsonObject
 
     def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
         """By question (such as `instrument`), class probabilities [N, classes] of every wave."""

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from tinymusician.config_model import JsonObject
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import parted, windows
 
@@ -40,7 +41,7 @@ class LaionClap:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._facts = {"kind": "laion-clap", "weights": digest, "model": audio_model, "window": SECONDS * RATE}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """What its vectors depend on."""
         return self._facts
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from tinymusician.config_model import JsonObject
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import LoadedClip, read_clip
@@ -20,9 +21,9 @@ class ReferenceSet(Protocol):
     """Captioned clips. `told` says what the set is, for the report."""
 
     captions: list[str]
-    provenance: dict[str, Any]
+    provenance: JsonObject
 
-    def facts(self, index: int) -> dict[str, Any]:
+    def facts(self, index: int) -> JsonObject:
         """What a clip's sound depends on."""
 
     def wave(self, index: int, rate: int) -> LoadedClip:
@@ -46,7 +47,7 @@ class FileClips:
             "without audio": len(captioned.missing),
         }
 
-    def facts(self, index: int) -> dict[str, Any]:
+    def facts(self, index: int) -> JsonObject:
         """What a clip's sound depends on: where it lies in which bytes."""
         clip = self._clips[index]
         try:

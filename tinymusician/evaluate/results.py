@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from tinymusician.config_model import Document, Number
+from tinymusician.config_model import Document, JsonObject, Number
 from tinymusician.evaluate.bootstrap import Interval
 
 REAL, RECONSTRUCTED = "real", "real, reconstructed"
@@ -131,14 +131,14 @@ class ModelResult(Document):
 class Provenance(Document):
     """The conditions under which an evaluation's metrics were measured."""
 
-    reference: dict[str, JsonValue] = Field(description="reference set")
+    reference: JsonObject = Field(description="reference set")
     real_clips: int = Field(description="real clips")
     audio_changes: dict[str, int] = Field(description="conversions of the real clips")
     clips: int = Field(description="clips per model")
     seconds: float = Field(description="seconds per clip")
-    embedding: dict[str, JsonValue] = Field(description="embedding of FAD and KAD")
-    clap: dict[str, JsonValue] = Field(description="model of the CLAP score")
-    tagger: dict[str, JsonValue] | None = Field(description="classifier of the labels")
+    embedding: JsonObject = Field(description="embedding of FAD and KAD")
+    clap: JsonObject = Field(description="model of the CLAP score")
+    tagger: JsonObject | None = Field(description="classifier of the labels")
     sampling: dict[str, float] = Field(description="sampling")
     seed: int = Field(description="seed")
     resamples: int = Field(description="resamples per interval")

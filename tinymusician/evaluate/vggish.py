@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +83,7 @@ class _ChannelsLast(nn.Module):
 
 def network() -> nn.Sequential:
     """The network, its parameters named as in the checkpoint."""
-    layers: list[Any] = []
+    layers: list[nn.Module] = []
     before = 1
     for group in _CHANNELS:
         for channels in group:

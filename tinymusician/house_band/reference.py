@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import LoadedClip, resampled
 from tinymusician.evaluate.reference import choose_clips
@@ -28,7 +28,7 @@ class RenderedClips:
         self.captions = self._split.captions
         self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
 
-    def facts(self, index: int) -> dict[str, Any]:
+    def facts(self, index: int) -> JsonObject:
         """What a clip's sound depends on."""
         samples = self._split.samples[index][: self._samples]
         return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}

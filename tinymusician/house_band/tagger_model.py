@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -93,12 +93,13 @@ class BandTagger(nn.Module):
         return tagger.eval()
 
 
-def semitones() -> Any:
+def semitones() -> npt.NDArray[np.float64]:
     """Triangular filters of a semitone's width over the spectrum's bins, [bins, notes]."""
     bins = np.fft.rfftfreq(_PITCH_WINDOW, 1 / RATE)
     pitches = 69 + 12 * np.log2(np.maximum(bins, 1e-3) / 440)
     notes = _LOWEST_NOTE + np.arange(12 * _OCTAVES)
-    return np.maximum(0, 1 - np.abs(pitches[:, None] - notes))
+    filters: npt.NDArray[np.float64] = np.maximum(0, 1 - np.abs(pitches[:, None] - notes))
+    return filters
 
 
 def _spectra(waves_BN: Tensor, window: int, hop: int, filters: Tensor) -> Tensor:

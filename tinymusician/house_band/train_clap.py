@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 
 from tinymusician.data.tokens import tokenize_captions
+from tinymusician.distill.signals import Rows
 from tinymusician.house_band.corpus import RenderedSplit
 from tinymusician.models.protocols import Tokenizer
 from tinymusician.training.task import Model, to_device
@@ -141,7 +142,7 @@ class ClapTask:
         recall = (nearest == targets).any(1).float().mean().item()
         return {"loss": contrastive_loss(similarity).item(), "recall_at_10": recall}
 
-    def _read(self, split: RenderedSplit, rows: Any) -> ClapBatch:
+    def _read(self, split: RenderedSplit, rows: Rows) -> ClapBatch:
         audio = list(split.audio(rows))
         features = self.features(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
         ids, mask = tokenize_captions(self.tokenizer, [split.clips[row].caption for row in rows])

@@ -94,7 +94,7 @@ class LanguageModelTask:
 
 
 def captioned(
-    tokens: TokenDataset, rows: np.ndarray[Any, Any], pad: int, drop: Tensor, caption_shift: int = 0
+    tokens: TokenDataset, rows: npt.NDArray[np.integer[Any]], pad: int, drop: Tensor, caption_shift: int = 0
 ) -> LMBatch:
     """Rows of a token set in the delay pattern, with the captions of the rows `caption_shift` further on."""
     targets = delay(tokens.codes[rows].astype(np.int64), pad)
@@ -118,7 +118,7 @@ def cross_entropy_per_codebook(logits_BKSV: Tensor, targets_BKS: Tensor) -> Tens
     )
 
 
-def unigram_entropy(codes_BKT: np.ndarray[Any, Any], vocabulary: int) -> list[float]:
+def unigram_entropy(codes_BKT: npt.NDArray[np.integer[Any]], vocabulary: int) -> list[float]:
     """The entropy of each codebook's code frequencies, in nats: what a model without any context would reach."""
     entropies = []
     for book in codes_BKT.transpose(1, 0, 2).reshape(codes_BKT.shape[1], -1):

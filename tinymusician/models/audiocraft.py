@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -30,7 +29,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import Codec, Decoder, Model, TextEncoder, Tokenizer
 from tinymusician.models.shape import RELEASE
 
 LANGUAGE_MODEL, CODEC = RELEASE
@@ -107,7 +108,7 @@ def convert(folder: Path, to: Path) -> None:
     tokenizer.save_pretrained(to)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
     """The weights of an exported checkpoint, and the experiment's settings."""
     package = _package(path)
     try:
@@ -118,15 +119,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: value.float() for name, value in weights.items()}, settings
 
 
-def _package(path: Path) -> dict[str, Any]:
+def _package(path: Path) -> JsonObject:
     try:
-        package: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        package: JsonObject = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError and others
         raise ModelError(f"{path}: no exported checkpoint of audiocraft (PyTorch cannot read it)") from error
     return package
 
 
-def _check(settings: dict[str, Any], folder: Path) -> None:
+def _check(settings: JsonObject, folder: Path) -> None:
     pattern = settings.get("codebooks_pattern", {})
     num_codebooks = settings["transformer_lm"]["n_q"]
     if pattern.get("modeling") != "delay" or list(pattern.get("delay", {}).get("delays", [])) != list(
@@ -140,7 +141,7 @@ def _check(settings: dict[str, Any], folder: Path) -> None:
         raise ModelError(f"audiocraft release {folder}: conditioners {kinds}; text alone is supported")
 
 
-def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
+def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> Decoder:
     """The language model, its packed projections taken apart."""
     width = shape["dim"]
     tensors: dict[str, Tensor] = {}
@@ -168,12 +169,12 @@ def _decoder(weights: dict[str, Tensor], shape: dict[str, Any]) -> Any:
         bos_token_id=shape["card"],
         max_position_embeddings=_POSITIONS,
     )
-    decoder = MusicgenForCausalLM(config)
+    decoder: Decoder = MusicgenForCausalLM(config)
     _load(decoder, tensors, "language model")
     return decoder
 
 
-def _codec(folder: Path) -> Any:
+def _codec(folder: Path) -> Codec:
     """The codec: in the release itself, or the one that it names."""
     path = folder / CODEC
     package = _package(path)
@@ -181,7 +182,8 @@ def _codec(folder: Path) -> Any:
         named = str(package["pretrained"])
         beside = folder / named.rpartition("/")[2]
         try:
-            return EncodecModel.from_pretrained(beside if beside.is_dir() else named)
+            pretrained: Codec = EncodecModel.from_pretrained(beside if beside.is_dir() else named)
+            return pretrained
         except Exception as error:  # transformers raises whatever is wrong with a folder or the network
             raise ModelError(
                 f"audiocraft release {folder}: its codec {named} is not here; put it at {beside}"
@@ -213,7 +215,7 @@ def _codec(folder: Path) -> Any:
         codebook_dim=shape["dimension"],
         use_conv_shortcut=not shape["true_skip"],
     )
-    codec = EncodecModel(config)
+    codec: Codec = EncodecModel(config)
     expected_keys = set(codec.state_dict())
     _load(codec, {_codec_name(name, expected_keys): value for name, value in weights.items()}, "codec")
     return codec
@@ -236,7 +238,7 @@ def _codec_name(name: str, expected_keys: set[str]) -> str:
     return name.replace("weight_v", "parametrizations.weight.original1")
 
 
-def _text_encoder(folder: Path, name: str) -> tuple[Any, Any]:
+def _text_encoder(folder: Path, name: str) -> tuple[TextEncoder, Tokenizer]:
     """By the path or id that the release names, or in a folder beside it, of that name or of the name's last part."""
     beside = folder / Path(name).name
     place = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
@@ -248,9 +250,10 @@ def _text_encoder(folder: Path, name: str) -> tuple[Any, Any]:
         ) from error
 
 
-def _load(module: Any, weights: dict[str, Tensor], part: str) -> None:
+def _load(module: Model, weights: dict[str, Tensor], part: str) -> None:
     """Load every tensor; sinusoidal positions are computed, not loaded."""
-    missing, unexpected = module.load_state_dict(weights, strict=False)
+    result = module.load_state_dict(weights, strict=False)
+    missing, unexpected = result.missing_keys, result.unexpected_keys
     lacking = [name for name in missing if "embed_positions" not in name]
     if lacking or unexpected:
         raise ModelError(f"audiocraft {part}: lacks {lacking[:3]}, has unknown {list(unexpected)[:3]}")

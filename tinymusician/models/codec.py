@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EncodecConfig, EncodecModel
 
-from tinymusician.models.protocols import Codec
+from tinymusician.models.protocols import Codec, LayerStack
 
 _SMALL = 0.2
 """Scale at which ELU is nearly linear: ELU(x) = x - x²/2 for small negative x."""
@@ -93,27 +93,28 @@ def _principal_components(audio_BN: Tensor, basis: Tensor, frame: int, count: in
     return strongest.reshape(count, frame, size)
 
 
-def _of_type(part: Any, name: str) -> list[Any]:
+def _of_type(part: LayerStack, name: str) -> list[Any]:
     return [layer for layer in part.layers if type(layer).__name__ == name]
 
 
-def _set(conv: Any, weight: Tensor, scale: float) -> None:
+def _set(conv: nn.Conv1d, weight: Tensor, scale: float) -> None:
     """Under weight norm, assigning `weight` sets direction and length."""
-    conv.weight = weight * scale
+    assert conv.bias is not None
+    setattr(conv, "weight", weight * scale)  # noqa: B010 - a parametrization, not a parameter
     conv.bias.zero_()
 
 
-def _noise(conv: Any) -> Tensor:
+def _noise(conv: nn.Conv1d) -> Tensor:
     return torch.randn(conv.weight.shape)
 
 
-def _except_first(conv: Any) -> Tensor:
+def _except_first(conv: nn.Conv1d) -> Tensor:
     mask = torch.ones(conv.weight.shape)
     mask[0] = 0
     return mask
 
 
-def _centred(conv: Any, values: dict[int, float]) -> Tensor:
+def _centred(conv: nn.Conv1d, values: dict[int, float]) -> Tensor:
     """A kernel that copies input channel 0 to output channel `k` with the given factor."""
     weight = torch.zeros(conv.weight.shape)
     for channel, value in values.items():
@@ -121,7 +122,7 @@ def _centred(conv: Any, values: dict[int, float]) -> Tensor:
     return weight
 
 
-def _window(conv: Any, kernel: Tensor) -> Tensor:
+def _window(conv: nn.Conv1d, kernel: Tensor) -> Tensor:
     """`kernel` in the middle of the convolution's support, over a little noise that breaks ties."""
     weight = 1e-3 * _noise(conv)
     before = (conv.weight.shape[-1] - kernel.shape[-1]) // 2
@@ -129,7 +130,7 @@ def _window(conv: Any, kernel: Tensor) -> Tensor:
     return weight
 
 
-def _at_channel(conv: Any, basis: Tensor) -> Tensor:
+def _at_channel(conv: nn.Conv1d, basis: Tensor) -> Tensor:
     """`basis` between channel 0 of the wave side and all coefficients, over a little noise."""
     weight = 1e-3 * _noise(conv)
     weight[:, 0] = basis

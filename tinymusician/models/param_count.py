@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import RecipeError
 from tinymusician.models.shape import RELEASED, WEIGHTS
 
@@ -151,7 +151,7 @@ def check_codec_size(filters: int, residual_layers: int, teacher_filters: int, t
         raise RecipeError(f"codec.residual_layers = {residual_layers}: at most the teacher's {teacher_residual_layers}")
 
 
-def _text(config: dict[str, Any]) -> TextShape:
+def _text(config: JsonObject) -> TextShape:
     return TextShape(
         layers=config["num_layers"],
         width=config["d_model"],
@@ -163,7 +163,7 @@ def _text(config: dict[str, Any]) -> TextShape:
     )
 
 
-def _codec(config: dict[str, Any]) -> CodecShape:
+def _codec(config: JsonObject) -> CodecShape:
     return CodecShape(
         filters=config["num_filters"],
         residual_layers=config["num_residual_layers"],

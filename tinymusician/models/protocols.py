@@ -83,6 +83,7 @@ class CodecConfig(Protocol):
     use_conv_shortcut: bool
     pad_mode: str
     audio_channels: int
+    normalize: bool
 
 
 class DecoderConfig(Protocol):
@@ -118,6 +119,13 @@ class GenerationConfig(Protocol):
     max_length: int
 
 
+class LoadResult(Protocol):
+    """The keys that did not match."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
 class Model(Protocol):
     """A `torch.nn.Module`, as far as it does not depend on its kind."""
 
@@ -127,9 +135,11 @@ class Model(Protocol):
 
     def modules(self) -> Iterator[nn.Module]: ...
 
+    def named_modules(self) -> Iterator[tuple[str, Any]]: ...
+
     def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> object: ...
+    def load_state_dict(self, weights: Mapping[str, Tensor], /, strict: bool = True) -> LoadResult: ...
 
     def to(self, device: str | torch.device) -> Self: ...
 

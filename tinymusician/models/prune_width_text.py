@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from tinymusician.models.prune_width import largest, wide
 class ProjectedTextEncoder(nn.Module):
     """A student's text encoder, and the map of its states to its teacher's width."""
 
-    def __init__(self, encoder: Any, to_teacher: nn.Linear) -> None:
+    def __init__(self, encoder: TextEncoder, to_teacher: nn.Linear) -> None:
         super().__init__()
         self.encoder, self.to_teacher = encoder, to_teacher
 

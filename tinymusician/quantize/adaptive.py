@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from tinymusician.quantize.sensitivity import GroupSensitivity, Table
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle, BundleManifest
 from tinymusician.runtime.generator import MusicGenerator
-from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
+from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout, rollout_with_ranges
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
 """What the codec may become: convolutions know no blocks."""
@@ -126,7 +125,7 @@ class PlanEvaluator:
         )
 
 
-def snr(expected: Any, actual: Any) -> float:
+def snr(expected: Floats, actual: Floats) -> float:
     """Signal to noise in dB of a wave against the one it should be; minus infinity if it holds no numbers."""
     if not np.isfinite(actual).all():
         return -float("inf")

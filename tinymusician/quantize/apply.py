@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +20,7 @@ from tinymusician.quantize.graph import MICROSOFT, MOST_IN_ONE_FILE, save
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Role
+from tinymusician.runtime.session import Array
 
 GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder")
 _GROUPS = {
@@ -36,7 +36,7 @@ _EXACT = ("bias_pairs",)
 """Small tables that stay in float32."""
 _SINK_INPUT = 11
 """Which input of GroupQueryAttention holds the heads' sinks; the scales of keys and values follow it."""
-CacheRanges = Sequence[tuple[Any, Any]]
+CacheRanges = Sequence[tuple[Array, Array]]
 """By layer the largest absolute key and value of each channel, [H, D] each."""
 
 
@@ -248,7 +248,7 @@ def _tables_to_blocks(model: onnx.ModelProto, nodes: set[str], bits: int, block:
         node.CopyFrom(made)
 
 
-def blocks_of(table: Any, bits: int, block: int) -> tuple[Any, Any]:
+def blocks_of(table: Array, bits: int, block: int) -> tuple[Array, Array]:
     """Rows [N, D] as unsigned codes [N, D] about 2^(bits-1), and float32 scales [N, D / block]."""
     middle = 2 ** (bits - 1)
     pieces = table.reshape(len(table), -1, block)
@@ -278,7 +278,7 @@ def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
     model.graph.node.extend([*casts, *nodes_after])
 
 
-def _replace(model: onnx.ModelProto, name: str, arrays: dict[str, Any]) -> None:
+def _replace(model: onnx.ModelProto, name: str, arrays: dict[str, Array]) -> None:
     """Take a weight out and put others in."""
     place = next(index for index, tensor in enumerate(model.graph.initializer) if tensor.name == name)
     del model.graph.initializer[place]

@@ -12,19 +12,19 @@ Shapes: B row, K codebook, T frame, D channels of the LSTM.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import Codec, CodecConfig
 from tinymusician.quantize.graph import GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
-def codec_weights(codec: Any) -> dict[str, npt.NDArray[np.float32]]:
+def codec_weights(codec: Codec) -> dict[str, npt.NDArray[np.float32]]:
     """The weights of transformers' EncodecModel by name, with weight normalisation folded in.
 
     Raises:
@@ -43,7 +43,7 @@ def codec_weights(codec: Any) -> dict[str, npt.NDArray[np.float32]]:
     return weights
 
 
-def frames_around(config: Any) -> tuple[int, int]:
+def frames_around(config: CodecConfig) -> tuple[int, int]:
     """How many frames to each side of a chunk the convolutions see: before the LSTM, and after it."""
     reach = (config.last_kernel_size - 1) // 2
     for ratio in reversed(config.upsampling_ratios):
@@ -53,7 +53,7 @@ def frames_around(config: Any) -> tuple[int, int]:
     return (config.kernel_size - 1) // 2, reach
 
 
-def codec_decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+def codec_decoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProto:
     """`codes` [B, K, T], `cut` [2], `state` [B, 2·layers, D], `kept` [B, D, P] to `audio`, `latent` and `state_after`.
 
     `cut` says how many frames at the beginning and at the end of `codes` are context only. The N = T - cut frames
@@ -84,7 +84,7 @@ def codec_decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     return g.model()
 
 
-def codec_encoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+def codec_encoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProto:
     """`audio` [B, samples], a whole number of frames, to `codes` [B, K, T]."""
     codec = _CodecGraphBuilder(config, weights)
     g = codec.g
@@ -114,7 +114,7 @@ def _cut(g: GraphWriter, x: str) -> str:
 class _CodecGraphBuilder:
     """EnCodec's layers as nodes."""
 
-    def __init__(self, config: Any, weights: Weights) -> None:
+    def __init__(self, config: CodecConfig, weights: Weights) -> None:
         self.config, self.weights, self.g = config, weights, GraphWriter("codec")
 
     def embedding(self) -> str:

@@ -11,21 +11,21 @@ The architecture is transformers' `MusicgenForCausalLM`, and the tests hold the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import DecoderConfig, MusicgenConfig
 from tinymusician.quantize.graph import MICROSOFT, GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 _BODY = "decoder.model.decoder."
 
 
-def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+def cross_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
     """`text_states` [B, L, E] and `text_mask` [B, L] to `cross_key.N` and `cross_value.N`, each [B, H, L, D].
 
     A student that is told its guidance has the scale `guidance` [B] as one more input.
@@ -52,7 +52,7 @@ def cross_graph(config: Any, weights: Weights) -> onnx.ModelProto:
     return g.model()
 
 
-def _guidance_embedding(g: GraphWriter, range_: tuple[float, float], weights: Weights) -> str:
+def _guidance_embedding(g: GraphWriter, range_: Sequence[float], weights: Weights) -> str:
     """The embedding [B, 1, E] of a scale, as `tinymusician.models.guidance` has it."""
     low, high = range_
     scale = g.node("Unsqueeze", [g.input("guidance", "float32", ["B"]), g.ints(1)], "guidance.column")
@@ -73,7 +73,7 @@ def _biased(g: GraphWriter, x: str, name: str, weights: Weights) -> str:
     return g.product(x, weights[f"{name}.weight"], name, weights[f"{name}.bias"])
 
 
-def decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+def decoder_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
     """`codes` [B, K] at `positions` [B] to `logits` [B, K, V]; inputs and outputs of the caches are named alike.
 
     Raises:
@@ -91,7 +91,7 @@ def decoder_graph(config: Any, weights: Weights) -> onnx.ModelProto:
 class _DecoderGraphBuilder:
     """The decoder's parts in the order in which a step runs through them."""
 
-    def __init__(self, config: Any, weights: Weights) -> None:
+    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
         self.config, self.weights, self.g = config, weights, GraphWriter("decoder")
         self.heads, self.size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
@@ -140,7 +140,7 @@ class _DecoderGraphBuilder:
         g, name = self.g, f"layers.{layer}.self_attn"
         packed = np.concatenate([self._weight(f"{name}.{part}_proj") for part in "qkv"])
         qkv = g.product(y, packed, f"{name}.qkv")
-        axes = ["B", self.heads, "M", self.size]
+        axes: list[int | str] = ["B", self.heads, "M", self.size]
         past = [g.input(f"past_{role}.{layer}", "float32", axes) for role in ("key", "value")]
         outputs = [g.output(f"kept_{role}.{layer}", "float32", axes) for role in ("key", "value")]
         attended = g.nodes(
@@ -156,7 +156,7 @@ class _DecoderGraphBuilder:
     def _cross_attention(self, y: str, layer: int) -> str:
         g, name = self.g, f"layers.{layer}.encoder_attn"
         query = g.product(y, self._weight(f"{name}.q_proj"), f"{name}.q_proj")
-        axes = ["B", self.heads, "L", self.size]
+        axes: list[int | str] = ["B", self.heads, "L", self.size]
         sources = [g.input(f"cross_{role}.{layer}", "float32", axes) for role in ("key", "value")]
         inputs = [query, *sources, "", "text_mask"]
         attended = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=self.heads)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from tinymusician.runtime.session import Array
 
 OPSET = 20
 MICROSOFT = "com.microsoft"
@@ -44,7 +44,7 @@ class GraphWriter:
         self._outputs.append(helper.make_tensor_value_info(name, TYPES[dtype], list(axes)))
         return name
 
-    def weight(self, name: str, value: npt.NDArray[Any]) -> str:
+    def weight(self, name: str, value: Array) -> str:
         """Add a constant; the same name twice is the same constant."""
         if name not in self._weights:
             self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -54,27 +54,27 @@ class GraphWriter:
         """A constant vector of int64."""
         return self.weight("ints_" + "_".join(str(value) for value in values), np.array(values, np.int64))
 
-    def node(self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
+    def node(self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: object) -> str:
         """Add a node with one output, which is also its name."""
         self._nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
     def nodes(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: object
     ) -> str:
         """Add a node with several outputs; it is named after the first."""
         made = helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
         self._nodes.append(made)
         return outputs[0]
 
-    def product(self, x: str, weight: npt.NDArray[Any], name: str, bias: npt.NDArray[Any] | None = None) -> str:
+    def product(self, x: str, weight: Array, name: str, bias: Array | None = None) -> str:
         """X · weightᵀ (+ bias) with a weight as PyTorch keeps it, [out, in]."""
         result = self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)], name)
         if bias is None:
             return result
         return self.node("Add", [result, self.weight(f"{name}.bias", bias)], f"{name}.biased")
 
-    def norm(self, x: str, weight: npt.NDArray[Any], bias: npt.NDArray[Any], name: str, epsilon: float = 1e-5) -> str:
+    def norm(self, x: str, weight: Array, bias: Array, name: str, epsilon: float = 1e-5) -> str:
         """Layer normalisation over the last axis."""
         gain, shift = self.weight(f"{name}.weight", weight), self.weight(f"{name}.bias", bias)
         return self.node("LayerNormalization", [x, gain, shift], name, axis=-1, epsilon=epsilon)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,13 @@ from onnx import TensorProto, helper
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
+from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, guidance_condition
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.quantize.adaptive import snr
 from tinymusician.quantize.results import ParityReport
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout
+from tinymusician.runtime.session import Array, Session
 
 
 class ReferenceOutputs:
@@ -45,7 +45,7 @@ class ReferenceOutputs:
         self.hidden: Floats = parts[0][1]
 
 
-def _run(model: Musicgen, inputs: torch.Tensor, condition: Any) -> tuple[Floats, Floats]:
+def _run(model: Musicgen, inputs: torch.Tensor, condition: TextCondition) -> tuple[Floats, Floats]:
     """Logits [S, N, K, V], and the first row's output of every layer [layers, S, D]."""
     seen: list[Floats] = []
     layers = model.decoder.model.decoder.layers
@@ -121,12 +121,12 @@ def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Pa
     return np.asarray(np.sqrt(np.square(actual.astype(np.float64) - expected).mean(-1)) / np.maximum(size, 1e-12))
 
 
-def _tapped(session: Any, names: list[str], player: MusicGenerator, sequences: ForcedBatch, steps: int) -> Floats:
+def _tapped(session: Session, names: list[str], player: MusicGenerator, sequences: ForcedBatch, steps: int) -> Floats:
     """The named outputs at every step of the first sequence, [layers, S, D]."""
     text = sequences.text(player, 0)
     pad = player.decoder.vocabulary
     inputs = inputs_for(delay(sequences.codes[:1], pad), pad)
-    feeds: dict[str, Any] = {"text_mask": text.mask[None]}
+    feeds: dict[str, Array] = {"text_mask": text.mask[None]}
     for number, array in enumerate(text.arrays):
         feeds[f"cross_{('key', 'value')[number % 2]}.{number // 2}"] = array[None]
     cache_outputs = [value.name for value in session.get_outputs() if value.name.startswith("kept_")]

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import PlanError
 from tinymusician.recipe import Precision
 
@@ -82,7 +83,7 @@ class PrecisionPlan(BaseModel):
         return self.default
 
 
-PLANS: dict[str, dict[str, Any]] = {
+PLANS: dict[str, dict[str, object]] = {
     "float32": {},
     "paper": {"default": "float16", "groups": {"text": "int8", "text_embedding": "int8", "codec": "float32"}},
     "int8": {"uniform_int8": True},
@@ -113,7 +114,7 @@ def is_file(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def load_plan(name: str | dict[str, Any]) -> PrecisionPlan:
+def load_plan(name: str | JsonObject) -> PrecisionPlan:
     """A packaged plan by name, a file by path, or a plan's own content.
 
     Raises:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from tinymusician.config_model import Document, Number
+from tinymusician.config_model import Document, JsonObject, Number
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity
 from tinymusician.recipe import Precision
@@ -32,7 +31,7 @@ class ParityReport:
     layer_errors: list[Number]
     codec_snr: Number
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """The fields, for a bundle's manifest."""
         return asdict(self)
 
@@ -73,7 +72,7 @@ class QuantizationMetrics(Document):
     codec_snr_db: Number
     playback: PlaybackCost | None = None
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> JsonObject:
         """All metrics in one dictionary, for an artifact and a run."""
         return {**self.model_dump(mode="json", exclude={"playback"}), **cost_facts(self.playback)}
 
@@ -95,6 +94,6 @@ class QuantizationResult(Document):
     providers: tuple[ProviderSupport, ...]
 
 
-def cost_facts(cost: PlaybackCost | None) -> dict[str, Any]:
+def cost_facts(cost: PlaybackCost | None) -> JsonObject:
     """A cost's fields; none without a cost."""
     return {} if cost is None else cost.model_dump()

@@ -7,13 +7,13 @@ bucket of relative positions a distance belongs to is worked out here once, for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from tinymusician.errors import ModelError
+from tinymusician.models.protocols import TextConfig
 from tinymusician.quantize.graph import MICROSOFT, GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
@@ -23,7 +23,7 @@ LONGEST_TEXT = 512
 _FORWARDS = {"relu": "Relu", "gated-gelu": "Gelu"}
 
 
-def text_graph(config: Any, weights: Weights) -> onnx.ModelProto:
+def text_graph(config: TextConfig, weights: Weights) -> onnx.ModelProto:
     """The encoder of a T5 with plain ReLU or gated GELU feed-forward layers.
 
     Raises:
@@ -63,7 +63,7 @@ def buckets(count: int, largest: int) -> npt.NDArray[np.int64]:
     return (distance > 0) * half + np.where(far < exact, far, wide)
 
 
-def _position_bias(g: GraphWriter, config: Any, table: npt.NDArray[np.float32]) -> str:
+def _position_bias(g: GraphWriter, config: TextConfig, table: npt.NDArray[np.float32]) -> str:
     """The bias of each pair of positions, [1, H, L, L], looked up by their distance."""
     by_distance = table[buckets(config.relative_attention_num_buckets, config.relative_attention_max_distance)].T
     zero, one = g.weight("zero", np.array(0, np.int64)), g.weight("one", np.array(1, np.int64))
@@ -76,7 +76,7 @@ def _position_bias(g: GraphWriter, config: Any, table: npt.NDArray[np.float32]) 
     return g.node("Unsqueeze", [pairs, g.ints(0)], "bias")
 
 
-def _attention(g: GraphWriter, x: str, name: str, config: Any, weights: Weights, bias: str, mask: str) -> str:
+def _attention(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Weights, bias: str, mask: str) -> str:
     """T5's attention: not scaled, with the bias of positions."""
     parts = [g.product(x, weights[f"{name}.{part}.weight"], f"{name}.{part}") for part in "qkv"]
     inputs = [*parts, "", mask, bias]
@@ -84,7 +84,7 @@ def _attention(g: GraphWriter, x: str, name: str, config: Any, weights: Weights,
     return g.product(attended, weights[f"{name}.o.weight"], f"{name}.o")
 
 
-def _forward(g: GraphWriter, x: str, name: str, config: Any, weights: Weights) -> str:
+def _forward(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Weights) -> str:
     kind = _FORWARDS[config.feed_forward_proj]
     if kind == "Relu":
         y = g.node("Relu", [g.product(x, weights[f"{name}.wi.weight"], f"{name}.wi")], f"{name}.relu")
@@ -95,7 +95,7 @@ def _forward(g: GraphWriter, x: str, name: str, config: Any, weights: Weights) -
     return g.product(y, weights[f"{name}.wo.weight"], f"{name}.wo")
 
 
-def _norm(g: GraphWriter, x: str, name: str, config: Any, weights: Weights, output: str | None = None) -> str:
+def _norm(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Weights, output: str | None = None) -> str:
     """T5's normalisation: by the root mean square, without mean and bias."""
     gain = g.weight(f"{name}.weight", weights[f"{name}.weight"])
     epsilon = config.layer_norm_epsilon

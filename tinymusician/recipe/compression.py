@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, JsonObject, Positive, Share
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 
@@ -29,7 +29,7 @@ class QualityThresholds(ConfigModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _partly(cls, content: Any) -> Any:
+    def _partly(cls, content: object) -> object:
         """A gate that says only some of its values keeps the defaults of the others."""
         if not isinstance(content, dict):
             return content
@@ -49,7 +49,7 @@ class QuantizeConfig(ConfigModel):
     format: Literal["fused", "optimum"] = Field(
         "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
     )
-    plan: str | dict[str, Any] = Field(
+    plan: str | JsonObject = Field(
         "adaptive", description="float32, paper, int8, server, adaptive, a plan's YAML file, or its content"
     )
     kl_budget: Positive = Field(0.02, description="adaptive: largest KL of any codebook, in nats a code")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Self, cast
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tinymusician.config_model import ConfigModel
+from tinymusician.config_model import ConfigModel, JsonObject
 from tinymusician.errors import RecipeError
 from tinymusician.recipe.components import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.compression import QuantizeConfig
@@ -151,7 +152,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
     return parse_recipe(overridden(_read(name), overrides), name)
 
 
-def overridden(content: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+def overridden(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
     """A recipe's content after `part.key=value` overrides."""
     content = deepcopy(content)
     for override in overrides:
@@ -159,7 +160,7 @@ def overridden(content: dict[str, Any], overrides: tuple[str, ...]) -> dict[str,
     return content
 
 
-def parse_recipe(content: Any, name: str) -> Recipe:
+def parse_recipe(content: object, name: str) -> Recipe:
     """Check the content of a recipe file; `name` is for messages."""
     try:
         return Recipe.model_validate(content)
@@ -167,11 +168,11 @@ def parse_recipe(content: Any, name: str) -> Recipe:
         raise RecipeError(f"recipe {name}: {_explain(error)}") from None
 
 
-def _packaged() -> Any:
+def _packaged() -> Traversable:
     return resources.files("tinymusician") / "recipes"
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> JsonObject:
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
     if not is_path and name not in recipe_names():
         raise RecipeError(
@@ -186,10 +187,10 @@ def _read(name: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {name}: holds {type(content).__name__}, a mapping of keys is needed")
-    return cast(dict[str, Any], content)
+    return cast(JsonObject, content)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: JsonObject, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from tinymusician.config_model import ConfigModel, Count
+from tinymusician.config_model import ConfigModel, Count, JsonObject
 from tinymusician.errors import BundleError
 
 FORMAT = 1
@@ -105,9 +105,9 @@ class SamplingDefaults(ConfigModel):
         return self.one_pass and self.guidance_range is None
 
     @model_serializer(mode="wrap")
-    def _omit_absent_range(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_absent_range(self, fields: SerializerFunctionWrapHandler) -> JsonObject:
         """Omit an absent range, so that earlier players can read the manifest."""
-        present: dict[str, Any] = fields(self)
+        present: JsonObject = fields(self)
         return {name: value for name, value in present.items() if name != "guidance_range" or value is not None}
 
 
@@ -121,10 +121,10 @@ class BundleManifest(ConfigModel):
     sampling: SamplingDefaults
     providers: tuple[str, ...]
     minimum_memory: Annotated[int, Field(ge=0)]
-    parity: dict[str, Any]
-    cost: dict[str, Any]
+    parity: JsonObject
+    cost: JsonObject
     licence: str
-    lineage: dict[str, Any]
+    lineage: JsonObject
 
     @property
     def size(self) -> int:

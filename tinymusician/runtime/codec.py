@@ -6,12 +6,12 @@ The codec's graph takes what a stream needs: the frames of context of its convol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.session import Array, Session
 
 Codes = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class CodecSpec:
 class CodecDecoder:
     """Runs the codec decoder's graph."""
 
-    def __init__(self, session: Any, shape: CodecSpec) -> None:
+    def __init__(self, session: Session, shape: CodecSpec) -> None:
         self.session, self.shape = session, shape
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self.state_shape = (1, int(inputs["state"][1]), int(inputs["state"][2]))
@@ -69,7 +69,7 @@ class StreamingDecoder:
         if ready <= self._given:
             return np.zeros(0, np.float32)
         start = max(0, self._remembered - shape.context_before)
-        feeds = {
+        feeds: dict[str, Array] = {
             "codes": np.ascontiguousarray(codes_KT[None, :, start:]),
             "cut": np.array([self._remembered - start, available - through], np.int64),
             "state": self._state,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tinymusician.runtime.session import Array, Session
 
 Floats = npt.NDArray[np.float32]
 _LENGTH_STEP = 128
@@ -37,7 +38,7 @@ class CrossAttentionKV:
 class Decoder:
     """Runs the fused decoder graph over the rows of the batch."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         """`session` is an ONNX Runtime session of the decoder's graph."""
         self._session, self._binding = session, session.io_binding()
         shapes = {value.name: value.shape for value in session.get_inputs()}
@@ -100,14 +101,14 @@ class Decoder:
             row.position += 1
         return self._logits[:count]
 
-    def cache_arrays(self) -> list[npt.NDArray[Any]]:
+    def cache_arrays(self) -> list[Array]:
         """Alternating keys and values of each layer, [rows, H, M, D]; positions beyond a row's are zero."""
         return [buffer[: len(self._rows)] for buffer in self._caches]
 
     def _free(self) -> None:
         """Free all buffers."""
         self._length, self._text = 0, 0
-        self._caches: list[npt.NDArray[Any]] = []
+        self._caches: list[Array] = []
         self._cross: list[Floats] = []
         self._mask: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)
 
@@ -143,7 +144,7 @@ class Decoder:
         if not count:
             return
 
-        def value(array: npt.NDArray[Any]) -> Any:
+        def value(array: Array) -> OrtValue:
             return OrtValue.ortvalue_from_numpy(array[:count])
 
         self._binding.bind_ortvalue_output("logits", value(self._logits))
@@ -162,7 +163,7 @@ def _round_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def _grow(old: npt.NDArray[Any], shape: tuple[int, ...], used: int) -> npt.NDArray[Any]:
+def _grow(old: Array, shape: tuple[int, ...], used: int) -> Array:
     new = np.zeros(shape, old.dtype)
     new[:used, :, : old.shape[2]] = old[:used]
     return new

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.hugepages import use_large_pages
 from tinymusician.runtime.sampling import SamplingParams
+from tinymusician.runtime.session import Session
 from tinymusician.runtime.text import TextEncoder
 from tinymusician.runtime.windowed import WindowedGeneration
 
@@ -190,7 +190,7 @@ class MusicGenerator:
             raise track.error
         return self.codec(track.codes)
 
-    def _encoded(self, clip: Samples, seconds: float) -> Any:
+    def _encoded(self, clip: Samples, seconds: float) -> npt.NDArray[np.int64]:
         """The codes [K, T] of a clip, without its last, incomplete frame."""
         if self._encoder is None:
             raise RequestError(
@@ -203,10 +203,10 @@ class MusicGenerator:
             raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the requested {seconds:g}")
         audio = clip[None, : frames * shape.hop].astype(np.float32)
         try:
-            (codes,) = self._encoder.run(["codes"], {"audio": audio})
+            codes: npt.NDArray[np.int64] = self._encoder.run(["codes"], {"audio": audio})[0][0]
         except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the codec's encoder", error) from error
-        return codes[0]
+        return codes
 
 
 def load_generator(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
@@ -236,10 +236,10 @@ class _SessionFactory:
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
 
-    def __call__(self, role: Role) -> Any:
+    def __call__(self, role: Role) -> Session:
         path = self._bundle.path(role)
         try:
-            session = self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
+            session: Session = self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
         except MemoryError as error:
             raise EngineError(f"{path.name}: not enough memory to load it") from error
         except Exception as error:  # ONNX Runtime's exceptions for invalid graphs

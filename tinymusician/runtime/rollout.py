@@ -7,7 +7,6 @@ sequence, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +90,7 @@ def compare(expected: Floats, actual: Floats) -> LogitDiff:
     return LogitDiff(*(np.where(carries, values, np.nan) for values in (kl, agreement, gap)))
 
 
-def _log_softmax(z: Any) -> npt.NDArray[np.float64]:
+def _log_softmax(z: Floats) -> npt.NDArray[np.float64]:
     wide = z.astype(np.float64)
     with np.errstate(invalid="ignore"):
         wide = wide - wide.max(-1, keepdims=True)

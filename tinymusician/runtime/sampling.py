@@ -25,7 +25,7 @@ class SamplingParams:
     top_p: float = 1.0
 
 
-def guide(conditional: Array, unconditional: Array, scale: Any) -> Array:
+def guide(conditional: Array, unconditional: Array, scale: float | Array) -> Array:
     """Classifier-free guidance on logits: z_u + s·(z_c - z_u) (arXiv 2207.12598, in MusicGen's form).
 
     `scale` is a number, or an array that broadcasts, such as one per row.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tinymusician.errors import RequestError
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.session import Array, Session
 
 MAX_PROMPT_CHARACTERS = 5_000
 
@@ -17,7 +17,7 @@ MAX_PROMPT_CHARACTERS = 5_000
 class TextEncoder:
     """Tokenizer, text encoder and cross-attention graph of a bundle."""
 
-    def __init__(self, tokenizer: Path, encoder: Any, cross: Any, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Path, encoder: Session, cross: Session, max_tokens: int) -> None:
         """`encoder` and `cross` are ONNX Runtime sessions; `max_tokens` limits the prompt."""
         from tokenizers import Tokenizer
 
@@ -53,7 +53,7 @@ class TextEncoder:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
         return self._cross_attention(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
 
-    def _cross_attention(self, states: Any, mask: Any, extra_inputs: dict[str, Any]) -> CrossAttentionKV:
+    def _cross_attention(self, states: Array, mask: Array, extra_inputs: dict[str, Array]) -> CrossAttentionKV:
         names = [value.name for value in self._cross.get_outputs()]
         values = self._cross.run(None, {"text_states": states, "text_mask": mask, **extra_inputs})
         arrays = dict(zip(names, values, strict=True))

@@ -11,7 +11,6 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.store import Store
+from tinymusician.config_model import JsonObject
 from tinymusician.errors import DigestMismatchError
 from tinymusician.training.engine import EngineState
 
@@ -108,10 +108,10 @@ class CheckpointManager:
         moments = {key.removeprefix(_MOMENTS): value for key, value in tensors.items() if key.startswith(_MOMENTS)}
         return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["figures"])
 
-    def _note(self, step: int) -> dict[str, Any]:
+    def _note(self, step: int) -> JsonObject:
         key = self._key(step, "json")
         try:
-            note: dict[str, Any] = json.loads(self._store.get(key))
+            note: JsonObject = json.loads(self._store.get(key))
             note = {name: note[name] for name in ("step", "updates", "figures", "size", "sha256")}
         except (ValueError, KeyError, TypeError) as error:
             raise DigestMismatchError(

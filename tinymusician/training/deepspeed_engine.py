@@ -171,10 +171,10 @@ class _AutocastModule(nn.Module):
             return self.module(*inputs)
 
 
-def _local_shard(value: Tensor, parameter: Any) -> Tensor:
+def _local_shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """This worker's slice of a ZeRO-3 parameter, padded with zeros where the parameter does not divide evenly."""
-    size = parameter.ds_tensor.numel()
-    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    size = getattr(parameter, "ds_tensor").numel()  # noqa: B009 - attributes that ZeRO-3 adds
+    rank = torch.distributed.get_rank(getattr(parameter, "ds_process_group"))  # noqa: B009
     part = value.flatten()[rank * size : (rank + 1) * size]
     return torch.nn.functional.pad(part, (0, size - part.numel()))
 

@@ -57,7 +57,7 @@ def read_metrics(store: Store, key: str) -> list[Row]:
         return []
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON knows no NaN or infinity: they become null."""
     if isinstance(value, float):
         return round(value, 7) if math.isfinite(value) else None
