@@ -1,4 +1,4 @@
-"""TinyMusician: make big text-to-music models small, and get them into people's pockets.
+"""TinyMusician distils large text-to-music models into small ones that run on phones and in browsers.
 
-The library knows no cluster and no command line; importing it loads nothing.
+The library does not depend on a cluster or a command line; importing this package loads nothing.
 """

@@ -1,4 +1,4 @@
-"""Where the bundle is that somebody names: a folder, what was pulled to one, or an artifact of the store."""
+"""Resolves the reference of a bundle: a folder, a folder that was pulled to, or an artifact of the store."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST
 
 
-def resolve_bundle(model: str, on_progress: Callable[[str], None] = lambda path: None) -> Path:
-    """The folder of a bundle; `told` hears of files that are fetched.
+def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path: None) -> Path:
+    """The folder of a bundle; `on_download` receives the files that are downloaded.
 
     Raises:
-        NotFound: the store has no such artifact.
-        BundleError: the artifact is no bundle.
+        NotFoundError: the store has no such artifact.
+        BundleError: the artifact is not a bundle.
     """
     if Path(model).is_dir():
         installed = Installation(Path(model)).usable()
@@ -33,6 +33,6 @@ def resolve_bundle(model: str, on_progress: Callable[[str], None] = lambda path:
         )
     folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
     if not (folder / ".whole").exists():
-        fetch(store, manifest, folder, on_progress)
+        fetch(store, manifest, folder, on_download)
         (folder / ".whole").touch()
     return folder

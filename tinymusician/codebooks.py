@@ -1,7 +1,7 @@
-"""The delay pattern: how K codebooks a frame become one sequence (MusicGen, arXiv 2306.05284, section 2.2).
+"""The delay pattern: K codebooks per frame as one sequence (MusicGen, arXiv 2306.05284, section 2.2).
 
-Codebook k lags k steps behind codebook 0, so T frames take S = T + K - 1 steps. Positions outside a codebook's own
-T steps hold the pad id, which is the size of the vocabulary. NumPy only: training and the engine share this file.
+Codebook k lags k steps behind codebook 0, so T frames take S = T + K - 1 steps. Positions outside a codebook's T steps
+contain the pad id, which is the size of the vocabulary. NumPy only: training and the engine share this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def delay(codes_BKT: Codes, pad: int) -> Codes:
-    """Lay codes [B, K, T] out in the delay pattern: [B, K, T + K - 1], `pad` where a codebook has nothing to say."""
+    """Arrange codes [B, K, T] in the delay pattern: [B, K, T + K - 1], with `pad` where a codebook has no code."""
     batch, num_codebooks, frames = codes_BKT.shape
     delayed = np.full((batch, num_codebooks, frames + num_codebooks - 1), pad, codes_BKT.dtype)
     for k in range(num_codebooks):
@@ -32,14 +32,14 @@ def undelay(delayed_BKS: Codes) -> Codes:
 
 
 def valid(num_codebooks: int, frames: int) -> Mask:
-    """Which (codebook, step) pairs of the delay pattern carry a code: [K, T + K - 1], K·T of them true."""
+    """The (codebook, step) pairs of the delay pattern that carry a code: [K, T + K - 1], K·T of them true."""
     step = np.arange(frames + num_codebooks - 1)[None]
     book = np.arange(num_codebooks)[:, None]
     return (step >= book) & (step < book + frames)
 
 
 def inputs_for(delayed_BKS: Codes, pad: int) -> Codes:
-    """What a decoder reads to predict `delayed_BKS`: the same sequence one step later, begun by a column of `pad`."""
+    """The decoder's inputs for predicting `delayed_BKS`: the same sequence, one step later, after a column of `pad`."""
     shifted = np.full_like(delayed_BKS, pad)
     shifted[..., 1:] = delayed_BKS[..., :-1]
     return shifted

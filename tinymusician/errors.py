@@ -1,31 +1,24 @@
-"""The errors a user can meet. Each says the field or file, the value given, and what is allowed.
+"""The errors of the library. Each names the field or file, the value given, and what is allowed.
 
-TinyMusicianError
-├── RecipeError          a recipe's key, value or combination of values
-├── ModelError           weights that are missing, damaged or of another shape than asked for
-├── DataError            prompts, clips, tokens or shards that cannot be used
-├── StoreError           the artifact store cannot be reached, read or written
-│   ├── NotFound         nothing lies under this name
-│   ├── Busy             it did not answer now, and may later
-│   │   └── Denied       it does not say whether there is anything
-│   ├── Corrupt          the bytes differ from their digest
-│   └── Refused          a signed document or a download that is not to be trusted
-├── KeyFileError         a signing key that is missing, unreadable or readable by others
-├── Diverged             a loss that is no longer a finite number
-├── RunError             a run that does not exist or is in no state for what was asked
-├── ClusterError         the Ray cluster cannot be reached or refused the job
-├── PlanError            a precision plan whose key or value is not allowed
-├── ParityError          a bundle that does not play what its model plays
-├── BundleError          a bundle that is damaged, incomplete or of another version
-├── RequestError         a prompt, length or setting that cannot be played
-└── EngineError          playing failed on this machine
+TinyMusicianError ├── RecipeError                a recipe's key, value or combination of values ├── ModelError
+weights that are missing, damaged or of another shape ├── DataError                  prompts, clips, tokens or shards
+that cannot be used ├── StoreError                 the artifact store cannot be reached, read or written │   ├──
+NotFoundError          there is nothing under this name │   ├── TransientStoreError    no response now; a later request
+may succeed │   │   └── AccessDeniedError  the store does not say whether there is anything │   ├── DigestMismatchError
+the bytes differ from their digest │   └── UntrustedError         a signed document or a download that is not trusted
+├── KeyFileError               a signing key that is missing, unreadable or readable by others ├── NonFiniteLossError
+a loss that is not finite ├── RunError                   a run that does not exist, or has the wrong state ├──
+ClusterError               the Ray cluster cannot be reached, or refused the job ├── PlanError                  a
+precision plan whose key or value is not allowed ├── ParityError                a bundle that differs too much from its
+model ├── BundleError                a bundle that is damaged, incomplete or of another version ├── RequestError
+a prompt, length or setting that is not allowed └── EngineError                generation failed on this machine
 """
 
 from __future__ import annotations
 
 
 class TinyMusicianError(Exception):
-    """Base of every error that is shown to a user as one line."""
+    """The base of every error that users see as one line."""
 
 
 class RecipeError(TinyMusicianError):
@@ -33,7 +26,7 @@ class RecipeError(TinyMusicianError):
 
 
 class ModelError(TinyMusicianError):
-    """Weights are missing, damaged or of another shape than asked for."""
+    """Weights are missing, damaged or of another shape."""
 
 
 class DataError(TinyMusicianError):
@@ -45,11 +38,11 @@ class StoreError(TinyMusicianError):
 
 
 class NotFoundError(StoreError):
-    """Nothing lies in the store under this name."""
+    """The store has nothing under this name."""
 
 
 class TransientStoreError(StoreError):
-    """A store or a source that failed now and may answer later; `wait` is how many seconds it asked for."""
+    """A store or source that failed now and may respond later; `wait` is the pause in seconds that it requested."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -57,7 +50,7 @@ class TransientStoreError(StoreError):
 
 
 class AccessDeniedError(TransientStoreError):
-    """A store that refuses to answer (403): for a presigned address that is too old, or instead of a "not here"."""
+    """A store denied access (403): for a presigned URL that has expired, or instead of "not found"."""
 
 
 class DigestMismatchError(StoreError):
@@ -65,7 +58,7 @@ class DigestMismatchError(StoreError):
 
 
 class UntrustedError(StoreError):
-    """A signed document or a download is not to be trusted: what is installed stays."""
+    """A signed document or a download is not trusted; the installed version stays."""
 
 
 class KeyFileError(TinyMusicianError):
@@ -73,13 +66,13 @@ class KeyFileError(TinyMusicianError):
 
 
 class NonFiniteLossError(TinyMusicianError):
-    """The loss or its gradient is no longer a finite number, at the update that `step` counts from 0."""
+    """The loss or its gradient is not finite, at the update `step`, counted from 0."""
 
     step: int = -1
 
 
 class RunError(TinyMusicianError):
-    """A run does not exist or is in no state for what was asked."""
+    """A run does not exist, or has the wrong state."""
 
 
 class ClusterError(TinyMusicianError):
@@ -91,11 +84,11 @@ class BundleError(TinyMusicianError):
 
 
 class RequestError(TinyMusicianError):
-    """A prompt, a length or a setting cannot be played."""
+    """A prompt, a length or a setting is not allowed."""
 
 
 class EngineError(TinyMusicianError):
-    """Playing failed on this machine."""
+    """Generation failed on this machine."""
 
 
 class PlanError(TinyMusicianError):
@@ -103,4 +96,4 @@ class PlanError(TinyMusicianError):
 
 
 class ParityError(TinyMusicianError):
-    """A bundle does not play what its model plays."""
+    """A bundle differs too much from its model."""

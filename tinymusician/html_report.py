@@ -1,6 +1,6 @@
-"""Pages that people open in a browser: HTML with everything in it. Nothing else is needed, not even a network.
+"""Self-contained HTML pages: they need no other file and no network.
 
-They follow the reader's choice of light or dark, and the width of a phone.
+They follow the reader's choice of light or dark, and fit the width of a phone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; numbers stand to the right, and an interval in brackets below its figure."""
+    """A table; numbers are right-aligned, and an interval in brackets is below its value."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = ["".join(_cell(value) for value in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -57,7 +57,7 @@ def html_picture(png: bytes, description: str) -> str:
 
 
 def html_player(audio: bytes, kind: str, caption: str, picture: bytes | None = None) -> str:
-    """A player for a sound within the page, `kind` its MIME type, with a picture above it if there is one."""
+    """An audio player, `kind` its MIME type, with a picture above it if given."""
     above = html_picture(picture, f"spectrogram of {caption}") if picture is not None else ""
     source = f"data:{kind};base64,{_base64(audio)}"
     label = html.escape(caption)
@@ -73,12 +73,12 @@ def html_side_by_side(things: Sequence[str]) -> str:
 
 
 def html_note(text: str) -> str:
-    """A paragraph that explains."""
+    """An explanatory paragraph."""
     return f'<p class="note">{html.escape(text)}</p>'
 
 
 def html_text(text: str) -> str:
-    """Text as it is written."""
+    """Preformatted text."""
     return f"<pre>{html.escape(text)}</pre>"
 
 

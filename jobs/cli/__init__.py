@@ -1,1 +1,1 @@
-"""The command line `tmctl`, one file a noun. Nothing heavy is imported before a command needs it."""
+"""The command line `tmctl`, one file per noun. Heavy packages are imported by the commands that need them."""

@@ -1,4 +1,4 @@
-"""`tmctl api-keys`: who may ask the endpoint, and how often."""
+"""`tmctl api-keys`: the keys of an endpoint's clients, and their rate limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinymusician.errors import KeyFileError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Make and revoke the API keys of `tmctl serve`.\n\n"
+    help="Create and revoke the API keys of `tmctl serve`.\n\n"
     "The file holds hashes only. A running endpoint reads it again when it changes; give it with `--api-keys`.",
 )
 File = Annotated[Path | None, typer.Option("--file", help="The file of keys.", show_default="the user's own")]
@@ -22,14 +22,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Who the key is for.")],
-    per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute; as many may be saved up.")] = 60,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests that play at once.")] = 4,
+    name: Annotated[str, typer.Argument(help="A name for the key's owner.")],
+    per_minute: Annotated[int, typer.Option(min=1, help="Requests per minute, which may come in one burst.")] = 60,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.", show_default="never")] = None,
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Make a key and show it, this once.
+    """Create a key, and print it once.
 
     Example: `tmctl api-keys create "the shop's page" --per-minute 30 --days 90`
     """
@@ -47,7 +47,7 @@ def create(
 
 @app.command("list")
 def list_(file: File = None, json: Json = False) -> None:
-    """List the keys, without what would open anything."""
+    """List the keys, without their secrets."""
     from serve.api_keys import default_file, read_keys
 
     keys = read_keys(file or default_file()).keys
@@ -71,7 +71,7 @@ def revoke(
     id: Annotated[str, typer.Argument(help="The key's id (`tmctl api-keys list`).")],  # noqa: A002
     file: File = None,
 ) -> None:
-    """Let a key count no more, from the next request on."""
+    """Revoke a key, from the next request on."""
     from serve.api_keys import default_file, edit_keys
 
     path = file or default_file()

@@ -1,4 +1,4 @@
-"""`tmctl artifacts`: list, inspect, verify and compare what the store holds."""
+"""`tmctl artifacts`: list, inspect, verify and compare the artifacts of a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from tinymusician.artifacts.release import ReleasedFile, split_reference
 from tinymusician.errors import DigestMismatchError
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", help="Inspect, release and collect the artifacts of the store."
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Inspect and release the artifacts of the store, and remove old ones.",
 )
 INSPECT, RELEASE = "Inspecting", "Releasing"
 
@@ -40,7 +42,7 @@ def list_artifacts(json: Json = False) -> None:
 
 @app.command(rich_help_panel=INSPECT)
 def show(reference: Reference, json: Json = False) -> None:
-    """Show one artifact: files, figures, lineage, licence."""
+    """Show an artifact's files, metrics, lineage and licence."""
     manifest = manifests.find(open_store(), reference)
     lines = [
         f"artifact {manifest.reference}",
@@ -73,7 +75,7 @@ def verify(reference: Reference) -> None:
 
 @app.command(rich_help_panel=INSPECT)
 def diff(first: Reference, second: Reference, json: Json = False) -> None:
-    """Compare two artifacts or aliases: which files differ, and what a device that has the first would load.
+    """Compare two artifacts or aliases: which files differ, and what a device that has the first would download.
 
     Example: `tmctl artifacts diff band-bundle@stable band-bundle@candidate`
     """
@@ -98,11 +100,13 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
 def lineage(
     reference: Reference,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it: .svg, .png or .pdf.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also plot the lineage: .svg, .png or .pdf.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what an artifact was made of, back to the first teacher, and what was made of it: data, recipe, code, runs.
+    """Show an artifact's lineage: its sources back to the first teacher, and what was derived from it.
+
+    Data, recipes, code and runs are listed as well.
 
     Example: `tmctl artifacts lineage band-bundle --picture lineage.svg`
     """
@@ -135,7 +139,7 @@ def lineage(
 
 @app.command("card", rich_help_panel=INSPECT)
 def model_card(reference: Reference) -> None:
-    """Print an artifact's model card in Markdown: what it is, how good, made of what, under which licence.
+    """Print an artifact's model card in Markdown: purpose, metrics, lineage, licence.
 
     Example: `tmctl artifacts card band-bundle > README.md`
     """
@@ -149,7 +153,7 @@ def model_card(reference: Reference) -> None:
 
 
 def files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
-    """The files of an artifact, or of what an alias points at."""
+    """The files of an artifact, or of an alias's release."""
     if "@" in reference and "@sha256:" not in reference:
         return registry().newest(*split_reference(reference)).files
     return manifests.find(open_store(), reference).files

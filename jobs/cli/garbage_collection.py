@@ -15,23 +15,24 @@ from tinymusician.artifacts.open import open_store
 
 
 def collect(
-    keep: Annotated[int, typer.Option(min=1, help="The newest artifacts of every name that stay.")] = 3,
+    keep: Annotated[int, typer.Option(min=1, help="The number of newest artifacts of every name that stay.")] = 3,
     shard_days: Annotated[
         float | None,
         typer.Option(
             min=7,
             metavar="DAYS",
-            help="Also shards that are older: signals, samples, clips. They are made again when they are asked for.",
+            help="Also remove shards (signals, samples, clips) that are older; they are computed again when needed.",
             show_default="all stay",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the data; without this option it is only listed.")] = False,
     json: Json = False,
 ) -> None:
-    """Find what nobody needs: no alias, no run that has not ended, none of the newest, nothing that these are made of.
+    """Find unreachable data, and remove it with --yes.
 
-    Nothing of the last seven days is touched, and no shard while a run has not ended. Release documents stay for ever:
-    they are the history.
+    Reachable are the artifacts of aliases, the newest artifacts, those that unfinished runs name, and their sources.
+    Nothing of the last seven days is removed, and no shard while a run has not ended. Release documents are never
+    removed: they are the history.
     """
     store = open_store()
 

@@ -1,4 +1,4 @@
-"""`tmctl generate`: play a prompt with a bundle, on this machine, with nothing but ONNX Runtime and NumPy."""
+"""`tmctl generate`: generate audio with a bundle on this machine, with ONNX Runtime and NumPy only."""
 
 from __future__ import annotations
 
@@ -17,36 +17,43 @@ ProgressCallback = Callable[[int, int], None]
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to play, such as 'a slow waltz for accordion'.")],
+    prompt: Annotated[str, typer.Argument(help="A description of the music, such as 'a slow waltz for accordion'.")],
     model: Annotated[
         str, typer.Option(metavar="REF|DIR", help="A bundle: NAME[@sha256:DIGEST] in the store, or a folder.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("out.wav"),
-    seconds: Annotated[float | None, typer.Option(help="How long.", show_default="the bundle's")] = None,
+    seconds: Annotated[float | None, typer.Option(help="The length in seconds.", show_default="the bundle's")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same audio on the same machine.")] = 0,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How closely to follow the prompt; not 1 may take two passes.", show_default="the bundle's"),
+        typer.Option(
+            help="How closely to follow the prompt; a value other than 1 may take two passes per step.",
+            show_default="the bundle's",
+        ),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Below 1 more expected, above more daring; 0 takes the likeliest code.")
+    temperature: Annotated[float | None, typer.Option(help="Below 1 less random, above 1 more; 0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many most likely codes; 0 is all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely codes with this total probability.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among this many likeliest codes; 0 is all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this share.")] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(metavar="PROMPT", help="What it should not sound like.")
+        str | None, typer.Option(metavar="PROMPT", help="What the music should not sound like.")
     ] = None,
     clip: Annotated[
-        Path | None, typer.Option("--continue", metavar="WAV", help="Go on from this clip, which the seconds include.")
+        Path | None,
+        typer.Option("--continue", metavar="WAV", help="Continue this clip; its length counts among the seconds."),
     ] = None,
     windows: Annotated[
-        bool, typer.Option(help="Play longer than the model was trained on, each window going on from the last.")
+        bool,
+        typer.Option(
+            help="Generate more than the model's training length in windows, each of which continues the last."
+        ),
     ] = True,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to ONNX Runtime.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; with 0, ONNX Runtime decides.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Play a prompt with a bundle and write a WAV file.
+    """Generate audio for a prompt with a bundle, and write a WAV file.
 
     Examples:
     - `tmctl generate "a fast fiddle reel" --model band-bundle -o reel.wav`

@@ -1,4 +1,4 @@
-"""`tmctl`: the entry point, its options for every command, and how errors look."""
+"""`tmctl`: the entry point, the options of every command, and the format of errors."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ EXTRAS = {
     "transformers": "cluster",
     "safetensors": "cluster",
 }
-"""What playing does not need, and the extra that brings it."""
+"""Packages that generation does not need, and the extra that installs each."""
 
 
 @app.callback()
 def global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options for every command."""
+    """Options of every command."""
     if debug:
         os.environ["TMCTL_DEBUG"] = "1"
 
 
 def main() -> None:
-    """Run `tmctl`; an error that a user can mend becomes one line on standard error, and exit code 1."""
+    """Run `tmctl`; a user's error becomes one line on standard error, and exit code 1."""
     try:
         app()
     except TinyMusicianError as error:

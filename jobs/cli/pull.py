@@ -1,4 +1,4 @@
-"""`tmctl pull`: what an app does on a device, on the command line."""
+"""`tmctl pull`: pull a release to a device's folder."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def pull(
             metavar="REF", help="A release (band-bundle@stable); or an artifact, NAME or NAME@sha256:DIGEST."
         ),
     ],
-    to: Annotated[Path, typer.Option("--to", help="The device's folder, or the artifact's; made if missing.")],
+    to: Annotated[Path, typer.Option("--to", help="The device's folder, or the artifact's; created if missing.")],
     source: Annotated[
         list[str] | None,
         typer.Option(
             "--from",
             metavar="URL",
-            help="Where the store is (https, file, s3), or a list by `tmctl artifacts presign`; several are mirrors.",
+            help="The URL of a store (https, file, s3), or a list of `tmctl artifacts presign`; several are mirrors.",
             show_default="store",
         ),
     ] = None,
     root_key: Annotated[
         str | None,
         typer.Option(
-            metavar="HEX", envvar=ROOT_VARIABLE, help="The publisher's public root key; asked the first time."
+            metavar="HEX", envvar=ROOT_VARIABLE, help="The publisher's public root key; required the first time."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only tell whether there is something new.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only report whether there is an update.")] = False,
     bandwidth_limit: Annotated[
-        float, typer.Option(min=0, metavar="KB/S", help="Bandwidth at most.", show_default="none")
+        float, typer.Option(min=0, metavar="KB/S", help="The maximum bandwidth.", show_default="none")
     ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Bring a release to a folder: checked against its signature, resumed where it was cut off, switched in one step.
+    """Pull a release to a folder: verified by its signature, resumed after an interruption, switched atomically.
 
-    Only what changed is loaded. Whatever fails, the version that is there stays. `tmctl generate --model FOLDER` plays
-    from it. An artifact that was never released comes straight out of the store, each file checked against its digest.
+    Only changed files are downloaded. After any failure the installed version stays. `tmctl generate --model FOLDER`
+    plays it. An artifact without a release is downloaded from the store, each file verified by its digest.
 
     Examples:
     - `tmctl pull band-bundle@stable --to phone --root-key $(tmctl signing-keys show --json | jq -r .root[0])`

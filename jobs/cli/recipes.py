@@ -1,4 +1,4 @@
-"""`tmctl recipes`: what can be made, with every value and what it costs."""
+"""`tmctl recipes`: the packaged recipes, with every value and their cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import typer
 from jobs.cli.output import emit, print_recipe, table
 from tinymusician.recipe import load_recipe, recipe_names
 
-app = typer.Typer(rich_markup_mode="markdown", invoke_without_command=True, help="List recipes, or show one in full.")
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    invoke_without_command=True,
+    help="List the packaged recipes, or show all values of one.",
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -25,9 +29,9 @@ def list_recipes(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A packaged recipe's name or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Workers to reckon the cost for.")] = 1,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="The number of workers for the estimate.")] = 1,
     json: Json = False,
 ) -> None:
-    """Print every value of a recipe with its meaning, and what a run of it will cost."""
+    """Print every value of a recipe with its meaning, and the estimated cost of a run."""
     print_recipe(load_recipe(name, tuple(overrides or ())), json, workers)

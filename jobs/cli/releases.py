@@ -16,14 +16,15 @@ from tinymusician.errors import NotFoundError
 from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
 
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="Whose gates and days apply.", show_default="the artifact's own")
+    str | None,
+    typer.Option("--recipe", help="The recipe whose gates and days apply.", show_default="the artifact's own"),
 ]
 
 
 def publish(
     reference: Reference,
     evaluation: Annotated[
-        str | None, typer.Option(metavar="RUN", help="The `evaluate` run that judged it and its baseline.")
+        str | None, typer.Option(metavar="RUN", help="The `evaluate` run of the artifact and its baseline.")
     ] = None,
     recipe: RecipeName = None,
     json: Json = False,
@@ -44,15 +45,15 @@ def publish(
 
 def promote(
     release: ReleaseName,
-    to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias that is to point at it.")] = "stable",
+    to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias to move.")] = "stable",
     override: Annotated[
         str | None,
-        typer.Option(metavar="REASON", help="Promote although a gate failed; the reason is kept and signed."),
+        typer.Option(metavar="REASON", help="Promote although a gate failed; the reason is stored and signed."),
     ] = None,
     recipe: RecipeName = None,
     json: Json = False,
 ) -> None:
-    """Let an alias point at what another one points at, if its evaluation passes the recipe's gates.
+    """Point an alias at the artifact of another one, if its evaluation passes the recipe's gates.
 
     Example: `tmctl artifacts promote band-bundle@candidate --to stable`
     """
@@ -64,11 +65,11 @@ def promote(
 
 def rollback(
     release: ReleaseName,
-    version: Annotated[int, typer.Option("--to", metavar="VERSION", help="Whose files count again.")],
-    reason: Annotated[str, typer.Option(help="Why; it is kept and signed.")],
+    version: Annotated[int, typer.Option("--to", metavar="VERSION", help="The version whose files to release again.")],
+    reason: Annotated[str, typer.Option(help="The reason; it is stored and signed.")],
     json: Json = False,
 ) -> None:
-    """Release old files again as a new version: a device never goes back to an old one.
+    """Release old files again as a new version: a device never goes back to an old version.
 
     Example: `tmctl artifacts rollback band-bundle@stable --to 3 --reason "version 4 hisses"`
     """
@@ -86,7 +87,7 @@ def renew(json: Json = False) -> None:
 
 
 def history(release: ReleaseName, json: Json = False) -> None:
-    """List every version of an alias: when, what, and why."""
+    """List every version of an alias with its date, artifact and reason."""
     releases = registry().history(*split_reference(release))
     rows = [
         [
@@ -103,7 +104,7 @@ def history(release: ReleaseName, json: Json = False) -> None:
 
 
 def aliases(json: Json = False) -> None:
-    """List all aliases with what they point at."""
+    """List all aliases with their releases."""
     newest = [registry().newest(*one) for one in registry().aliases()]
     rows = [
         [r.reference, str(r.version), short_reference(r.artifact), f"{r.size / 1e6:.1f} MB", f"{r.expires:%Y-%m-%d}"]
@@ -115,14 +116,14 @@ def aliases(json: Json = False) -> None:
 
 def presign(
     release: ReleaseName,
-    hours: Annotated[float, typer.Option(min=0.01, max=168, help="How long the addresses hold.")] = 24,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, help="How long the URLs are valid.")] = 24,
 ) -> None:
-    """Print a list of presigned addresses, by which a device pulls a release from a closed bucket.
+    """Print presigned URLs, with which a device pulls a release from a private bucket.
 
-    The list holds for what the alias points at now: make it again after every promotion. Whoever has it can read these
-    files; nobody can make a device take anything else.
+    The list is for the alias's current release: make it again after every promotion. Whoever has it can read these
+    files; nobody can make a device accept anything else.
 
-    Example: `tmctl artifacts presign band-bundle@stable > stable.json`, put where your app's server has it, and
+    Example: `tmctl artifacts presign band-bundle@stable > stable.json`; put the file on your app's server, and run
     `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`
     """
     from jobs.release import presigned_urls
@@ -131,7 +132,7 @@ def presign(
 
 
 def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
-    """The gates and days of a recipe: the one that is named, or the one that the artifact was made by."""
+    """The gates and days of the named recipe, or of the one that the artifact was made by."""
     if recipe is not None:
         return load_recipe(recipe).publish
     made = manifests.find(open_store(), artifact)
@@ -139,7 +140,7 @@ def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
 
 
 def reason_of(release: Release) -> str:
-    """What a release says of how it came about."""
+    """A release's reason, for the history."""
     said = release.about.get("why", {})
     if "rolled_back_to" in said:
         return f"back to version {said['rolled_back_to']}: {said['reason']}"

@@ -1,4 +1,4 @@
-"""`tmctl serve`: a bundle behind HTTP, on a Ray cluster or on this machine."""
+"""`tmctl serve`: serve a bundle over HTTP, on a Ray cluster or on this machine."""
 
 from __future__ import annotations
 
@@ -25,36 +25,42 @@ _POLL_SECONDS = 5.0
 def serve(
     reference: Annotated[
         str | None,
-        typer.Argument(metavar="REF", help="band-bundle@stable is followed as it moves; NAME or a folder stays."),
+        typer.Argument(metavar="REF", help="band-bundle@stable follows the alias; NAME or a folder is fixed."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The interface; others than loopback need --api-keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The network interface; other than loopback it needs --api-keys.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
     api_keys: Annotated[
-        Path | None, typer.Option(help="The file of API keys (`tmctl api-keys create`), where the endpoint runs.")
+        Path | None, typer.Option(help="The file of API keys (`tmctl api-keys create`), on the endpoint's machine.")
     ] = None,
     source: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", metavar="URL", help="Where the release comes from; several are mirrors.", show_default="store"
+            "--from", metavar="URL", help="The URL of the release; several are mirrors.", show_default="store"
         ),
     ] = None,
     root_key: Annotated[
         str | None,
         typer.Option(metavar="HEX", envvar="TMCTL_ROOT_KEY", help="The publisher's public root key, for NAME@ALIAS."),
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Engines at least.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, help="Engines at most; they come with the load.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads an engine; 0 takes all of its machine.")] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="The minimum number of engines.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="The maximum number of engines, added under load.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads per engine; 0 is all of its machine.")] = 0,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another setting, e.g. limits.seconds=30 (docs/serving.md)."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a setting, e.g. limits.seconds=30 (docs/serving.md)."
+        ),
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready, and leave it running.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End what is served on the cluster.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object when it is ready.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when the endpoint is ready, and leave it running.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster's endpoint.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the endpoint is ready.")] = False,
 ) -> None:
-    """Serve a bundle over HTTP: `POST /v1/audio/generations`, and a page to play with at `/`.
+    """Serve a bundle over HTTP: `POST /v1/audio/generations`, and a web page at `/`.
 
     Without --detach it serves until Ctrl-C. Serving again on the same cluster replaces the bundle and its settings
     without dropping a request.
@@ -108,7 +114,7 @@ def serve(
 
 
 def _absolute_if_folder(reference: str) -> str:
-    """A folder of this machine by its full path, for the engines work elsewhere."""
+    """The full path of a folder of this machine: engines have another working directory."""
     return os.fspath(Path(reference).absolute()) if Path(reference).is_dir() else reference
 
 
@@ -130,10 +136,10 @@ def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:
 
 
 def _wait_for_interrupt(endpoint: ServeDeployment) -> None:
-    """Wait for Ctrl-C, or until the cluster serves no more.
+    """Wait for Ctrl-C, or until the cluster stops serving.
 
     Raises:
-        ClusterError: the cluster is gone, or somebody ended what it served.
+        ClusterError: the cluster is gone, or somebody stopped the endpoint.
     """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,7 +15,7 @@ from tinymusician.artifacts.trust import RootMetadata
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Make and replace the keys that sign releases.\n\n"
+    help="Create and replace the keys that sign releases.\n\n"
     "The root key says which key signs releases; devices carry its public half. Keep it offline: only `create` "
     "and `rotate` need it. `TMCTL_KEYS` names the folder of private keys; they never leave it.",
 )
@@ -29,7 +29,7 @@ def registry() -> ReleaseRegistry:
 
 @app.command()
 def create(json: Json = False) -> None:
-    """Make both keys, and publish which they are.
+    """Create both keys, and publish the root document.
 
     Example: `TMCTL_STORE=s3://music/band tmctl signing-keys create`
     """
@@ -38,28 +38,28 @@ def create(json: Json = False) -> None:
 
 @app.command()
 def show(json: Json = False) -> None:
-    """Show which keys devices trust now. The root key is what an app is built with."""
+    """Show the keys that devices trust now. An app is built with the root key."""
     _print_root(registry().roots()[-1], json)
 
 
 @app.command()
 def renew(json: Json = False) -> None:
-    """Sign the same keys for another year: when the root document expires, devices take nothing new any more."""
+    """Extend the root document by a year: after it expires, devices accept nothing new."""
     _print_root(registry().extend(), json)
 
 
 @app.command()
 def rotate(
-    root: Annotated[bool, typer.Option("--root", help="Replace the root key; devices follow by themselves.")] = False,
+    root: Annotated[bool, typer.Option("--root", help="Replace the root key; devices follow automatically.")] = False,
     revoke: Annotated[
-        bool, typer.Option("--revoke", help="Others may have had a release key: nothing signed until now counts.")
+        bool, typer.Option("--revoke", help="A release key may be stolen: nothing that was signed before is trusted.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Replace the release key (or the root key) by a new one, and sign what is newest anew.
+    """Replace the release key (or the root key), and sign the newest releases again.
 
-    Devices take nothing from then on that the old release key signed. After `--revoke` no alias points at anything:
-    look at what is good, and `tmctl artifacts publish` and `promote` that again.
+    Afterwards devices accept nothing that the old release key signed. With `--revoke`, no alias points at anything:
+    inspect the good artifacts, and `tmctl artifacts publish` and `promote` them again.
     """
     role: Literal["root", "release"] = "root" if root else "release"
     _print_root(registry().rotate(role, revoke), json)

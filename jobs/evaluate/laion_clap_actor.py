@@ -1,4 +1,4 @@
-"""laion-clap as an embedder: an actor in an environment of its own, which Ray starts for the one that asks."""
+"""laion-clap as an embedder: an actor in its own environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinymusician.recipe import LaionClapEmbeddingConfig
 
 
 class LaionClapActor:
-    """A text embedder whose work is done by laion-clap itself."""
+    """A text embedder that runs laion-clap itself."""
 
     rate = RATE
 
@@ -23,7 +23,7 @@ class LaionClapActor:
         """Start the actor.
 
         Raises:
-            ModelError: environment, checkpoint or tokenizer are not there, or do not fit each other.
+            ModelError: environment, checkpoint or tokenizer are missing, or do not match.
         """
         import ray
 

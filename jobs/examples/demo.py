@@ -1,4 +1,4 @@
-"""`make demo`: distil the house band's student through the full path, and let teacher and students play.
+"""`make demo`: distils the house band's student through the full path, and generates audio with teacher and students.
 
 Usage: python -m jobs.examples.demo [FOLDER]
 """
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def submit() -> JsonObject:
-    """Run `tmctl submit distill band` as a person would; returns the finished run."""
+    """Run `tmctl submit distill band` as a user would; returns the finished run."""
     tmctl = str(Path(sys.executable).with_name("tmctl"))
     name = f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
     ended = subprocess.run([tmctl, "submit", "distill", "band", "--name", name], check=False)
@@ -64,7 +64,7 @@ def submit() -> JsonObject:
 
 
 def render_all(reference: str, folder: Path) -> None:
-    """Each model plays each prompt with the same seed."""
+    """Generate every prompt with every model, with the same seed."""
     from jobs.distill.models import new_student
     from tinymusician.artifacts.manifest import fetch, find
     from tinymusician.artifacts.open import open_store
@@ -84,7 +84,7 @@ def render_all(reference: str, folder: Path) -> None:
 
 
 def render(model: Musicgen, tokenizer: Tokenizer, config: TeacherConfig, folder: Path, name: str) -> None:
-    """Sample the prompts as the teacher is asked to, and write `FOLDER/NUMBER-NAME.wav`."""
+    """Sample the prompts with the teacher's settings, and write `FOLDER/NUMBER-NAME.wav`."""
     import torch
 
     from tinymusician.models.musicgen import encode_text

@@ -1,1 +1,1 @@
-"""Submitting, validating, supervising and deploying: what runs outside a job's own workers."""
+"""Submission, validation, supervision and deployment: everything outside a job's own workers."""

@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster: the one that was named, one that runs on this machine, or a new local one on loopback."""
+"""Connects to a Ray cluster: the given one, one that runs on this machine, or a new local one on loopback."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
 LOCAL = "http://127.0.0.1:8265"
 TOKEN = Path.home() / ".ray" / "auth_token"
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")
-"""Some of Ray's ports answer on every interface, even of a head on loopback: none of them without a token."""
+"""Ray's authentication: some of its ports listen on every interface, even of a head on loopback, so all need a token.
+"""
 
 QUIET_ENVIRONMENT = {"REPORTER_UPDATE_INTERVAL_MS": "30000"}
-"""Ray looks every process of a machine over for its dashboard; every 5 s that takes a laptop 8 % of a core."""
+"""Ray's dashboard scans every process of the machine; every 5 s takes 8 % of a laptop's core."""
 
 
 def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
-    """A client of Ray's Jobs API and the address it speaks to.
+    """A client of Ray's Jobs API, and its address.
 
     Without an address (or TMCTL_CLUSTER) a local Ray is used, and started if none runs and `start` is true.
 
     Raises:
-        ClusterError: no cluster answers there, or no local one could be started.
+        ClusterError: no cluster responds there, or no local one could be started.
     """
     target = address or os.environ.get(CLUSTER_VARIABLE)
     if target and urlparse(target).scheme not in {"http", "https"}:
@@ -46,7 +47,7 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
 
 
 def is_here(address: str) -> bool:
-    """Whether the cluster at an address runs on this machine: a loopback address may also be a tunnel's near end."""
+    """Whether the cluster at an address runs on this machine: a loopback address may also be the end of a tunnel."""
     if urlparse(address).hostname not in {"127.0.0.1", "localhost"}:
         return False
     _use_token()
@@ -61,10 +62,10 @@ def is_here(address: str) -> bool:
 
 
 def _responds(address: str) -> bool:
-    """Whether anything listens there.
+    """Whether anything listens at an address.
 
-    Ray's own client cannot be asked: what it knows of tokens at first it knows for good, and before this machine's
-    first local Ray there is no token.
+    Ray's client cannot be used for this: it caches whether there is a token, and before this machine's first local Ray
+    there is none.
     """
     place = urlparse(address)
     try:
@@ -75,7 +76,7 @@ def _responds(address: str) -> bool:
 
 
 def _use_token() -> None:
-    """Let Ray's client show its token where there is one; a cluster that asks for none does not mind."""
+    """Let Ray's client send its token if there is one; a cluster without authentication ignores it."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN.exists():
         os.environ.setdefault(*AUTHENTICATION)
 
@@ -95,7 +96,7 @@ def _client(address: str) -> Any:
 
 
 def _start_local() -> None:
-    """Start a Ray head for this user alone: its dashboard on loopback, everything behind a token in ~/.ray."""
+    """Start a Ray head for this user: its dashboard on loopback, everything behind a token in ~/.ray."""
     if importlib.util.find_spec("ray") is None:  # importing it would settle how it speaks before there is a token
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
     print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
@@ -114,9 +115,9 @@ def _start_local() -> None:
 
 
 def runtime_environment(store: Store, where: str) -> JsonObject:
-    """The store's address, and this code itself where the cluster is another machine. Credentials never travel.
+    """The store's address, and this code if the cluster is another machine. Credentials are never sent.
 
-    Nor does the place of the signing keys, which is another one there.
+    Nor is the path of the signing keys, which differs there.
     """
     variables = {STORE_VARIABLE: store.url, **worker_environment()}
     variables |= {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
@@ -130,15 +131,15 @@ def runtime_environment(store: Store, where: str) -> JsonObject:
 
 
 def upload_package(client: Any, environment: JsonObject) -> JsonObject:
-    """The same environment with its code in the cluster's own storage: Serve, unlike Jobs, does not see to it."""
+    """The same environment with its code uploaded to the cluster: Ray Jobs uploads it, Ray Serve does not."""
     client._upload_py_modules_if_needed(environment)
     return environment
 
 
 def worker_environment() -> dict[str, str]:
-    """What Ray's own processes need to be told: Ray Train's second version, no warning about its metrics port.
+    """The environment of Ray's processes: Ray Train's second version, no warning about its metrics port.
 
-    Ray Train's own `print` would say everything twice; without the rest, lines would be coloured and merged.
+    Without the rest, Ray Train would print everything twice, and lines would be coloured and merged.
     """
     return {
         "RAY_TRAIN_V2_ENABLED": "1",

@@ -1,4 +1,4 @@
-"""What a distillation will cost, reckoned from shapes before anything is loaded."""
+"""Estimates the cost of a job from the models' shapes, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ACTIVATION_BYTES = 34
 
 
 def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
-    """Parameters, steps, codes and memory a worker. Shapes of models that are not at hand stay unknown."""
+    """Parameters, steps, codes and memory per worker; unknown for models that are not available here."""
     training = recipe.training
     teacher = shape_of(recipe.teacher.model)
     student = student_shape(recipe, teacher)
@@ -39,7 +39,7 @@ def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
 
 
 def _component_costs(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape | None) -> dict[str, int]:
-    """Parameters of all that a device plays with, of a recipe that makes more smaller than the language model."""
+    """The parameters of all components that a device needs, for a recipe that makes several smaller."""
     shapes = parts_of(recipe.teacher.model)
     if not recipe.has_small_parts or shapes is None or teacher is None or student is None:
         return {}
@@ -66,7 +66,7 @@ def _format_count(who: str, decoder: DecoderShape, text: TextShape, codec: Codec
 
 
 def pretrain_cost(recipe: Recipe) -> JsonObject:
-    """What making the house band takes: clips to render, and steps of each model."""
+    """The cost of training the house band: clips to render, and steps of each model."""
     part = recipe.pretrain or PretrainConfig()
     return {
         "clips_of_five_seconds": part.train_clips + 2 * part.held_out_clips,
@@ -79,7 +79,7 @@ def pretrain_cost(recipe: Recipe) -> JsonObject:
 
 
 def quantize_cost(recipe: Recipe) -> JsonObject:
-    """What a compression measures, and how large the decoder would be in each precision, where its shape is known."""
+    """The number of measurements, and the size of the decoder in each precision if its shape is known."""
     config = recipe.quantize
     shape = None if config.model is None or "@" in config.model else shape_of(config.model)
     figures: JsonObject = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
@@ -99,12 +99,12 @@ def quantize_cost(recipe: Recipe) -> JsonObject:
 
 
 def frames_of(recipe: Recipe, shape: DecoderShape) -> int:
-    """Codec frames of each sequence."""
+    """The codec frames of a sequence."""
     return round(recipe.sequences.seconds * shape.frame_rate)
 
 
 def student_shape(recipe: Recipe, teacher: DecoderShape | None) -> DecoderShape | None:
-    """The student's shape, from the teacher's for a cut one."""
+    """The student's shape; for a pruned student, from the teacher's."""
     if isinstance(recipe.student, LayerSubset):
         return _with_layer_count(recipe.student, teacher) if teacher else None
     return shape_of(recipe.student.model)
@@ -118,14 +118,14 @@ def _with_layer_count(student: LayerSubset, teacher: DecoderShape) -> DecoderSha
 
 
 def training_memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
-    """Bytes a worker needs at most, roughly: for sampling from the teacher, or for training.
+    """The approximate peak memory of a worker in bytes: for sampling from the teacher, or for training.
 
-    Sampling keeps keys and values of every layer in float32, twice with guidance; so does the report at the end, where
-    the teacher plays too, wherever its signals came from. A split teacher is divided among its
-    workers. In training AdamW in float32 takes 16 bytes a parameter: weight 4, gradient 4, moments 8. ZeRO 1 shares the
-    moments over the workers, 2 also the gradients, 3 also the weights. A layer keeps about 34 bytes of activations a
-    step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole); recomputed,
-    only its input of 4, and one layer at a time the rest.
+    Sampling has float32 keys and values of every layer, twice with guidance; so has the report at the end, where the
+    teacher samples too, whatever the source of its signals. A tensor-parallel teacher is divided among its workers. In
+    training, AdamW in float32 takes 16 bytes per parameter: weight 4, gradient 4, moments 8. ZeRO 1 divides the moments
+    by the workers, 2 also the gradients, 3 also the weights. A layer takes about 34 bytes of activations per step and
+    channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole); with activation
+    checkpointing, only its input of 4, and one layer at a time the rest.
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero_stage]

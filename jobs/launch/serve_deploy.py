@@ -1,4 +1,4 @@
-"""The endpoint on a Ray cluster, through Ray Serve's own REST interface. A cluster has one."""
+"""The endpoint of a Ray cluster, through Ray Serve's REST API. A cluster has one endpoint."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tinymusician.errors import ClusterError
 NAME = "tinymusician"
 _ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")
 _ADDRESS = "For further information visit"
-"""What pydantic adds to an error of its own."""
+"""The address that pydantic appends to its errors."""
 _POLL_SECONDS = 0.5
 _TIMEOUT_SECONDS = 20.0
-"""Seconds for a cluster to say anything of an application that it was given."""
+"""Seconds within which a cluster must report a status of a new application."""
 
 
 class DeploymentStatus(NamedTuple):
-    """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT if there is no endpoint."""
+    """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT without an endpoint."""
 
     status: str
     message: str
@@ -36,7 +36,7 @@ class ServeDeployment:
         """At the address of Ray's dashboard; a local Ray is started if none was named and `start` is true.
 
         Raises:
-            ClusterError: no cluster answers.
+            ClusterError: no cluster responds.
         """
         self._jobs, self.where = cluster.connect(address, start)
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # Ray reads its token when it is imported
@@ -46,7 +46,7 @@ class ServeDeployment:
         self._before: JsonObject | None = None
 
     def deploy(self, settings: ServeConfig, store: Store) -> None:
-        """Begin to serve, or replace what is served without dropping a request. `wait` says whether it went well.
+        """Start serving, or replace the endpoint without dropping a request; `wait` reports whether it succeeded.
 
         Raises:
             ClusterError: the cluster refuses, or serves at another address already.
@@ -72,7 +72,7 @@ class ServeDeployment:
         )
 
     def state(self) -> DeploymentStatus:
-        """How it is."""
+        """The status."""
         application = self._applications().get(NAME)
         if application is None:
             return DeploymentStatus("ABSENT", "")
@@ -80,9 +80,9 @@ class ServeDeployment:
         return DeploymentStatus(application["status"], next((message for message in messages if message.strip()), ""))
 
     def wait(self, on_status: Callable[[DeploymentStatus], None] = lambda state: None) -> None:
-        """Wait until every engine has warmed up; `told` hears of changes.
+        """Wait until every engine has warmed up; `on_progress` receives changes.
 
-        If one cannot, what was served before comes back.
+        If one cannot, the previous endpoint is restored.
 
         Raises:
             ClusterError: it cannot be served; the message says why.
@@ -99,11 +99,11 @@ class ServeDeployment:
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """Serve no more; what others serve on this cluster goes on."""
+        """Stop the endpoint; other applications of this cluster keep running."""
         self._put(None)
 
     def _put(self, mine: JsonObject | None, http: JsonObject | None = None) -> None:
-        """Make `mine` the endpoint; Ray Serve is told of all its applications at once."""
+        """Replace the endpoint's application; Ray Serve needs the configuration of all applications at once."""
         others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
         applications = [one for one in (*others, mine) if one]
         if applications:
@@ -126,7 +126,7 @@ class ServeDeployment:
 
 
 def _error_reason(message: str) -> str:
-    """Why a replica did not start: its error, out of a message that has the traceback of it."""
+    """A replica's error, extracted from a message with its traceback."""
     lines = [line for line in map(str.strip, message.splitlines()) if line and not line.startswith(_ADDRESS)]
     errors = [line for line in lines if _ERROR.match(line)]
     return _ERROR.sub("", errors[-1]) if errors else lines[-1] if lines else "refused, and did not say why"

@@ -1,4 +1,4 @@
-"""Submitting a run: its record goes into the store first, then the job goes to the cluster."""
+"""Submits a run: its record is written to the store first, then the job goes to the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
 
 STORE_TIMEOUT_SECONDS = "600"
-"""Seconds for which a job waits for a store that does not answer."""
+"""Seconds for which a job retries requests to a store that does not respond."""
 _TRAINING: tuple[JobKind, ...] = ("pretrain", "distill", "pipeline")
 _PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
 
@@ -36,10 +36,10 @@ def submit(
     name: str | None,
     resume: str | None,
 ) -> RunStore:
-    """Record a run and start its job; `resume` continues an earlier run on its own cluster unless another is named.
+    """Record a run and start its job; `resume` continues an earlier run, on its own cluster unless another is named.
 
     Raises:
-        RunError: the name is taken, or the run to resume does not exist, runs still, or is of another kind.
+        RunError: the name is taken, or the run to resume does not exist, is still running, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
     run = RunStore(store, check_run_name(resume or name or new_run_name(recipe.name, kind)))
@@ -85,7 +85,7 @@ def submit(
 
 
 def check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
-    """Where workers hold a teacher together, their number must be a multiple of it.
+    """Check that the number of workers is a multiple of the teacher's tensor-parallel size.
 
     Raises:
         RunError: it is not.
@@ -148,7 +148,7 @@ def stop(run: RunStore) -> None:
 
 
 def reconcile(run: RunStore) -> None:
-    """If Ray says that a run's job has ended but the run does not know it, write that down."""
+    """If Ray reports that a run's job has ended, but the run's state does not, update the state."""
     if run.status().state in ENDED:
         return
     record = run.record()
@@ -170,7 +170,7 @@ def reconcile(run: RunStore) -> None:
 
 
 def is_alive(record: RunRecord) -> bool:
-    """Whether the cluster still knows this run's job as running; a cluster that is gone runs nothing."""
+    """Whether the cluster reports this run's job as running; a cluster that is gone runs nothing."""
     try:
         client, _ = cluster.connect(record.cluster, start=False)
         return str(client.get_job_status(record.submission)) in {"PENDING", "RUNNING"}
@@ -179,12 +179,12 @@ def is_alive(record: RunRecord) -> bool:
 
 
 def new_run_name(recipe: str, kind: str) -> str:
-    """A run's name: recipe, kind, local time, and four digits against clashes."""
+    """A run's name: recipe, kind, local time, and four random digits."""
     return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of what a run's figures depend on."""
+    """The versions of the packages that a run's results depend on."""
     result = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in _PACKAGES:
         try:
@@ -195,7 +195,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str]:
-    """Commit and cleanliness of the checkout this code runs from, if it is one."""
+    """The commit of the checkout that this code runs from, and whether it was changed."""
 
     def git(*words: str) -> str:
         command = ["git", *words]
@@ -210,5 +210,5 @@ def git_state() -> dict[str, str]:
 
 
 def _python_command(where: str) -> str:
-    """This very interpreter on this machine, the cluster's own elsewhere."""
+    """This interpreter on this machine, the cluster's own elsewhere."""
     return shlex.quote(sys.executable) if cluster.is_here(where) else "python"

@@ -1,7 +1,7 @@
-"""What Ray's Jobs API starts: a supervisor that runs the job as its child and keeps the run's log and state.
+"""The supervisor that Ray's Jobs API starts: it runs the job as its child, and writes the run's log and state.
 
-The supervisor is small and does no work of its own, so it is there to say how the job ended, even if the job was
-killed. A run that was resumed has a new supervisor; an old one that still lives sees that, ends its job and is silent.
+The supervisor does no work of its own, so it survives to report the job's end, even if the job was killed. A resumed
+run has a new supervisor; an old one that still runs detects that, ends its job and writes nothing.
 
 Usage: python -m jobs.launch.supervisor RUN SUBMISSION
 """
@@ -30,15 +30,15 @@ _HEARTBEAT_SECONDS = 10.0
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
-"""What Ray says of workers that its memory monitor killed, or its own helpers beside them."""
+"""Ray's messages about workers that its memory monitor killed, or helpers beside them."""
 _GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory\. Tried to allocate (\S+ \S+)\. .* total capacity of (\S+ \S+)")
 
 
 class LogUploader:
-    """Passes lines on to standard output, keeps the run's log in the store up to date, and gives signs of life."""
+    """Copies lines to standard output, uploads the run's log to the store, and writes heartbeats."""
 
     def __init__(self, run: RunStore, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
-        """`owned` tells whether this process still speaks for the run; if not, `superseded` is called."""
+        """`owned` tells whether this process is still the run's supervisor; if not, `superseded` is called."""
         self._run, self._owned, self._superseded = run, owned, superseded
         self._text, self._sent = run.log(), -1
         self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
@@ -46,13 +46,13 @@ class LogUploader:
         self._thread.start()
 
     def line(self, line: str) -> None:
-        """Take one line."""
+        """Process one line."""
         print(line, end="", flush=True)
         with self._lock:
             self._text += line
 
     def close(self) -> None:
-        """Send what is left."""
+        """Upload the rest."""
         self._stop.set()
         self._thread.join()
         self._send()
@@ -76,7 +76,7 @@ class LogUploader:
 
 
 def supervise(run_id: str, submission: str) -> int:
-    """Run the job, and say in the store how it went; returns its exit code."""
+    """Run the job, and write its result to the store; returns its exit code."""
     run = RunStore(open_store(), run_id)
     record = run.record()
 

@@ -21,9 +21,9 @@ from tinymusician.distill.balance import Method, balance
 from tinymusician.distill.codec_distill import (
     CodecDistillTask,
     ProjectedCodec,
+    decode_latents,
     expected_latents,
     latents_of,
-    played,
     sound_closeness,
 )
 from tinymusician.distill.guidance_scales import GuidanceSampler
@@ -154,8 +154,8 @@ class TestCodec:
             ):
                 weight[1::2] = 0
         new, latent = narrow_codec(old, 2, 1), latents_of(old, torch.from_numpy(tokens.codes.astype(np.int64)))
-        wave = played(old, latent).wave
-        torch.testing.assert_close(played(new, latent).wave, wave)
+        wave = decode_latents(old, latent).wave
+        torch.testing.assert_close(decode_latents(new, latent).wave, wave)
         torch.testing.assert_close(new.encoder(wave[:, None]), old.encoder(wave[:, None]))
 
     def test_fewer_residual_blocks(self, teacher: Any) -> None:
@@ -165,10 +165,12 @@ class TestCodec:
         deep = EncodecModel(config).eval()
         same = narrow_codec(narrow_codec(deep, 4, 1), 4, 0)
         latent = torch.randn(2, 8, 20)
-        torch.testing.assert_close(played(same, latent).wave, played(narrow_codec(deep, 4, 0), latent).wave)
+        torch.testing.assert_close(
+            decode_latents(same, latent).wave, decode_latents(narrow_codec(deep, 4, 0), latent).wave
+        )
         for layer in (layer for layer in deep.decoder.layers if hasattr(layer, "block")):
             layer.forward = lambda values: values
-        torch.testing.assert_close(played(same, latent).wave, played(deep, latent).wave)
+        torch.testing.assert_close(decode_latents(same, latent).wave, decode_latents(deep, latent).wave)
 
     def test_a_student_plays_through_it(self, teacher: Any, tmp_path: Path) -> None:
         codec = narrow_codec(teacher.audio_encoder, 2, 1)

@@ -1,1 +1,1 @@
-"""The store, and what lies in it: blobs, manifests, runs."""
+"""The artifact store: blobs, manifests, releases, runs."""

@@ -1,8 +1,8 @@
-"""Bringing one file to a device: resumed where it was cut off, from any mirror that answers, checked before it counts.
+"""Downloads one file to a device: resumed after an interruption, from any mirror, verified before it is used.
 
-What has arrived lies in `partial/DIGEST`, and in `DIGEST.tag` the address that all of it came from (nothing if it came
-from several) and that source's tag for the value. A file is moved to `blobs/DIGEST` when its size and its SHA-256 are
-right, and never otherwise.
+Received bytes are in `partial/DIGEST`. `DIGEST.tag` contains the address that all of them came from (nothing if they
+came from several), and that source's tag for the value. A file is moved to `blobs/DIGEST` only after its size and its
+SHA-256 were verified.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from tinymusician.artifacts.sources import CHUNK, RangeResponse, Source
 from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError, TransientStoreError
 
 _TRIES, _MOST_TRIES = 5, 50
-"""How often a source is asked in vain before it is given up, and how often at all."""
+"""The number of requests without progress to one source before it is given up, and in total."""
 _READS = 4
-"""How often a small value is asked for."""
+"""The number of requests for a small value."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _SLOWEST, _TIMEOUT_SECONDS = 1000, 30.0
-"""Bytes a second, over so many seconds, below which a mirror counts as busy."""
+"""The rate in bytes per second, over a number of seconds, below which a mirror counts as busy."""
 
 ProgressCallback = Callable[[int], None]
-"""Hears of bytes that are there; fewer than none when they have to be fetched again."""
+"""Receives the number of new bytes; it is negative when bytes must be downloaded again."""
 
 
 class MirrorMismatch(TransientStoreError):
-    """Pieces of several sources that do not fit together: nobody knows whose are wrong."""
+    """Pieces of several sources do not fit together, and it is unknown whose are wrong."""
 
 
 @dataclass
 class BandwidthLimiter:
-    """A limit in bytes a second; 0 is none."""
+    """A limit in bytes per second; 0 is no limit."""
 
     limit: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -53,10 +53,10 @@ class BandwidthLimiter:
 
 
 def read_small(source: Source, key: str, most: int) -> bytes:
-    """The first `most` bytes of a small value; a source that is busy is asked again.
+    """The first `most` bytes of a small value; requests to a busy source are retried.
 
     Raises:
-        NotFound, Denied, StoreError: it has none, does not say, or cannot be asked.
+        NotFoundError, AccessDeniedError, StoreError: the source has no such value, refuses access, or does not respond.
     """
     for attempt in range(_READS - 1):
         try:
@@ -71,14 +71,14 @@ def read_small(source: Source, key: str, most: int) -> bytes:
 def download(
     sources: Sequence[Source], file: ReleasedFile, folder: Path, on_progress: ProgressCallback, pace: BandwidthLimiter
 ) -> Path:
-    """The place of a file below `folder`, brought there if it is not there yet.
+    """The path of a file below `folder`, downloaded unless it exists.
 
-    Sources are asked in turn, with pauses that double while nothing arrives; one that has other bytes is asked once
+    Sources are tried in turn, with pauses that double while nothing arrives. A source with other bytes is tried once
     more, and then left out.
 
     Raises:
-        StoreError: no source has it now; what has arrived is kept.
-        Corrupt: what the sources have is something else.
+        StoreError: no source has the file now; received bytes are kept.
+        DigestMismatchError: the sources have another value.
     """
     place, part = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
     for path in (place, part, _tag_file(part)):
@@ -121,9 +121,10 @@ def _size(path: Path) -> int:
 def _continue(
     source: Source, file: ReleasedFile, part: Path, on_progress: ProgressCallback, pace: BandwidthLimiter, apart: bool
 ) -> str:
-    """Append what is missing of a partial file, or begin again where the source wants it so; returns its SHA-256.
+    """Append the missing bytes of a partial file, or start again if the source requires it; returns its SHA-256.
 
-    A key is the digest of its value, so another mirror may go on where this one stopped, unless they are kept `apart`.
+    A key is the digest of its value, so another mirror may continue where this one stopped, unless they are kept
+    `apart`.
     """
     have, (whose, tag) = _size(part), _origin(part)
     if have > file.size or (apart and whose != source.url):
@@ -173,7 +174,7 @@ def _append(
 
 
 def _finish(part: Path, digest: str, place: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback) -> None:
-    """Move a whole file to its place if its digest is right, and throw it away otherwise."""
+    """Move a complete file to its path if its digest is right, and delete it otherwise."""
     if digest != file.sha256:
         whose, _ = _origin(part)
         on_progress(-part.stat().st_size)
@@ -195,14 +196,14 @@ def _tag_file(part: Path) -> Path:
 
 
 def _origin(part: Path) -> tuple[str, str]:
-    """Where a partial file came from, and the source's tag."""
+    """The source of a partial file, and the source's tag."""
     path = _tag_file(part)
     whose, _, tag = path.read_text().partition("\n") if path.exists() and _size(part) else ("", "", "")
     return whose, tag
 
 
 def _worst(errors: list[StoreError], file: ReleasedFile) -> StoreError:
-    """What is said at the end: other bytes are worse than no answer, and no answer worse than no such file."""
+    """The error to report at the end: wrong bytes before no response, and no response before a missing file."""
     for kind in (DigestMismatchError, TransientStoreError, NotFoundError, StoreError):
         for error in reversed(errors):
             if isinstance(error, kind):

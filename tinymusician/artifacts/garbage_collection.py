@@ -50,13 +50,13 @@ def find_garbage(
     shard_days: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> GcPlan:
-    """What can go when the `keep` newest artifacts of every name stay.
+    """What can be removed if the `keep` newest artifacts of every name stay.
 
-    Shards (signals, samples, clips, what was heard of them) stay, or with `shard_days` those that are so young; while a
-    run has not ended all of them do.
+    Shards (signals, samples, clips, features) stay; with `shard_days`, those that are older may go, unless a run has
+    not ended.
 
     Raises:
-        StoreError: a manifest cannot be read, so nobody knows what it needs.
+        StoreError: a manifest cannot be read, so its dependencies are unknown.
     """
     old = clock() - GRACE
     releases = _released(registry)
@@ -85,7 +85,10 @@ def find_garbage(
 def collect(
     store: Store, find: Callable[[], GcPlan], on_progress: ProgressCallback, clock: Callable[[], float] = time.time
 ) -> int:
-    """Remove what `find` finds, manifests and notes first, so that none is left without files; returns the bytes."""
+    """Remove what `find_garbage` returned, manifests and shard entries first, so that none is left without its files.
+
+    Returns the number of bytes.
+    """
     gone = 0
     for part in ("artifacts", "shards", "blobs"):
         sizes: dict[str, int] = getattr(find(), part)
@@ -136,7 +139,7 @@ def _live_manifests(
 
 
 def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]:
-    """The roots, and everything that they were made from."""
+    """The roots, and everything that they were derived from."""
     closure: set[str] = set()
     waiting = [name for name in roots if name in manifests]
     while waiting:
@@ -148,7 +151,7 @@ def _closure(roots: Collection[str], manifests: dict[str, Manifest]) -> set[str]
 
 
 def _noted(store: Store, note: StoreEntry) -> list[str]:
-    """The digest of the blob that a shard's note names."""
+    """The digest of the blob of a shard's entry."""
     try:
         return [json.loads(store.get(note.key))["sha256"]]
     except NotFoundError:  # removed meanwhile

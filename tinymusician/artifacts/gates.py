@@ -1,4 +1,4 @@
-"""What a release must keep of its baseline before an alias may point at it.
+"""Release gates: what a release must retain of its baseline before an alias may point at it.
 
 The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size.
 """
@@ -12,7 +12,7 @@ from tinymusician.recipe import ReleaseGatesConfig
 
 
 class GateResult(NamedTuple):
-    """What came of a gate."""
+    """The result of one gate."""
 
     gate: str
     passed: bool
@@ -22,7 +22,7 @@ class GateResult(NamedTuple):
 def findings(
     metrics: Mapping[str, object], baseline: Mapping[str, object], gates: ReleaseGatesConfig
 ) -> list[GateResult]:
-    """Every gate on an evaluation's figures of a bundle and of its baseline. A figure that is not there passes none."""
+    """Every gate on the metrics of a bundle and of its baseline. A metric that was not measured fails its gate."""
     return [
         _at_least("clap", _value(metrics, "clap"), _value(baseline, "clap"), gates.clap),
         _at_most("fad", _value(metrics, "fad"), _value(baseline, "fad"), 1 + gates.fad),
@@ -32,12 +32,12 @@ def findings(
 
 
 def refusal(results: list[GateResult]) -> str:
-    """Which gates failed, in one line; empty if none did."""
+    """The gates that failed, in one line; empty if none did."""
     return "; ".join(f"{one.gate}: {one.said}" for one in results if not one.passed)
 
 
 def _value(figures: Mapping[str, object], name: str) -> float | None:
-    """A figure; signed documents hold those that are not whole as text."""
+    """A metric; signed documents contain fractions as text."""
     value = figures.get(name)
     try:
         return float(value) if isinstance(value, str | int | float) else None

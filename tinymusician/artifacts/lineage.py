@@ -1,8 +1,8 @@
-"""Where an artifact comes from and what was made of it, out of the manifests and runs of a store.
+"""The lineage of artifacts, from the manifests and runs of a store.
 
-An artifact's lineage names the run that made it and what that was made of: a teacher or a model, by name and by the
-SHA-256 of its weights. Walking those names leads back to weights from outside, and the same walk backwards forward.
-The attestation is an in-toto Statement v1 with SLSA's provenance predicate v1 (slsa.dev/spec/v1.0/provenance).
+An artifact's manifest names the run that produced it and its sources: a teacher or a model, by name and by the SHA-256
+of its weights. Following these names leads back to external weights; in reverse it leads to derived artifacts. The
+attestation is an in-toto Statement v1 with SLSA's provenance predicate v1 (slsa.dev/spec/v1.0/provenance).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MATERIALS = ("model", "teacher", "started_from")
 
 @dataclass(frozen=True)
 class LineageEdge:
-    """A step from what something was made of to what was made: `how` is the run, `origin` a name or a reference."""
+    """One step from a source to what was derived from it: `how` is the run, `origin` a name or a reference."""
 
     origin: str
     made: str
@@ -29,7 +29,7 @@ class LineageEdge:
 
 
 def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
-    """Every step between the artifacts of a store, and from weights that came from outside."""
+    """Every edge between the artifacts of a store, and from external weights."""
     return [
         LineageEdge(
             str(manifest.lineage[kind]), manifest.reference, f"{manifest.kind}, run {manifest.lineage.get('run', '?')}"
@@ -41,12 +41,12 @@ def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
 
 
 def backward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
-    """The steps that led to an artifact, the nearest first."""
+    """The edges that lead to an artifact, the nearest first."""
     return _walked(reference, edges, lambda link: (link.made, link.origin))
 
 
 def forward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
-    """The steps that lead on from an artifact, the nearest first."""
+    """The edges that lead away from an artifact, the nearest first."""
     return _walked(reference, edges, lambda link: (link.origin, link.made))
 
 
@@ -65,7 +65,7 @@ def _walked(start: str, edges: Sequence[LineageEdge], ends: Any) -> list[Lineage
 
 
 def circumstances(manifest: Manifest) -> dict[str, str]:
-    """How an artifact was made, in words: run, recipe, data, code and environment, as far as they are known."""
+    """The provenance of an artifact as text: run, recipe, data, code and environment, as far as they are known."""
     lineage, git = manifest.lineage, manifest.lineage.get("git", {})
     changed = ", with changes that were not committed" if git.get("changed") == "yes" else ""
     data = [str(lineage["prompts"])] if lineage.get("prompts") else []
@@ -81,7 +81,7 @@ def circumstances(manifest: Manifest) -> dict[str, str]:
 
 
 def attestation(manifest: Manifest) -> JsonObject:
-    """How an artifact was made, as an in-toto statement about its files."""
+    """The provenance of an artifact as an in-toto statement about its files."""
     lineage = manifest.lineage
     materials = [
         {"uri": str(lineage[kind]), "digest": {"sha256": str(lineage[f"{kind}_sha256"])}}

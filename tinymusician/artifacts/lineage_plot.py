@@ -1,4 +1,4 @@
-"""Where an artifact comes from and what was made of it, as a picture: from left to right, a box each."""
+"""Plots the lineage of an artifact, from left to right."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tinymusician.plots import COLOURS, pyplot
 
 _KINDS = (".svg", ".png", ".pdf")
 _COLUMN, _ROW, _BOX = 3.2, 1.1, (2.7, 0.85)
-"""Inches."""
+"""Sizes in inches."""
 
 
 def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str, Manifest], path: Path) -> None:
-    """Write the steps around an artifact, which is set off, to a file of one of `_KINDS`.
+    """Plot the edges around an artifact, which is highlighted, to a file of one of `_KINDS`.
 
     Raises:
-        RequestError: another kind of file is asked for, or it cannot be written.
+        RequestError: another kind of file is requested, or it cannot be written.
     """
     if path.suffix not in _KINDS:
         raise RequestError(f"--picture {path}: allowed are files that end in {', '.join(_KINDS)}")
@@ -48,7 +48,7 @@ def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str
 
 
 def placed(reference: str, steps: Sequence[LineageEdge]) -> dict[str, tuple[int, int]]:
-    """Column and row of every name: to the right of all that it was made of, below those that came before it."""
+    """Column and row of every name: to the right of its sources, below the names before it."""
     columns = dict.fromkeys([name for step in steps for name in (step.origin, step.made)] or [reference], 0)
     for _ in columns:  # as many rounds as the longest way can have steps
         for step in steps:

@@ -1,7 +1,7 @@
-"""Manifests: what an artifact is made of, where it comes from, how good it is, and under which licence.
+"""Manifests: an artifact's files, lineage, metrics and licence.
 
 An artifact is a list of files, each a blob. Its manifest is canonical JSON under `artifacts/NAME/DIGEST.json`, where
-DIGEST is the manifest's own SHA-256; `NAME@sha256:DIGEST` names it for ever, `NAME` alone means the newest.
+DIGEST is the manifest's SHA-256. `NAME@sha256:DIGEST` is its permanent reference; `NAME` alone means the newest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """An artifact. `lineage` holds the teacher's digest, data, run and code version."""
+    """An artifact. `lineage` contains the teacher's digest, data, run and code version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     licence: str
 
     def canonical(self) -> bytes:
-        """The bytes whose digest names the artifact: sorted keys, no spaces, UTF-8."""
+        """The bytes whose digest identifies the artifact: sorted keys, no spaces, UTF-8."""
         content = self.model_dump(mode="json")
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -60,17 +60,17 @@ class Manifest(BaseModel):
 
     @property
     def reference(self) -> str:
-        """The artifact's permanent name."""
+        """The artifact's permanent reference."""
         return f"{self.name}@sha256:{self.digest}"
 
     @property
     def key(self) -> str:
-        """Where the store holds the manifest."""
+        """The key of the manifest in the store."""
         return f"artifacts/{self.name}/{self.digest}.json"
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -78,7 +78,7 @@ def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
     """Store every file of `folder`, then the manifest; `facts` are the manifest's other fields.
 
     Raises:
-        StoreError: there is a link, which could lead anywhere, or the store cannot be written.
+        StoreError: the folder contains a link, which could lead anywhere, or the store cannot be written.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     for path in paths:
@@ -94,10 +94,10 @@ def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
 
 
 def find(store: Store, reference: str) -> Manifest:
-    """The manifest behind NAME or NAME@sha256:DIGEST (a prefix of six digits or more will do).
+    """The manifest of NAME or NAME@sha256:DIGEST (a prefix of at least six digits).
 
     Raises:
-        StoreError: not a reference, none or several artifacts fit, or the manifest is damaged.
+        StoreError: it is not a reference, none or several artifacts match, or the manifest is damaged.
     """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
@@ -112,14 +112,14 @@ def find(store: Store, reference: str) -> Manifest:
     return fitting[-1]
 
 
-def list_manifests(store: Store, damaged: Callable[[str], None]) -> list[Manifest]:
-    """Every artifact, oldest first; of manifests that cannot be read, `damaged` hears why."""
+def list_manifests(store: Store, on_damaged: Callable[[str], None]) -> list[Manifest]:
+    """Every artifact, oldest first; `on_damaged` receives why a manifest cannot be read."""
     manifests = []
     for entry in store.list("artifacts/"):
         try:
             manifests.append(_read(store, entry.key))
         except DigestMismatchError as error:
-            damaged(str(error))
+            on_damaged(str(error))
     return _by_age(manifests)
 
 
@@ -128,7 +128,7 @@ def _by_age(manifests: list[Manifest]) -> list[Manifest]:
 
 
 def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
-    """Fetch every file and compare digests; returns one line a problem, none if all is well."""
+    """Download every file and compare digests; returns one line per problem."""
     problems = []
     for file in manifest.files:
         try:
@@ -145,7 +145,7 @@ def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
 def fetch(
     store: Store, manifest: Manifest, folder: Path, on_progress: Callable[[str], None] = lambda path: None
 ) -> None:
-    """Write an artifact's files into `folder`, each checked against its digest before it appears."""
+    """Write an artifact's files into `folder`, each verified before it appears."""
     for file in manifest.files:
         get_blob(store, file.sha256, folder / check_key(file.path))
         on_progress(file.path)

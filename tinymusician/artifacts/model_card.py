@@ -1,4 +1,4 @@
-"""A model card out of a manifest: for people who have to decide whether to use an artifact."""
+"""Renders a manifest as a model card, for people who decide whether to use an artifact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DATA = (
 
 
 def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
-    """Markdown; `every` are the manifests of the store, for where it comes from."""
+    """The card in Markdown; `every` are the manifests of the store, for the lineage."""
     recipe = manifest.recipe
     steps = backward(manifest.reference, links(every))
     parts = [

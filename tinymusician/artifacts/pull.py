@@ -1,11 +1,11 @@
-"""The reference client: what a device does to have the newest release of NAME@ALIAS. docs/protocol.md says it in words.
+"""The reference client: how a device gets the newest release of NAME@ALIAS. docs/protocol.md specifies it.
 
-1. Follow the root documents, over all sources, from the one that the device knows; keep the newest, whatever comes.
-2. Read the releases; check signature, name, date, and that the version is not below the installed one.
-3. Check the free space; bring the files that are not there, each under its digest.
-4. Lay the version out beside the old one, and replace the record in one step. The old one stays until the next.
+1. Follow the root documents, over all sources, from the newest one that the device knows; keep the newest in any case.
+2. Read the releases; verify signature, name, date, and that the version is not below the installed one. 3. Check the
+free space; download the missing files, each under its digest. 4. Create the version beside the old one, and replace the
+state atomically. The old version stays until the next one.
 
-Whatever fails, the installed version stays, and stays in use.
+After any failure, the installed version stays in use.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ RESERVE = 16 << 20
 """Bytes of the disk that stay free."""
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Hears the file that is on its way, and how many bytes of how many are there."""
+"""Receives the path of the file that is downloaded, and how many of its bytes are there."""
 
 
 @dataclass(frozen=True)
 class AvailableUpdate:
-    """What the sources have: the release to install, what to bring for it, and whether it is another than installed."""
+    """The release to install, the files to download for it, and whether it differs from the installed one."""
 
     version: InstalledVersion
     missing: int
@@ -56,10 +56,10 @@ class PullClient:
         pinned: str | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
-        """`pinned` is the public root key that came with the app; a folder that was pulled to before knows it.
+        """`pinned` is the public root key that came with the app; a folder that was pulled to before has it.
 
         Raises:
-            Refused: there is no root key, or it is none.
+            UntrustedError: there is no root key, or it is not one.
             StoreError: the reference has another form.
         """
         self.reference, self._sources, self._clock = reference, sources, clock
@@ -76,11 +76,11 @@ class PullClient:
         self._pinned = given or (record.pinned if record else "")
 
     def check(self) -> AvailableUpdate:
-        """What there is, without loading or writing anything.
+        """The available update, without downloading its files or writing anything.
 
         Raises:
-            Refused: no source has a release that can be trusted and is not older than the installed one.
-            StoreError: no source answers.
+            UntrustedError: no source has a trusted release that is not older than the installed one.
+            StoreError: no source responds.
         """
         record, trouble = self._load_state()
         if trouble is not None:
@@ -90,10 +90,10 @@ class PullClient:
     def pull(
         self, on_progress: ProgressCallback = lambda path, done, size: None, pace: BandwidthLimiter | None = None
     ) -> InstalledVersion:
-        """Install what there is; returns the version in use.
+        """Install the available update; returns the version in use.
 
         Raises:
-            StoreError: it cannot be had, trusted or written; what was installed stays.
+            StoreError: it cannot be downloaded, trusted or written; the installed version stays.
         """
         try:
             with self.installation.locked():
@@ -146,10 +146,10 @@ class PullClient:
             self.installation.write(record)
 
     def _load_state(self) -> tuple[InstallState, StoreError | None]:
-        """What the device knows, with the newest root document that any source leads to; why no source led to its end.
+        """The device's state with the newest root document of any source, and the errors if none was complete.
 
-        Where none of the release keys that it knew is trusted any more, the versions that they signed are forgotten:
-        whoever had stolen one may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks).
+        If none of the release keys that it knew is trusted any more, the versions that they signed are forgotten: a
+        thief of such a key may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks).
         """
         record = self.installation.record()
         root, followed, trouble = self._newest_root(record.root if record else None)
@@ -165,11 +165,11 @@ class PullClient:
         return record.model_copy(update=fresh), trouble
 
     def _past(self, moment: datetime) -> datetime:
-        """A document's date as far as this device has lived to see it: a wrong date must not make all others old."""
+        """A document's date, at most the device's latest known time: a wrong date must not make all others old."""
         return min(moment, self._clock())
 
     def _newest_root(self, current: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
-        """The newest root document, the root keys on the way to it, and what is wrong if no source is good."""
+        """The newest root document, the root keys on the way to it, and the errors if no source is good."""
         newest, errors, followed, good = current, list[StoreError](), list[str](), False
         for source in self._sources:
             denied = list[StoreError]()
@@ -187,7 +187,7 @@ class PullClient:
         return newest, followed, None if good else _gravest(errors)
 
     def _offer(self, record: InstallState) -> AvailableUpdate:
-        """The newest release that any source has; those that cannot be trusted are passed over if another can."""
+        """The newest release of any source; one that cannot be trusted is skipped if another can."""
         moment = max(self._clock(), record.seen)
         check_current(record.root, moment)
         versions, errors = list[InstalledVersion](), list[StoreError]()
@@ -212,7 +212,7 @@ class PullClient:
         return version
 
     def _missing(self, release: Release) -> int:
-        """Bytes of the files that are not here."""
+        """The bytes of the missing files."""
         blobs = self.installation.folder / "blobs"
         return sum({f.sha256: f.size for f in release.files if not (blobs / f.sha256).exists()}.values())
 
@@ -228,7 +228,7 @@ class PullClient:
 
 
 def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | None:
-    """A root document; a store that does not say whether it has one, which is noted, is taken to have none."""
+    """A root document; a source that denies access is taken to have none, which is noted."""
     try:
         return read_small(source, root_key(version), MAX_BYTES + 1)
     except NotFoundError:
@@ -239,7 +239,7 @@ def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | No
 
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:
-    """What is said when no source will do: what cannot be trusted, unless somebody was not even let in."""
+    """The error to report if all sources fail: an untrusted document, unless a source denied access."""
     return min(
         errors,
         key=lambda error: 0 if isinstance(error, AccessDeniedError) else 1 if isinstance(error, UntrustedError) else 2,
@@ -247,10 +247,10 @@ def _gravest(errors: Sequence[StoreError]) -> StoreError:
 
 
 def _check_not_older(version: InstalledVersion, here: int, digest: str) -> None:
-    """Raise if what a source has is older than what was installed, or something else of the same version.
+    """Raise if a source's release is older than the installed one, or differs at the same version.
 
     Raises:
-        Refused: it is.
+        UntrustedError: it is.
     """
     there = version.release.version
     if there < here:

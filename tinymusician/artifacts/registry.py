@@ -1,17 +1,17 @@
-"""The publisher's side of releases: signing them, moving aliases, keys. Devices read what this writes (see `pull`).
+"""The publisher's side of releases: signs them, moves aliases, manages keys. Devices read this with `pull`.
 
 keys/root-000001.json                     root documents, numbered without gaps
-releases/NAME/ALIAS/v00000007-DIGEST.json every release of an alias, never changed
-releases/NAME/ALIAS/latest.json           a copy of the newest, for clients that cannot list
+releases/NAME/ALIAS/v00000007-DIGEST.json every release of an alias, never changed releases/NAME/ALIAS/latest.json
+a copy of the newest, for clients that cannot list
 
-Nothing here relies on a store that can create atomically, for not all can (S3's If-None-Match is not atomic on every
-server). A release is written under a name of its own, and then the names beside it are listed: who sees another of the
-same version withdraws and tries the next one. That a list shows what was written before it is relied on; S3 promises
-it. The copy is written last, and whoever writes it looks afterwards whether a newer release has come. Who is killed
-before withdrawing leaves a second release of a version behind; the one that was copied counts.
+No step relies on atomic creation, which not every store has (S3's If-None-Match is not atomic on every server). A
+release is written under its own name, and then the names beside it are listed: a publisher that sees another release of
+the same version withdraws its own and tries the next version. This relies on lists that show earlier writes, which S3
+guarantees. The copy is written last, and then checked against newer releases. A publisher that is killed before it
+withdraws leaves a second release of a version; the one in the copy counts.
 
-Whoever can write to the store can put anything there: only what a key signed that was not revoked counts, and only
-under the name of its version and digest.
+An attacker can write anything to the store: only documents that are signed by a key that was not revoked count, and
+only under the name of their version and digest.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class ReleaseRegistry:
         self.store, self._keys, self._clock = store, keys, clock
 
     def roots(self) -> list[RootMetadata]:
-        """All root documents, oldest first, each checked against the one before, and all against the keys' pin.
+        """All root documents, oldest first, each verified against the one before, and all against the pin.
 
-        Without a pin (on a machine without keys) the first one is taken at its word.
+        Without a pin (on a machine without keys) the first one is trusted.
 
         Raises:
             KeyFileError: there is none.
-            Refused: one is not signed as it must be, or they are not those that were made with these keys.
+            UntrustedError: a signature is missing, or they do not match the pin.
         """
         roots, digests = list[RootMetadata](), dict[int, str]()
         for version in range(1, trust.MOST + 1):
@@ -77,7 +77,7 @@ class ReleaseRegistry:
         return roots
 
     def create(self) -> RootMetadata:
-        """Make both keys, and the first root document.
+        """Create both keys, and the first root document.
 
         Raises:
             KeyFileError: there is one already.
@@ -88,16 +88,16 @@ class ReleaseRegistry:
         return self._publish(next_root(None, root, release, self._clock()), root)
 
     def extend(self) -> RootMetadata:
-        """The same keys for another year."""
+        """Extend the root document by a year, with the same keys."""
         before = self.roots()[-1]
         root, release = self._signing_key("root", before), self._signing_key("release", before)
         return self._publish(next_root(before, root, release, self._clock(), before.revoked), root)
 
     def rotate(self, role: Role, revoke: bool = False) -> RootMetadata:
-        """Replace a key by a new one, and sign what was newest anew; what the old release key signed counts no more.
+        """Replace a key, and sign the newest releases again; what the old release key signed is no longer trusted.
 
-        With `revoke`, because others may have used it, nothing that any earlier release key signed counts for the
-        publisher either: whatever is still good must be published again by somebody who looks at it.
+        With `revoke`, because others may have used the key, nothing that any earlier release key signed counts for the
+        publisher either: good artifacts must be published again by somebody who inspects them.
         """
         roots = self.roots()
         before = roots[-1]
@@ -113,17 +113,17 @@ class ReleaseRegistry:
         return after
 
     def renew(self, days: int = DAYS) -> list[Release]:
-        """Sign every alias's newest release anew, with the key and for the days that hold now."""
+        """Sign every alias's newest release again, with the current key and a new expiry date."""
         return [self._add(self.newest(name, alias), days) for name, alias in self.aliases()]
 
     def aliases(self, revoked: bool = False) -> list[tuple[str, str]]:
-        """Every name and alias that has a release which counts, in order; on demand those of revoked keys, too."""
+        """Every name and alias with a trusted release, in order; optionally also those of revoked keys."""
         parts = [entry.key.split("/") for entry in self.store.list("releases/")]
         aliases = sorted({(part[1], part[2]) for part in parts if len(part) == 4})
         return [one for one in aliases if next(self._signed(*one, revoked=revoked), None) is not None]
 
     def history(self, name: str, alias: str, revoked: bool = False) -> list[Release]:
-        """All releases of an alias that count, oldest first; on demand those of revoked keys, too."""
+        """All trusted releases of an alias, oldest first; optionally also those of revoked keys."""
         copied = self._copied(name, alias)
         releases: dict[int, tuple[str, Release]] = {}
         for key, release in self._signed(name, alias, revoked=revoked):
@@ -135,7 +135,7 @@ class ReleaseRegistry:
         """The newest release of an alias.
 
         Raises:
-            NotFound: there is none.
+            NotFoundError: there is none.
         """
         releases = self.history(name, alias)
         if not releases:
@@ -162,15 +162,15 @@ class ReleaseRegistry:
         return self._add(draft, days)
 
     def move(self, source: Release, alias: str, why: JsonObject, days: int = DAYS) -> Release:
-        """Sign what `source` lists as the next version of another alias, or of its own; `why` is kept with it."""
+        """Sign `source`'s files as the next version of another alias, or of its own; `why` is stored in it."""
         about = {**source.about, "why": textual(why)}
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
 
     def _signing_key(self, role: Role, root: RootMetadata) -> Ed25519PrivateKey:
-        """The private key of a role. Nothing is signed on a machine that cannot tell whose root documents these are.
+        """The private key of a role. Without a pin nothing is signed, since the root documents cannot be verified.
 
         Raises:
-            KeyFileError: the key is not here, or its pin.
+            KeyFileError: the key or the pin is missing.
         """
         if read_pin(self._keys) is None:
             raise KeyFileError(f"{self._keys}: {PIN} is not here; it lies beside the keys where they were made")
@@ -187,11 +187,11 @@ class ReleaseRegistry:
         return root
 
     def _add(self, draft: Release, days: int) -> Release:
-        """Give a draft the next version, sign it, and let the alias point at it.
+        """Give a draft the next version, sign it, and point the alias at it.
 
         Raises:
-            StoreError: files of it are gone, or others publish all the time.
-            Refused: no device would take it.
+            StoreError: files are missing, or other publishers write all the time.
+            UntrustedError: no device would accept it.
         """
         root = self.roots()[-1]
         key = self._signing_key("release", root)
@@ -216,7 +216,7 @@ class ReleaseRegistry:
         raise StoreError(f"release {draft.reference}: others publish it all the time; try again later")
 
     def _point(self, release_key: str, release: Release) -> None:
-        """Copy a release, or a newer one that has come, and look afterwards whether the copy is the newest still."""
+        """Copy a release, or a newer one, and check afterwards that the copy is still the newest."""
         name, alias = release.name, release.alias
         while True:
             key, newest = next(self._signed(name, alias))
@@ -234,7 +234,7 @@ class ReleaseRegistry:
     def _signed(
         self, name: str, alias: str, version: int | None = None, revoked: bool = False
     ) -> Iterator[tuple[str, Release]]:
-        """Keys and releases of an alias, or of one of its versions, the newest first; what does not count is passed."""
+        """Keys and trusted releases of an alias, or of one of its versions, the newest first."""
         roots = self.roots()
         trusted = {keyid: public for root in roots for keyid, public in root.release_keys.items()}
         trusted = {keyid: public for keyid, public in trusted.items() if revoked or public not in roots[-1].revoked}
@@ -250,7 +250,7 @@ class ReleaseRegistry:
                 yield entry.key, release
 
     def _copied(self, name: str, alias: str) -> str:
-        """How the name of what was copied last ends."""
+        """The end of the name of the release that was copied last."""
         try:
             return _end(self.store.get(latest_key(name, alias)))
         except NotFoundError:

@@ -1,7 +1,7 @@
-"""A release: the signed manifest that devices ask for under NAME@ALIAS.
+"""A release: the signed manifest that devices request as NAME@ALIAS.
 
-It lists every file with size and digest, has a version that only grows and a date after which it counts for nothing,
-and says of which name and alias it is, so that no other release can be put in its place.
+It lists every file with size and digest, and has a version that only grows, and an expiry date. It contains its name
+and alias, so that no other release can take its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
 class ReleasedFile(BaseModel):
-    """One component. Its path is of plain names: letters, digits, `.`, `_`, `-`, and no dot at either end."""
+    """One file. Its path has plain names: letters, digits, `.`, `_`, `-`, and no dot at either end."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -42,7 +42,7 @@ class ReleasedFile(BaseModel):
 
 
 class Release(BaseModel):
-    """What a device may install. `about` is for people and machines that ask why: nothing is decided by it."""
+    """What a device may install. `about` is for information only: no decision depends on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -59,7 +59,7 @@ class Release(BaseModel):
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Release:
-        """On a device that does not tell upper from lower case, two files must not fall on one, nor on a folder."""
+        """On a case-insensitive device, two files must not have the same path, nor that of a folder."""
         paths = [file.path.lower() for file in self.files]
         folders = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
         if len(set(paths)) < len(paths) or folders & set(paths):
@@ -76,7 +76,7 @@ class Release(BaseModel):
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -93,15 +93,15 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def latest_key(name: str, alias: str) -> str:
-    """Where the newest release of an alias lies, for clients that cannot list."""
+    """The key of the newest release of an alias, for clients that cannot list."""
     return f"releases/{name}/{alias}/latest.json"
 
 
 def read_release(data: bytes, reference: str, trusted: Mapping[str, str]) -> Release:
-    """A release of `reference` that one of the `trusted` keys has signed. Whether it has expired is another question.
+    """A release of `reference` that one of the `trusted` keys signed, whether or not it has expired.
 
     Raises:
-        Refused: it is none.
+        UntrustedError: it is not one.
     """
     title = f"release {reference}"
     content = unseal(data, KIND, trusted, title)
@@ -121,7 +121,7 @@ def check_fresh(release: Release, now: datetime) -> None:
     """Raise if a release has expired.
 
     Raises:
-        Refused: it has.
+        UntrustedError: it has.
     """
     if release.expires <= now:
         raise UntrustedError(

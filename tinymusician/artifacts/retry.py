@@ -1,4 +1,4 @@
-"""A store that is waited for: what a job of many hours wants of one that is gone for a minute."""
+"""A store with retries: long jobs survive a store that is unavailable for a minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class RetryingStore:
-    """Another store, asked again for so many `seconds` while it does not answer; a refusal is an answer."""
+    """Retries requests to another store for so many `seconds` while it does not respond; a refusal is a response."""
 
     def __init__(self, store: Store, seconds: float) -> None:
         self._store, self._seconds = store, seconds

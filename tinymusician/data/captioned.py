@@ -1,6 +1,6 @@
-"""Captioned clips in files, as the field publishes them: MusicCaps, MusicBench, or a plain folder.
+"""Captioned clips in files, in the formats of MusicCaps and MusicBench, or in a plain folder.
 
-The tables are theirs to publish and the audio is nobody's to ship: both are read from where a user put them.
+This package contains neither their tables nor their audio; both are read from the user's paths:
 
     MusicCaps   musiccaps-public.csv (google/MusicCaps): ytid, start_s, end_s, …, caption, …, is_balanced_subset,
                 is_audioset_eval; audio as YTID.wav (a cut clip or the whole video), YTID_START_END.wav, or
@@ -29,7 +29,7 @@ _FLAGS: dict[Subset, str] = {"balanced": "is_balanced_subset", "eval": "is_audio
 
 @dataclass(frozen=True)
 class CaptionedClip:
-    """A clip in a file. Where the file holds a whole video, the clip lies from `start` to `end` seconds in it."""
+    """A clip in a file. If the file is a whole video, the clip is from `start` to `end` seconds in it."""
 
     name: str
     caption: str
@@ -40,17 +40,17 @@ class CaptionedClip:
 
 @dataclass(frozen=True)
 class CaptionedSet:
-    """The clips whose audio is here, and where the audio of the others was looked for."""
+    """The clips that have audio, and for the others the paths where it was expected."""
 
     clips: list[CaptionedClip]
     missing: list[Path]
 
 
 def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> CaptionedSet:
-    """The clips of MusicCaps' table whose audio lies in a folder.
+    """The clips of MusicCaps' table whose audio is in a folder.
 
     Raises:
-        DataError: no such table or folder, a table of other columns, or no audio of any of its clips.
+        DataError: there is no such table or folder, the table has other columns, or no clip has audio.
     """
     rows = _csv(table, ("ytid", "start_s", "end_s", "caption", *_FLAGS.values()))
     _folder(audio)
@@ -75,10 +75,10 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
 
 
 def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
-    """The clips of one of MusicBench's tables whose audio lies in a folder, as its archive unpacks.
+    """The clips of one of MusicBench's tables whose audio is in a folder, as its archive unpacks.
 
     Raises:
-        DataError: no such table or folder, a table without `location` and `main_caption`, or no audio of any clip.
+        DataError: there is no such table or folder, the table lacks `location` or `main_caption`, or no clip has audio.
     """
     _folder(audio)
     clips, missing = [], []
@@ -97,7 +97,7 @@ def load_folder(audio: Path) -> CaptionedSet:
     """All clips of a folder that have a caption beside them.
 
     Raises:
-        DataError: no such folder, or no clip with a caption in it.
+        DataError: there is no such folder, or no clip with a caption in it.
     """
     _folder(audio)
     files = sorted(path for path in audio.iterdir() if path.suffix.lower() in SUFFIXES)

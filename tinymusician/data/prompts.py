@@ -1,6 +1,6 @@
-"""Prompt files: one JSON object a line, with the attributes that the paper's prompts name.
+"""Prompt files: JSON lines, with the attributes of the paper's prompts.
 
-Two are packaged, 200 prompts each, split 160 / 20 / 20: `general` for MusicGen, `band` in the house band's words.
+Two are packaged, 200 prompts each, split 160 / 20 / 20: `general` for MusicGen, `band` in the house band's vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 class Prompt(BaseModel):
-    """A text prompt and what it says about tempo, time, genre, instrumentation and emotion."""
+    """A text prompt, and its tempo, time, genre, instrumentation and emotion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,10 +34,10 @@ class Prompt(BaseModel):
 
 
 def load_prompts(name: str) -> list[Prompt]:
-    """Read and check a packaged prompt file or one at a path.
+    """Read and validate a packaged prompt file, or one at a path.
 
     Raises:
-        DataError: the file is missing, empty or malformed, has a text twice, or has an empty split.
+        DataError: the file is missing, empty or malformed, contains a text twice, or has an empty split.
     """
     prompts = [_parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
     if not prompts:

@@ -1,4 +1,4 @@
-"""Codec tokens of captioned clips: what a language model trains on."""
+"""Codec tokens of captioned clips: the training data of a language model."""
 
 from __future__ import annotations
 

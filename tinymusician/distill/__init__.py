@@ -1,1 +1,1 @@
-"""Distillation: divergences, schedules, the objective, teacher signals and the task that ties them together."""
+"""Distillation: schedules, objectives, teacher signals, and the training tasks that combine them."""

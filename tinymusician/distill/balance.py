@@ -1,12 +1,12 @@
-"""Several losses as one: how much each of them weighs, by a rule that follows them while they fall.
+"""Balances several losses: their weights follow a rule while the losses fall.
 
-Every loss L is counted in shares of what it was before training, r = L / L₀, so that units do not matter. Then
+Every loss L is divided by its value before training, r = L / L₀, so that units do not matter. Then
 
     uncertainty   Σ ½·exp(-s)·r + ½·s, with s = log σ² of each loss, learned with the module (arXiv 1705.07115, eq. 7 in
                   the logarithmic form of its section 3.2)
-    rates         Σ w·r, with w = n·softmax(r / T): what has fallen least weighs most. The softmax of dynamic weight
-                  averaging (arXiv 1803.10704, eq. 7, T = 2) over GradNorm's training rates r (arXiv 1711.02257,
-                  section 3), which need no memory of steps before
+    rates         Σ w·r, with w = n·softmax(r / T): the loss that has fallen least weighs most. The softmax of dynamic
+                  weight averaging (arXiv 1803.10704, eq. 7, T = 2) over GradNorm's training rates r (arXiv 1711.02257,
+                  section 3), which need no memory of earlier steps
     equal         Σ r
 """
 
@@ -22,11 +22,11 @@ Method = Literal["uncertainty", "rates", "equal"]
 
 _SOFTNESS = 2.0
 _HASTE = 10.0
-"""Log variances move so much faster than weights do at the same learning rate: they have far to go."""
+"""The learning rate of log variances, as a multiple of that of the weights."""
 
 
 class BalancedModule(nn.Module):
-    """A module, and what is learned of its `count` losses; called like the module, it gives both."""
+    """A module, and the learned log variances of its `count` losses; called like the module, it returns both."""
 
     def __init__(self, part: nn.Module, method: Method, count: int) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class BalancedModule(nn.Module):
         self.hurried = nn.Parameter(torch.zeros(count)) if method == "uncertainty" else None
 
     def forward(self, *inputs: Any) -> tuple[Any, Tensor | None]:
-        """What the module gives, and the log variances [n] of its losses if they are learned."""
+        """The module's output, and the log variances [n] of its losses if they are learned."""
         return self.part(*inputs), None if self.hurried is None else _HASTE * self.hurried
 
 
 def balance(
     method: Method, losses: Mapping[str, Tensor], before: Mapping[str, float], log_variances: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The losses as one, and the weight of each by name.
+    """The balanced sum of losses, and the weight of each by name.
 
-    `before` are their values before training; `log_variances` [n] are what `Balanced` gave.
+    `before` are their values before training; `log_variances` [n] come from `BalancedModule`.
     """
     shares = torch.stack([losses[name].float() / before[name] for name in losses])
     if method == "uncertainty":

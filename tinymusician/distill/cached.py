@@ -1,8 +1,8 @@
-"""Cached teacher signals: the teacher's logits on rows of a sequence set, in shards, read back row by row.
+"""Cached teacher signals: the teacher's logits on rows of a sequence set, in shards, read row by row.
 
-A shard holds logits less their largest, in float16: near 0, where the probability is, that is finest. Or it holds the
-`top` likeliest codes of every position and the mass of all others, which is spread evenly over them when it is read.
-At a temperature other than 1 the others' mass is that of equally likely codes.
+A dense shard holds logits minus their maximum, in float16, which is most precise near 0, where the probability mass is.
+A sparse shard holds the `top` most likely codes of every position and the mass of all others, which is spread evenly
+over them on reading. At a temperature other than 1, the others' mass is that of equally likely codes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FORMAT = "less their largest, float16"
 
 
 def shard_count(rows: int) -> int:
-    """How many shards hold the signals of `rows` rows."""
+    """The number of shards of the signals of `rows` rows."""
     return -(-rows // SHARD_ROWS)
 
 
 def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None) -> Arrays:
-    """One shard's signals [N, passes, K, S, …]; a pass a row, or two for the conditional target. See `packed`."""
+    """One shard's signals [N, passes, K, S, …]: one pass per row, or two for the conditional target. See `packed`."""
     shard_rows = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
     parts = []
     for start in range(0, len(shard_rows), batch_size):
@@ -45,9 +45,9 @@ def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int, t
 
 
 def packed(logits: Tensor, top: int | None) -> Arrays:
-    """Logits [..., V] as a shard keeps them.
+    """Logits [..., V] as a shard stores them.
 
-    Whole: `logits` [..., V]. Or the `top` likeliest: their `codes` [..., top], their `values` [..., top], and the
+    Dense: `logits` [..., V]. Sparse: the `codes` [..., top] and `values` [..., top] of the most likely codes, and the
     logarithm of the `rest` [...], the sum over all others of exp(value).
     """
     centred = logits.float() - logits.float().amax(-1, keepdim=True)
@@ -60,12 +60,12 @@ def packed(logits: Tensor, top: int | None) -> Arrays:
 
 
 def _half(values: Tensor) -> npt.NDArray[np.float16]:
-    """In float16, with what it cannot hold as its least number."""
+    """In float16, clamped to its smallest number."""
     return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
 
 
 def unpacked(packed: dict[str, Tensor], vocabulary: int) -> Tensor:
-    """Logits [..., V], up to a constant, from what a shard keeps of them."""
+    """Logits [..., V], up to a constant, from a shard's arrays."""
     if "logits" in packed:
         return packed["logits"]
     values = packed["values"].float()
@@ -76,7 +76,7 @@ def unpacked(packed: dict[str, Tensor], vocabulary: int) -> Tensor:
 
 
 class CachedTeacher:
-    """Shards as answers to a `Prefetched` source: read by a thread, fetched into a local folder when first needed."""
+    """The requests of a `PrefetchingSource`, from shards: a thread reads them, and downloads them when first needed."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class CachedTeacher:
         device: str,
         make: Callable[[int], Arrays] | None,
     ) -> None:
-        """`make` makes a shard anew that is found damaged; without it that is an error."""
+        """`make` computes a damaged shard again; without it a damaged shard is an error."""
         self._shards, self._tokens, self._target = shards, tokens, target
         self._vocabulary, self._cache, self._device, self._make = vocabulary, cache, device, make
         here = partial(torch.cuda.set_device, torch.cuda.current_device()) if device == "cuda" else None
         self._reader = ThreadPoolExecutor(1, initializer=here)  # a thread does not know which GPU is this worker's
 
     def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
-        """Begin to read the signals of these rows."""
+        """Start reading the signals of these rows."""
         reading = self._reader.submit(self._read, rows)
 
         def wait() -> TeacherSignals:

@@ -1,10 +1,10 @@
-"""A smaller codec learns to sound like its teacher, on the sound of codes that the teacher's language model wrote.
+"""Distils a codec: the student's audio follows the teacher's, on codes that the teacher's language model sampled.
 
 With the teacher's decoder D, its encoder E, and x = D(codes):
 
-    spectral    multi-resolution spectral distance of the student's sound to x (models/spectral.py)
+    spectral    multi-resolution spectral distance of the student's audio to x (models/spectral.py)
     waveform    mean |difference| over mean |x|
-    features    relative error of what the decoder's stages give on, each through a linear map that is learned with it
+    features    relative error of the outputs of the decoder's stages, each through a linear map that is learned with it
     latents     relative error of the student's encoder on x against E(x), which the same quantizer reads
 """
 
@@ -27,17 +27,17 @@ from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
 _JUDGED, _MAX_FIT_FRAMES = 48, 8192
-"""Held-out pieces that are judged, and places at most by which a map begins."""
+"""The number of held-out pieces of validation, and the maximum number of frames that a map is fitted to."""
 
 
 class CodecOutput(NamedTuple):
-    """What a decoder makes of latents: `wave` [B, N], and what its stages give on, each [B, C, n]."""
+    """A decoder's output for latents: `wave` [B, N], and the outputs of its stages, each [B, C, n]."""
 
     wave: Tensor
     features: tuple[Tensor, ...]
 
 
-def played(codec: Codec, latent_BDT: Tensor) -> CodecOutput:
+def decode_latents(codec: Codec, latent_BDT: Tensor) -> CodecOutput:
     """Run an EnCodec's decoder on dequantized latents; its stages end with the LSTM and with every upsampling."""
     features, values = [], latent_BDT
     for layer in codec.decoder.layers:
@@ -48,34 +48,34 @@ def played(codec: Codec, latent_BDT: Tensor) -> CodecOutput:
 
 
 def latents_of(codec: Codec, codes_BKT: Tensor) -> Tensor:
-    """What an EnCodec's decoder reads for codes, [B, D, T]."""
+    """The latents that an EnCodec's decoder reads for codes, [B, D, T]."""
     latent: Tensor = codec.quantizer.decode(codes_BKT.transpose(0, 1))
     return latent
 
 
 def expected_latents(codec: Codec, logits_BKTV: Tensor) -> Tensor:
-    """The mean of the latents over a distribution of codes, [B, D, T]: it can be differentiated, drawn codes cannot."""
+    """The mean of the latents over a distribution of codes, [B, D, T]; unlike sampled codes, it is differentiable."""
     shares = logits_BKTV.float().softmax(-1)
     embeddings = [layer.codebook.embed for layer in codec.quantizer.layers[: logits_BKTV.shape[1]]]
     return torch.stack([shares[:, k] @ book for k, book in enumerate(embeddings)]).sum(0).transpose(1, 2)
 
 
 class ProjectedCodec(nn.Module):
-    """A student's codec with one linear map a stage to its teacher's channels, which are no part of the student."""
+    """A student's codec with one linear map per stage to its teacher's channels, which are not part of the student."""
 
     def __init__(self, codec: Codec, teacher: Codec) -> None:
         super().__init__()
         self.codec = codec
         latent = torch.zeros(1, codec.config.hidden_size, 1)
         with torch.no_grad():
-            widths = [[stage.shape[1] for stage in played(one, latent).features] for one in (codec, teacher)]
+            widths = [[stage.shape[1] for stage in decode_latents(one, latent).features] for one in (codec, teacher)]
         self.projections = nn.ModuleList(nn.Conv1d(narrow, wide, 1) for narrow, wide in zip(*widths, strict=True))
 
     @torch.no_grad()
     def fit(self, teacher: Codec, codes_BKT: Tensor) -> None:
-        """Let the maps begin where they are best for these codes."""
+        """Initialize the maps by least squares on these codes."""
         latent = latents_of(teacher, codes_BKT)
-        pairs = zip(played(self.codec, latent).features, played(teacher, latent).features, strict=True)
+        pairs = zip(decode_latents(self.codec, latent).features, decode_latents(teacher, latent).features, strict=True)
         for one, (states, targets) in zip(self.projections, pairs, strict=True):
             assert isinstance(one, nn.Conv1d)
             some = [stage.transpose(1, 2).flatten(0, 1) for stage in (states, targets)]
@@ -83,14 +83,14 @@ class ProjectedCodec(nn.Module):
             fit(one, some[0][::every], some[1][::every])
 
     def forward(self, latent_BDT: Tensor, wave_BN: Tensor) -> tuple[CodecOutput, Tensor]:
-        """The sound of latents with its features as wide as the teacher's, and the encoder's latents of a wave."""
-        sound = played(self.codec, latent_BDT)
+        """The audio of latents, with features in the teacher's width, and the encoder's latents of a wave."""
+        sound = decode_latents(self.codec, latent_BDT)
         features = (one(stage) for one, stage in zip(self.projections, sound.features, strict=True))
         return CodecOutput(sound.wave, tuple(features)), self.codec.encoder(wave_BN[:, None])
 
 
 def pieces(tokens: TokenDataset, rows: Rows, frames: int, rng: np.random.Generator) -> Tensor:
-    """From each of these rows, codes of so many frames from anywhere, [B, K, frames]."""
+    """Codes [B, K, frames] from a random position of each row."""
     longest = tokens.codes.shape[2]
     starts = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
     cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, starts, strict=True)]
@@ -98,7 +98,7 @@ def pieces(tokens: TokenDataset, rows: Rows, frames: int, rng: np.random.Generat
 
 
 class CodecTargets(NamedTuple):
-    """Of codes: their `latent` [B, D, T], the teacher's `sound` of it, and what its encoder makes of that."""
+    """The `latent` [B, D, T] of codes, the teacher's output for it, and its encoder's latents of that."""
 
     latent: Tensor
     sound: CodecOutput
@@ -106,7 +106,7 @@ class CodecTargets(NamedTuple):
 
 
 class CodecDistillTask(ComponentTask):
-    """Trains a codec; its quantizer and the teacher stay as they are."""
+    """Trains a codec; its quantizer and the teacher are frozen."""
 
     def __init__(
         self,
@@ -133,9 +133,9 @@ class CodecDistillTask(ComponentTask):
         return pieces(self.tokens, self.rows(step, part, parts), self.frames, rng)
 
     def targets(self, batch: Tensor) -> CodecTargets:
-        """The teacher's sound of codes, and its encoder's latents of it."""
+        """The teacher's audio of codes, and its encoder's latents of it."""
         latent = latents_of(self.teacher, batch)
-        sound = played(self.teacher, latent)
+        sound = decode_latents(self.teacher, latent)
         return CodecTargets(latent, sound, self.teacher.encoder(sound.wave[:, None]))
 
     def inputs(self, batch: Tensor, targets: CodecTargets) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ class CodecDistillTask(ComponentTask):
         return targets.latent, targets.sound.wave
 
     def losses(self, answer: tuple[CodecOutput, Tensor], batch: Tensor, targets: CodecTargets) -> dict[str, Tensor]:
-        """All four."""
+        """All four losses."""
         (wave, features), latents = answer
         true = targets.sound.wave
         errors = [relative_error(one, other) for one, other in zip(features, targets.sound.features, strict=True)]
@@ -156,7 +156,7 @@ class CodecDistillTask(ComponentTask):
 
     @torch.no_grad()
     def validate(self, model: Model) -> dict[str, float]:
-        """The closeness of held-out pieces, by the codec as it stands."""
+        """The closeness on held-out pieces."""
         totals: dict[str, float] = {}
         for codes in torch.split(self._judged, self.batch_size):
             for name, value in sound_closeness(self.codec.codec, self.teacher, codes).items():
@@ -166,13 +166,13 @@ class CodecDistillTask(ComponentTask):
 
 @torch.no_grad()
 def sound_closeness(codec: Codec, teacher: Codec, codes_BKT: Tensor) -> dict[str, float]:
-    """How near a codec's sound of codes is to its teacher's.
+    """The closeness of a codec's audio to its teacher's, for the same codes.
 
-    `spectral` distance, `log_mel` L1 (natural logarithm), `si_sdr` in dB, and `same_codes`: the share of codes that the
-    codec's own encoder finds in the teacher's sound where the teacher's does.
+    `spectral` distance, `log_mel` L1 (natural logarithm), `si_sdr` in dB, and `same_codes`: the share of codes on which
+    both encoders agree for the teacher's audio.
     """
     latent, rate = latents_of(teacher, codes_BKT), teacher.config.sampling_rate
-    target, made = played(teacher, latent).wave, played(codec, latent).wave
+    target, made = decode_latents(teacher, latent).wave, decode_latents(codec, latent).wave
     mels = [log_mel(wave, rate, 1024, 64, 256) for wave in (made, target)]
     codes = [one.encode(target[:, None]).audio_codes for one in (codec, teacher)]
     return {

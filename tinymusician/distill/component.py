@@ -1,4 +1,4 @@
-"""Training one part of a student on several losses, balanced: what text encoder and codec have in common."""
+"""The training of one component of a student on several balanced losses, for text encoder and codec."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tinymusician.distill.signals import Rows
 from tinymusician.training.task import Model, to_device
 
 PART = "part."
-"""How the names of a part's weights begin in a checkpoint, beside what is learned of its losses."""
+"""The prefix of a component's weights in a checkpoint, beside the learned log variances."""
 
 
 _LEAST = 1e-4
-"""What begins nearer to its teacher than this, in shares or nats, is not weighed any higher for it."""
+"""The minimum initial value of a loss: a component that starts closer to its teacher gets no higher weight for it."""
 
 
 class ComponentTask(ABC):
-    """Its heirs say what a batch is, what the part is asked, and which losses its answer has."""
+    """Subclasses define the batch, the component's inputs and targets, and the losses of its output."""
 
     def __init__(self, part: nn.Module, method: Method, rows: int, batch_size: int, seed: int, device: str) -> None:
-        """`rows` are those of the sequences that it learns on; the part is not trained yet, and goes to `device`."""
+        """`rows` is the number of training sequences; the untrained component goes to `device`."""
         self.part, self.method, self.count = part.to(device), method, rows
         self.batch_size, self.seed = batch_size, seed
         self.before = self._before(device)
@@ -37,19 +37,19 @@ class ComponentTask(ABC):
 
     @abstractmethod
     def batch(self, step: int, part: int, parts: int) -> Any:
-        """The batch of part `part` of the `parts` of `step`."""
+        """The batch of microbatch `part` of the `parts` of `step`."""
 
     @abstractmethod
     def targets(self, batch: Any) -> Any:
-        """What the teacher says of it; no gradient is taken."""
+        """The teacher's targets for a batch, without gradient."""
 
     @abstractmethod
     def inputs(self, batch: Any, targets: Any) -> tuple[Any, ...]:
-        """What the part is called with."""
+        """The component's inputs."""
 
     @abstractmethod
     def losses(self, answer: Any, batch: Any, targets: Any) -> dict[str, Tensor]:
-        """The losses of what it answered, by name."""
+        """The losses of the component's output, by name."""
 
     def first_batch(self) -> Any:
         """The batch on which losses are measured before training."""
@@ -57,10 +57,10 @@ class ComponentTask(ABC):
 
     @abstractmethod
     def validate(self, model: Model) -> dict[str, float]:
-        """Held-out figures."""
+        """Held-out metrics."""
 
     def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The balanced losses; each of them and its weight beside it."""
+        """The balanced loss, and each loss with its weight."""
         with torch.no_grad():
             targets = self.targets(batch)
         answer, log_variances = model(*self.inputs(batch, targets))
@@ -73,7 +73,7 @@ class ComponentTask(ABC):
 
     @torch.no_grad()
     def _before(self, device: str) -> dict[str, float]:
-        """What the losses are before training, on the first batch: the same wherever and whenever a run goes on."""
+        """The losses before training, on the first batch, so that a resumed run computes the same values."""
         batch = to_device(self.first_batch(), torch.device(device))
         self.part.eval()
         targets = self.targets(batch)

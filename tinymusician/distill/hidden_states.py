@@ -1,7 +1,7 @@
 """Losses on hidden states: each student layer follows a teacher layer, through a projection that is learned with it.
 
-mse      |P·h - H|² / |H|²    TinyBERT (arXiv 1909.10351, eq. 8), over the teacher's mean square
-cosine   1 - cos(P·h, H)      DistilBERT (arXiv 1910.01108); PKD's normalised distance (arXiv 1908.09355) is twice it
+mse      |P·h - H|² / |H|²    TinyBERT (arXiv 1909.10351, eq. 8), over the teacher's mean square cosine   1 - cos(P·h,
+H)      DistilBERT (arXiv 1910.01108); PKD's normalized distance (arXiv 1908.09355) is twice it
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ HiddenLoss = Literal["mse", "cosine"]
 
 
 class ProjectedDecoder(ConditionedDecoder):
-    """A student's decoder with one projection a layer to its teacher's width D', which is no part of the student.
+    """A student's decoder, with one projection per layer to its teacher's width D'; they are not part of the student.
 
-    Called like `ConditionedDecoder`, it gives the logits, and the projected states of its layers [N, R, S, D'].
+    Called like `ConditionedDecoder`, it returns the logits, and the projected states of its layers [N, R, S, D'].
     """
 
     def __init__(self, student: Musicgen, teacher_width: int) -> None:
@@ -38,11 +38,11 @@ class ProjectedDecoder(ConditionedDecoder):
 
 
 PROJECTIONS = "projections."
-"""How the names of weights begin that a checkpoint has beside the student's."""
+"""The prefix of weights that a checkpoint has beside the student's."""
 
 
 def followed_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """Which teacher layer each layer of a student of its own follows: evenly, the last one the last."""
+    """The teacher layers that the layers of an unpruned student follow: evenly spaced, the last one the last."""
     return [round((layer + 1) * teacher_layers / student_layers) - 1 for layer in range(student_layers)]
 
 
@@ -58,5 +58,5 @@ def hidden_loss(kind: HiddenLoss, student_NRSD: Tensor, teacher_NRSD: Tensor, ma
 
 
 def relative_error(states: Tensor, targets: Tensor) -> Tensor:
-    """The mean square of what is wrong over that of what is wanted."""
+    """The mean square of the error over that of the targets."""
     return (states - targets).square().mean() / targets.square().mean()

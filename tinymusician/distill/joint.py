@@ -1,8 +1,8 @@
-"""The whole student at once: text encoder, language model and codec are tuned together, with all their losses.
+"""Joint tuning: text encoder, language model and codec are trained together, with all their losses.
 
-Beside the objective and the losses of the parts (distill/text.py, distill/sound.py) there is one that reaches through
-all three: `heard`, the spectral distance between the sound of the student's expected latents, E_q[latent], and that of
-the teacher's, E_p[latent], each by its own decoder. Drawn codes let no gradient through; their expectation does.
+Beside the objective and the component losses (text_distill.py, codec_distill.py) one loss reaches through all three:
+`audio`, the spectral distance between the audio of the student's expected latents, E_q[latent], and that of the
+teacher's, E_p[latent], each by its own decoder. Sampled codes pass no gradient; their expectation does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tinymusician.distill.codec_distill import (
     CodecOutput,
     CodecTargets,
     ProjectedCodec,
+    decode_latents,
     expected_latents,
-    played,
 )
 from tinymusician.distill.component import ComponentTask
 from tinymusician.distill.signals import DecoderBatch, TeacherSignals
@@ -33,11 +33,11 @@ from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
 
 _AUDIO_STREAM = 1
-"""Tells the draws of what is heard from those of the codec's pieces."""
+"""The random stream of the positions of `audio`, apart from that of the codec's pieces."""
 
 
 class JointBatch(NamedTuple):
-    """Signals for the language model, `codes` [B, K, T] for the codec, and the frame where what is heard begins."""
+    """Signals for the language model, `codes` [B, K, T] for the codec, and the first frame of `audio`."""
 
     signals: TeacherSignals
     codes: Tensor
@@ -45,7 +45,7 @@ class JointBatch(NamedTuple):
 
 
 class JointOutput(NamedTuple):
-    """The language model's `logits`, the mapped text `states`, the codec's `sound`, and what is `heard` [R, N]."""
+    """The language model's `logits`, the mapped text `states`, the codec's `sound`, and the `audio` [R, N]."""
 
     logits: Tensor
     states: Tensor
@@ -54,7 +54,7 @@ class JointOutput(NamedTuple):
 
 
 class JointTargets(NamedTuple):
-    """What the teacher says: text `states` [R, L, E], the codec's answer, and what is `heard` [R, N]."""
+    """The targets: text `states` [R, L, E], the codec's, and the teacher's `audio` [R, N]."""
 
     states: Tensor
     sound: CodecTargets
@@ -62,33 +62,33 @@ class JointTargets(NamedTuple):
 
 
 class JointStudent(nn.Module):
-    """Language model, text encoder and codec as one module; the text encoder's own map serves its loss alone."""
+    """Language model, text encoder and codec as one module; the text encoder's map is for its own loss only."""
 
     def __init__(
         self, decoder: ConditionedDecoder, text: ProjectedTextEncoder, codec: ProjectedCodec, frames: int
     ) -> None:
-        """So many `frames` of what the language model would play are heard."""
+        """The `audio` loss has so many `frames`."""
         super().__init__()
         self.decoder, self.text, self.codec, self._frames = decoder, text, codec, frames
 
     def forward(self, sequences: DecoderBatch, place: int, latent_BDT: Tensor, wave_BN: Tensor) -> JointOutput:
-        """Sequences for the language model; latents and their sound for the codec."""
+        """Sequences for the language model; latents and their wave for the codec."""
         ids, mask = sequences.ids, sequences.text_mask
         states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         text = TextCondition(states, mask).dropped(~sequences.with_text)
         logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
-        audio = sound_of(self.codec.codec, logits, place, self._frames)
+        audio = decode_expected(self.codec.codec, logits, place, self._frames)
         return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), audio)
 
 
-def sound_of(codec: Codec, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
-    """The sound of the latents that are expected for so many frames from `place` on, [R, N]."""
+def decode_expected(codec: Codec, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
+    """The audio of the expected latents of so many frames from `place` on, [R, N]."""
     window = [logits_RKSV[:, book, book + place : book + place + frames] for book in range(logits_RKSV.shape[1])]
-    return played(codec, expected_latents(codec, torch.stack(window, 1))).wave
+    return decode_latents(codec, expected_latents(codec, torch.stack(window, 1))).wave
 
 
 class JointTask(ComponentTask):
-    """All losses, balanced; judged by the mean of KL and spectral distance, each as a share of what it was before."""
+    """All losses, balanced; validated by the mean of KL and spectral distance, each relative to its initial value."""
 
     def __init__(
         self,
@@ -99,7 +99,10 @@ class JointTask(ComponentTask):
         method: Method,
         device: str,
     ) -> None:
-        """`text` and the codec of `sound` are the objective's student's own; `heard` is the teacher's text encoder."""
+        """`text` and the codec of `sound` are those of the objective's student.
+
+        `teacher_text` is the teacher's text encoder.
+        """
         self.objective, self.sound, self._teacher_text = (
             objective,
             sound,
@@ -117,23 +120,23 @@ class JointTask(ComponentTask):
         return JointBatch(signals, self.sound.batch(step, part, parts), int(place))
 
     def first_batch(self) -> JointBatch:
-        """The first rows; nothing after them is announced to their source."""
+        """The first rows; later ones are not announced to their source."""
         rows = np.arange(min(self.batch_size, self.count))
         return JointBatch(self.objective.guided(self.objective.train.source(rows), 0, 0), self.sound.first_batch(), 0)
 
     def targets(self, batch: JointBatch) -> JointTargets:
-        """The teacher's states of the text, its sound of the codes, and that of what it expects."""
+        """The teacher's text states, its audio of the codes, and that of its expected latents."""
         sequences = batch.signals.sequences
         states = self._teacher_text(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
-        audio = sound_of(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
+        audio = decode_expected(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
         return JointTargets(states, self.sound.targets(batch.codes), audio)
 
     def inputs(self, batch: JointBatch, targets: JointTargets) -> tuple[Any, ...]:
-        """Sequences, where to listen, and the codec's question."""
+        """Sequences, the position of `audio`, and the codec's inputs."""
         return batch.signals.sequences, batch.place, *self.sound.inputs(batch.codes, targets.sound)
 
     def losses(self, answer: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
-        """The objective, the states, the codec's, and what is heard of all three."""
+        """The objective, the text states, the codec's losses, and `audio`."""
         kl, _ = self.objective.objective(answer.logits, batch.signals, 0)
         return {
             "kl": kl,
@@ -143,7 +146,7 @@ class JointTask(ComponentTask):
         }
 
     def validate(self, model: Model) -> dict[str, float]:
-        """The objective's figures and the codec's, and `whole`."""
+        """The metrics of the objective and of the codec, and `whole`."""
         figures = self._figures()
         shares = [figures[name] / self._at_first[name] for name in ("kl", "spectral")]
         return {**figures, "whole": sum(shares) / len(shares)}

@@ -1,4 +1,4 @@
-"""Linear maps from a student's states to its teacher's: where they begin, so that training is not spent on them."""
+"""Least-squares initialization of the linear maps from a student's states to its teacher's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _RIDGE = 1e-3
 
 @torch.no_grad()
 def fit(map_: nn.Linear | nn.Conv1d, states_NC: Tensor, targets_ND: Tensor) -> None:
-    """Give a linear map its least-squares solution: wanted ≈ states·Wᵀ + b, with a ridge of a thousandth.
+    """Set a linear map to its least-squares solution, targets ≈ states·Wᵀ + b, with a ridge of a thousandth.
 
-    The ridge is a share of the states' mean variance, so the scale of the states makes no difference.
+    The ridge is relative to the states' mean variance, so their scale makes no difference.
     """
     states, targets = (each.double().cpu() for each in (states_NC, targets_ND))
     from_mean, to_mean = states.mean(0), targets.mean(0)

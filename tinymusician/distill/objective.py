@@ -1,4 +1,4 @@
-"""The six objectives, each a weighted sum of four divergences, evaluated piece by piece to save memory.
+"""The six objectives, each a weighted sum of four divergences, evaluated in chunks to save memory.
 
     forward         KL(p ‖ q)
     reverse         KL(q ‖ p)
@@ -7,7 +7,7 @@
     switched_bikl    α(t)·KL(p ‖ q) + (1-α(t))·KL(q ‖ p)
     stage_mixed     α(t)·[β·KL(p ‖ q) + (1-β)·KL(p ‖ S_λ)] + (1-α(t))·[γ·KL(q ‖ p) + (1-γ)·KL(q ‖ T_λ)]
 
-The last is TinyMusician's (arXiv 2509.00914, eq. 4), the others those it is compared with (its Table 2).
+The last is TinyMusician's (arXiv 2509.00914, eq. 4); the others are its baselines (its Table 2).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tinymusician.models.divergences import (
 ObjectiveName = Literal["forward", "reverse", "fixed_bikl", "bikl", "switched_bikl", "stage_mixed"]
 
 _NUMBERS_AT_A_TIME, _ON_A_GPU = 2**18, 2**24
-"""Logits a piece: its temporaries, some twenty times as many, stay small beside the whole.
+"""Logits per chunk on a CPU and on a GPU: a chunk's temporaries, some twenty times as many, stay small.
 
-A GPU would take longer to be asked for small pieces than to compute them.
+On a GPU, launching small chunks would take longer than computing them.
 """
 
 
@@ -87,7 +87,7 @@ def distillation_loss(
 ) -> Tensor:
     """The objective at every position, [B, K, T] in nats, 0 outside the mask; gradients flow to the student only.
 
-    See `in_pieces` for its memory.
+    See `chunked` for its memory.
     """
     return chunked(weights.divergence(), teacher_BKTV, student_BKTV, mask_BKT, temperature)
 
@@ -99,17 +99,17 @@ def chunked(
     mask_BKT: Tensor,
     temperature: float | Tensor = 1.0,
 ) -> Tensor:
-    """`on_logits`, but peak memory beyond the two logits is the student's gradient and one piece's temporaries.
+    """`on_logits`, but the peak memory beyond the two logits is the student's gradient and one chunk's temporaries.
 
-    The gradient is made together with the value, a piece of positions at a time, and only if the student needs one.
-    Second derivatives are therefore not available.
+    The gradient is computed together with the value, chunk by chunk, and only if the student needs one. Second
+    derivatives are therefore not available.
     """
     values: Tensor = _ChunkedLoss.apply(teacher_BKTV, student_BKTV, mask_BKT, temperature, divergence)  # type: ignore[no-untyped-call]
     return values
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Positions are independent, so each piece's gradient can be taken right after its value."""
+    """Positions are independent, so each chunk's gradient can be computed right after its value."""
 
     @staticmethod
     def forward(
@@ -136,7 +136,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[None, Tensor, None, None, None]:
-        """Scales the gradient in place, so that it exists once; a second backward pass would find it gone."""
+        """Scale the gradient in place, so that it exists once; a second backward pass is an error."""
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("distillation_loss: backward() ran before; its gradient is kept for one pass only")

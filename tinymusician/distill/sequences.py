@@ -1,4 +1,4 @@
-"""The code sequences that teacher and student are compared on: the teacher's own samples, clips' tokens, or both."""
+"""The code sequences of distillation: the teacher's samples, the codes of clips, or both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinymusician.models.sampling import sample_codes
 from tinymusician.runtime.audio import read_wave
 
 _FILES = 32
-"""Of clips in a shard."""
+"""The number of clips per shard."""
 
 
 Ids = npt.NDArray[np.int64]
@@ -28,19 +28,19 @@ Make = Callable[[int], Arrays]
 
 
 class ShardedSource(Protocol):
-    """Sequences that are made in shards, in any order by any worker."""
+    """Sequences in shards, which any worker can compute in any order."""
 
     def make(self, index: int) -> Arrays:
         """The arrays of one shard."""
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
-        """All of a complete set of shards; `make` makes one anew that is found damaged."""
+        """All sequences of a complete set of shards; `make` computes a damaged one again."""
 
 
 class TeacherSamples:
     """The teacher's samples for `texts`, `samples` each, as shards of `shard_prompts` prompts.
 
-    A shard depends on its own prompts and the seed only, so shards can be made in any order by any worker.
+    A shard depends only on its prompts and the seed, so any worker can compute it in any order.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TeacherSamples:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-len(self._ids) // (self._shard * self._samples))
 
     def make(self, index: int) -> Arrays:
@@ -80,7 +80,7 @@ class TeacherSamples:
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
-        """All samples of a complete set of shards, in order; `make` makes one anew that is found damaged."""
+        """All samples of a complete set of shards, in order; `make` computes a damaged one again."""
         parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
         names = ("codes", "text_ids", "text_mask")
         return TokenDataset(*(np.concatenate([part[name] for part in parts]) for name in names))
@@ -97,13 +97,13 @@ class TeacherSamples:
 
 
 class ClipCodes:
-    """The codec's codes of the WAV files in a folder, cut into pieces of `frames`, as shards of some files each."""
+    """The codec's codes of the WAV files in a folder, cut into pieces of `frames`, as shards of several files each."""
 
     def __init__(self, codec: Codec, tokenizer: Tokenizer, folder: Path, frames: int) -> None:
         """Each WAV file has its caption beside it.
 
         Raises:
-            DataError: no WAV files, or no caption beside one.
+            DataError: there is no WAV file, or one lacks its caption.
         """
         self._paths = sorted(folder.glob("*.wav"))
         if not self._paths:
@@ -113,12 +113,12 @@ class ClipCodes:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-len(self._paths) // _FILES)
 
     @property
     def facts(self) -> dict[str, object]:
-        """What the shards depend on beside codec and device: the files' content, by SHA-256, and the length."""
+        """The files' content, by SHA-256, and the length: what the shards depend on beside codec and device."""
         return {"files": [digest_of(path) for path in self._paths], "frames": self._frames}
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class ClipCodes:
         """Encode one shard's files: `codes` [N, K, T] of all pieces, and the number of `pieces` of each file.
 
         Raises:
-            DataError: not a WAV file, or of another sampling rate than the codec's.
+            DataError: a file is not a WAV file, or has another sampling rate than the codec.
         """
         config, device = self._codec.config, next(self._codec.parameters()).device
         size = self._frames * int(np.prod(config.upsampling_ratios))
@@ -140,7 +140,7 @@ class ClipCodes:
         return {"codes": merged.astype(np.int16), "pieces": np.array(counts)}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
-        """All pieces of a complete set of shards, with their captions; `make` makes one anew that is found damaged.
+        """All pieces of a complete set of shards, with their captions; `make` computes a damaged one again.
 
         Raises:
             DataError: no file is long enough.
@@ -155,7 +155,7 @@ class ClipCodes:
 
 
 def mix(samples: TokenDataset, clips: TokenDataset, clip_share: float) -> TokenDataset:
-    """Samples and clips in one set in which clips have the share `clip_share`; clips repeat where they are too few."""
+    """Samples and clips in one set in which clips have the share `clip_share`; too few clips are repeated."""
     if clip_share == 1:
         return clips
     num_clips = round(len(samples.codes) * clip_share / (1 - clip_share))

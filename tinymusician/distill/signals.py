@@ -1,6 +1,6 @@
-"""A teacher as a source of signals: rows of a sequence set in, the teacher's logits on them out.
+"""Teacher signals: rows of a sequence set in, the teacher's logits on them out.
 
-The objective sees signals only, never a model, so it makes no difference where the teacher runs.
+The objective sees signals only, never a model, so it does not matter where the teacher runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Target = Literal["conditional", "guided"]
 class DecoderBatch(NamedTuple):
     """Delayed decoder `inputs` [R, K, S], their `mask` [R, K, S], text `ids` and `text_mask` [R, L].
 
-    `with_text` [R] is false for rows that run under the null condition. `scale` [R] is for a student that is told its
-    guidance.
+    `with_text` [R] is false for rows that run under the null condition. `scale` [R] is for a guidance-conditioned
+    student.
     """
 
     inputs: Tensor
@@ -40,7 +40,7 @@ class DecoderBatch(NamedTuple):
 
 
 class TeacherSignals(NamedTuple):
-    """Sequences and the teacher's logits [R, K, S, V] on them; where they are asked for, its states [N, R, S, D]."""
+    """Sequences, the teacher's logits [R, K, S, V] on them, and its hidden states [N, R, S, D] if requested."""
 
     sequences: DecoderBatch
     logits: Tensor
@@ -57,16 +57,16 @@ def joined(one: TeacherSignals, other: TeacherSignals) -> TeacherSignals:
 
 
 class SignalSource(Protocol):
-    """Anything that can answer for rows of a sequence set."""
+    """A source of signals for the rows of a sequence set."""
 
     @property
     def ahead(self) -> int:
-        """How many batches ahead it can make use of knowing what it will be asked for."""
+        """The number of future batches that it can prefetch."""
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         """The signals of these rows; two rows each, with and without text, if the target is `conditional`.
 
-        `then` are the batches that will be asked for next.
+        `then` are the next batches.
         """
 
 
@@ -78,10 +78,10 @@ class SignalSet(NamedTuple):
 
 
 class PrefetchingSource:
-    """Answers that take time are begun when they are announced: at most `ahead` of them, and the one that is due."""
+    """Starts slow requests early: those for at most `ahead` announced batches, and for the current one."""
 
     def __init__(self, ask: Callable[[Rows], Callable[[], TeacherSignals]], ahead: int) -> None:
-        """`ask` begins an answer and returns what waits for it."""
+        """`ask` starts a request, and returns a function that waits for its result."""
         self._ask, self.ahead = ask, ahead
         self._begun: dict[bytes, Callable[[], TeacherSignals]] = {}
 
@@ -107,7 +107,7 @@ def sequences_of(tokens: TokenDataset, rows: Rows, target: Target, pad: int) -> 
 
 
 def guided_at(signals: TeacherSignals, scale_R: Tensor) -> TeacherSignals:
-    """One pass out of two, 2R rows: the distribution that each row has at its guidance scale."""
+    """One pass out of two, 2R rows: each row's distribution at its guidance scale."""
     with_text, without = signals.logits.float().chunk(2)
     scale = scale_R.to(with_text.device)
     logits = guide(with_text, without, scale[:, None, None, None])
@@ -117,13 +117,13 @@ def guided_at(signals: TeacherSignals, scale_R: Tensor) -> TeacherSignals:
 
 
 def condition(model: Musicgen, sequences: DecoderBatch) -> TextCondition:
-    """The text condition of each row, encoded by `model`'s frozen text encoder; null where there is no text."""
+    """The text condition of each row, by `model`'s frozen text encoder; null for rows without text."""
     with torch.no_grad():
         return encode_text(model, sequences.ids, sequences.text_mask).dropped(~sequences.with_text)
 
 
 class OnlineTeacher:
-    """A frozen teacher in this process, outside any engine of the student's."""
+    """A frozen teacher in this process, outside of the student's engine."""
 
     ahead = 0
 
@@ -136,10 +136,7 @@ class OnlineTeacher:
         dtype: torch.dtype,
         layers: Sequence[int] = (),
     ) -> None:
-        """`dtype` is the precision its matrix products run in; its logits come in that precision too.
-
-        The states after `layers` are given as well.
-        """
+        """`dtype` is the precision of its products and logits; the states after `layers` are returned as well."""
         self._layers = layers
         self._model, self._decoder = model, ConditionedDecoder(model).eval()
         self._tokens, self._target, self._guidance, self._dtype = tokens, target, guidance, dtype
@@ -169,9 +166,9 @@ class OnlineTeacher:
 
 
 class TensorParallelTeacher:
-    """A teacher that is split over the workers of `group`: each has its own rows, and all take part in all of them.
+    """A teacher split over the workers of `group`: each worker has its own rows, and all compute all of them.
 
-    Rows that several ask for are answered once.
+    Rows that several workers request are computed once.
     """
 
     ahead = 0
@@ -180,7 +177,7 @@ class TensorParallelTeacher:
         self._teacher, self._group = teacher, group
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
-        """Every worker of the group must call it."""
+        """All workers of the group must call this."""
         gathered: list[Rows] = [rows] * self._group.size()
         dist.all_gather_object(gathered, rows, self._group)
         mine = None

@@ -1,8 +1,8 @@
-"""A smaller text encoder learns to be heard like its teacher: by its states, and by what the decoder makes of them.
+"""Distils a text encoder: by its states, and by their effect on the teacher's decoder.
 
-states   |P·h - H|² / |H|² over the text's tokens, with P the map to the teacher's width (as in distill/hidden.py)
-kl       forward KL of the teacher's own distribution over codes to the one it has when it hears P·h: what an error in
-         the states costs where cross-attention reads them (nats a code)
+states   |P·h - H|² / |H|² over the text's tokens, with P the map to the teacher's width (as in hidden_states.py)
+kl       forward KL from the teacher's distribution over codes to the one it has under P·h: the cost of an error in the
+         states where cross-attention reads them (nats per code)
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from tinymusician.training.task import Model, to_device
 
 
 def state_error(states_BLE: Tensor, targets_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-    """The relative error of the states of those tokens that are text."""
+    """The relative error of the states of text tokens; padding is left out."""
     text = mask_BL.bool()
     return relative_error(states_BLE[text].float(), targets_BLE[text].float())
 
 
 @torch.no_grad()
 def fit_text(text: ProjectedTextEncoder, teacher: Musicgen, ids_BL: Tensor, mask_BL: Tensor) -> None:
-    """Let a text encoder's map begin where it is best for these texts."""
+    """Initialize a text encoder's map by least squares on these texts."""
     words = mask_BL.bool()
     states = text.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     fit(text.to_teacher, states[words], encode_text(teacher, ids_BL, mask_BL).states[words])
 
 
 class TextEncoderDistillTask(ComponentTask):
-    """Trains a text encoder with its map; the teacher stays as it is."""
+    """Trains a text encoder with its map; the teacher is frozen."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class TextEncoderDistillTask(ComponentTask):
         return self._sequences(self.tokens, self.rows(step, part, parts))
 
     def targets(self, batch: DecoderBatch) -> tuple[Tensor, Tensor]:
-        """The teacher's states, and its logits when it hears them."""
+        """The teacher's states, and its logits under them."""
         states = encode_text(self.teacher, batch.ids, batch.text_mask).states
         return states, self._decoder(batch.inputs, states, batch.text_mask)
 

@@ -1,7 +1,7 @@
-"""CLAP as transformers keeps it: laion/larger_clap_music and the like by hub id or folder, and the packaged band-clap.
+"""CLAP in transformers' layout: laion/larger_clap_music and others by hub id or folder, and the packaged band-clap.
 
-The log-mel features are computed here in batches, equal to those of transformers' `ClapFeatureExtractor`, which takes
-clips one by one, cuts long ones at random, and lets chance say which clip of a batch is long.
+The log-mel features are computed here in batches, equal to those of transformers' `ClapFeatureExtractor`, which
+processes clips one by one, crops long ones at random, and marks a random clip of a batch as long.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LEAST_POWER = 1e-10
 
 
 class ClapEmbedder:
-    """Audio and text in CLAP's common space, each vector of length one."""
+    """Audio and text in CLAP's joint space, each vector of length one."""
 
     def __init__(self, name: str = "band-clap", device: str = "cpu") -> None:
         """Load a ClapModel.
 
         Raises:
-            ModelError: there is none of this name here.
+            ModelError: there is none of this name.
         """
         folder = model_location(name)
         try:
@@ -78,7 +78,7 @@ class ClapEmbedder:
 
 
 class MelSpectrogram:
-    """Transformers' log-mel features of whole windows, of many windows at a time."""
+    """Transformers' log-mel features, for many windows at a time."""
 
     def __init__(self, features: ClapFeatureExtractor, device: str) -> None:
         fusion = features.truncation == "fusion"

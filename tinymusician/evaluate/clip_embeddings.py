@@ -1,4 +1,4 @@
-"""What an embedding model made of a set of clips: vectors, each belonging to a clip."""
+"""The embeddings of a set of clips: vectors, each of which belongs to a clip."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClipEmbeddings:
-    """`values` [M, D]: the windows or frames of all clips in order; `owners` [M], rising: whose clip each is."""
+    """`values` [M, D]: the windows or frames of all clips in order; `owners` [M]: each one's clip, ascending."""
 
     values: Floats
     owners: Indices
 
     @classmethod
     def of(cls, clips: Sequence[Floats]) -> ClipEmbeddings:
-        """From one array [windows, D] a clip.
+        """From one array [windows, D] per clip.
 
         Raises:
-            DataError: there is no clip, one without windows, or numbers that are not finite.
+            DataError: there is no clip, one has no windows, or values are not finite.
         """
         if not clips or any(len(clip) == 0 for clip in clips):
             raise DataError(
@@ -48,7 +48,7 @@ class ClipEmbeddings:
 
     @cached_property
     def windows(self) -> Indices:
-        """How many vectors each clip has, [N]."""
+        """The number of vectors of each clip, [N]."""
         return np.bincount(self.owners)
 
     @property
@@ -62,7 +62,7 @@ class ClipEmbeddings:
         return self.values[end - int(self.windows[index]) : end]
 
     def chosen(self, clips: Indices) -> ClipEmbeddings:
-        """These clips, in this order; a clip that is named twice counts as two."""
+        """These clips, in this order; a clip that occurs twice counts as two."""
         starts = (np.cumsum(self.windows) - self.windows)[clips]
         counts = self.windows[clips]
         first = np.cumsum(counts) - counts

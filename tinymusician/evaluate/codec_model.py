@@ -1,7 +1,7 @@
-"""EnCodec's encoder as an embedding: its states before quantization, one vector a codec frame.
+"""EnCodec's encoder as an embedding: its states before quantization, one vector per codec frame.
 
-As fadtk's `encodec-emb` (Gui et al., arXiv 2311.01616), from any EnCodec in transformers' layout, or the codec within
-a MusicGen.
+Like fadtk's `encodec-emb` (Gui et al., arXiv 2311.01616), from any EnCodec in transformers' layout, or the codec of a
+MusicGen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EncodecEmbedder:
         """Load an EnCodec, or the codec of a MusicGen.
 
         Raises:
-            ModelError: there is none of this name here, or it is not mono.
+            ModelError: there is none of this name, or it is not mono.
         """
         self._codec = _codec(name).eval().to(device)
         config = self._codec.config

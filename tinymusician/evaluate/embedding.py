@@ -1,7 +1,7 @@
-"""Embedding models as evaluation sees them: clips in, one vector a window out; and the windows themselves.
+"""The interfaces of embedding models and classifiers, and their fixed windows.
 
-Windows are fixed: they follow each other from the clip's start, and the last one ends where the clip ends. A clip that
-is shorter than a window is repeated to fill it, as CLAP's own `repeatpad` does.
+Windows follow each other from the clip's start, and the last one ends at the clip's end. A clip that is shorter than a
+window is repeated to fill it, like CLAP's `repeatpad`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinymusician.evaluate.clip_embeddings import Floats
 
 
 class Embedder(Protocol):
-    """A model that hears. `facts` is what its vectors depend on: model, weights, windows; they name the cache."""
+    """An embedding model. `facts` is what its vectors depend on: model, weights, windows; it is part of cache keys."""
 
     rate: int
     facts: JsonObject
@@ -28,14 +28,14 @@ class Embedder(Protocol):
 
 
 class TextEmbedder(Embedder, Protocol):
-    """An embedder whose space holds texts too."""
+    """An embedder with a joint space of audio and text."""
 
     def text(self, prompts: Sequence[str]) -> Floats:
-        """A vector for every prompt, [N, D]."""
+        """One vector per prompt, [N, D]."""
 
 
 class AudioClassifier(Protocol):
-    """A classifier of clips. `facts` as for an embedder."""
+    """An audio classifier. `facts` is as for an embedder."""
 
     rate: int
     facts: JsonObject
@@ -45,7 +45,7 @@ class AudioClassifier(Protocol):
 
 
 def windows(wave: Wave, size: int) -> Floats:
-    """A wave's windows of `size` samples, [windows, size]; no copy where they divide it."""
+    """A wave's windows of `size` samples, [windows, size]; no copy if they divide it."""
     if len(wave) and len(wave) % size == 0:
         return wave.reshape(-1, size)
     if len(wave) < size:
@@ -56,12 +56,12 @@ def windows(wave: Wave, size: int) -> Floats:
 
 
 def in_batches(clips: Sequence[Floats], size: int) -> Iterator[Floats]:
-    """The windows of all clips in batches of `size`, each put together when it is asked for."""
+    """The windows of all clips in batches of `size`, each built when it is needed."""
     joined = chain.from_iterable(clips)
     while batch := list(islice(joined, size)):
         yield np.stack(batch)
 
 
 def parted(vectors: Floats, clips: Sequence[Floats]) -> list[Floats]:
-    """What was made of joined windows, clip by clip again."""
+    """Split the results of joined windows by clip."""
     return np.split(vectors, np.cumsum([len(clip) for clip in clips])[:-1])

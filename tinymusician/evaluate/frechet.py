@@ -1,11 +1,11 @@
-"""The Fréchet audio distance: how far two sets of clips are apart, as Gaussians in an embedding's space.
+"""The Fréchet audio distance: the distance of two sets of clips as Gaussians in an embedding's space.
 
     FAD = |μ - ν|² + tr(Σ + Τ - 2 (Σ Τ)^½)
 
-Source: Kilgour et al., arXiv 1812.08466, eq. 1. Covariances are those of the sample (divided by M - 1). FAD of finite
-sets is biased upwards, for N vectors of a standard normal in D dimensions against the truth by about
-D/N + D(D+1)/(4N); FAD∞ extrapolates to infinitely many clips (Gui et al., arXiv 2311.01616, section 3.2), with sets
-drawn *without* replacement: drawn with replacement, they converge on the biased value itself.
+Source: Kilgour et al., arXiv 1812.08466, eq. 1. Covariances are sample covariances (divided by M - 1). FAD of finite
+sets is biased upwards, for N vectors of a standard normal in D dimensions against the truth by about D/N + D(D+1)/(4N).
+FAD∞ extrapolates to infinitely many clips (Gui et al., arXiv 2311.01616, section 3.2), with sets drawn *without*
+replacement: with replacement, they converge on the biased value.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Gaussian:
 
     @classmethod
     def of(cls, values: Floats) -> Gaussian:
-        """The moments of vectors [M, D]; a single one has no spread."""
+        """The moments of vectors [M, D]; a single one has no covariance."""
         centred = values - values.mean(axis=0)
         return cls(values.mean(axis=0), centred.T @ centred / max(len(values) - 1, 1))
 
 
 @dataclass(frozen=True)
 class FadInfinity:
-    """FAD∞: the line through FAD over 1/N, `value` at 0, and the `points` (clips, FAD) that it was laid through."""
+    """The line through FAD over 1/N: its `value` at 0, and its `points` (clips, FAD)."""
 
     value: float
     slope: float
@@ -49,8 +49,8 @@ class FadInfinity:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance of two Gaussians.
 
-    (Σ Τ)^½ has the trace of (Σ^½ Τ Σ^½)^½, which is symmetric: its eigenvalues are real, and those that rounding made
-    negative are 0. No general matrix square root is taken, and nothing is added to the diagonals.
+    (Σ Τ)^½ has the trace of (Σ^½ Τ Σ^½)^½, which is symmetric: its eigenvalues are real, and those that are negative by
+    rounding are 0. This needs no general matrix square root, and no offset on the diagonals.
     """
     values, axes = np.linalg.eigh(one.covariance)
     root = axes * np.sqrt(np.maximum(values, 0))
@@ -64,14 +64,14 @@ def fad(clips: ClipEmbeddings, reference: ClipEmbeddings) -> float:
     """FAD of two sets.
 
     Raises:
-        DataError: they have other dimensions, or one has too few vectors for a covariance.
+        DataError: the dimensions differ, or a set has too few vectors for a covariance.
     """
     _check(clips, reference)
     return frechet_distance(Gaussian.of(clips.values), Gaussian.of(reference.values))
 
 
 def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
-    """FAD with the interval of what other clips, as many as these, would have given against this reference."""
+    """FAD, with the interval for other sets of as many clips against this reference."""
     value = fad(clips, reference)
     if clips.clips < 2:
         return Interval(value)
@@ -90,8 +90,8 @@ def resampled_fad(
 def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, draws: int = _DRAWS) -> FadInfinity:
     """FAD extrapolated to infinitely many clips on both sides.
 
-    Both sets are drawn from in the same share, from a half to all of their clips, so the bias of both falls together;
-    Gui et al. keep the reference whole, and with it its share of the bias.
+    Both sets are subsampled to the same share, from a half to all of their clips, so the bias of both falls together;
+    Gui et al. keep the whole reference, and with it its share of the bias.
 
     Raises:
         DataError: half of the clips are too few for a covariance, or all of them for a line through several sizes.
@@ -119,7 +119,7 @@ def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0
 def fad_infinity_interval(
     clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 100
 ) -> tuple[Interval, FadInfinity]:
-    """FAD∞ with its interval, by resamples of the clips that are extrapolated each, and the extrapolation itself."""
+    """FAD∞ with its interval, from extrapolations of resampled clips, and the extrapolation itself."""
     estimate = fad_infinity(clips, reference, seed)
     drawn = resampled_clips(clips.clips, resamples, seed)
     again = [fad_infinity(clips.chosen(draw), reference, seed + number, 1).value for number, draw in enumerate(drawn)]
@@ -129,7 +129,7 @@ def fad_infinity_interval(
 def fad_by_clip(clips: ClipEmbeddings, reference: ClipEmbeddings) -> npt.NDArray[np.float64]:
     """Per-song FAD: of each clip by itself against the reference, [N] (Gui et al., section 3.3).
 
-    A clip of one window has a covariance of 0: what is left tells how far it lies from the reference's middle.
+    A clip with one window has a covariance of 0: the rest measures its distance from the reference's mean.
     """
     _check(reference, reference)
     fixed = Gaussian.of(reference.values)

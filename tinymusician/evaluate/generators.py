@@ -1,7 +1,7 @@
-"""What is judged, as evaluation sees it: something that plays prompts, and answers along given codes.
+"""Generators: the evaluation's interface to a model in PyTorch or a bundle in the engine.
 
-A model in PyTorch and a bundle in the engine draw the same random numbers for the same seed, so that what differs
-between their clips is the models. Shapes: N clip, K codebook, T frame, S step, V vocabulary.
+Both use the same random numbers for the same seed, so that their clips differ by the models alone. Shapes: N clip, K
+codebook, T frame, S step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Codes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How everybody is asked to play; models of one pass have their guidance within them."""
+    """The sampling settings of all models; models with one pass have their guidance in the weights."""
 
     seconds: float
     guidance: float
@@ -51,9 +51,9 @@ class GeneratedClip:
 
 
 class Generator(Protocol):
-    """Anything that plays. `sizes` are bytes by component; `one_pass` says that guidance is in its weights.
+    """A model. `sizes` are bytes by component; `one_pass` means that guidance is in its weights.
 
-    One that is told its guidance knows the scales of its `guidance_range`.
+    A guidance-conditioned model has a `guidance_range`.
     """
 
     rate: int
@@ -64,12 +64,12 @@ class Generator(Protocol):
     guidance_range: tuple[float, float] | None
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
-        """A clip for every prompt, with random numbers of its own seed."""
+        """One clip per prompt, each with its own seed."""
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass.
 
-        `guidance` matters to a model that is told its scale.
+        `guidance` is the scale of a guidance-conditioned model.
         """
 
 
@@ -89,7 +89,7 @@ class TorchGenerator:
         }
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
-        """A clip for every prompt, with random numbers of its own seed."""
+        """One clip per prompt, each with its own seed."""
         codes = sample_codes(
             self.model,
             self._condition(prompts, settings.guidance),
@@ -115,7 +115,7 @@ class TorchGenerator:
 
     @torch.no_grad()
     def coded(self, wave: Wave) -> Wave:
-        """A wave at `rate`, through the codec and back: what is lost before anybody plays."""
+        """A wave at `rate` after the codec: its reconstruction."""
         codec, samples = self.model.audio_encoder, torch.from_numpy(np.asarray(wave, np.float32))[None, None]
         codes = codec.encode(samples.to(self._device)).audio_codes
         return np.asarray(codec.decode(codes, [None]).audio_values[0, 0, : len(wave)].float().cpu().numpy())
@@ -138,7 +138,7 @@ class OnnxGenerator:
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
-        """A clip for every prompt, with random numbers of its own seed."""
+        """One clip per prompt, each with its own seed."""
         player = self._player
         guidance = None if player.manifest.sampling.is_fixed else settings.guidance
         tracks = [

@@ -1,11 +1,11 @@
-"""The kernel audio distance: an unbiased distance of two sets of clips that needs no Gaussian and no covariance.
+"""The kernel audio distance: an unbiased distance of two sets of clips, without Gaussians and covariances.
 
     MMD² = E k(x, x') + E k(y, y') - 2 E k(x, y),      k(a, b) = exp(-|a - b|² / 2σ²)
 
-Source: Chung et al., arXiv 2502.15602, eq. 3-5: σ is the median distance within the reference, and the figure is
-multiplied by 100, as their toolkit does. Pairs of windows of one clip depend on each other, so only pairs of different
-clips count; then the estimate is unbiased (and may be below 0) for any number of windows a clip. Of more
-than 8,000 vectors, as embeddings with one a frame give, each clip keeps the same number, evenly apart.
+Source: Chung et al., arXiv 2502.15602, eq. 3-5: σ is the median distance within the reference, and the value is
+multiplied by 100, as their toolkit does. Windows of one clip depend on each other, so only pairs of different clips
+count; the estimate is then unbiased (and may be below 0) for any number of windows per clip. Of more than 8,000
+vectors, as embeddings with one per frame give, each clip keeps the same number, evenly spaced.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BLOCK, _MOST_FOR_MEDIAN, _MOST = 1024, 2000, 8000
 
 
 def bandwidth(reference: ClipEmbeddings) -> float:
-    """The median distance of two vectors of the reference, of 2,000 evenly chosen ones where there are more.
+    """The median distance of two vectors of the reference, of at most 2,000 evenly spaced ones.
 
     Raises:
-        DataError: they are all the same.
+        DataError: they are all equal.
     """
     step = max(1, -(-len(reference.values) // _MOST_FOR_MEDIAN))
     median = float(np.median(pdist(reference.values[::step]))) if len(reference.values) > 1 else 0.0
@@ -36,10 +36,10 @@ def bandwidth(reference: ClipEmbeddings) -> float:
 
 
 def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
-    """KAD with the interval of what other clips, as many as these, would have given against this reference.
+    """KAD, with the interval for other sets of as many clips against this reference.
 
     Raises:
-        DataError: they have other dimensions, or one has a single clip only.
+        DataError: the dimensions differ, or a set has a single clip.
     """
     if clips.dimension != reference.dimension:
         raise DataError(
@@ -62,7 +62,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
 
 
 def thinned(side: ClipEmbeddings) -> ClipEmbeddings:
-    """At most 8,000 vectors, or one a clip: of each clip evenly spaced ones."""
+    """At most 8,000 vectors, or one per clip: evenly spaced ones of each clip."""
     if len(side.values) <= _MOST:
         return side
     share = max(1, _MOST // side.clips)
@@ -86,7 +86,7 @@ def _within(side: ClipEmbeddings, weights_RN: Floats, width: float) -> npt.NDArr
 
 
 def _between(one: ClipEmbeddings, weights_RN: Floats, other: ClipEmbeddings, width: float) -> npt.NDArray[np.float64]:
-    """The mean kernel of a vector of each side, [R]."""
+    """The mean kernel between a vector of each side, [R]."""
     each = weights_RN[:, one.owners]
     total = np.zeros(len(each))
     for start in range(0, len(one.values), _BLOCK):

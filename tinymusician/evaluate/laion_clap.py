@@ -1,9 +1,8 @@
-"""laion-clap's own CLAP, with a local checkpoint and tokenizer, in fixed windows of ten seconds.
+"""laion-clap's CLAP, with a local checkpoint and tokenizer, in fixed windows of ten seconds.
 
-This file runs in laion-clap's environment (infra/environments), where little else is installed. The package asks the
-hub for three tokenizers and a text encoder when it is imported; the local tokenizer is given for all of them, and the
-text encoder's weights come with the checkpoint. Clips longer than ten seconds it would cut at random: it never sees
-one.
+This file runs in laion-clap's environment (infra/environments), with few other packages. On import, laion-clap requests
+three tokenizers and a text encoder from the hub: the local tokenizer replaces all of them, and the text encoder's
+weights come with the checkpoint. It would crop clips longer than ten seconds at random: it never gets one.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class LaionClap:
 
 
 def new_module(tokenizer: str, audio_model: str, device: str) -> Any:
-    """A CLAP_Module with random weights; nothing is asked of the hub, neither at its import nor when it is built."""
+    """A CLAP_Module with random weights, without any request to the hub."""
     import transformers
 
     folder = Path(tokenizer)
@@ -82,5 +81,5 @@ def new_module(tokenizer: str, audio_model: str, device: str) -> Any:
 
 
 def _sixteen_bits(wave: Floats) -> Floats:
-    """Rounded as laion-clap rounds what it reads: towards zero."""
+    """Rounded towards zero, like files that laion-clap reads."""
     return np.asarray((np.clip(wave, -1, 1) * 32767).astype(np.int16) / 32767, np.float32)

@@ -1,6 +1,6 @@
-"""The real clips that models are judged against; their captions are the prompts.
+"""The real clips of an evaluation; their captions are the prompts.
 
-Clip `n` of a reference is the same on every machine: files are in their table's order, and a seed chooses among them.
+Clip `n` of a reference is the same on every machine: files are in their table's order, and a seed selects among them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tinymusician.evaluate.audio import LoadedClip, read_clip
 
 
 class ReferenceSet(Protocol):
-    """Captioned clips. `told` says what the set is, for the report."""
+    """Captioned clips. `provenance` describes the set in the report."""
 
     captions: list[str]
     provenance: JsonObject
 
     def facts(self, index: int) -> JsonObject:
-        """What a clip's sound depends on."""
+        """Everything that a clip's audio depends on."""
 
     def wave(self, index: int, rate: int) -> LoadedClip:
         """A clip at a rate.
@@ -48,7 +48,7 @@ class FileClips:
         }
 
     def facts(self, index: int) -> JsonObject:
-        """What a clip's sound depends on: where it lies in which bytes."""
+        """Everything that a clip's audio depends on: its position, and the bytes of its file."""
         clip = self._clips[index]
         try:
             with clip.path.open("rb") as file:
@@ -66,9 +66,9 @@ class FileClips:
 
 
 def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
-    """Where in its file a clip begins, and how long it is at most.
+    """The position of a clip in its file, and its maximum length, in seconds.
 
-    A table gives a clip's place in a whole video; a file that was cut already is shorter than that place.
+    A table gives a clip's position in a whole video; the file of a clip that was already cut is shorter.
     """
     if clip.end is None:
         return 0.0, seconds
@@ -84,7 +84,7 @@ def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
 
 
 def choose_clips(there: int, count: int, seed: int, kind: str) -> Sequence[int]:
-    """`count` of the `there` clips of a set, chosen by a seed, in order.
+    """The indices of `count` of a set's `there` clips, selected by a seed, in order.
 
     Raises:
         DataError: the set has fewer.

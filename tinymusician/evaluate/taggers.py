@@ -1,7 +1,7 @@
-"""Classifiers of clips: the packaged band-tagger, or any for audio of transformers' layout.
+"""Audio classifiers in transformers' layout.
 
-Such as MIT/ast-finetuned-audioset-10-10-0.4593 for AudioSet's 527 classes. PaSST, which the published figures use, is
-kept in no such layout.
+For example MIT/ast-finetuned-audioset-10-10-0.4593 for AudioSet's 527 classes. PaSST, which published figures use, is
+not available in this layout.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BATCH = 32
 
 
 class TransformersTagger:
-    """A classifier of transformers' layout, on a clip's beginning, as long as its feature extractor takes."""
+    """A classifier in transformers' layout, on the start of a clip, as long as its feature extractor takes."""
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        """Load it.
+        """Load a classifier.
 
         Raises:
-            ModelError: there is none of this name here.
+            ModelError: there is none of this name.
         """
         folder = model_location(name)
         try:
@@ -46,7 +46,7 @@ class TransformersTagger:
 
     @torch.no_grad()
     def __call__(self, waves: Sequence[Wave]) -> dict[str, Floats]:
-        """Class probabilities [N, classes] of every wave, under the one question `class`."""
+        """Class probabilities [N, classes] of every wave, under the single question `class`."""
         probabilities = []
         for start in range(0, len(waves), _BATCH):
             inputs = self._features(

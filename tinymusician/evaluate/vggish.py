@@ -1,8 +1,8 @@
-"""VGGish: the embedding of the first FAD, from a local checkpoint in PyTorch's layout.
+"""VGGish, the embedding of the first FAD, from a local checkpoint in PyTorch's layout.
 
 Hershey et al., arXiv 1609.09430; front end and network as released with AudioSet: 16 kHz, examples of 0.96 s, 64 mel
-bands of magnitude spectra. The 128 numbers are those before the last ReLU, without PCA or quantization, as in fadtk.
-The checkpoint is `vggish-10086976.pth` of the torchvggish project (Apache-2.0).
+bands of magnitude spectra. The 128 values are those before the last ReLU, without PCA or quantization, as in fadtk. The
+checkpoint is `vggish-10086976.pth` of the torchvggish project (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _BATCH = 32
 
 
 class VggishEmbedder:
-    """A vector every 0.96 s, [windows, 128]."""
+    """One vector per 0.96 s, [windows, 128]."""
 
     def __init__(self, checkpoint: str, device: str = "cpu") -> None:
         """Load the checkpoint.
 
         Raises:
-            ModelError: there is no such file, or it is no VGGish.
+            ModelError: there is no such file, or it is not a VGGish.
         """
         path = Path(checkpoint).expanduser()
         try:
@@ -66,7 +66,7 @@ class VggishEmbedder:
 
 
 def log_mel(waves_BN: Tensor) -> Tensor:
-    """Log-mel examples [B, 96, 64] of windows of 0.96 s; the last frames reach past the end into silence."""
+    """Log-mel examples [B, 96, 64] of windows of 0.96 s; the last frames are padded with silence."""
     padded = nn.functional.pad(waves_BN, (0, _FRAME - _HOP))
     window = torch.hann_window(_FRAME, device=waves_BN.device)
     spectra = torch.fft.rfft(padded.unfold(1, _FRAME, _HOP) * window, _FFT).abs()
@@ -75,7 +75,7 @@ def log_mel(waves_BN: Tensor) -> Tensor:
 
 
 class _ChannelsLast(nn.Module):
-    """Flatten [B, C, T, F] with channels fastest, as TensorFlow, where the weights come from, lays them out."""
+    """Flatten [B, C, T, F] with channels fastest, as in TensorFlow, where the weights come from."""
 
     def forward(self, states: Tensor) -> Tensor:
         return states.permute(0, 2, 3, 1).flatten(1)

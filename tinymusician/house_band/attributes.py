@@ -1,7 +1,7 @@
-"""What is known of a rendered clip, and the captions that say it in MusicCaps' two ways.
+"""The attributes of a rendered clip, and captions that state them in MusicCaps' two styles.
 
 A caption in MusicCaps is a list of aspects ("fast tempo, solo fiddle, reel, cheerful") and a free sentence. Both are
-made here from the same facts, so every word of a caption is true of its clip.
+derived from the same attributes, so every word of a caption is true of its clip.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 PITCH_CLASSES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 INSTRUMENTS = {"piano": 0, "church organ": 19, "fiddle": 40, "trumpet": 56, "flute": 73, "banjo": 105}
-"""The band: name and General MIDI program."""
+"""The instruments: name and General MIDI program."""
 
 TEMPI = {"slow": 48, "medium": 24, "fast": 16}
-"""Codec frames a quarter note: whole numbers, so that every beat lies on the codec's grid."""
+"""Codec frames per quarter note: whole numbers, so that every beat is on the codec's grid."""
 
 FRAME_RATE = 50
 _TEMPO_WORDS = {
@@ -34,7 +34,7 @@ _MOODS = {
 
 @dataclass(frozen=True)
 class ClipAttributes:
-    """The facts a clip was rendered from; `title` and `start` (quarters) say where in the corpus it lies."""
+    """The attributes that a clip was rendered from; `title` and `start` (quarters) are its position in the corpus."""
 
     title: str
     start: float
@@ -58,7 +58,7 @@ def aspects(facts: ClipAttributes, rng: random.Random) -> list[str]:
 
 
 def sentence(facts: ClipAttributes, rng: random.Random) -> str:
-    """A free sentence that names tempo and instrument always, and the other aspects often."""
+    """A free sentence that always names tempo and instrument, and often the other aspects."""
     tempo, _, kind, key, mood = aspects(facts, rng)
     pace = tempo.removesuffix(" tempo")
     feeling = rng.choice((f" and {mood}", "", ""))
@@ -74,5 +74,5 @@ def sentence(facts: ClipAttributes, rng: random.Random) -> str:
 
 
 def caption(facts: ClipAttributes, rng: random.Random) -> str:
-    """One caption in either manner: the sentence three times in four, else the aspect list."""
+    """One caption in either style: the sentence three times in four, else the aspect list."""
     return sentence(facts, rng) if rng.random() < 0.75 else ", ".join(aspects(facts, rng))

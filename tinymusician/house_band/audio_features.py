@@ -1,7 +1,7 @@
-"""Listening by numbers: onsets, chroma, pitch and spectral shape of clips, in NumPy and SciPy.
+"""Audio features in NumPy and SciPy: onsets, chroma, pitch and spectral shape.
 
-They tell whether audio is music of the kind that was asked for: notes that begin where the score says, pitches of a
-scale, a brighter or darker instrument. All take mono waves at `rate` Hz in [-1, 1].
+They measure whether audio is music of the requested kind: notes that begin where the score says, pitches of a scale, a
+brighter or darker instrument. All take mono waves at `rate` Hz in [-1, 1].
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _MAJOR = np.array([0, 2, 4, 5, 7, 9, 11])
 
 
 def spectrogram(wave: Wave, rate: int, window: int = 1024) -> tuple[Wave, Wave]:
-    """Frequencies [F] in Hz and magnitudes [F, frames], a frame every 10 ms, centred."""
+    """Frequencies [F] in Hz and magnitudes [F, frames], one frame per 10 ms, centred."""
     hop = round(rate * HOP_SECONDS)
     _, _, values = stft(wave, rate, nperseg=window, noverlap=window - hop, boundary="even")
     return np.fft.rfftfreq(window, 1 / rate), np.abs(values) * window / 2
 
 
 def onset_times(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
-    """Times in seconds at which notes begin: peaks of the rise of the log spectrum.
+    """The onsets of notes in seconds: peaks of the rise of the log spectrum.
 
     The rise over 40 ms is summed over frequencies up to 5 kHz where it is positive (spectral flux; Bello et al., 2005;
-    the maximum over neighbouring bins keeps vibrato out, as in SuperFlux, Böck and Widmer, 2013). A peak counts if it
+    the maximum over neighbouring bins suppresses vibrato, as in SuperFlux, Böck and Widmer, 2013). A peak counts if it
     is the largest within 40 ms, near a third of the clip's strongest rises, and well above its neighbourhood. The
     constants were chosen on training clips.
     """
@@ -83,7 +83,7 @@ def spectral_centroid(wave: Wave, rate: int) -> float:
 
 
 def band_shape(wave: Wave, rate: int, bands: int = 24) -> npt.NDArray[np.float64]:
-    """The mean log energy in `bands` bands, evenly spaced in log frequency from 100 Hz, less their mean: a timbre."""
+    """The mean log energy in `bands` bands, evenly spaced in log frequency from 100 Hz, minus their mean: a timbre."""
     frequencies, magnitude = spectrogram(wave, rate)
     edges = np.geomspace(100, rate / 2, bands + 1)
     energy = (magnitude**2).mean(axis=1)
@@ -95,7 +95,7 @@ def band_shape(wave: Wave, rate: int, bands: int = 24) -> npt.NDArray[np.float64
 def pitch_track(wave: Wave, rate: int) -> npt.NDArray[np.float64]:
     """The pitch of every 20 ms in MIDI numbers, NaN where there is none.
 
-    Source: YIN's cumulative mean normalised difference (de Cheveigné and Kawahara, 2002, eq. 8), threshold 0.2.
+    Source: YIN's cumulative mean normalized difference (de Cheveigné and Kawahara, 2002, eq. 8), threshold 0.2.
     """
     size, hop = 1024, round(rate * 0.02)
     longest, shortest = rate // 150, rate // 1600

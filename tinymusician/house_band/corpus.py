@@ -1,4 +1,4 @@
-"""The rendered corpus on disk: one array of clips and one JSON of facts and captions for each split.
+"""The rendered corpus on disk: one array of clips and one JSON of attributes and captions per split.
 
 Clip `i` of a split is a function of the seed, the split and `i` alone.
 """
@@ -25,12 +25,12 @@ from tinymusician.house_band.tunes import TUNES, Tune, load_tunes
 CLIP_FRAMES = 5 * FRAME_RATE
 SEED = 0
 HELD_OUT_CLIPS = 400
-"""Clips of the test tunes that results are given on."""
+"""The number of test clips that results are reported on."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip's facts, its caption and the onset frames of its notes."""
+    """One clip's attributes, its caption, and the onset frames of its notes."""
 
     facts: ClipAttributes
     caption: str
@@ -45,7 +45,7 @@ class RenderedSplit:
     clips: list[Clip]
 
     def audio(self, index: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
-        """The chosen clips as float32 in [-1, 1], [n, 80000]."""
+        """The selected clips as float32 in [-1, 1], [n, 80000]."""
         return np.asarray(self.samples[index], np.float32) / np.float32(32767)
 
     @property
@@ -55,9 +55,9 @@ class RenderedSplit:
 
 
 def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, seed: int) -> RenderedSplit:
-    """Read `count` clips of `split` from `folder`, rendering them first when they are not there.
+    """Read `count` clips of `split` from `folder`, and render them first if they are missing.
 
-    The files' names tell what they were rendered from, so a corpus of other tunes is never taken for this one.
+    The files' names contain a digest of what they were rendered from, so a corpus of other tunes is never used instead.
     """
     selected = [tune for tune in tunes if tune.split == split]
     digest = hashlib.sha256(repr((selected, split, count, seed)).encode()).hexdigest()[:12]
@@ -70,12 +70,12 @@ def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, se
 
 
 def load_test_split(folder: Path, count: int) -> RenderedSplit:
-    """The clips of test tunes that the band's weights never saw; parses the scores first where that was not done."""
+    """The clips of test tunes that the band's weights were not trained on; the scores are parsed first if necessary."""
     return load_split(folder, load_tunes(folder / TUNES), "test", count, SEED)
 
 
 def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int) -> None:
-    """Render `count` clips; the facts appear last, so a split is either whole or absent."""
+    """Render `count` clips; the attributes are written last, so a split is either complete or absent."""
     audio.parent.mkdir(parents=True, exist_ok=True)
     band, entries = SoundfontSynth(), []
     for left in audio.parent.glob(f"{audio.name}.*.part"):  # by a worker that was killed, not by one at work

@@ -1,7 +1,7 @@
-"""Which tunes are settings of one tune: by title, and by what they share of their melody in any key.
+"""Groups tunes into families of settings of one tune: by title, and by common melody in any key.
 
-A collection prints a tune under several names, and several collections print the same one; all of them must fall into
-one split, or a model is tested on what it was trained on.
+A collection prints a tune under several names, and several collections print the same one; all of them must be in one
+split, or a model is tested on its training data.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ SHARED_INTERVALS = 16
 
 
 def families(titles: Sequence[str], melodies: Sequence[Sequence[int]]) -> list[int]:
-    """For each tune the index of the first tune of its family; families are joined through chains of resemblance.
+    """For each tune the index of the first tune of its family; families are transitive.
 
-    `titles` are compared as they are, `melodies` (MIDI pitches) by runs of `SHARED_INTERVALS` equal intervals. Runs
-    that only go back and forth between two steps are everybody's, and join nobody.
+    `titles` are compared for equality, `melodies` (MIDI pitches) by runs of `SHARED_INTERVALS` equal intervals. Runs
+    that only alternate between two steps are too common to count.
     """
     first_of = list(range(len(titles)))
 

@@ -1,4 +1,4 @@
-"""The stages in which the house band is made: corpus, codec, tokens, language models, CLAP, packaged weights."""
+"""The steps of making the house band: corpus, codec, tokens, language models, CLAP, packaged weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
-    """Read the rendered corpus from `folder`, parsing the scores and rendering the clips that are not there."""
+    """Read the rendered corpus from `folder`; missing scores are parsed, and missing clips rendered."""
     tunes = load_tunes(folder / TUNES)
 
     def split(name: Split, count: int) -> RenderedSplit:
@@ -39,7 +39,7 @@ def load_corpus(folder: Path, train_clips: int, held_out_clips: int) -> Corpus:
 
 @torch.no_grad()
 def encode_split(codec: Codec, tokenizer: Tokenizer, split: RenderedSplit, batch: int = 50) -> TokenDataset:
-    """The codec's tokens of every clip of a split, with its caption's."""
+    """The codec's tokens of every clip of a split, with those of its caption."""
     device = next(codec.parameters()).device
     codes = []
     for start in range(0, len(split.clips), batch):

@@ -29,7 +29,7 @@ class RenderedClips:
         self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
 
     def facts(self, index: int) -> JsonObject:
-        """What a clip's sound depends on."""
+        """Everything that a clip's audio depends on."""
         samples = self._split.samples[index][: self._samples]
         return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
 

@@ -1,8 +1,8 @@
-"""Tunes to sound: single lines played by a General MIDI soundfont, every note on the codec's frame grid.
+"""Renders tunes: single lines played by a General MIDI soundfont, every note on the codec's frame grid.
 
-Equal notes give equal samples here, and so, nearly always, equal codec tokens: notes begin and end on frame
-boundaries, tempi are whole frames a beat, each instrument has one gain and one velocity. What is left for a language
-model to learn is then the music.
+Equal notes give equal samples, and so, nearly always, equal codec tokens: notes begin and end on frame boundaries,
+tempi are whole frames per beat, and each instrument has one gain and one velocity. What a language model has to learn
+is then the music.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOUDNESS = 0.1
 
 @dataclass(frozen=True)
 class Note:
-    """A note on the frame grid: it sounds from frame `on` up to frame `off`."""
+    """A note on the frame grid, from frame `on` up to frame `off`."""
 
     on: int
     off: int
@@ -40,7 +40,10 @@ class Note:
 
 
 def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, ClipAttributes, int]:
-    """Draw a tune, an instrument, a tempo, a transposition and a starting beat; returns tune, facts, transposition."""
+    """Sample a clip's content; returns tune, attributes and transposition.
+
+    The tune, the instrument, the tempo, the transposition and the starting beat are random.
+    """
     tune = rng.choice(tunes)
     instrument, tempo = rng.choice(list(INSTRUMENTS)), rng.choice(list(TEMPI))
     shift = rng.choice(TRANSPOSITIONS)
@@ -54,8 +57,8 @@ def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, ClipA
 def notes_on_grid(tune: Tune, facts: ClipAttributes, shift: int, frames: int) -> list[Note]:
     """The notes of `tune` from `facts.start` on that begin within `frames` codec frames.
 
-    A note ends one frame before its written end, and never sounds for less than two; pitches outside the band's range
-    move by octaves.
+    A note ends one frame before its written end, and lasts at least two; pitches outside the instrument's range move by
+    octaves.
     """
     a_quarter = TEMPI[facts.tempo]
     octave = 12 if facts.instrument == "flute" else 0
@@ -77,7 +80,7 @@ def _within_range(pitch: int) -> int:
 
 
 class SoundfontSynth:
-    """The soundfont synthesiser, with one fixed gain an instrument."""
+    """The soundfont synthesizer, with one fixed gain per instrument."""
 
     def __init__(self) -> None:
         import tinysoundfont
@@ -125,7 +128,7 @@ def _events(notes: Sequence[Note], frames: int) -> Iterator[tuple[int, bool, int
 
 @cache
 def soundfont() -> Path:
-    """The General MIDI soundfont (TimGM6mb) that pretty_midi ships."""
+    """The General MIDI soundfont (TimGM6mb) of pretty_midi."""
     import pretty_midi
 
     return Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"

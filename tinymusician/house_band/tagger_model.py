@@ -1,7 +1,7 @@
-"""band-tagger: hears which instrument, tempo and key a clip of the house band has.
+"""band-tagger: classifies instrument, tempo and key of the house band's clips.
 
-Two small convolutional networks: one on log-mel spectra, for instrument and tempo; one on semitones, which is
-made for transposition (every filter slides over pitch, octaves are folded, tonics share their weights), for keys.
+Two small convolutional networks: one on log-mel spectra, for instrument and tempo; one on semitones for keys, which is
+equivariant to transposition (every filter slides over pitch, octaves are folded, tonics share their weights).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class BandTagger(nn.Module):
         """Read what `save` wrote.
 
         Raises:
-            ModelError: there is none, or it answers other questions.
+            ModelError: there is none, or it has other questions.
         """
         try:
             content = json.loads((folder / "config.json").read_text())
@@ -103,7 +103,7 @@ def semitones() -> npt.NDArray[np.float64]:
 
 
 def _spectra(waves_BN: Tensor, window: int, hop: int, filters: Tensor) -> Tensor:
-    """Log energies [B, 1, frames, filters], each clip less its mean."""
+    """Log energies [B, 1, frames, filters], minus each clip's mean."""
     spectrum = torch.stft(
         waves_BN, window, hop, window=torch.hann_window(window, device=waves_BN.device), return_complex=True
     )

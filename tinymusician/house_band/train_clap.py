@@ -1,6 +1,6 @@
-"""Training band-clap: a small ClapModel that tells which caption belongs to which clip of the house band.
+"""Trains band-clap: a small ClapModel that matches captions and clips of the house band.
 
-Source: CLAP's symmetric contrastive loss (arXiv 2211.06687, eq. 3), with transformers' own feature extractor.
+Source: CLAP's symmetric contrastive loss (arXiv 2211.06687, eq. 3), with transformers' feature extractor.
 """
 
 from __future__ import annotations
@@ -83,16 +83,16 @@ def clap_features() -> ClapFeatureExtractor:
 
 
 class TrainableClap(nn.Module):
-    """A ClapModel as a function of a batch: the similarity of every clip with every caption, [B, B], scaled."""
+    """A ClapModel as a function of a batch: the scaled similarity of every clip with every caption, [B, B]."""
 
     def __init__(self, clap: Any) -> None:
-        """The two scales get a dimension while they train: DeepSpeed cannot broadcast a parameter that has none."""
+        """The two scales have one dimension while they train: DeepSpeed cannot broadcast a scalar parameter."""
         super().__init__()
         self.clap = clap
         self._reshape_scales((1,))
 
     def trained(self) -> Any:
-        """The ClapModel as transformers knows it."""
+        """The ClapModel in transformers' layout."""
         self._reshape_scales(())
         return self.clap
 
@@ -111,7 +111,7 @@ class TrainableClap(nn.Module):
 
 
 class ClapTask:
-    """Symmetric cross-entropy: each clip picks its caption in the batch, each caption its clip."""
+    """Symmetric cross-entropy: each clip selects its caption in the batch, each caption its clip."""
 
     def __init__(
         self, clap: Any, tokenizer: Tokenizer, train: RenderedSplit, held_out: RenderedSplit, batch_size: int, seed: int
@@ -125,7 +125,7 @@ class ClapTask:
         return np.random.default_rng((self.seed, step, part, parts)).integers(0, len(self.train.clips), self.batch_size)
 
     def batch(self, step: int, part: int, parts: int) -> ClapBatch:
-        """A part's clips and captions."""
+        """The clips and captions of a microbatch."""
         return self._read(self.train, self.rows(step, part, parts))
 
     def loss(self, model: Model, batch: ClapBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,7 +133,7 @@ class ClapTask:
         return contrastive_loss(model(batch)), {}
 
     def validate(self, model: Model) -> dict[str, float]:
-        """Held-out loss and how often the right caption is among the ten nearest of 200."""
+        """Held-out loss, and how often the right caption is among the ten nearest of 200."""
         count = min(200, len(self.held_out.clips))
         device = next(self.module.parameters()).device
         similarity = model(to_device(self._read(self.held_out, np.arange(count)), device))

@@ -1,4 +1,4 @@
-"""Training the house band's EnCodec on rendered clips."""
+"""Trains the house band's EnCodec on rendered clips."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
 WAVEFORM, SI_SDR, COMMITMENT = 10.0, 0.05, 0.25
-"""Weights of the waveform L1, of each dB of distortion, and of the commitment to the codes; the spectra weigh 1."""
+"""The weights of the waveform L1, of each dB of distortion, and of the commitment loss; the spectral loss has weight 1.
+"""
 
 
 class AudioBatch(NamedTuple):
-    """`audio` [B, N] in [-1, 1], and how many codebooks each row uses, `depth` [B]."""
+    """`audio` [B, N] in [-1, 1], and the number of codebooks of each row, `depth` [B]."""
 
     audio: Tensor
     depth: Tensor
@@ -29,7 +30,7 @@ class AudioBatch(NamedTuple):
 
 
 class TrainableCodec(nn.Module):
-    """An EnCodec whose quantizer trains: wave [B, N] to wave [B, N], through `depth` codebooks a row."""
+    """An EnCodec with a trainable quantizer: wave [B, N] to wave [B, N], through `depth` codebooks per row."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class TrainableCodec(nn.Module):
 
 
 class CodecTask:
-    """Batches are random one-second pieces; a third of the rows drop deep codebooks, so that each level counts."""
+    """Batches are random one-second pieces; a third of the rows use fewer codebooks, so that each level matters."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class CodecTask:
         self.held_out = torch.from_numpy(held_out.audio(slice(0, 48)))
 
     def start(self, clips: int = 400) -> None:
-        """Give the untrained codec its closed form and its codebooks their k-means start."""
+        """Initialize the codec in closed form, and its codebooks by k-means."""
         generator = torch.Generator().manual_seed(self.seed)
         torch.manual_seed(self.seed)
         audio = torch.from_numpy(self.train.audio(slice(0, clips)))
@@ -74,7 +75,7 @@ class CodecTask:
         return self._draw(step, part, parts)[0]
 
     def batch(self, step: int, part: int, parts: int) -> AudioBatch:
-        """A second of each of a part's clips."""
+        """One second of each clip of a microbatch."""
         rows, rng = self._draw(step, part, parts)
         offsets = rng.integers(0, self.train.samples.shape[1] - self.samples, self.batch_size)
         pieces = [self.train.samples[row, at : at + self.samples] for row, at in zip(rows, offsets, strict=True)]
@@ -103,7 +104,7 @@ class CodecTask:
 
 @torch.no_grad()
 def codec_quality(codec: Codec, audio_BN: Tensor) -> dict[str, float]:
-    """SI-SDR (dB) and log-mel L1 of reconstructions by number of codebooks; share of each codebook that is used."""
+    """SI-SDR (dB) and log-mel L1 of reconstructions by number of codebooks; the used share of each codebook."""
     codes = codec.encode(audio_BN[:, None]).audio_codes[0]
     true = log_mel(audio_BN, 16_000, 1024, 64, 256)
     figures: dict[str, float] = {}

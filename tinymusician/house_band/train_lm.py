@@ -1,4 +1,4 @@
-"""Training the house band's text encoder and language model on the tokens of rendered clips."""
+"""Trains the house band's text encoder and language model on the tokens of rendered clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_TEXT_SHARE = 0.1
 
 
 class LMBatch(NamedTuple):
-    """Delayed `inputs` and `targets` [B, K, S], text `ids` and `mask` [B, L], rows to train without text `drop` [B]."""
+    """Delayed `inputs` and `targets` [B, K, S], text `ids` and `mask` [B, L], and the rows without text, `drop` [B]."""
 
     inputs: Tensor
     targets: Tensor
@@ -30,7 +30,7 @@ class LMBatch(NamedTuple):
 
 
 class TrainableMusicgen(nn.Module):
-    """Text encoder and decoder of a MusicGen trained together: a batch in, logits [B, K, S, V] out."""
+    """Text encoder and decoder of a MusicGen, trained together: a batch in, logits [B, K, S, V] out."""
 
     def __init__(self, model: Musicgen) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TrainableMusicgen(nn.Module):
 
 
 class LanguageModelTask:
-    """Next-code cross-entropy over the valid positions of the delay pattern, a tenth of the rows without text."""
+    """Next-code cross-entropy over the valid positions of the delay pattern; a tenth of the rows has no text."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class LanguageModelTask:
         self.pad = int(model.config.decoder.vocab_size)
 
     def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
-        """Rows of epoch after epoch, each in an order of its own; the parts of a step are disjoint."""
+        """Rows of epoch after epoch, each shuffled; the parts of a step are disjoint."""
         return rows_of_step(step, part, parts, self.batch_size, len(self.train.codes), self.seed)
 
     def batch(self, step: int, part: int, parts: int) -> LMBatch:
-        """A part's rows, some without their text."""
+        """The rows of a microbatch, some without their text."""
         rng = np.random.default_rng((self.seed, step, part, parts))
         drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
         return captioned(self.train, self.rows(step, part, parts), self.pad, drop)
 
     def loss(self, model: Model, batch: LMBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the codebooks' cross-entropies, in nats a code."""
+        """The mean of the codebooks' cross-entropies, in nats per code."""
         per_book = cross_entropy_per_codebook(model(batch), batch.targets)
         return per_book.mean(), {f"cross_entropy/{k + 1}": value for k, value in enumerate(per_book)}
 
@@ -119,7 +119,7 @@ def cross_entropy_per_codebook(logits_BKSV: Tensor, targets_BKS: Tensor) -> Tens
 
 
 def unigram_entropy(codes_BKT: npt.NDArray[np.integer[Any]], vocabulary: int) -> list[float]:
-    """The entropy of each codebook's code frequencies, in nats: what a model without any context would reach."""
+    """The entropy of each codebook's code frequencies, in nats: the cross-entropy of a model without context."""
     entropies = []
     for book in codes_BKT.transpose(1, 0, 2).reshape(codes_BKT.shape[1], -1):
         share = np.bincount(book, minlength=vocabulary) / book.size

@@ -1,4 +1,4 @@
-"""Training band-tagger: the facts a clip was rendered from are its labels."""
+"""Trains band-tagger: the attributes that a clip was rendered from are its labels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tinymusician.training.task import Model, to_device
 
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_CLASSES)
 CLASSES: Classes = {"instrument": tuple(INSTRUMENTS), "tempo": tuple(TEMPI), "key": KEYS}
-"""What is asked of a clip, and the possible answers."""
+"""The questions, and their possible answers."""
 
 
 def labels_of(facts: ClipAttributes) -> dict[str, int]:
-    """The right answers, as numbers of classes."""
+    """The right answers, as class indices."""
     answers = {"instrument": facts.instrument, "tempo": facts.tempo, "key": facts.key}
     return {question: CLASSES[question].index(answer) for question, answer in answers.items()}
 
@@ -47,7 +47,7 @@ class TaggerTask:
         return self._draw(step, part, parts)[0]
 
     def batch(self, step: int, part: int, parts: int) -> TaggerBatch:
-        """A part's clips at random levels."""
+        """The clips of a microbatch, at random levels."""
         rows, rng = self._draw(step, part, parts)
         clips = _read(self.train, rows)
         gains = torch.from_numpy(rng.uniform(0.5, 1.5, (self.batch_size, 1)).astype(np.float32))

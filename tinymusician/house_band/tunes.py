@@ -1,8 +1,8 @@
-"""Tunes out of music21's corpus: plain lists of notes, split by tune into train, validation and test.
+"""Tunes of music21's corpus: lists of notes, split by tune into train, validation and test.
 
 Three collections of single-line tunes are used, all printed before 1890 and long out of copyright: Ryan's Mammoth
 Collection (1883), O'Neill's Irish Music (transcriptions of older tunes) and Aird's Airs (1782-1803). Parsing takes
-minutes, so the result is kept in one JSON file. Settings of one tune, under whatever title, share a split.
+minutes, so the result is cached in one JSON file. Settings of one tune, under whatever title, share a split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinymusician.data.splits import Split
 from tinymusician.house_band.dedup import families
 
 TUNES = "tunes-by-family.json"
-"""The file that parsed tunes are kept in."""
+"""The file of the parsed tunes."""
 COLLECTIONS = {"ryan": "ryansMammoth", "oneill": "oneills1850", "aird": "airdsAirs"}
 KINDS = ("reel", "jig", "hornpipe", "strathspey", "waltz", "polka", "clog", "march")
 _LONGEST_QUARTERS = 96.0
@@ -30,7 +30,7 @@ _NOT_THE_TITLE = {"the", "a", "an", "setting", "st", "nd", "rd", "th", "s", *KIN
 
 @dataclass(frozen=True)
 class Tune:
-    """One melody. `notes` holds (onset in quarters, length in quarters, MIDI pitch), ordered by onset."""
+    """One melody. `notes` are (onset in quarters, length in quarters, MIDI pitch), ordered by onset."""
 
     title: str
     collection: str
@@ -43,13 +43,13 @@ class Tune:
 
 
 def plain_title(title: str) -> str:
-    """The title without numbering, articles, dances, case or punctuation: what two settings of one tune share."""
+    """The title without numbering, articles, dances, case and punctuation: equal for settings of one tune."""
     words = re.sub(r"[^a-z ]", " ", title.lower()).split()
     return " ".join(word for word in words if word not in _NOT_THE_TITLE)
 
 
 def with_splits(tunes: Sequence[Tune]) -> list[Tune]:
-    """The tunes with their splits: by a hash of the title of the first of each family of settings."""
+    """The tunes with their splits, by a hash of the title of each family's first tune."""
     titles = [plain_title(tune.title) for tune in tunes]
     heads = families(titles, [[pitch for _, _, pitch in tune.notes] for tune in tunes])
     return [replace(tune, split=_split_of(titles[head])) for tune, head in zip(tunes, heads, strict=True)]
@@ -61,7 +61,7 @@ def _split_of(title: str) -> Split:
 
 
 def load_tunes(cache: Path) -> list[Tune]:
-    """Read the parsed tunes from `cache`, parsing music21's corpus first when the file is not there."""
+    """Read the parsed tunes from `cache`; music21's corpus is parsed first if the file is missing."""
     if not cache.exists():
         tunes = [asdict(tune) for tune in with_splits(parse_corpus())]
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _tune_of(score: Any, collection: str, stem: str) -> Tune | None:
 
 
 def _kind_of(text: str, ratio: str) -> str:
-    """The dance a tune is, from its title, or else from its meter."""
+    """The dance of a tune, from its title, or else from its meter."""
     for kind in KINDS:
         if kind in text.lower():
             return kind

@@ -1,8 +1,8 @@
-"""A release folder of audiocraft's MusicGen (`state_dict.bin`, `compression_state_dict.bin`) in transformers' layout.
+"""Converts an audiocraft release of MusicGen (`state_dict.bin`, `compression_state_dict.bin`) to transformers' layout.
 
-Nothing of audiocraft is needed for it: the files are read as tensors and text. Mono models with the delay pattern and
-text alone are understood, as facebook's small, medium and large and what users trained themselves. The text encoder is
-no part of a release: it is looked for beside the files under its own name (such as `t5-base/`), then on the hub.
+audiocraft itself is not needed: the files are read as tensors and text. Supported are mono models with the delay
+pattern and text conditioning alone: facebook's small, medium and large, and models that users trained. A release does
+not contain its text encoder, which is looked for beside the files under its name (such as `t5-base/`), then on the hub.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ _RENAMED = (
 
 
 def is_release(folder: Path) -> bool:
-    """Whether a folder is one of audiocraft's releases, and nothing else: the hub's folders hold both layouts."""
+    """Whether a folder is an audiocraft release only; the hub's folders contain both layouts."""
     both = (folder / LANGUAGE_MODEL).is_file() and (folder / CODEC).is_file()
     return both and not (folder / "config.json").is_file()
 
 
 def converted(folder: Path) -> Path:
-    """The same model in transformers' layout, made once and kept in the user's cache.
+    """The folder of the same model in transformers' layout, converted once and cached.
 
     Raises:
-        ModelError: a file that cannot be read, a model of another kind, or a text encoder that cannot be had.
+        ModelError: a file cannot be read, the model is of another kind, or its text encoder is missing.
     """
     digest = hashlib.sha256()
     for name in (LANGUAGE_MODEL, CODEC):
@@ -79,7 +79,7 @@ def converted(folder: Path) -> Path:
 
 
 def convert(folder: Path, to: Path) -> None:
-    """Write a release as a folder of transformers' layout."""
+    """Write a release as a folder in transformers' layout."""
     weights, settings = _read(folder / LANGUAGE_MODEL)
     _check(settings, folder)
     decoder = _decoder(weights, settings["transformer_lm"])
@@ -142,7 +142,7 @@ def _check(settings: JsonObject, folder: Path) -> None:
 
 
 def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> Decoder:
-    """The language model, its packed projections taken apart."""
+    """The language model, with its packed projections split."""
     width = shape["dim"]
     tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -175,7 +175,7 @@ def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> Decoder:
 
 
 def _codec(folder: Path) -> Codec:
-    """The codec: in the release itself, or the one that it names."""
+    """The codec: from the release, or the one that it names."""
     path = folder / CODEC
     package = _package(path)
     if "pretrained" in package:
@@ -239,7 +239,7 @@ def _codec_name(name: str, expected_keys: set[str]) -> str:
 
 
 def _text_encoder(folder: Path, name: str) -> tuple[TextEncoder, Tokenizer]:
-    """By the path or id that the release names, or in a folder beside it, of that name or of the name's last part."""
+    """The text encoder by the path or id in the release, or from a folder of that name beside it."""
     beside = folder / Path(name).name
     place = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
     try:

@@ -1,8 +1,8 @@
-"""The house band's EnCodec, and the closed form its training starts from.
+"""The house band's EnCodec, and the closed-form initialization of its training.
 
-A randomly initialised EnCodec takes hours to say anything. This one starts as a linear codec that already plays:
-an MDCT, a principal component analysis of the coefficients of one frame, and k-means codebooks on top. The
-nonlinear layers are present from the beginning but scaled so that they hardly bend.
+Training a randomly initialized EnCodec takes hours. This one starts as a linear codec that already reconstructs audio:
+an MDCT, a principal component analysis of the coefficients of one frame, and k-means codebooks. The nonlinear layers
+are present from the start, but scaled so that they are nearly linear.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers import EncodecConfig, EncodecModel
 from tinymusician.models.protocols import Codec, LayerStack
 
 _SMALL = 0.2
-"""Scale at which ELU is nearly linear: ELU(x) = x - x²/2 for small negative x."""
+"""The scale at which ELU is nearly linear: ELU(x) = x - x²/2 for small negative x."""
 
 
 def codec_config(codebook_size: int = 512, filters: int = 40, latent: int = 64, lstm_layers: int = 1) -> EncodecConfig:
-    """EnCodec at 16 kHz, 50 frames a second, four codebooks, with strides 80 and 4."""
+    """EnCodec at 16 kHz, 50 frames per second, four codebooks, with strides 80 and 4."""
     bandwidth = 4 * 50 * math.log2(codebook_size) / 1000
     return EncodecConfig(
         target_bandwidths=[bandwidth],
@@ -43,7 +43,7 @@ def codec_config(codebook_size: int = 512, filters: int = 40, latent: int = 64, 
 
 @torch.no_grad()
 def start_from_closed_form(codec: Codec, audio_BN: Tensor) -> None:
-    """Set encoder and decoder of `codec` to an MDCT and the principal components of its coefficients on `audio_BN`.
+    """Set encoder and decoder to an MDCT and the principal components of its coefficients on `audio_BN`.
 
     The encoder's four convolutions become: a copy of the wave beside random filters, the MDCT, the projection of one
     frame's coefficients on their principal components, the first `hidden_size` of them. The decoder is the transpose.
@@ -115,7 +115,7 @@ def _except_first(conv: nn.Conv1d) -> Tensor:
 
 
 def _centred(conv: nn.Conv1d, values: dict[int, float]) -> Tensor:
-    """A kernel that copies input channel 0 to output channel `k` with the given factor."""
+    """A kernel that copies input channel 0 to output channels, each with its factor in `values`."""
     weight = torch.zeros(conv.weight.shape)
     for channel, value in values.items():
         weight[channel, 0, conv.weight.shape[-1] // 2] = value
@@ -123,7 +123,7 @@ def _centred(conv: nn.Conv1d, values: dict[int, float]) -> Tensor:
 
 
 def _window(conv: nn.Conv1d, kernel: Tensor) -> Tensor:
-    """`kernel` in the middle of the convolution's support, over a little noise that breaks ties."""
+    """`kernel` in the middle of the convolution's support, over low noise that breaks ties."""
     weight = 1e-3 * _noise(conv)
     before = (conv.weight.shape[-1] - kernel.shape[-1]) // 2
     weight[:, :, before : before + kernel.shape[-1]] += kernel
@@ -131,12 +131,12 @@ def _window(conv: nn.Conv1d, kernel: Tensor) -> Tensor:
 
 
 def _at_channel(conv: nn.Conv1d, basis: Tensor) -> Tensor:
-    """`basis` between channel 0 of the wave side and all coefficients, over a little noise."""
+    """`basis` between channel 0 on the wave's side and all coefficients, over low noise."""
     weight = 1e-3 * _noise(conv)
     weight[:, 0] = basis
     return weight
 
 
 def new_codec(config: EncodecConfig) -> EncodecModel:
-    """An EnCodec with random weights; `start_from_closed_form` gives it meaningful ones."""
+    """An EnCodec with random weights; `start_from_closed_form` initializes them."""
     return EncodecModel(config)

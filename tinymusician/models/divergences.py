@@ -48,7 +48,7 @@ def entropy(log_q: Tensor) -> Tensor:
 
 
 def cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The cross-entropy -Σ q·log p: how much the student's next codes surprise the teacher."""
+    """The cross-entropy -Σ q·log p of the student's codes under the teacher."""
     return reverse_kl(log_p, log_q) + entropy(log_q)
 
 
@@ -83,7 +83,7 @@ def on_logits(
 ) -> Tensor:
     """A divergence of softmax(z / τ) at every position, times τ², 0 outside the mask: [B, K, T], in nats.
 
-    `temperature` is a number or broadcasts to [B, K, T]. What lies outside the mask may be anything, NaN included. The
+    `temperature` is a number, or broadcasts to [B, K, T]. Values outside the mask may be arbitrary, even NaN. The
     factor τ² keeps gradients comparable over temperatures (Hinton et al., arXiv 1503.02531, section 2).
     """
     tau = torch.as_tensor(temperature, device=student_BKTV.device).expand(mask_BKT.shape)

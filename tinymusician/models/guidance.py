@@ -1,6 +1,6 @@
-"""A student that is told its guidance scale: in one pass it plays what its teacher needs two for, at a range of scales.
+"""Guidance-conditioned MusicGen: one pass with the guidance scale as an input, instead of two passes.
 
-The scale is a condition like the text: an embedding of it is added to every text state. Source: guided distillation of
+The scale is a condition like the text: its embedding is added to every text state. Source: guided distillation of
 diffusion models with the scale as an input (arXiv 2210.03142, section 3.1).
 """
 
@@ -20,7 +20,7 @@ _WAVES = 8
 
 
 class GuidanceEmbedding(nn.Module):
-    """A scale's embedding [B, E], at first 0: sines and cosines of its place in the range, and two layers."""
+    """The embedding of a scale, [B, E], initially 0: sines and cosines of its position in the range, and two layers."""
 
     def __init__(self, low: float, high: float, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class GuidanceConditionedMusicgen(MusicgenForConditionalGeneration):  # type: ig
 
 
 def add_guidance_conditioning(student: Musicgen, low: float, high: float) -> GuidanceConditionedMusicgen:
-    """The same student, told its scale from `low` to `high`; until it has learned to listen it plays as before."""
+    """The same student with guidance conditioning from `low` to `high`; before training, its outputs do not change."""
     config = copy.deepcopy(student.config)
     config.guidance_range = [low, high]
     conditioned: GuidanceConditionedMusicgen = GuidanceConditionedMusicgen(config)
@@ -66,12 +66,12 @@ def guidance_embedding(model: Musicgen) -> GuidanceEmbedding | None:
 
 
 def is_guidance_conditioned(model: Musicgen) -> bool:
-    """Whether a model is told its guidance scale."""
+    """Whether a model is guidance-conditioned."""
     return guidance_embedding(model) is not None
 
 
 def range_of(model: Musicgen) -> tuple[float, float] | None:
-    """The scales that a model can be told; None if it is told none."""
+    """The guidance scales of a guidance-conditioned model; None for another model."""
     if not is_guidance_conditioned(model):
         return None
     low, high = model.config.guidance_range
@@ -79,10 +79,10 @@ def range_of(model: Musicgen) -> tuple[float, float] | None:
 
 
 def plays_in_one_pass(model: Musicgen) -> bool:
-    """Whether guidance is in a model's weights, for one scale or for those that it is told."""
+    """Whether a model needs one pass: guidance is in its weights, for one scale or for a range."""
     return is_guidance_conditioned(model) or model.generation_config.guidance_scale == 1
 
 
 def passes_of(model: Musicgen, guidance: float) -> float:
-    """The scale by which a sampler must combine two passes of a model; 1 asks for one."""
+    """The scale with which a sampler combines two passes of a model; 1 means one pass."""
     return 1.0 if plays_in_one_pass(model) else guidance

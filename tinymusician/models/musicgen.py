@@ -1,7 +1,7 @@
 """MusicGen in PyTorch: loading, the text condition, and one forward pass over delayed codes.
 
-Any model of transformers' MusicGen layout is loaded by the same code, from the hub or a local folder. Shapes: B batch,
-K codebook, S step of the delayed sequence, V vocabulary, L text token, E text width.
+The same code loads any model in transformers' MusicGen layout, from the hub or a local folder. Shapes: B batch, K
+codebook, S step of the delayed sequence, V vocabulary, L text token, E text width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
 
 
 class TextCondition(NamedTuple):
-    """Text states [B, L, E] as the text encoder gives them, and their mask [B, L]; all-zero rows mean no text."""
+    """Text states [B, L, E] of the text encoder, and their mask [B, L]; all-zero rows mean no text."""
 
     states: Tensor
     mask: Tensor
@@ -31,7 +31,7 @@ class TextCondition(NamedTuple):
         return TextCondition(torch.zeros_like(self.states), torch.zeros_like(self.mask))
 
     def dropped(self, drop_B: Tensor) -> TextCondition:
-        """The rows where `drop_B` is true get the null condition."""
+        """The condition with the null condition in the rows where `drop_B` is true."""
         keep = ~drop_B
         return TextCondition(self.states * keep[:, None, None], self.mask * keep[:, None])
 
@@ -40,7 +40,7 @@ class ConditionedDecoder(nn.Module):
     """MusicGen's language model: delayed codes and a text condition in, logits of every codebook out."""
 
     def __init__(self, model: Musicgen) -> None:
-        """Share the decoder, and the projection of text states where widths differ, of a MusicGen model."""
+        """Share the decoder of a MusicGen model, and its projection of text states if it has one."""
         super().__init__()
         self.decoder = model.decoder
         self.project = getattr(model, "enc_to_dec_proj", None)
@@ -49,14 +49,14 @@ class ConditionedDecoder(nn.Module):
     def forward(self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None = None) -> Tensor:
         """Logits [B, K, S, V] for the codes that follow each prefix of `inputs_BKS`.
 
-        `scale_B` is for a student that is told its guidance; the states do not know of it yet.
+        `scale_B` is for a guidance-conditioned student whose scale is not in the states yet.
         """
         return self._run(inputs_BKS, states_BLE, mask_BL, scale_B, hidden=False)[0]
 
     def with_states(
         self, inputs_BKS: Tensor, states_BLE: Tensor, mask_BL: Tensor, scale_B: Tensor | None = None
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The logits, and what each layer gives on, [B, S, D]; the last one's is after the last norm."""
+        """The logits, and the output of each layer, [B, S, D]; the last one's is after the final norm."""
         return self._run(inputs_BKS, states_BLE, mask_BL, scale_B, hidden=True)
 
     def _run(
@@ -79,7 +79,7 @@ class ConditionedDecoder(nn.Module):
 
 
 def encode_text(model: HasTextEncoder, ids_BL: Tensor, mask_BL: Tensor) -> TextCondition:
-    """Run the text encoder; its states are projected and masked by the decoder's side."""
+    """Run the text encoder; the decoder projects and masks its states."""
     states = model.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     return TextCondition(states, mask_BL)
 
@@ -87,10 +87,10 @@ def encode_text(model: HasTextEncoder, ids_BL: Tensor, mask_BL: Tensor) -> TextC
 def guidance_condition(
     model: Musicgen, ids_BL: Tensor, mask_BL: Tensor, guidance: float | Sequence[float]
 ) -> TextCondition:
-    """The text condition under which a model plays; one that is told its guidance hears of the scale, or each row's.
+    """The text condition of sampling; for a guidance-conditioned model it contains the scale, or each row's scale.
 
     Raises:
-        ModelError: a scale that it was not trained for.
+        ModelError: a scale is outside the range of the model.
     """
     text = encode_text(model, ids_BL, mask_BL)
     embedding = guidance_embedding(model)
@@ -110,7 +110,7 @@ def load_musicgen(name: str) -> Musicgen:
     """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
 
     Raises:
-        ModelError: the weights cannot be had, are damaged, or belong to another kind of model.
+        ModelError: the weights are missing, damaged, or belong to another kind of model.
     """
     folder = model_location(name)
     try:
@@ -127,7 +127,11 @@ def load_musicgen(name: str) -> Musicgen:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that lies beside a MusicGen's weights."""
+    """The tokenizer beside a MusicGen's weights.
+
+    Raises:
+        ModelError: there is none.
+    """
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_location(name))
     except Exception as error:
@@ -136,9 +140,12 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def model_location(name: str) -> str:
-    """The folder of a packaged band model (`band-large`), a local folder as it is, or else a hub id.
+    """The folder of a packaged model (`band-large`), a local folder as it is, or else a hub id.
 
-    A release of audiocraft's is given in transformers' layout.
+    An audiocraft release is converted to transformers' layout first.
+
+    Raises:
+        ModelError: a local folder does not exist.
     """
     packaged = Path(__file__).parent / "weights" / name
     if "/" not in name and packaged.is_dir():

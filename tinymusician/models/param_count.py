@@ -1,4 +1,4 @@
-"""What a MusicGen's text encoder and its codec's decoder cost: parameters, reckoned without loading anything."""
+"""The parameter counts of a MusicGen's text encoder and codec decoder, computed without loading anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinymusician.models.shape import RELEASED, WEIGHTS
 
 @dataclass(frozen=True)
 class TextShape:
-    """A T5 encoder: `layers` of `heads` as wide as `head`, its `vocabulary`, and its position `buckets`."""
+    """A T5 encoder: `layers` with `heads` of width `head`, its `vocabulary`, and its position `buckets`."""
 
     layers: int = 12
     width: int = 768
@@ -26,14 +26,14 @@ class TextShape:
 
     @property
     def parameters(self) -> int:
-        """As transformers counts them."""
+        """The number of parameters, as transformers counts them."""
         a_layer = 4 * self.width * self.heads * self.head + 2 * self.width * self.feed_forward + 2 * self.width
         return self.vocabulary * self.width + self.layers * a_layer + self.buckets * self.heads + self.width
 
 
 @dataclass(frozen=True)
 class CodecShape:
-    """An EnCodec of `filters` next to the wave, under weight norm."""
+    """An EnCodec with `filters` in its first convolution, under weight norm."""
 
     filters: int = 64
     residual_layers: int = 1
@@ -48,7 +48,7 @@ class CodecShape:
 
     @property
     def decoder_parameters(self) -> int:
-        """Of the half that a device plays with, as transformers counts them."""
+        """The number of parameters of the decoder, which a device needs, as transformers counts them."""
         channels = self.filters << len(self.ratios)
         total = self.latent * channels * self.kernel + 2 * channels + self.lstm_layers * 8 * channels * (channels + 1)
         for ratio in self.ratios:
@@ -59,7 +59,7 @@ class CodecShape:
         return total + channels * self.last_kernel + 2
 
     def _block(self, width: int) -> int:
-        """One residual block: two convolutions, and one more where its shortcut is not plain."""
+        """One residual block: two convolutions, and one more if its shortcut is a convolution."""
         hidden = width // self.compress
         block = width * hidden * self.residual_kernel + 2 * hidden + hidden * width + 2 * width
         return block + (width * width + 2 * width if self.shortcut else 0)
@@ -87,10 +87,10 @@ def check_text(
     teacher_heads: int,
     teacher_feed_forward: int,
 ) -> None:
-    """Whether such a text encoder can be cut out of such a teacher's.
+    """Check that a text encoder can be pruned from a teacher's.
 
     Raises:
-        RecipeError: it is larger somewhere, or has layers that the teacher does not have.
+        RecipeError: a size exceeds the teacher's, or a layer does not exist.
     """
     sizes = {
         "width": (width, teacher_width),
@@ -108,7 +108,7 @@ def check_text(
 
 
 def check_text_width(width: int, decoder: int) -> None:
-    """A decoder hears states of its own width without a projection, and could not hear mapped ones.
+    """Check that the decoder projects its text states: one of their own width does not.
 
     Raises:
         RecipeError: text states are as wide as the student's decoder.
@@ -121,11 +121,11 @@ def check_text_width(width: int, decoder: int) -> None:
 
 
 SHORTEST = 512
-"""Half the window of the spectra that pieces of sound are judged by, in samples."""
+"""Half the window of the spectral losses, in samples."""
 
 
 def check_piece(seconds: float, frame_rate: float, samples_a_frame: int) -> int:
-    """The frames of a piece of sound so long.
+    """The number of frames of a piece of audio.
 
     Raises:
         RecipeError: it is too short for a spectrum.
@@ -140,10 +140,10 @@ def check_piece(seconds: float, frame_rate: float, samples_a_frame: int) -> int:
 
 
 def check_codec_size(filters: int, residual_layers: int, teacher_filters: int, teacher_residual_layers: int) -> None:
-    """Whether such a codec can be cut out of such a teacher's.
+    """Check that a codec can be pruned from a teacher's.
 
     Raises:
-        RecipeError: it is larger somewhere.
+        RecipeError: a size exceeds the teacher's.
     """
     if filters > teacher_filters:
         raise RecipeError(f"codec.filters = {filters}: at most the teacher's {teacher_filters}")

@@ -1,7 +1,7 @@
-"""How a student is cut out of its teacher: fewer decoder layers, copied from chosen teacher layers.
+"""Prunes decoder layers: a student is initialized with chosen layers of its teacher.
 
-Everything else (codec, text encoder, embeddings, heads) is the teacher's. Source: weight transfer from teacher layers
-as in DistilBERT (arXiv 1910.01108, section 2) and TinyTTM (arXiv 2406.17159).
+Codec, text encoder, embeddings and heads are the teacher's. Source: weight transfer from teacher layers as in
+DistilBERT (arXiv 1910.01108, section 2) and TinyTTM (arXiv 2406.17159).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tinymusician.models.protocols import HasWeights, Musicgen, MusicgenConfig
 
 
 def cut_student(teacher: Musicgen, layers: Sequence[int]) -> Musicgen:
-    """A MusicGen whose decoder consists of the teacher's `layers`, in this order, with its own copy of all weights.
+    """A MusicGen whose decoder has the teacher's `layers`, in this order, with its own copy of all weights.
 
     Raises:
-        RecipeError: a layer that the teacher does not have, or more layers than it has.
+        RecipeError: a layer does not exist, or there are more layers than the teacher has.
     """
     check_layers(layers, teacher.config.decoder.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
@@ -30,7 +30,7 @@ def cut_student(teacher: Musicgen, layers: Sequence[int]) -> Musicgen:
 
 
 def build_musicgen(config: MusicgenConfig, weights: Mapping[str, Tensor], like: Musicgen) -> Musicgen:
-    """A MusicGen of this configuration with a copy of these weights, that plays like another one by default."""
+    """A MusicGen of a configuration with a copy of these weights and the generation defaults of another one."""
     model: Musicgen = MusicgenForConditionalGeneration(config)
     model.load_state_dict(weights)
     model.generation_config = copy.deepcopy(like.generation_config)
@@ -38,10 +38,10 @@ def build_musicgen(config: MusicgenConfig, weights: Mapping[str, Tensor], like: 
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
-    """A student's layers must be its teacher's, which has so many.
+    """Check that a student's layers exist in a teacher with `depth` layers.
 
     Raises:
-        RecipeError: one that the teacher does not have, or more than it has.
+        RecipeError: a layer does not exist, or there are more than `depth`.
     """
     if len(layers) > depth:
         raise RecipeError(
@@ -53,7 +53,7 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
 
 
 def check_pair(teacher: Musicgen, student: Musicgen) -> None:
-    """A student must speak its teacher's codes.
+    """Check that a student has its teacher's codes.
 
     Raises:
         ModelError: codebooks, vocabulary, frame rate or text vocabulary differ.
@@ -72,10 +72,10 @@ def check_pair(teacher: Musicgen, student: Musicgen) -> None:
 
 
 def check_codec(model: Musicgen, name: str) -> None:
-    """A decoder must speak the language of its own codec.
+    """Check that a model's decoder and codec have the same codebooks.
 
     Raises:
-        ModelError: it has other codebooks.
+        ModelError: they differ.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
     spoken, understood = (decoder.num_codebooks, decoder.vocab_size), (codec.num_quantizers, codec.codebook_size)
@@ -87,7 +87,7 @@ def check_codec(model: Musicgen, name: str) -> None:
 
 
 def weights_digest(model: HasWeights) -> str:
-    """A SHA-256 over all weights of a model by name: the same for the same weights wherever they were loaded from."""
+    """A SHA-256 over all weights of a model by name, independent of where they were loaded from."""
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         total.update(name.encode())
@@ -96,7 +96,7 @@ def weights_digest(model: HasWeights) -> str:
 
 
 def _renumbered(weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
-    """The teacher's weights with the chosen layers under their new numbers."""
+    """The teacher's weights, with the chosen layers renumbered."""
     prefix = "decoder.model.decoder.layers."
     renumbered = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     for new, old in enumerate(layers):

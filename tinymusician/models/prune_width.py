@@ -1,14 +1,14 @@
-"""A student narrower than its teacher, cut out of the teacher's matrices by a stated rule.
+"""Prunes the width of a decoder: a student is initialized with parts of its teacher's matrices.
 
-Which of the teacher's parts a student keeps:
+The student keeps:
 
     channels   of the residual stream, evenly from both halves of them: positions are cosines in the first half and
-               sines in the second, by frequency, so the student's own positions are nearly those it was cut from
+               sines in the second, by frequency, so the student's positions are nearly those of the teacher
     heads      of each attention, those with the largest output matrices (Frobenius norm), in their order
     neurons    of each feed-forward block, those with the largest |in|·|out|, in their order
 
-What reads fewer channels is scaled by √(teacher's width / student's), so that sums keep their size. Norms of weights as
-a measure of what to keep: arXiv 1608.08710; whole heads and neurons: arXiv 2407.14679, section 2.
+Matrices that read fewer channels are scaled by √(teacher's width / student's), so that sums keep their magnitude.
+Weight norms as the criterion: arXiv 1608.08710; whole heads and neurons: arXiv 2407.14679, section 2.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _BODY = "decoder.model.decoder."
 
 
 def narrow_student(teacher: Musicgen, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Musicgen:
-    """A MusicGen whose decoder has the teacher's `layers` in a smaller width; text encoder and codec are the teacher's.
+    """A MusicGen with the teacher's `layers` in a smaller width; text encoder and codec are the teacher's.
 
     Raises:
-        RecipeError: a layer that the teacher does not have, or a shape that cannot be cut out of it.
+        RecipeError: a layer does not exist, or the shape cannot be pruned from the teacher.
     """
     config = teacher.config.decoder
     check_layers(layers, config.num_hidden_layers)
@@ -52,7 +52,7 @@ def narrow_student(teacher: Musicgen, layers: Sequence[int], width: int, heads: 
 
 
 def channels(count: int, width: int) -> Tensor:
-    """Which `count` of `width` channels are kept: as many of each half, evenly, first and last included."""
+    """The indices of `count` of `width` channels: as many of each half, evenly spaced, first and last included."""
     half = torch.linspace(0, width // 2 - 1, count // 2).round().long()
     return torch.cat([half, half + width // 2])
 
@@ -60,7 +60,7 @@ def channels(count: int, width: int) -> Tensor:
 def _outside_layers(
     weights: dict[str, Tensor], config: DecoderConfig, width: int, text_width: int
 ) -> dict[str, Tensor]:
-    """Embeddings, last norm, heads, and the projection of the text states."""
+    """Embeddings, final norm, heads, and the projection of the text states."""
     retained, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
     pruned = {}
     for book in range(config.num_codebooks):
@@ -80,7 +80,7 @@ def _outside_layers(
 def _layer(
     weights: dict[str, Tensor], prefix: str, config: DecoderConfig, width: int, heads: int, feed_forward: int
 ) -> dict[str, Tensor]:
-    """One layer's weights, by their names within it."""
+    """One layer's weights, by their names within the layer."""
     whole = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     retained, gain = channels(width, config.hidden_size), (config.hidden_size / width) ** 0.5
     pruned = {name: value[retained] for name, value in whole.items() if "layer_norm" in name}
@@ -99,7 +99,7 @@ def _layer(
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """The places of the `count` largest, in order."""
+    """The indices of the `count` largest values, in order."""
     return values.topk(count).indices.sort().values
 
 

@@ -1,8 +1,8 @@
-"""A codec with fewer filters and residual blocks, cut out of an EnCodec that keeps its quantizer.
+"""Prunes a codec: fewer filters and residual blocks, with the teacher's quantizer.
 
-The codes keep their meaning, so a language model speaks to either. The decoder is what a device plays with; the encoder
-is cut alike, since a MusicGen's codec has one configuration for both. Every convolution keeps the output channels whose
-kernels are largest (Frobenius norm, arXiv 1608.08710), of those inputs that the layer before has kept; a residual block
+The codes keep their meaning, so both codecs work with the same language model. A device needs the decoder; the encoder
+is pruned alike, since a MusicGen has one configuration for both. Every convolution keeps the output channels with the
+largest kernels (Frobenius norm, arXiv 1608.08710), for those inputs that the layer before keeps; a residual block
 writes to the channels that it reads.
 """
 
@@ -24,11 +24,11 @@ from tinymusician.models.prune_width import largest
 
 @torch.no_grad()
 def narrow_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
-    """An EnCodec with so many filters and residual blocks a stage, in float32 and evaluation mode.
+    """An EnCodec with `filters` and `residual_layers` per stage, in float32 and evaluation mode.
 
     Raises:
         RecipeError: the teacher has fewer.
-        ModelError: it normalises by groups.
+        ModelError: it has another normalization than by weight.
     """
     check_codec_size(filters, residual_layers, teacher.config.num_filters, teacher.config.num_residual_layers)
     if teacher.config.norm_type != "weight_norm":
@@ -43,7 +43,7 @@ def narrow_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
 
 
 def with_codec(model: Musicgen, codec: Codec) -> Musicgen:
-    """A MusicGen that plays through another codec."""
+    """A MusicGen with another codec."""
     shape = copy.deepcopy(model.config)
     shape.audio_encoder = copy.deepcopy(codec.config)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("audio_encoder.")}
@@ -52,7 +52,7 @@ def with_codec(model: Musicgen, codec: Codec) -> Musicgen:
 
 
 def _cut(old: Any, new: Any, residual_layers: int) -> None:
-    """Fill the new layers from the old ones that have a place among them."""
+    """Initialize the new layers from the corresponding old ones."""
     retained, blocks, targets = None, 0, iter(new)
     for layer in old:
         kind = type(layer).__name__
@@ -69,7 +69,7 @@ def _cut(old: Any, new: Any, residual_layers: int) -> None:
 
 
 def _cut_convolution(old: Any, new: Any, retained: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Fill a convolution that reads the channels `kept` (None: all); returns the output channels it keeps."""
+    """Initialize a convolution that reads the channels `retained` (None: all); returns its output channels."""
     transposed = isinstance(old, nn.ConvTranspose1d)
     weight = old.weight.transpose(0, 1) if transposed else old.weight  # [out, in, kernel]
     weight = weight if retained is None else weight[:, retained]
@@ -92,7 +92,7 @@ def _cut_block(old: Any, new: Any, retained: Tensor | None) -> None:
 
 
 def _cut_lstm(old: Any, new: Any, retained: Tensor | None) -> None:
-    """Its four gates keep the channels that it reads, for it adds its output to its input."""
+    """All four gates keep the channels that the LSTM reads, since it adds its output to its input."""
     assert retained is not None, "a convolution comes first"
     gates = torch.cat([retained + gate * old.hidden_size for gate in range(4)])
     for name, value in old.named_parameters():

@@ -1,14 +1,14 @@
-"""A text encoder with fewer layers in a smaller width, cut out of a T5 encoder, and how it joins a student.
+"""Prunes a text encoder: fewer layers in a smaller width, initialized from a T5 encoder.
 
-Which of the teacher's parts it keeps:
+It keeps:
 
     channels   of the residual stream, those that embeddings and layers write most to (Frobenius norm)
-    heads      those with the largest output matrices over the kept layers; all layers share their positions' biases
+    heads      those with the largest output matrices over the kept layers; all layers share the position biases
     neurons    of each feed-forward block, those with the largest |in|·|out|
 
-What reads fewer channels is scaled as in `narrow`. A linear map carries its states to the teacher's width. A decoder
-reads text states of another width than its own through a linear projection, so in the end both are one, and the student
-stays a plain MusicGen.
+Matrices that read fewer channels are scaled as in `prune_width`. A linear map projects the states to the teacher's
+width. A decoder reads text states of another width than its own through a linear projection; in the end, map and
+projection become one, and the student is a plain MusicGen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ProjectedTextEncoder(nn.Module):
         self.encoder, self.to_teacher = encoder, to_teacher
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """States [B, L, E] as its teacher would give them."""
+        """The mapped states [B, L, E]."""
         states: Tensor = self.to_teacher(self.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state)
         return states
 
@@ -43,11 +43,11 @@ class ProjectedTextEncoder(nn.Module):
 def narrow_text(
     teacher: TextEncoder, layers: Sequence[int], width: int, heads: int, feed_forward: int
 ) -> ProjectedTextEncoder:
-    """A T5 encoder of the teacher's `layers`; its map begins by putting every kept channel back in its place.
+    """A T5 encoder with the teacher's `layers`; initially its map puts every kept channel back to its index.
 
     Raises:
-        RecipeError: it is larger than the teacher's somewhere.
-        ModelError: the teacher's has gated feed-forward blocks.
+        RecipeError: a size exceeds the teacher's.
+        ModelError: the teacher has gated feed-forward blocks.
     """
     config = teacher.config
     if config.is_gated_act:
@@ -83,7 +83,7 @@ def narrow_text(
 
 
 def with_text(model: Musicgen, text: ProjectedTextEncoder) -> Musicgen:
-    """A MusicGen that hears through another text encoder: map and projection of the text states become one.
+    """A MusicGen with another text encoder: the map becomes part of the projection of the text states.
 
     Raises:
         RecipeError: the decoder is as wide as the new states, and so has no projection.
@@ -112,12 +112,12 @@ _NAMES = {
 
 
 def _block(weights: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-    """One layer's weights, by what they are."""
+    """One layer's weights, by their roles."""
     return {part: weights[name.format(layer)] for part, name in _NAMES.items()}
 
 
 def _cut(block: dict[str, Tensor], channels: Tensor, rows: Tensor, feed_forward: int, gain: float) -> dict[str, Tensor]:
-    """One layer in these channels, with these rows of its heads and its largest neurons."""
+    """One layer with these channels, these rows of its heads, and its largest neurons."""
     first, second = block["feed_forward.wi"], block["feed_forward.wo"]
     neurons = largest(first.norm(dim=1) * second.norm(dim=0), feed_forward)
     return {

@@ -1,7 +1,7 @@
-"""Training EnCodec's residual vector quantizer: k-means start, moving-average updates, revival of dead codes.
+"""Trains EnCodec's residual vector quantizer: k-means initialization, moving averages, revival of dead codes.
 
-transformers ships EnCodec's quantizer for inference only; this trains its buffers in place. Source: EnCodec
-(arXiv 2210.13438, section 3.2) and VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1).
+transformers has EnCodec's quantizer for inference only; this trains its buffers in place. Source: EnCodec (arXiv
+2210.13438, section 3.2) and VQ-VAE's moving averages (arXiv 1711.00937, appendix A.1).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class QuantizerTrainer(nn.Module):
     """Runs an `EncodecResidualVectorQuantizer` with gradients and updates its codebooks by moving averages."""
 
     def __init__(self, quantizer: Quantizer, decay: float = 0.99, revive_below: float = 0.05) -> None:
-        """`revive_below` is the share of an even usage under which a code counts as dead."""
+        """A code is dead if its usage falls below the share `revive_below` of an even usage."""
         super().__init__()
         self.quantizer = quantizer
         self.decay, self.revive_below = decay, revive_below
 
     @torch.no_grad()
     def start(self, latents_ND: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
-        """Fit each codebook in turn to what the ones before leave over, by k-means."""
+        """Fit each codebook by k-means to the residual of those before it."""
         residual = latents_ND.float()
         for layer in self.quantizer.layers:
             book = layer.codebook
@@ -67,7 +67,7 @@ class QuantizerTrainer(nn.Module):
 
     @torch.no_grad()
     def _update(self, book: Codebook, residual: Tensor, index: Tensor, generator: torch.Generator) -> None:
-        """Cluster sizes are kept in multiples of an even usage, so that their mean is one."""
+        """Update by moving averages; cluster sizes are multiples of an even usage, so that their mean is one."""
         count = torch.bincount(index, minlength=book.codebook_size).float()
         sums = torch.zeros_like(book.embed).index_add_(0, index, residual)
         if dist.is_initialized():
@@ -82,7 +82,10 @@ class QuantizerTrainer(nn.Module):
             self._revive(book, dead, residual, generator)
 
     def _revive(self, book: Codebook, dead: Tensor, residual: Tensor, generator: torch.Generator) -> None:
-        """Put dead codes where random latents of this batch are: the lowest worker's that has any, alike on all."""
+        """Replace dead codes by random latents of this batch, equal on all ranks.
+
+        The latents are those of the lowest rank that has any.
+        """
         fresh = book.embed[dead]
         if len(residual):
             picks = torch.randint(len(residual), (len(fresh),), generator=generator)

@@ -1,7 +1,7 @@
-"""Sampling codes from a MusicGen in PyTorch: cached steps, with the engine's guidance and draws.
+"""Samples codes from a MusicGen in PyTorch, with a cache, and with the engine's guidance and draws.
 
-Greedy codes agree with transformers' `MusicgenForConditionalGeneration.generate`, step for step; unlike it this
-returns the codes and draws from a generator of its own.
+Greedy codes equal those of transformers' `MusicgenForConditionalGeneration.generate`, step by step. Unlike `generate`,
+this returns the codes, and draws from its own generator.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def sample_codes(
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes [B, K, frames] for each row of `text`; without a generator or seeds the likeliest code is taken (greedy).
+    """Codes [B, K, frames] for each row of `text`; greedy without a generator or seeds.
 
-    With `guidance` 1 only the conditional pass runs. `seeds` give every row numbers of its own, the engine's for that
-    seed: a row then does not depend on those beside it, and a bundle plays the same up to its rounding.
+    With `guidance` 1 only the conditional pass runs. With `seeds`, each row has the random numbers that the engine uses
+    for its seed: a row does not depend on the other rows, and a bundle generates the same up to rounding.
     """
     numbers = _numbers(rows := len(text.states), generator, seeds)
     num_codebooks, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
@@ -63,7 +63,7 @@ def sample_codes(
 
 
 Numbers = Callable[[int], npt.NDArray[np.float64]]
-"""Uniform numbers of a step: for K codebooks, [B, K]."""
+"""The uniform random numbers of a step: for K codebooks, [B, K]."""
 
 
 def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] | None) -> Numbers | None:
@@ -80,14 +80,14 @@ def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] 
 
 
 def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: SamplingParams) -> Tensor:
-    """The engine's own draw."""
+    """Sample with the engine's `draw`."""
     num_codebooks = logits_BKV.shape[1]
     uniforms = numbers(num_codebooks) if numbers is not None else np.zeros(logits_BKV.shape[:-1])
     return torch.from_numpy(draw(logits_BKV.cpu().numpy(), uniforms, sampling)).to(logits_BKV.device)
 
 
 def decode_audio(model: Musicgen, codes_BKT: Tensor) -> Tensor:
-    """The codec's wave [B, N] for codes."""
+    """Decode codes with the model's codec: a wave [B, N]."""
     with torch.no_grad():
         wave: Tensor = model.audio_encoder.decode(codes_BKT[None], [None]).audio_values[:, 0]
     return wave

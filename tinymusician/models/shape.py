@@ -1,6 +1,6 @@
-"""What a MusicGen decoder's shape costs: parameters and memory, reckoned without loading anything.
+"""The parameter count and memory of a MusicGen decoder, computed without loading anything.
 
-The shapes of the released models are known here; any other model is read from its folder's config.json.
+The shapes of the released models are listed here; those of other models are read from their config.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 class DecoderShape:
     """A decoder's `layers`, `width`, `feed_forward` width, `codebooks` of `vocabulary` codes, and text width `text`.
 
-    `positions` bound the steps of a sequence; `frame_rate` is its codec's, in frames a second; `heads` are attention's.
+    `positions` limits the steps of a sequence; `frame_rate` is the codec's, in frames per second; `heads` are
+    attention's.
     """
 
     layers: int
@@ -34,7 +35,7 @@ class DecoderShape:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the decoder as transformers counts them, without the projection of the text states."""
+        """The parameter count of the decoder, as in transformers, without the projection of the text states."""
         attention = 8 * self.width * self.width
         a_layer = attention + 2 * self.width * self.feed_forward + 6 * self.width
         embeddings = self.codebooks * (2 * self.vocabulary + 1) * self.width
@@ -55,17 +56,17 @@ RELEASED = {
 
 
 def is_packaged(name: str) -> bool:
-    """Whether a model of this name comes with the package."""
+    """Whether a model of this name is in the package."""
     return "/" not in name and (WEIGHTS / name / "config.json").is_file()
 
 
 def shape_of(name: str) -> DecoderShape | None:
-    """The decoder's shape of a packaged, local or released model; None for a hub id that is not known here.
+    """The decoder's shape of a packaged, local or released model.
 
-    None as well for a release of audiocraft's, whose shape stands among its weights.
+    None for an unknown hub id, and for an audiocraft release, whose shape is among its weights.
 
     Raises:
-        ModelError: a local folder without a readable MusicGen configuration, or what can be no model's name.
+        ModelError: a local folder has no readable MusicGen configuration, or the name is not valid.
     """
     if name in RELEASED:
         return RELEASED[name]
@@ -96,7 +97,7 @@ def shape_of(name: str) -> DecoderShape | None:
 
 
 def check_split(heads: int, feed_forward: int, pieces: int) -> None:
-    """Whether a decoder of so many attention heads and this feed-forward width splits into equal `pieces`.
+    """Check that a decoder with so many attention heads and this feed-forward width splits into `pieces` equal pieces.
 
     Raises:
         ModelError: it does not.
@@ -117,11 +118,11 @@ def check_narrow(
     teacher_feed_forward: int,
     text: int,
 ) -> None:
-    """Whether such a student can be cut out of such a teacher.
+    """Check that a student can be pruned from a teacher.
 
     Raises:
-        RecipeError: it is wider somewhere, its heads are of another width, or it is as wide as the `text` states, which
-            its teacher projects and it could not.
+        RecipeError: a size exceeds the teacher's, its heads have another width, or it is as wide as the `text` states,
+            which its teacher projects and it could not.
     """
     a_head = teacher_width // teacher_heads
     if width != heads * a_head:

@@ -1,4 +1,4 @@
-"""Spectra of waves: mel filters, multi-resolution spectral distance, scale-invariant signal-to-distortion ratio."""
+"""Spectral losses and metrics: mel filters, multi-resolution spectral distance, SI-SDR."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def log_mel(audio_BN: Tensor, sample_rate: int, window: int, bands: int, hop: in
 def spectral_distance(made_BN: Tensor, true_BN: Tensor, sample_rate: int) -> Tensor:
     """Mean over resolutions of log-mel L1, half log-magnitude L1 and half spectral convergence.
 
-    Source: the multi-resolution STFT loss of Parallel WaveGAN (arXiv 1910.11480), with mel bands as in EnCodec. Waves
-    that are shorter than half a window are not compared by it.
+    Source: the multi-resolution STFT loss of Parallel WaveGAN (arXiv 1910.11480), with mel bands as in EnCodec.
+    Resolutions with a window of more than twice the wave's length are left out.
     """
     fitting = [(window, bands) for window, bands in RESOLUTIONS if window // 2 < made_BN.shape[-1]]
     if not fitting:

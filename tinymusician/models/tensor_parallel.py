@@ -1,8 +1,8 @@
-"""A decoder split over several devices: each holds a slice of every layer's matrices (tensor parallelism).
+"""Tensor parallelism for a decoder: each device holds a slice of every layer's matrices.
 
 Queries, keys, values and the first feed-forward matrix are split by their outputs, the other two by their inputs
-(Megatron-LM, arXiv 1909.08053, section 3), so that a layer needs one sum over the devices for each of its three
-blocks. Embeddings, heads, norms and the text encoder stay whole on each.
+(Megatron-LM, arXiv 1909.08053, section 3), so that a layer needs one all-reduce for each of its three blocks.
+Embeddings, heads, norms and the text encoder are replicated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _BY_INPUT = ("fc2", *(f"{attention}.out_proj" for attention in _ATTENTIONS))
 
 
 def split_decoder(model: Musicgen, mesh: DeviceMesh) -> None:
-    """Keep this process's slice of each decoder layer of `model`, in place; all of `mesh` must call it.
+    """Replace each decoder layer by this process's slice of it, in place; all ranks of `mesh` must call it.
 
-    From then on a forward pass is a collective: all must run it, on the same inputs, and all get the whole logits.
+    Afterwards a forward pass is a collective: all ranks run it on the same inputs, and all get the complete logits.
 
     Raises:
         ModelError: heads or feed-forward width do not divide evenly.

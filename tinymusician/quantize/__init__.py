@@ -1,1 +1,1 @@
-"""Compression: a MusicGen in PyTorch to the graphs of a bundle, each part in a precision of its own."""
+"""Exports a MusicGen to the graphs of a bundle, and quantizes each component to its own precision."""

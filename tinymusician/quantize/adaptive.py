@@ -1,4 +1,4 @@
-"""Measuring a bundle's groups: each one alone in each precision, and all of them in a plan together."""
+"""Measures precision plans: each group of weights alone in each precision, and all of them together."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout, rollout_with_ranges
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
-"""What the codec may become: convolutions know no blocks."""
+"""The precisions of the codec: convolutions cannot be quantized in blocks."""
 
 
 def groups_of(path: Path) -> dict[str, int]:
-    """Every group of a float32 graph, with the bytes of its weights; each codebook's head is a group of its own."""
+    """Every group of a float32 graph, with the bytes of its weights; each codebook's head is its own group."""
     model = onnx.load(str(path), load_external_data=False)
     sizes = {tensor.name: 4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     groups: dict[str, int] = {}
@@ -39,7 +39,7 @@ def groups_of(path: Path) -> dict[str, int]:
 
 
 def trials(groups: Sequence[str], precisions: Sequence[Precision]) -> list[tuple[str, Precision]]:
-    """Every group with every precision that it may be tried in, in order."""
+    """Every group with every precision to try, in order."""
     return [
         (group, precision)
         for group in groups
@@ -48,14 +48,14 @@ def trials(groups: Sequence[str], precisions: Sequence[Precision]) -> list[tuple
     ]
 
 
-def alone(group: str, precision: Precision, how: PrecisionPlan) -> PrecisionPlan:
-    """A plan that changes one group only; block size, symmetry and method are those of `how`."""
-    return how.model_copy(update={"default": "float32", "groups": {group: precision}, "cache": "float32"})
+def alone(group: str, precision: Precision, base: PrecisionPlan) -> PrecisionPlan:
+    """A plan that changes one group only; block size, symmetry and method are those of `base`."""
+    return base.model_copy(update={"default": "float32", "groups": {group: precision}, "cache": "float32"})
 
 
 @dataclass(frozen=True)
 class PlanMetrics:
-    """What a plan makes of the graphs: bytes of all files, each codebook's KL (nats a code), the codec's SNR in dB."""
+    """A plan's bytes of all files, KL by codebook (nats per code), and SNR of the codec in dB."""
 
     size: int
     by_codebook: tuple[float, ...]
@@ -79,11 +79,11 @@ class PlanEvaluator:
         self._wave = player.codec(sequences.codes[0])
 
     def player(self, folder: Path) -> MusicGenerator:
-        """The graphs in `folder` ready to run; they are this process's own, so nothing is checked."""
+        """A generator for the graphs in `folder`, which this process wrote, so files are not verified."""
         return MusicGenerator(Bundle(folder, self.manifest), self._threads)
 
     def measure(self, plan: PrecisionPlan) -> PlanMetrics:
-        """What a plan makes of the graphs."""
+        """Quantize the graphs, and measure them."""
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as name:
             target = Path(name)
             self._change(plan, target)
@@ -93,7 +93,7 @@ class PlanEvaluator:
             return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), codec_snr)
 
     def table(self, metrics: Mapping[tuple[str, Precision], PlanMetrics]) -> Table:
-        """What each group costs in each precision, from what was measured of it alone; what broke it is left out."""
+        """The sensitivity of each group in each precision, from measurements of it alone; failed ones are left out."""
         nothing = (0.0,) * self.manifest.architecture.codebooks
         table: dict[str, dict[Precision, GroupSensitivity]] = {
             group: {"float32": GroupSensitivity(size, nothing)} for group, size in self.groups.items()
@@ -106,7 +106,7 @@ class PlanEvaluator:
         return table
 
     def _change(self, plan: PrecisionPlan, target: Path) -> None:
-        """Write the graphs that the plan changes, link the others."""
+        """Write the graphs that the plan changes, and link the others."""
         for path in self.folder.iterdir():
             if path.suffix == ".onnx" and self._touches(plan, path.stem):
                 quantize_graph(plan, path.stem, path, target / path.name, self.ranges)
@@ -126,7 +126,7 @@ class PlanEvaluator:
 
 
 def snr(expected: Floats, actual: Floats) -> float:
-    """Signal to noise in dB of a wave against the one it should be; minus infinity if it holds no numbers."""
+    """The signal-to-noise ratio of a wave in dB; minus infinity if it is not finite."""
     if not np.isfinite(actual).all():
         return -float("inf")
     noise = float(np.square(actual.astype(np.float64) - expected).sum())

@@ -1,4 +1,4 @@
-"""A precision plan applied to the float32 graphs of a bundle, by ONNX Runtime's own quantizers."""
+"""Applies a precision plan to the float32 graphs of a bundle, with ONNX Runtime's quantizers."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _REST = {"text_encoder": "text", "cross": "cross", "codec_decoder": "codec", "co
 
 
 WEIGHTED = ("MatMul", "Gather", "Conv", "ConvTranspose", "LSTM")
-"""Nodes whose weights a plan decides on."""
+"""The operators whose weights a plan covers."""
 _EXACT = ("bias_pairs",)
 """Small tables that stay in float32."""
 _SINK_INPUT = 11
-"""Which input of GroupQueryAttention holds the heads' sinks; the scales of keys and values follow it."""
+"""The index of GroupQueryAttention's input with the heads' sinks; the scales of keys and values follow it."""
 CacheRanges = Sequence[tuple[Array, Array]]
 """By layer the largest absolute key and value of each channel, [H, D] each."""
 
 
 def apply_plan(plan: PrecisionPlan, source: Path, target: Path, ranges: CacheRanges | None = None) -> None:
-    """Write the graphs of `source`, quantized by `plan`, into `target`, with everything else that lies there.
+    """Write the graphs of `source`, quantized by `plan`, into `target`, with the other files of the folder.
 
-    `ranges` are needed where the plan keeps the cache in int8.
+    `ranges` are needed if the plan has an int8 cache.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
@@ -57,7 +57,7 @@ def apply_plan(plan: PrecisionPlan, source: Path, target: Path, ranges: CacheRan
 def quantize_graph(
     plan: PrecisionPlan, name: str, source: Path, target: Path, ranges: CacheRanges | None = None
 ) -> None:
-    """Write one graph of the fused flavour, quantized by `plan`."""
+    """Write one graph of the fused format, quantized by `plan`."""
     if plan.uniform_int8 and name != "codec_encoder":
         quantize_uniformly(source, target)
         return
@@ -93,7 +93,7 @@ def _float_bytes(model: onnx.ModelProto) -> int:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silence for quantizers and exporters, which tell of every node."""
+    """Silence quantizers and exporters, which log every node."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -105,9 +105,9 @@ def quietly() -> Iterator[None]:
 
 
 def quantize_model(plan: PrecisionPlan, model: onnx.ModelProto, group: Callable[[str], str]) -> onnx.ModelProto:
-    """Give every node with weights the precision of its group; `group` tells it from the node's name.
+    """Give every node with weights the precision of its group; `group` maps a node's name to it.
 
-    A table whose rows are no whole number of blocks becomes float16 where the plan asks for fewer bits.
+    A table whose rows are not a whole number of blocks becomes float16 instead of a lower precision.
     """
     tables = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1}
     chosen: dict[Precision, list[str]] = {"float32": [], "float16": [], "int8": [], "int4": []}
@@ -125,14 +125,14 @@ def quantize_model(plan: PrecisionPlan, model: onnx.ModelProto, group: Callable[
 
 
 def group_of(graph: str, node: str) -> str:
-    """The plan's group that a node of a graph belongs to; one product of all heads counts as the first one's."""
+    """The plan's group of a graph's node; one product of all heads counts as the first head's."""
     if part := re.match(r"layers\.\d+|lm_heads\.\d+", node) if graph == "decoder" else None:
         return part[0]
     return _GROUPS.get(graph, {}).get(node) or _REST[graph]
 
 
 def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
-    """Quantize these products dynamically, with a scale a channel, in place; returns the nodes that are no products."""
+    """Quantize these products dynamically in place, with one scale per channel; returns the other nodes."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     products = {node.name for node in model.graph.node if node.name in nodes and node.op_type == "MatMul"}
@@ -154,7 +154,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
 
 
 def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
-    """Where a plan gives the codebooks' heads several precisions, make the one product of all heads one for each."""
+    """Split the one product of all heads, if a plan gives the codebooks' heads several precisions."""
     num_codebooks = (
         next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
     )
@@ -175,10 +175,10 @@ def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
 
 
 def cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
-    """Keep keys and values of self-attention in 8 bits, with a scale for every channel of every head.
+    """Store keys and values of self-attention in 8 bits, with one scale per channel of every head.
 
     With 8 bits ONNX Runtime's tiled attention is slower for one query than its plain one: a quarter of a step at
-    position 1,450. Heads with a sink go the plain way, and a sink of this weight takes nothing from the softmax.
+    position 1,450. Heads with a sink use the plain one, and a sink of this weight takes nothing from the softmax.
     """
     for value in (*model.graph.input, *model.graph.output):
         if re.match(r"(past|kept)_(key|value)\.", value.name):
@@ -198,7 +198,7 @@ def cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
 
 
 def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: PrecisionPlan) -> onnx.ModelProto:
-    """Keep the weights of these products in blocks of few bits."""
+    """Quantize the weights of these products in blocks."""
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
         HQQWeightOnlyQuantConfig,
@@ -227,7 +227,7 @@ def _to_blocks(model: onnx.ModelProto, nodes: list[str], bits: int, plan: Precis
 
 
 def _tables_to_blocks(model: onnx.ModelProto, nodes: set[str], bits: int, block: int) -> None:
-    """Keep the rows of these tables in blocks: `GatherBlockQuantized`, symmetric about the middle of its range."""
+    """Quantize the rows of these tables in blocks: `GatherBlockQuantized`, symmetric about the middle of its range."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.name in nodes]:
         table = numpy_helper.to_array(weights[node.input[0]])
@@ -259,7 +259,7 @@ def blocks_of(table: Array, bits: int, block: int) -> tuple[Array, Array]:
 
 
 def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
-    """Keep the weights of these nodes in float16, widened by a Cast that ONNX Runtime folds when it loads the graph."""
+    """Store the weights of these nodes in float16, followed by a Cast that ONNX Runtime folds on loading."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     renames = dict.fromkeys(
         name
@@ -279,7 +279,7 @@ def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
 
 
 def _replace(model: onnx.ModelProto, name: str, arrays: dict[str, Array]) -> None:
-    """Take a weight out and put others in."""
+    """Replace a weight by others."""
     place = next(index for index, tensor in enumerate(model.graph.initializer) if tensor.name == name)
     del model.graph.initializer[place]
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in arrays.items())

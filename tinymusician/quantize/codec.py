@@ -1,11 +1,11 @@
-"""EnCodec as ONNX: a decoder that can go on where it stopped, and an encoder for clips to be continued.
+"""EnCodec as ONNX: a decoder that can continue where it stopped, and an encoder for clips to be continued.
 
-The decoder's convolutions see a few frames to both sides; its LSTM remembers everything before. So a chunk is decoded
-exactly when the LSTM starts from the state it had, and enough frames around the chunk are there to be thrown away:
+The decoder's convolutions see a few frames on both sides; its LSTM has a state. So a chunk is decoded exactly if the
+LSTM starts from its previous state, and the chunk has enough context frames on both sides, which are cut off:
 
     codes ─▶ embed, first convolution ─▶ cut the context ─▶ LSTM from its state ─▶ behind what is kept ─▶ wave
 
-The architecture is transformers' `EncodecModel` (arXiv 2210.13438), and the tests hold the graphs against it.
+The architecture is that of transformers' `EncodecModel` (arXiv 2210.13438), against which the tests compare the graphs.
 Shapes: B row, K codebook, T frame, D channels of the LSTM.
 """
 
@@ -25,10 +25,10 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def codec_weights(codec: Codec) -> dict[str, npt.NDArray[np.float32]]:
-    """The weights of transformers' EncodecModel by name, with weight normalisation folded in.
+    """The weights of transformers' EncodecModel by name, with weight normalization folded in.
 
     Raises:
-        ModelError: a normalisation other than by weight, causal convolutions, or normalised input.
+        ModelError: another normalization than by weight, causal convolutions, or normalized input.
     """
     config = codec.config
     for field, expected in (("norm_type", "weight_norm"), ("use_causal_conv", False), ("normalize", False)):
@@ -44,7 +44,7 @@ def codec_weights(codec: Codec) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def frames_around(config: CodecConfig) -> tuple[int, int]:
-    """How many frames to each side of a chunk the convolutions see: before the LSTM, and after it."""
+    """The number of context frames of the convolutions, on each side: before the LSTM, and after it."""
     reach = (config.last_kernel_size - 1) // 2
     for ratio in reversed(config.upsampling_ratios):
         for block in range(config.num_residual_layers):
@@ -54,10 +54,11 @@ def frames_around(config: CodecConfig) -> tuple[int, int]:
 
 
 def codec_decoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProto:
-    """`codes` [B, K, T], `cut` [2], `state` [B, 2·layers, D], `kept` [B, D, P] to `audio`, `latent` and `state_after`.
+    """`codes`, `cut`, `state` and `kept` to `audio`, `latent` and `state_after`.
 
-    `cut` says how many frames at the beginning and at the end of `codes` are context only. The N = T - cut frames
-    between them go through the LSTM; `latent` [B, D, P + N] are the kept frames and these, `audio` their samples.
+    `codes` are [B, K, T], `cut` [2], `state` [B, 2·layers, D], `kept` [B, D, P]. `cut` is the number of frames at the
+    start and the end of `codes` that are context only. The N = T - cut frames between them go through the LSTM;
+    `latent` [B, D, P + N] are the kept frames and these, `audio` their samples.
     """
     codec = _CodecGraphBuilder(config, weights)
     g = codec.g
@@ -105,20 +106,20 @@ def codec_encoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProt
 
 
 def _cut(g: GraphWriter, x: str) -> str:
-    """Take the context off both ends of the last axis."""
+    """Cut the context off both ends of the last axis."""
     parts = g.nodes("Split", ["cut"], ["cut_left", "cut_right"], axis=0, num_outputs=2)
     length = g.node("Shape", [x], "context_length", start=2)
     return g.node("Slice", [x, parts, g.node("Sub", [length, "cut_right"], "cut_end"), g.ints(2)], "new_frames")
 
 
 class _CodecGraphBuilder:
-    """EnCodec's layers as nodes."""
+    """Builds EnCodec's layers as nodes."""
 
     def __init__(self, config: CodecConfig, weights: Weights) -> None:
         self.config, self.weights, self.g = config, weights, GraphWriter("codec")
 
     def embedding(self) -> str:
-        """The sum of the codebooks' vectors, from one table of all of them: [B, hidden, T]."""
+        """The sum of the codebooks' vectors, from one table: [B, hidden, T]."""
         g, num_codebooks = self.g, self.config.num_quantizers
         tables = [self.weights[f"quantizer.layers.{book}.codebook.embed"] for book in range(num_codebooks)]
         starts = (np.arange(num_codebooks, dtype=np.int64) * len(tables[0]))[:, None]
@@ -128,7 +129,7 @@ class _CodecGraphBuilder:
         return g.node("Transpose", [summed], "vector_columns", perm=[0, 2, 1])
 
     def convolution(self, x: str, name: str, stride: int = 1, dilation: int = 1) -> str:
-        """A convolution whose input is mirrored at both ends, as much more to the left as the sizes are uneven."""
+        """A convolution with reflection padding; uneven padding has one more on the left."""
         weight = self.weights[f"{name}.conv.weight"]
         total = (weight.shape[2] - 1) * dilation + 1 - stride
         if total:
@@ -155,7 +156,7 @@ class _CodecGraphBuilder:
         return self.g.node("Elu", [x], name)
 
     def recurrence(self, x: str, name: str, state: str | None) -> str:
-        """The stacked LSTM with its shortcut, [B, D, T]; with `state` it starts there and says where it ended."""
+        """The stacked LSTM with its shortcut, [B, D, T]; with `state` it starts there, and outputs its final state."""
         g, layers = self.g, self.config.num_lstm_layers
         sequence = short = g.node("Transpose", [x], f"{name}.sequence", perm=[2, 0, 1])
         starts = self._states(state, name) if state else [""] * (2 * layers)
@@ -174,7 +175,7 @@ class _CodecGraphBuilder:
         return g.node("Transpose", [summed], name, perm=[1, 2, 0])
 
     def quantize(self, x: str) -> str:
-        """Residual vector quantization: of each level the nearest vector to what is left (arXiv 2210.13438, 3.2)."""
+        """Residual vector quantization: at each level the nearest vector to the residual (arXiv 2210.13438, 3.2)."""
         g = self.g
         left, chosen = g.node("Transpose", [x], "left.0", perm=[0, 2, 1]), []
         for book in range(self.config.num_quantizers):
@@ -208,7 +209,7 @@ class _CodecGraphBuilder:
         return [self.g.weight(f"{name}.{layer}.weight_{part}", value[None]) for part, value in values.items()]
 
     def _states(self, state: str, name: str) -> list[str]:
-        """The state [B, 2·layers, D] as the layers' own, each [1, B, D]: hidden and cell in turn."""
+        """The state [B, 2·layers, D] split by layer, each [1, B, D]: hidden and cell in turn."""
         count = 2 * self.config.num_lstm_layers
         rows = self.g.node("Transpose", [state], f"{name}.starts", perm=[1, 0, 2])
         names = [f"{name}.start.{number}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""A MusicGen in PyTorch to the graphs of a bundle, in float32: the fused flavour."""
+"""Exports a MusicGen in PyTorch to the float32 graphs of a bundle, in the fused format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinymusician.quantize.text import LONGEST_TEXT, text_graph
 from tinymusician.runtime.bundle import Architecture
 
 GRAPHS_VERSION = 2
-"""Goes up when the graphs of a model change, so that those kept on a machine are written anew."""
+"""Increases when the exported graphs change, so that cached graphs are exported again."""
 
 
 def export_fused(model: Musicgen, tokenizer: Path, folder: Path, continuation: bool) -> None:
@@ -27,7 +27,7 @@ def export_fused(model: Musicgen, tokenizer: Path, folder: Path, continuation: b
     `tokenizer` is the model's tokenizer.json.
 
     Raises:
-        ModelError: the model is stereo, or has parts that the graphs do not know.
+        ModelError: the model is stereo, or has layers that cannot be exported.
     """
     config = model.config
     if config.decoder.audio_channels != 1:
@@ -45,7 +45,7 @@ def export_fused(model: Musicgen, tokenizer: Path, folder: Path, continuation: b
 
 
 def architecture_of(model: Musicgen) -> Architecture:
-    """What the engine must know of a MusicGen."""
+    """The dimensions of a MusicGen that the engine needs."""
     config = model.config
     codec, positions = config.audio_encoder, config.decoder.max_position_embeddings
     before, after = frames_around(codec)

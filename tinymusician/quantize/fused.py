@@ -1,11 +1,11 @@
-"""The fused flavour of MusicGen's decoder as ONNX: every weight once, nothing computed twice, caches in place.
+"""MusicGen's decoder as ONNX in the fused format: every weight once, nothing computed twice, caches in place.
 
-Two graphs. `cross` runs once a prompt: text states to every layer's cross-attention keys and values. `decoder` runs
-once a step: one code a codebook in, all codebooks' logits out. Its self-attention caches are buffers [B, H, M, D] of
-fixed length that input and output share, and every row of a batch stands at a position of its own.
+There are two graphs. `cross` runs once per prompt: text states to the cross-attention keys and values of every layer.
+`decoder` runs once per step: one code per codebook in, the logits of all codebooks out. Its self-attention caches are
+buffers [B, H, M, D] of fixed length that input and output share, and every row of a batch has its own position.
 
-Shapes: B row, K codebook, V vocabulary, L text token, E text width, H head, D head width, M cache length.
-The architecture is transformers' `MusicgenForCausalLM`, and the tests hold the graphs against it.
+Shapes: B row, K codebook, V vocabulary, L text token, E text width, H head, D head width, M cache length. The
+architecture is that of transformers' `MusicgenForCausalLM`, against which the tests compare the graphs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BODY = "decoder.model.decoder."
 def cross_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
     """`text_states` [B, L, E] and `text_mask` [B, L] to `cross_key.N` and `cross_value.N`, each [B, H, L, D].
 
-    A student that is told its guidance has the scale `guidance` [B] as one more input.
+    For a guidance-conditioned student, the scale `guidance` [B] is another input.
     """
     decoder, text_width = config.decoder, config.text_encoder.hidden_size
     g = GraphWriter("cross")
@@ -53,7 +53,7 @@ def cross_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
 
 
 def _guidance_embedding(g: GraphWriter, range_: Sequence[float], weights: Weights) -> str:
-    """The embedding [B, 1, E] of a scale, as `tinymusician.models.guidance` has it."""
+    """The embedding [B, 1, E] of a scale, as in `tinymusician.models.guidance`."""
     low, high = range_
     scale = g.node("Unsqueeze", [g.input("guidance", "float32", ["B"]), g.ints(1)], "guidance.column")
     begin = g.weight("guidance.low", np.array(low, np.float32))
@@ -74,10 +74,10 @@ def _biased(g: GraphWriter, x: str, name: str, weights: Weights) -> str:
 
 
 def decoder_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
-    """`codes` [B, K] at `positions` [B] to `logits` [B, K, V]; inputs and outputs of the caches are named alike.
+    """`codes` [B, K] at `positions` [B] to `logits` [B, K, V]; caches are inputs and outputs.
 
     Raises:
-        ModelError: an activation other than GELU, or heads that ONNX Runtime's attention cannot take.
+        ModelError: the activation is not GELU, or ONNX Runtime's attention does not support the heads' width.
     """
     decoder = config.decoder
     if decoder.activation_function != "gelu":
@@ -89,7 +89,7 @@ def decoder_graph(config: MusicgenConfig, weights: Weights) -> onnx.ModelProto:
 
 
 class _DecoderGraphBuilder:
-    """The decoder's parts in the order in which a step runs through them."""
+    """Builds the decoder's nodes in the order of a step."""
 
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
         self.config, self.weights, self.g = config, weights, GraphWriter("decoder")
@@ -114,7 +114,7 @@ class _DecoderGraphBuilder:
         return g.model()
 
     def _embed(self) -> str:
-        """The sum of the codebooks' embeddings, from one table of all of them, plus the position's: [B, 1, width]."""
+        """The sum of the codebooks' embeddings, from one table, plus the position's: [B, 1, width]."""
         g, num_codebooks = self.g, self.config.num_codebooks
         tables = [self.weights[f"{_BODY}embed_tokens.{book}.weight"] for book in range(num_codebooks)]
         starts = np.arange(num_codebooks, dtype=np.int64) * len(tables[0])

@@ -1,4 +1,4 @@
-"""Writing an ONNX graph node by node: names, weights and shapes, nothing about any model."""
+"""Builds an ONNX graph node by node; independent of any model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TYPES = {
     "int32": TensorProto.INT32,
 }
 MOST_IN_ONE_FILE = 1_500_000_000
-"""Bytes of weights up to which a graph is one file; a protocol buffer ends at two gibibytes."""
+"""The maximum bytes of weights of a graph in one file; a protocol buffer is limited to two gibibytes."""
 Axes = Sequence[int | str]
 
 
 class GraphWriter:
-    """Collects nodes, weights, inputs and outputs of one graph. Every method returns the name of what it made."""
+    """Collects nodes, weights, inputs and outputs of one graph. Every method returns the name of what it added."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -40,7 +40,7 @@ class GraphWriter:
         return name
 
     def output(self, name: str, dtype: str, axes: Axes) -> str:
-        """Declare an output that some node makes."""
+        """Declare an output that a node computes."""
         self._outputs.append(helper.make_tensor_value_info(name, TYPES[dtype], list(axes)))
         return name
 
@@ -68,19 +68,19 @@ class GraphWriter:
         return outputs[0]
 
     def product(self, x: str, weight: Array, name: str, bias: Array | None = None) -> str:
-        """X · weightᵀ (+ bias) with a weight as PyTorch keeps it, [out, in]."""
+        """X · weightᵀ (+ bias), with a weight in PyTorch's layout, [out, in]."""
         result = self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)], name)
         if bias is None:
             return result
         return self.node("Add", [result, self.weight(f"{name}.bias", bias)], f"{name}.biased")
 
     def norm(self, x: str, weight: Array, bias: Array, name: str, epsilon: float = 1e-5) -> str:
-        """Layer normalisation over the last axis."""
+        """Layer normalization over the last axis."""
         gain, shift = self.weight(f"{name}.weight", weight), self.weight(f"{name}.bias", bias)
         return self.node("LayerNormalization", [x, gain, shift], name, axis=-1, epsilon=epsilon)
 
     def model(self) -> onnx.ModelProto:
-        """The finished model."""
+        """The complete model."""
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._weights.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="tinymusician")

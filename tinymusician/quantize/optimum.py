@@ -1,11 +1,11 @@
-"""The other flavour: Optimum's own export and file names, for transformers.js and whoever else knows that layout.
+"""The optimum format: Optimum's export and file names, for transformers.js and other clients of that layout.
 
     config.json …                              the model's configuration and tokenizer, as transformers keeps them
     onnx/text_encoder.onnx                     onnx/decoder_model_merged.onnx   first step and later ones in one file
     onnx/encodec_decode.onnx                   onnx/build_delay_pattern_mask.onnx
 
-Optimum writes the decoder twice, without and with a past; its own merge shares the weights of both. A plan is the same
-as for the fused flavour: groups are told from the names of nodes.
+Optimum writes the decoder twice, without and with a past; its merge shares the weights of both. Plans are the same as
+for the fused format: a node's group follows from its name.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def apply_to_optimum(plan: PrecisionPlan, source: Path, target: Path) -> None:
 
 
 def group_in_optimum(graph: str, node: str) -> str:
-    """The plan's group that a node of one of Optimum's graphs belongs to."""
+    """The plan's group of a node of one of Optimum's graphs."""
     if graph == "text_encoder":
         return "text_embedding" if "shared" in node else "text"
     if graph not in DECODERS:
@@ -82,7 +82,7 @@ def group_in_optimum(graph: str, node: str) -> str:
 
 
 def optimum_logits(folder: Path, tokenizer: Tokenizer, sequences: ForcedBatch) -> Floats:
-    """The merged decoder's logits along the sequences, [S, R, K, V]: the first step without a past, others with it."""
+    """The merged decoder's logits along the sequences, [S, R, K, V]: step 0 without a past, the others with it."""
     import onnxruntime
 
     def open_(name: str) -> Any:

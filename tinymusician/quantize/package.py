@@ -1,4 +1,4 @@
-"""A folder of graphs described as a bundle."""
+"""Describes a folder of graphs as a bundle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe(
 ) -> BundleManifest:
     """The manifest of the graphs in `folder`.
 
-    `dtypes` says by graph how its weights are kept; `facts` are the manifest's other fields.
+    `dtypes` are the types of the weights by graph; `facts` are the manifest's other fields.
     """
     graph_dtypes = dtypes or {}
     files: list[tuple[str, Role, str]] = []

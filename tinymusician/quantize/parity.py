@@ -1,4 +1,4 @@
-"""The parity gate: PyTorch in float32 against a bundle, along whole sequences, and where they first part.
+"""Parity: compares a bundle with PyTorch in float32 along whole sequences, and finds where they diverge first.
 
 Shapes as in `rollout`: S step, R row, K codebook, V vocabulary.
 """
@@ -26,7 +26,7 @@ from tinymusician.runtime.session import Array, Session
 
 
 class ReferenceOutputs:
-    """PyTorch's own answers on some sequences."""
+    """PyTorch's outputs on some sequences."""
 
     def __init__(self, model: Musicgen, tokenizer: Tokenizer, sequences: ForcedBatch) -> None:
         self.sequences = sequences
@@ -59,9 +59,9 @@ def _run(model: Musicgen, inputs: torch.Tensor, condition: TextCondition) -> tup
 def measure(
     reference: ReferenceOutputs, logits: Floats, wave: Floats, errors: npt.NDArray[np.float64] | None = None
 ) -> ParityReport:
-    """How far graphs are from the reference that gave these logits and this wave.
+    """The parity of graphs with these logits and this wave.
 
-    `errors` are those of the layers, [layers, S], where the graphs let one look at them.
+    `errors` are those of the layers, [layers, S], if the graphs expose their outputs.
     """
     difference = compare(reference.logits, logits)
     first_step, first_layer = -1, -1
@@ -81,17 +81,17 @@ def measure(
 
 
 def measure_fused(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> ParityReport:
-    """How far the fused graphs in `folder`, loaded as `player`, are from the reference."""
+    """The parity of the fused graphs in `folder`, loaded as `player`."""
     sequences = reference.sequences
     wave = player.codec(sequences.codes[0])
     return measure(reference, rollout(player, sequences), wave, layer_errors(reference, player, folder))
 
 
 def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_snr: float) -> None:
-    """Refuse graphs whose worst codebook has more KL, or a lower agreement, or whose codec has a lower SNR (dB).
+    """Refuse graphs with too much KL, too low agreement or too low an SNR of the codec (dB).
 
     Raises:
-        ParityError: they do; the message says where they first part from PyTorch.
+        ParityError: they are refused; the message says where they diverge from PyTorch first.
     """
     first = f"first off at layer {parity.first_layer}, step {parity.first_step}" if parity.first_layer >= 0 else ""
     where = f"{first or 'no layer is off by a hundredth'}; worst at step {parity.worst_step}"
@@ -105,7 +105,7 @@ def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_sn
 
 
 def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> npt.NDArray[np.float64]:
-    """The error of every layer's output over its size, on the first sequence with text, [layers, S]."""
+    """The relative error of every layer's output, on the first sequence with text, [layers, S]."""
     import onnxruntime
 
     layers, steps, width = reference.hidden.shape

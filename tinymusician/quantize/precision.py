@@ -1,13 +1,13 @@
-"""A precision plan: how each part of a bundle keeps its weights. A file that can be read, edited and applied again.
+"""Precision plans: the precision of each group of weights, in a file that can be edited and applied again.
 
-Groups are what a plan can decide on by itself:
+Groups:
 
-    layers.N        all products of one decoder layer          embeddings      the decoder's tables of codes and places
+    layers.N        all products of one decoder layer          embeddings      the decoder's tables
     lm_heads.K      the head of codebook K                     cross           cross-attention keys and values
     text            the text encoder's products                text_embedding  its table of tokens
     codec           the codec's decoder; its encoder, where a bundle has it, stays in float32
 
-`lm_heads` names all heads together; as long as they share a precision they are one product.
+`lm_heads` are all heads together; as long as they share a precision, they are one product.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ _TABLES = ("embeddings", "text_embedding", "codec")
 class PrecisionPlan(BaseModel):
     """Precisions by group. `default` is for every decoder layer and other group that is not named.
 
-    `int8` and `int4` keep weights in blocks of `block_size` with a scale each (and a zero point each unless
-    `symmetric`); activations are rounded to 8 bits within the product. With `kernel: channels` products in int8 have a
-    scale a channel instead, and activations one for all rows together: less exact, but faster with four rows and more.
+    `int8` and `int4` store weights in blocks of `block_size` with one scale each (and one zero point each unless
+    `symmetric`); activations are rounded to 8 bits within the product. With `kernel: channels`, int8 products have one
+    scale per channel instead, and one for the activations of all rows: less exact, but faster with four rows or more.
     `float16` halves the file; on a CPU the products still run in float32. `method`: `rtn` rounds to nearest, `hqq` fits
-    scales and zero points to the weights (4 bits), and leaves activations in float32.
-    `cache` is the precision of self-attention's keys and values; for int8 they get a scale a channel, calibrated when
-    the plan is applied.
+    scales and zero points to the weights (4 bits), and leaves activations in float32. `cache` is the precision of
+    self-attention's keys and values; int8 has one scale per channel, calibrated when the plan is applied.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +71,7 @@ class PrecisionPlan(BaseModel):
         return self
 
     def of(self, group: str) -> Precision:
-        """The precision of a group. Tables and codec are not covered by an integer `default`: it means products."""
+        """The precision of a group. An integer `default` is for products only, not for tables and the codec."""
         if group == "codec_encoder":
             return "float32"
         for name in (group, "lm_heads" if group.startswith("lm_heads.") else group):
@@ -94,12 +93,14 @@ PLANS: dict[str, dict[str, object]] = {
         "cache": "int8",
     },
 }
-"""The packaged plans: what is exported, the paper's, its counter-example, and one for machines that play for many at
-once. `adaptive` is measured, not given."""
+"""The packaged plans: the export, the paper's, its counter-example, and one for servers with many requests at once.
+
+`adaptive` is not among them, since it is measured for each model.
+"""
 
 
 def packaged_plan(name: str) -> PrecisionPlan:
-    """A plan that comes with the package.
+    """A packaged plan.
 
     Raises:
         PlanError: there is none of this name.
@@ -110,15 +111,15 @@ def packaged_plan(name: str) -> PrecisionPlan:
 
 
 def is_file(name: str) -> bool:
-    """Whether this names a plan's file and not a packaged plan."""
+    """Whether a name is the path of a plan's file."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
 def load_plan(name: str | JsonObject) -> PrecisionPlan:
-    """A packaged plan by name, a file by path, or a plan's own content.
+    """A packaged plan by name, a file by path, or a plan's content.
 
     Raises:
-        PlanError: no such plan, or a key or value that is not allowed.
+        PlanError: there is no such plan, or a key or value is not allowed.
     """
     if isinstance(name, str) and not is_file(name):
         return packaged_plan(name)

@@ -22,7 +22,7 @@ _ON_WEBGPU = (
     "Tile Transpose Unsqueeze Where Identity Constant ConstantOfShape"
 )
 WEBGPU = frozenset(_ON_WEBGPU.split())
-"""Operators, of those that a MusicGen's graphs hold, that onnxruntime-web runs on WebGPU or without any work."""
+"""The operators of a MusicGen's graphs that onnxruntime-web runs on WebGPU, or that need no computation."""
 
 
 def provider_support(folder: Path) -> list[ProviderSupport]:
@@ -40,7 +40,7 @@ def provider_support(folder: Path) -> list[ProviderSupport]:
 
 
 def operators(graph: onnx.GraphProto) -> set[str]:
-    """The kinds of a graph's nodes, with those of the graphs within it."""
+    """The operator types of a graph, including those of its subgraphs."""
     names = {node.op_type for node in graph.node}
     for node in graph.node:
         for attribute in node.attribute:
@@ -67,13 +67,13 @@ def coreml(path: Path) -> ProviderSupport:
 
 
 def coreml_gain(program: str) -> str:
-    """What the checker says of a CoreML program, with the graph's shapes as they are or fixed."""
+    """The checker's verdict on a CoreML program, with the graph's shapes as they are or fixed."""
     suitable = re.findall(r"should perform well with CoreML MLProgram .*: (\w+)", program)
     return "the CPU is faster" if set(suitable) <= {"NO"} else "CoreML may be faster than the CPU"
 
 
 class _Messages(logging.Handler):
-    """Keeps what is logged, a line a message."""
+    """Collects log messages, one line each."""
 
     def __init__(self) -> None:
         super().__init__()

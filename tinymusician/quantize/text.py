@@ -1,7 +1,7 @@
 """The T5 text encoder as ONNX: `ids` and `mask` [B, L] to `states` [B, L, E].
 
-The architecture is transformers' `T5EncoderModel` (arXiv 1910.10683), and the tests hold the graph against it. Which
-bucket of relative positions a distance belongs to is worked out here once, for every distance there can be.
+The architecture is that of transformers' `T5EncoderModel` (arXiv 1910.10683), against which the tests compare the
+graph. The bucket of every relative position is computed here, once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinymusician.quantize.graph import MICROSOFT, GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 LONGEST_TEXT = 512
-"""T5 was trained on texts of this many tokens."""
+"""The number of tokens of the texts that T5 was trained on."""
 
 _FORWARDS = {"relu": "Relu", "gated-gelu": "Gelu"}
 
@@ -27,7 +27,7 @@ def text_graph(config: TextConfig, weights: Weights) -> onnx.ModelProto:
     """The encoder of a T5 with plain ReLU or gated GELU feed-forward layers.
 
     Raises:
-        ModelError: another kind of feed-forward layer.
+        ModelError: it has another kind of feed-forward layer.
     """
     if config.feed_forward_proj not in _FORWARDS:
         allowed = " and ".join(_FORWARDS)
@@ -50,8 +50,8 @@ def text_graph(config: TextConfig, weights: Weights) -> onnx.ModelProto:
 def buckets(count: int, largest: int) -> npt.NDArray[np.int64]:
     """The bucket of each distance key - query from 1 - LONGEST_TEXT to LONGEST_TEXT - 1.
 
-    Half of the buckets are for keys after the query; of each half, one half holds single distances, the other ever
-    longer stretches up to `largest` (arXiv 1910.10683, section 2.1).
+    Half of the buckets are for keys after the query. One half of each half is for single distances, the other for
+    logarithmically longer ranges up to `largest` (arXiv 1910.10683, section 2.1).
     """
     distance = np.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
     half = count // 2
@@ -64,7 +64,7 @@ def buckets(count: int, largest: int) -> npt.NDArray[np.int64]:
 
 
 def _position_bias(g: GraphWriter, config: TextConfig, table: npt.NDArray[np.float32]) -> str:
-    """The bias of each pair of positions, [1, H, L, L], looked up by their distance."""
+    """The bias of each pair of positions, [1, H, L, L], by their distance."""
     by_distance = table[buckets(config.relative_attention_num_buckets, config.relative_attention_max_distance)].T
     zero, one = g.weight("zero", np.array(0, np.int64)), g.weight("one", np.array(1, np.int64))
     length = g.node("Squeeze", [g.node("Shape", ["ids"], "ids_length", start=1)], "length")
@@ -77,7 +77,7 @@ def _position_bias(g: GraphWriter, config: TextConfig, table: npt.NDArray[np.flo
 
 
 def _attention(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Weights, bias: str, mask: str) -> str:
-    """T5's attention: not scaled, with the bias of positions."""
+    """T5's attention: unscaled, with a position bias."""
     parts = [g.product(x, weights[f"{name}.{part}.weight"], f"{name}.{part}") for part in "qkv"]
     inputs = [*parts, "", mask, bias]
     attended = g.node("MultiHeadAttention", inputs, f"{name}.found", MICROSOFT, num_heads=config.num_heads, scale=1.0)
@@ -96,7 +96,7 @@ def _forward(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Wei
 
 
 def _norm(g: GraphWriter, x: str, name: str, config: TextConfig, weights: Weights, output: str | None = None) -> str:
-    """T5's normalisation: by the root mean square, without mean and bias."""
+    """T5's normalization: by the root mean square, without mean and bias."""
     gain = g.weight(f"{name}.weight", weights[f"{name}.weight"])
     epsilon = config.layer_norm_epsilon
     return g.node("SimplifiedLayerNormalization", [x, gain], output or name, axis=-1, epsilon=epsilon)

@@ -1,4 +1,4 @@
-"""The parts of a recipe that shrink what is beside the language model: text encoder and codec (TinyTTM)."""
+"""The sections of a recipe for components beside the language model: text encoder and codec (TinyTTM)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pydantic import Field
 
 from tinymusician.config_model import ConfigModel, Count, Positive
 
-Steps = Annotated[int, Field(ge=2, description="training steps of this part")]
+Steps = Annotated[int, Field(ge=2, description="training steps of this component")]
 
 
 class TextEncoderConfig(ConfigModel):
-    """A smaller text encoder, cut out of the teacher's and trained to be heard alike."""
+    """A smaller text encoder, pruned from the teacher's and distilled."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        min_length=1, description="the teacher's text layers, counted from 0, that become the student's"
+        min_length=1, description="the layers of the teacher's text encoder, counted from 0, that the student keeps"
     )
-    width: Count = Field(description="channels of its states; not those of the student's decoder")
+    width: Count = Field(description="width of its states; must differ from the width of the student's decoder")
     heads: Count = Field(description="attention heads, each as wide as the teacher's")
     feed_forward: Count = Field(description="width of the feed-forward blocks")
     steps: Steps = 500
@@ -25,23 +25,25 @@ class TextEncoderConfig(ConfigModel):
 
 
 class CodecConfig(ConfigModel):
-    """A codec with fewer filters, cut out of the teacher's and trained to sound alike."""
+    """A codec with fewer filters, pruned from the teacher's and distilled."""
 
-    filters: Count = Field(description="filters next to the wave; every stage has twice as many as the one before")
-    residual_layers: Annotated[int, Field(ge=0)] = Field(description="residual blocks a stage")
+    filters: Count = Field(
+        description="filters of the first convolution; every stage has twice as many as the one before"
+    )
+    residual_layers: Annotated[int, Field(ge=0)] = Field(description="residual blocks per stage")
     steps: Steps = 500
     learning_rate: Positive = 3e-4
-    batch_size: Count = Field(8, description="pieces a part of a step")
-    seconds: Positive = Field(1.0, le=30.0, description="length of a piece of sound")
+    batch_size: Count = Field(8, description="pieces per microbatch")
+    seconds: Positive = Field(1.0, le=30.0, description="length of a piece of audio, in seconds")
 
 
 class JointConfig(ConfigModel):
-    """What is tuned together at last: language model, text encoder and codec, with all their losses at once."""
+    """The joint tuning of language model, text encoder and codec, with all their losses."""
 
     steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="training steps; 0 leaves it out; hidden and on_policy have no part in it"
+        0, description="training steps; 0 omits the joint tuning; it uses neither `hidden` nor `on_policy`"
     )
     learning_rate: Positive = 1e-4
     balance: Literal["uncertainty", "rates", "equal"] = Field(
-        "uncertainty", description="how several losses are weighed against each other, in every part's training"
+        "uncertainty", description="how several losses are balanced, in the training of every component"
     )

@@ -1,4 +1,4 @@
-"""The part of a recipe that makes a bundle."""
+"""The `quantize` section of a recipe."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Precision = Literal["float32", "float16", "int8", "int4"]
 
 
 class QualityThreshold(ConfigModel):
-    """What a bundle must keep against PyTorch in float32; one that does not is not stored."""
+    """The parity that a bundle must have with PyTorch in float32; one that has less is not stored."""
 
-    kl: Positive = Field(description="largest KL in nats a code, of the worst codebook")
-    agreement: Share = Field(description="smallest share of steps with the same likeliest code")
-    codec_snr: float = Field(description="smallest signal-to-noise ratio of the codec's wave, in dB")
+    kl: Positive = Field(description="maximum KL of the worst codebook, in nats per code")
+    agreement: Share = Field(description="minimum share of steps with the same most likely code")
+    codec_snr: float = Field(description="minimum signal-to-noise ratio of the codec's wave, in dB")
 
 
 class QualityThresholds(ConfigModel):
-    """A gate for every precision; a plan must pass that of its coarsest one."""
+    """A threshold for every precision; that of a plan's coarsest precision applies."""
 
     float32: QualityThreshold = QualityThreshold(kl=1e-6, agreement=0.999, codec_snr=60)
     float16: QualityThreshold = QualityThreshold(kl=1e-3, agreement=0.98, codec_snr=40)
@@ -30,7 +30,7 @@ class QualityThresholds(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _partly(cls, content: object) -> object:
-        """A gate that says only some of its values keeps the defaults of the others."""
+        """A threshold with some values only keeps the defaults of the others."""
         if not isinstance(content, dict):
             return content
         defaults = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
@@ -44,7 +44,8 @@ class QuantizeConfig(ConfigModel):
     """How a model becomes a bundle."""
 
     model: str | None = Field(
-        None, description="what to compress: an artifact, a folder or a hub id; none: the newest student of this recipe"
+        None,
+        description="the model: an artifact, a folder or a hub id; if not given, the newest student of this recipe",
     )
     format: Literal["fused", "optimum"] = Field(
         "fused", description="fused: graphs for this package's engine; optimum: Optimum's files, for transformers.js"
@@ -52,19 +53,23 @@ class QuantizeConfig(ConfigModel):
     plan: str | JsonObject = Field(
         "adaptive", description="float32, paper, int8, server, adaptive, a plan's YAML file, or its content"
     )
-    kl_budget: Positive = Field(0.02, description="adaptive: largest KL of any codebook, in nats a code")
+    kl_budget: Positive = Field(0.02, description="adaptive: maximum KL of any codebook, in nats per code")
     precisions: tuple[Precision, ...] = Field(
-        ("float16", "int8", "int4"), min_length=1, description="adaptive: what each group may become besides float32"
+        ("float16", "int8", "int4"),
+        min_length=1,
+        description="adaptive: the precisions to choose from, besides float32",
     )
     block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="adaptive: weights that share a scale")
-    symmetric: bool = Field(True, description="adaptive: false gives every block a zero point")
+    symmetric: bool = Field(True, description="adaptive: without a zero point per block")
     method: Literal["rtn", "hqq"] = Field(
         "rtn", description="adaptive: round to nearest, or fit scale and zero point of 4-bit weights (hqq)"
     )
-    cache: Literal["float32", "int8"] = Field("float32", description="adaptive: how keys and values are kept")
-    sequences: Count = Field(4, description="sequences on which groups are measured, of the validation prompts")
-    seconds: Positive = Field(3.0, description="length of each of them")
-    parity_sequences: Count = Field(2, description="sequences of the parity gate, of the test prompts, longest length")
+    cache: Literal["float32", "int8"] = Field(
+        "float32", description="adaptive: precision of the cached keys and values"
+    )
+    sequences: Count = Field(4, description="validation sequences on which groups are measured")
+    seconds: Positive = Field(3.0, description="length of these sequences, in seconds")
+    parity_sequences: Count = Field(2, description="test sequences of the parity check, of the maximum length")
     continuation: bool = Field(False, description="include the codec's encoder, so that clips can be continued")
     thresholds: QualityThresholds = QualityThresholds()
 

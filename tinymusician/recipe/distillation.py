@@ -1,4 +1,4 @@
-"""The parts of a recipe that say who learns what from whom."""
+"""The sections of a recipe for distillation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tinymusician.config_model import ConfigModel, Count, Positive, Share
 
 
 class TeacherConfig(ConfigModel):
-    """The model that is imitated, and what it is asked."""
+    """The teacher, and how it is sampled."""
 
     kind: Literal["transformers", "audiocraft"] = Field(
         "transformers", description="audiocraft: model is a release folder (state_dict.bin, compression_state_dict.bin)"
@@ -18,24 +18,24 @@ class TeacherConfig(ConfigModel):
     model: str = Field(description="hub id, local folder, or a packaged band model")
     target: Literal["conditional", "guided"] = Field(
         "conditional",
-        description="conditional: imitate the passes with and without text, the student needs both; "
+        description="conditional: match the passes with and without text, the student needs both; "
         "guided: imitate the guided distribution in one pass",
     )
     guidance_scale: Positive = Field(
         3.0, description="classifier-free guidance scale s of samples and of the guided target"
     )
     guidance_range: tuple[Positive, Positive] | None = Field(
-        None, description="guided: the student is told its scale, drawn from this range, and plays at any of it"
+        None, description="guided: condition the student on its scale, which is sampled from this range"
     )
-    top_k: Count = Field(250, description="the teacher's samples draw among this many likeliest codes")
+    top_k: Count = Field(250, description="top-k of the teacher's samples")
     temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
     tensor_parallel_size: Count = Field(
-        1, description="workers that hold one teacher together, if it is too big for one device"
+        1, description="workers that share one teacher, if it is too large for one device"
     )
 
     @property
     def passes(self) -> Literal["conditional", "guided"]:
-        """What is asked of the teacher: both passes also where the student's scales are drawn later."""
+        """The teacher's passes: both, also for a student whose scales are sampled later."""
         return self.target if self.guidance_range is None else "conditional"
 
     @model_validator(mode="after")
@@ -57,7 +57,7 @@ class LayerSubset(ConfigModel):
     """A student whose decoder layers come from chosen teacher layers."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        min_length=1, description="teacher layers, counted from 0, that become the student's, in this order"
+        min_length=1, description="teacher layers, counted from 0, that the student keeps, in this order"
     )
 
 
@@ -68,34 +68,36 @@ class LayerPrunedStudent(LayerSubset):
 
 
 class WidthPrunedStudent(LayerSubset):
-    """A student of a smaller width, cut out of the teacher's matrices."""
+    """A student of a smaller width, pruned from the teacher's matrices."""
 
     kind: Literal["prune_width"] = "prune_width"
-    width: Count = Field(description="channels of the residual stream: heads times the width of the teacher's heads")
-    heads: Count = Field(description="attention heads, the teacher's largest")
+    width: Count = Field(description="width of the residual stream: heads times the width of the teacher's heads")
+    heads: Count = Field(description="number of attention heads; the teacher's largest are kept")
     feed_forward: Count = Field(description="width of the feed-forward blocks")
 
 
 class PretrainedStudent(ConfigModel):
-    """A student that already exists, such as MusicGen-Small under MusicGen-Large."""
+    """An existing model as the student, such as MusicGen-Small under MusicGen-Large."""
 
     kind: Literal["pretrained"] = "pretrained"
     model: str = Field(description="hub id or local folder")
 
 
 class SequencesConfig(ConfigModel):
-    """The code sequences on which teacher and student are compared."""
+    """The code sequences of the distillation."""
 
     prompts: str = Field("general", description="packaged prompt file (general, band) or a path to a JSON-lines file")
-    seconds: Positive = Field(10.0, le=30.0, description="length of every sequence; MusicGen's positions end at 30 s")
-    samples_per_prompt: Count = Field(4, description="teacher samples a training prompt")
+    seconds: Positive = Field(
+        10.0, le=30.0, description="length of every sequence, in seconds; MusicGen's positions end at 30 s"
+    )
+    samples_per_prompt: Count = Field(4, description="teacher samples per training prompt")
     clips: str | None = Field(
         None, description="a folder of WAV files, each with its caption in a .txt of the same name"
     )
-    clip_share: Share = Field(0.0, description="share of sequences taken from the clips; the rest are teacher samples")
-    sampling_batch_size: Count = Field(32, description="samples played side by side; fewer need less memory")
+    clip_share: Share = Field(0.0, description="share of clips among the sequences; the rest are teacher samples")
+    sampling_batch_size: Count = Field(32, description="samples per batch; fewer need less memory")
     prompts_per_shard: Count = Field(
-        16, description="prompts a shard: what is lost at most when sampling is interrupted"
+        16, description="prompts per shard: the maximum that is lost when sampling is interrupted"
     )
 
     @model_validator(mode="after")
@@ -117,16 +119,16 @@ class ActorSignalsConfig(ConfigModel):
     """The teacher runs on Ray actors of its own, ahead of the workers that train."""
 
     source: Literal["actors"] = "actors"
-    actors: Count = Field(1, description="actors with a teacher each, beside the workers")
-    prefetch: Count = Field(2, description="batches that each worker has them prepare ahead, and no more")
+    actors: Count = Field(1, description="number of actors, each with a teacher, beside the workers")
+    prefetch: Count = Field(2, description="batches that are prepared ahead for each worker")
 
 
 class CachedSignalsConfig(ConfigModel):
-    """The teacher's logits are read from shards that `submit precompute` made with the same recipe."""
+    """The teacher's logits are read from shards of `submit precompute` with the same recipe."""
 
     source: Literal["cached"] = "cached"
     top_k: Count | None = Field(
-        None, description="keep so many likeliest codes and the mass of the rest; if not given, all codes"
+        None, description="store this many most likely codes and the mass of the rest; if not given, all codes"
     )
 
 
@@ -134,23 +136,23 @@ Signals = Annotated[OnlineSignalsConfig | ActorSignalsConfig | CachedSignalsConf
 
 
 class HiddenConfig(ConfigModel):
-    """A loss on hidden states: each student layer follows a teacher layer, through a projection that is learned."""
+    """A loss on hidden states: each student layer follows a teacher layer, through a learned projection."""
 
-    weight: Annotated[float, Field(ge=0)] = Field(0.0, description="beside the objective; 0 is none")
+    weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight beside the objective; 0 is none")
     kind: Literal["mse", "cosine"] = Field("cosine", description="mse: TinyBERT's; cosine: DistilBERT's and PKD's")
 
 
 class OnPolicyConfig(ConfigModel):
-    """The student's own samples, judged by the teacher, among a step's sequences (GKD, arXiv 2306.13649)."""
+    """The student's own samples, scored by the teacher, among a step's sequences (GKD, arXiv 2306.13649)."""
 
-    share: Share = Field(0.0, description="share of a step's sequences that the student plays itself")
-    begin: Share = Field(0.0, description="share of the run before the first of them")
-    ramp: Share = Field(0.0, description="share of the run over which they become so many")
-    refresh: Count = Field(10, description="steps for which it plays together; no sample is older")
+    share: Share = Field(0.0, description="share of a step's sequences that the student samples")
+    begin: Share = Field(0.0, description="share of the training before the first of them")
+    ramp: Share = Field(0.0, description="share of the training over which the share rises")
+    refresh: Count = Field(10, description="steps for which the student samples at once; no sample is older")
 
 
 class TemperatureConfig(ConfigModel):
-    """Softening of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
+    """The temperature of both distributions, τ(t) from `initial` to `final` (eq. 5)."""
 
     initial: Positive = 1.0
     final: Positive = 1.0
@@ -160,9 +162,9 @@ class TemperatureConfig(ConfigModel):
 
 
 Transition = Annotated[
-    float, Field(ge=0, le=1, description="share of the run over which the stage changes; 0 is a step")
+    float, Field(ge=0, le=1, description="share of the training over which the stage changes; 0 is a hard step")
 ]
-Switch = Annotated[float, Field(ge=0, le=1, description="share of the run after which reverse replaces forward")]
+Switch = Annotated[float, Field(ge=0, le=1, description="share of the training after which reverse replaces forward")]
 
 
 class PlainObjectiveConfig(ConfigModel):
@@ -194,7 +196,7 @@ class StageMixedConfig(ConfigModel):
     transition: Transition = 0.0
     beta: Share = Field(0.5, description="share of the plain term before the switch")
     gamma: Share = Field(0.5, description="share of the plain term after the switch")
-    skew: float = Field(0.1, ge=0, lt=1, description="λ: how much of the other distribution is mixed in")
+    skew: float = Field(0.1, ge=0, lt=1, description="λ: the share of the other distribution in the mixture")
 
 
 Objective = Annotated[
@@ -205,37 +207,35 @@ Objective = Annotated[
 class TrainingConfig(ConfigModel):
     """Steps, sizes and rates. The learning rate warms up, then follows half a cosine.
 
-    A step's batch consists of `parts` of `batch_size` sequences, which are dealt to however many workers there are.
+    A step's batch consists of `parts` microbatches of `batch_size` sequences, which the workers share.
     """
 
     steps: Count = 1000
-    batch_size: Count = Field(8, description="sequences a worker holds at once")
+    batch_size: Count = Field(8, description="sequences per microbatch")
     parts: Count | None = Field(
-        None, description="parts of a step's batch; if not given, as many as the run was submitted with workers"
+        None, description="microbatches per step; if not given, the number of workers of the submission"
     )
     min_workers: Count | None = Field(
-        None, description="go on with so few workers while machines are lost; if not given, wait for all"
+        None, description="continue with this many workers while machines are lost; if not given, wait for all"
     )
     learning_rate: Positive = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    max_grad_norm: Positive = Field(1.0, description="largest gradient norm")
+    max_grad_norm: Positive = Field(1.0, description="maximum gradient norm")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, float32 otherwise"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     activation_checkpointing: bool = Field(
-        False, description="keep no activations within the student's layers and compute them again: less memory, slower"
+        False, description="recompute the activations of the student's layers: less memory, slower"
     )
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     validate_every: Count = 100
     checkpoint_every: Count = 100
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
-        2, description="how often a job's workers are restarted that died"
-    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often workers that died are restarted")
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="how many steps are left out whose loss or gradient is no number; 0: stop at the first"
+        0, description="maximum number of skipped steps, whose loss or gradient is not finite; 0 stops at the first"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The parts of a recipe that judge models."""
+"""The `evaluate` and `sweep` sections of a recipe."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class BandReferenceConfig(ConfigModel):
 
 
 class FolderReferenceConfig(ConfigModel):
-    """Clips of one's own, each with its caption in a .txt of the same name."""
+    """A folder of clips, each with its caption in a .txt of the same name."""
 
     kind: Literal["folder"] = "folder"
     audio: str = Field(description="the folder")
 
 
 class MusicCapsReferenceConfig(ConfigModel):
-    """MusicCaps: its published table, and the audio that was gathered for it."""
+    """MusicCaps: its published table, and the audio that the user collected for it."""
 
     kind: Literal["musiccaps"] = "musiccaps"
     table: str = Field(description="musiccaps-public.csv")
@@ -36,7 +36,7 @@ class MusicBenchReferenceConfig(ConfigModel):
 
     kind: Literal["musicbench"] = "musicbench"
     table: str = Field(description="such as MusicBench_test_A.json")
-    audio: str = Field(description="the folder that the table's locations lie below")
+    audio: str = Field(description="the folder of the table's locations")
 
 
 Reference = Annotated[
@@ -46,14 +46,14 @@ Reference = Annotated[
 
 
 class ClapEmbeddingConfig(ConfigModel):
-    """A CLAP of transformers' layout: windows of its own length, in a space that holds prompts too."""
+    """A CLAP in transformers' layout: windows of its own length, in a joint space with prompts."""
 
     kind: Literal["clap"] = "clap"
     model: str = Field("laion/larger_clap_music", description="hub id, local folder, or band-clap")
 
 
 class EncodecEmbeddingConfig(ConfigModel):
-    """The states of an EnCodec's encoder, a vector a frame."""
+    """The states of an EnCodec's encoder, one vector per frame."""
 
     kind: Literal["encodec"] = "encodec"
     model: str = Field("facebook/encodec_32khz", description="hub id or folder of an EnCodec or a MusicGen")
@@ -67,13 +67,15 @@ class VggishEmbeddingConfig(ConfigModel):
 
 
 class LaionClapEmbeddingConfig(ConfigModel):
-    """laion-clap itself, in an environment of its own."""
+    """laion-clap itself, in its own environment."""
 
     kind: Literal["laion-clap"] = "laion-clap"
     checkpoint: str = Field(description="such as music_audioset_epoch_15_esc_90.14.pt")
     tokenizer: str = Field(description="a folder with RoBERTa's vocab.json and merges.txt")
     environment: str = Field(description="the folder that `infra/environments/install laion-clap FOLDER` made")
-    audio_model: Literal["HTSAT-tiny", "HTSAT-base"] = Field("HTSAT-base", description="what the checkpoint holds")
+    audio_model: Literal["HTSAT-tiny", "HTSAT-base"] = Field(
+        "HTSAT-base", description="the architecture of the checkpoint"
+    )
 
 
 Embedding = Annotated[
@@ -83,7 +85,7 @@ Embedding = Annotated[
 
 
 class DegenerateThresholds(ConfigModel):
-    """Beyond what a clip counts as degenerate."""
+    """Thresholds above which a clip counts as degenerate."""
 
     silent: Share = Field(0.9, description="share of its 20 ms frames below -60 dB of full scale")
     clipped: Share = Field(0.01, description="share of its samples at full scale")
@@ -95,30 +97,32 @@ EvaluateStep = Literal["generate", "embed", "aggregate", "render"]
 
 
 class EvaluateConfig(ConfigModel):
-    """How models are judged: against which clips, in which embedding, with how many clips."""
+    """Reference clips, embedding models and sizes of an evaluation."""
 
-    models: tuple[str, ...] = Field((), description="what is judged; none: the newest student of this recipe")
+    models: tuple[str, ...] = Field((), description="the evaluated models; if none, the newest student of this recipe")
     reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
     clips: Annotated[int, Field(ge=2)] = Field(
-        1100, description="prompts of the reference that every model plays; FAD needs more windows than dimensions"
+        1100, description="clips per model, one per prompt; FAD needs more windows than dimensions"
     )
-    seconds: Positive = Field(10.0, le=30.0, description="length of every clip, played or real")
-    embedding: Embedding = Field(ClapEmbeddingConfig(), description="the space of FAD and KAD")
+    seconds: Positive = Field(10.0, le=30.0, description="length of every clip, in seconds")
+    embedding: Embedding = Field(ClapEmbeddingConfig(), description="the embedding model of FAD and KAD")
     clap: str = Field(
         "laion/larger_clap_music",
-        description="the ClapModel of the CLAP score; `embedding` takes the one of FAD, if it knows texts",
+        description="the ClapModel of the CLAP score; `embedding` uses that of FAD, if it embeds text",
     )
     tagger: str | None = Field(
         None,
-        description="the classifier of the label divergence: band-tagger, or one for audio of transformers' layout",
+        description="the classifier of the label divergence: band-tagger, or an audio classifier in transformers' layout",
     )
     agreement_clips: Annotated[int, Field(ge=0)] = Field(
-        32, description="teacher's samples on which models are held against the teacher, code by code"
+        32, description="the teacher's samples on which models are compared with the teacher"
     )
-    cost_runs: Annotated[int, Field(ge=0)] = Field(3, description="clips that each model plays alone, to be timed")
-    num_audio_samples: Count = Field(4, description="prompts that can be listened to in the report")
-    resamples: Annotated[int, Field(ge=20)] = Field(200, description="resamples behind every interval of a distance")
-    batch_size: Count = Field(16, description="clips played side by side")
+    cost_runs: Annotated[int, Field(ge=0)] = Field(
+        3, description="clips that each model generates alone, for the cost; 0 measures none"
+    )
+    num_audio_samples: Count = Field(4, description="prompts with audio in the report")
+    resamples: Annotated[int, Field(ge=20)] = Field(200, description="resamples of the interval of a distance")
+    batch_size: Count = Field(16, description="clips per batch")
     seed: Annotated[int, Field(ge=0)] = 0
     on_unreadable: Literal["skip", "refuse"] = Field(
         "skip", description="what to do with real clips that cannot be read"
@@ -139,13 +143,13 @@ Grid = Literal["objectives", "temperature", "skew", "switch"]
 
 
 class SweepConfig(ConfigModel):
-    """Trainings that differ in one thing each, by one yardstick; steps and sizes are those of `training`."""
+    """Trainings that differ in one setting; steps and sizes are those of `training`."""
 
     over: tuple[Grid, ...] = Field(
         ("objectives", "temperature", "skew", "switch"),
         min_length=1,
-        description="objectives: the six of the paper; temperature: τ and what it falls along; skew: λ of stage_mixed; "
-        "switch: when stage_mixed turns from forward to reverse",
+        description="objectives: the six of the paper; temperature: τ and its axis; skew: λ of stage_mixed; "
+        "switch: when stage_mixed changes from forward to reverse",
     )
-    seeds: Count = Field(3, description="trainings of each, which differ in the order of sequences")
-    clips: Annotated[int, Field(ge=2)] = Field(64, description="captions of the reference that every student plays")
+    seeds: Count = Field(3, description="trainings per value, which differ in the order of sequences")
+    clips: Annotated[int, Field(ge=2)] = Field(64, description="clips per student")

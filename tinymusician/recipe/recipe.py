@@ -1,4 +1,4 @@
-"""The whole recipe, and how it is read from a file."""
+"""The complete recipe, and how it is read from a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tinymusician.recipe.release import PipelineConfig, PublishConfig
 
 
 class Recipe(ConfigModel):
-    """One model's recipe; jobs read the parts they need."""
+    """A recipe; jobs read the sections that they need."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the name of the artifact")
     description: str
@@ -63,7 +63,7 @@ class Recipe(ConfigModel):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether training needs more of the teacher than shards can hold."""
+        """Whether training needs more of the teacher than shards contain."""
         return bool(self.on_policy.share or self.hidden.weight)
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ class Recipe(ConfigModel):
 
     @property
     def has_small_parts(self) -> bool:
-        """Whether more than the language model is made smaller."""
+        """Whether more components than the language model are made smaller."""
         return self.text_encoder is not None or self.codec is not None
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ _KIND_KEYS = {
     "evaluate.reference": "kind",
     "evaluate.embedding": "kind",
 }
-"""The parts that come in several kinds, and the key that tells which."""
+"""The sections that have several kinds, and the key that names the kind."""
 
 
 def recipe_names() -> list[str]:
@@ -144,16 +144,16 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Load a packaged recipe by name or a YAML file by path, and apply `part.key=value` overrides.
+    """Load a packaged recipe by name or a YAML file by path, and apply `section.key=value` overrides.
 
     Raises:
-        RecipeError: no such recipe, not YAML, or a key or value that is not allowed.
+        RecipeError: there is no such recipe, it is not YAML, or a key or value is not allowed.
     """
     return parse_recipe(overridden(_read(name), overrides), name)
 
 
 def overridden(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
-    """A recipe's content after `part.key=value` overrides."""
+    """A recipe's content after `section.key=value` overrides."""
     content = deepcopy(content)
     for override in overrides:
         _override(content, override)
@@ -161,7 +161,11 @@ def overridden(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
 
 
 def parse_recipe(content: object, name: str) -> Recipe:
-    """Check the content of a recipe file; `name` is for messages."""
+    """Validate the content of a recipe file; `name` is for messages.
+
+    Raises:
+        RecipeError: a key or value is not allowed.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -210,7 +214,7 @@ def _override(content: JsonObject, override: str) -> None:
 
 
 def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A field's place as a recipe writes it: pydantic adds the kind after a part that has several."""
+    """A field's location as in the recipe: pydantic adds the kind after a section that has several."""
     for depth in (1, 2):
         if ".".join(str(key) for key in location[:depth]) in _KIND_KEYS:
             return location[:depth] + location[depth + 1 :]

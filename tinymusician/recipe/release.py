@@ -1,4 +1,4 @@
-"""The part of a recipe that says what may be released, and under which name."""
+"""The `pipeline` and `publish` sections of a recipe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
 
 
 class PipelineConfig(ConfigModel):
-    """Which steps of the pipeline are done; earlier ones must have been done before."""
+    """The steps of the pipeline that run; earlier ones must have run before."""
 
-    first: Step = Field("precompute", description="the first step that is done (`--from`)")
-    last: Step = Field("publish", description="the last step that is done (`--until`)")
+    first: Step = Field("precompute", description="the first step to run (`--from`)")
+    last: Step = Field("publish", description="the last step to run (`--until`)")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -26,18 +26,20 @@ class PipelineConfig(ConfigModel):
 
 
 class ReleaseGatesConfig(ConfigModel):
-    """What a bundle must keep of its baseline; the defaults are the paper's."""
+    """What a bundle must retain of its baseline; the defaults are the paper's."""
 
-    clap: Share = Field(0.93, description="smallest share of the baseline's CLAP score")
-    fad: Annotated[float, Field(ge=0)] = Field(0.095, description="largest rise of FAD, as a share of the baseline's")
-    size: Positive = Field(0.45, description="largest share of the baseline's bytes")
-    degenerate: Annotated[int, Field(ge=0)] = Field(0, description="most degenerate clips")
+    clap: Share = Field(0.93, description="minimum share of the baseline's CLAP score")
+    fad: Annotated[float, Field(ge=0)] = Field(
+        0.095, description="maximum increase of FAD, as a share of the baseline's"
+    )
+    size: Positive = Field(0.45, description="maximum share of the baseline's bytes")
+    degenerate: Annotated[int, Field(ge=0)] = Field(0, description="maximum number of degenerate clips")
 
 
 class PublishConfig(ConfigModel):
     """How a bundle is released."""
 
-    alias: str = Field("candidate", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="what points at a new release")
-    baseline: str = Field("teacher", description="the model of the evaluation that gates compare with")
-    days: Count = Field(90, description="days until a release expires, unless it is signed anew")
+    alias: str = Field("candidate", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="the alias of a new release")
+    baseline: str = Field("teacher", description="the model that gates compare the bundle with")
+    days: Count = Field(90, description="days until a release expires, unless it is signed again")
     gates: ReleaseGatesConfig = ReleaseGatesConfig()

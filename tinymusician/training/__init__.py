@@ -1,1 +1,1 @@
-"""The training loop, what it needs of a task, the engines that turn a loss into a step, and checkpoints."""
+"""The training loop, its interface to tasks, the engines that turn a loss into a step, and checkpoints."""

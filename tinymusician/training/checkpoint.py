@@ -1,6 +1,6 @@
-"""Checkpoints in the store: one safetensors file with weights and moments, and a note that makes it valid.
+"""Checkpoints in the store: one safetensors file with weights and moments, and an index entry that makes it valid.
 
-The note is written last and names the file's size and digest, so a checkpoint without its note does not exist, and a
+The entry is written last and contains the file's size and digest. A checkpoint without its entry does not exist, and a
 damaged one is not loaded.
 """
 
@@ -27,7 +27,7 @@ _WEIGHTS, _MOMENTS = "weights/", "moments/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`step` optimizer steps are done; `figures` are the held-out figures at that step, as far as known."""
+    """A checkpoint after `step` optimizer steps; `figures` are the held-out metrics at that step, as far as known."""
 
     step: int
     state: EngineState
@@ -35,16 +35,16 @@ class Checkpoint:
 
 
 class CheckpointManager:
-    """The checkpoints of one run, under `prefix` of a store: the newest two and the best one are kept.
+    """The checkpoints of one run, under a prefix of a store. It keeps the newest two and the best one.
 
-    The best one has the lowest figure `judge`.
+    The best one has the lowest held-out metric `monitor`.
     """
 
     def __init__(self, store: Store, prefix: str, monitor: str) -> None:
         self._store, self._prefix, self._monitor = store, prefix, monitor
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and remove those no longer needed."""
+        """Write a checkpoint, and delete those that are no longer needed."""
         tensors = {_WEIGHTS + key: value for key, value in checkpoint.state.weights.items()}
         tensors |= {_MOMENTS + key: value for key, value in checkpoint.state.moments.items()}
         with tempfile.TemporaryDirectory() as folder:
@@ -72,25 +72,25 @@ class CheckpointManager:
         return self.load(steps[-1]) if steps else None
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint with the best held-out figure so far."""
+        """The checkpoint with the best held-out metric so far."""
         step = self.best_step()
         return self.load(step) if step is not None else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint; the notes themselves tell, so no mark of it can be wrong or missing."""
+        """The step of the best checkpoint, from the entries themselves."""
         figures = {step: self.figures(step).get(self._monitor, math.nan) for step in self.steps()}
         finite = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
         return min(finite, key=lambda step: finite[step]) if finite else None
 
     def figures(self, step: int) -> dict[str, float]:
-        """The held-out figures noted with the checkpoint of `step`."""
+        """The held-out metrics in the entry of the checkpoint of `step`."""
         return dict(self._note(step)["figures"])
 
     def load(self, step: int) -> Checkpoint:
-        """Read and check the checkpoint of `step`.
+        """Read and verify the checkpoint of `step`.
 
         Raises:
-            Corrupt: its file is damaged.
+            DigestMismatchError: its file is damaged.
         """
         note, key = self._note(step), self._key(step, "safetensors")
         with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ class CheckpointManager:
         return f"{self._prefix}/step-{step:08d}.{suffix}"
 
     def _delete_old(self) -> None:
-        """Keep the two newest and the best, and no tensors that a killed worker left without their note."""
+        """Delete all but the two newest and the best, and files that a killed worker left without their entry."""
         steps, best = self.steps(), self.best_step()
         for step in steps[:-2]:
             if step != best:
@@ -135,7 +135,7 @@ class CheckpointManager:
 
 
 def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each in memory of its own, as its file asks: copied only where two share it, for they may be large."""
+    """Tensors that do not share memory, as safetensors requires; only those that do are copied."""
     seen: set[int] = set()
     apart = {}
     for name, value in tensors.items():

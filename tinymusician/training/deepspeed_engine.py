@@ -1,4 +1,4 @@
-"""The engine for clusters: DeepSpeed with ZeRO stages 0 to 3, inside a process group that is already set up."""
+"""The engine for clusters: DeepSpeed with ZeRO stages 0 to 3, in an initialized process group."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tinymusician.training.engine import MOMENTS, AdamConfig, EngineState, Preci
 
 
 class DeepSpeedEngine:
-    """AdamW under DeepSpeed. Gradients are averaged over the workers; each brings the same number of parts to a step.
+    """AdamW under DeepSpeed.
 
-    In bfloat16 the weights that compute are bfloat16 beside float32 masters; at stage 0, which keeps no masters, they
-    stay float32 and products run under autocast.
+    Gradients are averaged over the ranks; each contributes equally many microbatches to a step. In bfloat16 the
+    module's weights are bfloat16, beside float32 master weights; at stage 0, which has no master weights, they stay
+    float32 and matrix products run under autocast.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class DeepSpeedEngine:
         state: EngineState | None = None,
         turns: int = 1,
     ) -> None:
-        """`turns` parts of a step are this worker's: `add` is called for all but the last of them."""
+        """A step has `grad_accum_steps` microbatches of this rank: `backward` is called for all but the last."""
         deepspeed = _deepspeed()
         load_weights(module, state)
         self._module, self._zero = module, zero
@@ -120,11 +121,11 @@ class DeepSpeedEngine:
         return local
 
     def _is_sharded(self, value: Tensor) -> bool:
-        """Whether DeepSpeed keeps float32 weights and moments in flat partitions beside this tensor."""
+        """Whether DeepSpeed has float32 weights and moments in flat partitions beside this tensor."""
         return hasattr(value, "ds_id") or hasattr(value, "_hp_mapping")
 
     def _restore(self, state: EngineState) -> None:
-        """Put float32 weights and moments where DeepSpeed keeps them; the module itself has its weights already."""
+        """Load float32 weights and moments into DeepSpeed's partitions; the module has its weights already."""
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         if state.updates:
             for flat in self._flat_parameters(inner):
@@ -137,13 +138,13 @@ class DeepSpeedEngine:
                 self._set(parameter, state.moments[f"{moment}/{name}"], moment)
 
     def _link_moments(self) -> None:
-        """Make ZeRO 1 and 2 know each parameter's moments: they look once, before a second group's exist."""
+        """Link each parameter to its moments under ZeRO 1 and 2, which do so once, before a second group's exist."""
         if link := getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
             self._engine.optimizer._hp_optimizer_states_linked = False
             link()
 
     def _flat_parameters(self, inner: Any) -> list[Tensor]:
-        """What the inner optimizer's state is keyed by: ZeRO-3 hides its flat partitions from the groups."""
+        """The keys of the inner optimizer's state: ZeRO-3 hides its flat partitions from the groups."""
         if self._zero == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [parameter for group in inner.param_groups for parameter in group["params"]]
@@ -159,7 +160,7 @@ class DeepSpeedEngine:
 
 
 class _AutocastModule(nn.Module):
-    """A module whose products run in bfloat16. DeepSpeed ends the autocast that it is called in, on a GPU."""
+    """A module under bfloat16 autocast of its own: on a GPU, DeepSpeed ends an autocast that it is called in."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -180,7 +181,7 @@ def _local_shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, quiet, and without its CPU collective, which it would compile for a minute at every first use."""
+    """DeepSpeed without its log, and without its CPU collective, which takes a minute to compile."""
     import deepspeed
     import deepspeed.ops
 

@@ -1,7 +1,7 @@
 """Engines: they run a module forward, and turn a loss into a step of AdamW.
 
-An engine's state is whole and in float32 whatever the engine keeps inside: weights and moments by parameter name. A
-checkpoint can therefore be continued by another engine, another ZeRO stage or another number of workers.
+An engine's state is complete and in float32, whatever the engine uses inside: weights and moments by parameter name.
+Another engine, ZeRO stage or number of workers can therefore continue from a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class AdamConfig:
-    """AdamW's settings that do not change during a run."""
+    """AdamW's settings that are constant during a run."""
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -30,7 +30,7 @@ class AdamConfig:
 
 @dataclass(frozen=True)
 class EngineState:
-    """`weights` are the module's state dict; `moments` map `exp_avg/NAME` and `exp_avg_sq/NAME`; `updates` counts."""
+    """A module's state dict, its `moments` `exp_avg/NAME` and `exp_avg_sq/NAME`, and the number of `updates`."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -42,7 +42,7 @@ class TrainEngine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where batches must lie."""
+        """The device of the module, where batches must be."""
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the module forward."""
@@ -51,16 +51,16 @@ class TrainEngine(Protocol):
         """The context in which the loss of a step is computed."""
 
     def backward(self, loss: Tensor) -> None:
-        """Back-propagate one part of a step's loss, to which more are to come; gradients add up."""
+        """Back-propagate the loss of a microbatch that is not the step's last; gradients are accumulated."""
 
     def step(self, loss: Tensor, rate: float) -> float:
-        """Back-propagate the last part, clip, update with learning rate `rate`.
+        """Back-propagate the last microbatch, clip, and update with learning rate `rate`.
 
-        Returns the gradient's norm before clipping, NaN or infinite if that of any worker is.
+        Returns the gradient's norm before clipping; it is not finite if that of any worker is not.
         """
 
     def state(self) -> EngineState:
-        """The whole state on the CPU; every worker must call it, and the first one's answer is complete."""
+        """The complete state on the CPU; all workers must call it, and rank 0's result is complete."""
 
 
 def moments_of(optimizer_state: dict[str, Tensor], name: str) -> Iterable[tuple[str, Tensor]]:
@@ -69,13 +69,13 @@ def moments_of(optimizer_state: dict[str, Tensor], name: str) -> Iterable[tuple[
 
 
 def load_weights(module: nn.Module, state: EngineState | None) -> None:
-    """Put a saved state's weights into `module`."""
+    """Load a saved state's weights into `module`."""
     if state is not None:
         module.load_state_dict(state.weights)
 
 
 class TorchEngine:
-    """One process, plain PyTorch: what a laptop or a single GPU needs, and the yardstick for the others."""
+    """Plain PyTorch in one process: for a laptop or a single GPU, and the reference for the other engines."""
 
     def __init__(
         self,

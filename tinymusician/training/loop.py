@@ -1,4 +1,4 @@
-"""The training loop: steps, metrics, validation, checkpoints. It runs the same under Ray Train and as plain PyTorch."""
+"""The training loop: steps, metrics, validation, checkpoints; under Ray Train and as plain PyTorch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tinymusician.training.task import Task, to_device
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long and how often.
+    """The length and the intervals of a training.
 
-    `judge` names the held-out figure that picks the best checkpoint, lower being better. `codes_a_part` is what a part
-    of a step takes in, for the throughput that is reported. `seed` is for what a module draws itself (dropout). A step
-    has `parts` equal parts (0: one a worker). Steps that are `left_out` update nothing.
+    `monitor` is the held-out metric that picks the best checkpoint; lower is better. `codes_per_microbatch` is for the
+    reported throughput, `seed` for random numbers inside the module (dropout). A step has `microbatches` equal
+    microbatches (0: one per worker). `skipped` steps update nothing.
     """
 
     steps: int
@@ -52,20 +52,23 @@ class RankInfo:
     world: int = 1
 
     def grad_accum_steps(self, microbatches: int) -> int:
-        """How many of a step's parts each worker takes; the same for all, for their gradients meet at each."""
+        """The number of a step's microbatches per worker.
+
+        It is equal on all ranks, since every backward pass is a collective.
+        """
         return -(-microbatches // self.world)
 
     def microbatch_weights(self, microbatches: int) -> list[tuple[int, float]]:
-        """This worker's parts of a step, each with its weight in a mean over the workers.
+        """This worker's microbatches of a step, each with its weight in the mean over the workers.
 
-        Every `world`-th part is its own. Where that makes fewer than others have, one is repeated with weight 0.
+        Every `world`-th microbatch is this worker's. A worker with fewer than the others repeats one with weight 0.
         """
         weights = [(index, self.world / microbatches) for index in range(self.rank, microbatches, self.world)]
         return weights + [(self.rank % microbatches, 0.0)] * (self.grad_accum_steps(microbatches) - len(weights))
 
 
 class Trainer:
-    """One run of a task through an engine, from the checkpoint `start` or from the beginning."""
+    """One training of a task with an engine, from the checkpoint `start` or from the beginning."""
 
     def __init__(
         self,
@@ -78,14 +81,14 @@ class Trainer:
         start: Checkpoint | None = None,
         heartbeat: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """`beat` is called with the number of finished steps, often: it tells the world that the run lives."""
+        """`heartbeat` is called often, with the number of finished steps."""
         self.task, self.engine, self.config, self.rank_info, self.heartbeat = task, engine, config, rank_info, heartbeat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
         self.microbatches = config.microbatches or rank_info.world
 
     def run(self) -> None:
-        """Train to the plan's end. The first validation is of the untrained module, at step 0."""
+        """Train to the configured number of steps. The first validation is of the untrained module, at step 0."""
         if self.fresh:
             self._checkpoint(self._validate())
         self.task.module.train()
@@ -124,7 +127,7 @@ class Trainer:
         self.heartbeat(self.done)
 
     def _microbatch_loss(self, index: int, weight: float, window: MetricWindow) -> Tensor:
-        """The loss of one part of the step, weighted by its share."""
+        """The loss of one microbatch, times its weight."""
         torch.manual_seed(seed_of_step(self.config.seed, self.done, index))
         batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
         with self.engine.autocast():
@@ -133,10 +136,10 @@ class Trainer:
         return loss * weight
 
     def _raise_non_finite(self, losses: list[float], norm: float) -> None:
-        """Say which rows made a loss or a gradient that is no number; every worker is here.
+        """Report the rows of a microbatch whose loss or gradient is not finite; all workers call this.
 
         Raises:
-            Diverged: always.
+            NonFiniteLossError: always.
         """
         weights = self.rank_info.microbatch_weights(self.microbatches)
         nonfinite = {index: loss for (index, _), loss in zip(weights, losses, strict=True) if not math.isfinite(loss)}
@@ -177,7 +180,7 @@ class Trainer:
         return figures
 
     def _checkpoint(self, figures: dict[str, float]) -> None:
-        """Every worker contributes to the state; the first one writes it, with the metrics up to here."""
+        """Save a checkpoint: all workers contribute to the state, rank 0 writes it, with the metrics so far."""
         state = self.engine.state()
         if self.rank_info.rank == 0:
             self.metrics.flush()
@@ -187,12 +190,12 @@ class Trainer:
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
-    """What a worker's random numbers at a step follow from, so that a resumed run draws the same ones."""
+    """The seed of a worker's random numbers at a step, so that a resumed run repeats them."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most bytes that this process has had so far: of its GPU, or resident."""
+    """The peak memory of this process in bytes: of its GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -200,25 +203,25 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class MetricWindow:
-    """Sums over the steps between two reports, on the loss's device. A window ends with a report or a checkpoint."""
+    """Sums over the steps between two log rows, on the loss's device. A window ends with a log row or a checkpoint."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
 
     def add(self, scalars: dict[str, Tensor], weight: float) -> None:
-        """Take in one part of a step, with its weight in the mean over the workers."""
+        """Add one microbatch, with its weight in the mean over the workers."""
         device = scalars["loss"].device
         for name, value in scalars.items():
             weighted = weight * value.detach().float().to(device)
             self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + weighted
 
     def close(self, norm: float, rate: float) -> None:
-        """A step is done."""
+        """End a step."""
         self._norm, self._rate, self.steps = self._norm + norm, rate, self.steps + 1
 
     def means(self, world: int) -> dict[str, float]:
-        """Means over steps and workers, with the gradient norm, the last learning rate and the time a step took."""
+        """Means over steps and workers, with the gradient norm, the last learning rate and the time per step."""
         names = sorted(self._sums)
         values = torch.stack([self._sums[name] for name in names]) / self.steps
         if world > 1:

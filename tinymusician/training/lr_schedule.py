@@ -1,4 +1,4 @@
-"""The learning rate: a linear warm-up, then half a cosine down to a twentieth."""
+"""The learning rate: linear warm-up, then half a cosine down to a twentieth of the peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's metrics: one JSON object a line, kept whole in the store, so they can be read when the cluster is gone."""
+"""A run's metrics: JSON lines in the store, which outlive the cluster."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _FLUSH_SECONDS = 5.0
 
 
 class MetricSink(Protocol):
-    """Sees every row as it is added, such as TensorBoard's writer."""
+    """Receives every row, such as TensorBoard's writer."""
 
     def add(self, row: Row) -> None:
-        """Take a row."""
+        """Add a row."""
 
     def flush(self) -> None:
         """Make the rows so far durable."""
 
 
 class MetricsLog:
-    """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and goes on from there."""
+    """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and appends to the others."""
 
     def __init__(self, store: Store, key: str, resume_at: int, sinks: Sequence[MetricSink] = ()) -> None:
         self._store, self._key, self._sinks = store, key, sinks
@@ -34,7 +34,7 @@ class MetricsLog:
         self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
 
     def add(self, row: Row) -> None:
-        """Append a row; it is durable after `flush`, which happens by itself every few seconds."""
+        """Append a row. `flush` makes it durable, and runs by itself every few seconds."""
         self._rows.append({name: _finite(value) for name, value in row.items()})
         for sink in self._sinks:
             sink.add(self._rows[-1])
@@ -50,7 +50,7 @@ class MetricsLog:
 
 
 def read_metrics(store: Store, key: str) -> list[Row]:
-    """The rows of a run's metrics, none if it has not written any."""
+    """The rows of a run's metrics; none if it has not written any."""
     try:
         return [json.loads(line) for line in store.get(key).decode().splitlines()]
     except NotFoundError:
@@ -58,7 +58,7 @@ def read_metrics(store: Store, key: str) -> list[Row]:
 
 
 def _finite(value: object) -> object:
-    """JSON knows no NaN or infinity: they become null."""
+    """JSON has no NaN or infinity: they become null."""
     if isinstance(value, float):
         return round(value, 7) if math.isfinite(value) else None
     return value

@@ -1,4 +1,4 @@
-"""What a training loop needs to know of a task: its module, its batches, its loss, its held-out figures."""
+"""The interface between training loop and task: module, batches, loss, held-out metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 Model = Callable[..., Any]
-"""The task's module as an engine offers it: called like the module itself."""
+"""The task's module as an engine runs it; called like the module itself."""
 
 
 class Task(Protocol):
-    """Everything about a batch follows from the step, its part and the seed, so a resumed run repeats itself.
+    """A task. A batch depends only on step, microbatch and seed, so a resumed run repeats itself.
 
-    A step consists of equal parts, which are dealt to however many workers there are.
+    A step consists of equal microbatches (`parts`), which the workers share.
     """
 
     @property
@@ -25,16 +25,16 @@ class Task(Protocol):
         """The module whose parameters train; its other tensors are saved with it."""
 
     def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
-        """Which rows of its data part `part` of the `parts` of `step` is made of, all counted from 0."""
+        """The rows of microbatch `part` of the `parts` of `step`."""
 
     def batch(self, step: int, part: int, parts: int) -> Any:
-        """The batch of part `part` of the `parts` of `step`."""
+        """The batch of microbatch `part` of the `parts` of `step`."""
 
     def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and scalars to report."""
+        """The scalar to minimize, and scalars to log."""
 
     def validate(self, model: Model) -> dict[str, float]:
-        """Figures on held-out data; the one named by the plan decides which checkpoint is best (lower is better)."""
+        """Metrics on held-out data; the monitored one picks the best checkpoint (lower is better)."""
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
