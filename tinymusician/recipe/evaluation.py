@@ -102,7 +102,7 @@ class EvaluateConfig(ConfigModel):
     models: tuple[str, ...] = Field((), description="the evaluated models; if none, the newest student of this recipe")
     reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
     clips: Annotated[int, Field(ge=2)] = Field(
-        1100, description="clips per model, one per prompt; FAD needs more windows than dimensions"
+        1100, description="clips per model; FAD needs more windows than dimensions"
     )
     seconds: Positive = Field(10.0, le=30.0, description="length of every clip, in seconds")
     embedding: Embedding = Field(ClapEmbeddingConfig(), description="the embedding model of FAD and KAD")
