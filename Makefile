@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
-  coverage demo paper bench clean
+  coverage docs demo paper bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -18,7 +18,7 @@ install: $(STAMP)  ## Make .venv with everything, at the versions of constraints
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,evaluate,serve,s3,band,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,evaluate,serve,s3,band,dev,docs]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tinysoundfont
 	touch $@
 
@@ -103,8 +103,11 @@ coverage: $(STAMP)  ## Line and branch coverage of `make test`, in every Python 
 	$(BIN)/coverage combine -q --rcfile=$(COVERED)/config $(COVERED)
 	$(BIN)/coverage report --rcfile=$(COVERED)/config --format=total --precision=2
 
+docs: $(STAMP)  ## The documentation site, in site/; a broken link is an error
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q -f docs/site/mkdocs.yml
+
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) demo paper
+	rm -rf $(VENV) demo paper site
 
 demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
 	$(BIN)/python -m jobs.examples.demo demo
