@@ -112,7 +112,7 @@ class EvaluateConfig(ConfigModel):
     )
     tagger: str | None = Field(
         None,
-        description="the classifier of the label divergence: band-tagger, or an audio classifier in transformers' layout",
+        description="the classifier of the label divergence: band-tagger, or an audio classifier of transformers",
     )
     agreement_clips: Annotated[int, Field(ge=0)] = Field(
         32, description="the teacher's samples on which models are compared with the teacher"
