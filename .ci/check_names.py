@@ -3,8 +3,8 @@
     python .ci/check_names.py      prints every offending identifier; exit code 1 if there is any
 
 Covers modules, functions, classes, arguments, assigned variables and attributes of Python; functions, variables and
-properties of the page's JavaScript; keys of YAML files; command-line options; metric names. Names are split at
-underscores, hyphens and capitals.
+properties of the page's JavaScript; keys of YAML files; command-line options; metric names; headings of documents; the
+texts of dashboards, alerts and runbooks. Names are split at underscores, hyphens and capitals.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _JAVASCRIPT = (
 _YAML_KEY = re.compile(r"^\s*-?\s*([A-Za-z][\w-]*):(?:\s|$)", re.M)
 _OPTION = re.compile(r'"--([a-z][a-z-]*)')
 _METRIC = re.compile(r'"(tinymusician_\w+)"')
+_HEADING = re.compile(r"^#+ (.+)$", re.M)
+_TEXT = re.compile(r"^(.+)$", re.M)
+_DASHBOARD_TEXT = re.compile(r'"(?:title|description|legendFormat)": "([^"]*)"')
 
 
 def offends(name: str) -> bool:
@@ -81,7 +84,11 @@ def names(path: Path) -> Iterator[tuple[int, str]]:
         for pattern in _JAVASCRIPT:
             yield from _matches(pattern, path.read_text())
     elif path.suffix in {".yaml", ".yml"}:
-        yield from _matches(_YAML_KEY, path.read_text())
+        yield from _matches(_TEXT if path.name == "alerts.yml" else _YAML_KEY, path.read_text())
+    elif path.suffix == ".md":
+        yield from _matches(_TEXT if path.parent.name == "runbooks" else _HEADING, path.read_text())
+    elif path.name == "dashboard.json":
+        yield from _matches(_DASHBOARD_TEXT, path.read_text())
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ def pass_all(stages: ModuleType, root: Path) -> None:
 
 def test_every_file_belongs_to_a_stage_that_always_runs(stages: ModuleType) -> None:
     always = [stage for stage in stages.read_stages() if stage.when == "always"]
-    assert [stage.name for stage in always] == ["check", "test"]
+    assert [stage.name for stage in always] == ["check", "test", "docs"]
     tracked = {path for path in git(ROOT, "ls-files", "-z") if (ROOT / path).is_file()}
     for stage in always:
         assert tracked - set(stage.covered(ROOT)) <= {stages.PASSED}
@@ -84,7 +84,7 @@ def test_every_pattern_names_a_file(stages: ModuleType) -> None:
     ],
 )
 def test_a_changed_file_selects_its_stages(stages: ModuleType, checkout: Path, path: str, expected: set[str]) -> None:
-    always = {"check", "test"}
+    always = {"check", "test", "docs"}
     assert chosen(stages, checkout) == {*always, "machines", "compose"}, "nothing has passed yet"
     pass_all(stages, checkout)
     assert chosen(stages, checkout) == always
@@ -116,7 +116,7 @@ def test_new_and_removed_files_count(stages: ModuleType, checkout: Path) -> None
 
 def test_all_and_full_select_every_stage(stages: ModuleType, checkout: Path) -> None:
     pass_all(stages, checkout)
-    assert chosen(stages, checkout, full=True) == {"check", "test", "machines", "compose"}
+    assert chosen(stages, checkout, full=True) == {"check", "test", "docs", "machines", "compose"}
     assert chosen(stages, checkout, everything=True) == {stage.name for stage in stages.read_stages()}
     assert chosen(stages, checkout, names=("kills",)) == {"kills"}
 
