@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
-  coverage docs demo paper bench clean
+  coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -111,6 +111,9 @@ clean:  ## Remove what the targets made
 
 demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
 	$(BIN)/python -m jobs.examples.demo demo
+
+readme-figures: $(STAMP)  ## The table, picture and sounds of README.md, measured again
+	$(BIN)/python -m jobs.reproduce.readme_figures
 
 PARTS ?=
 paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="table3 figures" for some

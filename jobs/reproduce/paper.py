@@ -1,7 +1,7 @@
 """Reproduces the paper's figures and tables with one command: the runs that they need, and the result of each claim.
 
-Each is an ordinary run in the store, named by its content: one that has succeeded is not run again, one that was
-interrupted continues. Their reports are copied into one folder.
+Each is an ordinary run in the store. A run that has succeeded is reused, an interrupted one continues. The reports are
+copied into one folder.
 
 Usage: python -m jobs.reproduce.paper FOLDER [figures|sweeps|table3|table4|precision]… [--recipe RECIPE] [--workers N]
 """
@@ -12,19 +12,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from jobs.cli.output import follow
-from jobs.launch.prepare import prepare
-from jobs.launch.submit import submit
 from jobs.registry import JobKind
+from jobs.reproduce.reproduction import Models, Reproduction
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.run_summary import effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.config_model import Document
-from tinymusician.data.shards import fingerprint
 from tinymusician.errors import RecipeError, TinyMusicianError
 from tinymusician.evaluate.claims import (
     Claim,
@@ -37,7 +33,7 @@ from tinymusician.evaluate.claims import (
     slower,
     within_tolerance,
 )
-from tinymusician.evaluate.results import EvaluationResult, ModelResult
+from tinymusician.evaluate.results import ModelResult
 from tinymusician.evaluate.sweep_results import SweepResult
 from tinymusician.html_report import html_note, html_table, page
 from tinymusician.models.shape import shape_of
@@ -46,8 +42,6 @@ from tinymusician.recipe import load_recipe
 
 PRECISIONS = ("float32", "float16", "int8", "int4")
 _OPEN_THRESHOLD = "{kl: 5, agreement: 0, codec_snr: 0}"
-Models = Mapping[str, ModelResult]
-"""The results of an evaluation's models by the labels that they were given."""
 
 
 class SavedClaims(Document):
@@ -58,35 +52,18 @@ class SavedClaims(Document):
     claims: tuple[Claim, ...]
 
 
-class PaperReproduction:
+class PaperReproduction(Reproduction):
     """Runs the jobs that the tables need, copies their reports, and collects the claims."""
 
     def __init__(self, folder: Path, recipe: str, workers: int) -> None:
-        self.folder, self.recipe, self.workers = folder, recipe, workers
+        super().__init__("paper", recipe, workers)
+        self.folder = folder
         self.claims: list[Claim] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, kind: JobKind, name: str, *overrides: str) -> RunStore:
-        """A run that has succeeded: an earlier one of the same content, or a new one; its report is copied.
-
-        Raises:
-            TinyMusicianError: it failed.
-        """
-        store = open_store()
-        content = load_recipe(self.recipe, overrides).model_dump(mode="json")
-        digest = fingerprint({"kind": kind, "recipe": content})[:8]
-        run = RunStore(store, f"paper-{name}-{digest}")
-        state = effective_status(run).state if run.exists() else None
-        if state in ("PENDING", "RUNNING"):  # from an interrupted reproduction
-            print(f"== {name}: {run.id} is still running", flush=True)
-            state = follow(run, quiet=False)
-        if state != "SUCCEEDED":
-            resume = run.id if state is not None else None
-            print(f"== {name}: {run.id} {kind} {' '.join(overrides)}", flush=True)
-            recipe = prepare(store, kind, self.recipe, () if resume else overrides, None, resume)
-            submit(store, kind, recipe, None if resume else self.workers, None, run.id, resume)
-            if follow(run, quiet=False) != "SUCCEEDED":
-                raise TinyMusicianError(f"paper: {name} failed; see `tmctl logs {run.id}`, then run this again")
+        """A run that has succeeded; its report is copied to the folder."""
+        run = super().run(kind, name, *overrides)
         for suffix, report in run.report_files().items():
             (self.folder / f"{name}.{suffix}").write_bytes(report)
         return run
@@ -109,15 +86,15 @@ class PaperReproduction:
                 f"recipe {self.recipe}: table 3 begins with a ready student; student.kind=pretrained is needed"
             )
         distilled = self.distill("kd")
-        quantized, both = self.quantize("quantized", small, "paper"), self.quantize("kd-paper", distilled, "paper")
-        rows = self.evaluate("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
+        quantized, both = self.compress("quantized", small, "paper"), self.compress("kd-paper", distilled, "paper")
+        rows = self.compare("table3", base="untrained", kd=distilled, quantized=quantized, both=both)
         base, kd = rows["base"], rows["kd"]
         self._claim("table 3", "KD lowers FAD", _lower_fad(kd, base))
         tolerance = within_tolerance(kd.clap_by_clip, base.clap_by_clip, 0.01)
         self._claim("table 3", "KD does not change CLAP by more than 1 %", tolerance)
         self._claim("table 3", "quantization raises FAD", _lower_fad(base, rows["quantized"]))
         self._claim("table 3", "quantization raises CLAP", _higher_clap(rows["quantized"], base))
-        full = self.quantize("kd-float32", distilled, "float32")
+        full = self.compress("kd-float32", distilled, "float32")
         sizes = [_bundle_size(reference) for reference in (both, full)]
         share = at_most(sizes[0] / sizes[1], 0.45)
         self._claim("table 3", "KD and mixed precision: at most 45 % of the float32 bundle", share)
@@ -126,7 +103,7 @@ class PaperReproduction:
         """Table 4: precisions of the decoder, three sizes of students, conditional against guided, with cost."""
         distilled = self.distill("kd")
         plans = {
-            plan: self.quantize(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")
+            plan: self.compress(f"kd-{plan}", distilled, plan) for plan in ("float32", "int8", "paper", "adaptive")
         }
         sizes = [
             self.distill(f"cut-{len(layers)}", "student.kind=prune_layers", f"student.layers={layers}")
@@ -134,7 +111,7 @@ class PaperReproduction:
         ]
         guided = self.distill("guided", "teacher.target=guided")
         names = dict(zip(("an eighth of the layers", "a quarter", "half"), sizes, strict=True))
-        rows = self.evaluate("table4", **{"KD": distilled, **plans, **names, "guided": guided})
+        rows = self.compare("table4", **{"KD": distilled, **plans, **names, "guided": guided})
         original, full, int8, mixed, adaptive, *smaller, one_pass = rows.values()
         self._claim("table 4", "uniform int8 has a higher FAD than mixed precision", _lower_fad(mixed, int8))
         self._claim("table 4", "uniform int8 has a lower CLAP than mixed precision", _higher_clap(mixed, int8))
@@ -149,8 +126,8 @@ class PaperReproduction:
     def precision(self) -> None:
         """The paper's plan, with the decoder in each precision."""
         distilled = self.distill("kd")
-        bundles = {name: self.quantize(f"kd-decoder-{name}", distilled, json.dumps(_plan(name))) for name in PRECISIONS}
-        full, *coarser = self.evaluate("precision", **bundles).values()
+        bundles = {name: self.compress(f"kd-decoder-{name}", distilled, json.dumps(_plan(name))) for name in PRECISIONS}
+        full, *coarser = self.compare("precision", **bundles).values()
         for name, model in zip(PRECISIONS[1:], coarser, strict=True):
             what = f"decoder in {name}, {model.size / full.size:.2f} of the bytes"
             self._claim("precision", f"{what}: FAD not higher", not_worse(_lower_fad(full, model)))
@@ -163,15 +140,13 @@ class PaperReproduction:
             overrides = (*overrides, "signals.source=cached")
         return str(self.run("distill", name, *overrides).result().artifact)
 
-    def quantize(self, name: str, model: str, plan: str) -> str:
+    def compress(self, name: str, model: str, plan: str) -> str:
         """Quantize a model; returns the bundle's reference. int4 has no threshold: its loss is to be measured."""
-        overrides = (f"quantize.model={model}", f"quantize.plan={plan}", f"quantize.thresholds.int4={_OPEN_THRESHOLD}")
-        return str(self.run("quantize", name, *overrides).result().artifact)
+        return self.quantize(name, model, plan, f"quantize.thresholds.int4={_OPEN_THRESHOLD}")
 
-    def evaluate(self, name: str, **references: str) -> Models:
+    def compare(self, name: str, **references: str) -> Models:
         """Evaluate models; returns their results by the given labels."""
-        models = json.dumps([f"{label}={reference}" for label, reference in references.items()])
-        result = self.run("evaluate", name, f"evaluate.models={models}").report(EvaluationResult)
+        _, result = self.evaluate(name, **references)
         return dict(zip(references, result.models, strict=True))
 
     def depth(self) -> int:

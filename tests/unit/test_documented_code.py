@@ -1,0 +1,44 @@
+"""The Python code of the documents runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_blocks(path: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL))
+
+
+@pytest.fixture
+def folder(bundle: Path, tiny_musicgen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "my-student").symlink_to(tiny_musicgen)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readme_generates_audio(folder: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(python_blocks("README.md"), names)
+    rate = names["generator"].codec.shape.sampling_rate
+    assert len(names["wave"]) == 5 * rate
+    assert np.isfinite(names["wave"]).all()
+
+
+def test_a_batch_of_requests_finishes(folder: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(python_blocks("docs/compression.md"), names)
+    assert all(track.is_finished and track.error is None for track in names["tracks"])
+
+
+def test_a_student_loads_with_transformers(folder: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(python_blocks("docs/tutorial.md"), names)
+    assert names["wave"].shape[:2] == (1, 1)
