@@ -86,7 +86,7 @@ def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str)
     )
 
 
-def codec_work(context: WorkerContext) -> None:
+def _codec_work(context: WorkerContext) -> None:
     """Train the codec from its closed-form start, in float32: its losses are spectra and logarithms."""
     import torch
 
@@ -104,7 +104,7 @@ def codec_work(context: WorkerContext) -> None:
     train(context, TrainingStage("codec", task, trainer, settings, config.codec_batch_size, 0, "float32"))
 
 
-def load_trained_codec(context: WorkerContext) -> Codec:
+def _load_trained_codec(context: WorkerContext) -> Codec:
     """The best codec of this run, rounded to float16 as it is shipped, in evaluation mode."""
     from tinymusician.house_band.train_codec import TrainableCodec
     from tinymusician.models.codec import codec_config, new_codec
@@ -114,12 +114,12 @@ def load_trained_codec(context: WorkerContext) -> Codec:
     return trainable.codec.half().float().eval()
 
 
-def tokens_work(context: WorkerContext) -> None:
+def _tokens_work(context: WorkerContext) -> None:
     """Encode the splits with the trained codec; the workers share the shards."""
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.house_band.pretrain import encode_split
 
-    codec, tokenizer, corpus = load_trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
+    codec, tokenizer, corpus = _load_trained_codec(context).to(context.device), _tokenizer(context), _corpus(context)
     for name in ("train", "validation"):
         split: RenderedSplit = getattr(corpus, name)
         shards = _token_shards(context, name, len(split.clips))
@@ -161,7 +161,7 @@ def _tokens(context: WorkerContext, name: str) -> TokenDataset:
     return TokenDataset(codes, *tokenize_captions(_tokenizer(context), split.captions))
 
 
-def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
+def _language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     """Train text encoder and decoder of band-large or band-small."""
     import torch
 
@@ -171,7 +171,7 @@ def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
 
     config, seed = _config(context), context.recipe.training.seed
     torch.manual_seed(seed)
-    model = build_band(load_trained_codec(context), len(_tokenizer(context)), layers)
+    model = build_band(_load_trained_codec(context), len(_tokenizer(context)), layers)
     tokens, held_out = _tokens(context, "train"), _tokens(context, "validation")
     task = LanguageModelTask(model, tokens, held_out, config.lm_batch_size, seed)
     task.module.to(context.device)
@@ -181,7 +181,7 @@ def language_model_work(context: WorkerContext, name: str, layers: int) -> None:
     train(context, TrainingStage(name, task, trainer, settings, config.lm_batch_size, 0, context.precision()))
 
 
-def clap_work(context: WorkerContext) -> None:
+def _clap_work(context: WorkerContext) -> None:
     """Train band-clap."""
     import torch
 
@@ -201,7 +201,7 @@ def clap_work(context: WorkerContext) -> None:
     )
 
 
-def tagger_work(context: WorkerContext) -> None:
+def _tagger_work(context: WorkerContext) -> None:
     """Train band-tagger, in float32: its spectra are computed inside."""
     import torch
 
@@ -251,7 +251,7 @@ def _write_models(context: WorkerContext, folder: Path) -> None:
     tokenizer, parts = _tokenizer(context), _config(context).parts
     for member, layers in (("band-large", TEACHER_LAYERS), ("band-small", STUDENT_LAYERS)):
         if member in parts:
-            assemble(folder / member, load_trained_codec(context), tokenizer, _best_weights(context, member), layers)
+            assemble(folder / member, _load_trained_codec(context), tokenizer, _best_weights(context, member), layers)
     if "band-clap" in parts:
         save_clap(folder / "band-clap", tokenizer, _best_weights(context, "band-clap"))
     if "band-tagger" in parts:
@@ -277,11 +277,11 @@ def work(context: WorkerContext) -> None:
     from tinymusician.house_band.model import STUDENT_LAYERS, TEACHER_LAYERS
 
     stages: dict[str, tuple[Work, ...]] = {
-        "codec": (codec_work, tokens_work),
-        "band-large": (partial(language_model_work, name="band-large", layers=TEACHER_LAYERS),),
-        "band-small": (partial(language_model_work, name="band-small", layers=STUDENT_LAYERS),),
-        "band-clap": (clap_work,),
-        "band-tagger": (tagger_work,),
+        "codec": (_codec_work, _tokens_work),
+        "band-large": (partial(_language_model_work, name="band-large", layers=TEACHER_LAYERS),),
+        "band-small": (partial(_language_model_work, name="band-small", layers=STUDENT_LAYERS),),
+        "band-clap": (_clap_work,),
+        "band-tagger": (_tagger_work,),
     }
     for name in [name for name in stages if name in _config(context).parts]:
         for stage in stages[name]:

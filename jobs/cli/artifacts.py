@@ -79,7 +79,7 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
 
     Example: `tmctl artifacts diff band-bundle@stable band-bundle@candidate`
     """
-    old, new = ({file.path: file for file in files_of_reference(name)} for name in (first, second))
+    old, new = ({file.path: file for file in _files_of_reference(name)} for name in (first, second))
     there = {file.sha256 for file in old.values()}
     rows, load = [], {}
     for path in sorted(old.keys() | new.keys()):
@@ -152,7 +152,7 @@ def model_card(reference: Reference) -> None:
     print(render_card(manifests.find(store, name), manifests.list_manifests(store, warn)))
 
 
-def files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
+def _files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
     """The files of an artifact, or of an alias's release."""
     if "@" in reference and "@sha256:" not in reference:
         return registry().newest(*split_reference(reference)).files

@@ -38,7 +38,7 @@ def publish(
 
     store = open_store()
     manifest = manifests.find(store, reference)
-    config = publish_config(recipe, manifest.reference)
+    config = _publish_config(recipe, manifest.reference)
     judged = release_metrics(store, evaluation, manifest.reference, config.baseline) if evaluation else None
     _print_release(signed(registry(), manifest, judged, config), json)
 
@@ -60,7 +60,7 @@ def promote(
     from jobs.release import promote as moved
 
     source = registry().newest(*split_reference(release))
-    _print_release(moved(registry(), source, to, publish_config(recipe, source.artifact), override), json)
+    _print_release(moved(registry(), source, to, _publish_config(recipe, source.artifact), override), json)
 
 
 def rollback(
@@ -95,7 +95,7 @@ def history(release: ReleaseName, json: Json = False) -> None:
             f"{r.created:%Y-%m-%d %H:%M}",
             f"{r.expires:%Y-%m-%d}",
             short_reference(r.artifact),
-            reason_of(r),
+            _reason_of(r),
         ]
         for r in releases
     ]
@@ -131,7 +131,7 @@ def presign(
     emit({"addresses": presigned_urls(registry(), *split_reference(release), round(hours * 3600))}, True, "")
 
 
-def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
+def _publish_config(recipe: str | None, artifact: str) -> PublishConfig:
     """The gates and days of the named recipe, or of the one that the artifact was made by."""
     if recipe is not None:
         return load_recipe(recipe).publish
@@ -139,7 +139,7 @@ def publish_config(recipe: str | None, artifact: str) -> PublishConfig:
     return parse_recipe(made.recipe, made.name).publish
 
 
-def reason_of(release: Release) -> str:
+def _reason_of(release: Release) -> str:
     """A release's reason, for the history."""
     said = release.about.get("why", {})
     if "rolled_back_to" in said:

@@ -73,13 +73,13 @@ def load_components(context: WorkerContext, teacher: Musicgen) -> StudentCompone
     """The components with the weights of their stages' best checkpoints."""
     components = build_components(context.recipe, teacher)
     if components.text is not None:
-        components.text.load_state_dict(load_best_component(context, "text-encoder"))
+        components.text.load_state_dict(_load_best_component(context, "text-encoder"))
     if components.codec is not None:
-        components.codec.load_state_dict(load_best_component(context, "codec"))
+        components.codec.load_state_dict(_load_best_component(context, "codec"))
     return components
 
 
-def load_best_component(context: WorkerContext, stage: str) -> dict[str, Tensor]:
+def _load_best_component(context: WorkerContext, stage: str) -> dict[str, Tensor]:
     """A component's weights at its stage's best checkpoint."""
     from tinymusician.distill.component import PART
 
@@ -135,7 +135,7 @@ def _train_codec(
     assert config is not None
     frames = codec_piece_frames(context.recipe, teacher)
     fit_codec_projections(codec, teacher, tokens, frames, context.recipe.training.seed)
-    task = codec_distill_task(context, teacher, codec, tokens, held_out)
+    task = _codec_distill_task(context, teacher, codec, tokens, held_out)
     _train(context, "codec", task, config.steps, config.learning_rate, "float32")
 
 
@@ -162,7 +162,7 @@ def fit_codec_projections(
     codec.fit(teacher.audio_encoder, pieces(tokens, rows, frames, np.random.default_rng(seed)))
 
 
-def codec_distill_task(
+def _codec_distill_task(
     context: WorkerContext, teacher: Musicgen, codec: ProjectedCodec, tokens: TokenDataset, held_out: TokenDataset
 ) -> CodecDistillTask:
     """The codec's task, always in float32: its losses are spectra and logarithms."""
@@ -203,7 +203,7 @@ def train_jointly(
     assert codec is not None
     joint, student = context.recipe.joint, objective.student
     text.encoder, codec.codec = student.text_encoder, student.audio_encoder
-    codec_task = codec_distill_task(context, teacher, codec, tokens, held_out)
+    codec_task = _codec_distill_task(context, teacher, codec, tokens, held_out)
     task = JointTask(objective, text, codec_task, teacher.text_encoder, joint.balance, context.device)
     _train(context, "joint", task, joint.steps, joint.learning_rate, "float32")
 
@@ -241,7 +241,7 @@ def component_metrics(context: WorkerContext, teacher: Musicgen, student: Musicg
         for when, row in zip(("initial", "final"), monitored_metrics(context, stage), strict=True):
             metrics |= {f"{prefix}_{name}_{when}": row[f"held_out/{name}"] for name in REPORTED_METRICS[stage]}
     if "joint" in stages:
-        load_joint_weights(student, load_best_component(context, "joint"))
+        load_joint_weights(student, _load_best_component(context, "joint"))
     for prefix, model in (("teacher_", teacher), ("", student)):
         metrics |= {f"{prefix}parameters_{name}": count for name, count in parameter_counts(model).items()}
     with tempfile.TemporaryDirectory() as name:

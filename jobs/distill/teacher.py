@@ -27,9 +27,9 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
     part = context.recipe.sequences
     makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
-    makers = {f"{split} samples": partial(sample_sequences, split=split) for split in SPLITS}
+    makers = {f"{split} samples": partial(_sample_sequences, split=split) for split in SPLITS}
     if part.clip_share:
-        makers["clips"] = clip_sequences
+        makers["clips"] = _clip_sequences
     if part.clip_share == 1:
         del makers["train samples"]
     for name, of in makers.items():
@@ -39,7 +39,7 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
             print(f"{name}: shard {index + 1} of {count}", flush=True)
             context.run.report_progress(name, index + 1, count)
 
-        make_shards(context, pair, shards, sequence_maker(context, pair, source), on_progress)
+        make_shards(context, pair, shards, _sequence_maker(context, pair, source), on_progress)
 
 
 def make_shards(
@@ -66,16 +66,16 @@ def open_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -
     from tinymusician.distill.sequences import mix
 
     share = context.recipe.sequences.clip_share if split == "train" else 0
-    sources: list[tuple[ShardedSource, ShardCache]] = [clip_sequences(context, pair)] if share else []
-    sources += [sample_sequences(context, pair, split)] if share < 1 else []
+    sources: list[tuple[ShardedSource, ShardCache]] = [_clip_sequences(context, pair)] if share else []
+    sources += [_sample_sequences(context, pair, split)] if share < 1 else []
     sets = []
     for source, shards in sources:
-        check_shards_complete(shards)
-        sets.append(source.read(shards, context.cache, None if pair.team else sequence_maker(context, pair, source)))
+        _check_shards_complete(shards)
+        sets.append(source.read(shards, context.cache, None if pair.team else _sequence_maker(context, pair, source)))
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
-def sequence_maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
+def _sequence_maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
     """What makes a shard of sequences, on the device where all are made."""
 
     def make(index: int) -> Arrays:
@@ -90,7 +90,7 @@ def frames(context: WorkerContext, pair: TeacherStudent) -> int:
     return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
 
 
-def clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
+def _clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCodes, ShardCache]:
     """The recipe's clips, and the shards of their codes."""
     from tinymusician.distill.sequences import ClipCodes
 
@@ -100,7 +100,7 @@ def clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipCo
     return source, ShardCache(context.run.store, "codes", facts, source.shards)
 
 
-def sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
+def _sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
     """The teacher's samples for one split, and their shards."""
     from tinymusician.distill.sequences import TeacherSamples
 
@@ -161,7 +161,7 @@ def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: Tok
         "device": context.device,
         "precision": context.precision(),
         "format": FORMAT,
-        "top": sparse_top_k(context),
+        "top": _sparse_top_k(context),
     }
     facts |= {"target": teacher.passes} | ({"guidance": teacher.guidance_scale} if teacher.passes == "guided" else {})
     return ShardCache(context.run.store, "signals", facts, shard_count(len(tokens.codes)))
@@ -174,13 +174,13 @@ def signal_shard_maker(context: WorkerContext, pair: TeacherStudent, tokens: Tok
     def make(index: int) -> Arrays:
         batch = context.recipe.training.batch_size
         return signal_shard(
-            online_signals(context, pair, tokens), index, len(tokens.codes), batch, sparse_top_k(context)
+            online_signals(context, pair, tokens), index, len(tokens.codes), batch, _sparse_top_k(context)
         )
 
     return make
 
 
-def sparse_top_k(context: WorkerContext) -> int | None:
+def _sparse_top_k(context: WorkerContext) -> int | None:
     """How many codes of a position shards keep; None for all."""
     signals = context.recipe.signals
     return signals.top_k if isinstance(signals, CachedSignalsConfig) else None
@@ -196,7 +196,7 @@ def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDa
     from tinymusician.distill.signals import PrefetchingSource
 
     shards = signal_shard_cache(context, pair, tokens)
-    check_shards_complete(shards)
+    _check_shards_complete(shards)
     vocabulary = pair.teacher.config.decoder.vocab_size
     teacher = context.recipe.teacher
     make = signal_shard_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
@@ -204,7 +204,7 @@ def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDa
     return PrefetchingSource(reader.ask, ahead=2)
 
 
-def check_shards_complete(shards: ShardCache) -> None:
+def _check_shards_complete(shards: ShardCache) -> None:
     """Raise if shards that should have been precomputed are not there.
 
     Raises:

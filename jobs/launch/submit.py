@@ -42,7 +42,7 @@ def submit(
         RunError: the name is taken, or the run to resume does not exist, is still running, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
     """
-    run = RunStore(store, check_run_name(resume or name or new_run_name(recipe.name, kind)))
+    run = RunStore(store, check_run_name(resume or name or _new_run_name(recipe.name, kind)))
     if resume:
         workers, address = resume_target(run, kind, workers, address, recipe.evaluate.first != "generate")
     elif run.exists():
@@ -55,7 +55,7 @@ def submit(
     if kind in _TRAINING:
         began = run.record().workers if resume else workers or 1
         content["training"]["parts"] = content["training"]["parts"] or began
-    check_tensor_parallel(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
+    _check_tensor_parallel(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
     run.write_record(
         RunRecord(
             id=run.id,
@@ -84,7 +84,7 @@ def submit(
     return run
 
 
-def check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
+def _check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
     """Check that the number of workers is a multiple of the teacher's tensor-parallel size.
 
     Raises:
@@ -178,7 +178,7 @@ def is_alive(record: RunRecord) -> bool:
         return False
 
 
-def new_run_name(recipe: str, kind: str) -> str:
+def _new_run_name(recipe: str, kind: str) -> str:
     """A run's name: recipe, kind, local time, and four random digits."""
     return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 

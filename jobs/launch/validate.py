@@ -77,13 +77,13 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
             raise RecipeError(f"recipe {recipe.name}: has no `pretrain` part; only the house band is made from nothing")
         return
     if kind == "quantize":
-        check_quantize(recipe, here)
+        _check_quantize(recipe, here)
         return
     if kind == "evaluate":
-        check_evaluate(recipe, here)
+        _check_evaluate(recipe, here)
         return
     if kind in ("sweep", "pipeline"):
-        check_evaluate(recipe, here)
+        _check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
     from_actors = recipe.signals.source == "actors"
     if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_parts or ranged or split or from_actors):
@@ -96,10 +96,10 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         if ranged and bundled and recipe.quantize.format != "fused":
             flavour = recipe.quantize.format
             raise RecipeError(f"quantize.format = {flavour}: has no input for teacher.guidance_range; allowed is fused")
-        check_quantize(recipe, here)
-        check_release(recipe, here)
+        _check_quantize(recipe, here)
+        _check_release(recipe, here)
     if here:
-        check_files(recipe)
+        _check_files(recipe)
     check_shapes(recipe)
 
 
@@ -122,7 +122,7 @@ def with_loaded_plan(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=content)})
 
 
-def check_quantize(recipe: Recipe, here: bool) -> None:
+def _check_quantize(recipe: Recipe, here: bool) -> None:
     """The prompts must be there, and so must what writes graphs."""
     if here:
         load_prompts(recipe.sequences.prompts)
@@ -132,7 +132,7 @@ def check_quantize(recipe: Recipe, here: bool) -> None:
                 raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
 
 
-def check_evaluate(recipe: Recipe, here: bool) -> None:
+def _check_evaluate(recipe: Recipe, here: bool) -> None:
     """There must be a reference, its files must be there, and so must what reads them."""
     config = recipe.evaluate
     if config.reference is None:
@@ -152,7 +152,7 @@ def check_evaluate(recipe: Recipe, here: bool) -> None:
         open_reference(config.reference, config.clips, config.seconds, config.seed, Path())
 
 
-def check_release(recipe: Recipe, here: bool) -> None:
+def _check_release(recipe: Recipe, here: bool) -> None:
     """Where the pipeline signs on this machine, its key must be here before hours are spent."""
     if here and recipe.pipeline.last == "publish":
         from tinymusician.artifacts.keys import keys_folder, load_key
@@ -163,7 +163,7 @@ def check_release(recipe: Recipe, here: bool) -> None:
         load_key("release", folder, ReleaseRegistry(open_store(), folder).roots()[-1].release_keys)
 
 
-def check_files(recipe: Recipe) -> None:
+def _check_files(recipe: Recipe) -> None:
     """Prompts and clips must be there, and so must folders of models."""
     load_prompts(recipe.sequences.prompts)
     if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
@@ -199,7 +199,7 @@ def check_shapes(recipe: Recipe) -> None:
     if isinstance(student_config := recipe.student, WidthPrunedStudent):
         shape = teacher.width, teacher.heads, teacher.feed_forward
         check_narrow(student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text)
-    check_parts(recipe)
+    _check_parts(recipe)
     check_length(recipe, teacher)
     check_split(teacher.heads, teacher.feed_forward, recipe.teacher.tensor_parallel_size)
     if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top_k or 1) > teacher.vocabulary:
@@ -212,7 +212,7 @@ def check_shapes(recipe: Recipe) -> None:
         )
 
 
-def check_parts(recipe: Recipe) -> None:
+def _check_parts(recipe: Recipe) -> None:
     """A smaller text encoder and a smaller codec must fit into the teacher's, where their shapes are known.
 
     Raises:

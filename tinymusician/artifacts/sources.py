@@ -84,7 +84,7 @@ class FolderSource:
             raise TransientStoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
 
 
-class S3Source:
+class _S3Source:
     """A store in S3, by boto3 and the usual AWS_* variables."""
 
     def __init__(self, url: str) -> None:
@@ -180,7 +180,7 @@ class HttpSource:
         raise kind(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
 
 
-class PresignedSource(HttpSource):
+class _PresignedSource(HttpSource):
     """A store behind a list of presigned addresses, `{"addresses": {KEY: ADDRESS, …}}`, which is read for every key."""
 
     def _address(self, key: str) -> str:
@@ -250,13 +250,13 @@ def open_source(url: str) -> Source:
     """
     parts = urlparse(url)
     if parts.scheme in ("http", "https", "file") and parts.path.endswith(".json"):
-        return PresignedSource(url)
+        return _PresignedSource(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderSource(Path(unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
         return HttpSource(url)
     if parts.scheme == "s3" and parts.netloc:
-        return S3Source(url)
+        return _S3Source(url)
     raise StoreError(f"store {url!r}: allowed are https://…, http://…, file:///an/absolute/folder, s3://bucket/prefix")
 
 

@@ -75,10 +75,10 @@ def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0
     value = fad(clips, reference)
     if clips.clips < 2:
         return Interval(value)
-    return centred_interval(value, resampled_fad(clips, reference, seed, resamples))
+    return centred_interval(value, _resampled_fad(clips, reference, seed, resamples))
 
 
-def resampled_fad(
+def _resampled_fad(
     clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int, resamples: int
 ) -> npt.NDArray[np.float64]:
     """FAD of every resample of the clips."""

@@ -63,7 +63,7 @@ def _split_of(title: str) -> Split:
 def load_tunes(cache: Path) -> list[Tune]:
     """Read the parsed tunes from `cache`; music21's corpus is parsed first if the file is missing."""
     if not cache.exists():
-        tunes = [asdict(tune) for tune in with_splits(parse_corpus())]
+        tunes = [asdict(tune) for tune in with_splits(_parse_corpus())]
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_name(f"{cache.name}.{os.getpid()}.part")
         draft.write_text(json.dumps(tunes))
@@ -71,7 +71,7 @@ def load_tunes(cache: Path) -> list[Tune]:
     return [_from_json(entry) for entry in json.loads(cache.read_text())]
 
 
-def parse_corpus() -> list[Tune]:
+def _parse_corpus() -> list[Tune]:
     """Parse every usable tune of the three collections with music21, on all cores (about four minutes on one)."""
     from joblib import Parallel, delayed
 

@@ -87,11 +87,11 @@ def on_logits(
     factor τ² keeps gradients comparable over temperatures (Hinton et al., arXiv 1503.02531, section 2).
     """
     tau = torch.as_tensor(temperature, device=student_BKTV.device).expand(mask_BKT.shape)
-    log_p, log_q = (log_probabilities(z, mask_BKT, tau) for z in (teacher_BKTV, student_BKTV))
+    log_p, log_q = (_log_probabilities(z, mask_BKT, tau) for z in (teacher_BKTV, student_BKTV))
     return divergence(log_p, log_q) * tau.to(log_q.dtype).square() * mask_BKT
 
 
-def log_probabilities(logits: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
+def _log_probabilities(logits: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
     """Log softmax(z / τ) in at least float32, with all rows outside the mask made uniform."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     masked = torch.where(mask[..., None], wide, torch.zeros((), dtype=wide.dtype, device=wide.device))

@@ -63,10 +63,10 @@ def quantize_graph(
         return
     model = onnx.load(str(source))
     if name == "decoder":
-        split_heads(model, plan)
+        _split_heads(model, plan)
     model = quantize_model(plan, model, partial(group_of, name))
     if name == "decoder" and plan.cache == "int8" and ranges is not None:
-        cache_to_int8(model, ranges)
+        _cache_to_int8(model, ranges)
     save(model, target)
 
 
@@ -153,7 +153,7 @@ def _to_channels(model: onnx.ModelProto, nodes: list[str]) -> list[str]:
     return [name for name in nodes if name not in products]
 
 
-def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
+def _split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     """Split the one product of all heads, if a plan gives the codebooks' heads several precisions."""
     num_codebooks = (
         next(value for value in model.graph.input if value.name == "codes").type.tensor_type.shape.dim[1].dim_value
@@ -174,7 +174,7 @@ def split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
         model.graph.node.insert(place + offset, new)
 
 
-def cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
+def _cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
     """Store keys and values of self-attention in 8 bits, with one scale per channel of every head.
 
     With 8 bits ONNX Runtime's tiled attention is slower for one query than its plain one: a quarter of a step at
