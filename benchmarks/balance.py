@@ -36,9 +36,10 @@ from tinymusician.distill.text_distill import TextEncoderDistillTask
 from tinymusician.models.protocols import Musicgen
 from tinymusician.recipe import Recipe, load_recipe
 from tinymusician.training.checkpoint import CheckpointManager
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
 from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog
+from tinymusician.training.torch_engine import TorchEngine
 
 FRAMES = 250
 """Of a sequence: five seconds."""

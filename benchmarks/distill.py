@@ -102,7 +102,8 @@ def bare(model_name: str, steps: int) -> tuple[list[float], list[float]]:
     """A plain PyTorch loop."""
     import torch
 
-    from tinymusician.training.engine import AdamConfig, TorchEngine
+    from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.torch_engine import TorchEngine
 
     torch.set_num_threads(1)
     task = build_task(model_name)
@@ -211,7 +212,8 @@ def teacher_share(model_name: str) -> float:
     """How much of a bare step is the teacher's."""
     import torch
 
-    from tinymusician.training.engine import AdamConfig, TorchEngine
+    from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.torch_engine import TorchEngine
 
     torch.set_num_threads(1)
     task = build_task(model_name)

@@ -129,7 +129,7 @@ def bundle(model: Musicgen, plan: PrecisionPlan, source: Path, folder: Path) -> 
     from tinymusician.quantize.export import architecture_of
     from tinymusician.quantize.package import PLAN_FILE, describe, write_manifest
     from tinymusician.quantize.precision import save_plan
-    from tinymusician.runtime.bundle import SamplingDefaults
+    from tinymusician.runtime.bundle_manifest import SamplingDefaults
 
     heads, width = model.config.decoder.num_attention_heads, model.config.decoder.hidden_size
     largest = np.full((heads, width // heads), RANGE, np.float32)

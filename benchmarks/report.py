@@ -23,7 +23,7 @@ def machine() -> str:
 
 def report(name: str, figures: dict[str, float], settings: Mapping[str, object]) -> None:
     """Print the result as the last line, and keep it under benchmarks/results."""
-    from jobs.launch.submit import git_state, package_versions
+    from tinymusician.artifacts.provenance import git_state, package_versions
 
     result = {
         "name": name,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.quantize.export import architecture_of, export_fused
-from tinymusician.runtime.bundle import BundleManifest, Role, SamplingDefaults, describe_files
+from tinymusician.runtime.bundle import describe_files
+from tinymusician.runtime.bundle_manifest import BundleManifest, Role, SamplingDefaults
 
 GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder")
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import subprocess
 import sys
 from datetime import datetime
-from importlib import metadata
-from pathlib import Path
 
 from jobs.launch import cluster
 from jobs.registry import JobKind
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
+from tinymusician.artifacts.provenance import git_state, package_versions
 from tinymusician.artifacts.run_state import ENDED, RunRecord, check_run_name, now
 from tinymusician.artifacts.run_summary import HEARTBEAT_TIMEOUT, effective_status
 from tinymusician.artifacts.runs import RunStore
@@ -24,7 +22,6 @@ from tinymusician.recipe import Recipe
 STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job retries requests to a store that does not respond."""
 _TRAINING: tuple[JobKind, ...] = ("pretrain", "distill", "pipeline")
-_PACKAGES = ("tinymusician", "torch", "transformers", "ray", "deepspeed", "numpy", "safetensors", "onnxruntime")
 
 
 def submit(
@@ -181,32 +178,6 @@ def is_alive(record: RunRecord) -> bool:
 def _new_run_name(recipe: str, kind: str) -> str:
     """A run's name: recipe, kind, local time, and four random digits."""
     return f"{recipe}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of the packages that a run's results depend on."""
-    result = {"python": ".".join(str(part) for part in sys.version_info[:3])}
-    for package in _PACKAGES:
-        try:
-            result[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            result[package] = "not installed"
-    return result
-
-
-def git_state() -> dict[str, str]:
-    """The commit of the checkout that this code runs from, and whether it was changed."""
-
-    def git(*words: str) -> str:
-        command = ["git", *words]
-        try:
-            ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        except FileNotFoundError:  # an image has no git
-            return ""
-        return ended.stdout.strip() if ended.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD")
-    return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
 
 
 def _python_command(where: str) -> str:

@@ -30,7 +30,8 @@ from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
 from tinymusician.recipe import Precision, QuantizeConfig
-from tinymusician.runtime.bundle import Bundle, BundleManifest, SamplingDefaults
+from tinymusician.runtime.bundle import Bundle
+from tinymusician.runtime.bundle_manifest import BundleManifest, SamplingDefaults
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch
 

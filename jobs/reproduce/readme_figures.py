@@ -19,9 +19,9 @@ from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import DataError, TinyMusicianError
 from tinymusician.evaluate.audio import decode_flac
-from tinymusician.evaluate.report_plots import plot_spectrograms
 from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.evaluate.results import EvaluationResult, InferenceCost, ModelResult
+from tinymusician.evaluate.spectrograms import plot_spectrograms
 from tinymusician.markdown import markdown_table
 
 ROOT = Path(__file__).parents[2]

@@ -25,9 +25,10 @@ from tinymusician.errors import NonFiniteLossError, NotFoundError
 from tinymusician.evaluate.sweep_results import Divergence, TrialCurves
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.training.checkpoint import CheckpointManager
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
 from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog, read_metrics
+from tinymusician.training.torch_engine import TorchEngine
 
 Weights = dict[str, Tensor]
 

@@ -247,7 +247,8 @@ def test_language_model_learns_a_small_corpus(tiny_musicgen: Path) -> None:
     from tinymusician.data.tokens import TokenDataset, tokenize_captions
     from tinymusician.house_band.train_lm import LanguageModelTask
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-    from tinymusician.training.engine import AdamConfig, TorchEngine
+    from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.torch_engine import TorchEngine
 
     codes = np.stack([np.full((4, 8), 3 * (i % 4)) for i in range(16)]).astype(np.int16)
     tokens = TokenDataset(

@@ -23,7 +23,8 @@ from tinymusician.distill.task import DistillTask
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import cut_student
 from tinymusician.recipe import FixedBiKLConfig, Objective, PlainObjectiveConfig, StageMixedConfig, SwitchedBiKLConfig
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 OBJECTIVES: list[Objective] = [
     PlainObjectiveConfig(name="forward"),

@@ -21,7 +21,8 @@ from tests.ray_cluster import wait_for
 from tests.world import World
 from tinymusician.artifacts.manifest import publish
 from tinymusician.errors import StoreError
-from tinymusician.runtime.bundle import BundleManifest, describe_files, read_manifest
+from tinymusician.runtime.bundle import describe_files, read_manifest
+from tinymusician.runtime.bundle_manifest import BundleManifest
 
 MARCH = "a happy march"
 

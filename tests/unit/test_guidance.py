@@ -29,7 +29,8 @@ from tinymusician.models.musicgen import ConditionedDecoder, guidance_condition,
 from tinymusician.models.prune_layers import cut_student
 from tinymusician.models.saving import save_musicgen
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 ROWS = np.arange(8)
 

@@ -20,7 +20,8 @@ from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
 from tinymusician.models.prune_layers import cut_student
 from tinymusician.models.prune_width import channels, narrow_student
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 
 @pytest.fixture

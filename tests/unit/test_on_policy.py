@@ -23,7 +23,8 @@ from tinymusician.models.musicgen import encode_text, load_musicgen
 from tinymusician.models.prune_layers import cut_student
 from tinymusician.models.sampling import sample_codes
 from tinymusician.recipe import OnPolicyConfig, load_recipe
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 STEPS, ROWS = 8, 4
 

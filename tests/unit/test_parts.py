@@ -41,7 +41,8 @@ from tinymusician.models.prune_width_codec import narrow_codec, with_codec
 from tinymusician.models.prune_width_text import ProjectedTextEncoder, narrow_text, with_text
 from tinymusician.models.sampling import decode_audio
 from tinymusician.recipe import load_recipe
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 FRAMES = 80
 """At the tiny codec's 16 samples a frame: enough for the shortest windows of the spectral distance."""

@@ -16,7 +16,8 @@ from tinymusician.house_band.synth import Note, SoundfontSynth
 from tinymusician.house_band.tagger import HouseBandTagger
 from tinymusician.house_band.tagger_model import BandTagger, semitones
 from tinymusician.house_band.train_tagger import CLASSES, KEYS, TaggerTask, labels_of
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
+from tinymusician.training.torch_engine import TorchEngine
 
 TUNE = (0, 4, 7, 12, 7, 4, 0, 2, 4, 5, 7, 9, 7, 5, 4, 2, 0, 4, 7, 4, 0)
 

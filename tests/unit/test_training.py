@@ -20,10 +20,11 @@ from tests.s3_server import free_port
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import DigestMismatchError, NonFiniteLossError
 from tinymusician.training.checkpoint import CheckpointManager
-from tinymusician.training.engine import AdamConfig, TorchEngine
+from tinymusician.training.engine import AdamConfig
 from tinymusician.training.loop import RankInfo, Trainer, TrainerConfig
 from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog, read_metrics
+from tinymusician.training.torch_engine import TorchEngine
 
 SETTINGS = AdamConfig(weight_decay=0.1, max_grad_norm=0.5)
 ROWS = 6

@@ -1,7 +1,6 @@
 """Signing keys: Ed25519 key pairs in a folder that only their owner can read, never in a store.
 
-The `root` key authorizes release keys and can be offline; the `release` key signs releases. `pin.json` beside them lets
-the publisher detect root documents that an attacker put into the store.
+The `root` key authorizes release keys and can be offline; the `release` key signs releases.
 """
 
 from __future__ import annotations
@@ -16,44 +15,11 @@ from typing import Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from platformdirs import user_config_path
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 
 KEYS_VARIABLE = "TMCTL_KEYS"
 Role = Literal["root", "release"]
-PIN = "pin.json"
-
-
-class RootPin(BaseModel):
-    """The first public root key, and the version and SHA-256 of the newest root document."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    root: str
-    version: int
-    sha256: str
-
-
-def read_pin(folder: Path) -> RootPin | None:
-    """The pin of a key folder, if there is one.
-
-    Raises:
-        KeyFileError: the pin is damaged.
-    """
-    try:
-        return RootPin.model_validate_json((folder / PIN).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError):
-        raise KeyFileError(f"{folder / PIN}: cannot be read; copy it again from where the keys were made") from None
-
-
-def write_pin(folder: Path, pin: RootPin) -> None:
-    """Replace the pin atomically."""
-    with atomic_write(folder / PIN, 0o600) as draft:
-        draft.write_text(pin.model_dump_json() + "\n")
 
 
 def keys_folder() -> Path:

@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import seal, textual, textual_object
-from tinymusician.artifacts.keys import PIN, Role, RootPin, load_key, new_key, read_pin, write_pin
+from tinymusician.artifacts.keys import Role, load_key, new_key
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
+from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root

@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinymusician.evaluate.audio import Wave
-from tinymusician.evaluate.report_plots import (
-    plot_codebooks,
-    plot_cost,
-    plot_extrapolation,
-    plot_front,
-    plot_spectrogram,
-    plot_training,
-)
+from tinymusician.evaluate.report_plots import plot_codebooks, plot_cost, plot_extrapolation, plot_front, plot_training
 from tinymusician.evaluate.report_tables import (
     Table,
     agreement_table,
@@ -25,6 +18,7 @@ from tinymusician.evaluate.report_tables import (
     worst_table,
 )
 from tinymusician.evaluate.results import EvaluationResult
+from tinymusician.evaluate.spectrograms import plot_spectrogram
 from tinymusician.html_report import (
     html_note,
     html_picture,

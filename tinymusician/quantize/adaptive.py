@@ -15,7 +15,8 @@ from tinymusician.quantize.apply import GRAPHS, WEIGHTED, group_of, quantize_gra
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity, Table
 from tinymusician.recipe import Precision
-from tinymusician.runtime.bundle import Bundle, BundleManifest
+from tinymusician.runtime.bundle import Bundle
+from tinymusician.runtime.bundle_manifest import BundleManifest
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout, rollout_with_ranges
 

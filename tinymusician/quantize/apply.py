@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tinymusician.quantize.graph import MICROSOFT, MOST_IN_ONE_FILE, save
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.recipe import Precision
-from tinymusician.runtime.bundle import Role
+from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.session import Array
 
 GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder")

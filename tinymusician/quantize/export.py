@@ -15,7 +15,7 @@ from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
 from tinymusician.quantize.text import LONGEST_TEXT, text_graph
-from tinymusician.runtime.bundle import Architecture
+from tinymusician.runtime.bundle_manifest import Architecture
 
 GRAPHS_VERSION = 2
 """Increases when the exported graphs change, so that cached graphs are exported again."""

@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.quantize.apply import GRAPHS
-from tinymusician.runtime.bundle import (
-    FORMAT,
-    MANIFEST,
-    Architecture,
-    BundleManifest,
-    Role,
-    SamplingDefaults,
-    describe_files,
-)
+from tinymusician.runtime.bundle import FORMAT, MANIFEST, describe_files
+from tinymusician.runtime.bundle_manifest import Architecture, BundleManifest, Role, SamplingDefaults
 
 PLAN_FILE = "plan.yaml"
 

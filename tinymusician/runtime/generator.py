@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import BundleError, EngineError, RequestError
-from tinymusician.runtime.bundle import MANIFEST, Bundle, Role, open_bundle
+from tinymusician.runtime.bundle import MANIFEST, Bundle, open_bundle
+from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
 from tinymusician.runtime.decoder import Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest

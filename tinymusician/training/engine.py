@@ -7,7 +7,7 @@ Another engine, ZeRO stage or number of workers can therefore continue from a ch
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -72,61 +72,6 @@ def load_weights(module: nn.Module, state: EngineState | None) -> None:
     """Load a saved state's weights into `module`."""
     if state is not None:
         module.load_state_dict(state.weights)
-
-
-class TorchEngine:
-    """Plain PyTorch in one process: for a laptop or a single GPU, and the reference for the other engines."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        config: AdamConfig,
-        precision: Precision = "float32",
-        device: str = "cpu",
-        state: EngineState | None = None,
-    ) -> None:
-        load_weights(module, state)
-        self._module, self._max_grad_norm, self._precision = module.to(device), config.max_grad_norm, precision
-        self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._optimizer = adam([p for _, p in self._named], config)
-        self._updates = state.updates if state is not None else 0
-        if state is not None and state.updates:
-            for name, parameter in self._named:
-                moments = {m: state.moments[f"{m}/{name}"].to(device).clone() for m in MOMENTS}
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(state.updates)), **moments}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self._module.parameters()).device
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self._module(*inputs)
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            yield
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def step(self, loss: Tensor, rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self.backward(loss)
-        norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self._max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._updates += 1
-        return float(norm)
-
-    def state(self) -> EngineState:
-        moments: dict[str, Tensor] = {}
-        for name, parameter in self._named:
-            if parameter in self._optimizer.state:
-                moments |= dict(moments_of(self._optimizer.state[parameter], name))
-        weights = {name: value.detach().cpu() for name, value in self._module.state_dict().items()}
-        return EngineState(weights, {key: value.cpu() for key, value in moments.items()}, self._updates)
 
 
 def adam(parameters: list[nn.Parameter], config: AdamConfig) -> torch.optim.AdamW:
