@@ -49,7 +49,7 @@ def load_models(recipe: Recipe) -> TeacherStudent:
     teacher = load_musicgen(recipe.teacher.model)
     student = new_student(recipe, teacher)
     check_pair(teacher, student)
-    check_length(recipe, teacher)
+    _check_length(recipe, teacher)
     return TeacherStudent(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
 
 
@@ -113,7 +113,7 @@ def untrained_student(recipe: Recipe) -> tuple[Musicgen, Tokenizer]:
     return load_musicgen(recipe.student.model), load_tokenizer(recipe.teacher.model)
 
 
-def check_length(recipe: Recipe, teacher: Musicgen) -> None:
+def _check_length(recipe: Recipe, teacher: Musicgen) -> None:
     """The recipe's sequences must fit into the decoder's positions."""
     config = teacher.config.decoder
     longest = (config.max_position_embeddings - config.num_codebooks) / teacher.config.audio_encoder.frame_rate
