@@ -55,14 +55,14 @@ def main() -> None:
 
 def described(bundle: Path, texts: list[str], seed: int) -> Any:
     """Timbre, centroid and onset rate of a clip for each text, [clips, 26]."""
-    player = load_generator(bundle)
-    rate, result = player.codec.shape.sampling_rate, []
+    generator = load_generator(bundle)
+    rate, result = generator.codec.shape.sampling_rate, []
     for start in range(0, len(texts), AT_ONCE):
         requests = [
             GenerationRequest(text, seconds=5, seed=seed + start + i)
             for i, text in enumerate(texts[start : start + AT_ONCE])
         ]
-        for wave in player.generate_batch(requests):
+        for wave in generator.generate_batch(requests):
             seconds = len(wave) / rate
             rates = [np.log(spectral_centroid(wave, rate)), len(onset_times(wave, rate)) / seconds]
             result.append(np.concatenate([band_shape(wave, rate), rates]))

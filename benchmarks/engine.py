@@ -144,14 +144,14 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
     """Playing from the bundle: the whole of it, and how long the first chunk of a stream takes."""
     from tinymusician.runtime.generator import GenerationRequest, load_generator
 
-    player = load_generator(folder, THREADS)
-    player.generate(GenerationRequest(PROMPT, seconds=1))
+    generator = load_generator(folder, THREADS)
+    generator.generate(GenerationRequest(PROMPT, seconds=1))
     request = GenerationRequest(PROMPT, seconds=seconds, guidance=GUIDANCE, top_k=TOP_K)
-    took = statistics.median(clocked(lambda: player.generate(request)) for _ in range(3))
+    took = statistics.median(clocked(lambda: generator.generate(request)) for _ in range(3))
     first = []
     for _ in range(5):
         began = time.perf_counter()
-        stream = player.stream(request)
+        stream = generator.stream(request)
         next(stream)
         first.append(time.perf_counter() - began)
         stream.close()
@@ -162,22 +162,22 @@ def one_pass(folder: Path, seconds: float) -> float:
     """The real-time factor of a student with half the layers, with its guidance in it."""
     from tinymusician.runtime.generator import GenerationRequest, load_generator
 
-    player = load_generator(folder, THREADS)
-    player.generate(GenerationRequest(PROMPT, seconds=1, guidance=1))
+    generator = load_generator(folder, THREADS)
+    generator.generate(GenerationRequest(PROMPT, seconds=1, guidance=1))
     request = GenerationRequest(PROMPT, seconds=seconds, guidance=1)
-    return statistics.median(clocked(lambda: player.generate(request)) for _ in range(3)) / seconds
+    return statistics.median(clocked(lambda: generator.generate(request)) for _ in range(3)) / seconds
 
 
 def steps(folder: Path) -> dict[str, float]:
     """Times of single steps, and what share of the memory's bandwidth they use."""
     from tinymusician.runtime.generator import load_generator
 
-    player = load_generator(folder, THREADS)
+    generator = load_generator(folder, THREADS)
     expected = {"early": (2, 50), "middle": (2, 250), "late": (2, 1450), "four": (4, 250), "eight": (8, 250)}
     actual: dict[str, list[float]] = collections.defaultdict(list)
     for _ in range(5):
         for name, (rows, position) in expected.items():
-            actual[name].append(step_seconds(player, rows, position))
+            actual[name].append(step_seconds(generator, rows, position))
     took = {name: statistics.median(values) for name, values in actual.items()}
     tables = 4 * 2049 * 1024 + 2048 * 1024
     read = (folder / "decoder.onnx").stat().st_size - tables
@@ -193,9 +193,9 @@ def steps(folder: Path) -> dict[str, float]:
     }
 
 
-def step_seconds(player: MusicGenerator, rows: int, position: int, count: int = 12) -> float:
+def step_seconds(generator: MusicGenerator, rows: int, position: int, count: int = 12) -> float:
     """The median time of a step with so many rows that all stand near `position`."""
-    decoder, text = player.decoder, player.text(PROMPT)
+    decoder, text = generator.decoder, generator.text(PROMPT)
     added = decoder.add([text] * rows, position + count)
     for row in added:
         row.position = position
@@ -210,12 +210,12 @@ def together(bundles: dict[str, Path]) -> dict[str, float]:
     """Eight guided requests of two seconds in one batch, and one after another."""
     from tinymusician.runtime.generator import GenerationRequest, load_generator
 
-    def run(player: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
+    def run(generator: MusicGenerator, groups: list[list[Any]]) -> tuple[float, list[Any]]:
         began, codes = time.perf_counter(), []
         for group in groups:
-            tracks = [player.start(request) for request in group]
+            tracks = [generator.start(request) for request in group]
             while not all(track.is_finished for track in tracks):
-                player.engine.step()
+                generator.engine.step()
             codes += [track.codes for track in tracks]
         return time.perf_counter() - began, codes
 
@@ -223,11 +223,11 @@ def together(bundles: dict[str, Path]) -> dict[str, float]:
     greedy = [GenerationRequest(word, seconds=2, guidance=GUIDANCE, temperature=0) for word in PROMPT.split()[:8]]
     alone, batch, same = {}, {}, {}
     for name in ("server", "adaptive"):
-        player = load_generator(bundles[name], THREADS)
-        run(player, [requests[:1]])
-        alone[name] = statistics.median(run(player, [[request] for request in requests])[0] for _ in range(2))
-        batch[name] = statistics.median(run(player, [requests])[0] for _ in range(3))
-        beside, apart = run(player, [greedy])[1], run(player, [[request] for request in greedy])[1]
+        generator = load_generator(bundles[name], THREADS)
+        run(generator, [requests[:1]])
+        alone[name] = statistics.median(run(generator, [[request] for request in requests])[0] for _ in range(2))
+        batch[name] = statistics.median(run(generator, [requests])[0] for _ in range(3))
+        beside, apart = run(generator, [greedy])[1], run(generator, [[request] for request in greedy])[1]
         same[name] = float(np.mean([a == b for a, b in zip(beside, apart, strict=True)]))
     return {
         "batch8_speedup": alone["server"] / batch["server"],
@@ -259,13 +259,13 @@ def profile(folder: Path, count: int = 30) -> dict[str, float]:
 
     from tinymusician.runtime.generator import load_generator
 
-    player = load_generator(folder, THREADS)
+    generator = load_generator(folder, THREADS)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = THREADS, True
     options.profile_file_prefix = str(folder.parent / "profile")
     session = onnxruntime.InferenceSession(str(folder / "decoder.onnx"), options, providers=["CPUExecutionProvider"])
-    player.decoder = type(player.decoder)(session)
-    step_seconds(player, 2, 250, count)
+    generator.decoder = type(generator.decoder)(session)
+    step_seconds(generator, 2, 250, count)
     events = json.loads(Path(session.end_profiling()).read_text())
     spent: dict[str, float] = collections.defaultdict(float)
     for event in events:

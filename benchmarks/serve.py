@@ -42,11 +42,11 @@ BARE = """
 import sys, time
 from pathlib import Path
 from tinymusician.runtime.generator import GenerationRequest, load_generator
-player = load_generator(Path(sys.argv[1]))
-player.generate(GenerationRequest("warming up", seconds=1))
+generator = load_generator(Path(sys.argv[1]))
+generator.generate(GenerationRequest("warming up", seconds=1))
 for line in sys.stdin:
     began = time.perf_counter()
-    player.generate(GenerationRequest(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
+    generator.generate(GenerationRequest(sys.argv[2], seconds=float(sys.argv[3]), seed=int(line)))
     print(time.perf_counter() - began, flush=True)
 """
 

@@ -22,13 +22,15 @@ def test_greedy_codes_are_those_of_transformers(tmp_path: Path) -> None:
     model, tokenizer = musicgen(most_layers=4), train_tokenizer(CAPTIONS)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_bundle(model, tmp_path / "tokenizer.json", tmp_path / "bundle")
-    player = load_generator(tmp_path / "bundle")
-    generation = player.engine.start(player.request(GenerationRequest(CAPTIONS[0], seconds=FRAMES / 50, temperature=0)))
-    player.engine.run(generation)
+    generator = load_generator(tmp_path / "bundle")
+    generation = generator.engine.start(
+        generator.request(GenerationRequest(CAPTIONS[0], seconds=FRAMES / 50, temperature=0))
+    )
+    generator.engine.run(generation)
 
     text = tokenizer([CAPTIONS[0]], return_tensors="pt")
     codes, wave = generated(model, FRAMES, **text, guidance_scale=3.0, do_sample=False)
     assert np.array_equal(generation.codes, codes)
     assert len(np.unique(generation.codes)) > 10
-    made = player.codec(generation.codes)
+    made = generator.codec(generation.codes)
     np.testing.assert_allclose(made, wave, rtol=0, atol=1e-4 * np.abs(made).max())

@@ -32,7 +32,7 @@ def model(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def player(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
+def generator(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
     folder = tmp_path_factory.mktemp("bundle")
     tokenizer = Path(model_location(name)) / "tokenizer.json"
     write_bundle(model, tokenizer, folder, continuation=True, seconds=1.0)
@@ -44,21 +44,23 @@ def expected_codes(model: Any, name: str, frames: int, guidance: float, **settin
     return generated(model, frames, **text, guidance_scale=guidance, **settings)[0]
 
 
-def codes_of(player: MusicGenerator, request: GenerationRequest) -> Any:
-    generation = player.engine.start(player.request(request))
-    player.engine.run(generation)
+def codes_of(generator: MusicGenerator, request: GenerationRequest) -> Any:
+    generation = generator.engine.start(generator.request(request))
+    generator.engine.run(generation)
     return generation.codes
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_greedy_codes_are_those_of_transformers(player: MusicGenerator, model: Any, name: str, guidance: float) -> None:
+def test_greedy_codes_are_those_of_transformers(
+    generator: MusicGenerator, model: Any, name: str, guidance: float
+) -> None:
     expected = expected_codes(model, name, 60, guidance, do_sample=False)
-    actual = codes_of(player, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
+    actual = codes_of(generator, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
     assert np.array_equal(actual, expected)
 
 
 def test_the_same_numbers_give_the_same_codes(
-    player: MusicGenerator, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    generator: MusicGenerator, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers' draws replaced by the inverse of its own probabilities at the engine's uniform numbers."""
     random = np.random.Generator(np.random.Philox(7))
@@ -71,136 +73,140 @@ def test_the_same_numbers_give_the_same_codes(
     monkeypatch.setattr(torch, "multinomial", multinomial)
     expected = expected_codes(model, name, 40, 3.0, do_sample=True, top_k=9, top_p=0.9, temperature=1.3)
     request = GenerationRequest(PROMPT, seconds=0.8, seed=7, top_k=9, top_p=0.9, temperature=1.3)
-    assert np.array_equal(codes_of(player, request), expected)
+    assert np.array_equal(codes_of(generator, request), expected)
 
 
-def test_audio_is_that_of_transformers(player: MusicGenerator, model: Any, name: str) -> None:
+def test_audio_is_that_of_transformers(generator: MusicGenerator, model: Any, name: str) -> None:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     with torch.no_grad():
         expected = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
-    actual = player.generate(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
+    actual = generator.generate(GenerationRequest(PROMPT, seconds=1.0, temperature=0))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_neighbours_change_nothing(player: MusicGenerator) -> None:
+def test_neighbours_change_nothing(generator: MusicGenerator) -> None:
     """Requests that join and leave at different steps play what they play alone."""
     requests = [
         GenerationRequest(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2])
         for i, prompt in enumerate(CAPTIONS)
     ]
-    alone = [codes_of(player, request) for request in requests]
+    alone = [codes_of(generator, request) for request in requests]
     generations = []
     for request in requests:
-        generations.append(player.engine.start(player.request(request)))
+        generations.append(generator.engine.start(generator.request(request)))
         for _ in range(5):
-            player.engine.step()
+            generator.engine.step()
     for generation in generations:
-        player.engine.run(generation)
+        generator.engine.run(generation)
     assert all(np.array_equal(g.codes, codes) for g, codes in zip(generations, alone, strict=True))
-    assert player.engine.is_idle
-    assert player.decoder.rows == 0
+    assert generator.engine.is_idle
+    assert generator.decoder.rows == 0
 
 
-def test_a_full_batch_waits(player: MusicGenerator) -> None:
+def test_a_full_batch_waits(generator: MusicGenerator) -> None:
     """More requests than rows: the rest wait, none is lost."""
     generations = [
-        player.engine.start(player.request(GenerationRequest(PROMPT, seconds=0.3, seed=i))) for i in range(11)
+        generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.3, seed=i))) for i in range(11)
     ]
-    player.engine.step()
-    assert player.decoder.rows == 16
+    generator.engine.step()
+    assert generator.decoder.rows == 16
     while not all(generation.is_finished for generation in generations):
-        player.engine.step()
+        generator.engine.step()
     assert all(generation.frames_ready == 15 for generation in generations)
 
 
-def test_cancelling_frees_the_rows_at_once(player: MusicGenerator) -> None:
-    first, second = (player.engine.start(player.request(GenerationRequest(PROMPT, seconds=1, seed=i))) for i in (0, 1))
+def test_cancelling_frees_the_rows_at_once(generator: MusicGenerator) -> None:
+    first, second = (
+        generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=1, seed=i))) for i in (0, 1)
+    )
     for _ in range(8):
-        player.engine.step()
-    assert player.decoder.rows == 4
+        generator.engine.step()
+    assert generator.decoder.rows == 4
     first.cancel()
-    player.engine.step()
-    assert player.decoder.rows == 2
-    player.engine.run(second)
-    assert np.array_equal(second.codes, codes_of(player, GenerationRequest(PROMPT, seconds=1, seed=1)))
-    stream = player.stream(GenerationRequest(PROMPT, seconds=3))
+    generator.engine.step()
+    assert generator.decoder.rows == 2
+    generator.engine.run(second)
+    assert np.array_equal(second.codes, codes_of(generator, GenerationRequest(PROMPT, seconds=1, seed=1)))
+    stream = generator.stream(GenerationRequest(PROMPT, seconds=3))
     next(stream)
     stream.close()
-    assert player.engine.is_idle
+    assert generator.engine.is_idle
 
 
-def test_a_stream_comes_in_time_and_whole(player: MusicGenerator) -> None:
+def test_a_stream_comes_in_time_and_whole(generator: MusicGenerator) -> None:
     request = GenerationRequest(PROMPT, seconds=3, seed=3)
     progress: list[tuple[int, int]] = []
-    stream = player.stream(request, lambda done, frames: progress.append((done, frames)))
+    stream = generator.stream(request, lambda done, frames: progress.append((done, frames)))
     chunks = [(len(chunk), progress[-1][0]) for chunk in stream]
-    rate, hop = player.codec.shape.frame_rate, player.codec.shape.hop
+    rate, hop = generator.codec.shape.frame_rate, generator.codec.shape.hop
     assert chunks[0][1] <= 0.5 * rate + 4, "the first half second comes when it is there"
     assert len(chunks) == 4
     assert sum(length for length, _ in chunks) == 3 * rate * hop
     assert progress == [(max(0, step - 2), 150) for step in range(153)]
-    whole = player.codec(codes_of(player, request))
-    np.testing.assert_allclose(player.generate(request), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+    whole = generator.codec(codes_of(generator, request))
+    np.testing.assert_allclose(generator.generate(request), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
-def test_seeds(player: MusicGenerator) -> None:
-    one, again, other = (codes_of(player, GenerationRequest(PROMPT, seconds=0.5, seed=seed)) for seed in (1, 1, 2))
+def test_seeds(generator: MusicGenerator) -> None:
+    one, again, other = (codes_of(generator, GenerationRequest(PROMPT, seconds=0.5, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
-def test_a_negative_prompt_takes_the_place_of_no_text(player: MusicGenerator) -> None:
+def test_a_negative_prompt_takes_the_place_of_no_text(generator: MusicGenerator) -> None:
     """Guided away from its own prompt at scale 2, the logits are z_u + 2(z_u - z_u): those of one pass."""
-    plain = codes_of(player, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
-    same = codes_of(player, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=2.0, negative_prompt=PROMPT))
+    plain = codes_of(generator, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
+    same = codes_of(
+        generator, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=2.0, negative_prompt=PROMPT)
+    )
     assert np.array_equal(plain, same)
 
 
-def test_going_on_from_codes(player: MusicGenerator) -> None:
+def test_going_on_from_codes(generator: MusicGenerator) -> None:
     """A greedy piece continued from its own beginning is the same piece."""
-    request = player.request(GenerationRequest(PROMPT, seconds=1, temperature=0))
-    whole = codes_of(player, GenerationRequest(PROMPT, seconds=1, temperature=0))
-    generation = player.engine.start(type(request)(**{**vars(request), "prefix": whole[:, :20]}))
-    player.engine.run(generation)
+    request = generator.request(GenerationRequest(PROMPT, seconds=1, temperature=0))
+    whole = codes_of(generator, GenerationRequest(PROMPT, seconds=1, temperature=0))
+    generation = generator.engine.start(type(request)(**{**vars(request), "prefix": whole[:, :20]}))
+    generator.engine.run(generation)
     assert np.array_equal(generation.codes, whole)
     with pytest.raises(RequestError, match="frames 50: allowed are 51 to"):
-        player.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
+        generator.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
 
 
-def test_what_is_longer_than_the_training_clips_comes_in_windows(player: MusicGenerator) -> None:
+def test_what_is_longer_than_the_training_clips_comes_in_windows(generator: MusicGenerator) -> None:
     """Each window is the engine's own continuation of the end of the one before."""
-    shape = player.manifest.architecture
+    shape = generator.manifest.architecture
     generation = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
-    track = player.start(generation)
+    track = generator.start(generation)
     while not track.is_finished:
-        player.engine.step()
+        generator.engine.step()
         track.advance()
     overlap = int(0.4 * shape.window)
-    request = player.request(generation)
-    first = player.engine.start(replace(request, frames=shape.window))
-    player.engine.run(first)
+    request = generator.request(generation)
+    first = generator.engine.start(replace(request, frames=shape.window))
+    generator.engine.run(first)
     again = replace(request, frames=overlap + 60, prefix=first.codes[:, -overlap:], window=1)
-    second = player.engine.start(again)
-    player.engine.run(second)
+    second = generator.engine.start(again)
+    generator.engine.run(second)
     assert np.array_equal(track.codes, np.concatenate([first.codes, second.codes[:, overlap:]], axis=1))
-    assert len(player.generate(generation)) == (shape.window + 60) * player.codec.shape.hop
+    assert len(generator.generate(generation)) == (shape.window + 60) * generator.codec.shape.hop
     with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
-        player.generate(replace(generation, windows=False))
+        generator.generate(replace(generation, windows=False))
 
 
-def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
+def test_going_on_from_a_clip(generator: MusicGenerator, model: Any) -> None:
     """The clip's codes are those of transformers' codec, and the music begins with them."""
-    clip = np.sin(np.arange(player.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
-    track = player.start(GenerationRequest(PROMPT, seconds=1, clip=clip))
+    clip = np.sin(np.arange(generator.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
+    track = generator.start(GenerationRequest(PROMPT, seconds=1, clip=clip))
     while not track.is_finished:
-        player.engine.step()
+        generator.engine.step()
     with torch.no_grad():
-        whole = torch.from_numpy(clip[: player.codec.shape.hop * 30])[None, None]
+        whole = torch.from_numpy(clip[: generator.codec.shape.hop * 30])[None, None]
         expected = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
     assert track.codes.shape == (4, 50)
     assert np.array_equal(track.codes[:, :30], expected)
     with pytest.raises(RequestError, match=r"clip: lasts .* less than the requested 0\.5"):
-        player.generate(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
+        generator.generate(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
 
 @pytest.mark.parametrize(
@@ -226,67 +232,67 @@ def test_going_on_from_a_clip(player: MusicGenerator, model: Any) -> None:
         (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
     ],
 )
-def test_invalid_requests(player: MusicGenerator, generation: GenerationRequest, message: str) -> None:
+def test_invalid_requests(generator: MusicGenerator, generation: GenerationRequest, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        player.generate(generation)
+        generator.generate(generation)
     assert message in str(caught.value)
-    assert player.engine.is_idle
+    assert generator.engine.is_idle
 
 
-def test_who_joins_after_another_left_hears_nothing_of_it(player: MusicGenerator) -> None:
+def test_who_joins_after_another_left_hears_nothing_of_it(generator: MusicGenerator) -> None:
     """The newcomer takes the place of one with a long negative prompt, while a third plays on."""
     request = GenerationRequest(PROMPT, seconds=0.4, seed=3, temperature=0)
-    alone = codes_of(player, request)
-    player.engine.start(player.request(GenerationRequest("a fast flute jig", seconds=1.0)))
-    before = player.engine.start(player.request(replace(request, negative_prompt="a sad waltz for piano " * 5)))
+    alone = codes_of(generator, request)
+    generator.engine.start(generator.request(GenerationRequest("a fast flute jig", seconds=1.0)))
+    before = generator.engine.start(generator.request(replace(request, negative_prompt="a sad waltz for piano " * 5)))
     for _ in range(5):
-        player.engine.step()
+        generator.engine.step()
     before.cancel()
-    after = player.engine.start(player.request(request))
-    player.engine.run(after)
+    after = generator.engine.start(generator.request(request))
+    generator.engine.run(after)
     assert np.array_equal(after.codes, alone)
-    while not player.engine.is_idle:
-        player.engine.step()
+    while not generator.engine.is_idle:
+        generator.engine.step()
 
 
 def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
-    player: MusicGenerator, monkeypatch: pytest.MonkeyPatch
+    generator: MusicGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(codes: Any) -> Any:
         raise MemoryError
 
-    failing = player.engine.start(player.request(GenerationRequest(PROMPT, seconds=0.5)))
+    failing = generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.5)))
     with monkeypatch.context() as patch:
-        patch.setattr(player.decoder, "step", out_of_memory)
-        player.engine.step()
+        patch.setattr(generator.decoder, "step", out_of_memory)
+        generator.engine.step()
         with pytest.raises(EngineError, match="the decoder: not enough memory"):
-            player.generate(GenerationRequest(PROMPT, seconds=0.5))
+            generator.generate(GenerationRequest(PROMPT, seconds=0.5))
     assert isinstance(failing.error, EngineError)
-    assert player.decoder.rows == 0
-    assert len(player.generate(GenerationRequest(PROMPT, seconds=0.5))) > 0
+    assert generator.decoder.rows == 0
+    assert len(generator.generate(GenerationRequest(PROMPT, seconds=0.5))) > 0
 
 
-def test_invalid_request_in_a_batch_leaves_no_state(player: MusicGenerator) -> None:
+def test_invalid_request_in_a_batch_leaves_no_state(generator: MusicGenerator) -> None:
     with pytest.raises(RequestError, match="prompt: is empty"):
-        player.generate_batch([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
-    assert player.engine.is_idle
+        generator.generate_batch([GenerationRequest(PROMPT, seconds=1), GenerationRequest("")])
+    assert generator.engine.is_idle
 
 
-def test_threads_may_play_at_once(player: MusicGenerator) -> None:
+def test_threads_may_play_at_once(generator: MusicGenerator) -> None:
     """Each hears what it would hear alone."""
     from concurrent.futures import ThreadPoolExecutor
 
     requests = [
         GenerationRequest(PROMPT, seconds=0.6, seed=seed, temperature=0, guidance=1 + seed) for seed in range(4)
     ]
-    alone = [player.generate(request) for request in requests]
+    alone = [generator.generate(request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(player.generate, requests))
+        together = list(pool.map(generator.generate, requests))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
 
-def test_numbers_that_are_none(player: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
+def test_numbers_that_are_none(generator: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
     """A decoder that gives NaN ends the request with an error, and no other one."""
     broken = load_musicgen(name)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, lo
 
 
 @pytest.fixture(scope="module")
-def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
+def generator(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
     from transformers import MusicgenForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("bundle")
@@ -26,8 +26,8 @@ def player(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> Mus
 
 
 @pytest.fixture
-def loop(player: MusicGenerator) -> EngineLoop:
-    return EngineLoop(player)
+def loop(generator: MusicGenerator) -> EngineLoop:
+    return EngineLoop(generator)
 
 
 class OutputQueue:
@@ -50,11 +50,11 @@ def submit(loop: EngineLoop, request: GenerationRequest) -> tuple[RequestHandle,
     return loop.submit(loop.player.request(request), outputs), outputs
 
 
-def test_concurrent_requests_equal_single_ones(player: MusicGenerator, loop: EngineLoop) -> None:
+def test_concurrent_requests_equal_single_ones(generator: MusicGenerator, loop: EngineLoop) -> None:
     requests = [
         GenerationRequest(prompt, seconds=seconds) for prompt, seconds in (("a slow reel", 1.0), ("a march", 2.5))
     ]
-    single = [player.generate(request) for request in requests]
+    single = [generator.generate(request) for request in requests]
     for outputs, expected in zip([submit(loop, request)[1] for request in requests], single, strict=True):
         chunks, error = outputs.all()
         assert error is None
@@ -62,7 +62,7 @@ def test_concurrent_requests_equal_single_ones(player: MusicGenerator, loop: Eng
         assert np.allclose(np.concatenate(chunks), expected, atol=1e-4)
 
 
-def test_cancelled_request_frees_its_rows(player: MusicGenerator, loop: EngineLoop) -> None:
+def test_cancelled_request_frees_its_rows(generator: MusicGenerator, loop: EngineLoop) -> None:
     handle, cancelled = submit(loop, GenerationRequest("a long march", seconds=60.0))
     cancelled.queue.get(timeout=60)
     _, other = submit(loop, GenerationRequest("a reel", seconds=1.0))
@@ -72,11 +72,11 @@ def test_cancelled_request_frees_its_rows(player: MusicGenerator, loop: EngineLo
     assert error is None
     assert sum(map(len, chunks)) == 800
     wait_for(lambda: loop.num_requests == 0, 30)
-    assert player.engine.rows == 0
+    assert generator.engine.rows == 0
 
 
 def test_codec_error_fails_its_request_only(
-    player: MusicGenerator, loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
+    generator: MusicGenerator, loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle, outputs = submit(loop, GenerationRequest("a reel", seconds=30.0))
     assert isinstance(outputs.queue.get(timeout=60), np.ndarray)

@@ -57,7 +57,7 @@ def folder(student: Any, tiny_musicgen: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def player(folder: Path) -> MusicGenerator:
+def generator(folder: Path) -> MusicGenerator:
     return load_generator(folder, threads=1)
 
 
@@ -79,29 +79,31 @@ def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
 
 
 def test_greedy_codes_are_those_of_transformers_at_every_scale(
-    student: Any, player: MusicGenerator, tiny_musicgen: Path
+    student: Any, generator: MusicGenerator, tiny_musicgen: Path
 ) -> None:
     result = []
     for scale in (1.0, 2.7, 5.0):
-        request = player.request(GenerationRequest(PROMPT, seconds=0.8, temperature=0, guidance=scale))
+        request = generator.request(GenerationRequest(PROMPT, seconds=0.8, temperature=0, guidance=scale))
         assert request.uncond is None, "one pass"
-        generation = player.engine.start(request)
-        player.engine.run(generation)
+        generation = generator.engine.start(request)
+        generator.engine.run(generation)
         np.testing.assert_array_equal(generation.codes, in_one_pass(student, tiny_musicgen, scale, 40))
         result.append(generation.codes.tobytes())
     assert len(set(result)) == 3, "the scale matters"
 
 
-def test_what_is_not_said_is_the_default_scale(player: MusicGenerator) -> None:
-    requests = [player.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)]
+def test_what_is_not_said_is_the_default_scale(generator: MusicGenerator) -> None:
+    requests = [
+        generator.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)
+    ]
     assert np.array_equal(requests[0], requests[1])
     assert not np.array_equal(requests[0], requests[2])
 
 
 @pytest.mark.parametrize("scale", [0.9, 5.1])
-def test_scales_that_it_does_not_know(student: Any, player: MusicGenerator, scale: float) -> None:
+def test_scales_that_it_does_not_know(student: Any, generator: MusicGenerator, scale: float) -> None:
     with pytest.raises(RequestError, match=f"guidance {scale:g}: this model was distilled for 1 to 5"):
-        player.request(GenerationRequest(PROMPT, guidance=scale))
+        generator.request(GenerationRequest(PROMPT, guidance=scale))
     ids = torch.ones(1, 2, dtype=torch.long)
     with pytest.raises(ModelError, match=f"guidance {scale:g}: .* was trained for 1 to 5"):
         guidance_condition(student, ids, ids, scale)
@@ -114,9 +116,9 @@ def test_range_limits_survive_float32_rounding(tiny_musicgen: Path) -> None:
     assert guidance_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
 
 
-def test_there_is_no_second_pass(player: MusicGenerator) -> None:
+def test_there_is_no_second_pass(generator: MusicGenerator) -> None:
     with pytest.raises(RequestError, match=r"negative_prompt: .* this model has none"):
-        player.request(GenerationRequest(PROMPT, negative_prompt="noise"))
+        generator.request(GenerationRequest(PROMPT, negative_prompt="noise"))
 
 
 def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny_musicgen: Path) -> None:
@@ -139,14 +141,14 @@ def test_parity_is_measured_at_the_scales(
     codes = np.random.default_rng(0).integers(0, 16, (3, 4, 20))
     along = ForcedBatch(CAPTIONS[:3], codes, null=False, scales=(1.0, 3.0, 5.0))
     apply_plan(PLANS[plan], folder, tmp_path / plan)
-    player = MusicGenerator(Bundle(tmp_path / plan, read_manifest(folder)), 1)
+    generator = MusicGenerator(Bundle(tmp_path / plan, read_manifest(folder)), 1)
     tokenizer = load_tokenizer(str(tiny_musicgen))
-    parity = measure_fused(ReferenceOutputs(student, tokenizer, along), player, tmp_path / plan)
+    parity = measure_fused(ReferenceOutputs(student, tokenizer, along), generator, tmp_path / plan)
     assert max(parity.kl) < most
     swapped = ForcedBatch(along.prompts, codes, null=False, scales=(5.0, 1.0, 3.0))
     far = ReferenceOutputs(student, tokenizer, swapped)
     far.sequences = along
-    assert max(measure_fused(far, player, tmp_path / plan).kl) > max(parity.kl) + 0.01
+    assert max(measure_fused(far, generator, tmp_path / plan).kl) > max(parity.kl) + 0.01
 
 
 def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_path: Path) -> None:

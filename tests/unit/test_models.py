@@ -185,10 +185,10 @@ def test_seeds_give_each_row_the_engines_random_numbers(tiny_musicgen: Path, tmp
         )
     assert torch.equal(both[1:], alone)
     write_bundle(model, tiny_musicgen / "tokenizer.json", tmp_path / "bundle")
-    player = load_generator(tmp_path / "bundle")
+    generator = load_generator(tmp_path / "bundle")
     request = GenerationRequest(CAPTIONS[1], seconds=12 / 50, seed=9, guidance=3.0, temperature=0.9, top_k=8)
-    generation = player.engine.start(player.request(request))
-    player.engine.run(generation)
+    generation = generator.engine.start(generator.request(request))
+    generator.engine.run(generation)
     assert torch.equal(both[1], torch.from_numpy(generation.codes))
 
 

@@ -111,9 +111,9 @@ def test_differences_are_those_of_scipy(sequences: ForcedBatch) -> None:
 
 
 def test_rows_without_text_can_be_left_out(exported: Path, sequences: ForcedBatch) -> None:
-    player = loaded(exported, exported)
-    both = rollout(player, sequences)
-    conditional = rollout(player, ForcedBatch(sequences.prompts, sequences.codes, null=False))
+    generator = loaded(exported, exported)
+    both = rollout(generator, sequences)
+    conditional = rollout(generator, ForcedBatch(sequences.prompts, sequences.codes, null=False))
     assert conditional.shape[1] == 2
     assert np.abs(both[:, :2] - conditional).max() < 1e-4
 

@@ -38,11 +38,11 @@ def applied(plan: PrecisionPlan, exported: Path, folder: Path, ranges: CacheRang
     return load_generator(folder, threads=1)
 
 
-def first_logits(player: MusicGenerator, codes: Any) -> Any:
+def first_logits(generator: MusicGenerator, codes: Any) -> Any:
     """Logits along the given codes [K, S], [S, K, V]: the same sequence for every plan."""
-    row = player.decoder.add([player.text(PROMPT)], codes.shape[1])[0]
-    result = [player.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
-    player.decoder.remove(row)
+    row = generator.decoder.add([generator.text(PROMPT)], codes.shape[1])[0]
+    result = [generator.decoder.step(codes[None, :, step])[0].copy() for step in range(codes.shape[1])]
+    generator.decoder.remove(row)
     return np.stack(result)
 
 
@@ -67,12 +67,12 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path, tmp_path: Path) -> None:
     plan, share, most = PLANS[name]
-    whole, player = load_generator(exported, threads=1), applied(plan, exported, tmp_path)
-    assert player.manifest.size < share * whole.manifest.size
+    whole, generator = load_generator(exported, threads=1), applied(plan, exported, tmp_path)
+    assert generator.manifest.size < share * whole.manifest.size
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
     expected = first_logits(whole, codes)
-    assert 0 < divergence(expected, first_logits(player, codes)) < most
-    assert np.isfinite(player.generate(GenerationRequest(PROMPT, seconds=1))).all()
+    assert 0 < divergence(expected, first_logits(generator, codes)) < most
+    assert np.isfinite(generator.generate(GenerationRequest(PROMPT, seconds=1))).all()
 
 
 def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
     sequences = ForcedBatch([PROMPT], codes, null=False)
     whole = load_generator(exported, threads=1)
     expected, ranges = rollout_with_ranges(whole, sequences)
-    player = applied(PrecisionPlan(name="x", cache="int8"), exported, tmp_path, ranges)
-    actual, ranges_8 = rollout_with_ranges(player, sequences)
+    generator = applied(PrecisionPlan(name="x", cache="int8"), exported, tmp_path, ranges)
+    actual, ranges_8 = rollout_with_ranges(generator, sequences)
     assert 0 < divergence(expected, actual) < 2e-3
     largest = np.stack([np.stack(pair) for pair in ranges_8])
     assert largest.dtype == np.int8

@@ -130,19 +130,19 @@ class OnnxGenerator:
     """A bundle in the engine."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
-        self._player = load_generator(folder, threads)
-        manifest = self._player.manifest
-        self.rate, self.frame_rate = self._player.codec.shape.sampling_rate, self._player.codec.shape.frame_rate
+        self._generator = load_generator(folder, threads)
+        manifest = self._generator.manifest
+        self.rate, self.frame_rate = self._generator.codec.shape.sampling_rate, self._generator.codec.shape.frame_rate
         self.digest = "-".join(sorted(file.sha256[:16] for file in manifest.files))
         self.one_pass, self.guidance_range = manifest.sampling.one_pass, manifest.sampling.guidance_range
         self.sizes = {file.role.replace("_", " "): file.size for file in manifest.files}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """One clip per prompt, each with its own seed."""
-        player = self._player
-        guidance = None if player.manifest.sampling.is_fixed else settings.guidance
+        generator = self._generator
+        guidance = None if generator.manifest.sampling.is_fixed else settings.guidance
         tracks = [
-            player.start(
+            generator.start(
                 GenerationRequest(
                     prompt,
                     settings.seconds,
@@ -158,20 +158,20 @@ class OnnxGenerator:
         ]
         try:
             while not all(track.is_finished for track in tracks):
-                player.engine.step()
+                generator.engine.step()
             for track in tracks:
                 if track.error is not None:
                     raise track.error
-            return [GeneratedClip(track.codes, player.codec(track.codes)) for track in tracks]
+            return [GeneratedClip(track.codes, generator.codec(track.codes)) for track in tracks]
         finally:
             for track in tracks:
                 track.cancel()
-            player.engine.reap()
+            generator.engine.reap()
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:
         """Logits along the codes under each prompt, and then under none: [2N, K, S, V]; [N, …] from one pass."""
         scales = (guidance,) * len(prompts) if self.guidance_range else None
-        logits = rollout(self._player, ForcedBatch(list(prompts), codes_NKT, not self.one_pass, scales))
+        logits = rollout(self._generator, ForcedBatch(list(prompts), codes_NKT, not self.one_pass, scales))
         return torch.from_numpy(logits).permute(1, 2, 0, 3)
 
 

@@ -75,11 +75,11 @@ class PlanEvaluator:
         everything = {name: size for groups in self.in_graph.values() for name, size in groups.items()}
         self.groups = {name: size for name, size in everything.items() if name != "codec_encoder"}
         self.whole = _bytes(folder)
-        player = self.player(folder)
-        self._expected, self.ranges = rollout_with_ranges(player, sequences)
-        self._wave = player.codec(sequences.codes[0])
+        generator = self.generator(folder)
+        self._expected, self.ranges = rollout_with_ranges(generator, sequences)
+        self._wave = generator.codec(sequences.codes[0])
 
-    def player(self, folder: Path) -> MusicGenerator:
+    def generator(self, folder: Path) -> MusicGenerator:
         """A generator for the graphs in `folder`, which this process wrote, so files are not verified."""
         return MusicGenerator(Bundle(folder, self.manifest), self._threads)
 
@@ -88,9 +88,9 @@ class PlanEvaluator:
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as name:
             target = Path(name)
             self._change(plan, target)
-            player = self.player(target)
-            difference = compare(self._expected, rollout(player, self.sequences))
-            codec_snr = snr(self._wave, player.codec(self.sequences.codes[0]))
+            generator = self.generator(target)
+            difference = compare(self._expected, rollout(generator, self.sequences))
+            codec_snr = snr(self._wave, generator.codec(self.sequences.codes[0]))
             return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), codec_snr)
 
     def table(self, metrics: Mapping[tuple[str, Precision], PlanMetrics]) -> Table:

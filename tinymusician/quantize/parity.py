@@ -80,11 +80,11 @@ def measure(
     )
 
 
-def measure_fused(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> ParityReport:
-    """The parity of the fused graphs in `folder`, loaded as `player`."""
+def measure_fused(reference: ReferenceOutputs, generator: MusicGenerator, folder: Path) -> ParityReport:
+    """The parity of the fused graphs in `folder`, loaded as `generator`."""
     sequences = reference.sequences
-    wave = player.codec(sequences.codes[0])
-    return measure(reference, rollout(player, sequences), wave, layer_errors(reference, player, folder))
+    wave = generator.codec(sequences.codes[0])
+    return measure(reference, rollout(generator, sequences), wave, layer_errors(reference, generator, folder))
 
 
 def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_snr: float) -> None:
@@ -104,7 +104,7 @@ def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_sn
         raise ParityError(f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {codec_snr:g} is needed")
 
 
-def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Path) -> npt.NDArray[np.float64]:
+def layer_errors(reference: ReferenceOutputs, generator: MusicGenerator, folder: Path) -> npt.NDArray[np.float64]:
     """The relative error of every layer's output, on the first sequence with text, [layers, S]."""
     import onnxruntime
 
@@ -115,16 +115,18 @@ def layer_errors(reference: ReferenceOutputs, player: MusicGenerator, folder: Pa
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         onnx.save(model, f"{scratch}/d.onnx", save_as_external_data=True, location="d.data")
         session = onnxruntime.InferenceSession(f"{scratch}/d.onnx", providers=["CPUExecutionProvider"])
-        actual = _tapped(session, names, player, reference.sequences, steps)
+        actual = _tapped(session, names, generator, reference.sequences, steps)
     expected = reference.hidden
     size = np.sqrt(np.square(expected.astype(np.float64)).mean(-1))
     return np.asarray(np.sqrt(np.square(actual.astype(np.float64) - expected).mean(-1)) / np.maximum(size, 1e-12))
 
 
-def _tapped(session: Session, names: list[str], player: MusicGenerator, sequences: ForcedBatch, steps: int) -> Floats:
+def _tapped(
+    session: Session, names: list[str], generator: MusicGenerator, sequences: ForcedBatch, steps: int
+) -> Floats:
     """The named outputs at every step of the first sequence, [layers, S, D]."""
-    text = sequences.text(player, 0)
-    pad = player.decoder.vocabulary
+    text = sequences.text(generator, 0)
+    pad = generator.decoder.vocabulary
     inputs = inputs_for(delay(sequences.codes[:1], pad), pad)
     feeds: dict[str, Array] = {"text_mask": text.mask[None]}
     for number, array in enumerate(text.arrays):

@@ -31,9 +31,9 @@ class ForcedBatch:
     null: bool = True
     scales: tuple[float, ...] | None = None
 
-    def text(self, player: MusicGenerator, row: int) -> CrossAttentionKV:
+    def text(self, generator: MusicGenerator, row: int) -> CrossAttentionKV:
         """The cross-attention of one sequence."""
-        return player.text(self.prompts[row], None if self.scales is None else self.scales[row])
+        return generator.text(self.prompts[row], None if self.scales is None else self.scales[row])
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,21 @@ class LogitDiff:
         return [float(value) for value in np.nanmean(self.kl, axis=0)]
 
 
-def rollout(player: MusicGenerator, sequences: ForcedBatch) -> Floats:
+def rollout(generator: MusicGenerator, sequences: ForcedBatch) -> Floats:
     """The decoder's logits along the sequences, [S, R, K, V], float32."""
-    logits, _ = rollout_with_ranges(player, sequences)
+    logits, _ = rollout_with_ranges(generator, sequences)
     return logits
 
 
-def rollout_with_ranges(player: MusicGenerator, sequences: ForcedBatch) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+def rollout_with_ranges(
+    generator: MusicGenerator, sequences: ForcedBatch
+) -> tuple[Floats, list[tuple[Floats, Floats]]]:
     """The logits [S, R, K, V], and per layer the largest absolute key and value of each channel, [H, D] each."""
-    decoder = player.decoder
+    decoder = generator.decoder
     inputs = inputs_for(delay(sequences.codes, decoder.vocabulary), decoder.vocabulary)
-    texts = [sequences.text(player, row) for row in range(len(sequences.prompts))]
+    texts = [sequences.text(generator, row) for row in range(len(sequences.prompts))]
     if sequences.null:
-        texts, inputs = texts + [player.text.null()] * len(texts), np.concatenate([inputs, inputs])
+        texts, inputs = texts + [generator.text.null()] * len(texts), np.concatenate([inputs, inputs])
     steps = inputs.shape[2]
     rows = decoder.add(texts, steps)
     logits = np.stack([decoder.step(inputs[:, :, step]).copy() for step in range(steps)])
