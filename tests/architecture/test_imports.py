@@ -29,7 +29,7 @@ def loaded_by(code: str) -> set[str]:
         "import jobs.launch.validate as p, tinymusician.recipe as r; p.check('distill', r.load_recipe('band'), True)",
     ],
 )
-def test_light_things_load_nothing_heavy(code: str) -> None:
+def test_light_modules_import_no_torch(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
@@ -40,7 +40,7 @@ def test_drivers_load_no_torch(job: str) -> None:
     assert not loaded_by(code) & {"torch", "transformers", "deepspeed", "matplotlib"}
 
 
-def test_importing_the_library_does_nothing(tmp_path: Path) -> None:
+def test_import_has_no_side_effects(tmp_path: Path) -> None:
     """It prints nothing, writes nothing where it is, starts no thread and draws no random number."""
     code = "import torch, threading; torch.manual_seed(0); before = torch.get_rng_state()\n"
     code += "import tinymusician.distill.task, tinymusician.house_band.pretrain, tinymusician.training.loop\n"

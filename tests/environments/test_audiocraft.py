@@ -80,7 +80,7 @@ def test_it_teaches(release: Path) -> None:
     assert pair.student.config.decoder.num_hidden_layers == 1
 
 
-def test_what_is_none_is_refused(release: Path, tmp_path: Path) -> None:
+def test_invalid_document_is_rejected(release: Path, tmp_path: Path) -> None:
     from jobs.launch.validate import check
 
     with pytest.raises(ModelError, match=r"no audiocraft release; state_dict\.bin and compression_state_dict\.bin"):

@@ -62,7 +62,7 @@ def test_embeddings_equal_the_packages_in_fixed_windows(checkpoint: Path) -> Non
 
 
 @pytest.mark.usefixtures("_ray")
-def test_what_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_input_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="infra/environments/install laion-clap FOLDER"):
         LaionClapActor(config_of(checkpoint, environment=str(tmp_path)))
     (tmp_path / "broken.pt").write_bytes(b"nothing")

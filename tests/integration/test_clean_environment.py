@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ABSENT = ("torch", "transformers", "ray", "onnx", "deepspeed", "matplotlib", "scipy", "boto3")
 
 
-def test_playing_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
+def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     write_bundle(load_musicgen("band-small"), Path(model_location("band-small")) / "tokenizer.json", bundle)
     source = tmp_path / "source"  # a build leaves files where it builds

@@ -64,7 +64,7 @@ def test_recipes(tmp_path: Path) -> None:
     assert "student decoder parameters: 419584000" in text
 
 
-def test_paths_are_the_senders(tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_client(tmp_path: Path) -> None:
     """A job runs in another folder than the one it is sent from, so what a recipe names is made absolute."""
     prompts = Path(__file__).parents[2] / "tinymusician" / "data" / "prompts" / "band.jsonl"
     (tmp_path / "mine.jsonl").write_bytes(prompts.read_bytes())
@@ -73,13 +73,13 @@ def test_paths_are_the_senders(tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["sequences"]["prompts"] == str(tmp_path / "mine.jsonl")
 
 
-def test_what_pretraining_takes(tmp_path: Path) -> None:
+def test_pretraining_resources(tmp_path: Path) -> None:
     shown = json.loads(tmctl(tmp_path, "submit", "pretrain", "band", "--dry-run", "--json").stdout)
     assert shown["cost"]["band_large_steps"] == shown["pretrain"]["teacher_steps"]
     assert "student_decoder_parameters" not in shown["cost"]
 
 
-def test_a_dry_run_of_a_compression_names_what_it_will_measure(tmp_path: Path) -> None:
+def test_dry_run_of_quantize_lists_the_measurements(tmp_path: Path) -> None:
     words = ("submit", "quantize", "band", "--model", "band-large", "--dry-run", "--json")
     shown = json.loads(tmctl(tmp_path, *words).stdout)
     assert shown["quantize"]["model"] == "band-large"

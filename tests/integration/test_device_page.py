@@ -101,7 +101,7 @@ def begin(page: Page, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [3, 8])
-def test_the_browser_plays_what_the_engine_plays(page: Page, band: Path, seconds: int) -> None:
+def test_browser_generates_the_engines_codes(page: Page, band: Path, seconds: int) -> None:
     """Greedy codes that differ anywhere give other samples; 8 s are more than one window of 254 frames."""
     switch_on(page)
     outputs = play(page, seconds)
@@ -135,7 +135,7 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
         assert not np.array_equal(*outputs)
 
 
-def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:
+def test_seed_determines_the_audio(page: Page) -> None:
     switch_on(page)
     page.get_by_label("Seed").fill("5")
     first, again = play(page, 2, 1.0), play(page, 2, 1.0)
@@ -144,7 +144,7 @@ def test_the_same_seed_plays_the_same_and_another_does_not(page: Page) -> None:
     assert not np.array_equal(first, play(page, 2, 1.0))
 
 
-def test_after_the_first_load_no_server_is_needed(browser: Browser, here: Endpoint, band: Path) -> None:
+def test_page_works_offline_after_the_first_load(browser: Browser, here: Endpoint, band: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
     with endpoint(model=str(band)) as other:
@@ -160,7 +160,7 @@ def test_after_the_first_load_no_server_is_needed(browser: Browser, here: Endpoi
     context.close()
 
 
-def test_a_file_that_was_altered_is_not_used(page: Page) -> None:
+def test_altered_file_is_not_used(page: Page) -> None:
     page.route("**/decoder.onnx", lambda route: route.fulfill(status=200, body=b"\0" * 12_608_487))
     page.get_by_label("Play on this device").check()
     expect(page.locator("#device-note")).to_contain_text("decoder.onnx is not what its digest says", timeout=60_000)
@@ -180,7 +180,7 @@ def test_damaged_cache_entries_are_downloaded_again(page: Page) -> None:
     ready(page)
 
 
-def test_a_browser_without_simd_says_so_and_the_server_plays(page: Page, here: Endpoint) -> None:
+def test_browser_without_simd_reports_it_and_falls_back_to_the_server(page: Page, here: Endpoint) -> None:
     page.add_init_script(NO_SIMD)
     page.reload()
     expect(page.locator("#bundle")).to_contain_text("test")
@@ -189,7 +189,7 @@ def test_a_browser_without_simd_says_so_and_the_server_plays(page: Page, here: E
     assert len(play(page, 1)) == 16_000
 
 
-def test_a_device_with_too_little_memory_says_so(page: Page) -> None:
+def test_device_with_too_little_memory_reports_it(page: Page) -> None:
     page.add_init_script("Object.defineProperty(Navigator.prototype, 'deviceMemory', { get: () => 0.03125 })")
     page.reload()
     expect(page.locator("#bundle")).to_contain_text("test")
@@ -197,7 +197,7 @@ def test_a_device_with_too_little_memory_says_so(page: Page) -> None:
     expect(page.locator("#device-note")).to_contain_text("GiB of memory. The server plays instead")
 
 
-def test_a_device_that_is_too_slow_hands_over(page: Page) -> None:
+def test_slow_device_falls_back_to_the_server(page: Page) -> None:
     page.route("**/device/worker.js", clocked(100))
     switch_on(page)
     outputs = play(page, 4)
@@ -206,7 +206,7 @@ def test_a_device_that_is_too_slow_hands_over(page: Page) -> None:
     assert len(outputs) == 64_000
 
 
-def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
+def test_generation_can_be_stopped_and_repeated(page: Page) -> None:
     switch_on(page)
     begin(page, 60)
     page.get_by_role("button", name="Stop").click()
@@ -214,7 +214,7 @@ def test_it_is_stopped_half_way_and_plays_again(page: Page) -> None:
     assert len(play(page, 1)) == 16_000
 
 
-def test_switched_off_while_it_plays_it_hands_over(page: Page) -> None:
+def test_switching_off_during_generation_falls_back(page: Page) -> None:
     switch_on(page)
     begin(page, 30)
     page.get_by_label("Play on this device").uncheck()
@@ -223,7 +223,7 @@ def test_switched_off_while_it_plays_it_hands_over(page: Page) -> None:
     assert player_of(page).startswith("the server")
 
 
-def test_a_switched_off_device_leaves_playing_to_the_server(page: Page) -> None:
+def test_disabled_device_mode_uses_the_server(page: Page) -> None:
     switch_on(page)
     page.get_by_label("Play on this device").uncheck()
     play(page, 1)

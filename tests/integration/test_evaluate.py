@@ -81,7 +81,7 @@ def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], t
     assert repeated.models[0].distribution == teacher.distribution
 
 
-def test_a_damaged_clip_can_be_refused(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
+def test_unreadable_clip_can_end_the_run(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     few = ["--model", "teacher", "--set", "evaluate.agreement_clips=0", "--set", "evaluate.cost_runs=0"]
     assert tmctl_json(ray, store, "submit", "evaluate", *evaluate_options, *few)["state"] == "SUCCEEDED", (

@@ -14,7 +14,7 @@ ALONE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
 """Whatever runs in there ends with it."""
 
 
-def test_it_starts_where_none_ever_ran(tmp_path: Path) -> None:
+def test_first_ray_on_a_machine_starts(tmp_path: Path) -> None:
     """Its token is made before anything asks for it: one command is enough."""
     prepared = f"ip link set lo up && cd {Path(__file__).parents[2]} && export HOME={tmp_path} && "
     if subprocess.run([*ALONE, prepared + "true"], capture_output=True, check=False).returncode != 0:

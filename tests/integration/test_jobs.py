@@ -73,7 +73,7 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert student.config.decoder.num_hidden_layers == 2
 
 
-def test_a_model_becomes_a_bundle_that_plays(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
+def test_quantized_model_generates_audio(ray: Ray, recipe: Path, s3_store: Store, tmp_path: Path) -> None:
     """Two workers measure, one chooses; what was measured is not measured again; what fails the gate is not stored."""
     quantize = ["submit", "quantize", str(recipe), "--model", str(recipe.parent / "teacher"), *TWO]
     short = settings(("quantize.sequences=2", "quantize.seconds=0.4"))
@@ -137,7 +137,7 @@ def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.M
     assert not is_here(ray.address)
 
 
-def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -> None:
+def test_unavailable_weights(ray: Ray, recipe: Path, store: LocalStore) -> None:
     changes = ("teacher.model=facebook/musicgen-small",)
     ended = tmctl(ray, store, "submit", "distill", str(recipe), *settings(changes), "--name", "n")
     assert ended.returncode == 1
@@ -146,7 +146,7 @@ def test_weights_that_cannot_be_had(ray: Ray, recipe: Path, store: LocalStore) -
     assert "model 'facebook/musicgen-small' cannot be had here: download its config.json" in last[0]
 
 
-def test_the_band_is_made_from_nothing(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
     """Every stage of pretraining for a step or two, on made-up tunes: models that load."""
     corpus = Path(ray.environment["XDG_CACHE_HOME"]) / "tinymusician" / "corpus"
     corpus.mkdir(parents=True)

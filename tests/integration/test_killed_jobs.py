@@ -43,7 +43,7 @@ def kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
+def test_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
     start_and_wait(ray, recipe, store, "w")
     kill(ray.processes("ray::RayTrainWorker")[:1])
     wait_for(lambda: RunStore(store, "w").status().state == "SUCCEEDED")
@@ -66,7 +66,7 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
     assert not list((tmp_path / "store").rglob(".draft-*"))
 
 
-def test_a_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
+def test_killed_driver_is_resumed(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
     start_and_wait(ray, recipe, store, "d")
     kill(ray.processes("jobs.launch.supervisor --child"))
     wait_for(lambda: RunStore(store, "d").status().state == "FAILED")

@@ -108,7 +108,7 @@ def test_killed_publishers_and_devices(home: Path, store: Store) -> None:
 
 
 @pytest.mark.kills
-def test_publishers_and_devices_killed_often(home: Path, store: Store) -> None:
+def test_random_kills_of_publishers_and_devices(home: Path, store: Store) -> None:
     check_killed(home, store, kills=20)
 
 
@@ -144,7 +144,7 @@ def check_killed(home: Path, store: Store, kills: int) -> None:
         assert hashlib.sha256(store.get(entry.key)).hexdigest() == Path(entry.key).name, "nothing unfinished is seen"
 
 
-def test_a_disk_that_ends_in_the_middle(home: Path) -> None:
+def test_disk_full_during_a_download(home: Path) -> None:
     """Writing fails after a megabyte (a limit of the system on files): one line says so, and the old version plays."""
     pinned = ReleaseRegistry(open_store(), keys_folder()).create().root[0]
     small = repr({"decoder.onnx": 1000})

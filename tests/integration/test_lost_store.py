@@ -29,7 +29,7 @@ AWAY = float(os.environ.get("TINYMUSICIAN_STORE_AWAY", "5"))
 """Seconds; the figures in docs/lab-log.md are for 60."""
 
 
-def test_a_store_that_comes_back(
+def test_store_that_recovers(
     ray: Ray, recipe: Path, s3: S3Server, s3_store: Store, undisturbed: UndisturbedRuns
 ) -> None:
     """No worker is restarted, and the losses at every step are those of a calm run."""

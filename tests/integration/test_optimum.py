@@ -51,7 +51,7 @@ def test_float32_is_pytorch(exported: Path, reference: ReferenceOutputs, tmp_pat
     check(result, "optimum", kl=1e-6, agreement=0.999, codec_snr=60)
 
 
-def test_a_plan_reaches_the_nodes_it_names(exported: Path, reference: ReferenceOutputs, tmp_path: Path) -> None:
+def test_plan_applies_to_its_nodes(exported: Path, reference: ReferenceOutputs, tmp_path: Path) -> None:
     plan = PrecisionPlan(name="x", groups={"layers.1": "int8", "lm_heads": "int8"}, block_size=64)
     apply_to_optimum(plan, exported, tmp_path)
     merged = onnx.load(str(tmp_path / "onnx" / "decoder_model_merged.onnx"))
@@ -74,7 +74,7 @@ def test_groups() -> None:
     assert group_in_optimum("encodec_decode", "/decoder/layers.0/conv/Conv") == "codec"
 
 
-def test_where_it_runs(exported: Path) -> None:
+def test_supported_providers(exported: Path) -> None:
     result = {(one.graph, one.provider): one for one in provider_support(exported)}
     assert "LSTM" in result["encodec_decode", "WebGPU"].missing
     assert "LSTM" in result["encodec_decode", "CoreML"].missing
@@ -82,7 +82,7 @@ def test_where_it_runs(exported: Path) -> None:
     assert result["decoder_model", "CPU (x86, ARM)"].missing == ()
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Optimum cannot export it") as caught:
         export_optimum(tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)

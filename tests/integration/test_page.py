@@ -112,7 +112,7 @@ def test_history_survives_a_reload(page: Page) -> None:
     expect(page.locator("#history li")).to_have_count(1)
 
 
-def test_what_is_wrong_is_said_where_it_is(page: Page) -> None:
+def test_errors_name_their_location(page: Page) -> None:
     page.get_by_role("button", name="Play", exact=True).click()
     expect(page.locator("#prompt-wrong")).to_contain_text("Some words are needed")
     assert page.evaluate("document.activeElement.id") == "prompt"
@@ -134,7 +134,7 @@ def test_page_retries_an_overloaded_server(page: Page, here: Endpoint) -> None:
     expect(page.get_by_role("heading", name="a reel")).to_be_visible(timeout=60_000)
 
 
-def test_a_server_that_is_gone_is_said(page: Page, browser: Browser) -> None:
+def test_lost_server_is_reported(page: Page, browser: Browser) -> None:
     page.get_by_label("What shall be played?").fill("a reel")
     page.context.set_offline(True)
     page.get_by_role("button", name="Play", exact=True).click()

@@ -58,7 +58,7 @@ def pulled(registry: ReleaseRegistry, device: Path, url: str) -> bytes:
     return (device / version.folder / "decoder.onnx").read_bytes()
 
 
-def test_a_line_that_is_cut_again_and_again(
+def test_connection_that_breaks_repeatedly(
     registry: ReleaseRegistry, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With credentials and with presigned addresses: what has arrived is not loaded again."""
@@ -79,7 +79,7 @@ def open_again(store: Any) -> S3Store:
     return S3Store(bucket, prefix)
 
 
-def test_an_address_that_redirects_to_presigned_ones(registry: ReleaseRegistry, tmp_path: Path) -> None:
+def test_redirect_to_presigned_addresses(registry: ReleaseRegistry, tmp_path: Path) -> None:
     """A server of the app's own; its first answer for a file bears a signature that S3 refuses."""
     store = registry.store
     assert isinstance(store, S3Store)
@@ -89,7 +89,7 @@ def test_an_address_that_redirects_to_presigned_ones(registry: ReleaseRegistry, 
     assert len(spoilt) == len(set(spoilt)) + 1, "it was asked once more, at its own address"
 
 
-def test_a_list_holds_for_what_it_was_made_for(registry: ReleaseRegistry, tmp_path: Path) -> None:
+def test_presigned_list_covers_only_its_release(registry: ReleaseRegistry, tmp_path: Path) -> None:
     listed, device = tmp_path / "stable.json", tmp_path / "device"
     listed.write_text(json.dumps({"addresses": presigned_urls(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER

@@ -106,7 +106,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert "has no presigned addresses; S3 has" in person.refused("artifacts", "presign", "band-bundle@stable")
 
 
-def test_where_it_comes_from(person: Person) -> None:
+def test_origin_of_a_model(person: Person) -> None:
     data = {"prompts": "captions", "prompts_sha256": "abcdefabcdef"}
     made = {"git": {"commit": "0123456789abcdef", "changed": "yes"}, "versions": {"torch": "2.13.0"}}
     student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1", **data, **made)

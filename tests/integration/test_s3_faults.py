@@ -28,13 +28,13 @@ def test_no_such_bucket(s3: S3Server) -> None:
     assert not isinstance(caught.value, NotFoundError)
 
 
-def test_nobody_answers(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_responds(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StoreError, match="no server answers there; check AWS_ENDPOINT_URL"):
         S3Store("faults").get("key")
 
 
-def test_what_a_killed_writer_left_is_swept(s3_store: S3Store) -> None:
+def test_drafts_of_killed_writers_are_swept(s3_store: S3Store) -> None:
     client, bucket = s3_store._client, s3_store._bucket
     client.create_multipart_upload(Bucket=bucket, Key=s3_store._key("checkpoint"))
     s3_store.sweep()

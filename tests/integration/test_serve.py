@@ -106,7 +106,7 @@ def samples(content: bytes) -> np.ndarray:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
 
 
-def test_what_is_served_is_what_the_engine_plays(here: Served, bundle: Path) -> None:
+def test_served_audio_equals_the_engines(here: Served, bundle: Path) -> None:
     assert requests.get(f"{here.url}/ready", timeout=10).status_code == 200
     expected = load_generator(bundle, 1).generate(GenerationRequest(MARCH, seconds=2, seed=5))
     for stream in (False, True):
@@ -126,7 +126,7 @@ def test_metrics_are_where_prometheus_looks(here: Served) -> None:
     wait_for(lambda: here.metric("tinymusician_time_to_first_audio_seconds_count") > 0, 60)
 
 
-def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
+def test_requests_survive_a_killed_engine(here: Served) -> None:
     """Every whole request that was accepted is answered, and soon a new engine plays too."""
     expected = {seed: here.generate(seconds=8, seed=seed).content for seed in range(4)}
     with ThreadPoolExecutor(8) as pool:
@@ -148,7 +148,7 @@ def test_an_engine_that_is_killed_is_nobodys_loss(here: Served) -> None:
         wait_for(lambda: bool(play_more() - before), 120)
 
 
-def test_ten_times_too_much(here: Served) -> None:
+def test_tenfold_overload(here: Served) -> None:
     """Some are admitted and answered; everybody else hears when to come again, and hears it before those are done."""
     begin = threading.Barrier(120)
 
@@ -204,7 +204,7 @@ def _memory(processes: list[int]) -> int:
     return sum(psutil.Process(pid).memory_info().rss for pid in processes)
 
 
-def test_another_bundle_takes_its_place_without_a_dropped_request(here: Served, bundle: Path, tmp_path: Path) -> None:
+def test_bundle_update_drops_no_request(here: Served, bundle: Path, tmp_path: Path) -> None:
     """`tmctl serve` again, under load."""
     import shutil
 
@@ -241,9 +241,7 @@ def test_another_bundle_takes_its_place_without_a_dropped_request(here: Served, 
         ([".", "--api-keys", "missing.json"], "missing.json"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line_and_what_was_stays(
-    here: Served, words: list[str], said: str
-) -> None:
+def test_invalid_bundle_is_one_line_and_the_deployment_stays(here: Served, words: list[str], said: str) -> None:
     ended = here.serve(*words)
     assert ended.returncode == 1
     last = ended.stderr.strip().splitlines()[-1]

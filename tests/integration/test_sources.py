@@ -73,7 +73,7 @@ def test_a_teacher_on_an_actor_that_is_killed(
     wait_for(lambda: not ray.processes("ray::TeacherActor"))
 
 
-def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
+def test_tensor_parallel_teacher_on_two_workers(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """On samples and clips, which each worker, or both as a team, make once."""
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -97,7 +97,7 @@ def test_a_teacher_that_two_workers_hold_together(ray: Ray, recipe: Path, store:
     assert "--workers 1: teacher.tensor_parallel_size = 2 needs a multiple of it" in alone.stdout + alone.stderr
 
 
-def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
+def test_resume_with_other_workers_and_zero_stage(
     ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
 ) -> None:
     """Its steps have as many parts as it began with workers, whoever does them."""
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
     assert "goes on with its own recipe, of which only training.zero_stage" in refused.stderr
 
 
-def test_steps_that_are_no_number_are_left_out_as_often_as_allowed(ray: Ray, recipe: Path, store: LocalStore) -> None:
+def test_non_finite_steps_are_skipped_up_to_the_limit(ray: Ray, recipe: Path, store: LocalStore) -> None:
     """A rate that no weight survives: one step is left out, the next one ends the run, with all there is to know."""
     wild = (
         "training.learning_rate=1e37",

@@ -38,14 +38,14 @@ def made(
     return text
 
 
-def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+def test_key_file_has_hashes_and_owner_permissions(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text = made(path)
     assert text.rpartition("_")[2] not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_only_the_very_key_opens(tmp_path: Path) -> None:
+def test_only_the_exact_key_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, gate = made(path), Moment()
     result = gate.gate(path).authenticate(f"Bearer {text}")
@@ -57,7 +57,7 @@ def test_only_the_very_key_opens(tmp_path: Path) -> None:
             gate.gate(path).authenticate(shown)
 
 
-def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> None:
+def test_key_expires_and_is_revoked_at_run_time(tmp_path: Path) -> None:
     path, moment = tmp_path / "keys.json", Moment()
     short, long = made(path, days=1), made(path)
     gate = moment.gate(path)
@@ -71,7 +71,7 @@ def test_a_key_expires_and_is_revoked_while_the_gate_stands(tmp_path: Path) -> N
         gate.authenticate(f"Bearer {long}")
 
 
-def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path) -> None:
+def test_damaged_key_file_rejects_all_requests_until_repaired(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text = made(path)
     whole, gate = path.read_text(), Moment().gate(path)
@@ -87,7 +87,7 @@ def test_a_file_that_is_damaged_lets_nobody_in_until_it_is_mended(tmp_path: Path
         read_keys(tmp_path / "missing")
 
 
-def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) -> None:
+def test_rate_limit_of_a_key_refills(tmp_path: Path) -> None:
     path, moment = tmp_path / "keys.json", Moment()
     text = made(path, per_minute=30, max_concurrency=5)
     gate = moment.gate(path)
@@ -105,7 +105,7 @@ def test_a_key_has_so_many_requests_a_minute_and_they_come_back(tmp_path: Path) 
         pass
 
 
-def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> None:
+def test_concurrency_limit_of_a_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text = made(path, max_concurrency=1)
     gate = Moment().gate(path)
@@ -116,7 +116,7 @@ def test_a_key_has_so_many_at_once_whatever_becomes_of_them(tmp_path: Path) -> N
         pass
 
 
-def test_without_a_file_everybody_is_let_in() -> None:
+def test_no_key_file_means_no_authentication() -> None:
     gate = ApiKeyAuthenticator(None)
     assert gate.authenticate(None) is None
     with gate.slot(None):
@@ -133,7 +133,7 @@ def test_concurrently_created_keys_are_all_stored(tmp_path: Path) -> None:
     assert sorted(key.name for key in read_keys(path).keys) == sorted(f"n{number}" for number in range(12))
 
 
-def test_what_goes_wrong_while_keys_are_edited_changes_nothing(tmp_path: Path) -> None:
+def test_failed_key_edit_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     made(path)
     before = path.read_bytes()

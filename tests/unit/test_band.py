@@ -29,7 +29,7 @@ def band() -> SoundfontSynth:
     return SoundfontSynth()
 
 
-def test_settings_of_one_tune_share_a_split() -> None:
+def test_variants_of_a_tune_share_a_split() -> None:
     """Whatever their titles: a tune in a higher key and with another beginning goes where its other setting goes."""
     assert plain_title("The Cliffs of Moher") == plain_title("Cliffs of Moher -- Jig") == "cliffs of moher"
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_settings_of_one_tune_share_a_split() -> None:
     assert 0.02 < splits.count("test") / 1200 < 0.09
 
 
-def test_families_join_through_others() -> None:
+def test_families_are_transitive() -> None:
     """Two tunes that share nothing are one family if a third is a setting of both; a trill joins nobody."""
     one, other = [60, 62, 65, 61, 70] * 4, [50, 57, 53, 58, 51] * 4
     trill = [60, 62] * 12
@@ -60,7 +60,7 @@ def tune_of(title: str, melody: Any) -> Tune:
 
 
 @pytest.mark.parametrize("tempo", TEMPI)
-def test_notes_lie_on_whole_frames(tempo: str) -> None:
+def test_notes_begin_on_codec_frames(tempo: str) -> None:
     facts = ClipAttributes("x", 1.0, "fiddle", tempo, "reel", 0, "major")
     notes = notes_on_grid(TUNE, facts, 0, 250)
     assert [note.on for note in notes[:3]] == [0, TEMPI[tempo] // 2, TEMPI[tempo]]
@@ -85,7 +85,7 @@ def test_equal_notes_sound_equal(band: SoundfontSynth) -> None:
         assert 0.02 < np.sqrt(np.mean(early[3 * HOP : 12 * HOP] ** 2)) < 0.5
 
 
-def test_captions_are_true() -> None:
+def test_captions_match_the_attributes() -> None:
     facts = ClipAttributes("x", 0.0, "church organ", "slow", "waltz", 2, "minor")
     for seed in range(40):
         rng = random.Random(seed)
@@ -109,7 +109,7 @@ def test_the_mdct_is_orthonormal_with_overlap() -> None:
     torch.testing.assert_close(back[..., 8:-8], signal[..., 8:-8], atol=1e-5, rtol=0)
 
 
-def test_the_closed_form_codec_plays_at_once(band: SoundfontSynth) -> None:
+def test_closed_form_codec_reconstructs_untrained(band: SoundfontSynth) -> None:
     """Encoder and decoder without quantizer reconstruct the band from the start; random weights do not."""
     notes = [Note(i * 8, i * 8 + 7, 60 + 2 * i) for i in range(8)]
     audio = torch.from_numpy(np.stack([band.render(notes, name, 64) for name in INSTRUMENTS]))
@@ -163,7 +163,7 @@ def quantizer() -> tuple[QuantizerTrainer, torch.Generator]:
     return trainer, generator
 
 
-def test_each_codebook_brings_the_quantizer_nearer() -> None:
+def test_each_codebook_reduces_the_quantizer_error() -> None:
     trainer, generator = quantizer()
     latent = torch.randn(2, 4, 300, generator=generator)
     errors = [

@@ -44,7 +44,7 @@ def write_musiccaps(folder: Path, names: list[str], audio: dict[str, np.ndarray]
 
 
 class TestMusicCaps:
-    def test_cut_clips_whole_videos_and_missing_ones(self, tmp_path: Path) -> None:
+    def test_cut_uncut_and_missing_videos(self, tmp_path: Path) -> None:
         names = ["-0Gj8-vB1q4", "b", "c", "d", "e"]
         waves = {
             "-0Gj8-vB1q4.wav": tone(10, pitch=200),
@@ -68,7 +68,7 @@ class TestMusicCaps:
         assert [clip.name for clip in load_musiccaps(table, audio, "balanced").clips] == ["a", "c"]
         assert [clip.name for clip in load_musiccaps(table, audio, "eval").clips] == ["a"]
 
-    def test_what_is_missing_and_where_it_belongs(self, tmp_path: Path) -> None:
+    def test_missing_audio_is_reported_with_its_path(self, tmp_path: Path) -> None:
         table, audio = write_musiccaps(tmp_path, ["a"], {})
         with pytest.raises(DataError, match=r"none of its 1 clips has its audio here, first of all .*audio/a\.wav"):
             load_musiccaps(table, audio)
@@ -101,7 +101,7 @@ class TestMusicBench:
         assert [clip.caption for clip in result.clips] == ["caption 0", "caption 1"]
         assert result.missing == [tmp_path / "data_aug2" / "x_2.wav"]
 
-    def test_tables_that_are_none(self, tmp_path: Path) -> None:
+    def test_invalid_tables(self, tmp_path: Path) -> None:
         for content, message in (
             ('{"location": 3}', "row 1: has no `location` and `main_caption`"),
             ('{"location": "../../etc/x.wav", "main_caption": "c"}', "leads out of"),
@@ -125,7 +125,7 @@ class TestFolders:
         with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 with their audio"):
             FileClips(result, "folder x", 3, 1.0, 0)
 
-    def test_an_empty_one(self, tmp_path: Path) -> None:
+    def test_empty_bundle(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"put NAME\.wav and NAME\.txt there"):
             load_folder(tmp_path)
 
@@ -141,7 +141,7 @@ class TestReading:
         assert spectrum[1000] == pytest.approx(0.075, rel=0.02)
         assert spectrum[3000] == pytest.approx(0.075, rel=0.02)
 
-    def test_resampling_keeps_what_lies_above_out(self) -> None:
+    def test_resampling_removes_aliases(self) -> None:
         result = resampled(tone(1, 48_000, 10_000), 48_000, 16_000)
         assert np.abs(result[1000:-1000]).max() < 1e-4
         wave = tone(1)
@@ -151,7 +151,7 @@ class TestReading:
         (tmp_path / "a.flac").write_bytes(encode_flac(tone(0.5), 16_000))
         np.testing.assert_allclose(read_clip(tmp_path / "a.flac", 16_000).wave, tone(0.5), atol=1 / 32768)
 
-    def test_files_that_are_no_clips(self, tmp_path: Path) -> None:
+    def test_files_that_are_not_audio(self, tmp_path: Path) -> None:
         (tmp_path / "broken.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
         soundfile.write(tmp_path / "short.wav", tone(0.05), 16_000)
         soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")

@@ -42,7 +42,7 @@ def test_distances_differ_where_intervals_do_not_overlap() -> None:
     assert lower(None, distance(1)).verdict == Verdict.UNDECIDED
 
 
-def test_to_find_no_difference_proves_nothing() -> None:
+def test_no_difference_is_no_evidence() -> None:
     """ "Not worse" is what remains of "worse": a proof of the contrary, or nothing."""
     assert not_worse(lower(distance(2), distance(1))).verdict == Verdict.HOLDS
     assert not_worse(lower(distance(1), distance(2))).verdict == Verdict.FAILS

@@ -9,7 +9,7 @@ from jobs.quantize.workspace import remove_stale_scratch
 from tinymusician.artifacts.store import DAY
 
 
-def test_only_what_was_long_abandoned_is_swept(tmp_path: Path) -> None:
+def test_only_old_drafts_are_swept(tmp_path: Path) -> None:
     for name, age in (("tmpkilled", 2 * DAY), ("tmpworking", DAY / 2), ("5a19c0", 2 * DAY)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "decoder.onnx").write_bytes(b"half")

@@ -44,7 +44,7 @@ def build(folder: Path, target: Any, objective: Objective, steps: int) -> Distil
 
 @pytest.mark.parametrize("target", ["conditional", "guided"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
-def test_every_objective_brings_the_student_nearer(tiny_musicgen: Path, target: Any, objective: Objective) -> None:
+def test_every_objective_reduces_the_divergence(tiny_musicgen: Path, target: Any, objective: Objective) -> None:
     task = build(tiny_musicgen, target, objective, 40)
     engine = TorchEngine(task.module, AdamConfig())
     before = task.validate(engine)
@@ -58,7 +58,7 @@ def test_every_objective_brings_the_student_nearer(tiny_musicgen: Path, target: 
     assert scalars["temperature"].item() == pytest.approx(1.5)
 
 
-def test_recomputed_activations_change_nothing(tiny_musicgen: Path) -> None:
+def test_activation_checkpointing_changes_no_loss(tiny_musicgen: Path) -> None:
     """Not the losses, nor what is learned of them; what layers keep for the backward pass becomes less."""
 
     def trained(recompute: bool) -> tuple[list[float], int]:

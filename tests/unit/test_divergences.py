@@ -87,7 +87,7 @@ def test_temperature_along_the_sequence() -> None:
         ("stage_mixed", 0.25, (0.25 * 0.6, 0.75 * 0.2, 0.25 * 0.4, 0.75 * 0.8)),
     ],
 )
-def test_the_six_objectives_are_their_sums(name: str, alpha: float, weights: tuple[float, ...]) -> None:
+def test_six_objectives_equal_plain_sums(name: str, alpha: float, weights: tuple[float, ...]) -> None:
     teacher, student = random_logits(4)
     mine = distillation_loss(
         torch.from_numpy(teacher),
@@ -113,7 +113,7 @@ def test_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_pieces_give_the_gradient_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_loss_has_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory-saving path against autograd through the plain formula, on more positions than one piece holds."""
     torch.manual_seed(0)
     monkeypatch.setattr("tinymusician.distill.objective._NUMBERS_AT_A_TIME", 800)
@@ -152,7 +152,7 @@ def test_masked_positions_may_hold_anything() -> None:
     assert (student.grad[0, 1, 2] == 0).all()
 
 
-def test_forbidden_codes_on_both_sides_count_nothing() -> None:
+def test_codes_forbidden_on_both_sides_have_no_divergence() -> None:
     """Logits of -inf that teacher and student share take part with probability 0 and leave gradients finite."""
     teacher, student = random_logits(5, (1, 1, 2, 6))
     teacher[..., 4:] = student[..., 4:] = -np.inf
@@ -213,7 +213,7 @@ def test_log_mixture_is_the_logarithm_of_the_mixture() -> None:
     assert log_mixture(torch.tensor(-torch.inf), torch.tensor(-torch.inf), 0.3) == -torch.inf
 
 
-def test_entropy_of_even_chances() -> None:
+def test_entropy_of_a_uniform_distribution() -> None:
     assert entropy(torch.log_softmax(torch.zeros(8), -1)).item() == pytest.approx(math.log(8))
 
 

@@ -37,7 +37,7 @@ def noise(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
 
 
 class TestWindows:
-    def test_they_follow_each_other_and_end_with_the_clip(self) -> None:
+    def test_windows_are_consecutive_and_end_with_the_clip(self) -> None:
         result = windows(np.arange(25, dtype=np.float32), 10)
         assert result[:, 0].tolist() == [0, 10, 15]
         assert result[-1, -1] == 24
@@ -65,7 +65,7 @@ class TestClap:
         np.testing.assert_allclose(np.concatenate(ours(waves)), unit(audio, dim=-1).numpy(), atol=2e-4)
         np.testing.assert_allclose(ours.text(prompts), unit(text, dim=-1).numpy(), atol=1e-5)
 
-    def test_a_long_clip_has_the_vectors_of_its_windows_every_time(self) -> None:
+    def test_long_clip_is_embedded_in_fixed_windows(self) -> None:
         ours, wave = ClapEmbedder(), noise(12)
         (result,) = ours([wave])
         assert result.shape == (3, 128)
@@ -73,13 +73,13 @@ class TestClap:
         np.testing.assert_allclose(result, np.concatenate(ours(cut)), atol=1e-5)
         np.testing.assert_array_equal(result, ours([wave])[0])
 
-    def test_what_is_no_clap_is_refused(self, tiny_musicgen: Path) -> None:
+    def test_non_clap_model_is_rejected(self, tiny_musicgen: Path) -> None:
         with pytest.raises(ModelError, match="no loadable CLAP; download"):
             ClapEmbedder(str(tiny_musicgen))
 
 
 class TestEncodec:
-    def test_the_states_are_the_encoders(self, tiny_musicgen: Path, tmp_path: Path) -> None:
+    def test_states_equal_the_encoders(self, tiny_musicgen: Path, tmp_path: Path) -> None:
         codec = load_musicgen(str(tiny_musicgen)).audio_encoder
         codec.save_pretrained(tmp_path / "codec")
         wave = noise(1, 3, 800)
@@ -90,13 +90,13 @@ class TestEncodec:
             np.testing.assert_allclose(embedder([wave])[0], expected.numpy(), atol=1e-6)
         assert expected.shape == (50, 8)
 
-    def test_what_is_no_codec_is_refused(self) -> None:
+    def test_non_codec_is_rejected(self) -> None:
         with pytest.raises(ModelError):
             EncodecEmbedder("band-clap")
 
 
 class TestVggish:
-    def test_the_front_end_is_that_of_the_paper(self) -> None:
+    def test_front_end_equals_the_papers(self) -> None:
         """Transformers' spectrogram as the reference: frames of 25 ms every 10 ms, magnitude, HTK mel, log offset."""
         wave = noise(0.96 + 0.015)
         filters = mel_filter_bank(257, 64, 125, 7500, RATE, norm=None, mel_scale="htk")
@@ -115,7 +115,7 @@ class TestVggish:
         assert result.shape == (1, 96, 64)
         np.testing.assert_allclose(result[0, :94].numpy(), np.log(magnitude.T[:94] + 0.01), atol=1e-4)
 
-    def test_the_network_is_vggs_with_channels_last(self) -> None:
+    def test_vggish_network_is_channels_last(self) -> None:
         torch.manual_seed(0)
         net = network().double().eval()
         example = torch.rand(1, 1, 96, 64, dtype=torch.double)
@@ -144,7 +144,7 @@ class TestVggish:
             flat = np.maximum(flat, 0) if layer < 4 else flat
         np.testing.assert_allclose(result, flat, atol=1e-10)
 
-    def test_a_checkpoint_is_read_and_others_are_refused(self, tmp_path: Path) -> None:
+    def test_checkpoint_is_loaded_and_other_files_are_rejected(self, tmp_path: Path) -> None:
         torch.save({**network().state_dict(), "pproc.pca": torch.zeros(1)}, tmp_path / "v.pth")
         embedder = VggishEmbedder(str(tmp_path / "v.pth"))
         (result,) = embedder([noise(2)])
@@ -176,7 +176,7 @@ class TestTaggers:
             expected = model(**features(waves, sampling_rate=RATE, return_tensors="pt")).logits.softmax(-1)
         np.testing.assert_allclose(tagger(waves)["class"], expected.numpy(), atol=1e-5)
 
-    def test_what_is_no_classifier_is_refused(self, tmp_path: Path) -> None:
+    def test_non_classifier_is_rejected(self, tmp_path: Path) -> None:
         shutil.copy(Path(model_location("band-clap")) / "config.json", tmp_path / "config.json")
         with pytest.raises(ModelError, match="no loadable audio classifier"):
             open_tagger(str(tmp_path))

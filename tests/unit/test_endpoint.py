@@ -40,7 +40,7 @@ def samples(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_endpoint_plays_what_the_engine_plays(here: Endpoint, bundle: Path, stream: bool) -> None:
+def test_endpoint_audio_equals_the_engines(here: Endpoint, bundle: Path, stream: bool) -> None:
     answer = here.generate(prompt=MARCH, seconds=2, seed=5, stream=stream)
     expected = load_generator(bundle, 1).generate(GenerationRequest(MARCH, seconds=2, seed=5))
     assert answer.status_code == 200
@@ -50,7 +50,7 @@ def test_the_endpoint_plays_what_the_engine_plays(here: Endpoint, bundle: Path, 
     assert np.abs(samples(answer.content) / 32767 - np.clip(expected, -1, 1)).max() < 1e-3
 
 
-def test_a_seed_that_was_drawn_plays_the_same_again(here: Endpoint) -> None:
+def test_reported_seed_reproduces_the_audio(here: Endpoint) -> None:
     first = here.generate(prompt=MARCH)
     again = here.generate(prompt=MARCH, seed=int(first.headers["X-Seed"]))
     assert first.content == again.content
@@ -69,14 +69,14 @@ def test_other_formats_hold_the_same_music(here: Endpoint, kind: str, media: str
         assert np.abs(read - expected).max() < 2e-4
 
 
-def test_a_stream_begins_before_it_is_made_and_who_leaves_frees_the_rows(here: Endpoint) -> None:
+def test_stream_starts_early_and_disconnect_frees_its_rows(here: Endpoint) -> None:
     with here.opened(prompt=MARCH, seconds=60) as answer:
         next(answer.iter_content(100))
         assert here.replica._bundle.loop.num_requests == 1
     wait_for(lambda: here.replica._bundle.loop.num_requests == 0 and here.replica._bundle.player.engine.rows == 0, 10)
 
 
-def test_a_slow_reader_holds_up_nobody(here: Endpoint) -> None:
+def test_slow_client_does_not_block_others(here: Endpoint) -> None:
     address = urlparse(here.url)
     body = json.dumps({"prompt": MARCH, "seconds": 60, "stream": True}).encode()
     with socket.create_connection((address.hostname, address.port)) as slow:
@@ -116,7 +116,7 @@ def test_model_info_has_digest_and_licence(here: Endpoint, bundle: Path) -> None
         ([], 422, None),
     ],
 )
-def test_what_is_not_allowed_is_named(here: Endpoint, body: Any, status: int, field: str | None) -> None:
+def test_invalid_value_is_named(here: Endpoint, body: Any, status: int, field: str | None) -> None:
     answer = requests.post(here.address, json=body, timeout=10)
     error = answer.json()["error"]
     assert answer.status_code == status
@@ -156,14 +156,14 @@ def test_guidance_conditioned_bundle(tiny_musicgen: Path, tmp_path: Path) -> Non
         (b" " * 70_000, 413),
     ],
 )
-def test_bodies_that_are_none(here: Endpoint, data: bytes, status: int) -> None:
+def test_invalid_bodies(here: Endpoint, data: bytes, status: int) -> None:
     headers = {"Content-Type": "application/json"}
     answer = requests.post(here.address, data=data, headers=headers, timeout=10)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
 
 
-def test_a_body_that_does_not_say_how_long_it_is(here: Endpoint) -> None:
+def test_body_without_content_length(here: Endpoint) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(100):
             yield b" " * 1000
@@ -173,7 +173,7 @@ def test_a_body_that_does_not_say_how_long_it_is(here: Endpoint) -> None:
     assert answer.status_code == 413
 
 
-def test_a_lost_engine_is_nobodys_loss(here: Endpoint) -> None:
+def test_request_is_retried_after_an_engine_loss(here: Endpoint) -> None:
     expected = here.generate(prompt=MARCH, seconds=3, seed=1)
     here.engines.lose, here.engines.after, before = 2, 1, here.engines.begun
     answer = here.generate(prompt=MARCH, seconds=3, seed=1)
@@ -183,20 +183,20 @@ def test_a_lost_engine_is_nobodys_loss(here: Endpoint) -> None:
     assert here.generate(prompt=MARCH, seconds=3, seed=1, stream=True).content == expected.content
 
 
-def test_an_engine_that_stays_lost_is_said(here: Endpoint) -> None:
+def test_permanent_engine_loss_is_reported(here: Endpoint) -> None:
     here.engines.lose, here.engines.after = 3, 0
     answer = here.generate(prompt=MARCH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "failed")
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_a_stream_that_has_begun_is_broken_off_not_mended(here: Endpoint) -> None:
+def test_started_stream_ends_with_an_error(here: Endpoint) -> None:
     here.engines.lose, here.engines.after = 1, 3
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         _ = here.generate(prompt=MARCH, seconds=5, stream=True).content
 
 
-def test_the_document_is_whole_and_its_examples_run(here: Endpoint) -> None:
+def test_openapi_is_complete_and_its_examples_run(here: Endpoint) -> None:
     document = requests.get(f"{here.url}/openapi.json", timeout=10).json()
     operation = document["paths"]["/v1/audio/generations"]["post"]
     assert set(operation["responses"]) == {"200", "400", "401", "413", "422", "429", "500", "503", "504"}
@@ -213,7 +213,7 @@ def test_default_length_is_limited_too(bundle: Path) -> None:
         assert (model["seconds"], model["most_seconds"]) == (0.5, 0.5)
 
 
-def test_a_request_may_bring_its_id(here: Endpoint) -> None:
+def test_client_request_id_is_used(here: Endpoint) -> None:
     given = here.generate(prompt=MARCH, headers={"X-Request-Id": "order-66"})
     assert given.headers["X-Request-Id"] == "order-66"
     refused = here.generate(prompt=MARCH, headers={"X-Request-Id": "a b"})
@@ -247,7 +247,7 @@ def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> N
         assert requests.get(address, timeout=10).status_code == 404
 
 
-def test_what_looks_after_it_may_ask_by_head(here: Endpoint) -> None:
+def test_health_checks_may_use_head(here: Endpoint) -> None:
     assert requests.head(f"{here.url}/live", timeout=10).status_code == 200
     assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
 
@@ -263,7 +263,7 @@ def test_concurrency_limit(bundle: Path) -> None:
         wait_for(lambda: here.generate(prompt=MARCH).status_code == 200, 10)
 
 
-def test_what_takes_too_long_is_given_up(bundle: Path) -> None:
+def test_slow_request_times_out(bundle: Path) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"request_timeout_s": 0.05}) as here:
         answer = here.generate(prompt=MARCH, seconds=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_slow")
@@ -287,12 +287,12 @@ def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
         assert here.generate(prompt=MARCH, headers=headers).status_code == 401
 
 
-def test_others_are_not_let_in_without_keys(bundle: Path) -> None:
+def test_remote_clients_need_keys(bundle: Path) -> None:
     with pytest.raises(RequestError, match="API keys"), endpoint(model=str(bundle), host="0.0.0.0"):
         pass
 
 
-def test_a_bundle_that_cannot_be_opened_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_unreadable_bundle_is_rejected(bundle: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = tmp_path / "broken"

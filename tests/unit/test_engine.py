@@ -51,15 +51,13 @@ def codes_of(generator: MusicGenerator, request: GenerationRequest) -> Any:
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_greedy_codes_are_those_of_transformers(
-    generator: MusicGenerator, model: Any, name: str, guidance: float
-) -> None:
+def test_greedy_codes_equal_transformers(generator: MusicGenerator, model: Any, name: str, guidance: float) -> None:
     expected = expected_codes(model, name, 60, guidance, do_sample=False)
     actual = codes_of(generator, GenerationRequest(PROMPT, seconds=1.2, temperature=0, guidance=guidance))
     assert np.array_equal(actual, expected)
 
 
-def test_the_same_numbers_give_the_same_codes(
+def test_equal_random_numbers_give_equal_codes(
     generator: MusicGenerator, model: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers' draws replaced by the inverse of its own probabilities at the engine's uniform numbers."""
@@ -76,7 +74,7 @@ def test_the_same_numbers_give_the_same_codes(
     assert np.array_equal(codes_of(generator, request), expected)
 
 
-def test_audio_is_that_of_transformers(generator: MusicGenerator, model: Any, name: str) -> None:
+def test_audio_equals_transformers(generator: MusicGenerator, model: Any, name: str) -> None:
     text = AutoTokenizer.from_pretrained(model_location(name))([PROMPT], return_tensors="pt")
     with torch.no_grad():
         expected = model.generate(**text, max_new_tokens=53, do_sample=False, guidance_scale=3.0)[0, 0].numpy()
@@ -84,7 +82,7 @@ def test_audio_is_that_of_transformers(generator: MusicGenerator, model: Any, na
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_neighbours_change_nothing(generator: MusicGenerator) -> None:
+def test_batch_neighbours_do_not_change_a_request(generator: MusicGenerator) -> None:
     """Requests that join and leave at different steps play what they play alone."""
     requests = [
         GenerationRequest(prompt, seconds=0.6 + 0.2 * i, seed=i, guidance=(3.0, 1.0)[i % 2])
@@ -103,7 +101,7 @@ def test_neighbours_change_nothing(generator: MusicGenerator) -> None:
     assert generator.decoder.rows == 0
 
 
-def test_a_full_batch_waits(generator: MusicGenerator) -> None:
+def test_full_batch_queues_requests(generator: MusicGenerator) -> None:
     """More requests than rows: the rest wait, none is lost."""
     generations = [
         generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.3, seed=i))) for i in range(11)
@@ -133,7 +131,7 @@ def test_cancelling_frees_the_rows_at_once(generator: MusicGenerator) -> None:
     assert generator.engine.is_idle
 
 
-def test_a_stream_comes_in_time_and_whole(generator: MusicGenerator) -> None:
+def test_stream_is_prompt_and_complete(generator: MusicGenerator) -> None:
     request = GenerationRequest(PROMPT, seconds=3, seed=3)
     progress: list[tuple[int, int]] = []
     stream = generator.stream(request, lambda done, frames: progress.append((done, frames)))
@@ -153,7 +151,7 @@ def test_seeds(generator: MusicGenerator) -> None:
     assert not np.array_equal(one, other)
 
 
-def test_a_negative_prompt_takes_the_place_of_no_text(generator: MusicGenerator) -> None:
+def test_negative_prompt_replaces_the_empty_prompt(generator: MusicGenerator) -> None:
     """Guided away from its own prompt at scale 2, the logits are z_u + 2(z_u - z_u): those of one pass."""
     plain = codes_of(generator, GenerationRequest(PROMPT, seconds=0.5, temperature=0, guidance=1.0))
     same = codes_of(
@@ -162,7 +160,7 @@ def test_a_negative_prompt_takes_the_place_of_no_text(generator: MusicGenerator)
     assert np.array_equal(plain, same)
 
 
-def test_going_on_from_codes(generator: MusicGenerator) -> None:
+def test_continuation_of_codes(generator: MusicGenerator) -> None:
     """A greedy piece continued from its own beginning is the same piece."""
     request = generator.request(GenerationRequest(PROMPT, seconds=1, temperature=0))
     whole = codes_of(generator, GenerationRequest(PROMPT, seconds=1, temperature=0))
@@ -173,7 +171,7 @@ def test_going_on_from_codes(generator: MusicGenerator) -> None:
         generator.engine.start(type(request)(**{**vars(request), "prefix": np.zeros((4, 50), np.int64)}))
 
 
-def test_what_is_longer_than_the_training_clips_comes_in_windows(generator: MusicGenerator) -> None:
+def test_long_audio_is_generated_in_windows(generator: MusicGenerator) -> None:
     """Each window is the engine's own continuation of the end of the one before."""
     shape = generator.manifest.architecture
     generation = GenerationRequest(PROMPT, seconds=(shape.window + 60) / 50, seed=5)
@@ -194,7 +192,7 @@ def test_what_is_longer_than_the_training_clips_comes_in_windows(generator: Musi
         generator.generate(replace(generation, windows=False))
 
 
-def test_going_on_from_a_clip(generator: MusicGenerator, model: Any) -> None:
+def test_continuation_of_a_clip(generator: MusicGenerator, model: Any) -> None:
     """The clip's codes are those of transformers' codec, and the music begins with them."""
     clip = np.sin(np.arange(generator.codec.shape.hop * 30 + 3) / 7).astype(np.float32) / 3
     track = generator.start(GenerationRequest(PROMPT, seconds=1, clip=clip))
@@ -239,7 +237,7 @@ def test_invalid_requests(generator: MusicGenerator, generation: GenerationReque
     assert generator.engine.is_idle
 
 
-def test_who_joins_after_another_left_hears_nothing_of_it(generator: MusicGenerator) -> None:
+def test_joined_request_does_not_see_earlier_rows(generator: MusicGenerator) -> None:
     """The newcomer takes the place of one with a long negative prompt, while a third plays on."""
     request = GenerationRequest(PROMPT, seconds=0.4, seed=3, temperature=0)
     alone = codes_of(generator, request)
@@ -255,7 +253,7 @@ def test_who_joins_after_another_left_hears_nothing_of_it(generator: MusicGenera
         generator.engine.step()
 
 
-def test_a_failure_of_the_decoder_ends_those_who_play_and_nobody_else(
+def test_decoder_failure_ends_only_the_running_requests(
     generator: MusicGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(codes: Any) -> Any:
@@ -278,7 +276,7 @@ def test_invalid_request_in_a_batch_leaves_no_state(generator: MusicGenerator) -
     assert generator.engine.is_idle
 
 
-def test_threads_may_play_at_once(generator: MusicGenerator) -> None:
+def test_threads_may_generate_concurrently(generator: MusicGenerator) -> None:
     """Each hears what it would hear alone."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -292,7 +290,7 @@ def test_threads_may_play_at_once(generator: MusicGenerator) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
 
-def test_numbers_that_are_none(generator: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
+def test_non_numeric_fields_are_rejected(generator: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
     """A decoder that gives NaN ends the request with an error, and no other one."""
     broken = load_musicgen(name)
     with torch.no_grad():

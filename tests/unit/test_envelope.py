@@ -34,7 +34,7 @@ def test_example_of_the_specification() -> None:
     assert result == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
 
-def test_a_signature_step_by_step(key: Ed25519PrivateKey) -> None:
+def test_signature_by_hand(key: Ed25519PrivateKey) -> None:
     assert public_hex(key) == PUBLIC
     data = json.loads(seal(KIND, CONTENT, [key]))
     payload = '{"a":null,"b":[1,"ü"]}'.encode()
@@ -56,7 +56,7 @@ def test_one_of_several_signatures_is_enough(key: Ed25519PrivateKey) -> None:
         unseal(data, KIND, trusted(third), "x")
 
 
-def test_what_is_refused(key: Ed25519PrivateKey) -> None:
+def test_invalid_input_is_rejected(key: Ed25519PrivateKey) -> None:
     good = json.loads(seal(KIND, CONTENT, [key]))
     changed = {**good, "payload": base64.b64encode(b'{"a":1}').decode()}
     loose = b'{"a": null}'

@@ -122,7 +122,7 @@ def begins_with(world: World) -> str:
         return asyncio.run(replica.about()).digest
 
 
-def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, publisher: Publisher, first: str) -> None:
+def test_new_release_is_loaded_without_dropped_requests(here: Endpoint, publisher: Publisher, first: str) -> None:
     assert playing(here) == (first, 1)
     alone = here.generate(prompt=MARCH, seconds=30, seed=3).content
     with here.opened(prompt=MARCH, seconds=30, seed=3) as answer:
@@ -137,7 +137,7 @@ def test_a_new_release_is_played_and_nobody_hears_the_switch(here: Endpoint, pub
 
 
 @pytest.mark.parametrize("damage", ["no_graph", "no_numbers"])
-def test_a_bad_bundle_is_refused_and_the_old_one_stays(
+def test_invalid_bundle_is_rejected_and_the_previous_one_stays(
     here: Endpoint, publisher: Publisher, world: World, first: str, damage: str, logged: Callable[[str, int], bool]
 ) -> None:
     publisher.release(damage)
@@ -149,7 +149,7 @@ def test_a_bad_bundle_is_refused_and_the_old_one_stays(
     wait_for(lambda: playing(here) == (third, 3), 30)
 
 
-def test_two_bad_bundles_in_a_row_leave_the_good_one_there(
+def test_two_invalid_bundles_leave_the_valid_one(
     here: Endpoint, publisher: Publisher, world: World, first: str, logged: Callable[[str, int], bool]
 ) -> None:
     for number, damage in enumerate(("no_graph", "no_numbers"), 1):
@@ -171,7 +171,7 @@ def test_bundle_with_invalid_defaults_is_rejected(
     wait_for(lambda: playing(here) == (third, 3), 30)
 
 
-def test_what_was_pulled_is_played_though_the_store_is_gone(here: Endpoint, world: World, first: str) -> None:
+def test_pulled_bundle_runs_without_the_store(here: Endpoint, world: World, first: str) -> None:
     shutil.rmtree(world.folder / "store")
     assert here.generate(prompt=MARCH).status_code == 200
     assert begins_with(world) == first

@@ -47,7 +47,7 @@ class Command:
     "end",
     ["pass", "sys.exit(3)", "sys.exit('a message')", "sys.exit(None)", "raise ValueError('wrong')", "os._exit(7)"],
 )
-def test_it_sees_and_says_the_same(variables: dict[str, str], tmp_path: Path, end: str) -> None:
+def test_installed_package_gives_equal_results(variables: dict[str, str], tmp_path: Path, end: str) -> None:
     """Arguments, folder, environment, path, streams, what happens at its end; but the server has run it."""
     script = (
         "import atexit, os, sys\nprint(sys.argv, os.getcwd(), os.environ['WORD'], sys.path[0], __name__, input())\n"
@@ -72,13 +72,13 @@ TERM = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
 
 
 @pytest.mark.parametrize(("handler", "code"), [(TERM, 5), ("", -signal.SIGTERM)])
-def test_a_signal_reaches_it(variables: dict[str, str], tmp_path: Path, handler: str, code: int) -> None:
+def test_signals_reach_the_fork(variables: dict[str, str], tmp_path: Path, handler: str, code: int) -> None:
     process, _ = Command(tmp_path, WAITS.format(handler=handler)).start(variables)
     process.terminate()
     assert process.wait(30) == code
 
 
-def test_it_dies_with_the_process_that_stands_in_for_it(variables: dict[str, str], tmp_path: Path) -> None:
+def test_fork_dies_with_its_stand_in(variables: dict[str, str], tmp_path: Path) -> None:
     process, forked = Command(tmp_path, WAITS.format(handler="")).start(variables)
     assert forked != process.pid
     process.kill()
@@ -97,14 +97,14 @@ def test_other_commands_are_left_alone(variables: dict[str, str]) -> None:
     assert int(subprocess.run(words, env=variables, capture_output=True, text=True, check=True).stdout) == os.getpid()
 
 
-def test_without_a_server_nothing_goes_on_silently(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_missing_server_is_an_error(tmp_path: Path, variables: dict[str, str]) -> None:
     ended = Command(tmp_path, "print('slow')").run({**variables, "FORK_SERVER": str(tmp_path / "none")})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "No such file or directory" in ended.stderr
 
 
 @pytest.mark.slow
-def test_rays_workers_look_where_ray_says(variables: dict[str, str], tmp_path: Path) -> None:
+def test_ray_workers_use_the_configured_path(variables: dict[str, str], tmp_path: Path) -> None:
     """Ray names the folder of code that was uploaded to it in its worker's variables, which setup_worker.py sets."""
     uploaded = tmp_path / "uploaded"
     uploaded.mkdir()
@@ -127,7 +127,7 @@ def test_ray_workers_draw_distinct_ids(variables: dict[str, str], tmp_path: Path
     assert first[1] != second[1]
 
 
-def test_a_request_that_breaks_off_is_nobody_elses(variables: dict[str, str], tmp_path: Path) -> None:
+def test_aborted_request_does_not_affect_others(variables: dict[str, str], tmp_path: Path) -> None:
     for sent in (b"", b'{"command"'):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(variables["FORK_SERVER"])
@@ -136,7 +136,7 @@ def test_a_request_that_breaks_off_is_nobody_elses(variables: dict[str, str], tm
     assert Command(tmp_path, "print('still here')").run(variables).stdout == "still here\n"
 
 
-def test_its_end_is_that_of_its_forks(tmp_path: Path) -> None:
+def test_exit_status_is_that_of_the_fork(tmp_path: Path) -> None:
     with fork_server(tmp_path / "socket", dict(os.environ), ()) as result:
         process, forked = Command(tmp_path, WAITS.format(handler="")).start({**os.environ, **result})
     wait_for(lambda: not Path(f"/proc/{forked}").exists(), 30)

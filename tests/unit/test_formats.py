@@ -22,7 +22,7 @@ def encoded(kind: Format, rate: int, samples: Samples, pieces: int) -> list[byte
     return [*(file.feed(piece) for piece in np.array_split(samples, pieces)), file.end()]
 
 
-def test_a_wave_says_its_length_before_it_is_whole() -> None:
+def test_wav_header_has_the_length_before_the_data() -> None:
     samples = tone(16_000)
     parts = encoded("wav", 16_000, samples, 7)
     assert len(b"".join(parts)) == wav_size(len(samples))
@@ -54,13 +54,13 @@ def test_opus_keeps_pitch_and_length(rate: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "opus"])
-def test_audio_leaves_while_it_is_made(kind: Format) -> None:
+def test_audio_is_streamed_during_generation(kind: Format) -> None:
     parts = encoded(kind, 16_000, np.random.default_rng(0).normal(0, 0.1, 96_000).astype(np.float32), 6)
     assert sum(len(part) > 0 for part in parts[:-1]) >= 4
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-def test_what_is_too_loud_is_clipped(kind: Format) -> None:
+def test_loud_audio_is_clipped(kind: Format) -> None:
     samples = np.array([3.0, -3.0, 0.25] * 2000, np.float32)
     read, _ = soundfile.read(io.BytesIO(b"".join(encoded(kind, 16_000, samples, 3))), dtype="float32")
     assert np.allclose(read[:3], [1, -1, 0.25], atol=1e-4)

@@ -47,13 +47,13 @@ def test_it_agrees_with_scipys_matrix_square_root(dimension: int) -> None:
     assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-8)
 
 
-def test_covariances_without_full_rank_need_no_help() -> None:
+def test_singular_covariances() -> None:
     one = Gaussian(np.zeros(4), np.diag([4.0, 1.0, 0.0, 0.0]))
     other = Gaussian(np.zeros(4), np.diag([1.0, 1.0, 9.0, 0.0]))
     assert frechet_distance(one, other) == pytest.approx(1 + 9, abs=1e-9)  # squared differences of the deviations
 
 
-def test_a_set_is_nowhere_from_itself_and_rotation_changes_nothing() -> None:
+def test_distance_to_itself_is_zero_and_rotation_invariant() -> None:
     clips, others = drawn(300, 24, 0, windows=2), drawn(200, 24, 1, 0.3, 1.2)
     assert fad(clips, clips) == pytest.approx(0, abs=1e-9)
     turn = ortho_group.rvs(24, random_state=0)
@@ -61,7 +61,7 @@ def test_a_set_is_nowhere_from_itself_and_rotation_changes_nothing() -> None:
     assert fad(*turned) == pytest.approx(fad(clips, others), rel=1e-9)
 
 
-def test_the_bias_is_that_of_the_formula() -> None:
+def test_bias_equals_the_formula() -> None:
     dimension, count = 16, 200
     truth = standard(dimension)
     result = [frechet_distance(Gaussian.of(drawn(count, dimension, seed).values), truth) for seed in range(200)]
@@ -69,7 +69,7 @@ def test_the_bias_is_that_of_the_formula() -> None:
     assert np.mean(result) == pytest.approx(bias, rel=0.05)
 
 
-def test_extrapolation_takes_the_bias_away() -> None:
+def test_extrapolation_removes_the_bias() -> None:
     truth = 8 * (0.3**2)
     plain, without = [], []
     for seed in range(40):
@@ -110,7 +110,7 @@ def test_intervals_narrow_with_more_clips() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_clips_by_themselves() -> None:
+def test_folder_of_clips() -> None:
     reference = drawn(400, 5, 0)
     near, far = drawn(1, 5, 1, windows=30), drawn(1, 5, 1, 4.0, windows=30)
     single = ClipEmbeddings.of([np.full((1, 5), 2.0)])
@@ -150,7 +150,7 @@ def test_identical_clips_have_no_spread() -> None:
     assert fad(same, drawn(500, 3, 0)) == pytest.approx(3 * 1 + 3, rel=0.2)  # |μ|² + tr Σ
 
 
-def test_clips_are_chosen_whole_and_in_order() -> None:
+def test_subsets_are_of_clips_in_order() -> None:
     clips = ClipEmbeddings.of([np.full((2, 1), 0.0), np.full((1, 1), 1.0), np.full((3, 1), 2.0)])
     result = clips.chosen(np.array([2, 0, 2]))
     assert result.values[:, 0].tolist() == [2, 2, 2, 0, 0, 2, 2, 2]

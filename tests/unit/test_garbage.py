@@ -47,7 +47,7 @@ def gone(world: World, manifest: Manifest) -> bool:
     return False
 
 
-def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
+def test_only_unreferenced_files_are_collected(world: World, tmp_path: Path) -> None:
     origin = made(world, 0)
     released, unused = made(world, 1, model=origin.reference), made(world, 2)
     named, newest = made(world, 3), made(world, 4)
@@ -80,7 +80,7 @@ def test_only_what_nobody_needs_goes(world: World, tmp_path: Path) -> None:
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
 
-def test_what_an_alias_pointed_at_before_stays(world: World) -> None:
+def test_previous_target_of_an_alias_is_not_collected(world: World) -> None:
     first, second, third = (made(world, number) for number in range(3))
     for manifest in (first, second, third):
         world.registry.release(manifest, "stable", {})
@@ -97,7 +97,7 @@ def test_young_files_are_not_collected(world: World, tmp_path: Path) -> None:
     assert garbage(world) == result
 
 
-def test_renewals_do_not_count_as_what_was_before(world: World) -> None:
+def test_renewal_is_not_a_previous_release(world: World) -> None:
     first, second = made(world, 0), made(world, 1)
     world.registry.release(first, "stable", {})
     world.registry.release(second, "stable", {})
@@ -120,7 +120,7 @@ def test_a_step_is_open_only_while_its_pipeline_is(world: World) -> None:
     assert list(garbage(world).artifacts) == [first.key]
 
 
-def test_shards_stay_and_are_made_again(world: World) -> None:
+def test_shards_are_reused_and_recomputed(world: World) -> None:
     """What a run may still read is never taken; on demand old ones go, as a whole, once no run is left."""
     shards = ShardCache(world.store, "signals", {"teacher": "x"}, 2)
     for index in range(2):
@@ -144,7 +144,7 @@ def test_shards_stay_and_are_made_again(world: World) -> None:
     assert ShardCache(world.store, "signals", {"teacher": "x"}, 2).missing() == [0, 1]
 
 
-def test_a_shard_whose_blob_is_gone_is_made_again(world: World) -> None:
+def test_shard_without_its_blob_is_computed_again(world: World) -> None:
     shards = ShardCache(world.store, "signals", {"teacher": "x"}, 1)
     shards.write(0, {"logits": np.zeros(4, np.float32)})
     for entry in list(world.store.list("blobs/")):
@@ -154,7 +154,7 @@ def test_a_shard_whose_blob_is_gone_is_made_again(world: World) -> None:
     assert ShardCache(world.store, "signals", {"teacher": "x"}, 1).missing() == [0]
 
 
-def test_what_a_revoked_key_signed_stays_until_somebody_has_looked(world: World) -> None:
+def test_releases_of_a_revoked_key_need_review(world: World) -> None:
     first, second = made(world, 0), made(world, 1)
     world.registry.release(first, "stable", {})
     world.registry.rotate("release", revoke=True)
@@ -163,7 +163,7 @@ def test_what_a_revoked_key_signed_stays_until_somebody_has_looked(world: World)
     assert list(garbage(world).artifacts) == [first.key]
 
 
-def test_a_publisher_stores_again_what_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publisher_refreshes_old_blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     store, path = LocalStore(tmp_path / "store"), tmp_path / "file"
@@ -176,14 +176,14 @@ def test_a_publisher_stores_again_what_is_old(tmp_path: Path, monkeypatch: pytes
         assert (place.stat().st_mtime > moment + 1) == fresh
 
 
-def test_a_manifest_that_nobody_can_read_stops_everything(world: World) -> None:
+def test_unreadable_manifest_stops_garbage_collection(world: World) -> None:
     manifest = made(world, 0)
     world.store.put(f"artifacts/band/{manifest.digest}.json", b"{}")
     with pytest.raises(StoreError, match="nothing was collected: "):
         garbage(world)
 
 
-def test_a_card_says_what_people_ask(world: World) -> None:
+def test_model_card_has_licence_and_metrics(world: World) -> None:
     manifest = made(world, 1, model="band-large", run="r7")
     text = model_card(manifest, list_manifests(world.store, lambda reason: None))
     for said in (manifest.reference, "Apache-2.0", "| band-large | ", "run r7", "## Data"):

@@ -9,7 +9,7 @@ import pytest
 from jobs.cli.generate import progress
 
 
-def test_the_bar_begins_before_the_first_frame_is_there(
+def test_progress_bar_starts_before_the_first_frame(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

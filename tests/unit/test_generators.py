@@ -30,7 +30,7 @@ def pair(tiny_musicgen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return torch_one, bundle
 
 
-def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
+def test_model_and_bundle_sample_alike(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
     ours, theirs = (generator.generate(CAPTIONS, [1, 2, 3, 3], SETTINGS) for generator in pair)
     for one, other in zip(ours, theirs, strict=True):
         assert one.codes.shape == (4, 20)
@@ -40,7 +40,7 @@ def test_the_same_seeds_play_the_same_from_model_and_bundle(pair: tuple[TorchGen
     assert pair[0].frame_rate == pair[1].frame_rate == 50
 
 
-def test_both_answer_the_same_along_given_codes(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
+def test_both_generators_have_equal_forced_logits(pair: tuple[TorchGenerator, OnnxGenerator]) -> None:
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     ours, theirs = (generator.forced(CAPTIONS[:2], codes, 3.0) for generator in pair)
     assert ours.shape == theirs.shape == (4, 4, 12, 16)
@@ -49,7 +49,7 @@ def test_both_answer_the_same_along_given_codes(pair: tuple[TorchGenerator, Onnx
     assert carries.top_1.min() == 1
 
 
-def test_agreement_is_that_of_plain_sums() -> None:
+def test_agreement_equals_plain_sums() -> None:
     random = np.random.default_rng(0)
     teacher, model = (random.normal(size=(4, 2, 6, 5)) for _ in range(2))  # two clips, two passes, K 2, T 5, V 5
     actual = agreement(torch.from_numpy(teacher), torch.from_numpy(model), 2.0)
@@ -72,7 +72,7 @@ def test_agreement_is_that_of_plain_sums() -> None:
                 assert values[clip, book] == pytest.approx(np.mean(expected), rel=1e-4)
 
 
-def test_a_model_of_one_pass_is_held_against_the_guided_teacher() -> None:
+def test_one_pass_model_is_compared_with_the_guided_teacher() -> None:
     teacher = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(0))
     guided = teacher[1:] + 3.0 * (teacher[:1] - teacher[1:])
     result = agreement(teacher, guided, 3.0)
@@ -80,7 +80,7 @@ def test_a_model_of_one_pass_is_held_against_the_guided_teacher() -> None:
     assert np.isnan(result.with_text).all()
 
 
-def test_what_playing_costs(pair: tuple[TorchGenerator, OnnxGenerator], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_cost(pair: tuple[TorchGenerator, OnnxGenerator], monkeypatch: pytest.MonkeyPatch) -> None:
     one = measure(pair[0], CAPTIONS[:3], SETTINGS)
     assert one.length == 0.4
     assert one.real_time_factor == pytest.approx(one.seconds / 0.4)
@@ -91,7 +91,7 @@ def test_what_playing_costs(pair: tuple[TorchGenerator, OnnxGenerator], monkeypa
     assert measure(pair[1], CAPTIONS[:1], SETTINGS).flops is None
 
 
-def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
+def test_flops_equal_the_matrix_products(tmp_path: Path) -> None:
     """Twice the layers: what is added is their products, 2 operations a weight, a row and a step."""
     counts = []
     for layers in (2, 4):
@@ -104,7 +104,7 @@ def test_operations_are_those_of_the_products(tmp_path: Path) -> None:
     assert counts[1] - counts[0] == pytest.approx(2 * dense * steps * rows, rel=0.25)
 
 
-def test_energy_is_read_where_the_machine_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_read_from_rapl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinymusician.evaluate.inference_cost._POWERCAP", tmp_path)
     assert energy() is None
     for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 2_000_000), ("intel-rapl:0:0", 9_000_000)):
@@ -113,7 +113,7 @@ def test_energy_is_read_where_the_machine_tells(tmp_path: Path, monkeypatch: pyt
     assert energy() == pytest.approx(7.0)
 
 
-def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+def test_unknown_sources_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a bundle"):
         open_generator(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{}")

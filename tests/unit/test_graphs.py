@@ -78,7 +78,7 @@ def test_decoder_rows_at_different_positions(model: Any, tmp_path: Path) -> None
     assert worst < 1e-4 * float(np.abs(expected).max())
 
 
-def test_decoder_refuses_what_it_does_not_know(tiny_musicgen: Path) -> None:
+def test_decoder_rejects_unknown_configurations(tiny_musicgen: Path) -> None:
     model = load_musicgen(str(tiny_musicgen))
     model.config.decoder.activation_function = "relu"
     with pytest.raises(ModelError, match="activation 'relu'"):
@@ -109,7 +109,7 @@ def test_text_encoder(forward: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "largest"), [(32, 128), (16, 64)])
-def test_buckets_are_those_of_transformers(count: int, largest: int) -> None:
+def test_relative_position_buckets_equal_transformers(count: int, largest: int) -> None:
     distance = torch.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
     expected = T5Attention._relative_position_bucket(distance, True, count, largest)
     assert np.array_equal(buckets(count, largest), expected.numpy())
@@ -170,7 +170,7 @@ def test_codec_decoder(codec: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arrivals", [[60], [1, 2, 9, 10, 31, 60], list(range(1, 61)), [59, 60], [30, 60, 60]])
-def test_a_stream_is_the_whole_in_pieces(codec: Any, tmp_path: Path, arrivals: list[int]) -> None:
+def test_stream_chunks_concatenate_to_the_audio(codec: Any, tmp_path: Path, arrivals: list[int]) -> None:
     """Whatever the chunks: joined they are the wave decoded at once."""
     decoder = decoder_of(codec, tmp_path)
     codes, expected = played(codec, 60)

@@ -63,7 +63,7 @@ def test_each_row_has_its_guidance_scale(tiny_musicgen: Path, tokens: TokenDatas
     assert not torch.equal(row_scales, of_student.batch(4, 0, 1).sequences.scale)
 
 
-def test_a_new_student_does_not_hear_yet(tiny_musicgen: Path, tokens: TokenDataset) -> None:
+def test_new_student_ignores_guidance(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its first logits are its teacher's with text, whatever it is told."""
     teacher = load_musicgen(str(tiny_musicgen))
     student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)

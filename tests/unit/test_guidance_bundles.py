@@ -78,7 +78,7 @@ def in_one_pass(student: Any, folder: Path, scale: float, frames: int) -> Any:
     return generated(student, frames, **inputs, guidance_scale=1, do_sample=False)[0]
 
 
-def test_greedy_codes_are_those_of_transformers_at_every_scale(
+def test_greedy_codes_equal_transformers_at_every_scale(
     student: Any, generator: MusicGenerator, tiny_musicgen: Path
 ) -> None:
     result = []
@@ -92,7 +92,7 @@ def test_greedy_codes_are_those_of_transformers_at_every_scale(
     assert len(set(result)) == 3, "the scale matters"
 
 
-def test_what_is_not_said_is_the_default_scale(generator: MusicGenerator) -> None:
+def test_omitted_scale_is_the_default(generator: MusicGenerator) -> None:
     requests = [
         generator.request(GenerationRequest(PROMPT, guidance=scale)).text.arrays[0] for scale in (None, 3.0, 4.0)
     ]
@@ -101,7 +101,7 @@ def test_what_is_not_said_is_the_default_scale(generator: MusicGenerator) -> Non
 
 
 @pytest.mark.parametrize("scale", [0.9, 5.1])
-def test_scales_that_it_does_not_know(student: Any, generator: MusicGenerator, scale: float) -> None:
+def test_scales_outside_the_range(student: Any, generator: MusicGenerator, scale: float) -> None:
     with pytest.raises(RequestError, match=f"guidance {scale:g}: this model was distilled for 1 to 5"):
         generator.request(GenerationRequest(PROMPT, guidance=scale))
     ids = torch.ones(1, 2, dtype=torch.long)
@@ -116,12 +116,12 @@ def test_range_limits_survive_float32_rounding(tiny_musicgen: Path) -> None:
     assert guidance_condition(student, ids, ids, (1.3, 4.7)).states.shape == (2, 2, 16)
 
 
-def test_there_is_no_second_pass(generator: MusicGenerator) -> None:
+def test_one_pass_bundle_runs_one_pass(generator: MusicGenerator) -> None:
     with pytest.raises(RequestError, match=r"negative_prompt: .* this model has none"):
         generator.request(GenerationRequest(PROMPT, negative_prompt="noise"))
 
 
-def test_model_and_bundle_play_and_answer_alike(student: Any, folder: Path, tiny_musicgen: Path) -> None:
+def test_model_and_bundle_agree(student: Any, folder: Path, tiny_musicgen: Path) -> None:
     ours, theirs = TorchGenerator(student, load_tokenizer(str(tiny_musicgen))), OnnxGenerator(folder, threads=1)
     codes = np.random.default_rng(0).integers(0, 16, (2, 4, 9))
     for scale in (1.0, 4.0):
@@ -171,7 +171,7 @@ def test_manifest_and_graph_must_agree(student: Any, tiny_musicgen: Path, tmp_pa
         ({"guidance_range": None}, "guidance 3: 1 is needed with one_pass and no guidance_range"),
     ],
 )
-def test_manifests_that_no_request_could_meet(folder: Path, tmp_path: Path, sampling: dict[str, Any], why: str) -> None:
+def test_manifests_with_impossible_defaults(folder: Path, tmp_path: Path, sampling: dict[str, Any], why: str) -> None:
     shutil.copytree(folder, tmp_path / "b")
     path = tmp_path / "b" / "manifest.json"
     content = json.loads(path.read_text())
@@ -196,7 +196,7 @@ class TestCompression:
         return QuantizationWorkspace(WorkerContext(store.url, "q", 0, 1, "cpu"))
 
     @pytest.mark.parametrize("count", [1, 2])
-    def test_the_gate_sees_all_that_is_learned_of_scales(
+    def test_parity_covers_the_guidance_range(
         self, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
     ) -> None:
         """At both ends of a range all sines are 0: a graph that has them wrong must not pass there."""
@@ -222,14 +222,14 @@ class TestCompression:
             ("teacher.guidance_scale=6", r"teacher\.guidance_scale = 6: .* was distilled for 1 to 5"),
         ],
     )
-    def test_what_cannot_be_made(
+    def test_impossible_shapes(
         self, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, why: str
     ) -> None:
         with pytest.raises(RecipeError, match=why):
             self.compression(student, tmp_path, monkeypatch, change)
 
 
-def test_bundles_without_a_range_do_not_speak_of_it(tiny_musicgen: Path, tmp_path: Path, folder: Path) -> None:
+def test_manifest_without_a_range_omits_it(tiny_musicgen: Path, tmp_path: Path, folder: Path) -> None:
     """Players from before there were ranges refuse fields that they do not know."""
     write_bundle(load_musicgen(str(tiny_musicgen)), tiny_musicgen / "tokenizer.json", tmp_path)
     assert "guidance_range" not in json.loads((tmp_path / "manifest.json").read_text())["sampling"]

@@ -72,7 +72,7 @@ def test_every_pod_is_one_that_kubernetes_knows_and_the_namespace_admits(name: s
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
 
 
-def test_what_is_served_is_what_the_endpoint_and_ray_understand() -> None:
+def test_serve_config_is_valid_for_the_endpoint_and_ray() -> None:
     (service,) = of("RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(config).applications

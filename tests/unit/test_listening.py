@@ -75,7 +75,7 @@ def test_chroma_names_the_pitch_class() -> None:
     assert chroma_correlation(one, same_an_octave_up, RATE) > 0.7 > 0.3 > chroma_correlation(one, other, RATE)
 
 
-def test_brighter_is_higher() -> None:
+def test_centroid_follows_brightness() -> None:
     assert spectral_centroid(tone(69, 0.5, 1), RATE) == pytest.approx(440, rel=0.1)
     assert spectral_centroid(tone(69, 0.5, 8), RATE) > 1.3 * spectral_centroid(tone(69, 0.5, 1), RATE)
     quiet, loud = tone(69, 0.5), 3 * tone(69, 0.5)

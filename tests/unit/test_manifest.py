@@ -91,7 +91,7 @@ def test_references(store: LocalStore) -> None:
             find(store, bad)
 
 
-def test_a_link_is_not_published(store: LocalStore, tmp_path: Path) -> None:
+def test_symbolic_link_is_not_published(store: LocalStore, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
     (folder / "model").symlink_to("/etc/hostname")

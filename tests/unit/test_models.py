@@ -28,7 +28,7 @@ def texts(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_tokenizer(str(folder))(CAPTIONS[:3], padding=True, return_tensors="pt"))
 
 
-def test_the_hubs_folders_are_no_audiocraft_releases(tmp_path: Path) -> None:
+def test_hub_folders_are_not_audiocraft_releases(tmp_path: Path) -> None:
     """They hold the files of both layouts."""
     for name in RELEASE:
         (tmp_path / name).touch()
@@ -87,7 +87,7 @@ def test_same_seed_same_samples(tiny_musicgen: Path) -> None:
     assert not torch.equal(first, other)
 
 
-def test_a_cut_student_is_the_teacher_without_the_other_layers(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_layer_pruned_student_is_the_teacher_without_the_other_layers(tiny_musicgen: Path, tmp_path: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     student = cut_student(teacher, [0, 3])
     student.save_pretrained(tmp_path)
@@ -103,7 +103,7 @@ def test_a_cut_student_is_the_teacher_without_the_other_layers(tiny_musicgen: Pa
         )
 
 
-def test_training_a_student_leaves_its_teacher_alone(tiny_musicgen: Path) -> None:
+def test_training_does_not_change_the_teacher(tiny_musicgen: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     before = weights_digest(teacher)
     student = cut_student(teacher, [1])
@@ -113,7 +113,7 @@ def test_training_a_student_leaves_its_teacher_alone(tiny_musicgen: Path) -> Non
     assert weights_digest(teacher) == before != weights_digest(student)
 
 
-def test_layers_that_are_not_there(tiny_musicgen: Path) -> None:
+def test_missing_layers(tiny_musicgen: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     with pytest.raises(RecipeError, match="layer 4; the teacher's are 0 to 3"):
         cut_student(teacher, [0, 4])
@@ -129,7 +129,7 @@ def test_pairs_that_do_not_fit(tiny_musicgen: Path) -> None:
         check_pair(teacher, student)
 
 
-def test_weights_that_cannot_be_had() -> None:
+def test_unavailable_weights() -> None:
     with pytest.raises(ModelError, match=r"facebook/musicgen-small.*download its config\.json") as caught:
         load_musicgen("facebook/musicgen-small")
     assert "\n" not in str(caught.value)
@@ -161,7 +161,7 @@ def test_shapes_count_as_transformers_does(tiny_musicgen: Path) -> None:
     assert shape.parameters == sum(p.numel() for p in model.decoder.parameters())
 
 
-def test_released_shapes_give_the_published_sizes() -> None:
+def test_released_shapes_have_the_published_sizes() -> None:
     sizes = {name.rpartition("-")[2]: shape.parameters for name, shape in RELEASED.items()}
     assert sizes["small"] == pytest.approx(419.6e6, rel=1e-3)
     assert sizes["medium"] == pytest.approx(1.84e9, rel=5e-3)
@@ -192,7 +192,7 @@ def test_seeds_give_each_row_the_engines_random_numbers(tiny_musicgen: Path, tmp
     assert torch.equal(both[1], torch.from_numpy(generation.codes))
 
 
-def test_the_surprise_of_codes_is_that_of_a_plain_sum(tiny_musicgen: Path) -> None:
+def test_teacher_nll_equals_a_plain_sum(tiny_musicgen: Path) -> None:
     model, text = load_musicgen(str(tiny_musicgen)), texts(tiny_musicgen)
     codes = np.random.default_rng(0).integers(0, 16, (3, 4, 9))
     with torch.no_grad():

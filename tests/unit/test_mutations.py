@@ -112,7 +112,7 @@ def test_changed_fields(field: tuple[Any, ...], value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["payload", "payloadType", "signatures"])
-def test_a_key_that_stands_twice(name: str) -> None:
+def test_duplicate_key(name: str) -> None:
     """JSON that says one thing twice means different things to different readers."""
     content = json.loads(GOOD)
     text = GOOD.decode()
@@ -125,7 +125,7 @@ def test_a_key_that_stands_twice(name: str) -> None:
 @pytest.mark.parametrize(
     ("value", "why"), [(0.5, "is not an integer"), (2**53, "too large"), ({"ä": 1}, "not in ASCII")]
 )
-def test_what_other_languages_would_write_otherwise(value: Any, why: str) -> None:
+def test_values_that_languages_serialize_differently(value: Any, why: str) -> None:
     with pytest.raises(UntrustedError, match=f"not canonical JSON .*{why}"):
         read_release(signed_as_is(written(changed(("about",), {"x": value}))), "band@stable", TRUSTED)
 

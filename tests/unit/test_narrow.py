@@ -33,7 +33,7 @@ def logits(model: Any, tokens: TokenDataset) -> torch.Tensor:
     return OnlineTeacher(model, tokens, "conditional", 3.0, torch.float32)(np.arange(8)).logits
 
 
-def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenDataset) -> None:
+def test_full_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Keeping everything loses nothing, and fewer layers are those that are cut."""
     teacher = load_musicgen(str(tiny_musicgen))
     same = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 48)
@@ -43,7 +43,7 @@ def test_the_whole_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenDatase
     )
 
 
-def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenDataset) -> None:
+def test_silent_lines_need_no_coverage(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Neurons that give nothing on are those that go, and nothing changes."""
     teacher = load_musicgen(str(tiny_musicgen))
     silent_neurons = [1, 2, 5, 7, 11, 13, 17, 40]
@@ -55,7 +55,7 @@ def test_what_is_silent_is_not_missed(tiny_musicgen: Path, tokens: TokenDataset)
     torch.testing.assert_close(logits(student, tokens), logits(teacher, tokens))
 
 
-def test_the_largest_heads_stay(tiny_musicgen: Path) -> None:
+def test_largest_heads_are_selected(tiny_musicgen: Path) -> None:
     """Of each attention those whose output matrix is largest, in their order."""
     teacher = load_musicgen(str(tiny_musicgen))
     attention = teacher.decoder.model.decoder.layers[1].self_attn
@@ -70,7 +70,7 @@ def test_the_largest_heads_stay(tiny_musicgen: Path) -> None:
     )
 
 
-def test_a_width_that_would_lose_the_projection_of_the_text(tiny_musicgen: Path) -> None:
+def test_text_width_equal_to_the_decoders_is_rejected(tiny_musicgen: Path) -> None:
     with pytest.raises(RecipeError, match=r"student\.width = 16: is that of the text states"):
         narrow_student(load_musicgen(str(tiny_musicgen)), [0], 16, 2, 24)
 
@@ -86,7 +86,9 @@ def test_channels_keep_their_frequencies() -> None:
     assert (grid - cut).abs().max() < 0.5 / 127 + 1e-6
 
 
-def test_a_narrow_student_is_a_musicgen_that_learns(tiny_musicgen: Path, tokens: TokenDataset, tmp_path: Path) -> None:
+def test_width_pruned_student_is_a_trainable_musicgen(
+    tiny_musicgen: Path, tokens: TokenDataset, tmp_path: Path
+) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     student = narrow_student(teacher, [0, 3], 24, 3, 24)
     assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (24, 24)
@@ -119,7 +121,7 @@ def test_hidden_losses_agree_with_float64(kind: Any) -> None:
     assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, tokens: TokenDataset) -> None:
+def test_projected_decoder_returns_logits_and_hidden_states(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its logits are the decoder's; the states before projection are what transformers' layers give."""
     student = cut_student(load_musicgen(str(tiny_musicgen)), [0, 3])
     torch.manual_seed(0)
@@ -134,7 +136,7 @@ def test_a_following_decoder_is_the_decoder_and_its_layers(tiny_musicgen: Path, 
     assert states.shape == (2, 2, 12 - 3, 32)
 
 
-def test_who_follows_whom() -> None:
+def test_layer_mapping() -> None:
     assert followed_layers(2, 8) == [3, 7]
     assert followed_layers(24, 48) == list(range(1, 48, 2))
     assert followed_layers(3, 3) == [0, 1, 2]
@@ -148,7 +150,7 @@ def test_who_follows_whom() -> None:
         (("width=128", "heads=4", "feed_forward=2048"), r"student\.feed_forward = 2048: at most the teacher's 1024"),
     ],
 )
-def test_shapes_that_cannot_be_cut(sets: tuple[str, ...], message: str) -> None:
+def test_shapes_that_cannot_be_pruned(sets: tuple[str, ...], message: str) -> None:
     words = ("student.kind=prune_width", "student.layers=[1, 7]", *(f"student.{value}" for value in sets))
     with pytest.raises(RecipeError, match=message):
         check_shapes(load_recipe("band", words))

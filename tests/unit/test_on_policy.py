@@ -72,7 +72,7 @@ def test_on_policy_step_mixes_given_and_sampled_sequences(tiny_musicgen: Path, t
     torch.testing.assert_close(batch.logits[2:], expected.logits)
 
 
-def test_the_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_on_policy_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Path) -> None:
     task, _, _ = build(
         tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.75, begin=0.25, ramp=0.375, refresh=3)
     )
@@ -101,7 +101,7 @@ def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path
     assert late[1].inputs[:, :, 1:][late[1].mask[:, :, :-1]].unique().tolist() == [5]
 
 
-def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_resumed_run_reads_the_same_samples(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Also in the middle of a refresh, when the student that played them is no more."""
     store, on_policy = LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4)
     task, _, _ = build(tiny_musicgen, store, on_policy)
@@ -112,7 +112,7 @@ def test_a_resumed_run_hears_the_same_samples(tiny_musicgen: Path, tmp_path: Pat
     assert torch.equal(resumed.batch(3, 0, 1).sequences.inputs, inputs[3])
 
 
-def test_playing_leaves_the_student_as_it_was(tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_sampling_does_not_change_the_student(tiny_musicgen: Path, tmp_path: Path) -> None:
     """Its decoder trains on, with dropout; its frozen text encoder never does."""
     task, _, _ = build(tiny_musicgen, LocalStore(tmp_path), OnPolicyConfig(share=0.5, refresh=4))
     task.module.train()
@@ -130,6 +130,6 @@ def test_playing_leaves_the_student_as_it_was(tiny_musicgen: Path, tmp_path: Pat
         (("on_policy.share=0.01",), r"on_policy\.share = 0\.01: is less than one of training\.batch_size = 8"),
     ],
 )
-def test_what_cannot_be(sets: tuple[str, ...], message: str) -> None:
+def test_impossible_configurations(sets: tuple[str, ...], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("band", sets)

@@ -16,7 +16,7 @@ from tinymusician.models.shape import WEIGHTS, shape_of
 from tinymusician.models.spectral import si_sdr
 
 
-def test_the_family_fits_its_limits() -> None:
+def test_packaged_models_are_within_their_size_limits() -> None:
     total = sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors"))
     assert total <= 48e6
     large, small = shape_of("band-large"), shape_of("band-small")
@@ -36,13 +36,13 @@ def test_no_file_names_a_machine() -> None:
         assert '"/' not in path.read_text("utf-8"), f"{path.name}: an absolute path"
 
 
-def test_every_prompt_is_in_its_words() -> None:
+def test_every_prompt_uses_the_vocabulary() -> None:
     tokenizer = load_tokenizer("band-large")
     for prompt in load_prompts("band"):
         assert tokenizer.unk_token_id not in tokenizer(prompt.text).input_ids, prompt.text
 
 
-def test_the_codec_plays_what_it_hears() -> None:
+def test_codec_reconstructs_its_input() -> None:
     """A scale that no training held, on every instrument."""
     codec, band = load_musicgen("band-large").audio_encoder, SoundfontSynth()
     notes = [Note(12 * i, 12 * i + 11, 61 + 2 * i) for i in range(10)]
@@ -55,7 +55,7 @@ def test_the_codec_plays_what_it_hears() -> None:
     assert np.mean([chroma_correlation(one, other, 16_000) for one, other in pairs]) > 0.85
 
 
-def test_the_teacher_plays_notes() -> None:
+def test_teacher_generates_pitched_notes() -> None:
     model, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
     text = tokenizer(["a slow flute waltz", "a slow trumpet march"], padding=True, return_tensors="pt")
     with torch.no_grad():

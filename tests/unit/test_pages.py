@@ -17,7 +17,7 @@ def in_large_pages() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_what_lies_in_memory_stays() -> None:
+def test_loaded_files_stay_in_memory() -> None:
     array = np.random.default_rng(0).integers(0, 255, 64 * 2**20, np.uint8)
     total, before = int(array.sum()), in_large_pages()
     use_large_pages()

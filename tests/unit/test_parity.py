@@ -81,7 +81,7 @@ def test_float32_graphs_pass(reference: ReferenceOutputs, exported: Path) -> Non
     assert set(result.by_part) == {"first step", "delay's beginning", "between", "delay's end", "last step"}
 
 
-def test_a_spoiled_layer_is_refused_by_name(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
+def test_broken_layer_is_named_by_parity(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     folder = spoiled(exported, tmp_path / "bad", "decoder", "layers.1.fc1.weight", 1.5)
     result = measure_fused(reference, loaded(folder, exported), folder)
     assert (result.first_layer, result.first_step) == (1, 0)
@@ -89,7 +89,7 @@ def test_a_spoiled_layer_is_refused_by_name(reference: ReferenceOutputs, exporte
         check(result, "bad", **GATE)
 
 
-def test_a_spoiled_codec_is_refused(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
+def test_broken_codec_fails_parity(reference: ReferenceOutputs, exported: Path, tmp_path: Path) -> None:
     weights = onnx.load(str(exported / "codec_decoder.onnx")).graph.initializer
     largest = max(weights, key=lambda tensor: np.prod(tensor.dims)).name
     folder = spoiled(exported, tmp_path / "bad", "codec_decoder", largest, 1.2)
@@ -98,7 +98,7 @@ def test_a_spoiled_codec_is_refused(reference: ReferenceOutputs, exported: Path,
         check(result, "bad", **GATE)
 
 
-def test_differences_are_those_of_scipy(sequences: ForcedBatch) -> None:
+def test_differences_equal_scipy(sequences: ForcedBatch) -> None:
     random = np.random.default_rng(1)
     one, other = (random.standard_normal((27, 2, 4, 16)).astype(np.float32) for _ in range(2))
     actual = compare(one, other)
@@ -110,7 +110,7 @@ def test_differences_are_those_of_scipy(sequences: ForcedBatch) -> None:
     assert np.allclose(actual.by_codebook, [expected[k : k + 24, k].mean() for k in range(4)])
 
 
-def test_rows_without_text_can_be_left_out(exported: Path, sequences: ForcedBatch) -> None:
+def test_unconditional_rows_can_be_omitted(exported: Path, sequences: ForcedBatch) -> None:
     generator = loaded(exported, exported)
     both = rollout(generator, sequences)
     conditional = rollout(generator, ForcedBatch(sequences.prompts, sequences.codes, null=False))

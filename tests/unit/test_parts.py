@@ -74,11 +74,11 @@ def trained(task: Any, steps: int, rate: float) -> tuple[dict[str, float], dict[
 
 
 class TestText:
-    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
+    def test_identity_pruning_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
         text = narrow_text(teacher.text_encoder, [0], 16, 2, 32)
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
-    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenDataset) -> None:
+    def test_silent_lines_need_no_coverage(self, teacher: Any, tokens: TokenDataset) -> None:
         """A head and neurons that give nothing on are those that go."""
         attention, feed_forward = teacher.text_encoder.encoder.block[0].layer
         with torch.no_grad():
@@ -88,7 +88,7 @@ class TestText:
         assert text.encoder.config.num_heads == 1
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
-    def test_a_student_hears_through_it(self, teacher: Any, tokens: TokenDataset, tmp_path: Path) -> None:
+    def test_student_uses_the_distilled_text_encoder(self, teacher: Any, tokens: TokenDataset, tmp_path: Path) -> None:
         """Map and projection are one: transformers' own model gives what the teacher gives for mapped states."""
         text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
         with torch.no_grad():
@@ -132,14 +132,14 @@ class TestText:
 
 
 class TestCodec:
-    def test_the_whole_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
+    def test_identity_pruning_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
         codec = narrow_codec(teacher.audio_encoder, 4, 1)
         result = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         assert result["spectral"] < 1e-4
         assert result["same_codes"] == 1
 
     @torch.no_grad()
-    def test_what_is_silent_is_not_missed(self, teacher: Any, tokens: TokenDataset) -> None:
+    def test_silent_lines_need_no_coverage(self, teacher: Any, tokens: TokenDataset) -> None:
         """Every other channel of every layer but the last says nothing: those are the ones that go."""
         old = teacher.audio_encoder
         for half in (old.encoder, old.decoder):
@@ -173,7 +173,7 @@ class TestCodec:
             layer.forward = lambda values: values
         torch.testing.assert_close(decode_latents(same, latent).wave, decode_latents(deep, latent).wave)
 
-    def test_a_student_plays_through_it(self, teacher: Any, tmp_path: Path) -> None:
+    def test_student_uses_the_distilled_codec(self, teacher: Any, tmp_path: Path) -> None:
         codec = narrow_codec(teacher.audio_encoder, 2, 1)
         with_codec(teacher, codec).save_pretrained(tmp_path)
         student, codes = load_musicgen(str(tmp_path)), torch.randint(0, 16, (2, 4, 20))
@@ -190,7 +190,7 @@ class TestCodec:
         assert after["spectral"] < 0.8 * before["spectral"]
         assert after["si_sdr"] > before["si_sdr"] + 1
 
-    def test_what_is_as_good_as_its_teacher_is_not_weighed_higher(self, teacher: Any, tokens: TokenDataset) -> None:
+    def test_zero_loss_gets_no_larger_weight(self, teacher: Any, tokens: TokenDataset) -> None:
         codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
         codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         task = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "uncertainty", 8, 0, "cpu")
@@ -198,7 +198,7 @@ class TestCodec:
         _, after = trained(task, 3, 1e-4)
         assert after["spectral"] < 0.1
 
-    def test_one_that_is_larger(self, teacher: Any) -> None:
+    def test_larger_bundle_fails_the_size_gate(self, teacher: Any) -> None:
         with pytest.raises(RecipeError, match=r"codec\.filters = 8: at most the teacher's 4"):
             narrow_codec(teacher.audio_encoder, 8, 1)
 
@@ -210,7 +210,9 @@ class TestCodec:
 
 
 @pytest.mark.parametrize("scales", [None, GuidanceSampler(1.0, 5.0)], ids=["", "told its guidance"])
-def test_the_whole_is_tuned_at_once(teacher: Any, tokens: TokenDataset, scales: GuidanceSampler | None) -> None:
+def test_joint_training_updates_all_components(
+    teacher: Any, tokens: TokenDataset, scales: GuidanceSampler | None
+) -> None:
     """All losses fall, what is heard reaches the text encoder, and the student that is kept is what was judged."""
     torch.manual_seed(0)
     text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
@@ -256,7 +258,7 @@ class TestBalance:
         assert torch.autograd.grad(value, best)[0].abs().max() < 1e-6
         assert weights["other"].item() == pytest.approx(0.5 / 0.2)
 
-    def test_rates_weigh_what_fell_least(self) -> None:
+    def test_rates_weight_the_slowest_loss_most(self) -> None:
         shares = np.array([1.5, 0.2])
         expected = 2 * np.exp(shares / 2) / np.exp(shares / 2).sum()
         value, weights = self.total("rates")
@@ -267,7 +269,7 @@ class TestBalance:
         assert self.total("equal")[0].item() == pytest.approx(1.7)
 
 
-def test_a_map_begins_with_least_squares() -> None:
+def test_projection_is_initialized_with_least_squares() -> None:
     rng = np.random.default_rng(0)
     states, expected = rng.normal(size=(400, 5)) * 3 + 1, rng.normal(size=(400, 3))
     expected += states @ rng.normal(size=(5, 3)) + 2
@@ -301,7 +303,7 @@ class TestBudget:
         assert figures["student_parameters"] == pytest.approx(89.2e6, rel=0.02)
 
     @pytest.mark.slow
-    def test_the_student_that_is_built_has_so_many(self) -> None:
+    def test_built_student_has_the_estimated_parameters(self) -> None:
         from jobs.distill.models import new_student
 
         recipe = load_recipe("tinyttm")

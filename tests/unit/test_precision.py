@@ -65,7 +65,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path, tmp_path: Path) -> None:
+def test_quantized_graphs_are_smaller_and_run(name: str, exported: Path, tmp_path: Path) -> None:
     plan, share, most = PLANS[name]
     whole, generator = load_generator(exported, threads=1), applied(plan, exported, tmp_path)
     assert generator.manifest.size < share * whole.manifest.size
@@ -75,7 +75,7 @@ def test_what_a_plan_makes_is_smaller_and_still_plays(name: str, exported: Path,
     assert np.isfinite(generator.generate(GenerationRequest(PROMPT, seconds=1))).all()
 
 
-def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
+def test_more_bits_reduce_the_error(exported: Path, tmp_path: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 512, (4, 20))
     expected = first_logits(load_generator(exported, threads=1), codes)
     actual = []
@@ -85,7 +85,7 @@ def test_more_bits_are_nearer(exported: Path, tmp_path: Path) -> None:
     assert 0 < actual[0] < actual[1] < actual[2]
 
 
-def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
+def test_int8_cache(exported: Path, tmp_path: Path) -> None:
     """Every channel uses its whole range; the sinks that choose the attention's kernel weigh nothing."""
     codes = np.random.default_rng(0).integers(0, 512, (1, 4, 20))
     sequences = ForcedBatch([PROMPT], codes, null=False)
@@ -99,7 +99,7 @@ def test_a_cache_of_8_bits(exported: Path, tmp_path: Path) -> None:
     assert largest[0].min() == largest[0].max() == 127, "the first layer's depend on nothing that was rounded before"
 
 
-def test_only_what_the_plan_names_is_changed(exported: Path, tmp_path: Path) -> None:
+def test_only_planned_nodes_change(exported: Path, tmp_path: Path) -> None:
     plan = PrecisionPlan(name="x", groups={"layers.3": "int8"}, block_size=64)
     apply_plan(plan, exported, tmp_path)
     kinds = {node.name: node.op_type for node in onnx.load(str(tmp_path / "decoder.onnx")).graph.node}
@@ -130,7 +130,7 @@ def test_groups() -> None:
     assert group_of("codec_decoder", "vectors") == "codec"
 
 
-def test_a_plan_is_a_file(tmp_path: Path) -> None:
+def test_plan_file(tmp_path: Path) -> None:
     plan = PrecisionPlan(
         name="mine", default="int4", groups={"lm_heads": "int8", "layers.0": "float32"}, note="by hand"
     )
@@ -153,14 +153,14 @@ def test_a_plan_is_a_file(tmp_path: Path) -> None:
         ("[1", "cannot be read"),
     ],
 )
-def test_plans_that_say_what_cannot_be(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_plans(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(PlanError, match=message) as caught:
         load_plan(str(tmp_path / "plan.yaml"))
     assert "\n" not in str(caught.value)
 
 
-def test_plans_that_are_not_there() -> None:
+def test_missing_plans() -> None:
     with pytest.raises(PlanError, match="plan 'papr': allowed are float32, paper, int8, server, adaptive, or a YAML"):
         load_plan("papr")
     with pytest.raises(PlanError, match="No such file"):

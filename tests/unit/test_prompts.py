@@ -25,7 +25,7 @@ def test_packaged_prompts(name: str) -> None:
     assert len({prompt.text for prompt in prompts}) == 200
 
 
-def test_general_prompts_say_what_their_attributes_say() -> None:
+def test_general_prompts_match_their_attributes() -> None:
     for prompt in load_prompts("general"):
         text = prompt.text.lower()
         assert prompt.genre.lower() in text
@@ -35,7 +35,7 @@ def test_general_prompts_say_what_their_attributes_say() -> None:
         assert prompt.time in text
 
 
-def test_band_prompts_are_in_the_bands_words() -> None:
+def test_band_prompts_use_the_vocabulary() -> None:
     from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 
     for prompt in load_prompts("band"):

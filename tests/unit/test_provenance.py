@@ -60,7 +60,7 @@ def test_a_student_and_its_bundle(tmp_path: Path) -> None:
     assert picture.startswith(b"\x89PNG")
 
 
-def test_a_sensitivity_table_survives_json(tmp_path: Path) -> None:
+def test_sensitivity_table_round_trips_through_json(tmp_path: Path) -> None:
     run = RunStore(LocalStore(tmp_path), "r")
     run.write_report(quantization(TABLE))
     assert run.report(QuantizationResult).sensitivity == TABLE

@@ -53,7 +53,7 @@ class TestDevice:
         assert world.playing() == {"decoder": "one"}
         assert [one.version for one in world.registry.history("band", "stable")] == [1, 2, 3]
 
-    def test_damage_on_the_device_is_mended(self, world: World) -> None:
+    def test_damaged_installation_is_repaired(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         version = world.client().pull()
         world.registry.release(world.made(decoder="two"), "stable", {})
@@ -66,7 +66,7 @@ class TestDevice:
         world.client().pull()
         assert world.playing() == {"decoder": "two"}
 
-    def test_damage_that_keeps_the_size_is_mended(self, world: World) -> None:
+    def test_damage_of_equal_size_is_repaired(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         version = world.client().pull()
         place = world.folder / "device" / version.folder / "decoder"
@@ -128,13 +128,13 @@ class TestRefused:
             world.client(**client).pull()
         assert Installation(world.folder / "device").usable() == before
 
-    def test_another_alias_in_its_place(self, world: World) -> None:
+    def test_release_of_another_alias(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "candidate", {})
         stolen = world.store.get(latest_key("band", "candidate"))
         world.store.put(latest_key("band", "stable"), stolen)
         self.refused(world, "what lies there is band@candidate; somebody put it in its place")
 
-    def test_a_replayed_older_release(self, world: World) -> None:
+    def test_replayed_older_release(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         old = world.store.get(latest_key("band", "stable"))
         world.registry.release(world.made(decoder="two"), "stable", {})
@@ -142,7 +142,7 @@ class TestRefused:
         world.store.put(latest_key("band", "stable"), old)
         self.refused(world, "version 1 is offered, and 2 was installed")
 
-    def test_an_older_one_after_another_alias(self, world: World) -> None:
+    def test_older_release_after_another_alias(self, world: World) -> None:
         """Asking for something else in between does not make a device forget."""
         world.registry.release(world.made(decoder="one"), "stable", {})
         old = world.store.get(latest_key("band", "stable"))
@@ -162,7 +162,7 @@ class TestRefused:
         world.later(400)
         self.refused(world, "root document 1: expired on 2031-01-01")
 
-    def test_a_clock_that_was_set_back(self, world: World) -> None:
+    def test_clock_set_back(self, world: World) -> None:
         """The present is not before the latest date that a trusted document bears."""
         world.registry.release(world.made(decoder="one"), "candidate", {}, days=10)
         world.later(30)
@@ -171,7 +171,7 @@ class TestRefused:
         world.later(-30)
         self.refused(world, "band@candidate, version 1: expired", reference="band@candidate")
 
-    def test_a_key_that_was_replaced(self, world: World) -> None:
+    def test_replaced_key(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         old = world.store.get(latest_key("band", "stable"))
         world.registry.rotate("release")
@@ -179,7 +179,7 @@ class TestRefused:
         world.store.put(latest_key("band", "stable"), old)
         self.refused(world, "signed by [0-9a-f]{12}, and trusted are")
 
-    def test_a_stolen_key_signs_nothing_after_it_was_revoked(self, world: World) -> None:
+    def test_revoked_key_signs_no_new_release(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         stolen = world.release_key()
@@ -218,7 +218,7 @@ class TestRefused:
         world.offer(evil, stolen)
         self.refused(world, "signed by")
 
-    def test_a_mirror_that_stayed_behind_does_not_outbid_the_others(self, world: World, tmp_path: Path) -> None:
+    def test_outdated_mirror_is_ignored(self, world: World, tmp_path: Path) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         stale = LocalStore(tmp_path / "stale")
         for entry in world.store.list(""):
@@ -230,7 +230,7 @@ class TestRefused:
         sources = [FolderSource(tmp_path / "stale"), FolderSource(world.folder / "store")]
         assert world.client(sources=sources).pull().release.version == 2
 
-    def test_a_publisher_whose_clock_was_wrong(self, world: World) -> None:
+    def test_publisher_with_a_wrong_clock(self, world: World) -> None:
         """A date of thirty years from now makes nothing else old."""
         world.later(365 * 30)
         world.registry.release(world.made(decoder="one"), "stable", {})
@@ -240,7 +240,7 @@ class TestRefused:
         world.client().pull()
         assert world.playing() == {"decoder": "two"}
 
-    def test_the_highest_version_of_all_by_a_stolen_key(self, world: World) -> None:
+    def test_highest_version_by_a_stolen_key(self, world: World) -> None:
         """Devices that took it go on once the key is revoked."""
         world.registry.release(world.made(decoder="one"), "stable", {})
         good = world.registry.newest("band", "stable")
@@ -255,7 +255,7 @@ class TestRefused:
 
 
 class TestRoots:
-    def test_an_app_that_was_built_after_the_root_key_was_replaced(self, world: World) -> None:
+    def test_app_with_a_newer_root_key(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.registry.rotate("root")
         newest = world.registry.rotate("root").root[0]
@@ -263,14 +263,14 @@ class TestRoots:
         assert world.client(pinned=newest).pull().release.version == 3
         assert world.client(pinned=None).installation.usable() is not None
 
-    def test_an_app_that_was_updated_with_the_new_root_key(self, world: World) -> None:
+    def test_app_updated_to_the_new_root_key(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         newest = world.registry.rotate("root").root[0]
         assert world.client(pinned=newest).pull().release.version == 2
         assert world.client(pinned=newest).check().is_new is False
 
-    def test_any_root_key_that_followed_will_do(self, world: World) -> None:
+    def test_any_successor_root_key_is_accepted(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         second, third = world.registry.rotate("root").root[0], world.registry.rotate("root").root[0]
         world.client().pull()
@@ -299,7 +299,7 @@ class TestRoots:
             world.client().pull()
         assert world.client().installation.record().root.version == 2  # type: ignore[union-attr]
 
-    def test_another_year_with_the_same_keys(self, world: World) -> None:
+    def test_long_use_of_the_same_keys(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {}, days=400)
         world.later(366)
         with pytest.raises(UntrustedError, match="`tmctl signing-keys renew`"):
@@ -309,7 +309,7 @@ class TestRoots:
         assert (after.version, after.root, after.release) == (2, before.root, before.release)
         assert world.client().pull().release.version == 1
 
-    def test_a_device_follows_every_rotation(self, world: World) -> None:
+    def test_device_follows_every_key_rotation(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()
         for role in ("root", "release", "root"):
@@ -318,7 +318,7 @@ class TestRoots:
         assert world.client().pull().release.version == 4
         assert world.client().installation.record().root.version == 4  # type: ignore[union-attr]
 
-    def test_a_chain_with_a_foreign_link(self, world: World, tmp_path: Path) -> None:
+    def test_root_chain_with_a_foreign_document(self, world: World, tmp_path: Path) -> None:
         thief = ReleaseRegistry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
         thief.create()
         thief.rotate("root")
@@ -327,7 +327,7 @@ class TestRoots:
         with pytest.raises(UntrustedError, match="root document 2: signed by"):
             world.client().pull()
 
-    def test_a_root_cannot_be_shortened(self, world: World) -> None:
+    def test_root_history_cannot_be_truncated(self, world: World) -> None:
         """A device that knows version 2 takes nothing that only version 1 allows."""
         world.registry.release(world.made(decoder="one"), "stable", {})
         old = world.store.get(latest_key("band", "stable"))

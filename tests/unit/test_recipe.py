@@ -11,20 +11,20 @@ from tinymusician.recipe import Recipe, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_packaged_recipes_are_whole(name: str) -> None:
+def test_packaged_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
-def test_overrides_reach_their_place() -> None:
+def test_overrides_set_nested_values() -> None:
     recipe = load_recipe(
         "band", ("training.steps=7", "training.warmup_steps=1", "objective.skew=0.25", "student.layers=[3]")
     )
     assert (recipe.training.steps, recipe.objective.skew, recipe.student.layers) == (7, 0.25, (3,))  # type: ignore[union-attr]
 
 
-def test_another_kind_starts_its_part_afresh() -> None:
+def test_other_embedding_is_computed_separately() -> None:
     recipe = load_recipe("band", ("objective.name=fixed_bikl", "objective.weight=0.9"))
     assert recipe.objective.model_dump() == {"name": "fixed_bikl", "weight": 0.9}
 
@@ -56,7 +56,7 @@ def test_mistakes_are_named(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+def test_files_that_are_not_recipes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not packaged; allowed are band"):
         load_recipe("bnad")
     with pytest.raises(RecipeError, match="No such file"):
@@ -70,7 +70,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         load_recipe(str(broken))
 
 
-def test_a_gate_that_says_a_part_keeps_the_rest() -> None:
+def test_partial_threshold_keeps_other_defaults() -> None:
     gates = load_recipe("band", ("quantize.thresholds.int8.kl=0.5",)).quantize.thresholds
     thresholds = load_recipe("band").quantize.thresholds
     assert gates.int8 == thresholds.int8.model_copy(update={"kl": 0.5})

@@ -19,7 +19,7 @@ from tinymusician.errors import KeyFileError, NotFoundError, StoreError, Untrust
 
 
 class TestPublishers:
-    def test_root_documents_of_somebody_else(self, world: World, tmp_path: Path) -> None:
+    def test_foreign_root_documents(self, world: World, tmp_path: Path) -> None:
         """Who can write to the store puts a root of their own there, which trusts the genuine release key, too."""
         manifest = world.made(decoder="one")
         release = world.registry.release(manifest, "stable", {})
@@ -45,7 +45,7 @@ class TestPublishers:
         world.store.delete("keys/root-000002.json")
         assert [one.version for one in world.registry.renew()] == [2]
 
-    def test_a_revocation_cannot_be_taken_out_of_the_store(self, world: World) -> None:
+    def test_deleted_revocation_is_detected(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         world.registry.rotate("release", revoke=True)
         world.store.delete("keys/root-000002.json")
@@ -64,7 +64,7 @@ class TestPublishers:
         with pytest.raises(UntrustedError, match="cannot be written so that everybody reads the same"):
             world.registry.release(world.made(decoder="one"), "stable", {"größe": 1})
 
-    def test_an_old_release_under_a_newer_name(self, world: World) -> None:
+    def test_old_release_renamed_as_newer(self, world: World) -> None:
         """Who can write to the store, without a key, cannot lead the publisher back either."""
         old = world.registry.release(world.made(decoder="one"), "stable", {})
         (entry,) = world.store.list("releases/band/stable/v")
@@ -90,7 +90,7 @@ class TestPublishers:
         assert world.registry.release(manifest, "stable", {}).version == 1
         assert len(world.registry.history("band", "stable", revoked=True)) == 2, "of version 1 what was copied counts"
 
-    def test_nothing_is_written_that_no_device_would_take(self, world: World) -> None:
+    def test_invalid_releases_are_not_written(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "candidate", {})
         with pytest.raises(UntrustedError, match="alias: String should match pattern"):
             world.registry.move(release, "Stable", {})
@@ -98,21 +98,21 @@ class TestPublishers:
             world.registry.move(release, "stable", {"reason": "x" * (1 << 20)})
         assert world.registry.aliases() == [("band", "candidate")]
 
-    def test_files_that_are_gone_are_not_released_again(self, world: World) -> None:
+    def test_missing_files_are_not_released_again(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {})
         world.store.delete(f"blobs/sha256/{release.files[0].sha256}")
         with pytest.raises(StoreError, match="decoder is not in the store any more"):
             world.registry.move(release, "stable", {})
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_a_publisher_that_was_killed_before_it_withdrew(self, world: World, seed: int) -> None:
+    def test_publisher_killed_before_cleanup(self, world: World, seed: int) -> None:
         """Two of one version lie there; the one that was copied counts, whatever their names."""
         first = world.registry.release(world.made(decoder=f"one {seed}"), "stable", {})
         world.leave(first.model_copy(update={"licence": f"unfinished {seed}"}), world.release_key())
         assert world.registry.history("band", "stable") == [first]
         assert world.registry.renew()[0].licence == first.licence
 
-    def test_two_at_once_lose_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_concurrent_writers_lose_nothing(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registries, "_PAUSE", 0.002)
         manifests = [world.made(decoder=f"number {n}") for n in range(8)]
         with ThreadPoolExecutor(8) as threads:
@@ -125,7 +125,7 @@ class TestPublishers:
         assert world.client().check().version.release == result[-1]
 
 
-def test_files_that_would_leave_their_folder() -> None:
+def test_files_outside_their_folder() -> None:
     moment = START.isoformat()
     facts: dict[str, Any] = {"name": "band", "alias": "stable", "version": 1, "created": moment, "expires": moment}
     facts |= {"artifact": "x", "kind": "bundle", "licence": "x"}

@@ -22,7 +22,7 @@ def candidate(world: World, **metrics: Any) -> Any:
     return publish(world.registry, world.made(decoder="one"), evaluation, PublishConfig())
 
 
-def test_one_that_passes_is_promoted_without_a_reason(world: World) -> None:
+def test_passing_release_is_promoted(world: World) -> None:
     source = candidate(world, clap=0.93 * 0.5, fad=1.095 * 0.2 - 1e-9)
     assert source.about["evaluation"]["own"]["clap"] == "0.465", "signed numbers are text"
     moved = promote(world.registry, source, "stable", PublishConfig(), None)
@@ -36,7 +36,7 @@ def test_one_that_passes_is_promoted_without_a_reason(world: World) -> None:
     ("figure", "gate"),
     [({"clap": 0.464}, "clap"), ({"fad": 0.2191}, "fad"), ({"bytes": 451}, "size"), ({"degenerate": 1}, "degenerate")],
 )
-def test_one_that_fails_says_which_gate(world: World, figure: dict[str, Any], gate: str) -> None:
+def test_failing_gate_is_named(world: World, figure: dict[str, Any], gate: str) -> None:
     source = candidate(world, **figure)
     with pytest.raises(UntrustedError, match=rf"version 1: {gate}: .*--override REASON"):
         promote(world.registry, source, "stable", PublishConfig(), None)

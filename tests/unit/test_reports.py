@@ -29,7 +29,7 @@ def test_fluctuation_is_the_detour_over_the_net_change() -> None:
     assert fluctuation([40, 20, 30, 10]) == fluctuation([4, 2, 3, 1])
 
 
-def test_a_verdict_needs_every_seed() -> None:
+def test_claim_needs_every_seed() -> None:
     assert is_best([1, 2], {"a": [3, 4], "b": [2.5, 9]}, -1).verdict == Verdict.HOLDS
     worse = is_best([3, 4], {"a": [1, 2], "b": [3, 5]}, -1)
     assert (worse.verdict, worse.evidence) == (Verdict.FAILS, "better: a")
@@ -85,7 +85,7 @@ def test_the_pages_of_a_sweep() -> None:
     assert "| stage_mixed | 0.550 [0.500, 0.600] |" in markdown_sweep_report(result)
 
 
-def test_a_training_that_diverged_is_shown() -> None:
+def test_diverged_training_is_plotted() -> None:
     curves = TrialCurves(rows=training(1.0).curves.rows, diverged=Divergence(step=0, reason="loss is nan at step 8"))
     lost = training(NAN, seed=1).model_copy(update={"curves": curves})
     result = sweep({"forward": (training(1.0), lost)})

@@ -53,7 +53,7 @@ def test_a_run_from_start_to_end(store: LocalStore) -> None:
     assert facts["metrics"] == {"kl_final": 0.1}
 
 
-def test_silence_means_that_the_cluster_died(store: LocalStore) -> None:
+def test_missing_heartbeat_means_a_dead_cluster(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
     run.start()
@@ -76,7 +76,7 @@ def test_runs_are_listed_by_age(store: LocalStore) -> None:
     assert [line.split(":")[0] for line in warnings] == ["run 'b'", "run 'c'"]
 
 
-def test_a_run_goes_on_as_it_was(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_keeps_its_settings(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers and its cluster are its own, unless others are asked for."""
     monkeypatch.delenv("TMCTL_CLUSTER", raising=False)
     run = RunStore(store, "r1")
@@ -104,7 +104,7 @@ def test_an_evaluation_that_succeeded_may_repeat_its_later_steps(store: LocalSto
     assert run.status().state == "PENDING"
 
 
-def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
+def test_job_that_never_started_is_not_awaited(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
     run.submit()
@@ -116,7 +116,7 @@ def test_a_job_that_never_began_is_not_waited_for(store: LocalStore) -> None:
     assert "--resume" in run.status().message
 
 
-def test_what_is_no_run(store: LocalStore) -> None:
+def test_unknown_run(store: LocalStore) -> None:
     with pytest.raises(RunError, match="tmctl runs"):
         RunStore(store, "none").record()
     for name in ("", "-x", "A", "a/b", "../a", "a" * 100, "a\n"):

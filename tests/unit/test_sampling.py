@@ -15,7 +15,7 @@ LOGITS = (np.random.default_rng(0).standard_normal((3, 4, 50)) * 3).astype(np.fl
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 80])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.2, 1e-6])
-def test_the_distribution_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+def test_sampling_distribution_equals_transformers(temperature: float, top_k: int, top_p: float) -> None:
     scores = torch.from_numpy(LOGITS.astype(np.float64)).reshape(-1, 50)
     if temperature != 1:
         scores = TemperatureLogitsWarper(temperature)(None, scores)
@@ -36,14 +36,14 @@ def test_draws_follow_the_distribution() -> None:
     assert np.abs(shares - count * probabilities(LOGITS[0, 0], sampling)).max() <= 1
 
 
-def test_the_ends_of_the_numbers_are_codes() -> None:
+def test_extreme_random_numbers_are_valid_codes() -> None:
     only = np.full(5, -np.inf, np.float32)
     only[3] = 0
     assert draw(only, np.array(0.0), SamplingParams(top_k=0)) == 3
     assert draw(only, np.array(np.nextafter(1, 0)), SamplingParams(top_k=0)) == 3
 
 
-def test_greedy_needs_no_numbers() -> None:
+def test_greedy_decoding_needs_no_random_numbers() -> None:
     drawn = draw(LOGITS, np.full((3, 4), 0.99), SamplingParams(temperature=0))
     assert np.array_equal(drawn, LOGITS.argmax(-1))
     assert np.array_equal(draw(LOGITS, np.full((3, 4), 0.99), SamplingParams(top_k=1)), LOGITS.argmax(-1))

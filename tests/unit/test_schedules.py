@@ -10,7 +10,7 @@ from tinymusician.distill.schedules import stage, temperature
 from tinymusician.training.lr_schedule import LAST_SHARE, learning_rate
 
 
-def test_the_papers_hard_step() -> None:
+def test_paper_switch_is_a_hard_step() -> None:
     assert [stage(step, 3) for step in range(6)] == [1, 1, 1, 0, 0, 0]
 
 

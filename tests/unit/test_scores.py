@@ -56,7 +56,7 @@ class TestKad:
         assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(len(result))
         assert min(result) < 0
 
-    def test_what_it_cannot_tell(self) -> None:
+    def test_undecidable_cases(self) -> None:
         with pytest.raises(DataError, match="all the same"):
             kad(drawn(4, 2, 0), ClipEmbeddings.of([np.ones((1, 2))] * 3))
         with pytest.raises(DataError, match="1 clip of clips; at least 2"):
@@ -64,7 +64,7 @@ class TestKad:
         with pytest.raises(DataError, match="2 and 3 dimensions"):
             kad(drawn(4, 2, 0), drawn(4, 3, 1))
 
-    def test_two_clips_have_a_figure_and_no_interval_that_is_no_number(self) -> None:
+    def test_two_clips_have_a_value_without_interval(self) -> None:
         """Half of all draws of two clips hold one of them twice, and no pair."""
         random = np.random.default_rng(0)
         reference = ClipEmbeddings.of(list(random.normal(size=(30, 5, 4))))
@@ -111,13 +111,13 @@ class TestClapScore:
         result = clap_score(drawn(3, 2, 0), np.ones((3, 2)))
         assert (result.shuffled, result.p_shuffled) == (None, None)
 
-    def test_a_prompt_a_clip_is_needed(self) -> None:
+    def test_every_clip_needs_a_prompt(self) -> None:
         with pytest.raises(DataError, match="one prompt a clip"):
             clap_score(drawn(3, 2, 0), np.ones((2, 2)))
 
 
 class TestLabels:
-    def test_it_is_scipys_relative_entropy(self) -> None:
+    def test_kl_equals_scipy(self) -> None:
         random = np.random.default_rng(0)
         real, made = random.dirichlet(np.ones(5), 20), random.dirichlet(np.ones(5), 20)
         result = label_divergence(real, made)
@@ -130,7 +130,7 @@ class TestLabels:
         result = label_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
         assert result.forward.value == pytest.approx(np.log(1e6), rel=1e-4)
 
-    def test_what_is_no_distribution_is_refused(self) -> None:
+    def test_non_distribution_is_rejected(self) -> None:
         with pytest.raises(DataError, match="sum to 1"):
             label_divergence(np.ones((2, 3)), np.ones((2, 3)) / 3)
         with pytest.raises(DataError, match="pairs of clips"):
@@ -162,7 +162,7 @@ class TestGuards:
     def tone(self, level: float = 0.3) -> np.ndarray:
         return level * np.sin(2 * np.pi * 440 * np.arange(self.rate) / self.rate)
 
-    def test_music_passes(self) -> None:
+    def test_music_is_not_degenerate(self) -> None:
         result = examine(self.tone(), self.rate, np.random.default_rng(0).integers(0, 512, (4, 50)))
         assert problems(result, DegenerateThresholds()) == ()
 
@@ -177,7 +177,7 @@ class TestGuards:
             assert problems(examine(wave, self.rate), DegenerateThresholds()) == (name,)
         assert problems(examine(np.zeros(0), self.rate), DegenerateThresholds()) == ("silent",)
 
-    def test_a_pause_is_no_silence(self) -> None:
+    def test_pause_is_not_silence(self) -> None:
         wave = self.tone()
         wave[: self.rate // 2] = 0
         result = examine(wave, self.rate)

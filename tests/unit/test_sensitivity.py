@@ -39,7 +39,7 @@ def every_plan(table: Table) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_plan_beats_one_of_the_front(seed: int) -> None:
+def test_pareto_front_is_optimal(seed: int) -> None:
     table = random_table(5, seed)
     plans = every_plan(table)
     for _, size, kl in front(table):
@@ -48,7 +48,7 @@ def test_no_plan_beats_one_of_the_front(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("budget", [1e-4, 0.01, 0.1, 1.0])
-def test_the_choice_keeps_the_budget_and_is_nearly_the_smallest(seed: int, budget: float) -> None:
+def test_plan_choice_is_within_budget_and_nearly_optimal(seed: int, budget: float) -> None:
     """A relaxation by prices misses at most one group's worth of bytes."""
     table = random_table(6, seed)
     best = choose(table, budget, lambda groups: sum(table[group][name].kl for group, name in groups.items()))
@@ -59,7 +59,7 @@ def test_the_choice_keeps_the_budget_and_is_nearly_the_smallest(seed: int, budge
     assert best.size == sum(table[group][name].size for group, name in best.groups.items())
 
 
-def test_what_counts_is_the_joint_kl_as_measured() -> None:
+def test_selection_uses_the_measured_joint_kl() -> None:
     """Where groups together do three times the harm of their sum, the plan leaves more bits."""
     table = random_table(6, 0)
 
@@ -72,6 +72,6 @@ def test_what_counts_is_the_joint_kl_as_measured() -> None:
     assert wild.measured <= 0.1
 
 
-def test_a_budget_that_nothing_keeps() -> None:
+def test_budget_below_every_plan() -> None:
     with pytest.raises(PlanError, match=r"kl_budget 0\.1: no plan stays within it; the largest one has 0\.5"):
         choose(random_table(3, 0), 0.1, lambda groups: 0.5)

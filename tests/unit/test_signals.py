@@ -52,7 +52,7 @@ def plain_logits(model: Any, tokens: TokenDataset, rows: np.ndarray, null: bool)
     return output.logits.view(len(rows), 4, -1, 16)
 
 
-def test_conditional_signals_hold_both_passes(teacher: Any, tokens: TokenDataset) -> None:
+def test_conditional_signals_have_both_passes(teacher: Any, tokens: TokenDataset) -> None:
     rows = np.array([3, 0, 11])
     signals = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)(rows)
     torch.testing.assert_close(signals.logits[:3], plain_logits(teacher, tokens, rows, null=False))
@@ -87,7 +87,7 @@ def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenDataset, 
     torch.testing.assert_close(actual, true, rtol=1e-3, atol=1e-3)  # float16
 
 
-def test_the_likeliest_and_the_mass_of_the_rest() -> None:
+def test_top_k_and_remaining_mass() -> None:
     """Against NumPy in float64: the kept codes' probabilities are theirs, the others share what is left evenly."""
     logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(3))
     true = softmax(logits.double().numpy(), -1)
@@ -102,7 +102,7 @@ def test_the_likeliest_and_the_mass_of_the_rest() -> None:
         np.testing.assert_allclose(actual, expected, rtol=4e-3)
 
 
-def test_all_codes_as_the_likeliest_are_all_codes() -> None:
+def test_top_k_of_all_codes_is_exact() -> None:
     logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(4))
     whole, top = (
         unpacked({name: torch.from_numpy(array) for name, array in packed(logits, count).items()}, 16)
@@ -161,7 +161,7 @@ def sampler(teacher: Any, folder: Path, samples: int = 2) -> TeacherSamples:
     return TeacherSamples(teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3, 4)
 
 
-def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_samples_do_not_depend_on_the_worker(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     sets = []
     for name, world in (("alone", 1), ("shared", 2)):
         source = sampler(teacher, tiny_musicgen)
@@ -175,7 +175,7 @@ def test_samples_do_not_depend_on_who_makes_them(teacher: Any, tiny_musicgen: Pa
     assert not np.array_equal(sets[0].codes[0], sets[0].codes[1]), "two samples of one prompt differ"
 
 
-def test_interrupted_work_makes_only_what_is_missing(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_resumed_work_computes_only_missing_shards(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     source, made = sampler(teacher, tiny_musicgen), []
     shards = ShardCache(LocalStore(tmp_path), "samples", {}, source.shards)
     shards.write(0, source.make(0))
@@ -183,7 +183,7 @@ def test_interrupted_work_makes_only_what_is_missing(teacher: Any, tiny_musicgen
     assert made == [1]
 
 
-def test_a_damaged_shard_is_named_and_made_again(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_damaged_shard_is_named_and_computed_again(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     store, source = LocalStore(tmp_path / "store"), sampler(teacher, tiny_musicgen)
     shards = ShardCache(store, "samples", {}, source.shards)
     make_missing(shards, source.make, 0, 1, lambda index: None)
@@ -195,7 +195,7 @@ def test_a_damaged_shard_is_named_and_made_again(teacher: Any, tiny_musicgen: Pa
     assert fresh.missing() == [1]
 
 
-def test_other_facts_are_other_shards(tmp_path: Path) -> None:
+def test_other_attributes_are_other_shards(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     one, other = (ShardCache(store, "samples", {"seed": seed}, 1) for seed in (0, 1))
     one.write(0, {"codes": np.zeros(3)})
@@ -204,7 +204,7 @@ def test_other_facts_are_other_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_row_once_an_epoch(world: int) -> None:
+def test_every_sequence_once_per_epoch(world: int) -> None:
     """Over an epoch, the workers together read every row once, whatever their number."""
     rows = [rows_of_step(step, rank, world, 2, 12, 5) for step in range(12 // (2 * world)) for rank in range(world)]
     assert sorted(np.concatenate(rows)) == list(range(12))
@@ -222,7 +222,7 @@ def clip_codes(teacher: Any, tiny_musicgen: Path, folder: Path) -> TokenDataset:
     return source.read(shards, folder / "cache", source.make)
 
 
-def test_clips_become_the_codecs_tokens(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_clips_are_encoded_to_codes(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     """Over several shards, one of which holds nothing that is long enough."""
     for number in range(70):
         write_tone(tmp_path / f"{number:02d}.wav", 0.1 if 32 <= number < 64 else 0.45 if number == 1 else 0.2)
@@ -253,7 +253,7 @@ def test_other_clips_are_other_shards(teacher: Any, tiny_musicgen: Path, tmp_pat
     assert before != other
 
 
-def test_clips_that_cannot_be_used(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
+def test_unusable_clips(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     def read() -> None:
         clip_codes(teacher, tiny_musicgen, tmp_path)
 

@@ -62,7 +62,7 @@ def one_of_two(rank: int, port: int, model: str, out: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "band-large"])
-def test_two_halves_are_the_whole(tiny_musicgen: Path, tmp_path: Path, name: str) -> None:
+def test_two_shards_equal_the_whole_model(tiny_musicgen: Path, tmp_path: Path, name: str) -> None:
     model = str(tiny_musicgen) if name == "tiny" else name
     port, context = free_port(), multiprocessing.get_context("spawn")
     halves = [context.Process(target=one_of_two, args=(rank, port, model, str(tmp_path / "half"))) for rank in range(2)]
@@ -80,7 +80,7 @@ def test_two_halves_are_the_whole(tiny_musicgen: Path, tmp_path: Path, name: str
         assert result["parameters"] < 0.75 * whole["parameters"]
 
 
-def test_what_does_not_divide() -> None:
+def test_indivisible_sizes() -> None:
     check_split(32, 8192, 4)
     with pytest.raises(
         ModelError, match=r"teacher\.tensor_parallel_size = 3: must divide the teacher's 32 attention heads"

@@ -121,7 +121,7 @@ def test_all_and_full_select_every_stage(stages: ModuleType, checkout: Path) -> 
     assert chosen(stages, checkout, names=("kills",)) == {"kills"}
 
 
-def test_a_file_that_becomes_executable_counts(stages: ModuleType, checkout: Path) -> None:
+def test_executable_bit_changes_the_digest(stages: ModuleType, checkout: Path) -> None:
     pass_all(stages, checkout)
     (checkout / "infra/docker/ray-node").chmod(0o755)
     assert {"machines", "compose"} <= chosen(stages, checkout)

@@ -42,7 +42,7 @@ def test_put_get_list_delete(store: Store) -> None:
     assert [entry.key for entry in store.list("a/")] == ["a/c"]
 
 
-def test_files_go_in_and_out(store: Store, tmp_path: Path) -> None:
+def test_files_round_trip(store: Store, tmp_path: Path) -> None:
     content = os.urandom(1 << 20)
     (tmp_path / "in").write_bytes(content)
     store.upload(tmp_path / "in", "deep/er/file")
@@ -50,7 +50,7 @@ def test_files_go_in_and_out(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "out").read_bytes() == content
 
 
-def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
+def test_missing_input(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="'no/such'"):
         store.get("no/such")
     with pytest.raises(NotFoundError):
@@ -69,7 +69,7 @@ with atomic_write(Path(sys.argv[1])) as draft:
 """
 
 
-def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+def test_drafts_of_killed_processes_are_swept(tmp_path: Path) -> None:
     """A draft stays as long as its writer lives, and goes as soon as it was killed."""
     store, folder = LocalStore(tmp_path), tmp_path / "runs" / "a"
     store.put("runs/a/log.txt", b"whole")
@@ -89,7 +89,7 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     assert [entry.key for entry in store.list("")] == ["runs/a/log.txt", "runs/a/metrics.jsonl"]
 
 
-def test_writers_and_sweepers_at_once(tmp_path: Path) -> None:
+def test_concurrent_writers_and_sweepers(tmp_path: Path) -> None:
     """No draft is taken from a writer that has only just begun, and no folder that vanishes stops a sweep."""
     store = LocalStore(tmp_path)
     with ThreadPoolExecutor(8) as pool:
@@ -121,7 +121,7 @@ def test_drafts_from_elsewhere_are_swept_when_they_are_old(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("key", ["", "/a", "../a", "a/../b", "a//b", "a\\b", "a/"])
-def test_keys_that_lead_astray_are_refused(store: Store, key: str) -> None:
+def test_invalid_store_keys_are_rejected(store: Store, key: str) -> None:
     with pytest.raises(StoreError, match="relative path"):
         store.put(key, b"")
 
@@ -158,7 +158,7 @@ def test_readers_never_see_half_a_value(store: Store) -> None:
     assert all(seen)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     store.put("kept", b"old")
     with pytest.raises(StoreError, match="cannot write 'kept'"):
@@ -184,7 +184,7 @@ def test_addresses_that_mean_no_store(address: str) -> None:
         open_store(address)
 
 
-def test_the_address_opens_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_address_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path / "a store")
     store.put("key", b"value")
     assert open_store(store.url).get("key") == b"value"

@@ -80,7 +80,7 @@ def test_tagger_learns_and_is_saved(tmp_path: Path) -> None:
             torch.testing.assert_close(again(audio)[question], logits, atol=0.05, rtol=0.05)
 
 
-def test_labels_are_the_facts() -> None:
+def test_labels_equal_the_attributes() -> None:
     result = labels_of(ClipAttributes("x", 0.0, "flute", "slow", "jig", 9, "minor"))
     assert {question: CLASSES[question][place] for question, place in result.items()} == {
         "instrument": "flute",
@@ -89,6 +89,6 @@ def test_labels_are_the_facts() -> None:
     }
 
 
-def test_a_folder_without_one(tmp_path: Path) -> None:
+def test_folder_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no loadable band-tagger"):
         BandTagger.load(tmp_path)

@@ -105,7 +105,7 @@ def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: flo
         Trainer(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, heartbeat=die).run()
 
 
-def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
+def test_trainer_learns_and_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     rows = run(LocalStore(tmp_path))
     result = losses(rows)
     assert sorted(result) == list(range(1, 13))
@@ -119,7 +119,7 @@ def test_the_loop_learns_and_keeps_what_it_should(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("log_every", "dropout"), [(1, 0.0), (3, 0.0), (5, 0.2)])
-def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, log_every: int, dropout: float) -> None:
+def test_killed_run_resumes_with_the_same_losses(tmp_path: Path, log_every: int, dropout: float) -> None:
     """Whatever the rhythm of reports, and with the same units dropped."""
     whole = losses(run(LocalStore(tmp_path / "whole"), log_every, dropout))
     store = LocalStore(tmp_path / "killed")
@@ -131,14 +131,14 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, log_every: in
     assert (whole == plain) == (dropout == 0)
 
 
-def test_half_written_checkpoints_do_not_exist(tmp_path: Path) -> None:
+def test_partial_checkpoints_are_invisible(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
     store.upload(Path(__file__), "checkpoints/step-00000007.safetensors")  # its note never came
     assert CheckpointManager(store, "checkpoints", "error").steps()[-1] == 6
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_rejected(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
     key = "checkpoints/step-00000006.safetensors"
@@ -172,7 +172,7 @@ def test_non_finite_values_are_never_checkpointed(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in latest.state.weights.values())
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     task = Regression()
     with torch.no_grad():
         task.module.first.weight.fill_(float("inf"))
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         ).run()
 
 
-def test_the_rows_that_made_no_number_are_named(tmp_path: Path) -> None:
+def test_sequences_of_a_non_finite_loss_are_named(tmp_path: Path) -> None:
     """Of three parts only the first has the broken row; what was kept before it is said, and is what is there."""
     store, task = LocalStore(tmp_path), Regression(broken=(7,))
     checkpoints = CheckpointManager(store, "c", "error")
@@ -201,7 +201,7 @@ def test_the_rows_that_made_no_number_are_named(tmp_path: Path) -> None:
     assert checkpoints.steps()[-1] == 6
 
 
-def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
+def test_skipped_step_updates_nothing(tmp_path: Path) -> None:
     """Leaving out a broken step is training on the others, at their own rates."""
     store, task = LocalStore(tmp_path), Regression(broken=(4,))
     engine = TorchEngine(task.module, SETTINGS)
@@ -217,7 +217,7 @@ def test_a_step_that_is_left_out_updates_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
-def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
+def test_microbatches_sum_to_the_batch(tmp_path: Path, parts: int) -> None:
     """Any number of equal parts gives the losses and weights of one; so it does not matter who does how many."""
     actual = []
     for count in (1, parts):
@@ -234,7 +234,7 @@ def test_parts_add_up_to_the_whole_batch(tmp_path: Path, parts: int) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
-def test_every_part_counts_once(world: int) -> None:
+def test_every_group_is_counted_once(world: int) -> None:
     """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
     shares = [RankInfo(rank, world).microbatch_weights(4) for rank in range(world)]
     assert len({len(shares_of_worker) for shares_of_worker in shares}) == 1, "their gradients meet at every part"

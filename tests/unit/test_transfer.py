@@ -98,7 +98,7 @@ FAULTS: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_it_arrives_all_the_same(
+def test_pull_survives_a_faulty_server(
     name: str, tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
 ) -> None:
     server.faults = list(FAULTS[name])
@@ -109,7 +109,7 @@ def test_it_arrives_all_the_same(
     assert not list((tmp_path / "device" / "partial").iterdir())
 
 
-def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_download_resumes_at_the_break(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
     server.faults = [truncate(0.5)]
     bring_to(tmp_path / "device", server, file)
     (_, first), (_, second) = server.requests
@@ -117,7 +117,7 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, server: Misbehaving, fi
     assert SIZE // 2 - CHUNK < second <= SIZE // 2, "less than a chunk is lost"
 
 
-def test_another_mirror_goes_on_where_the_first_stopped(
+def test_another_mirror_resumes_the_download(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
 ) -> None:
     with misbehaving(server.root) as other:
@@ -128,7 +128,7 @@ def test_another_mirror_goes_on_where_the_first_stopped(
         assert SIZE // 4 - CHUNK < other.requests[0][1] <= SIZE // 4
 
 
-def test_a_mirror_with_other_bytes_is_left_out(
+def test_mirror_with_wrong_bytes_is_skipped(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
 ) -> None:
     server.faults = [wrong_bytes] * 99
@@ -139,7 +139,7 @@ def test_a_mirror_with_other_bytes_is_left_out(
     assert not (tmp_path / "other" / "blobs" / file.sha256).exists()
 
 
-def test_a_mirror_that_sends_next_to_nothing(
+def test_mirror_below_the_minimum_speed(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the patience of one look, whatever came before it, another mirror goes on."""
@@ -152,9 +152,7 @@ def test_a_mirror_that_sends_next_to_nothing(
         assert SIZE // 2 <= start < SIZE // 2 + 1000
 
 
-def test_pieces_of_two_mirrors_that_do_not_fit(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
-) -> None:
+def test_mirrors_with_inconsistent_bytes(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
     """Half a file of wrong bytes from one mirror does not make another, which goes on with right ones, the bad one."""
     with misbehaving(server.root) as good:
         server.faults = [wrong_half] * 99
@@ -165,7 +163,7 @@ def test_pieces_of_two_mirrors_that_do_not_fit(
         assert sum(bytes_done) == SIZE
 
 
-def test_whoever_gets_on_alone_is_not_interrupted(
+def test_progressing_mirror_is_not_interrupted(
     tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
 ) -> None:
     """One mirror sends wrong halves for ever, the line to the good one is cut five times: it still comes to its end."""
@@ -175,7 +173,7 @@ def test_whoever_gets_on_alone_is_not_interrupted(
         assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
 
 
-def test_a_small_value_that_never_ends(
+def test_endless_response_for_a_small_value(
     server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "_TIMEOUT_SECONDS", 0.05)
@@ -199,7 +197,7 @@ def test_small_values_are_retried(tmp_path: Path, server: Misbehaving, file: Rel
     assert not server.faults, "a store that does not say is not asked again"
 
 
-def test_what_arrived_before_counts(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_earlier_partial_downloads_are_used(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
     server.faults = [truncate(0.5)] + [refuse(401)] * 2
     with pytest.raises(StoreError, match="IncompleteRead"):
         bring_to(tmp_path / "device", server, file)
@@ -207,7 +205,7 @@ def test_what_arrived_before_counts(tmp_path: Path, server: Misbehaving, file: R
     assert bytes_done == SIZE
 
 
-def test_links_lead_nowhere(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_symbolic_links_are_rejected(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
     """What somebody laid into the device's folder to have a file elsewhere overwritten, or to be taken for a file."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
@@ -221,7 +219,7 @@ def test_links_lead_nowhere(tmp_path: Path, server: Misbehaving, file: ReleasedF
     assert outside.read_bytes() == b"mine"
 
 
-def test_a_clear_end(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
     """Every failure that lasts ends, and says what it was; what had arrived is kept for the next time."""
     missing = file.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(NotFoundError, match="nothing under 'blobs/sha256/0000"):
@@ -272,7 +270,7 @@ def test_a_proxy_of_the_environment(
     assert server.requests == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
 
 
-def test_https_never_leads_to_http(server: Misbehaving, file: ReleasedFile) -> None:
+def test_https_never_redirects_to_http(server: Misbehaving, file: ReleasedFile) -> None:
     source = HttpSource("https://example.invalid")
 
     class Moved:

@@ -29,7 +29,7 @@ class TestBundles:
         path = folder / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
-    def test_a_whole_one(self, folder: Path) -> None:
+    def test_valid_bundle(self, folder: Path) -> None:
         bundle = open_bundle(folder)
         assert bundle.manifest.size == sum(
             path.stat().st_size for path in folder.iterdir() if path.suffix != ".json" or path.name == "tokenizer.json"
@@ -59,7 +59,7 @@ class TestBundles:
             open_bundle(folder)
 
     @pytest.mark.parametrize("path", ["/etc/passwd", "../decoder.onnx", "a/../../b", "a\\b", "C:/x", ""])
-    def test_a_path_out_of_the_folder(self, folder: Path, path: str) -> None:
+    def test_path_outside_the_folder(self, folder: Path, path: str) -> None:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         self.change(folder, files=[{**files[0], "path": path}, *files[1:]])
         with pytest.raises(BundleError, match="is outside the bundle's folder"):
@@ -86,7 +86,7 @@ class TestBundles:
         with pytest.raises(BundleError, match="Invalid JSON"):
             open_bundle(tmp_path)
 
-    def test_a_file_that_is_no_graph(self, folder: Path) -> None:
+    def test_file_that_is_not_a_graph(self, folder: Path) -> None:
         """Its digest is right, so only ONNX Runtime can tell."""
         from tinymusician.runtime.bundle import describe_files
 
@@ -98,16 +98,16 @@ class TestBundles:
             load_generator(folder)
         assert "\n" not in str(caught.value)
 
-    def test_a_provider_that_is_not_there(self, folder: Path) -> None:
+    def test_unavailable_provider(self, folder: Path) -> None:
         with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not available; this ONNX Runtime has"):
             load_generator(folder, provider="CUDAExecutionProvider")
 
-    def test_a_provider_that_the_bundle_is_not_meant_for(self, folder: Path) -> None:
+    def test_unsupported_provider(self, folder: Path) -> None:
         self.change(folder, providers=["CoreMLExecutionProvider"])
         with pytest.raises(BundleError, match="'CPUExecutionProvider': the bundle allows CoreMLExecutionProvider"):
             load_generator(folder)
 
-    def test_two_graphs_in_each_others_place(self, folder: Path) -> None:
+    def test_swapped_graphs(self, folder: Path) -> None:
         """Sizes and digests are right, so only the graphs' inputs can tell."""
         files = json.loads((folder / "manifest.json").read_text())["files"]
         other = {"decoder": "codec_decoder", "codec_decoder": "decoder"}

@@ -73,7 +73,7 @@ def test_range(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node is here")
-def test_a_client_in_another_language_agrees() -> None:
+def test_javascript_client_agrees() -> None:
     """tests/vectors.mjs knows nothing of this code: another parser, another canonical form, another Ed25519."""
     script = PATH.parents[2] / "tests" / "vectors.mjs"
     ended = subprocess.run(["node", script, PATH], capture_output=True, check=True)

@@ -36,7 +36,7 @@ def test_every_worker_fits_on_one_node(nodes: list[int], workers: int, cpus: int
     assert cpus_per_worker(nodes, workers) == cpus
 
 
-def test_what_an_autoscaler_may_bring_counts() -> None:
+def test_autoscaler_capacity_is_counted() -> None:
     assert cpus_per_worker([0, 4], 8, max_cpus=36) == 1
     assert cpus_per_worker([0, 4], 2, max_cpus=36) == 2, "what is here is taken as it is"
     with pytest.raises(ClusterError, match="--workers 37: the cluster has 4 CPUs"):
@@ -48,7 +48,7 @@ def test_more_workers_than_cpus() -> None:
         cpus_per_worker([2, 1], 4)
 
 
-def test_gpus_are_for_all_or_too_few() -> None:
+def test_too_few_gpus_are_an_error() -> None:
     assert has_gpus_for(2, 8)
     assert not has_gpus_for(2, 0)
     assert has_gpus_for(8, 4, min_workers=4), "an elastic run begins with those that are there"
