@@ -143,7 +143,7 @@ def _folder(audio: Path) -> None:
 
 def _first_existing(folder: Path, stems: Sequence[str]) -> Path | None:
     candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    return next((place for place in candidates if place.is_file()), None)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _non_empty(captioned: CaptionedSet, table: Path) -> CaptionedSet:

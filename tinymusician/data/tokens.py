@@ -49,4 +49,4 @@ def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, 
     positions = np.arange(first, first + batch_size)
     epochs = positions // count
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place % count] for epoch, place in zip(epochs, positions, strict=True)])
+    return np.array([orders[epoch][position % count] for epoch, position in zip(epochs, positions, strict=True)])

@@ -112,6 +112,6 @@ class CachedTeacher:
 
     def _row(self, row: int) -> Tensor:
         """One row's logits [passes, K, S, V]; only its bytes are read from the shard's file."""
-        index, place = divmod(row, SHARD_ROWS)
+        index, offset = divmod(row, SHARD_ROWS)
         with safe_open(self._shards.fetch_or_make(index, self._cache, self._make), framework="pt") as file:
-            return unpacked({name: file.get_slice(name)[place] for name in file.keys()}, self._vocabulary)  # noqa: SIM118
+            return unpacked({name: file.get_slice(name)[offset] for name in file.keys()}, self._vocabulary)  # noqa: SIM118

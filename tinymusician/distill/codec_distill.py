@@ -93,7 +93,7 @@ def pieces(tokens: TokenDataset, rows: Rows, frames: int, rng: np.random.Generat
     """Codes [B, K, frames] from a random position of each row."""
     longest = tokens.codes.shape[2]
     starts = rng.integers(0, max(longest - frames, 0) + 1, len(rows))
-    cut = [tokens.codes[row, :, place : place + frames] for row, place in zip(rows, starts, strict=True)]
+    cut = [tokens.codes[row, :, start : start + frames] for row, start in zip(rows, starts, strict=True)]
     return torch.from_numpy(np.stack(cut).astype(np.int64))
 
 

@@ -41,7 +41,7 @@ class JointBatch(NamedTuple):
 
     signals: TeacherSignals
     codes: Tensor
-    place: int
+    start: int
 
 
 class JointOutput(NamedTuple):
@@ -71,19 +71,19 @@ class JointStudent(nn.Module):
         super().__init__()
         self.decoder, self.text, self.codec, self._frames = decoder, text, codec, frames
 
-    def forward(self, sequences: DecoderBatch, place: int, latent_BDT: Tensor, wave_BN: Tensor) -> JointOutput:
+    def forward(self, sequences: DecoderBatch, start: int, latent_BDT: Tensor, wave_BN: Tensor) -> JointOutput:
         """Sequences for the language model; latents and their wave for the codec."""
         ids, mask = sequences.ids, sequences.text_mask
         states = self.text.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         text = TextCondition(states, mask).dropped(~sequences.with_text)
         logits = self.decoder(sequences.inputs, text.states, text.mask, sequences.scale)
-        audio = decode_expected(self.codec.codec, logits, place, self._frames)
+        audio = decode_expected(self.codec.codec, logits, start, self._frames)
         return JointOutput(logits, self.text.to_teacher(states), self.codec(latent_BDT, wave_BN), audio)
 
 
-def decode_expected(codec: Codec, logits_RKSV: Tensor, place: int, frames: int) -> Tensor:
-    """The audio of the expected latents of so many frames from `place` on, [R, N]."""
-    window = [logits_RKSV[:, book, book + place : book + place + frames] for book in range(logits_RKSV.shape[1])]
+def decode_expected(codec: Codec, logits_RKSV: Tensor, start: int, frames: int) -> Tensor:
+    """The audio of the expected latents of so many frames from frame `start` on, [R, N]."""
+    window = [logits_RKSV[:, book, book + start : book + start + frames] for book in range(logits_RKSV.shape[1])]
     return decode_latents(codec, expected_latents(codec, torch.stack(window, 1))).wave
 
 
@@ -116,8 +116,8 @@ class JointTask(ComponentTask):
         """The objective's batch, and the codec's."""
         signals = self.objective.batch(step, part, parts)
         longest = int(signals.sequences.mask[0, 0].sum()) - self.sound.frames
-        place = np.random.default_rng((self.seed, step, part, _AUDIO_STREAM)).integers(0, max(longest, 0) + 1)
-        return JointBatch(signals, self.sound.batch(step, part, parts), int(place))
+        start = np.random.default_rng((self.seed, step, part, _AUDIO_STREAM)).integers(0, max(longest, 0) + 1)
+        return JointBatch(signals, self.sound.batch(step, part, parts), int(start))
 
     def first_batch(self) -> JointBatch:
         """The first rows; later ones are not announced to their source."""
@@ -128,12 +128,12 @@ class JointTask(ComponentTask):
         """The teacher's text states, its audio of the codes, and that of its expected latents."""
         sequences = batch.signals.sequences
         states = self._teacher_text(input_ids=sequences.ids, attention_mask=sequences.text_mask).last_hidden_state
-        audio = decode_expected(self.sound.teacher, batch.signals.logits, batch.place, self.sound.frames)
+        audio = decode_expected(self.sound.teacher, batch.signals.logits, batch.start, self.sound.frames)
         return JointTargets(states, self.sound.targets(batch.codes), audio)
 
     def inputs(self, batch: JointBatch, targets: JointTargets) -> tuple[Any, ...]:
         """Sequences, the position of `audio`, and the codec's inputs."""
-        return batch.signals.sequences, batch.place, *self.sound.inputs(batch.codes, targets.sound)
+        return batch.signals.sequences, batch.start, *self.sound.inputs(batch.codes, targets.sound)
 
     def losses(self, answer: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
         """The objective, the text states, the codec's losses, and `audio`."""

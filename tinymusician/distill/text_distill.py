@@ -80,8 +80,8 @@ class TextEncoderDistillTask(ComponentTask):
         """The means of both losses over the held-out sequences."""
         totals: dict[str, float] = {}
         rows, device = len(self.held_out.codes), next(self._decoder.parameters()).device
-        for place in range(0, rows, self.batch_size):
-            batch = self._sequences(self.held_out, torch.arange(place, min(place + self.batch_size, rows)).numpy())
+        for start in range(0, rows, self.batch_size):
+            batch = self._sequences(self.held_out, torch.arange(start, min(start + self.batch_size, rows)).numpy())
             batch = to_device(batch, device)
             targets = self.targets(batch)
             answer, _ = model(*self.inputs(batch, targets))

@@ -49,12 +49,12 @@ def onset_f_measure(detected: npt.NDArray[np.float64], true: npt.NDArray[np.floa
     """F-measure of onsets matched one to one within `tolerance` seconds (MIREX's definition)."""
     if len(detected) == 0 or len(true) == 0:
         return float(len(detected) == len(true))
-    matched, place = 0, 0
+    matched, index = 0, 0
     for time in np.sort(true):
-        while place < len(detected) and detected[place] < time - tolerance:
-            place += 1
-        if place < len(detected) and detected[place] <= time + tolerance:
-            matched, place = matched + 1, place + 1
+        while index < len(detected) and detected[index] < time - tolerance:
+            index += 1
+        if index < len(detected) and detected[index] <= time + tolerance:
+            matched, index = matched + 1, index + 1
     return 2 * matched / (len(detected) + len(true))
 
 

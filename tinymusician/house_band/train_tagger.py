@@ -80,7 +80,7 @@ class TaggerTask:
 
 
 def _pairs(logits: dict[str, Tensor], batch: TaggerBatch) -> dict[str, tuple[Tensor, Tensor]]:
-    return {question: (logits[question], batch.labels[:, place]) for place, question in enumerate(CLASSES)}
+    return {question: (logits[question], batch.labels[:, index]) for index, question in enumerate(CLASSES)}
 
 
 def _read(split: RenderedSplit, rows: np.ndarray) -> TaggerBatch:

@@ -75,7 +75,7 @@ def _parse_corpus() -> list[Tune]:
     """Parse every usable tune of the three collections with music21, on all cores (about four minutes on one)."""
     from joblib import Parallel, delayed
 
-    parsed = Parallel(n_jobs=-1)(delayed(tunes_in)(*place) for place in corpus_files())
+    parsed = Parallel(n_jobs=-1)(delayed(tunes_in)(*arguments) for arguments in corpus_files())
     return [tune for tunes in parsed for tune in tunes]
 
 

@@ -66,16 +66,16 @@ def converted(folder: Path) -> Path:
     for name in (LANGUAGE_MODEL, CODEC):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    place = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / digest.hexdigest()
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+    path = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / digest.hexdigest()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             convert(folder, Path(scratch) / "model")
             try:
-                os.rename(Path(scratch) / "model", place)
+                os.rename(Path(scratch) / "model", path)
             except OSError:  # another process of this machine was first
                 shutil.rmtree(Path(scratch) / "model")
-    return place
+    return path
 
 
 def convert(folder: Path, to: Path) -> None:
@@ -241,9 +241,9 @@ def _codec_name(name: str, expected_keys: set[str]) -> str:
 def _text_encoder(folder: Path, name: str) -> tuple[TextEncoder, Tokenizer]:
     """The text encoder by the path or id in the release, or from a folder of that name beside it."""
     beside = folder / Path(name).name
-    place = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
+    path = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
     try:
-        return T5EncoderModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        return T5EncoderModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises whatever is wrong with a folder or the network
         raise ModelError(
             f"audiocraft release {folder}: its text encoder {name} is not here; put it at {beside}"

@@ -31,8 +31,8 @@ class GuidanceEmbedding(nn.Module):
 
     def forward(self, scale_B: Tensor) -> Tensor:
         """The embeddings of scales within the range."""
-        place = (scale_B.float() - self.low) / (self.high - self.low)
-        angles = place[:, None] * math.pi * torch.arange(1, _WAVES + 1, device=place.device)
+        position = (scale_B.float() - self.low) / (self.high - self.low)
+        angles = position[:, None] * math.pi * torch.arange(1, _WAVES + 1, device=position.device)
         waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.first.weight.dtype)
         embedding: Tensor = self.last(nn.functional.silu(self.first(waves)))
         return embedding

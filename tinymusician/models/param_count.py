@@ -97,9 +97,9 @@ def check_text(
         "heads": (heads, teacher_heads),
         "feed_forward": (feed_forward, teacher_feed_forward),
     }
-    for name, (value, most) in sizes.items():
-        if value > most:
-            raise RecipeError(f"text_encoder.{name} = {value}: at most the teacher's {most}")
+    for name, (value, maximum) in sizes.items():
+        if value > maximum:
+            raise RecipeError(f"text_encoder.{name} = {value}: at most the teacher's {maximum}")
     if len(layers) > teacher_layers:
         raise RecipeError(f"text_encoder.layers: {len(layers)} layers; the teacher has {teacher_layers}")
     for layer in layers:
@@ -132,9 +132,9 @@ def check_piece(seconds: float, frame_rate: float, samples_a_frame: int) -> int:
     """
     frames = round(seconds * frame_rate)
     if frames * samples_a_frame <= SHORTEST:
-        least = (SHORTEST // samples_a_frame + 1) / frame_rate
+        minimum = (SHORTEST // samples_a_frame + 1) / frame_rate
         raise RecipeError(
-            f"codec.seconds = {seconds:g}: at least {least:g} s are needed for a spectrum, and of sequences.seconds too"
+            f"codec.seconds = {seconds:g}: at least {minimum:g} s are needed for a spectrum, also of sequences.seconds"
         )
     return frames
 

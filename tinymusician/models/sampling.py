@@ -73,9 +73,9 @@ def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] 
         return lambda num_codebooks: np.stack([row.random(num_codebooks) for row in generators])
     if generator is None:
         return None
-    place = generator.device
+    device = generator.device
     return lambda num_codebooks: (
-        torch.rand((rows, num_codebooks), generator=generator, device=place).double().cpu().numpy()
+        torch.rand((rows, num_codebooks), generator=generator, device=device).double().cpu().numpy()
     )
 
 

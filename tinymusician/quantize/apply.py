@@ -160,7 +160,7 @@ def _split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     )
     if len({plan.of(f"lm_heads.{book}") for book in range(num_codebooks)}) == 1:
         return
-    place, node = next((place, node) for place, node in enumerate(model.graph.node) if node.name == "lm_heads")
+    index, node = next((index, node) for index, node in enumerate(model.graph.node) if node.name == "lm_heads")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     parts = np.split(numpy_helper.to_array(weight), num_codebooks, axis=1)
     names = [f"lm_heads.{book}" for book in range(num_codebooks)]
@@ -169,9 +169,9 @@ def _split_heads(model: onnx.ModelProto, plan: PrecisionPlan) -> None:
     )
     made = [helper.make_node("MatMul", [node.input[0], f"{name}.weight"], [name], name=name) for name in names]
     made.append(helper.make_node("Concat", names, ["lm_heads"], name="lm_heads.joined", axis=-1))
-    del model.graph.node[place]
+    del model.graph.node[index]
     for offset, new in enumerate(made):
-        model.graph.node.insert(place + offset, new)
+        model.graph.node.insert(index + offset, new)
 
 
 def _cache_to_int8(model: onnx.ModelProto, ranges: CacheRanges) -> None:
@@ -280,6 +280,6 @@ def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
 
 def _replace(model: onnx.ModelProto, name: str, arrays: dict[str, Array]) -> None:
     """Replace a weight by others."""
-    place = next(index for index, tensor in enumerate(model.graph.initializer) if tensor.name == name)
-    del model.graph.initializer[place]
+    index = next(index for index, tensor in enumerate(model.graph.initializer) if tensor.name == name)
+    del model.graph.initializer[index]
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in arrays.items())

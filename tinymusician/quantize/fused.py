@@ -58,10 +58,10 @@ def _guidance_embedding(g: GraphWriter, range_: Sequence[float], weights: Weight
     scale = g.node("Unsqueeze", [g.input("guidance", "float32", ["B"]), g.ints(1)], "guidance.column")
     begin = g.weight("guidance.low", np.array(low, np.float32))
     width = g.weight("guidance.width", np.array(high - low, np.float32))
-    place = g.node("Div", [g.node("Sub", [scale, begin], "guidance.above"), width], "guidance.place")
+    position = g.node("Div", [g.node("Sub", [scale, begin], "guidance.above"), width], "guidance.place")
     waves = weights["guidance_embedding.first.weight"].shape[1] // 2
     turns = g.weight("guidance.turns", (math.pi * np.arange(1, waves + 1)).astype(np.float32))
-    angles = g.node("Mul", [place, turns], "guidance.angles")
+    angles = g.node("Mul", [position, turns], "guidance.angles")
     both = [g.node(kind, [angles], f"guidance.{kind.lower()}") for kind in ("Sin", "Cos")]
     x = g.node("Concat", both, "guidance.waves", axis=-1)
     x = _biased(g, x, "guidance_embedding.first", weights)
@@ -123,8 +123,10 @@ class _DecoderGraphBuilder:
         embeddings = g.node("Gather", [g.weight("embed_tokens", table), rows], "code_embeddings")
         summed = g.node("ReduceSum", [embeddings, g.ints(1)], "code_embedding", keepdims=1)
         positions = g.weight("embed_positions", self.weights[f"{_BODY}embed_positions.weights"])
-        place = g.node("Unsqueeze", [g.node("Gather", [positions, "positions"], "place"), g.ints(1)], "place_embedding")
-        return g.node("Add", [summed, place], "embedding")
+        position = g.node(
+            "Unsqueeze", [g.node("Gather", [positions, "positions"], "place"), g.ints(1)], "place_embedding"
+        )
+        return g.node("Add", [summed, position], "embedding")
 
     def _layer(self, x: str, layer: int) -> str:
         g, name = self.g, f"layers.{layer}"

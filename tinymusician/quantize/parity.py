@@ -98,8 +98,8 @@ def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_sn
     if not max(parity.kl) <= kl:
         raise ParityError(f"{name}: KL {max(parity.kl):.3g} nats a code; at most {kl:g} is allowed ({where})")
     if not min(parity.agreement) >= agreement:
-        least = min(parity.agreement)
-        raise ParityError(f"{name}: {least:.4f} of the likeliest codes agree; at least {agreement:g} must ({where})")
+        lowest = min(parity.agreement)
+        raise ParityError(f"{name}: {lowest:.4f} of the likeliest codes agree; at least {agreement:g} must ({where})")
     if not parity.codec_snr >= codec_snr:
         raise ParityError(f"{name}: the codec's SNR is {parity.codec_snr:.1f} dB; at least {codec_snr:g} is needed")
 

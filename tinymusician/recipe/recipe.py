@@ -199,18 +199,18 @@ def _override(content: JsonObject, override: str) -> None:
     keys = path.split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set {override!r}: the form is part.key=value, such as training.steps=200")
-    place = content
+    section = content
     for key in keys[:-1]:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: {key!r} is a value, not a part")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
-    if keys[-1] == _KIND_KEYS.get(".".join(keys[:-1])) and place.get(keys[-1]) != value:
-        place.clear()  # another kind has other keys: what the old one said does not apply
-    place[keys[-1]] = value
+    if keys[-1] == _KIND_KEYS.get(".".join(keys[:-1])) and section.get(keys[-1]) != value:
+        section.clear()  # another kind has other keys: what the old one said does not apply
+    section[keys[-1]] = value
 
 
 def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

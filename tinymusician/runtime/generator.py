@@ -97,10 +97,10 @@ class MusicGenerator:
         defaults, rate = self.manifest.sampling, self.codec.shape.frame_rate
         seconds = defaults.seconds if request.seconds is None else request.seconds
         guidance = defaults.guidance if request.guidance is None else request.guidance
-        least, most = self.shortest, MAX_SECONDS if request.windows else self.window
-        if not least <= seconds <= most:
+        minimum, maximum = self.shortest, MAX_SECONDS if request.windows else self.window
+        if not minimum <= seconds <= maximum:
             more = "" if request.windows else "; more with windows"
-            raise RequestError(f"seconds {seconds:g}: allowed are {least:g} to {most:g}{more}")
+            raise RequestError(f"seconds {seconds:g}: allowed are {minimum:g} to {maximum:g}{more}")
         if defaults.guidance_range is not None:
             low, high = defaults.guidance_range
             if not low <= guidance <= high:
@@ -200,8 +200,8 @@ class MusicGenerator:
         shape = self.codec.shape
         frames = len(clip) // shape.hop
         if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
-            least, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
-            raise RequestError(f"clip: lasts {given:g} s; {least:g} or more, and less than the requested {seconds:g}")
+            minimum, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
+            raise RequestError(f"clip: lasts {given:g} s; {minimum:g} or more, and less than the requested {seconds:g}")
         audio = clip[None, : frames * shape.hop].astype(np.float32)
         try:
             codes: npt.NDArray[np.int64] = self._encoder.run(["codes"], {"audio": audio})[0][0]

@@ -53,8 +53,8 @@ def probabilities(logits: Logits, sampling: SamplingParams) -> npt.NDArray[np.fl
     scores = logits.astype(np.float64) / sampling.temperature
     size = scores.shape[-1]
     if 0 < sampling.top_k < size:
-        least = np.partition(scores, size - sampling.top_k, axis=-1)[..., size - sampling.top_k, None]
-        scores = np.where(scores < least, -np.inf, scores)
+        threshold = np.partition(scores, size - sampling.top_k, axis=-1)[..., size - sampling.top_k, None]
+        scores = np.where(scores < threshold, -np.inf, scores)
     if sampling.top_p < 1:
         scores = np.where(_in_nucleus(_softmax(scores), sampling.top_p), scores, -np.inf)
     return _softmax(scores)

@@ -139,7 +139,7 @@ def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     apart = {}
     for name, value in tensors.items():
-        place = value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if place in seen else value.contiguous()
-        seen.add(place)
+        pointer = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if pointer in seen else value.contiguous()
+        seen.add(pointer)
     return apart

@@ -198,8 +198,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The peak memory of this process in bytes: of its GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class MetricWindow:
