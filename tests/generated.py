@@ -1,4 +1,4 @@
-"""What transformers' own `generate` plays."""
+"""Codes and audio of transformers' `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students that are told their guidance scale, and hear it: what they are told matters as much as the text."""
+"""Guidance-conditioned students whose scale changes the logits as much as the text does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A publisher with a store and keys, and a device, on a clock of their own."""
+"""A publisher with a store and keys, and a device, with simulated clocks."""
 
 from __future__ import annotations
 

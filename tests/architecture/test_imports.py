@@ -1,4 +1,4 @@
-"""What may be loaded when: seen from outside, in processes of their own."""
+"""Imports of each part of the package, in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in audiocraft's environment: a tiny release with random weights, and what audiocraft itself says of it.
+"""Runs in the environment of audiocraft: a tiny release with random weights, and its outputs.
 
 Usage: python audiocraft_reference.py FOLDER
 """

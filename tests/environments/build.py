@@ -1,4 +1,4 @@
-"""The field's own packages, as environments and as images, built by the project's own files."""
+"""The environments and images of laion-clap and audiocraft, built by the project's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in laion-clap's environment: a checkpoint with random weights, and what laion-clap itself says of some clips.
+"""Runs in the environment of laion-clap: a checkpoint with random weights, and its embeddings of some clips.
 
 Usage: python laion_reference.py FOLDER
 """

@@ -1,4 +1,4 @@
-"""A release of audiocraft's in transformers' layout, against what audiocraft itself says of it."""
+"""An audiocraft release in transformers' layout, compared with audiocraft."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""laion-clap's embeddings through an actor in its own environment, against the package asked directly."""
+"""laion-clap's embeddings from an actor in its environment, compared with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The band in a browser's own library: pulled to a folder, played greedily by transformers.js in Node, code by code."""
+"""An Optimum artifact generates the engine's codes with transformers.js in Node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle plays where nothing but the package's own dependencies is installed: no torch, no transformers, no Ray."""
+"""The base installation, without torch, transformers and Ray, pulls and runs a bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bundles import write_bundle
-from tests.misbehaving import misbehaving
+from tests.faulty_server import faulty_server
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.store import LocalStore
@@ -55,7 +55,7 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     pinned = registry.create().root[0]
     facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
     registry.release(publish(registry.store, bundle, name="band", kind="bundle", **facts), "stable", {})
-    with misbehaving(tmp_path / "store") as server:
+    with faulty_server(tmp_path / "store") as server:
         words = ["band@stable", "--to", str(tmp_path / "phone"), "--from", server.url, "--root-key", pinned]
         ended = subprocess.run(
             [str(binaries / "tmctl"), "pull", *words], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -1,4 +1,4 @@
-"""`tmctl` as a person meets it: help, recipes, dry runs, mistakes. Nothing here starts Ray."""
+"""`tmctl` on a terminal: help, recipes, dry runs, errors. Nothing here starts Ray."""
 
 from __future__ import annotations
 

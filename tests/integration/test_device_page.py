@@ -1,4 +1,4 @@
-"""The page playing on the device itself, in a real browser with the band: the engine's codes, offline, and honest."""
+"""Generation in the browser with the house band: the engine's codes, offline use, fallbacks."""
 
 from __future__ import annotations
 

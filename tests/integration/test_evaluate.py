@@ -1,4 +1,4 @@
-"""The evaluation job on a real Ray: clips of a folder, a damaged one among them, and a worker that is killed."""
+"""The evaluation job on a real Ray: a folder of clips with a damaged one, and a killed worker."""
 
 from __future__ import annotations
 

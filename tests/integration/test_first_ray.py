@@ -1,4 +1,4 @@
-"""The first local Ray of an empty machine: a network, processes and a home of its own stand in for the machine."""
+"""The first local Ray of a machine: separate network, processes and home folder stand in for the machine."""
 
 from __future__ import annotations
 

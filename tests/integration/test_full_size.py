@@ -1,4 +1,4 @@
-"""The engine on layers of MusicGen-Small's exact shape with random weights: the codes are those of transformers."""
+"""The engine with layers of MusicGen-Small's shape and random weights, compared with transformers."""
 
 from __future__ import annotations
 

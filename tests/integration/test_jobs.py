@@ -1,4 +1,4 @@
-"""Jobs on a real Ray: the whole path, a real S3 store, and what happens when processes are killed."""
+"""Jobs on a real Ray: the whole path, a real S3 store, and killed processes."""
 
 from __future__ import annotations
 

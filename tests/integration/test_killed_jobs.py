@@ -1,4 +1,4 @@
-"""Jobs on a real Ray whose processes are killed: what comes out is what an undisturbed run gives."""
+"""Jobs on a real Ray with killed processes: the results equal those of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of publishing and of pulling: a device always plays something whole, and goes on.
+"""kill -9 at random moments of publishing and pulling: a device always has a complete bundle, and recovers.
 
 `make test` kills 6 of each (3 on S3), `make test-kills` 20.
 """

@@ -1,4 +1,4 @@
-"""A store that is gone for a while in the middle of a training: the run waits, and goes on as if nothing had been."""
+"""A store that is unreachable during a training: the run waits, and its results do not change."""
 
 from __future__ import annotations
 

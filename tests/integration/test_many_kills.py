@@ -1,4 +1,4 @@
-"""Any process of precompute and distill is killed at any moment; what comes out is what an undisturbed run gives.
+"""Random kills of all processes of precompute and distill: the results equal those of an undisturbed run.
 
 `make test-kills` kills ten processes of each; TINYMUSICIAN_KILLS says another number.
 """

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the endpoint: schemathesis makes requests out of it, allowed ones and others."""
+"""The OpenAPI document against the endpoint: schemathesis sends valid and invalid requests."""
 
 from __future__ import annotations
 

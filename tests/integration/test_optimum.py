@@ -1,4 +1,4 @@
-"""Optimum's layout: PyTorch's own decoder in float32 and under a plan, in the files that its clients load."""
+"""Optimum's layout: the graphs agree with PyTorch in float32 and with a plan, in the files that its clients load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, with the band behind it: from a prompt to sound, by hand and by keyboard."""
+"""The page in a real browser with the house band: from a prompt to audio, by mouse and by keyboard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All three parts of a model made smaller on a real Ray, with two workers, killed on the way, and what comes out."""
+"""Distillation of all three components on a real Ray, with two workers and kills."""
 
 from __future__ import annotations
 

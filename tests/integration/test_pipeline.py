@@ -1,4 +1,4 @@
-"""The whole way on a real Ray, to a device: steps that are skipped, that go on after a kill, gates, and a pull."""
+"""The whole pipeline on a real Ray, up to a device: skipped steps, kills, gates, pull."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MusicCaps and MusicBench as they are published, made from the band's own test tunes: the same clips come out."""
+"""MusicCaps and MusicBench in their published layouts, made from test tunes: the same clips are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulling a release from a closed bucket of a real S3 server: with credentials, and with presigned addresses alone."""
+"""Pulling a release from a private bucket of a real S3 server, with credentials and with presigned addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.release import presigned_urls
-from tests.cutting import line
+from tests.cutting_proxy import line
 from tests.s3_server import S3Server
 from tinymusician.artifacts import download as transfer
 from tinymusician.artifacts.installation import Installation

@@ -1,4 +1,4 @@
-"""Releases as a person makes them, command by command; the pictures and the mistakes too. Nothing here starts Ray."""
+"""Releases on the command line, with plots and errors. Nothing here starts Ray."""
 
 from __future__ import annotations
 

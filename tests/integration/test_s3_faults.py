@@ -1,4 +1,4 @@
-"""An S3 store that refuses, is not there, or is cut off: one line that says what to do."""
+"""An S3 store that denies access, is unreachable or breaks off: one line that says what to do."""
 
 from __future__ import annotations
 

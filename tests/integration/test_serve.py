@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: commands, engines that are killed, floods, clients that leave."""
+"""The endpoint on a real Ray Serve: commands, killed engines, overload, clients that disconnect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the teacher's signals come from makes no difference to a run, nor do how many share its work, on a real Ray."""
+"""A run's results do not depend on the source of teacher signals or on the number of workers, on a real Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, who is let in, how often."""
+"""API keys: storage, authentication, rate limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house band's parts: corpus on the frame grid, captions, codec start, quantizer, pretraining tasks."""
+"""The house band's parts: corpus on the frame grid, captions, codec initialization, quantizer, training tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MusicCaps, MusicBench and folders: files of the published layouts, what is missing, and clips of any kind."""
+"""MusicCaps, MusicBench and folders: published layouts, missing files, audio formats."""
 
 from __future__ import annotations
 

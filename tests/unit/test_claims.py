@@ -1,4 +1,4 @@
-"""Claims about two models: to find no difference proves nothing."""
+"""Claims about two models: no difference is no evidence."""
 
 from __future__ import annotations
 

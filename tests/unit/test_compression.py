@@ -1,4 +1,4 @@
-"""What a compression keeps on a machine."""
+"""The quantization cache of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation of a tiny pair, in one process: both targets, all objectives' names, the held-out figures."""
+"""Distillation of a tiny pair in one process: both targets, all objectives, held-out metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from scipy.special import log_softmax, rel_entr
 
 from jobs.distill.objective import loss_weights_at
-from tests.distilling import task_of, tiny_tokens
+from tests.distill_tasks import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
 from tinymusician.data.tokens import TokenDataset, tokenize_captions

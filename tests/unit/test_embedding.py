@@ -1,4 +1,4 @@
-"""Embedding models against transformers' own feature extraction, and against plain sums; reading clips of any kind."""
+"""Embedding models against transformers' feature extraction and against plain sums; audio formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint over HTTP, with the engine behind it, and no Ray between them."""
+"""The endpoint over HTTP with a real engine, without Ray."""
 
 from __future__ import annotations
 

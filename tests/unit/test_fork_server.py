@@ -1,4 +1,4 @@
-"""A command that the fork server runs does what it does by itself."""
+"""A command in the fork server behaves like the command itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and bundles as evaluation sees them; agreement with a teacher against plain sums; what playing costs."""
+"""PyTorch models and bundles as generators; agreement with a teacher against plain sums; inference cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students that are told their guidance scale: what they are asked for, what they learn, how they are kept."""
+"""Guidance-conditioned students: sampled scales, training, saving."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.distill.finalize import scales_between
-from tests.distilling import task_of, tiny_tokens
+from tests.distill_tasks import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.guidance_scales import FixedScaleSource, GuidanceSampler

@@ -1,4 +1,4 @@
-"""Bundles of students that are told their guidance scale, against transformers' own `generate`."""
+"""Bundles of guidance-conditioned students, against transformers' `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifests: Kubernetes' own schemas, Ray's schema of what is served, and what must hold between them."""
+"""The manifests: Kubernetes' schemas, Ray's schema of the Serve configuration, and consistency between them."""
 
 from __future__ import annotations
 

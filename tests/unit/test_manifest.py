@@ -1,4 +1,4 @@
-"""Artifacts: what is published comes back byte for byte, and damage is found."""
+"""Artifacts round-trip byte for byte, and damage is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MusicGen in PyTorch: our forward pass, sampling and cutting against transformers' own output."""
+"""MusicGen in PyTorch: forward pass, sampling and layer pruning against transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts and dashboard: that they ask for metrics which exist, that alerts fire, and that each has its page."""
+"""Alerts and dashboard: their metrics exist, alerts fire, each has its runbook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten thousand changed releases: each is refused with a reason, or says what it said before."""
+"""Ten thousand mutated releases: each is rejected with a reason, or has the same meaning."""
 
 from __future__ import annotations
 

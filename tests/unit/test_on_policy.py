@@ -1,4 +1,4 @@
-"""The student's own samples among the sequences: whose they are, how many, how old, and that a resumed run has them."""
+"""On-policy samples: their share and age, and that a resumed run reads the same ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs.distill.objective import on_policy_share
-from tests.distilling import task_of, tiny_tokens
+from tests.distill_tasks import task_of, tiny_tokens
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset

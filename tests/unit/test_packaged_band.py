@@ -1,4 +1,4 @@
-"""The packaged house band: it loads with transformers, is small, and plays notes."""
+"""The packaged house band: it loads with transformers, is small, and generates notes."""
 
 from __future__ import annotations
 

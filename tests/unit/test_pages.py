@@ -1,4 +1,4 @@
-"""Large pages change where memory lies and nothing else."""
+"""Huge pages change the location of memory and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parity gate, on the band's own graphs: equal ones pass, and what was spoiled is found and named."""
+"""The parity check on the house band's graphs: equal graphs pass, changed ones are named."""
 
 from __future__ import annotations
 

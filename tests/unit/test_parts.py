@@ -1,4 +1,4 @@
-"""Text encoder and codec made smaller: what they keep of their teachers, what they learn, how they join a student."""
+"""Smaller text encoders and codecs: initialization from the teacher, training, assembly of the student."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import EncodecModel, T5EncoderModel
 from benchmarks.shapes import musicgen
 from jobs.distill.components import load_joint_weights, parameter_counts
 from jobs.launch.estimate import distill_cost
-from tests.distilling import task_of, tiny_tokens
+from tests.distill_tasks import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.balance import Method, balance
 from tinymusician.distill.codec_distill import (

@@ -1,4 +1,4 @@
-"""Precision plans: what a plan may say, and what the graphs it makes still play."""
+"""Precision plans: valid plans, and the outputs of quantized graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt files: the packaged ones are what they should be, mistakes are one line with file and line."""
+"""Prompt files: the packaged ones are valid; an error is one line with file and line number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device: what it installs, what it refuses, and whose keys it follows; all over a store in a folder."""
+"""Devices: what they install, what they reject, and the keys that they trust, with a store in a folder."""
 
 from __future__ import annotations
 

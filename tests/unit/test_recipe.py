@@ -1,4 +1,4 @@
-"""Recipes: every packaged one loads, every mistake is one clear line."""
+"""Recipes: all packaged ones load, each error is one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A publisher: keys, root documents and releases, whoever else writes to the store."""
+"""Publishers: keys, root documents and releases, while others write to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in the store: records, states, signs of life."""
+"""Runs in the store: records, states, heartbeats."""
 
 from __future__ import annotations
 

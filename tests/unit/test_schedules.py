@@ -1,4 +1,4 @@
-"""α, τ and the learning rate against hand-made values."""
+"""α, τ and the learning rate against values by hand."""
 
 from __future__ import annotations
 

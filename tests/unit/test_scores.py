@@ -1,4 +1,4 @@
-"""KAD, CLAP scores, label divergence, intervals and guards against plain loops, closed forms and made-up clips."""
+"""KAD, CLAP scores, label KL, intervals and degenerate clips against plain loops, closed forms and synthetic clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing precisions under a KL budget, against trying every plan there is."""
+"""Choosing precisions under a KL budget, against exhaustive search."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from tests.distilling import tiny_tokens
+from tests.distill_tasks import tiny_tokens
 from tests.tiny import CAPTIONS, write_tone
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore

@@ -1,4 +1,4 @@
-"""band-tagger: what it hears in tunes that nobody trained on, and that transposing a clip transposes its key."""
+"""band-tagger: accuracy on held-out tunes, and transposing a clip transposes its key."""
 
 from __future__ import annotations
 

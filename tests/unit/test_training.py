@@ -1,4 +1,4 @@
-"""The loop, the engines and checkpoints: DeepSpeed against plain PyTorch, resuming against going on."""
+"""Trainer, engines and checkpoints: DeepSpeed against plain PyTorch, resumed against uninterrupted runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing files over HTTP from servers that fail in every way there is a name for."""
+"""Downloads over HTTP from servers with each kind of fault."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.misbehaving import (
+from tests.faulty_server import (
     Fault,
-    Misbehaving,
+    FaultyServer,
+    faulty_server,
     hang_up,
-    misbehaving,
     no_ranges,
     redirect,
     redirect_for_ever,
@@ -54,15 +54,15 @@ def file(data: bytes) -> ReleasedFile:
 
 
 @pytest.fixture
-def server(tmp_path: Path, data: bytes, file: ReleasedFile) -> Iterator[Misbehaving]:
+def server(tmp_path: Path, data: bytes, file: ReleasedFile) -> Iterator[FaultyServer]:
     path = tmp_path / "store" / blob_key(file.sha256)
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
-    with misbehaving(tmp_path / "store") as result:
+    with faulty_server(tmp_path / "store") as result:
         yield result
 
 
-def bring_to(folder: Path, server: Misbehaving, file: ReleasedFile) -> tuple[Path, int]:
+def bring_to(folder: Path, server: FaultyServer, file: ReleasedFile) -> tuple[Path, int]:
     """The file's place, and the sum of all that was told."""
     bytes_done = [0]
     place = download([HttpSource(server.url)], file, folder, lambda size: bytes_done.append(size), BandwidthLimiter())
@@ -99,7 +99,7 @@ FAULTS: dict[str, list[Fault]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_pull_survives_a_faulty_server(
-    name: str, tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+    name: str, tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes
 ) -> None:
     server.faults = list(FAULTS[name])
     place, bytes_done = bring_to(tmp_path / "device", server, file)
@@ -109,7 +109,7 @@ def test_pull_survives_a_faulty_server(
     assert not list((tmp_path / "device" / "partial").iterdir())
 
 
-def test_download_resumes_at_the_break(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_download_resumes_at_the_break(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:
     server.faults = [truncate(0.5)]
     bring_to(tmp_path / "device", server, file)
     (_, first), (_, second) = server.requests
@@ -118,9 +118,9 @@ def test_download_resumes_at_the_break(tmp_path: Path, server: Misbehaving, file
 
 
 def test_another_mirror_resumes_the_download(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes
 ) -> None:
-    with misbehaving(server.root) as other:
+    with faulty_server(server.root) as other:
         server.faults = [truncate(0.25)] + [refuse(500)] * 99
         sources = [HttpSource(server.url), HttpSource(other.url)]
         place = download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter())
@@ -129,7 +129,7 @@ def test_another_mirror_resumes_the_download(
 
 
 def test_mirror_with_wrong_bytes_is_skipped(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes
 ) -> None:
     server.faults = [wrong_bytes] * 99
     sources = [HttpSource(server.url), FolderSource(server.root)]
@@ -140,21 +140,21 @@ def test_mirror_with_wrong_bytes_is_skipped(
 
 
 def test_mirror_below_the_minimum_speed(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the patience of one look, whatever came before it, another mirror goes on."""
     monkeypatch.setattr(transfer, "_TIMEOUT_SECONDS", 0.1)
     server.faults = [trickle(0.5)]
-    with misbehaving(server.root) as other:
+    with faulty_server(server.root) as other:
         sources = [HttpSource(server.url), HttpSource(other.url)]
         assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
         ((_, start),) = other.requests
         assert SIZE // 2 <= start < SIZE // 2 + 1000
 
 
-def test_mirrors_with_inconsistent_bytes(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_mirrors_with_inconsistent_bytes(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:
     """Half a file of wrong bytes from one mirror does not make another, which goes on with right ones, the bad one."""
-    with misbehaving(server.root) as good:
+    with faulty_server(server.root) as good:
         server.faults = [wrong_half] * 99
         sources = [HttpSource(server.url), HttpSource(good.url)]
         bytes_done = [0]
@@ -164,17 +164,17 @@ def test_mirrors_with_inconsistent_bytes(tmp_path: Path, server: Misbehaving, fi
 
 
 def test_progressing_mirror_is_not_interrupted(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes
 ) -> None:
     """One mirror sends wrong halves for ever, the line to the good one is cut five times: it still comes to its end."""
-    with misbehaving(server.root) as good:
+    with faulty_server(server.root) as good:
         server.faults, good.faults = [wrong_half] * 999, [truncate(0.3)] * 5
         sources = [HttpSource(server.url), HttpSource(good.url)]
         assert download(sources, file, tmp_path / "device", lambda size: None, BandwidthLimiter()).read_bytes() == data
 
 
 def test_endless_response_for_a_small_value(
-    server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "_TIMEOUT_SECONDS", 0.05)
     server.faults = [trickle(0.001)]
@@ -182,7 +182,7 @@ def test_endless_response_for_a_small_value(
         HttpSource(server.url).read(blob_key(file.sha256), SIZE)
 
 
-def test_small_values_are_retried(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_small_values_are_retried(tmp_path: Path, server: FaultyServer, file: ReleasedFile) -> None:
     (server.root / "keys").mkdir()
     (server.root / "keys" / "x").write_bytes(b"a root document")
     server.everywhere = True
@@ -197,7 +197,7 @@ def test_small_values_are_retried(tmp_path: Path, server: Misbehaving, file: Rel
     assert not server.faults, "a store that does not say is not asked again"
 
 
-def test_earlier_partial_downloads_are_used(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_earlier_partial_downloads_are_used(tmp_path: Path, server: FaultyServer, file: ReleasedFile) -> None:
     server.faults = [truncate(0.5)] + [refuse(401)] * 2
     with pytest.raises(StoreError, match="IncompleteRead"):
         bring_to(tmp_path / "device", server, file)
@@ -205,7 +205,7 @@ def test_earlier_partial_downloads_are_used(tmp_path: Path, server: Misbehaving,
     assert bytes_done == SIZE
 
 
-def test_symbolic_links_are_rejected(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_symbolic_links_are_rejected(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:
     """What somebody laid into the device's folder to have a file elsewhere overwritten, or to be taken for a file."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
@@ -219,7 +219,7 @@ def test_symbolic_links_are_rejected(tmp_path: Path, server: Misbehaving, file: 
     assert outside.read_bytes() == b"mine"
 
 
-def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: Misbehaving, file: ReleasedFile) -> None:
+def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: FaultyServer, file: ReleasedFile) -> None:
     """Every failure that lasts ends, and says what it was; what had arrived is kept for the next time."""
     missing = file.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(NotFoundError, match="nothing under 'blobs/sha256/0000"):
@@ -244,7 +244,7 @@ def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: Misbehaving, f
 
 
 def test_bandwidth_limit(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the sleeps that it asks for, so nothing waits here: 2 MB at 1 MB/s are 2 s, less what the loading took."""
     slept: list[float] = []
@@ -261,7 +261,7 @@ def test_bandwidth_limit(
 
 
 def test_a_proxy_of_the_environment(
-    tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server plays the proxy: it is asked for whole addresses, of a host that is nowhere."""
     monkeypatch.setenv("http_proxy", server.url)
@@ -270,7 +270,7 @@ def test_a_proxy_of_the_environment(
     assert server.requests == [(f"http://music.invalid/{blob_key(file.sha256)}", 0)]
 
 
-def test_https_never_redirects_to_http(server: Misbehaving, file: ReleasedFile) -> None:
+def test_https_never_redirects_to_http(server: FaultyServer, file: ReleasedFile) -> None:
     source = HttpSource("https://example.invalid")
 
     class Moved:
@@ -284,7 +284,7 @@ def test_https_never_redirects_to_http(server: Misbehaving, file: ReleasedFile) 
         pass
 
 
-def test_a_list_of_addresses(tmp_path: Path, server: Misbehaving, file: ReleasedFile, data: bytes) -> None:
+def test_a_list_of_addresses(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:
     """From a file and from a server; one that is none, or leads out of HTTPS, ends with a line that says so."""
     key = blob_key(file.sha256)
     listed = tmp_path / "store" / "stable.json"

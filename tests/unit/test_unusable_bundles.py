@@ -1,4 +1,4 @@
-"""Bundles that open, and those that must not be loaded."""
+"""Bundles that open, and bundles that must not be loaded."""
 
 from __future__ import annotations
 

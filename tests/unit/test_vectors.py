@@ -1,4 +1,4 @@
-"""The published test vectors are what the generator makes, and our client does with them what they say."""
+"""The published test vectors are up to date, and the client agrees with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the cluster's CPUs are shared out, and how errors of workers reach users."""
+"""Allocation of the cluster's CPUs, and messages of worker errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening measures on signals whose answer is known."""
+"""Audio features of signals with known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is collected of a store: nothing that an alias, a run, or anything kept needs."""
+"""Garbage collection removes nothing that an alias, a run or an artifact needs."""
 
 from __future__ import annotations
 

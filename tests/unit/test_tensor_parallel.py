@@ -1,4 +1,4 @@
-"""A teacher held by two processes together: what it says and samples is what the whole one does."""
+"""A teacher that two processes share has the logits and samples of the whole one."""
 
 from __future__ import annotations
 

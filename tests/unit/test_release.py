@@ -1,4 +1,4 @@
-"""Promotion by gates, on evaluations as a release keeps them: signed, with their numbers as text."""
+"""Promotion by gates, with the signed evaluations of releases."""
 
 from __future__ import annotations
 

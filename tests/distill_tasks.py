@@ -1,4 +1,4 @@
-"""What tests of distillation share: a small token set, and a task over every one of its rows."""
+"""Fixtures of distillation tests: a small token set, and a task over all of its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server over a folder that does to its clients what the world does: on purpose, and as often as it is told."""
+"""A web server over a folder, with configurable faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Handler(BaseHTTPRequestHandler):
     """Ranges, If-Range and entity tags as RFC 9110 has them, unless there is a fault for the request."""
 
     protocol_version = "HTTP/1.1"
-    server: Misbehaving
+    server: FaultyServer
 
     def do_GET(self) -> None:
         path = self.server.root / urlparse(self.path).path.lstrip("/").removeprefix("signed/")
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class Misbehaving(ThreadingHTTPServer):
+class FaultyServer(ThreadingHTTPServer):
     """The server: `faults` are used up one after the other by requests for blobs, or for anything `everywhere`."""
 
     daemon_threads = True
@@ -84,9 +84,9 @@ class Misbehaving(ThreadingHTTPServer):
 
 
 @contextmanager
-def misbehaving(root: Path) -> Iterator[Misbehaving]:
+def faulty_server(root: Path) -> Iterator[FaultyServer]:
     """A server over a folder."""
-    server = Misbehaving(root)
+    server = FaultyServer(root)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

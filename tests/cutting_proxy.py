@@ -1,4 +1,4 @@
-"""A line between a client and a server that is cut, on purpose, after so many bytes of the server's."""
+"""A TCP proxy that closes its connections after a given number of bytes from the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An endpoint that follows an alias: new bundles without a dropped request, bad ones refused."""
+"""An endpoint that follows an alias: it loads new bundles without a dropped request, and rejects invalid ones."""
 
 from __future__ import annotations
 

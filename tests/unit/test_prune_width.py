@@ -1,4 +1,4 @@
-"""Narrower students: what of their teacher they keep, and how their layers follow it."""
+"""Width-pruned students: selected weights, and projections of hidden states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.launch.validate import check_shapes
-from tests.distilling import task_of, tiny_tokens
+from tests.distill_tasks import task_of, tiny_tokens
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.hidden_states import ProjectedDecoder, followed_layers, hidden_loss
 from tinymusician.distill.signals import OnlineTeacher
