@@ -1,4 +1,4 @@
-// The waveform and the spectrogram of a sound that may still be arriving.
+// The waveform and the spectrogram of audio that may still be arriving.
 
 const LOW = 60; // Hz at the bottom
 const FLOOR = -85; // dB that are black
@@ -11,7 +11,7 @@ export class Picture {
     this.drawn = 0;
   }
 
-  // Begin anew for a sound, at the size that the canvases have now.
+  // Start again for other audio, at the current size of the canvases.
   open(sound) {
     this.sound = sound;
     this.drawn = 0;
@@ -26,7 +26,7 @@ export class Picture {
     this.window = Float32Array.from({ length: this.size }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / this.size));
   }
 
-  // Draw what has come, and the playhead. `done` says that nothing more comes.
+  // Draw the received samples and the playhead. `done` means that all have arrived.
   update() {
     const { sound } = this;
     if (!sound) return;

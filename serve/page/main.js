@@ -1,8 +1,8 @@
-// The page: from words to sound, and what was heard before.
+// The page: a form, the current audio, and the history.
 
 import { Device, Unable, whyUnsupported } from './device/device.js';
 import { Picture } from './draw.js';
-import * as past from './history.js';
+import * as history from './history.js';
 import { Refused, generate, model } from './server.js';
 import { Sound, wave } from './sound.js';
 
@@ -10,16 +10,16 @@ const EXAMPLES = [
   'a fast fiddle reel in D major', 'a slow waltz for flute in G major', 'a sad piano piece in A minor',
   'a happy march for brass', 'a lively jig for accordion',
 ];
-const ANY_GUIDANCE = [1, 10]; // what the slider offers where the bundle says nothing of it
+const ANY_GUIDANCE = [1, 10]; // range of the slider if the bundle defines none
 const LARGEST_SEED = 2 ** 53 - 1;
 const at = (id) => document.getElementById(id);
 const picture = new Picture(at('wave'), at('spectrogram'));
 const device = new Device();
-let bundle, sound, running, played, online = false;
+let bundle, sound, running, online = false;
 
-// ---- what plays here
+// ---- the model
 
-async function ask() {
+async function loadModel() {
   try {
     bundle = await model(key());
     online = true;
@@ -39,18 +39,18 @@ async function ask() {
   at('bundle').replaceChildren(facts, digest);
   at('seconds').max = Math.floor(bundle.most_seconds);
   if (!at('seconds').touched) at('seconds').value = Math.round(bundle.seconds);
-  const [least, most] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
-  Object.assign(at('guidance'), { min: least, max: most, step: bundle.guidance_range ? 'any' : 0.5, disabled: fixed });
+  const [min, max] = bundle.guidance_range ?? ANY_GUIDANCE, fixed = bundle.one_pass && !bundle.guidance_range;
+  Object.assign(at('guidance'), { min, max, step: bundle.guidance_range ? 'any' : 0.5, disabled: fixed });
   if (!at('guidance').touched) at('guidance').value = bundle.guidance;
   if (!at('temperature').touched) at('temperature').value = bundle.temperature;
-  at('guidance-note').textContent = fixed ? 'this model has it in its weights' : 'how closely to follow the words';
-  tell();
-  if (onDevice()) await settle();
+  at('guidance-note').textContent = fixed ? 'fixed: it is part of the model' : 'how closely to follow the description';
+  showValues();
+  if (onDevice()) await enableDevice();
 }
 
 const key = () => at('key').value.trim() || sessionStorage.getItem('key') || '';
 
-function tell() {
+function showValues() {
   at('seconds-value').textContent = `${at('seconds').value} s`;
   at('guidance-value').textContent = Number(at('guidance').value).toFixed(2);
   at('temperature-value').textContent = Number(at('temperature').value).toFixed(2);
@@ -60,62 +60,62 @@ function tell() {
 
 const onDevice = () => localStorage.getItem('device') === 'yes';
 
-// Make the device ready to play, or say why it cannot; the server plays then.
-async function settle() {
+// Prepare generation on this device. If it is not possible, show the reason and use the server.
+async function enableDevice() {
   const why = await whyUnsupported(bundle);
-  if (why) return give(why);
+  if (why) return disableDevice(why);
   at('device').checked = true;
   at('device-load').hidden = false;
   const began = performance.now();
   try {
-    await navigator.serviceWorker?.register('offline.js').catch(() => {}); // without it the device plays, but not offline
+    await navigator.serviceWorker?.register('offline.js').catch(() => {}); // without it, generation works, but not offline
     await device.open(bundle, key(), (done, size) => {
       at('device-load').value = done / size;
       at('device-note').textContent = `loading: ${(done / 1e6).toFixed(1)} of ${(size / 1e6).toFixed(1)} MB`;
     });
     localStorage.setItem('device', 'yes');
-    at('device-note').textContent = `ready in ${((performance.now() - began) / 1000).toFixed(1)} s; plays without the server, also offline`;
+    at('device-note').textContent = `ready in ${((performance.now() - began) / 1000).toFixed(1)} s; works without the server and offline`;
   } catch (error) {
-    give(error.message);
+    disableDevice(error.message);
   } finally {
     at('device-load').hidden = true;
   }
 }
 
-function give(why) {
+function disableDevice(why) {
   device.close();
   localStorage.removeItem('device');
   at('device').checked = false;
-  at('device-note').textContent = `This device cannot play it: ${why}. The server plays instead.`;
+  at('device-note').textContent = `This device cannot generate: ${why}. The server generates instead.`;
 }
 
 at('device').addEventListener('change', () => {
-  if (at('device').checked && bundle) return settle();
+  if (at('device').checked && bundle) return enableDevice();
   at('device').checked = false;
   device.close();
   localStorage.removeItem('device');
-  at('device-note').textContent = 'loads the bundle once; then it plays here, also without a network';
+  at('device-note').textContent = 'downloads the bundle once, then also works offline';
 });
 
-// ---- from words to sound
+// ---- generation
 
-// What the form says; undefined if something in it is wrong, which is then shown where it is.
+// The values of the form; undefined if one is invalid. Its field then shows the error.
 function formValues() {
-  wrong('prompt');
-  wrong('seed');
+  showError('prompt');
+  showError('seed');
   const prompt = at('prompt').value.trim(), seed = at('seed').value.trim();
-  if (!prompt) return wrong('prompt', 'Some words are needed, such as “a slow waltz for flute”.');
-  if (!/^\d*$/.test(seed) || Number(seed) > LARGEST_SEED) return wrong('seed', `A whole number up to ${LARGEST_SEED}, or nothing.`);
+  if (!prompt) return showError('prompt', 'Enter a description, such as “a slow waltz for flute”.');
+  if (!/^\d*$/.test(seed) || Number(seed) > LARGEST_SEED) return showError('seed', `A whole number up to ${LARGEST_SEED}, or nothing.`);
   const values = { prompt, seconds: Number(at('seconds').value), temperature: Number(at('temperature').value) };
   if (!at('guidance').disabled) values.guidance = Number(at('guidance').value);
   if (seed) values.seed = Number(seed);
   return values;
 }
 
-function wrong(field, message = '') {
-  const place = at(`${field}-wrong`);
-  place.textContent = message;
-  place.hidden = !message;
+function showError(field, message = '') {
+  const element = at(`${field}-wrong`);
+  element.textContent = message;
+  element.hidden = !message;
   at(field).setAttribute('aria-invalid', String(Boolean(message)));
   if (message) at(field).focus();
 }
@@ -128,7 +128,7 @@ async function play(event) {
   at('play').disabled = true;
   at('stop').hidden = false;
   try {
-    for (let again = true; again;) again = await attempt(values);
+    for (let retry = true; retry;) retry = await attempt(values);
   } finally {
     running = undefined;
     at('play').disabled = false;
@@ -136,10 +136,10 @@ async function play(event) {
   }
 }
 
-// One request; returns whether to ask again, after the wait that the server asked for.
+// One request. Returns whether to retry; it has then waited as long as the server requested.
 async function attempt(values) {
   const began = performance.now();
-  say('Waiting for the first sound …');
+  showStatus('Waiting for the first audio …');
   const here = device.ready, { signal } = running;
   let piece;
   try {
@@ -152,15 +152,15 @@ async function attempt(values) {
       }
       sound.add(part);
       piece.factor = (performance.now() - began) / 1000 / (sound.have / sound.rate);
-      say(`Playing while it is made: ${(sound.have / sound.rate).toFixed(1)} of ${sound.seconds.toFixed(1)} s`);
-      facts(piece);
+      showStatus(`Generating and playing: ${(sound.have / sound.rate).toFixed(1)} of ${sound.seconds.toFixed(1)} s`);
+      showFacts(piece);
     }
     await finish(piece);
-    say('');
+    showStatus('');
   } catch (error) {
-    if (error instanceof Unable) return give(error.message), online;
+    if (error instanceof Unable) return disableDevice(error.message), online;
     if (piece) finish(piece);
-    if (running.signal.aborted) return say(''), false;
+    if (running.signal.aborted) return showStatus(''), false;
     return failed(error);
   }
   return false;
@@ -168,56 +168,55 @@ async function attempt(values) {
 
 async function failed(error) {
   if (!(error instanceof Refused)) {
-    say(`Something went wrong in this page: ${error.message}`, true);
+    showStatus(`Something went wrong in this page: ${error.message}`, true);
     throw error;
   }
   if (error.code === 'unauthorized') {
     at('key-part').hidden = false;
     at('key').focus();
   }
-  if (error.field && document.getElementById(`${error.field}-wrong`)) wrong(error.field, error.message);
-  if (error.field === 'guidance') ask(); // another bundle plays by now
-  if (!['busy', 'rate_limited', 'not_ready'].includes(error.code)) return say(sentence(error.message), true), false;
+  if (error.field && document.getElementById(`${error.field}-wrong`)) showError(error.field, error.message);
+  if (error.field === 'guidance') loadModel(); // the endpoint has another bundle by now
+  if (!['busy', 'rate_limited', 'not_ready'].includes(error.code)) return showStatus(sentence(error.message), true), false;
   for (let left = error.wait; left > 0 && !running.signal.aborted; left--) {
-    say(`${sentence(error.message)} Asking again in ${left} s.`);
+    showStatus(`${sentence(error.message)} Retrying in ${left} s.`);
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
-  if (running.signal.aborted) say('');
+  if (running.signal.aborted) showStatus('');
   return !running.signal.aborted;
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
 
-function say(message, bad = false) {
+function showStatus(message, bad = false) {
   at('status').textContent = message;
   at('status').classList.toggle('bad', bad);
 }
 
-// ---- what is heard now
+// ---- current audio
 
 function open(piece) {
   sound?.close();
-  played = piece;
   sound = new Sound(piece.rate, piece.total);
   at('now').hidden = false;
   at('now-title').textContent = piece.prompt;
   at('download').hidden = true;
   at('seek').max = sound.seconds;
   picture.open(sound);
-  facts(piece);
+  showFacts(piece);
 }
 
 async function finish(piece) {
   sound.end();
   piece.wave = wave(sound.samples, sound.rate);
   piece.lasts = sound.have / sound.rate;
-  offer(piece);
-  facts(piece);
-  await past.keep(piece).catch(() => say('This browser keeps no history.'));
-  await remember();
+  showDownload(piece);
+  showFacts(piece);
+  await history.keep(piece).catch(() => showStatus('This browser keeps no history.'));
+  await renderHistory();
 }
 
-function offer(piece) {
+function showDownload(piece) {
   URL.revokeObjectURL(at('download').href);
   at('download').href = URL.createObjectURL(piece.wave);
   at('download').download = filename(piece);
@@ -226,10 +225,10 @@ function offer(piece) {
 
 const filename = (piece) => `${piece.prompt.toLowerCase().replace(/[^a-z0-9]+/g, '-').slice(0, 40)}-${piece.seed}.wav`;
 
-function facts(piece) {
+function showFacts(piece) {
   const rows = {
     'Real-time factor': piece.factor === undefined ? '…' : piece.factor.toFixed(2), Seed: piece.seed, Guidance: piece.guidance ?? '–',
-    Temperature: piece.temperature, 'Played by': piece.where === 'device' ? 'this device' : 'the server',
+    Temperature: piece.temperature, 'Generated on': piece.where === 'device' ? 'this device' : 'the server',
     Bundle: `${piece.digest.slice(0, 12)}${piece.version ? ` (version ${piece.version})` : ''}`,
   };
   at('facts').replaceChildren(...Object.entries(rows).map(([name, value]) => {
@@ -251,18 +250,18 @@ function show() {
   at('pause').setAttribute('aria-label', sound.playing ? 'Pause' : 'Play again');
 }
 
-// ---- what was heard before
+// ---- history
 
-const addresses = []; // of the sounds in the list, given back when it is made anew
+const addresses = []; // object URLs of the list, revoked when it is rendered again
 
-async function remember() {
-  const pieces = await past.all().catch(() => []);
+async function renderHistory() {
+  const pieces = await history.all().catch(() => []);
   addresses.splice(0).forEach((address) => URL.revokeObjectURL(address));
   at('past').hidden = pieces.length === 0;
-  at('history').replaceChildren(...pieces.map(line));
+  at('history').replaceChildren(...pieces.map(historyItem));
 }
 
-function line(piece) {
+function historyItem(piece) {
   const item = document.createElement('li'), what = document.createElement('div');
   what.className = 'what';
   what.append(piece.prompt);
@@ -271,7 +270,7 @@ function line(piece) {
   const link = Object.assign(document.createElement('a'), { textContent: 'Download', download: filename(piece), href: URL.createObjectURL(piece.wave) });
   addresses.push(link.href);
   link.setAttribute('aria-label', `Download ${piece.prompt}`);
-  item.append(what, button('Play', piece, again), button('Use', piece, use), link, button('Forget', piece, () => past.forget(piece.id).then(remember)));
+  item.append(what, button('Play', piece, replay), button('Use', piece, use), link, button('Delete', piece, () => history.forget(piece.id).then(renderHistory)));
   return item;
 }
 
@@ -282,7 +281,7 @@ function button(label, piece, does) {
   return made;
 }
 
-async function again(piece) {
+async function replay(piece) {
   if (running) return;
   const bytes = new Uint8Array(await piece.wave.arrayBuffer());
   const view = new DataView(bytes.buffer, 44);
@@ -290,18 +289,18 @@ async function again(piece) {
   open({ ...piece, total: samples.length });
   sound.add(samples);
   sound.end();
-  offer(piece);
+  showDownload(piece);
   await sound.play();
   at('now').scrollIntoView({ block: 'nearest' });
 }
 
 function use(piece) {
   for (const name of ['prompt', 'seconds', 'guidance', 'temperature', 'seed']) if (piece[name] !== undefined) at(name).value = piece[name];
-  tell();
+  showValues();
   at('prompt').focus();
 }
 
-// ---- wiring
+// ---- events
 
 at('ask').addEventListener('submit', play);
 at('stop').addEventListener('click', () => running?.abort());
@@ -309,20 +308,20 @@ at('prompt').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); at('ask').requestSubmit(); }
 });
 for (const name of ['seconds', 'guidance', 'temperature']) {
-  at(name).addEventListener('input', () => { at(name).touched = true; tell(); });
+  at(name).addEventListener('input', () => { at(name).touched = true; showValues(); });
 }
-at('key').addEventListener('change', () => { sessionStorage.setItem('key', at('key').value.trim()); ask(); });
+at('key').addEventListener('change', () => { sessionStorage.setItem('key', at('key').value.trim()); loadModel(); });
 at('pause').addEventListener('click', () => (sound.playing ? sound.pause() : sound.play()));
 at('seek').addEventListener('input', () => sound.seek(Number(at('seek').value)));
-at('forget').addEventListener('click', () => past.forget().then(remember));
+at('forget').addEventListener('click', () => history.forget().then(renderHistory));
 at('examples').append(...EXAMPLES.map((text) => {
   const chip = Object.assign(document.createElement('button'), { type: 'button', textContent: text });
-  chip.addEventListener('click', () => { at('prompt').value = text; wrong('prompt'); at('prompt').focus(); });
+  chip.addEventListener('click', () => { at('prompt').value = text; showError('prompt'); at('prompt').focus(); });
   return chip;
 }));
 addEventListener('resize', () => { if (sound) picture.open(sound); });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => sound && picture.open(sound));
-tell();
-remember();
+showValues();
+renderHistory();
 show();
-ask();
+loadModel();

@@ -1,5 +1,5 @@
-// A service worker: the page itself, for when there is no network. The network comes first, so that a new page is seen
-// at once; what was last seen is the rest. Requests for audio and models are none of its business.
+// A service worker that caches the page for offline use. It tries the network first, so updates appear at once, and
+// ignores requests for audio and models.
 
 const CACHE = 'tinymusician-page';
 const FILES = [
@@ -22,7 +22,7 @@ addEventListener('fetch', (event) => {
     const cache = await caches.open(CACHE);
     try {
       const answer = await fetch(event.request);
-      if (answer.ok) event.waitUntil(cache.put(event.request, answer.clone()).catch(() => {})); // no room: it goes on without
+      if (answer.ok) event.waitUntil(cache.put(event.request, answer.clone()).catch(() => {})); // a full cache is not an error
       return answer;
     } catch (error) {
       const cached = await cache.match(event.request, { ignoreSearch: true });

@@ -1,4 +1,4 @@
-// The endpoint as a player: a heading, then samples as they arrive.
+// Generation on the endpoint: a header, then samples as they arrive.
 
 import { WaveReader } from './sound.js';
 
@@ -27,7 +27,7 @@ export async function* generate(values, key, signal) {
       piece = await reader.read();
     } catch (error) {
       if (signal.aborted) throw error;
-      throw new Refused({ message: 'The connection broke off; what arrived can be heard.', code: 'broken' });
+      throw new Refused({ message: 'The connection broke. The received audio can be played.', code: 'broken' });
     }
     if (piece.done) return;
     const samples = wave.feed(piece.value);

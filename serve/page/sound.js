@@ -1,7 +1,7 @@
-// Samples that arrive while they are heard. Every piece is scheduled right after the one before; if it comes too late,
-// there is a pause, and nothing is skipped.
+// Plays samples while they arrive. Each chunk is scheduled right after the previous one. If it is late, there is a pause;
+// nothing is skipped.
 
-const LEAD = 0.06; // seconds until something that was just scheduled sounds
+const LEAD = 0.06; // seconds between scheduling and playback
 
 export class Sound {
   constructor(rate, total) {
@@ -10,8 +10,8 @@ export class Sound {
     this.have = 0;
     this.complete = false;
     this.playing = false;
-    this.from = 0; // where the next play begins, in samples
-    this.segments = []; // {at: context seconds, start, end: samples}, in the order in which they sound
+    this.from = 0; // start of the next playback, in samples
+    this.segments = []; // {at: context seconds, start, end: samples}, in order of playback
   }
 
   get seconds() { return this.samples.length / this.rate; }
@@ -52,7 +52,7 @@ export class Sound {
     if (playing) await this.play();
   }
 
-  // The sample that is heard now.
+  // The index of the current sample.
   get position() {
     if (!this.playing) return this.from;
     const now = this.context.currentTime;
@@ -99,7 +99,7 @@ export function wave(samples, rate) {
   return new Blob([view], { type: 'audio/wav' });
 }
 
-// Reads such a file piece by piece: `feed` gives the samples that each piece of bytes completes.
+// Reads such a file in chunks: `feed` returns the samples that a chunk of bytes completes.
 export class WaveReader {
   #left = new Uint8Array(0);
   rate = 0;

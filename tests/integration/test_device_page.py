@@ -61,11 +61,11 @@ def page(context: BrowserContext, here: Endpoint) -> Page:
     return page
 
 
-SETTLED = re.compile("ready in|cannot play")
+SETTLED = re.compile("ready in|cannot generate")
 
 
 def switch_on(page: Page) -> None:
-    page.get_by_label("Play on this device").check()
+    page.get_by_label("Generate on this device").check()
     ready(page)
 
 
@@ -75,10 +75,10 @@ def ready(page: Page) -> None:
 
 
 def play(page: Page, seconds: int, temperature: float = 0.0) -> np.ndarray:
-    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Describe the music").fill(PROMPT)
     page.get_by_label("Length").fill(str(seconds))
     page.get_by_label("Temperature").fill(str(temperature))
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=90_000)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download WAV").click()
@@ -86,18 +86,18 @@ def play(page: Page, seconds: int, temperature: float = 0.0) -> np.ndarray:
         return np.frombuffer(file.readframes(10**7), "<i2") / 32767
 
 
-def player_of(page: Page) -> str:
-    """Who played it; and if the device gave up, why."""
-    said = page.locator("#facts").inner_text(), page.locator("#device-note").inner_text()
-    return "the device" if "this device" in said[0] else f"the server: {said[1]}"
+def generated_on(page: Page) -> str:
+    """Where the audio was generated, and why the device failed, if it did."""
+    texts = page.locator("#facts").inner_text(), page.locator("#device-note").inner_text()
+    return "the device" if "this device" in texts[0] else f"the server: {texts[1]}"
 
 
 def begin(page: Page, seconds: int) -> None:
     """Play something that is not over soon."""
-    page.get_by_label("What shall be played?").fill(PROMPT)
+    page.get_by_label("Describe the music").fill(PROMPT)
     page.get_by_label("Length").fill(str(seconds))
-    page.get_by_role("button", name="Play", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("Playing while it is made", timeout=30_000)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Generating and playing", timeout=30_000)
 
 
 @pytest.mark.parametrize("seconds", [3, 8])
@@ -106,7 +106,7 @@ def test_browser_generates_the_engines_codes(page: Page, band: Path, seconds: in
     switch_on(page)
     outputs = play(page, seconds)
     expected = load_generator(band).generate(GenerationRequest(PROMPT, seconds=seconds, temperature=0.0, guidance=3.0))
-    assert player_of(page) == "the device"
+    assert generated_on(page) == "the device"
     assert len(outputs) == len(expected)
     assert np.abs(outputs - np.clip(expected, -1, 1)).max() < 1e-3
 
@@ -130,7 +130,7 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
             slider.fill(str(scale))
             outputs.append(play(page, 2))
             expected = player.generate(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
-            assert player_of(page) == "the device"
+            assert generated_on(page) == "the device"
             assert np.abs(outputs[-1] - np.clip(expected, -1, 1)).max() < 1e-3
         assert not np.array_equal(*outputs)
 
@@ -156,17 +156,17 @@ def test_page_works_offline_after_the_first_load(browser: Browser, here: Endpoin
     ready(page)
     expect(page.locator("#bundle")).to_contain_text("test")
     assert np.abs(play(page, 2)).max() > 0.01
-    assert player_of(page) == "the device"
+    assert generated_on(page) == "the device"
     context.close()
 
 
 def test_altered_file_is_not_used(page: Page) -> None:
     page.route("**/decoder.onnx", lambda route: route.fulfill(status=200, body=b"\0" * 12_608_487))
-    page.get_by_label("Play on this device").check()
+    page.get_by_label("Generate on this device").check()
     expect(page.locator("#device-note")).to_contain_text("decoder.onnx is not what its digest says", timeout=60_000)
-    assert not page.get_by_label("Play on this device").is_checked()
+    assert not page.get_by_label("Generate on this device").is_checked()
     assert np.abs(play(page, 1)).max() > 0.01
-    assert player_of(page).startswith("the server")
+    assert generated_on(page).startswith("the server")
 
 
 def test_damaged_cache_entries_are_downloaded_again(page: Page) -> None:
@@ -184,8 +184,8 @@ def test_browser_without_simd_reports_it_and_falls_back_to_the_server(page: Page
     page.add_init_script(NO_SIMD)
     page.reload()
     expect(page.locator("#bundle")).to_contain_text("test")
-    page.get_by_label("Play on this device").click()
-    expect(page.locator("#device-note")).to_contain_text("no WebAssembly SIMD. The server plays instead")
+    page.get_by_label("Generate on this device").click()
+    expect(page.locator("#device-note")).to_contain_text("no WebAssembly SIMD. The server generates instead")
     assert len(play(page, 1)) == 16_000
 
 
@@ -193,8 +193,8 @@ def test_device_with_too_little_memory_reports_it(page: Page) -> None:
     page.add_init_script("Object.defineProperty(Navigator.prototype, 'deviceMemory', { get: () => 0.03125 })")
     page.reload()
     expect(page.locator("#bundle")).to_contain_text("test")
-    page.get_by_label("Play on this device").click()
-    expect(page.locator("#device-note")).to_contain_text("GiB of memory. The server plays instead")
+    page.get_by_label("Generate on this device").click()
+    expect(page.locator("#device-note")).to_contain_text("GiB of memory. The server generates instead")
 
 
 def test_slow_device_falls_back_to_the_server(page: Page) -> None:
@@ -202,7 +202,7 @@ def test_slow_device_falls_back_to_the_server(page: Page) -> None:
     switch_on(page)
     outputs = play(page, 4)
     expect(page.locator("#device-note")).to_contain_text("too slow")
-    assert player_of(page).startswith("the server")
+    assert generated_on(page).startswith("the server")
     assert len(outputs) == 64_000
 
 
@@ -210,21 +210,21 @@ def test_generation_can_be_stopped_and_repeated(page: Page) -> None:
     switch_on(page)
     begin(page, 60)
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     assert len(play(page, 1)) == 16_000
 
 
 def test_switching_off_during_generation_falls_back(page: Page) -> None:
     switch_on(page)
     begin(page, 30)
-    page.get_by_label("Play on this device").uncheck()
+    page.get_by_label("Generate on this device").uncheck()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=60_000)
-    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
-    assert player_of(page).startswith("the server")
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
+    assert generated_on(page).startswith("the server")
 
 
 def test_disabled_device_mode_uses_the_server(page: Page) -> None:
     switch_on(page)
-    page.get_by_label("Play on this device").uncheck()
+    page.get_by_label("Generate on this device").uncheck()
     play(page, 1)
-    assert player_of(page).startswith("the server")
+    assert generated_on(page).startswith("the server")

@@ -47,7 +47,7 @@ def test_from_words_to_sound(page: Page, here: Endpoint) -> None:
     page.get_by_role("button", name="a slow waltz for flute").click()
     page.get_by_label("Length").fill("3")
     page.get_by_label("Seed").fill("11")
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("heading", name="a slow waltz for flute")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("link", name="Download WAV").click()
@@ -82,12 +82,12 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.keyboard.type("a lively jig")
     page.get_by_label("Length").fill("30")
-    page.get_by_label("What shall be played?").press("Enter")
-    expect(page.locator("#status")).to_contain_text("Playing while it is made")
+    page.get_by_label("Describe the music").press("Enter")
+    expect(page.locator("#status")).to_contain_text("Generating and playing")
     stop = page.get_by_role("button", name="Stop")
     stop.focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Play", exact=True)).to_be_enabled()
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible()
     assert page.evaluate("document.getElementById('seek').max") == "30"
     assert here.replica._bundle.loop.num_requests == 0 or page.wait_for_timeout(2000) is None
@@ -96,10 +96,10 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
 
 def test_history_survives_a_reload(page: Page) -> None:
     for seed in ("1", "2"):
-        page.get_by_label("What shall be played?").fill(f"a march number {seed}")
+        page.get_by_label("Describe the music").fill(f"a march number {seed}")
         page.get_by_label("Length").fill("1")
         page.get_by_label("Seed").fill(seed)
-        page.get_by_role("button", name="Play", exact=True).click()
+        page.get_by_role("button", name="Generate", exact=True).click()
         expect(page.locator("#history li")).to_have_count(int(seed))
     page.reload()
     expect(page.locator("#history li .what")).to_contain_text(["a march number 2", "a march number 1"])
@@ -108,36 +108,36 @@ def test_history_survives_a_reload(page: Page) -> None:
     page.wait_for_function("window.energy > 0")
     page.get_by_role("button", name="Use a march number 1").click()
     assert page.get_by_label("Seed").input_value() == "1"
-    page.get_by_role("button", name="Forget a march number 1").click()
+    page.get_by_role("button", name="Delete a march number 1").click()
     expect(page.locator("#history li")).to_have_count(1)
 
 
 def test_errors_name_their_location(page: Page) -> None:
-    page.get_by_role("button", name="Play", exact=True).click()
-    expect(page.locator("#prompt-wrong")).to_contain_text("Some words are needed")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#prompt-wrong")).to_contain_text("Enter a description")
     assert page.evaluate("document.activeElement.id") == "prompt"
-    page.get_by_label("What shall be played?").fill("a march")
+    page.get_by_label("Describe the music").fill("a march")
     page.get_by_label("Seed").fill("eleven")
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#seed-wrong")).to_contain_text("whole number")
     expect(page.locator("#prompt-wrong")).to_be_hidden()
 
 
 def test_page_retries_an_overloaded_server(page: Page, here: Endpoint) -> None:
     held = [here.opened(prompt="a march", seconds=30) for _ in range(2)]
-    page.get_by_label("What shall be played?").fill("a reel")
+    page.get_by_label("Describe the music").fill("a reel")
     page.get_by_label("Length").fill("1")
-    page.get_by_role("button", name="Play", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("Asking again in")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Retrying in")
     for one in held:
         one.close()
     expect(page.get_by_role("heading", name="a reel")).to_be_visible(timeout=60_000)
 
 
 def test_lost_server_is_reported(page: Page, browser: Browser) -> None:
-    page.get_by_label("What shall be played?").fill("a reel")
+    page.get_by_label("Describe the music").fill("a reel")
     page.context.set_offline(True)
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#status")).to_contain_text("does not answer")
     page.context.set_offline(False)
 
@@ -163,9 +163,9 @@ def test_page_prompts_for_an_api_key_once(browser: Browser, band: Path, tmp_path
 def test_it_fits_and_can_be_read(browser: Browser, here: Endpoint, scheme: str, width: int) -> None:
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     page.goto(here.url)
-    page.get_by_label("What shall be played?").fill("a reel")
+    page.get_by_label("Describe the music").fill("a reel")
     page.get_by_label("Length").fill("1")
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     for text, ratio in page.evaluate(CONTRASTS):

@@ -1,4 +1,4 @@
-// A bundle in the browser's storage: downloaded once, every file checked against its SHA-256 before anything uses it.
+// A bundle in the browser's storage: downloaded once, and each file is checked against its SHA-256 before use.
 // The digest that the server names is that of manifest.json, which names every other file by its own.
 
 const CACHE = 'tinymusician-bundles';
@@ -18,7 +18,7 @@ async function download(cache, digest, path, expected, key, onProgress) {
     try {
       return await checked(await there.arrayBuffer(), expected, path);
     } catch {
-      await cache.delete(url); // damaged where it lay: bring it again
+      await cache.delete(url); // damaged in the cache: download it again
     }
   }
   const answer = await fetch(url, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
@@ -33,7 +33,7 @@ async function download(cache, digest, path, expected, key, onProgress) {
   return bytes;
 }
 
-// The manifest, and the files' bytes by role. `onProgress` receives the bytes that are done, and their total.
+// The manifest, and the files' bytes by role. `onProgress` receives the downloaded and the total bytes.
 export async function open(digest, key, onProgress) {
   const cache = await caches.open(CACHE);
   const manifest = JSON.parse(new TextDecoder().decode(await download(cache, digest, 'manifest.json', digest, key, () => {})));

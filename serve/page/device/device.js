@@ -1,20 +1,20 @@
-// This device as a player: whether it can be one, and the same heading and samples as the server gives.
+// Generation on this device: whether it is possible, and the same header and samples as from the server.
 
 // The smallest module with a SIMD instruction (i8x16.splat, i8x16.popcnt).
 const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
-const TRIAL = 3; // the seconds of music in which a device shows whether it keeps up
+const TRIAL = 3; // seconds of audio that decide whether the device is fast enough
 
 export class Unable extends Error {}
 
-// Why this device cannot play a bundle; undefined if it may.
+// The reason why this device cannot run a bundle; undefined if it can.
 export async function whyUnsupported(model) {
   if (!globalThis.WebAssembly?.validate(SIMD)) return 'this browser has no WebAssembly SIMD';
   if (!globalThis.caches || !globalThis.crypto?.subtle) return 'the page needs HTTPS to keep and check a bundle';
-  if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'this server was set up without it';
+  if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'this server does not provide the runtime';
   const needed = 3 * Math.max(model.minimum_memory, model.bytes), has = (navigator.deviceMemory ?? 8) * 2 ** 30;
   if (has < needed) return `it needs ${(needed / 2 ** 30).toFixed(1)} GiB of memory`;
   const { quota = Infinity, usage = 0 } = (await navigator.storage?.estimate?.()) ?? {};
-  if (quota - usage < 1.2 * model.bytes) return 'there is no room left in the browser’s storage';
+  if (quota - usage < 1.2 * model.bytes) return 'the browser’s storage is full';
   return undefined;
 }
 
@@ -33,21 +33,21 @@ export class Device {
 
   get ready() { return Boolean(this.worker && this.digest); }
 
-  // Yields {rate, total, seed, digest, version}, then Float32Arrays. Where the device turns out to be slower than the
-  // music, `Unable` is thrown, unless there is no `other` to play it. One slow second may be a stall, two are slowness.
-  async *generate(request, signal, other) {
+  // Yields {rate, total, seed, digest, version}, then Float32Arrays. Throws `Unable` if the device generates more slowly
+  // than real time and a server (`fallback`) is available. One slow second may be a stall, two are too slow.
+  async *generate(request, signal, fallback) {
     const seed = request.seed ?? Math.floor(Math.random() * 2 ** 53);
     this.worker.postMessage({ kind: 'play', request: { ...request, seed } });
     const stop = () => this.worker?.postMessage({ kind: 'stop' });
     signal.addEventListener('abort', stop);
-    let slow = 0; // seconds of music that took longer than a second
+    let slow = 0; // seconds of audio that took longer than one second
     let ended = false;
     try {
       for await (const message of this.#messages('ended', 'stopped')) {
         if (message.kind === 'heading') yield { rate: message.rate, total: message.total, seed, digest: this.digest, version: this.version };
         if (message.kind === 'samples') yield message.samples;
-        if (message.kind === 'pace' && other && message.second <= TRIAL && message.took > 1 && ++slow > 1) {
-          throw new Unable(`it is too slow (a second of music took it ${message.took.toFixed(1)} s)`);
+        if (message.kind === 'pace' && fallback && message.second <= TRIAL && message.took > 1 && ++slow > 1) {
+          throw new Unable(`it is too slow (one second of audio took ${message.took.toFixed(1)} s)`);
         }
       }
       ended = true;
@@ -58,14 +58,14 @@ export class Device {
     }
   }
 
-  // Whoever still waits for the worker hears that nothing more comes.
+  // Waiting calls receive the error event.
   close() {
-    this.worker?.dispatchEvent(new ErrorEvent('error', { message: 'it was switched off' }));
+    this.worker?.dispatchEvent(new ErrorEvent('error', { message: 'it was disabled' }));
     this.worker?.terminate();
     this.worker = this.digest = undefined;
   }
 
-  // Stop, and wait until the worker has.
+  // Stop the worker, and wait for it.
   async #stop() {
     if (!this.worker) return;
     this.worker.postMessage({ kind: 'stop' });
@@ -76,7 +76,7 @@ export class Device {
     }
   }
 
-  // What the worker says, up to one of `last`.
+  // Messages of the worker, up to one of `last`.
   async *#messages(...last) {
     const messages = [];
     let wake;

@@ -1,10 +1,9 @@
-// The engine in JavaScript: one bundle, one piece at a time. It plays what tinymusician/runtime plays, step by step:
-// the same delay pattern, guidance, windows and codec context, so that greedy codes are equal. Its random numbers are
-// its own.
+// The engine in JavaScript: one bundle, one request at a time. It follows tinymusician/runtime step by step: the same
+// delay pattern, guidance, windows and codec context, so greedy codes are equal. Its random number generator differs.
 
 const LENGTH_STEP = 128, TEXT_STEP = 16; // how buffers grow (runtime/decoder.py)
-const OVERLAP = 0.4; // the share of a window that the next one hears again (runtime/track.py)
-const FIRST_CHUNK = 0.5, CHUNK = 1.0; // seconds (runtime/player.py)
+const OVERLAP = 0.4; // share of a window that the next one continues from (runtime/windowed.py)
+const FIRST_CHUNK = 0.5, CHUNK = 1.0; // seconds (runtime/generator.py)
 
 const rounded = (count, step) => Math.ceil(count / step) * step;
 const inputs = (session) => Object.fromEntries(session.inputMetadata.map((value) => [value.name, value]));
@@ -29,7 +28,7 @@ export class Engine {
 
   get frameRate() { return this.shape.sampling_rate / this.shape.hop; }
 
-  // Yields {ready, frames} after every step, and {samples} as audio is settled.
+  // Yields {ready, frames} after every step, and {samples} when they are final.
   async *play(request) {
     const frames = Math.round(request.seconds * this.frameRate), window = this.shape.window;
     const { one_pass, guidance_range } = this.manifest.sampling; // with a range, the model is guidance-conditioned
@@ -60,7 +59,7 @@ export class Engine {
     yield { samples: await audio.feed(codes, frames, true) };
   }
 
-  // The greedy or drawn codes of one window; `given` are those of its first frames.
+  // The greedy or sampled codes of one window; `given` are the codes of its first frames.
   async *#window(texts, request, given, frames, number) {
     const { codebooks, vocabulary } = this.shape, steps = frames + codebooks - 1, prefix = given[0].length;
     const decoder = new Decoder(this, texts, steps), random = numbers(request.seed, number);
@@ -104,7 +103,7 @@ export class Engine {
   #tensor(type, data, dims) { return new this.ort.Tensor(type, data, dims); }
 }
 
-// A row for each text, all at the same position.
+// One row per text, all at the same position.
 class Decoder {
   constructor(engine, texts, steps) {
     this.engine = engine;
@@ -148,7 +147,7 @@ class Decoder {
   }
 }
 
-// Codes to samples as they are settled; joined, the pieces are the wave made at once (runtime/codec.py).
+// Decodes codes to final samples; the concatenated chunks equal the audio that is decoded at once (runtime/codec.py).
 class AudioStream {
   constructor(engine) {
     this.engine = engine;

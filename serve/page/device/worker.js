@@ -1,4 +1,4 @@
-// The engine in a thread of its own, so that the page stays quick. One piece at a time.
+// The engine in a worker, so that the page stays responsive. One request at a time.
 
 import * as ort from '../vendor/ort.wasm.min.mjs';
 import { Tokenizer } from '../vendor/tokenizers.min.mjs';
@@ -15,7 +15,7 @@ const works = {
     engine = undefined;
     const { manifest, files } = await open(digest, key, (done, size) => postMessage({ kind: 'loading', done, size }));
     engine = await Engine.open(ort, Tokenizer, manifest, files);
-    for await (const _ of engine.play({ ...QUIET, guidance: manifest.sampling.guidance, seconds: 0.3 })); // the first time is slow
+    for await (const _ of engine.play({ ...QUIET, guidance: manifest.sampling.guidance, seconds: 0.3 })); // warm-up
     postMessage({ kind: 'opened', threads: ort.env.wasm.numThreads });
   },
 
