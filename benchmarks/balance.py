@@ -1,4 +1,4 @@
-"""How several losses are best made one: the three rules of `joint.balance` on band-ttm's text encoder and codec.
+"""Loss balancing: the three methods of `joint.balance` on band-ttm's text encoder and codec.
 
     python -m benchmarks.balance [--seeds 3] [--clips 64]
 

@@ -1,4 +1,4 @@
-"""Sequences that the band's own teacher plays, for benchmarks that ask what a teacher's distribution loses."""
+"""Samples of the house band's teacher, for benchmarks of its distribution."""
 
 from __future__ import annotations
 

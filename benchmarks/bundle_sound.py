@@ -1,4 +1,4 @@
-"""Whether a bundle sounds like the float32 one: samples of both, their spectra, and how far two float32 runs differ.
+"""The distance of a bundle's audio from the float32 bundle's, and of two float32 runs from each other.
 
     python benchmarks/bundle_sound.py FLOAT32_BUNDLE BUNDLE [--samples 32]
 

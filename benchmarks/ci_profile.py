@@ -1,9 +1,9 @@
-"""Where the time of a test stage goes: CPU seconds and processes by kind, and what one start of each costs.
+"""The time of a test stage: CPU seconds and processes by kind, and the cost of starting each.
 
     python -m benchmarks.ci_profile make test
 
 Runs the command and reads /proc four times a second. A process counts under the first kind whose word is in its
-command line; what it used after the last reading is lost. `idle` is the share of the machine that nobody used.
+command line; what it used after the last reading is lost. `idle` is the unused share of the machine.
 """
 
 from __future__ import annotations

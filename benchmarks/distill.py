@@ -1,4 +1,4 @@
-"""What the cluster's machinery costs: Ray Train and DeepSpeed against a bare PyTorch loop on the same steps and data.
+"""The overhead of Ray Train and DeepSpeed over a plain PyTorch loop with the same steps and data.
 
     python benchmarks/distill.py [--steps 12] [--rounds 3]
 

@@ -1,4 +1,4 @@
-"""The engine against what else plays a MusicGen on a CPU: one random-weight model of MusicGen-Small's shape for all.
+"""The engine against other ways to run a MusicGen on a CPU, with random weights of MusicGen-Small's shape.
 
     python benchmarks/engine.py [--folder DIR] [--seconds 10] [--openvino]
 

@@ -1,4 +1,4 @@
-"""How fast evaluation is: embedding beside the model's own forward pass, two workers beside one, FAD beside SciPy.
+"""The speed of evaluation: embedding against the model's forward pass, two workers against one, FAD against SciPy.
 
     python benchmarks/evaluate.py [--clips 1000] [--large 60]
 

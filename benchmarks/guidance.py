@@ -1,10 +1,10 @@
-"""Students against their teacher at several guidance scales: KL between the distributions that each is played from.
+"""KL between the sampling distributions of students and their teacher at several guidance scales.
 
     python -m benchmarks.guidance NAME=REF|FOLDER … [--scales 1 2 3 4 5]
 
 For every student and scale: `NAME@S`, forward KL in nats a code from band-large's guided distribution (two passes) to
-the student's, along band-large's samples for the test captions, and `NAME_passes`, how many passes a step takes it. A
-student whose guidance is within it, but that is not told its scale, plays at its own whatever is asked.
+the student's, along band-large's samples for the test captions, and `NAME_passes`, the passes per step. A guided
+student without guidance conditioning ignores the requested scale.
 """
 
 from __future__ import annotations

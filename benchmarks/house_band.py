@@ -1,4 +1,4 @@
-"""What the house band can do, by numbers: codec, language model, steering, notes. Pictures go to docs/house-band/.
+"""Measures the house band: codec, language models, control by captions, notes. Plots go to docs/house-band/.
 
     python benchmarks/house_band.py [--corpus FOLDER] [--clips 96] [--side 32]
 

@@ -1,4 +1,4 @@
-"""What every benchmark prints and keeps: one JSON object with machine, versions and figures."""
+"""The result of a benchmark: one JSON object with machine, versions and metrics, printed and stored."""
 
 from __future__ import annotations
 

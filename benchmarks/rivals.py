@@ -1,4 +1,4 @@
-"""What else plays a MusicGen on a CPU, asked for the same: transformers, Optimum's graphs, OpenVINO."""
+"""Other ways to run a MusicGen on a CPU with the same request: transformers, Optimum's graphs, OpenVINO."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def with_optimum(folder: Path, seconds: float) -> float:
 def with_openvino(folder: Path, position: int = 250, count: int = 12) -> dict[str, float]:
     """A step of one row of the fused float32 decoder in OpenVINO and in ONNX Runtime, and how far apart they are.
 
-    OpenVINO's form of this attention takes a single row, and gives the caches out anew at every step.
+    OpenVINO's form of this attention takes a single row, and returns new caches at every step.
     """
     import onnxruntime
     import openvino

@@ -1,4 +1,4 @@
-"""The endpoint against the bare engine, and what its clients wait for. The band's student, Ray Serve, HTTP.
+"""The endpoint against the engine alone, and the latency of its clients: band-small, Ray Serve, HTTP.
 
     python benchmarks/serve.py [--model DIR] [--seconds 8] [--turns 3]
 

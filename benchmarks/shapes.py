@@ -1,8 +1,8 @@
-"""MusicGen's exact shapes with random weights: speed and memory do not depend on what the weights say.
+"""Models of MusicGen's shapes with random weights, for measurements of speed and memory.
 
     python benchmarks/shapes.py {small,medium,large} FOLDER [--dtype float16]
 
-writes a checkpoint in the hub's own layout, with a small tokenizer of its own, for whatever takes a model's folder:
+writes a checkpoint in the hub's layout with a small tokenizer, for any command that takes a model's folder:
 
     tmctl submit distill tinymusician --set teacher.model=FOLDER --set training.steps=10 …
 """

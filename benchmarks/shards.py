@@ -1,4 +1,4 @@
-"""What shards of the likeliest codes cost: how far the teacher's distribution is from what is read back, and bytes.
+"""Top-k shards: the KL from the teacher's distribution to what is read back, and bytes.
 
     python benchmarks/shards.py [--clips 32] [--seconds 5]
 

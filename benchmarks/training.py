@@ -1,4 +1,4 @@
-"""What a step of `tmctl submit distill` takes on MusicGen's shapes: time and memory, by ZeRO stage and other settings.
+"""Time and memory of a distillation step on MusicGen's shapes, by ZeRO stage and other settings.
 
     python benchmarks/shapes.py small FOLDER
     python benchmarks/training.py FOLDER [--layers 0 8 16 23] [--workers 2] [--batch 2] [--seconds 2] [--cases …]

@@ -1,4 +1,4 @@
-"""How fast artifacts come and go: a pull beside curl, a publish beside boto3, what an update loads, and memory.
+"""The speed of artifacts: pull against curl, publish against boto3, the bytes of an update, and memory.
 
     python benchmarks/transfer.py [--megabytes 1000]
 

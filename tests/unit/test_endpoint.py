@@ -125,7 +125,7 @@ def test_invalid_value_is_named(here: Endpoint, body: Any, status: int, field: s
 
 
 def test_guidance_conditioned_bundle(tiny_musicgen: Path, tmp_path: Path) -> None:
-    """Clients learn which scales it knows, hear those, and are told of others."""
+    """The model description has the range; requests outside it are rejected."""
     write_guidance_bundle(
         guidance_student(str(tiny_musicgen), 10.0), tiny_musicgen / "tokenizer.json", tmp_path, seconds=1.0
     )

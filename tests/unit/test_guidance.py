@@ -64,7 +64,7 @@ def test_each_row_has_its_guidance_scale(tiny_musicgen: Path, tokens: TokenDatas
 
 
 def test_new_student_ignores_guidance(tiny_musicgen: Path, tokens: TokenDataset) -> None:
-    """Its first logits are its teacher's with text, whatever it is told."""
+    """Its initial logits are its teacher's with text, for every scale."""
     teacher = load_musicgen(str(tiny_musicgen))
     student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
@@ -85,7 +85,7 @@ def lambda_source(signals: Any) -> Any:
 
 
 def test_one_pass_learns_all_scales(tiny_musicgen: Path, tokens: TokenDataset) -> None:
-    """Told its scale, a student is nearer to its teacher at that scale than when it is told the wrong one."""
+    """A student is closer to its teacher with the right scale than with a wrong one."""
     student = add_guidance_conditioning(load_musicgen(str(tiny_musicgen)), 1.0, 5.0)
     student.generation_config.guidance_scale = 3.0
     learning = task(tiny_musicgen, tokens, student, GuidanceSampler(1.0, 5.0))

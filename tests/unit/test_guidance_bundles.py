@@ -181,7 +181,7 @@ def test_manifests_with_impossible_defaults(folder: Path, tmp_path: Path, sampli
 
 
 class TestCompression:
-    """What a compression makes of a student that is told its guidance."""
+    """The quantization of a guidance-conditioned student."""
 
     def compression(
         self, student: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str

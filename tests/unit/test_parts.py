@@ -209,7 +209,7 @@ class TestCodec:
         torch.testing.assert_close(result, latents_of(teacher.audio_encoder, codes))
 
 
-@pytest.mark.parametrize("scales", [None, GuidanceSampler(1.0, 5.0)], ids=["", "told its guidance"])
+@pytest.mark.parametrize("scales", [None, GuidanceSampler(1.0, 5.0)], ids=["", "guidance-conditioned"])
 def test_joint_training_updates_all_components(
     teacher: Any, tokens: TokenDataset, scales: GuidanceSampler | None
 ) -> None:

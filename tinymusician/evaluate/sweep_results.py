@@ -22,7 +22,7 @@ class TrialCurves(Document):
 
 
 class StudentMetrics(Document):
-    """A trained student, measured in the same way whatever its objective was.
+    """A trained student, measured in the same way for all objectives.
 
     `kl`, `reverse_kl` (nats per code) and `agreement` are to the teacher on the test prompts; `test_loss` and
     `fluctuation` are of the student's own objective; `kad`, `clap`, `teacher_nll` and `code_entropy` (nats per code) of

@@ -2,7 +2,7 @@
 
 Three collections of single-line tunes are used, all printed before 1890 and long out of copyright: Ryan's Mammoth
 Collection (1883), O'Neill's Irish Music (transcriptions of older tunes) and Aird's Airs (1782-1803). Parsing takes
-minutes, so the result is cached in one JSON file. Settings of one tune, under whatever title, share a split.
+minutes, so the result is cached in one JSON file. Variants of one tune share a split, also under different titles.
 """
 
 from __future__ import annotations

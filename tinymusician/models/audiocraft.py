@@ -184,7 +184,7 @@ def _codec(folder: Path) -> Codec:
         try:
             pretrained: Codec = EncodecModel.from_pretrained(beside if beside.is_dir() else named)
             return pretrained
-        except Exception as error:  # transformers raises whatever is wrong with a folder or the network
+        except Exception as error:  # transformers raises many types for a bad folder or network
             raise ModelError(
                 f"audiocraft release {folder}: its codec {named} is not here; put it at {beside}"
             ) from error
@@ -244,7 +244,7 @@ def _text_encoder(folder: Path, name: str) -> tuple[TextEncoder, Tokenizer]:
     path = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
     try:
         return T5EncoderModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises whatever is wrong with a folder or the network
+    except Exception as error:  # transformers raises many types for a bad folder or network
         raise ModelError(
             f"audiocraft release {folder}: its text encoder {name} is not here; put it at {beside}"
         ) from error

@@ -48,7 +48,7 @@ def export_optimum(model: Path, folder: Path) -> None:
     try:
         with quietly():
             main_export(str(model), output=folder, task="text-to-audio", do_validation=False)
-    except Exception as error:  # whatever Optimum or torch's exporter meets in a model it does not know
+    except Exception as error:  # Optimum and torch's exporter raise many types for unknown models
         raise ModelError(f"model {model}: Optimum cannot export it ({' '.join(str(error).split())[:200]})") from error
 
 

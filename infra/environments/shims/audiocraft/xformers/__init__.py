@@ -1,3 +1,3 @@
-"""Stands in for xformers, which needs CUDA: audiocraft's attention is PyTorch's own unless it is told otherwise."""
+"""Stands in for xformers, which needs CUDA: audiocraft uses PyTorch's attention by default."""
 
 from . import ops as ops
