@@ -99,9 +99,7 @@ def guidance_condition(
     low, high = model.config.guidance_range
     for scale in [guidance] if isinstance(guidance, float | int) else guidance:
         if not low <= scale <= high:
-            raise ModelError(
-                f"guidance {scale:g}: this model was trained for {low:g} to {high:g}"
-            )
+            raise ModelError(f"guidance {scale:g}: this model was trained for {low:g} to {high:g}")
     scales = torch.as_tensor(guidance, dtype=torch.float32, device=ids_BL.device).expand(len(ids_BL))
     return TextCondition(text.states + embedding(scales)[:, None].to(text.states.dtype), text.mask)
 
