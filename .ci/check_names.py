@@ -1,4 +1,4 @@
-"""Checks that identifiers use standard terms: no part of a name may be one of WORDS.
+"""Checks that identifiers use standard terms: no part of a name may be one of WORDS, and no two classes share a name.
 
     python .ci/check_names.py      prints every offending identifier; exit code 1 if there is any
 
@@ -27,6 +27,7 @@ WORDS = frozenset(
     )
 )
 """Words of private language, and participles that say nothing as names."""
+PACKAGES = ("tinymusician/", "jobs/", "serve/")
 ALLOWED = re.compile(r"TinyMusician|tinymusician|NotFound|FileNotFoundError|MusicBench")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _JAVASCRIPT = (
@@ -91,6 +92,17 @@ def names(path: Path) -> Iterator[tuple[int, str]]:
         yield from _matches(_DASHBOARD_TEXT, path.read_text())
 
 
+def duplicate_classes(paths: list[Path]) -> Iterator[str]:
+    """Public classes whose name is defined in another of the files too."""
+    modules: dict[str, Path] = {}
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                if node.name in modules:
+                    yield f"{path}:{node.lineno}: {node.name} is also in {modules[node.name]}"
+                modules[node.name] = path
+
+
 def main() -> int:
     """Check all tracked files."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -101,6 +113,8 @@ def main() -> int:
         for line, name in names(ROOT / path)
         if offends(name)
     }
+    product = [path for path in listed.split("\0") if path.startswith(PACKAGES) and path.endswith(".py")]
+    offending |= set(duplicate_classes([path for path in map(ROOT.joinpath, product) if path.is_file()]))
     print("\n".join(sorted(offending)), end="\n" if offending else "")
     return 1 if offending else 0
 

@@ -46,3 +46,10 @@ def test_offending_names(check: ModuleType, tmp_path: Path, path: str, content: 
     file.parent.mkdir(exist_ok=True)
     file.write_text(content)
     assert {name for _, name in check.names(file) if check.offends(name)} == offending
+
+
+def test_two_classes_of_one_name(check: ModuleType, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.py", "b.py", "c.py")]
+    for file, content in zip(files, ("class Plan: ...", "class _Plan: ...", "x = 1\nclass Plan: ..."), strict=True):
+        file.write_text(content)
+    assert list(check.duplicate_classes(files)) == [f"{files[2]}:2: Plan is also in {files[0]}"]

@@ -27,7 +27,7 @@ from tinymusician.distill.signals import DecoderBatch, TeacherSignals
 from tinymusician.distill.task import DistillTask
 from tinymusician.distill.text_distill import state_error
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
-from tinymusician.models.protocols import Codec, TextEncoder
+from tinymusician.models.protocols import Codec, TextEncoderModel
 from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance
 from tinymusician.training.task import Model
@@ -95,7 +95,7 @@ class JointTask(ComponentTask):
         objective: DistillTask,
         text: ProjectedTextEncoder,
         sound: CodecDistillTask,
-        teacher_text: TextEncoder,
+        teacher_text: TextEncoderModel,
         method: Method,
         device: str,
     ) -> None:

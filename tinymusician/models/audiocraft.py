@@ -31,7 +31,7 @@ from transformers import (
 
 from tinymusician.config_model import JsonObject
 from tinymusician.errors import ModelError
-from tinymusician.models.protocols import Codec, Decoder, Model, TextEncoder, Tokenizer
+from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
 from tinymusician.models.shape import RELEASE
 
 LANGUAGE_MODEL, CODEC = RELEASE
@@ -141,7 +141,7 @@ def _check(settings: JsonObject, folder: Path) -> None:
         raise ModelError(f"audiocraft release {folder}: conditioners {kinds}; text alone is supported")
 
 
-def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> Decoder:
+def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> MusicgenDecoder:
     """The language model, with its packed projections split."""
     width = shape["dim"]
     tensors: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> Decoder:
         bos_token_id=shape["card"],
         max_position_embeddings=_POSITIONS,
     )
-    decoder: Decoder = MusicgenForCausalLM(config)
+    decoder: MusicgenDecoder = MusicgenForCausalLM(config)
     _load(decoder, tensors, "language model")
     return decoder
 
@@ -238,7 +238,7 @@ def _codec_name(name: str, expected_keys: set[str]) -> str:
     return name.replace("weight_v", "parametrizations.weight.original1")
 
 
-def _text_encoder(folder: Path, name: str) -> tuple[TextEncoder, Tokenizer]:
+def _text_encoder(folder: Path, name: str) -> tuple[TextEncoderModel, Tokenizer]:
     """The text encoder by the path or id in the release, or from a folder of that name beside it."""
     beside = folder / Path(name).name
     path = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)

@@ -59,7 +59,7 @@ class TextConfig(Protocol):
     layer_norm_epsilon: float
 
 
-class CodecConfig(Protocol):
+class EncodecConfig(Protocol):
     """EnCodec's configuration."""
 
     sampling_rate: int
@@ -105,7 +105,7 @@ class MusicgenConfig(Protocol):
     """MusicGen's configuration; a guidance-conditioned model has a `guidance_range`, others have none."""
 
     text_encoder: TextConfig
-    audio_encoder: CodecConfig
+    audio_encoder: EncodecConfig
     decoder: DecoderConfig
     guidance_range: Sequence[float]
 
@@ -162,7 +162,7 @@ class TextEncoderOutput(Protocol):
     last_hidden_state: Tensor
 
 
-class TextEncoder(Model, Protocol):
+class TextEncoderModel(Model, Protocol):
     """A T5 encoder."""
 
     config: TextConfig
@@ -218,7 +218,7 @@ class CodecDecoderOutput(Protocol):
 class Codec(Model, Protocol):
     """EnCodec."""
 
-    config: CodecConfig
+    config: EncodecConfig
     encoder: LayerStack
     decoder: LayerStack
     quantizer: Quantizer
@@ -257,7 +257,7 @@ class InnerDecoder(Protocol):
     decoder: DecoderBody
 
 
-class Decoder(Model, Protocol):
+class MusicgenDecoder(Model, Protocol):
     """MusicGen's language model."""
 
     config: DecoderConfig
@@ -285,7 +285,7 @@ class HasTextEncoder(Protocol):
     """A model with a text encoder."""
 
     @property
-    def text_encoder(self) -> TextEncoder: ...
+    def text_encoder(self) -> TextEncoderModel: ...
 
 
 class Musicgen(Model, Protocol):
@@ -293,8 +293,8 @@ class Musicgen(Model, Protocol):
 
     config: MusicgenConfig
     generation_config: GenerationConfig
-    text_encoder: TextEncoder
+    text_encoder: TextEncoderModel
     audio_encoder: Codec
-    decoder: Decoder
+    decoder: MusicgenDecoder
 
     def save_pretrained(self, folder: Path, safe_serialization: bool = True) -> None: ...

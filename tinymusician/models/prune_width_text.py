@@ -22,7 +22,7 @@ from transformers import T5EncoderModel
 
 from tinymusician.errors import ModelError
 from tinymusician.models.param_count import check_text, check_text_width
-from tinymusician.models.protocols import Musicgen, TextEncoder
+from tinymusician.models.protocols import Musicgen, TextEncoderModel
 from tinymusician.models.prune_layers import build_musicgen
 from tinymusician.models.prune_width import largest, wide
 
@@ -30,7 +30,7 @@ from tinymusician.models.prune_width import largest, wide
 class ProjectedTextEncoder(nn.Module):
     """A student's text encoder, and the map of its states to its teacher's width."""
 
-    def __init__(self, encoder: TextEncoder, to_teacher: nn.Linear) -> None:
+    def __init__(self, encoder: TextEncoderModel, to_teacher: nn.Linear) -> None:
         super().__init__()
         self.encoder, self.to_teacher = encoder, to_teacher
 
@@ -41,7 +41,7 @@ class ProjectedTextEncoder(nn.Module):
 
 
 def narrow_text(
-    teacher: TextEncoder, layers: Sequence[int], width: int, heads: int, feed_forward: int
+    teacher: TextEncoderModel, layers: Sequence[int], width: int, heads: int, feed_forward: int
 ) -> ProjectedTextEncoder:
     """A T5 encoder with the teacher's `layers`; initially its map puts every kept channel back to its index.
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from tinymusician.errors import ModelError
-from tinymusician.models.protocols import Codec, CodecConfig
+from tinymusician.models.protocols import Codec, EncodecConfig
 from tinymusician.quantize.graph import GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
@@ -43,7 +43,7 @@ def codec_weights(codec: Codec) -> dict[str, npt.NDArray[np.float32]]:
     return weights
 
 
-def frames_around(config: CodecConfig) -> tuple[int, int]:
+def frames_around(config: EncodecConfig) -> tuple[int, int]:
     """The number of context frames of the convolutions, on each side: before the LSTM, and after it."""
     reach = (config.last_kernel_size - 1) // 2
     for ratio in reversed(config.upsampling_ratios):
@@ -53,7 +53,7 @@ def frames_around(config: CodecConfig) -> tuple[int, int]:
     return (config.kernel_size - 1) // 2, reach
 
 
-def codec_decoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProto:
+def codec_decoder_graph(config: EncodecConfig, weights: Weights) -> onnx.ModelProto:
     """`codes`, `cut`, `state` and `kept` to `audio`, `latent` and `state_after`.
 
     `codes` are [B, K, T], `cut` [2], `state` [B, 2·layers, D], `kept` [B, D, P]. `cut` is the number of frames at the
@@ -85,7 +85,7 @@ def codec_decoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProt
     return g.model()
 
 
-def codec_encoder_graph(config: CodecConfig, weights: Weights) -> onnx.ModelProto:
+def codec_encoder_graph(config: EncodecConfig, weights: Weights) -> onnx.ModelProto:
     """`audio` [B, samples], a whole number of frames, to `codes` [B, K, T]."""
     codec = _CodecGraphBuilder(config, weights)
     g = codec.g
@@ -115,7 +115,7 @@ def _cut(g: GraphWriter, x: str) -> str:
 class _CodecGraphBuilder:
     """Builds EnCodec's layers as nodes."""
 
-    def __init__(self, config: CodecConfig, weights: Weights) -> None:
+    def __init__(self, config: EncodecConfig, weights: Weights) -> None:
         self.config, self.weights, self.g = config, weights, GraphWriter("codec")
 
     def embedding(self) -> str:
