@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -12,6 +13,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.cli import get_docs_for_click
+from typer.core import TyperCommand, TyperGroup
 
 from jobs.cli.main import app
 from serve.config import ServeConfig
@@ -95,9 +97,17 @@ def serve_page() -> str:
     return head + "\n".join(key_tables(ServeConfig, ""))
 
 
+def use_whole_first_lines(command: TyperCommand | TyperGroup) -> None:
+    """Give each command its first paragraph as short help, which click would cut after 45 characters."""
+    command.short_help = inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ")
+    for child in command.commands.values() if isinstance(command, TyperGroup) else ():
+        use_whole_first_lines(child)
+
+
 def command_page() -> str:
-    """The command line, from its own help."""
+    """The command line, from its help."""
     command = typer.main.get_command(app)
+    use_whole_first_lines(command)
     context = command.make_context("tmctl", [], resilient_parsing=True)
     return get_docs_for_click(obj=command, ctx=context, name="tmctl", title="Command line")
 
