@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.ci_scripts import load_ci_script
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def stages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stages", ROOT / ".ci/stages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stages"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_ci_script("stages")
 
 
 def git(folder: Path, *words: str) -> list[str]:
