@@ -1,4 +1,4 @@
-"""The Python code of the documents runs."""
+"""The Python code of the documents runs, and their defaults are those of the code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from serve.config import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +44,15 @@ def test_a_student_loads_with_transformers(folder: Path) -> None:
     names: dict[str, Any] = {}
     exec(python_blocks("docs/tutorial.md"), names)
     assert names["wave"].shape[:2] == (1, 1)
+
+
+def test_listed_endpoint_settings_have_their_defaults() -> None:
+    text = (ROOT / "docs/serving.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([\d.]+) \| ", text, re.MULTILINE)
+    assert len(rows) == 5
+    for key, default in rows:
+        model: Any = ServeConfig
+        *sections, name = key.split(".")
+        for section in sections:
+            model = model.model_fields[section].annotation
+        assert model.model_fields[name].default == float(default), key
