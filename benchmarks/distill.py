@@ -146,7 +146,9 @@ def from_actor(context: WorkerContext, teacher: Musicgen, tokens: TokenDataset) 
     from jobs.distill.teacher_actors import TeacherClient
     from tinymusician.distill.signals import PrefetchingSource
 
-    return PrefetchingSource(TeacherClient(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).ask, 2)
+    return PrefetchingSource(
+        TeacherClient(context, tokens, "conditional", teacher.config.decoder.vocab_size, 1).request, 2
+    )
 
 
 def from_shards(context: WorkerContext, teacher: Musicgen, tokens: TokenDataset) -> SignalSource:
@@ -161,7 +163,7 @@ def from_shards(context: WorkerContext, teacher: Musicgen, tokens: TokenDataset)
         shards.write(index, make(index))
     folder = Path(context.store_url.removeprefix("file://")) / "cache"
     reader = CachedTeacher(shards, tokens, "conditional", teacher.config.decoder.vocab_size, folder, "cpu", make)
-    return PrefetchingSource(reader.ask, 2)
+    return PrefetchingSource(reader.request, 2)
 
 
 SOURCES: dict[str, Callable[[WorkerContext, Musicgen, TokenDataset], SignalSource]] = {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.guidance NAME=REF|FOLDER … [--scales 1 2 3 4 5]
 
-For every student and scale: `NAME@S`, forward KL in nats a code from band-large's guided distribution (two passes) to
+For every student and scale: `NAME@S`, forward KL in nats per code from band-large's guided distribution (two passes) to
 the student's, along band-large's samples for the test captions, and `NAME_passes`, the passes per step. A guided
 student without guidance conditioning ignores the requested scale.
 """

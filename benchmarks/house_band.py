@@ -53,7 +53,7 @@ BEAT = 0.02
 """Tolerance in seconds within which a gap between onsets is called a whole number of eighths."""
 
 LANGUAGE_CURVES = {
-    "training (nats a code)": "loss",
+    "training (nats per code)": "loss",
     "held out, right caption": "held_out/cross_entropy/right",
     "held out, no caption": "held_out/cross_entropy/none",
     "held out, wrong caption": "held_out/cross_entropy/wrong",

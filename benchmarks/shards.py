@@ -2,7 +2,7 @@
 
     python benchmarks/shards.py [--clips 32] [--seconds 5]
 
-For every n: `kl_N`, forward KL in nats a code from the whole distribution (float32) to the one that is read back, along
+For every n: `kl_N`, forward KL in nats per code from the whole distribution (float32) to the one that is read, along
 band-large's own samples for validation captions, with and without text; `kl_tau2_N`, the same at temperature 2;
 `kl_played_N`, between what is left of both at the band's own top-k 64 and temperature 0.7 (for N above 64); `rest_N`,
 the mass that is spread; and `bytes_N`, bytes a position. `all` keeps every code.

@@ -1,9 +1,9 @@
 """The pipeline: precompute → distill → quantize → evaluate → publish, as one run with steps.
 
-Each step is a run of its own kind, part of the pipeline's, and goes on by itself where it was interrupted. What a step
-depends on (its parts of the recipe, weights, prompts, what the step before made) has a fingerprint; under it the store
-keeps which run succeeded, so a step that has nothing new to do is skipped, whichever pipeline did it. How the steps
-stand is in `pipeline.json` of the run's folder.
+Each step is a run of its own kind, and continues where it was interrupted. A step's inputs (its parts of the recipe,
+weights, prompts, the previous step's artifact) have a fingerprint, under which the store caches the run that succeeded;
+a step whose inputs are unchanged is skipped, whichever pipeline ran it. `pipeline.json` in the run's folder has the
+states of the steps.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ MADE: dict[Step, Step] = {"quantize": "distill", "evaluate": "quantize", "publis
 
 
 class StepResult(BaseModel):
-    """What a step made: its run, its artifact and its metrics. `publish` has no run of its own."""
+    """The result of a step: run, artifact and metrics. `publish` is not a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -160,7 +160,7 @@ class Pipeline:
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=models)})
 
     def _inputs(self, step: Step) -> JsonObject:
-        """Everything that a step's result depends on."""
+        """The inputs of a step: everything that its result depends on."""
         recipe = self._recipe.model_dump(mode="json")
         for section, _, field in (name.partition(".") for name in RESUMABLE_KEYS):
             del recipe[section][field]
@@ -214,7 +214,7 @@ def run(run_id: str) -> None:
 
 
 def weights_fingerprint(name: str) -> str:
-    """What tells one model's files from another's: the SHA-256 of all in its folder; a hub id is taken at its word."""
+    """A fingerprint of a model: the SHA-256 of the files in its folder; a hub id stands for itself."""
     folder = Path(model_location(name)) if name else None
     if folder is None or not folder.is_dir():
         return name

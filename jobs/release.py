@@ -76,7 +76,7 @@ def promote(
 
 
 def presigned_urls(registry: ReleaseRegistry, name: str, alias: str, seconds: int) -> dict[str, str]:
-    """Presigned URLs of all keys that a device reads to pull what an alias points at, or looks for without success.
+    """Presigned URLs of all keys that a device reads, or looks for in vain, when it pulls an alias's current release.
 
     Raises:
         StoreError: the store cannot sign addresses.

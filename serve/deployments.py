@@ -30,7 +30,7 @@ _HEALTH_CHECK_SECONDS = 5.0
 """Period and timeout of health checks. After three missed checks Serve replaces a replica, and its requests are
 retried."""
 _UNBOUNDED = 10_000
-"""Requests that Serve passes to the ingress, which has a limit of its own and answers 429 beyond it."""
+"""Requests that Serve passes to the ingress, which refuses requests over its own limit with status 429."""
 
 
 class ServeEngineClient:

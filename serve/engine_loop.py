@@ -31,15 +31,19 @@ class RequestHandle:
 
     def __init__(
         self,
-        player: MusicGenerator,
+        generator: MusicGenerator,
         request: EngineRequest,
         on_output: Callable[[AudioOutput], None],
         whole: bool,
         loop: EngineLoop,
     ) -> None:
         """With `whole`, all samples come at once at the end, which costs less decoding time."""
-        self._track, self._audio, self._on_output = player.track(request), StreamingDecoder(player.codec), on_output
-        self._frame_rate, self._loop = player.codec.shape.frame_rate, loop
+        self._track, self._audio, self._on_output = (
+            generator.track(request),
+            StreamingDecoder(generator.codec),
+            on_output,
+        )
+        self._frame_rate, self._loop = generator.codec.shape.frame_rate, loop
         self._next_decode = math.inf if whole else FIRST_CHUNK * self._frame_rate
         self._decoding: Future[None] | None = None
         self.is_finished = False
@@ -92,10 +96,10 @@ class EngineLoop:
     """Runs requests until it is closed and the last one is finished."""
 
     def __init__(
-        self, player: MusicGenerator, on_complete: Callable[[RequestHandle], None] = lambda handle: None
+        self, generator: MusicGenerator, on_complete: Callable[[RequestHandle], None] = lambda handle: None
     ) -> None:
         """`on_complete` is called for every request that completes, on a thread of the pool."""
-        self.player, self.on_complete = player, on_complete
+        self.generator, self.on_complete = generator, on_complete
         self.pool = ThreadPoolExecutor(_CODEC_THREADS, "codec")
         self._requests: list[RequestHandle] = []
         self._changed = threading.Condition()
@@ -126,7 +130,7 @@ class EngineLoop:
         with self._changed:
             if self._closed:
                 raise EngineError("the engine is closed")
-            handle = RequestHandle(self.player, request, on_output, whole, self)
+            handle = RequestHandle(self.generator, request, on_output, whole, self)
             self._requests.append(handle)
             self._changed.notify()
         return handle
@@ -140,7 +144,7 @@ class EngineLoop:
     def _run(self) -> None:
         while handles := self._wait_for_requests():
             try:
-                self.player.engine.step()
+                self.generator.engine.step()
             except Exception as error:  # the engine handles ONNX Runtime's errors; a bug in it must not end the thread
                 for handle in handles:
                     handle.fail(error)

@@ -33,8 +33,8 @@ _FILE_CHUNK = 1 << 20
 class LoadedBundle:
     """A bundle that is loaded, and the loop that runs requests on it."""
 
-    def __init__(self, source: ResolvedBundle, player: MusicGenerator, loop: EngineLoop) -> None:
-        self.source, self.player, self.loop = source, player, loop
+    def __init__(self, source: ResolvedBundle, generator: MusicGenerator, loop: EngineLoop) -> None:
+        self.source, self.generator, self.loop = source, generator, loop
         self.digest = source.digest
 
 
@@ -108,7 +108,7 @@ class EngineReplica:
             bundle = self._bundle
             if generation.seconds is None:
                 generation = replace(generation, seconds=self._default_seconds(bundle))
-            request = await asyncio.to_thread(bundle.player.request, generation)
+            request = await asyncio.to_thread(bundle.generator.request, generation)
             try:
                 return bundle, bundle.loop.submit(request, outputs, whole), request.frames
             except EngineError:
@@ -118,7 +118,7 @@ class EngineReplica:
     async def about(self) -> ModelInfo:
         """Describe the loaded bundle."""
         bundle, limits = self._bundle, self._config.limits
-        manifest, version = bundle.player.manifest, bundle.source.version
+        manifest, version = bundle.generator.manifest, bundle.source.version
         defaults = manifest.sampling
         return ModelInfo(
             id=version.release.reference if version else manifest.name,
@@ -145,7 +145,7 @@ class EngineReplica:
             NotFoundError: another bundle is loaded, or it has no such file.
         """
         bundle = self._bundle
-        paths = {MANIFEST, *(file.path for file in bundle.player.manifest.files)}
+        paths = {MANIFEST, *(file.path for file in bundle.generator.manifest.files)}
         if digest != bundle.digest or path not in paths:
             raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
         with (bundle.source.folder / path).open("rb") as file:
@@ -161,10 +161,10 @@ class EngineReplica:
 
     def _default_seconds(self, bundle: LoadedBundle) -> float:
         """The length of a request that gives none."""
-        return min(bundle.player.manifest.sampling.seconds, self._config.limits.seconds)
+        return min(bundle.generator.manifest.sampling.seconds, self._config.limits.seconds)
 
     def _stream_metadata(self, bundle: LoadedBundle, frames: int) -> StreamMetadata:
-        spec, version = bundle.player.codec.shape, bundle.source.version
+        spec, version = bundle.generator.codec.shape, bundle.source.version
         number = version.release.version if version else None
         return StreamMetadata(rate=spec.sampling_rate, samples=frames * spec.hop, digest=bundle.digest, version=number)
 
@@ -204,16 +204,16 @@ class EngineReplica:
     def _load(self, source: ResolvedBundle) -> LoadedBundle:
         """Load a bundle and run it once."""
         began = time.monotonic()
-        player = load_generator(source.folder, self._config.threads)
-        player.engine.max_rows = self._config.max_batch_rows
-        defaults = player.manifest.sampling
+        generator = load_generator(source.folder, self._config.threads)
+        generator.engine.max_rows = self._config.max_batch_rows
+        defaults = generator.manifest.sampling
         for guidance in defaults.guidance_range or ((1.0,) if defaults.one_pass else (1.0, 3.0)):
-            samples = player.generate(GenerationRequest("warming up", seconds=player.shortest, guidance=guidance))
+            samples = generator.generate(GenerationRequest("warming up", seconds=generator.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
                 raise BundleError(f"bundle {source.folder}: its codec produces non-finite samples")
         self._metrics.version.set(source.version.release.version if source.version else 0)
         log_event("bundle_loaded", folder=str(source.folder), seconds=round(time.monotonic() - began, 2))
-        return LoadedBundle(source, player, EngineLoop(player, self._on_complete))
+        return LoadedBundle(source, generator, EngineLoop(generator, self._on_complete))
 
     def _switch(self, bundle: LoadedBundle) -> None:
         before, self._bundle = self._bundle, bundle
@@ -236,6 +236,6 @@ class EngineReplica:
         self._metrics.audio.inc(handle.seconds)
 
     def _update_gauges(self) -> None:
-        engine = self._bundle.player.engine
+        engine = self._bundle.generator.engine
         self._metrics.rows.set(engine.rows)
         self._metrics.waiting.set(engine.waiting)

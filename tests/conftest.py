@@ -36,7 +36,7 @@ class OutcomeFile:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "TEST_REPORT" in os.environ and not hasattr(config, "workerinput"):  # xdist's controller hears of every test
+    if "TEST_REPORT" in os.environ and not hasattr(config, "workerinput"):  # xdist's controller receives every report
         config.pluginmanager.register(OutcomeFile(Path(os.environ["TEST_REPORT"])))
 
 

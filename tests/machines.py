@@ -75,7 +75,7 @@ class Machine:
         return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
 
     def cut(self) -> None:
-        """Pull the network's plug: nobody is told, packets just do not come."""
+        """Cut the machine off: no connection is closed, packets are lost."""
         _ip(f"link set {self.name} down")
 
     def mend(self) -> None:

@@ -17,7 +17,7 @@ FILTERS = ("catch_errors", "gatekeeper", "healthcheck", "listing_formats", "bulk
 
 
 class S3Server(NamedTuple):
-    """Where the server answers, a key that it accepts, and a block in which nobody answers there."""
+    """The server's address, a key that it accepts, and a context in which it does not respond."""
 
     endpoint: str
     access_key: str

@@ -19,7 +19,7 @@ from tinymusician.artifacts import release as releases
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.envelope import encoded, seal
 from tinymusician.artifacts.keys import public_hex
-from tinymusician.artifacts.sources import meaning
+from tinymusician.artifacts.sources import interpret_status
 
 PATH = Path(__file__).parents[1] / "docs" / "protocol" / "vectors.json"
 NOW = datetime(2030, 6, 1, tzinfo=UTC)
@@ -128,7 +128,7 @@ def ranges() -> list[dict[str, Any]]:
         (400, 503, None), (0, 400, None),
     ]  # fmt: skip
     return [
-        {"start": start, "status": status, "content_range": place, "do": meaning(status, place, start)}
+        {"start": start, "status": status, "content_range": place, "do": interpret_status(status, place, start)}
         for start, status, place in requests
     ]
 

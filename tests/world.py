@@ -63,12 +63,12 @@ class World:
         return load_key("release", self.folder / "keys", self.registry.roots()[-1].release_keys)
 
     def offer(self, release: Release, key: Ed25519PrivateKey, mirror: LocalStore | None = None) -> None:
-        """What somebody who holds a key puts in the place of the newest release."""
+        """Replace the newest release, as an attacker with a key could."""
         data = seal(KIND, release.model_dump(mode="json"), [key])
         (mirror or self.store).put(latest_key(release.name, release.alias), data)
 
     def leave(self, release: Release, key: Ed25519PrivateKey) -> None:
-        """What somebody who holds a key lays beside the releases, under the right name."""
+        """Add a release under the right name, as an attacker with a key could."""
         data = seal(KIND, release.model_dump(mode="json"), [key])
         name = f"v{release.version:08}-{hashlib.sha256(data).hexdigest()[:12]}"
         self.store.put(f"releases/{release.name}/{release.alias}/{name}.json", data)

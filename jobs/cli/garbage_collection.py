@@ -42,7 +42,7 @@ def collect(
     plan = find()
     removed_bytes = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
     if shard_days is not None and plan.open_runs:
-        warn(f"no shards are taken while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
+        warn(f"no shards are removed while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
     keys = {"artifacts": list(plan.artifacts), "shards": list(plan.shards), "blobs": list(plan.blobs)}
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
     said = f"{counts}, {plan.size / 1e6:.1f} MB"

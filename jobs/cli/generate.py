@@ -69,20 +69,20 @@ def generate(
     began = time.monotonic()
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
-    player = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
+    generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     loaded = time.monotonic()
-    rate = player.codec.shape.sampling_rate
+    rate = generator.codec.shape.sampling_rate
     prefix = None if clip is None else read_wave(clip, rate)
     request = GenerationRequest(
         prompt, seconds, seed, guidance, temperature, top_k, top_p, negative_prompt, prefix, windows
     )
-    with progress(player.codec.shape.frame_rate) as on_progress:
-        samples = player.generate(request, on_progress)
+    with progress(generator.codec.shape.frame_rate) as on_progress:
+        samples = generator.generate(request, on_progress)
     took, length = time.monotonic() - loaded, len(samples) / rate
     write_wave(output, samples, rate)
     facts = {
         "output": str(output),
-        "model": player.manifest.name,
+        "model": generator.manifest.name,
         "seconds": length,
         "load_seconds": round(loaded - began, 3),
         "generate_seconds": round(took, 3),

@@ -120,8 +120,8 @@ def presign(
 ) -> None:
     """Print presigned URLs, with which a device pulls a release from a private bucket.
 
-    The list is for the alias's current release: make it again after every promotion. Whoever has it can read these
-    files; nobody can make a device accept anything else.
+    The list is for the alias's current release: make it again after every promotion. Anyone with the list can read
+    these files, but cannot make a device accept others.
 
     Example: `tmctl artifacts presign band-bundle@stable > stable.json`; put the file on your app's server, and run
     `tmctl pull band-bundle@stable --to phone --from https://app.example/stable.json`

@@ -89,7 +89,7 @@ def serve(
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
     endpoint = ServeDeployment(cluster)
-    if endpoint.is_here:  # what an engine would meet, said before one is started
+    if endpoint.is_here:  # report errors before an engine is started
         if settings.api_keys is not None:
             read_keys(settings.api_keys)
         open_bundle_source(settings).check()
@@ -139,7 +139,7 @@ def _wait_for_interrupt(endpoint: ServeDeployment) -> None:
     """Wait for Ctrl-C, or until the cluster stops serving.
 
     Raises:
-        ClusterError: the cluster is gone, or somebody stopped the endpoint.
+        ClusterError: the cluster is gone, or the endpoint was stopped.
     """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -40,7 +40,7 @@ REPORTED_METRICS = {
 }
 """By stage, the held-out metrics that the student's artifact lists."""
 _TEXTS, _PIECES = 256, 16
-"""The number of texts, and of pieces of audio, that the linear maps to the teacher's states are fitted to."""
+"""The number of texts, and of audio segments, that the linear maps to the teacher's states are fitted to."""
 
 
 class StudentComponents(NamedTuple):

@@ -1,4 +1,4 @@
-"""The end of a distillation: figures on the test prompts, and the best checkpoint as an artifact with its lineage."""
+"""The end of a distillation: metrics on the test prompts, and the best checkpoint as an artifact with its lineage."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tinymusician.models.licence import inherited_licence
 from tinymusician.recipe import LayerSubset, Recipe
 
 MONITOR = MONITORS["distill"]
-"""The held-out figure that picks the best checkpoint."""
+"""The held-out metric that picks the best checkpoint."""
 
 if TYPE_CHECKING:
     from tinymusician.models.protocols import Musicgen
 
 
 def finish(context: WorkerContext) -> None:
-    """The best checkpoint becomes an artifact with its figures."""
+    """Publish the best checkpoint as an artifact with its metrics."""
     from tinymusician.distill.plots import plot_metrics
     from tinymusician.models.saving import save_musicgen
 
@@ -45,7 +45,7 @@ def finish(context: WorkerContext) -> None:
     pair = load_models(recipe)
     student = new_student(recipe, pair.teacher, load_components(context, pair.teacher))
     best_step = load_distilled(context, student)
-    # A guided target was learned with its guidance in it, for one pass; one that is told its scale has a default.
+    # A student of a guided target needs one pass, without guidance; a guidance-conditioned one has a default scale.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
     student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance_scale
     (first, final), rows = monitored_metrics(context, "distill"), stage_metrics(context, "distill")
@@ -76,7 +76,7 @@ def finish(context: WorkerContext) -> None:
 
 
 def load_distilled(context: WorkerContext, student: Musicgen) -> int:
-    """Give a student the language model of the best checkpoint, and say of which step that is.
+    """Load the best checkpoint's language model into a student; returns its step.
 
     Raises:
         RunError: there is none.
@@ -93,7 +93,7 @@ def load_distilled(context: WorkerContext, student: Musicgen) -> int:
 
 
 def held_out_metrics(first: JsonObject, final: JsonObject) -> JsonObject:
-    """The figures on the validation prompts before training and at the best checkpoint."""
+    """The metrics on the validation prompts before training and at the best checkpoint."""
     num_codebooks = sum(name.startswith("held_out/kl/") for name in final)
     return {
         "kl_initial": first["held_out/kl"],
@@ -106,9 +106,10 @@ def held_out_metrics(first: JsonObject, final: JsonObject) -> JsonObject:
 
 
 def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen) -> dict[str, float]:
-    """On the test prompts: KL in the teacher's context, and how teacher, untrained and trained student play freely.
+    """On the test prompts: the KL along the teacher's samples, and statistics of free-running samples.
 
-    `kl_test` is to what was asked of the teacher, `kl_played` between the distributions that both are played from.
+    `kl_test` uses the teacher's target of training, `kl_played` the distributions that teacher and student are sampled
+    from. Teacher, untrained student and trained student have a cross-entropy and a code entropy each, in nats per code.
     """
     import torch
 
@@ -120,7 +121,7 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
 
     recipe, teacher = context.recipe, context.recipe.teacher
     test = open_sequences(context, pair, "test")
-    if teacher.tensor_parallel_size > 1:  # no device here holds the teacher, but memory does
+    if teacher.tensor_parallel_size > 1:  # one device does not hold the teacher
         context = replace(context, device="cpu")
     decoder = ConditionedDecoder(student.to(context.device)).eval()
     rows, batch = len(test.codes), recipe.training.batch_size
@@ -163,7 +164,7 @@ def scales_between(range_: tuple[float, float] | None) -> list[float]:
 
 
 def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
-    """Where a student comes from."""
+    """The origin of a student."""
     from tinymusician.models.prune_layers import weights_digest
 
     recipe, record = context.recipe, context.record
@@ -182,6 +183,6 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
 
 
 def _initial_kl(recipe: Recipe, digest: str) -> dict[str, str]:
-    """The weights that a student of its own shape began with."""
+    """The initial weights of a student that was not pruned from its teacher."""
     model = getattr(recipe.student, "model", None)
     return {"started_from_sha256": digest, **({"started_from": model} if model else {})}

@@ -1,4 +1,4 @@
-"""The distill job: teacher's sequences, the training of the student on Ray Train, and the student as an artifact."""
+"""The distill job: samples from the teacher, trains the student on Ray Train, and publishes it as an artifact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def work(context: WorkerContext) -> None:
-    """Sample the sequences that the store lacks, then train the student, component by component."""
+    """Sample the sequences that the store lacks, then train the student's components in order."""
     import torch
 
     from jobs.distill.objective import objective_config

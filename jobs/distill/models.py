@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 class TensorParallelGroup(NamedTuple):
-    """Team `number` of so many `teams`; one of its workers `leads`. `group` is its torch process group."""
+    """A worker's tensor-parallel group: its index, torch's process group, and whether the worker is its leader."""
 
-    number: int
-    teams: int
-    leads: bool
-    group: ProcessGroup
+    group_index: int
+    num_groups: int
+    is_leader: bool
+    process_group: ProcessGroup
 
 
 class TeacherStudent(NamedTuple):
     """Teacher and student with the tokenizer they share, and the digest of the teacher's weights.
 
-    `team` are the workers that hold this teacher together; None if each has one of its own.
+    `tp_group` are the workers that share this teacher; None if every worker has the whole teacher.
     """
 
     teacher: Musicgen
     student: Musicgen
     tokenizer: Tokenizer
     teacher_digest: str
-    team: TensorParallelGroup | None = None
+    tp_group: TensorParallelGroup | None = None
 
 
 def load_models(recipe: Recipe) -> TeacherStudent:
-    """Load the teacher, and load or cut the student.
+    """Load the teacher, and load or prune the student.
 
     Raises:
-        ModelError, RecipeError: weights cannot be had, or the two do not fit together.
+        ModelError, RecipeError: weights are missing, or the two do not fit together.
     """
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
     from tinymusician.models.prune_layers import check_pair, weights_digest
@@ -54,32 +54,32 @@ def load_models(recipe: Recipe) -> TeacherStudent:
 
 
 def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStudent:
-    """The pair with its teacher split over as many workers as the recipe says; all workers must call it.
+    """The pair with its teacher sharded over the workers of a tensor-parallel group; all workers must call this.
 
     Raises:
-        ClusterError: the workers cannot be divided into such teams.
-        ModelError: the teacher cannot be divided so.
+        ClusterError: the number of workers is not a multiple of the tensor-parallel size.
+        ModelError: the teacher's heads or widths are not multiples of it.
     """
-    pieces = context.recipe.teacher.tensor_parallel_size
-    if pieces == 1:
+    size = context.recipe.teacher.tensor_parallel_size
+    if size == 1:
         return pair
-    if context.world % pieces:
-        raise ClusterError(f"--workers {context.world}: teacher.tensor_parallel_size = {pieces} needs a multiple of it")
+    if context.world % size:
+        raise ClusterError(f"--workers {context.world}: teacher.tensor_parallel_size = {size} needs a multiple of it")
     from torch.distributed.device_mesh import init_device_mesh
 
     from tinymusician.models.tensor_parallel import split_decoder
 
-    teams = context.world // pieces
-    mesh = init_device_mesh(context.device, (teams, pieces), mesh_dim_names=("team", "piece"))["piece"]
+    count = context.world // size
+    mesh = init_device_mesh(context.device, (count, size), mesh_dim_names=("dp", "tp"))["tp"]
     split_decoder(pair.teacher, mesh)
-    team = TensorParallelGroup(context.rank // pieces, teams, context.rank % pieces == 0, mesh.get_group())
-    return pair._replace(team=team)
+    group = TensorParallelGroup(context.rank // size, count, context.rank % size == 0, mesh.get_group())
+    return pair._replace(tp_group=group)
 
 
 def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | None = None) -> Musicgen:
-    """The student before its language model is trained: cut out of the teacher, as wide or narrower, or loaded.
+    """The student before its language model is trained: pruned from the teacher by layers or width, or loaded.
 
-    Its text encoder and codec are those of `parts`, or as they are cut out too, if the recipe makes them smaller.
+    Its text encoder and codec are those of `parts`; by default they are pruned too, if the recipe makes them smaller.
     """
     from tinymusician.models.guidance import add_guidance_conditioning
     from tinymusician.models.musicgen import load_musicgen
@@ -105,7 +105,7 @@ def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | No
 
 
 def untrained_student(recipe: Recipe) -> tuple[Musicgen, Tokenizer]:
-    """The student before any training, and its tokenizer; a ready one is loaded without its teacher."""
+    """The student before any training, and its tokenizer; one with weights of its own is loaded without its teacher."""
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 
     if isinstance(recipe.student, LayerSubset):
@@ -114,7 +114,11 @@ def untrained_student(recipe: Recipe) -> tuple[Musicgen, Tokenizer]:
 
 
 def _check_length(recipe: Recipe, teacher: Musicgen) -> None:
-    """The recipe's sequences must fit into the decoder's positions."""
+    """Check that the recipe's sequences fit into the decoder's positions.
+
+    Raises:
+        ModelError: they do not.
+    """
     config = teacher.config.decoder
     longest = (config.max_position_embeddings - config.num_codebooks) / teacher.config.audio_encoder.frame_rate
     if recipe.sequences.seconds > longest:

@@ -18,14 +18,14 @@ from tinymusician.recipe import (
 
 
 def objective_config(recipe: Recipe, steps: int, hidden: HiddenLossConfig | None = None) -> ObjectiveConfig:
-    """The objective of a language model's training of `steps` steps."""
+    """The objective of the language model's stage, which has `steps` steps."""
     config = recipe.temperature
     temperature = TemperatureSchedule(config.initial, config.final, config.axis, steps)
     return ObjectiveConfig(partial(loss_weights_at, recipe.objective, steps), temperature, hidden)
 
 
 def final_objective_config(recipe: Recipe) -> ObjectiveConfig:
-    """The objective as it is at the end of the language model's training, for the joint tuning."""
+    """The objective at the last step of the language model's stage, for the joint stage."""
     config, steps = recipe.temperature, recipe.training.steps
     initial = config.initial if config.axis == "sequence" else config.final
     temperature = TemperatureSchedule(initial, config.final, "sequence", steps)

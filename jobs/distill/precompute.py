@@ -1,4 +1,4 @@
-"""The precompute job: the teacher's samples, and its logits on those for training and judging, in the store."""
+"""The precompute job: stores the teacher's samples, and its logits on those for training and validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinymusician.data.tokens import TokenDataset
 
 
 def work(context: WorkerContext) -> None:
-    """What each worker does: its share of the shards that are missing."""
+    """Compute this worker's share of the missing shards."""
     pair = shard_teacher(context, load_models(context.recipe))
     make_sequences(context, pair)
     context.barrier()
@@ -33,7 +33,7 @@ def work(context: WorkerContext) -> None:
 
 
 def precompute_signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:
-    """This worker's share of the teacher's signals on one split's sequences."""
+    """Compute this worker's share of the teacher's signals on one split's sequences."""
     shards = signal_shard_cache(context, pair, tokens)
 
     def on_progress(index: int) -> None:

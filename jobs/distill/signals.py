@@ -1,4 +1,4 @@
-"""Where the teacher's logits come from during training: one of three sources, as the recipe says."""
+"""The source of the teacher's logits during training: online, cached or actors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def open_signals(
     context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset, states: bool = True
 ) -> SignalSource:
-    """The recipe's source of signals on these sequences, with the teacher's `states` if its layers are followed.
+    """The recipe's source of signals on these sequences, with the teacher's hidden `states` if a loss needs them.
 
     Raises:
         RunError: the source is `cached`, and shards are missing.
@@ -31,12 +31,12 @@ def open_signals(
 
         pad = pair.teacher.config.decoder.vocab_size
         actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
-        return PrefetchingSource(actors.ask, config.prefetch)
+        return PrefetchingSource(actors.request, config.prefetch)
     return online_signals(context, pair, tokens, layers=with_hidden_states(context.recipe, pair) if states else ())
 
 
 def with_hidden_states(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
-    """The teacher layers that the student's follow, if it has a loss on hidden states."""
+    """The teacher layers whose hidden states the student's layers match, if the recipe has such a loss."""
     if not recipe.hidden.weight:
         return ()
     if isinstance(recipe.student, LayerSubset):

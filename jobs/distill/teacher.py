@@ -1,4 +1,4 @@
-"""What a recipe asks its teacher for: sequences, and signals on them, from wherever the recipe says."""
+"""The teacher's sequences and its signals on them, computed in this worker or read from shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
-    """This worker's share of the clips' codes and the teacher's samples that the store does not have."""
+    """Make this worker's share of the clips' codes and the teacher's samples that the store lacks."""
     part = context.recipe.sequences
     makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
     makers = {f"{split} samples": partial(_sample_sequences, split=split) for split in SPLITS}
@@ -45,16 +45,16 @@ def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
 def make_shards(
     context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, on_progress: Callable[[int], None]
 ) -> None:
-    """Make what is missing: each worker, or each team that holds a teacher together, its share."""
-    if pair.team is None:
+    """Make the missing shards: each worker, or each tensor-parallel group, makes its share."""
+    if pair.tp_group is None:
         make_missing(shards, make, context.rank, context.world, on_progress)
         return
     import torch.distributed as dist
 
-    number, teams, leads, group = pair.team
+    index, count, is_leader, group = pair.tp_group
     missing = [shards.missing()]
     dist.broadcast_object_list(missing, src=dist.get_global_rank(group, 0), group=group)
-    make_missing(shards, make, number, teams, on_progress, leads, missing[0])
+    make_missing(shards, make, index, count, on_progress, is_leader, missing[0])
 
 
 def open_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> TokenDataset:
@@ -71,22 +71,24 @@ def open_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -
     sets = []
     for source, shards in sources:
         _check_shards_complete(shards)
-        sets.append(source.read(shards, context.cache, None if pair.team else _sequence_maker(context, pair, source)))
+        sets.append(
+            source.read(shards, context.cache, None if pair.tp_group else _sequence_maker(context, pair, source))
+        )
     return mix(sets[1], sets[0], share) if len(sets) == 2 else sets[0]
 
 
 def _sequence_maker(context: WorkerContext, pair: TeacherStudent, source: ShardedSource) -> Make:
-    """What makes a shard of sequences, on the device where all are made."""
+    """A function that makes a shard of sequences on this worker's device."""
 
     def make(index: int) -> Arrays:
-        pair.teacher.to(context.device)  # not before: who only reads needs no room for it
+        pair.teacher.to(context.device)  # only when shards are made: reading needs no teacher on the device
         return source.make(index)
 
     return make
 
 
 def frames(context: WorkerContext, pair: TeacherStudent) -> int:
-    """The length of the recipe's sequences."""
+    """The length of the recipe's sequences, in codec frames."""
     return round(context.recipe.sequences.seconds * float(pair.teacher.config.audio_encoder.frame_rate))
 
 
@@ -129,9 +131,9 @@ def online_signals(
     passes: Target | None = None,
     layers: Sequence[int] = (),
 ) -> SignalSource:
-    """The teacher in this worker as a source of signals, and of the states after `layers`.
+    """The teacher in this worker as a source of signals, and of the hidden states after `layers`.
 
-    `passes` are the recipe's unless given.
+    `passes` overrides the recipe's.
     """
     import torch
 
@@ -147,11 +149,11 @@ def online_signals(
         dtype,
         layers,
     )
-    return TensorParallelTeacher(teacher, pair.team.group) if pair.team else teacher
+    return TensorParallelTeacher(teacher, pair.tp_group.process_group) if pair.tp_group else teacher
 
 
 def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
-    """The shards of the teacher's logits on `tokens`, known by teacher, target and the sequences themselves."""
+    """The shards of the teacher's logits on `tokens`; their key includes teacher, target and sequences."""
     from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
     content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
@@ -168,7 +170,7 @@ def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: Tok
 
 
 def signal_shard_maker(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> Make:
-    """What makes a shard of the teacher's logits on `tokens`."""
+    """A function that makes a shard of the teacher's logits on `tokens`."""
     from tinymusician.distill.cached import signal_shard
 
     def make(index: int) -> Arrays:
@@ -181,7 +183,7 @@ def signal_shard_maker(context: WorkerContext, pair: TeacherStudent, tokens: Tok
 
 
 def _sparse_top_k(context: WorkerContext) -> int | None:
-    """How many codes of a position shards keep; None for all."""
+    """The number of logits that shards contain per position; None is all."""
     signals = context.recipe.signals
     return signals.top_k if isinstance(signals, CachedSignalsConfig) else None
 
@@ -190,7 +192,7 @@ def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDa
     """Precomputed shards as a source of signals.
 
     Raises:
-        RunError: some are not there yet.
+        RunError: some are missing.
     """
     from tinymusician.distill.cached import CachedTeacher
     from tinymusician.distill.signals import PrefetchingSource
@@ -201,14 +203,14 @@ def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDa
     teacher = context.recipe.teacher
     make = signal_shard_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
     reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
-    return PrefetchingSource(reader.ask, ahead=2)
+    return PrefetchingSource(reader.request, ahead=2)
 
 
 def _check_shards_complete(shards: ShardCache) -> None:
-    """Raise if shards that should have been precomputed are not there.
+    """Check that all shards were precomputed.
 
     Raises:
-        RunError: so many are missing.
+        RunError: some are missing.
     """
     if missing := shards.missing():
         raise RunError(

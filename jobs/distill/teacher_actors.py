@@ -1,7 +1,7 @@
-"""Teachers on Ray actors of their own: they sample the sequences, then answer ahead of the workers that train.
+"""Teachers on Ray actors: they sample the sequences, then compute logits ahead of the training workers.
 
-Ray starts an actor again that dies, and asks it again what it had not answered. A worker asks for no more than its
-recipe's `ahead` batches, so what is kept for it in Ray's object store is bounded.
+Ray restarts an actor that dies, and repeats its unfinished calls. A worker prefetches at most `signals.prefetch`
+batches, which bounds its objects in Ray's object store.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class TeacherPool:
-    """The actors of a run, which end with this context."""
+    """The teacher actors of a run; they end with this context."""
 
     def __init__(self, run: RunStore, gpu: bool, cpus: int) -> None:
-        """Each has a GPU, or so many CPUs."""
+        """Create the actors; each has a GPU, or `cpus` CPUs."""
         import ray
 
         recipe = parse_recipe(run.record().recipe, run.id)
@@ -44,7 +44,7 @@ class TeacherPool:
         ]
 
     def __enter__(self) -> TeacherPool:
-        """Have the sequences sampled that the store does not have."""
+        """Sample the sequences that the store lacks."""
         import ray
 
         _with_user_error(lambda: ray.get([actor.sample.remote() for actor in self._actors]))
@@ -62,7 +62,7 @@ class TeacherPool:
 
 
 class TeacherClient:
-    """What a worker knows of the actors: their names, and the sequences it asks about."""
+    """A worker's connection to the teacher actors, which it uses in turn."""
 
     def __init__(self, context: WorkerContext, tokens: TokenDataset, target: Target, pad: int, actors: int) -> None:
         import ray
@@ -71,8 +71,8 @@ class TeacherClient:
         self._next = cycle([ray.get_actor(_actor_name(context.run_id, number % actors)) for number in local_actors])
         self._tokens, self._target, self._pad, self._device = tokens, target, pad, context.device
 
-    def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
-        """Have the next actor begin with these rows."""
+    def request(self, rows: Rows) -> Callable[[], TeacherSignals]:
+        """Start computing the logits of these rows on the next actor; the result waits for them."""
         import ray
 
         from tinymusician.distill.signals import TeacherSignals, sequences_of
@@ -83,7 +83,7 @@ class TeacherClient:
         def wait() -> TeacherSignals:
             import torch
 
-            values = torch.from_numpy(_with_user_error(lambda: ray.get(logits)).copy())  # Ray's own memory is read-only
+            values = torch.from_numpy(_with_user_error(lambda: ray.get(logits)).copy())  # Ray's memory is read-only
             values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
             return TeacherSignals(
                 type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device)
@@ -93,7 +93,7 @@ class TeacherClient:
 
 
 class TeacherActor:
-    """What an actor is: the recipe's teacher, frozen."""
+    """The recipe's teacher on a Ray actor."""
 
     def __init__(self, context: WorkerContext) -> None:
         import torch
@@ -103,15 +103,15 @@ class TeacherActor:
 
     @cached_property
     def _pair(self) -> TeacherStudent:
-        """Loaded when it is first needed, so that a model that cannot be had is an answer and no death."""
+        """The models, loaded at the first call, so that an error in loading is that call's error."""
         return load_models(self._context.recipe)
 
     def sample(self) -> None:
-        """This actor's share of the sequences that are missing."""
+        """Sample this actor's share of the missing sequences."""
         make_sequences(self._context, self._pair)
 
     def logits(self, tokens: TokenDataset) -> Any:
-        """The logits on these sequences, [R, K, S, V]; bfloat16 as the 16-bit numbers that NumPy knows."""
+        """The logits on these sequences, [R, K, S, V]; bfloat16 as int16 bit patterns, since NumPy has no bfloat16."""
         import numpy as np
         import torch
 
@@ -120,11 +120,11 @@ class TeacherActor:
 
 
 def _with_user_error(get: Callable[[], Any]) -> Any:
-    """What actors answered.
+    """The result of `get`, with Ray's errors as errors for users.
 
     Raises:
-        ClusterError: one died more often than it is restarted.
-        TinyMusicianError: what one of them raised.
+        ClusterError: an actor died more often than it is restarted.
+        TinyMusicianError: an actor raised it.
     """
     from ray.exceptions import RayActorError, RayTaskError
 
@@ -132,7 +132,7 @@ def _with_user_error(get: Callable[[], Any]) -> Any:
         return get()
     except RayActorError as error:
         raise ClusterError(
-            "a teacher's actor died more often than training.max_restarts; the log tells of what"
+            "a teacher actor died more often than training.max_restarts; the run's log says why"
         ) from error
     except RayTaskError as error:
         raise error.cause from error

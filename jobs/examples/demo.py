@@ -36,14 +36,14 @@ def main() -> None:
     render_all(run["artifact"], folder)
     figures = run["metrics"]
     print(
-        f"\nheld-out KL to the teacher      {figures['kl_initial']:.3f} → {figures['kl_final']:.3f} nats a code"
+        f"\nheld-out KL to the teacher      {figures['kl_initial']:.3f} → {figures['kl_final']:.3f} nats per code"
         f"\ncross-entropy of its next codes "
         f"{figures['cross_entropy_initial']:.3f} → {figures['cross_entropy_final']:.3f} "
-        f"nats a code under the teacher, in held-out context"
+        f"nats per code under the teacher, in held-out context"
         f"\nplaying freely                  cross-entropy {figures['sample_cross_entropy_untrained']:.3f} → "
         f"{figures['sample_cross_entropy_student']:.3f} (teacher {figures['sample_cross_entropy_teacher']:.3f}), "
         f"code entropy {figures['sample_code_entropy_untrained']:.2f} → {figures['sample_code_entropy_student']:.2f} "
-        f"(teacher {figures['sample_code_entropy_teacher']:.2f}) nats a code"
+        f"(teacher {figures['sample_code_entropy_teacher']:.2f}) nats per code"
         f"\nsound                           {folder}/*.wav: teacher, untrained and distilled, for the same prompts"
         f"\nrun                             {run['id']} (tmctl status, tmctl logs)"
         f"\nartifact                        {run['artifact']} (tmctl artifacts show band)"

@@ -56,7 +56,7 @@ def is_here(address: str) -> bool:
 
     try:
         heads = {node.node_ip for node in list_nodes(address=address) if node.is_head_node}
-    except Exception:  # nobody answers, which whoever connects next will say
+    except Exception:  # no cluster there; the next connection reports it
         return True
     return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
 
@@ -76,7 +76,7 @@ def _responds(address: str) -> bool:
 
 
 def _use_token() -> None:
-    """Let Ray's client send its token if there is one; a cluster without authentication ignores it."""
+    """Make Ray's client send its token if there is one; a cluster without authentication ignores it."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN.exists():
         os.environ.setdefault(*AUTHENTICATION)
 
@@ -97,12 +97,12 @@ def _client(address: str) -> Any:
 
 def _start_local() -> None:
     """Start a Ray head for this user: its dashboard on loopback, everything behind a token in ~/.ray."""
-    if importlib.util.find_spec("ray") is None:  # importing it would settle how it speaks before there is a token
+    if importlib.util.find_spec("ray") is None:  # importing ray would fix its authentication before the token exists
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
     print(f"No Ray runs here: starting a local one on {LOCAL} (end it with `ray stop`).", file=sys.stderr)
     ray = Path(sys.executable).with_name("ray")
     subprocess.run([str(ray), "get-auth-token", "--generate"], capture_output=True, check=True)
-    TOKEN.chmod(0o600)  # Ray leaves it for everybody to read
+    TOKEN.chmod(0o600)  # Ray writes it readable for all users
     command = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += ["--dashboard-port=8265", "--include-dashboard=true", "--disable-usage-stats"]
     environment = {**os.environ, **dict([AUTHENTICATION]), **worker_environment(), **QUIET_ENVIRONMENT}

@@ -32,7 +32,7 @@ def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
         figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
         figures["memory_a_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
         figures["memory_counts"] = (
-            "the most that sampling or training takes: weights, caches, gradients, AdamW moments, teacher, logits, "
+            "the peak of sampling and training: weights, caches, gradients, AdamW moments, teacher, logits, "
             "activations; not the text encoder, nor what trains it and the codec"
         )
     return figures

@@ -1,4 +1,4 @@
-"""The endpoint of a Ray cluster, through Ray Serve's REST API. A cluster has one endpoint."""
+"""Deploys the endpoint of a Ray cluster through Ray Serve's REST API. A cluster has one endpoint."""
 
 from __future__ import annotations
 

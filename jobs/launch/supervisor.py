@@ -120,7 +120,7 @@ def supervise(run_id: str, submission: str) -> int:
 
 
 def _remove_stale_drafts(run: RunStore) -> None:
-    """Rid the store of what killed writers left; one that lets nobody list what is unfinished serves as well."""
+    """Remove unfinished uploads of killed writers from the store, if the store allows to list them."""
     with contextlib.suppress(StoreError):
         run.store.sweep()
 
@@ -135,7 +135,7 @@ def _write_final_state(run: RunStore, code: int, stopped: bool, message: str) ->
 
 
 def _failure(run: RunStore, code: int) -> str:
-    """Why the driver ended with an exit code other than 0."""
+    """The reason that the driver ended with an exit code other than 0."""
     if code < 0:
         return f"its driver was killed by signal {-code}; continue it with --resume"
     return run.error() or f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"

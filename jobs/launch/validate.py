@@ -1,4 +1,4 @@
-"""What is checked on the submitting machine before a job is sent: all that can be known without loading weights."""
+"""Validates a job on the submitting machine, as far as that is possible without loading weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADAPTIVE_PLAN_KEYS = ("kl_budget", "precisions", "block_size", "symmetric", "met
 
 
 def with_local_paths(recipe: Recipe) -> Recipe:
-    """The recipe with the paths it names made absolute: a job runs in another folder than the one it is sent from."""
+    """The recipe with absolute paths: a job has another working directory than `tmctl`."""
     content = recipe.model_dump()
     paths = (
         ("teacher", "model"),
@@ -51,12 +51,12 @@ def with_local_paths(recipe: Recipe) -> Recipe:
 
 
 def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None:
-    """Changing what a job of this kind does not read is a mistake.
+    """Check that every override changes a key that a job of this kind reads.
 
-    Pretraining has settings of its own for each model, and a plan that is given says itself how it rounds.
+    Pretraining has its own settings for each model, and a plan file contains the rounding method.
 
     Raises:
-        RecipeError: such a change.
+        RecipeError: an override has no effect.
     """
     for override in overrides if kind == "quantize" and recipe.quantize.plan != "adaptive" else ():
         if override.partition("=")[0].removeprefix("quantize.") in ADAPTIVE_PLAN_KEYS:
@@ -67,14 +67,16 @@ def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None
 
 
 def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
-    """Raise the first problem of a recipe, and of the files it names if the job runs `here`, on this machine.
+    """Check a recipe, and the files that it names if the job runs `here`, on this machine.
 
     Raises:
-        RecipeError, ModelError, DataError: it could not run.
+        RecipeError, ModelError, DataError: the first problem.
     """
     if kind == "pretrain":
         if recipe.pretrain is None:
-            raise RecipeError(f"recipe {recipe.name}: has no `pretrain` part; only the house band is made from nothing")
+            raise RecipeError(
+                f"recipe {recipe.name}: has no `pretrain` part; only the house band is trained from scratch"
+            )
         return
     if kind == "quantize":
         _check_quantize(recipe, here)
@@ -104,10 +106,10 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
 
 
 def with_loaded_plan(recipe: Recipe) -> Recipe:
-    """The recipe with the content of the plan's file in the place of its path, which the cluster does not know.
+    """The recipe with the content of its plan file instead of the path, which the cluster does not have.
 
     Raises:
-        PlanError: it is no plan, or cannot be had in the recipe's flavour.
+        PlanError: the file is not a plan, or the recipe's format does not support it.
     """
     if recipe.quantize.plan == "adaptive":
         return recipe
@@ -123,7 +125,7 @@ def with_loaded_plan(recipe: Recipe) -> Recipe:
 
 
 def _check_quantize(recipe: Recipe, here: bool) -> None:
-    """The prompts must be there, and so must what writes graphs."""
+    """Check that the prompts exist, and that the packages for export are installed."""
     if here:
         load_prompts(recipe.sequences.prompts)
         needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.format == "optimum" else "onnx")
@@ -133,7 +135,7 @@ def _check_quantize(recipe: Recipe, here: bool) -> None:
 
 
 def _check_evaluate(recipe: Recipe, here: bool) -> None:
-    """There must be a reference, its files must be there, and so must what reads them."""
+    """Check that there is a reference, that its files exist, and that the packages that read them are installed."""
     config = recipe.evaluate
     if config.reference is None:
         kinds = "band, folder, musiccaps or musicbench"
@@ -153,7 +155,7 @@ def _check_evaluate(recipe: Recipe, here: bool) -> None:
 
 
 def _check_release(recipe: Recipe, here: bool) -> None:
-    """Where the pipeline signs on this machine, its key must be here before hours are spent."""
+    """Check that the release key exists before the pipeline starts, if it signs on this machine."""
     if here and recipe.pipeline.last == "publish":
         from tinymusician.artifacts.keys import keys_folder, load_key
         from tinymusician.artifacts.open import open_store
@@ -164,7 +166,7 @@ def _check_release(recipe: Recipe, here: bool) -> None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    """Prompts and clips must be there, and so must folders of models."""
+    """Check that prompts, clips and folders of models exist."""
     load_prompts(recipe.sequences.prompts)
     if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
         raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
@@ -184,7 +186,7 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def check_shapes(recipe: Recipe) -> None:
-    """Where shapes are known, the student must fit its teacher, and the sequences must fit both."""
+    """Check that the student fits its teacher, and the sequences fit both, where shapes are known."""
     teacher = shape_of(recipe.teacher.model)
     if teacher is None:
         return
@@ -213,10 +215,10 @@ def check_shapes(recipe: Recipe) -> None:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """A smaller text encoder and a smaller codec must fit into the teacher's, where their shapes are known.
+    """Check that text encoder and codec are not larger than the teacher's, where shapes are known.
 
     Raises:
-        RecipeError: they do not.
+        RecipeError: they are.
     """
     shapes, teacher = parts_of(recipe.teacher.model), shape_of(recipe.teacher.model)
     if shapes is None or teacher is None:
@@ -236,7 +238,7 @@ def _check_parts(recipe: Recipe) -> None:
 
 
 def check_length(recipe: Recipe, teacher: DecoderShape) -> None:
-    """The recipe's sequences hold a frame at least, and fit into the decoder's positions with their delay."""
+    """Check that the recipe's sequences have a frame or more, and fit into the decoder's positions with their delay."""
     longest = (teacher.positions - teacher.codebooks) / teacher.frame_rate
     if not 1 <= frames_of(recipe, teacher) <= teacher.positions - teacher.codebooks:
         raise RecipeError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinymusician.quantize.adaptive import PlanEvaluator
 
 _CHUNKS_PER_WORKER = 4
-"""Tasks per worker, so that no worker waits long for the slowest."""
+"""Tasks per worker; more than one balances the load."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def choose_plan(workspace: QuantizationWorkspace, evaluator: PlanEvaluator) -> P
 
     best = choose(table, BUDGET_RESERVE * config.kl_budget, joint)
     note = (
-        f"chosen for {workspace.config.model} under a KL budget of {config.kl_budget:g} nats a code, "
+        f"chosen for {workspace.config.model} under a KL budget of {config.kl_budget:g} nats per code, "
         f"{best.measured:.4g} measured in the worst codebook"
     )
     plan = base.model_copy(update={"name": "adaptive", "groups": best.groups, "note": note})

@@ -232,16 +232,16 @@ class QuantizationWorkspace:
         from tinymusician.runtime.engine import EngineRequest
         from tinymusician.runtime.sampling import SamplingParams
 
-        player, top_k = self.float32_generator(), self.recipe.teacher.top_k
-        uncond = None if guidance == 1 else player.text.null()
+        generator, top_k = self.float32_generator(), self.recipe.teacher.top_k
+        uncond = None if guidance == 1 else generator.text.null()
         sampling, first = SamplingParams(self.recipe.teacher.temperature, top_k), self.recipe.training.seed
-        attended = [player.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
+        attended = [generator.text(*pair) for pair in zip(texts, scales or [None] * len(texts), strict=True)]
         generations = [
-            player.engine.start(EngineRequest(text, uncond, frames, seed, guidance, sampling))
+            generator.engine.start(EngineRequest(text, uncond, frames, seed, guidance, sampling))
             for seed, text in enumerate(attended, first)
         ]
         while not all(generation.is_finished for generation in generations):
-            player.engine.step()
+            generator.engine.step()
         for generation in generations:
             if generation.error is not None:
                 raise generation.error

@@ -1,4 +1,4 @@
-"""What a job works on: an artifact, a folder, a hub id or a packaged model, found and brought here."""
+"""Resolves references to models: an artifact, a folder, a hub id or a packaged model, downloaded to this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
 
 def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
-    """The recipe with what the job works on named for good: an artifact gets its digest, a folder its full path.
+    """The recipe with permanent names of its models: an artifact gets its digest, a folder its full path.
 
-    A folder must be there if the job runs `here`, on this machine.
+    If the job runs `here`, on this machine, a folder must exist.
 
     Raises:
-        NotFound, ModelError: there is no such artifact or folder, or it is nothing that the job can work on.
+        NotFoundError, ModelError: there is no such artifact or folder, or it is not a model.
     """
     if kind == "quantize":
         model = recipe.quantize.model or _newest_student(store, recipe, "quantize.model")
@@ -32,13 +32,13 @@ def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
 
 
 SPECIAL_MODELS = ("teacher", "untrained")
-"""What an evaluation can be asked for without a name: the recipe's teacher, and its student before any training."""
+"""Models of an evaluation that need no reference: the recipe's teacher, and its student before any training."""
 MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
-"""Files by which artifacts are known: of models, and of all that plays."""
+"""Files that identify artifacts: models, and everything that generates audio."""
 
 
 def split_label(name: str) -> tuple[str, str]:
-    """Label and reference of `LABEL=REF`; the label is empty where there is none."""
+    """Label and reference of `LABEL=REF`; without a label, the label is empty."""
     label, equals, reference = name.partition("=")
     return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
 
@@ -77,7 +77,7 @@ def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
 
 
 def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:
-    """What `load_musicgen` takes for a pinned name, and the artifact's manifest if it is one."""
+    """The argument of `load_musicgen` for a resolved reference, and the artifact's manifest if it is one."""
     if "@sha256:" not in name:
         return name, None
     manifest = find(store, name)
@@ -89,10 +89,10 @@ def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest 
 
 
 def check_guidance(name: str, guidance: float, range_: tuple[float, float]) -> None:
-    """A model that is told its guidance scale knows those of its range.
+    """Check that the recipe's guidance scale is in the range of a guidance-conditioned model.
 
     Raises:
-        RecipeError: the recipe asks for another one.
+        RecipeError: it is not.
     """
     low, high = range_
     if not low <= guidance <= high:

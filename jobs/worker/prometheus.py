@@ -1,4 +1,4 @@
-"""A run's latest figures for Prometheus, which Ray serves on the node where the run's first worker is."""
+"""Exports a run's latest metrics to Prometheus; Ray serves them on the node of the run's first worker."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from ray.util.metrics import Gauge
 
 EXPORTED_METRICS = {
-    "step": "Training steps that are done.",
+    "step": "Completed training steps.",
     "loss": "The training loss.",
-    "codes_per_second": "Codes that all workers together train on in a second.",
+    "codes_per_second": "Training throughput of all workers, in codes per second.",
     "gradient_norm": "The gradient's norm before it is clipped.",
-    "held_out/kl": "Held-out forward KL to the teacher, in nats a code.",
+    "held_out/kl": "Held-out forward KL to the teacher, in nats per code.",
 }
-"""What is shown, by its name in the metrics."""
+"""Exported metrics: name in the run's metrics, and help text."""
 
 if TYPE_CHECKING:
     from tinymusician.training.metrics import Row
 
 
 class PrometheusLogger:
-    """Watches a run's metrics. Prometheus sees `ray_tinymusician_training_NAME{run, stage}`."""
+    """A metric sink. Prometheus sees `ray_tinymusician_training_NAME{run, stage}`."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
@@ -35,4 +35,4 @@ class PrometheusLogger:
                 gauge.set(row[name], self._tags)
 
     def flush(self) -> None:
-        """Ray gathers gauges by itself."""
+        """Do nothing: Ray collects gauges."""

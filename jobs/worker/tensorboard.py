@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard event files, kept in the store beside the run."""
+"""Writes a run's metrics as TensorBoard event files into the store."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         pytest.skip(str(error))
 
 
-def test_from_a_pipeline_to_music(system: System) -> None:
+def test_pipeline_publishes_a_bundle_that_generates_audio(system: System) -> None:
     system.wait("store")
     system.wait("head")
     system.wait("worker", 2)
@@ -120,7 +120,7 @@ def test_from_a_pipeline_to_music(system: System) -> None:
     system.tmctl("generate", "a slow waltz", "--model", "/tmp/phone", "--seconds", "2", "-o", "/tmp/out.wav")
 
 
-def test_nobody_is_root_and_nothing_can_be_written(system: System) -> None:
+def test_containers_run_without_root_and_read_only(system: System) -> None:
     for service in ("store", "head", "worker", "endpoint"):
         if not system.compose("ps", "-q", service).strip():
             continue
@@ -128,7 +128,7 @@ def test_nobody_is_root_and_nothing_can_be_written(system: System) -> None:
         assert "Read-only" in system.compose("exec", "-T", service, "sh", "-c", "touch /x 2>&1 || true")
 
 
-def test_the_endpoint_has_no_torch(system: System) -> None:
+def test_endpoint_image_has_no_torch(system: System) -> None:
     words = ["run", "--rm", "--entrypoint", "python", "tinymusician-endpoint", "-c"]
     result = system.docker.docker(
         *words, "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('ray') is not None)"
@@ -136,18 +136,18 @@ def test_the_endpoint_has_no_torch(system: System) -> None:
     assert result.split() == ["None", "True"]
 
 
-def test_only_two_ports_are_open_and_only_here(system: System) -> None:
+def test_only_two_ports_are_published_on_loopback(system: System) -> None:
     listed = system.docker.docker("ps", "--filter", "label=com.docker.compose.project=tmtest", "--format", "{{.Ports}}")
     open_ = {part.strip() for line in listed.splitlines() for part in line.split(",") if "->" in part}
     assert all(part.startswith("127.0.0.1:") for part in open_)
     assert {part.rpartition("->")[2] for part in open_} <= {"8265/tcp", "8000/tcp"}
 
 
-def test_without_the_token_the_cluster_does_nothing(system: System) -> None:
+def test_cluster_refuses_requests_without_the_token(system: System) -> None:
     assert requests.get(f"http://127.0.0.1:{system.dashboard}/api/jobs/", timeout=10).status_code in {401, 403}
 
 
-def test_the_store_can_be_another_s3(system: System, tmp_path: Path) -> None:
+def test_store_can_be_another_s3_server(system: System, tmp_path: Path) -> None:
     """One on this machine, at the end of the containers' network, with credentials of its own."""
     form = "{{(index .IPAM.Config 0).Gateway}}"
     gateway = system.docker.docker("network", "inspect", "-f", form, "tmtest_inside").strip()

@@ -70,12 +70,12 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
 
     location = Path(model_location("band-small"))
     write_bundle(load_musicgen(str(location)), location / "tokenizer.json", tmp_path / "bundle")
-    player = load_generator(tmp_path / "bundle")
-    track = player.start(
-        GenerationRequest(PROMPT, FRAMES / player.codec.shape.frame_rate, 0, GUIDANCE, 0.0, 0, 1.0, windows=False)
+    generator = load_generator(tmp_path / "bundle")
+    track = generator.start(
+        GenerationRequest(PROMPT, FRAMES / generator.codec.shape.frame_rate, 0, GUIDANCE, 0.0, 0, 1.0, windows=False)
     )
     while not track.is_finished:
-        player.engine.step()
+        generator.engine.step()
     assert track.error is None
     # While the later codebooks come to their end, MusicGen reads pads of the earlier ones; transformers.js reads what
     # it went on to play there. Codes of the steps before that depend on neither.

@@ -47,7 +47,7 @@ class Server:
     """Forks for each request on a socket, and answers it with the fork's wait status."""
 
     def __init__(self, listening: socket.socket, idle: float | None = None) -> None:
-        """It ends after `idle` seconds without forks, and when whoever started the first one closes its input."""
+        """It ends after `idle` seconds without forks, and when the process that started it closes its input."""
         self._listening, self._idle = listening, idle
         self._forks: dict[int, Fork] = {}  # by pidfd
         self._selector = selectors.DefaultSelector()
@@ -60,7 +60,7 @@ class Server:
             events = self._selector.select(self._idle)
             if not events and not self._forks:
                 Path(self._listening.getsockname()).unlink(missing_ok=True)
-                if not (events := self._selector.select(0)):  # nobody has connected meanwhile
+                if not (events := self._selector.select(0)):  # no connection in the meantime
                     os._exit(0)
             for key, _ in events:
                 if self._selector.get_map().get(key.fd) is not key:  # closed for another event of these

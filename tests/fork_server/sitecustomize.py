@@ -98,6 +98,6 @@ if _parts[2] and os.path.basename(_parts[2][0]) in COMMANDS:
 
     try:
         delegate(*_parts[:2], without_setup(_parts[2]))
-    except BaseException as error:  # Python would go on by itself, and nobody would know why tests are slow
+    except BaseException as error:  # Python would continue silently, and tests would be slow for no visible reason
         print(f"fork server {os.environ['FORK_SERVER']}: {error}", file=sys.stderr, flush=True)
         os._exit(1)

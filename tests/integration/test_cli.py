@@ -162,7 +162,7 @@ def test_an_unusable_store(tmp_path: Path) -> None:
         AWS_SECRET_ACCESS_KEY="b",
         AWS_DEFAULT_REGION="us-east-1",
     )
-    assert "no server answers there; check AWS_ENDPOINT_URL" in error_text
+    assert "no server responds there; check AWS_ENDPOINT_URL" in error_text
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

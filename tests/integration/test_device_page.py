@@ -125,11 +125,11 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
         expect(slider).to_have_attribute("max", "5")  # once the page has read the model's description
         expect(slider).to_have_attribute("min", "1")
         switch_on(page)
-        player, outputs = load_generator(tmp_path), []
+        generator, outputs = load_generator(tmp_path), []
         for scale in (1.5, 4.0):
             slider.fill(str(scale))
             outputs.append(play(page, 2))
-            expected = player.generate(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
+            expected = generator.generate(GenerationRequest(PROMPT, seconds=2, temperature=0.0, guidance=scale))
             assert generated_on(page) == "the device"
             assert np.abs(outputs[-1] - np.clip(expected, -1, 1)).max() < 1e-3
         assert not np.array_equal(*outputs)

@@ -25,4 +25,4 @@ def test_first_ray_on_a_machine_starts(tmp_path: Path) -> None:
     command = f"{prepared} {sys.executable} -c '{connect}'"
     ended = subprocess.run([*ALONE, command], capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "http://127.0.0.1:8265 []", ended.stderr
-    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0, "nobody else may read the token"
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0, "other users must not read the token"

@@ -41,5 +41,5 @@ def test_store_that_recovers(
     wait_for(lambda: RunStore(s3_store, "r").status().state == "SUCCEEDED")
     check_same_losses(losses(s3_store, "r"), undisturbed.losses(1))
     log = RunStore(s3_store, "r").log()
-    assert "asking again" in log
+    assert "next attempt in" in log
     assert log.count("distill: from") == 1

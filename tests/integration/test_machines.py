@@ -41,7 +41,7 @@ CHECKS = {
 }
 """Who is silent for a quarter of a minute is lost; by itself Ray waits for a minute."""
 METRICS = {8090, 44217, 44227}
-"""Ray's nodes, and on the head its autoscaler and its dashboard, show their figures to whoever asks."""
+"""Ray's nodes, and on the head its autoscaler and its dashboard, serve their metrics without authentication."""
 
 
 class Cluster:
@@ -170,7 +170,9 @@ def at_step(run: RunStore, step: int) -> Callable[[], bool]:
     return lambda: run.store.exists(run.key(f"checkpoints/distill/step-{step:08}.json"))
 
 
-def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
+def test_distillation_continues_after_a_machine_is_lost(
+    cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore
+) -> None:
     """The run goes on from its last checkpoint, on a machine that was not there when it began, to the same losses."""
     run = cluster.begun(store, "d", "distill", str(recipe), *settings(LONG))
     wait_for(at_step(run, 10))
@@ -183,7 +185,9 @@ def test_a_machine_lost_in_distill(cluster: Cluster, recipe: Path, store: S3Stor
     assert joined.address in cluster.alive()
 
 
-def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
+def test_distillation_continues_with_the_remaining_workers(
+    cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore
+) -> None:
     """Nobody takes the lost machine's place: the other worker does both parts of every step, to the same losses."""
     run = cluster.begun(store, "e", "distill", str(recipe), *settings((*LONG, "training.min_workers=1")))
     wait_for(at_step(run, 10))
@@ -196,7 +200,9 @@ def test_a_run_that_goes_on_with_what_is_left(cluster: Cluster, recipe: Path, st
     assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
 
 
-def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore) -> None:
+def test_distillation_continues_after_a_network_cut_of_30_seconds(
+    cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore
+) -> None:
     """Ray takes the machine for lost; when it is back it joins again, and the run goes on."""
     run = cluster.begun(store, "n", "distill", str(recipe), *settings(LONG))
     wait_for(at_step(run, 10))
@@ -212,7 +218,7 @@ def test_a_network_that_is_cut_for_30_seconds(cluster: Cluster, recipe: Path, st
     assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
 
 
-def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3Store) -> None:
+def test_precompute_continues_after_a_machine_is_lost(cluster: Cluster, recipe: Path, store: S3Store) -> None:
     """No shard is missing, none differs from those that were made in peace."""
     few = settings(("sequences.prompts_per_shard=8",))
     run = cluster.begun(store, "p", "precompute", str(recipe), *few)
@@ -224,7 +230,9 @@ def test_a_machine_lost_in_precompute(cluster: Cluster, recipe: Path, store: S3S
     assert shards(store) == shards(peace)
 
 
-def test_a_machine_lost_in_evaluate(cluster: Cluster, evaluate_options: list[str], store: S3Store) -> None:
+def test_evaluation_continues_after_a_machine_is_lost(
+    cluster: Cluster, evaluate_options: list[str], store: S3Store
+) -> None:
     models = ["--model", "untrained", "--model", "teacher"]
     run = cluster.begun(store, "e", "evaluate", *evaluate_options, *models)
     wait_for(lambda: any(True for _ in store.list("shards/clips/")))
@@ -249,7 +257,7 @@ def served(cluster: Cluster, bundle: Path, keys: tuple[Path, str]) -> Iterator[s
     assert cluster.tmctl(store, "serve", "--stop").returncode == 0
 
 
-def test_a_machine_lost_in_serving(cluster: Cluster, served: str, keys: tuple[Path, str]) -> None:
+def test_serving_continues_after_a_machine_is_lost(cluster: Cluster, served: str, keys: tuple[Path, str]) -> None:
     """Whoever asked is answered with the same samples, and the machine that joins plays too."""
 
     answered: list[int] = []
@@ -293,8 +301,8 @@ def listening(machine: Machine) -> dict[int, str]:
     return listeners
 
 
-def test_without_the_token_others_reach_nothing_but_figures(cluster: Cluster) -> None:
-    """At every port that is open on head and worker, a machine without the token hears that it may not."""
+def test_a_machine_without_the_token_can_only_read_metrics(cluster: Cluster) -> None:
+    """At every open port of head and worker, a machine without the token is refused."""
     stranger = cluster.stranger()
     for machine in (cluster.head, cluster.workers[0]):
         ports = listening(machine)

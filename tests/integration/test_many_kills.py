@@ -47,7 +47,7 @@ OF_A_JOB = ("ray::RayTrainWorker", "ray::TeacherActor", "jobs.launch.supervisor"
 
 @pytest.fixture
 def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
-    """A Ray that nobody else needs."""
+    """A Ray cluster of this test alone."""
     with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
         yield ray
 
@@ -57,19 +57,25 @@ def submitted(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str, *
     tmctl_json(ray, store, "submit", kind, str(recipe), *values, "--name", name, *words)
 
 
+def restart_if_lost(ray: Ray) -> bool:
+    """Start a new Ray if the head or raylet of this one died; returns whether it did."""
+    if ray.processes("gcs_server") and ray.processes("raylet/raylet"):
+        return False
+    wait_for(lambda: not any(ray.processes(word) for word in OF_A_JOB))
+    ray.kill()
+    ray.start()
+    return True
+
+
 def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> None:
-    """See that the run goes on: by itself, or resumed, on a Ray that is started anew where its head or raylet died."""
+    """Check that the run continues by itself or with --resume, on a new Ray if its head or raylet died."""
     run, resumed = RunStore(store, name), False
     deadline = time.monotonic() + 240
     while run.status().state not in ("SUCCEEDED", "RUNNING") or not ray.processes("jobs.launch.supervisor"):
         assert time.monotonic() < deadline, f"{name} did not go on: {run.status()}\n{run.log()[-2000:]}"
         if run.status().state == "SUCCEEDED":
             return
-        if not (ray.processes("gcs_server") and ray.processes("raylet/raylet")):
-            wait_for(lambda: not any(ray.processes(word) for word in OF_A_JOB))
-            ray.kill()
-            ray.start()
-            resumed = False
+        resumed = not restart_if_lost(ray) and resumed
         if not resumed and not ray.processes("jobs.launch.supervisor --child"):
             again = tmctl(ray, store, "submit", kind, str(recipe), "--resume", name, "--no-wait")
             resumed = again.returncode == 0
@@ -91,6 +97,7 @@ def test_random_kills(private_ray: Ray, recipe: Path, tmp_path: Path, kind: str)
     while kills < KILLS:
         place = tmp_path / f"after {kills}"
         store = LocalStore(place)
+        restart_if_lost(private_ray)  # a run can succeed although its head or raylet was killed at its end
         submitted(private_ray, store, recipe, kind, kind, "--no-wait")
         run = RunStore(store, kind)
         while run.status().state != "SUCCEEDED":

@@ -94,7 +94,7 @@ def test_presigned_list_covers_only_its_release(registry: ReleaseRegistry, tmp_p
     listed.write_text(json.dumps({"addresses": presigned_urls(registry, "band", "stable", 600)}))
     assert pulled(registry, device, listed.as_uri()) == DECODER
     released(registry, tmp_path / "made-2", DECODER[::-1])
-    with pytest.raises(NotFoundError, match="lists nothing for 'blobs/sha256/"):
+    with pytest.raises(NotFoundError, match="has no URL for 'blobs/sha256/"):
         pulled(registry, device, listed.as_uri())
     result = Installation(device).usable()
     assert result is not None

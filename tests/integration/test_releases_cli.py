@@ -90,7 +90,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     person.says(*rollback, "--to", "1")
     assert (person.folder / person.tmctl_json(*pull)["folder"] / "decoder").read_text() == "d1"
     person.says("signing-keys", "rotate")
-    assert person.tmctl_json(*pull)["version"] == 4, "the rotation signed it anew"
+    assert person.tmctl_json(*pull)["version"] == 4, "the rotation signed it again"
     history = person.says("artifacts", "history", "band-bundle@stable")
     assert "band-bundle@candidate, version 1, although gates failed: by ear\n" in history
     assert "back to version 1: it hisses" in history

@@ -30,7 +30,7 @@ def test_no_such_bucket(s3: S3Server) -> None:
 
 def test_no_address_responds(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(StoreError, match="no server answers there; check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match="no server responds there; check AWS_ENDPOINT_URL"):
         S3Store("faults").get("key")
 
 

@@ -61,7 +61,7 @@ class Served:
         return self.ray.processes("ServeReplica:tinymusician:engine")
 
     def metric(self, name: str) -> float:
-        """The sum of a metric over this Ray's processes; what nobody has measured yet is nan."""
+        """The sum of a metric over this Ray's processes; nan before its first measurement."""
         values = self.metrics(name)
         return sum(values.values()) if values else float("nan")
 
@@ -149,7 +149,7 @@ def test_requests_survive_a_killed_engine(here: Served) -> None:
 
 
 def test_tenfold_overload(here: Served) -> None:
-    """Some are admitted and answered; everybody else hears when to come again, and hears it before those are done."""
+    """Some are admitted and answered; all others are told at once after how many seconds to retry."""
     begin = threading.Barrier(120)
 
     def once(number: int) -> tuple[int, float, str]:

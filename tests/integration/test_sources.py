@@ -38,7 +38,7 @@ def distill(ray: Ray, store: Store, recipe: Path, name: str, *values: str, worke
 
 
 def test_cached_signals_train_like_online_ones(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
-    """Shards are made once, by whoever comes first; training from them gives the online losses."""
+    """Shards are made once, by the first run; training from them gives the online losses."""
     guided = [str(recipe), "--set", "teacher.target=guided"]
     from_shards = [*guided, "--set", "signals.source=cached"]
     missing = tmctl(ray, store, "submit", "distill", *from_shards, "--name", "early")
@@ -100,7 +100,7 @@ def test_tensor_parallel_teacher_on_two_workers(ray: Ray, recipe: Path, store: L
 def test_resume_with_other_workers_and_zero_stage(
     ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns
 ) -> None:
-    """Its steps have as many parts as it began with workers, whoever does them."""
+    """Its steps have as many microbatches as it began with workers, however many there are now."""
     began = (*settings((*LONG, "training.zero_stage=1")), "--workers", "2", "--name", "r", "--no-wait")
     tmctl_json(ray, store, "submit", "distill", str(recipe), *began)
     wait_for_checkpoint(store, "r")

@@ -46,7 +46,7 @@ def test_variants_of_a_tune_share_a_split() -> None:
 
 
 def test_families_are_transitive() -> None:
-    """Two tunes that share nothing are one family if a third is a setting of both; a trill joins nobody."""
+    """Two tunes that share nothing are one family if a third is a setting of both; a trill joins no tunes."""
     one, other = [60, 62, 65, 61, 70] * 4, [50, 57, 53, 58, 51] * 4
     trill = [60, 62] * 12
     melodies = [one, other, one + other, trill, [5 + pitch for pitch in trill]]

@@ -73,7 +73,9 @@ def test_stream_starts_early_and_disconnect_frees_its_rows(here: Endpoint) -> No
     with here.opened(prompt=MARCH, seconds=60) as answer:
         next(answer.iter_content(100))
         assert here.replica._bundle.loop.num_requests == 1
-    wait_for(lambda: here.replica._bundle.loop.num_requests == 0 and here.replica._bundle.player.engine.rows == 0, 10)
+    wait_for(
+        lambda: here.replica._bundle.loop.num_requests == 0 and here.replica._bundle.generator.engine.rows == 0, 10
+    )
 
 
 def test_slow_client_does_not_block_others(here: Endpoint) -> None:
@@ -84,7 +86,7 @@ def test_slow_client_does_not_block_others(here: Endpoint) -> None:
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         assert slow.recv(12) == b"HTTP/1.1 200"
         assert here.generate(prompt=MARCH, seconds=1).status_code == 200
-        wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 60)  # played, though nobody has read it
+        wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 60)  # generated, though no client has read it
 
 
 def test_model_info_has_digest_and_licence(here: Endpoint, bundle: Path) -> None:

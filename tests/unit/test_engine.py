@@ -277,7 +277,7 @@ def test_invalid_request_in_a_batch_leaves_no_state(generator: MusicGenerator) -
 
 
 def test_threads_may_generate_concurrently(generator: MusicGenerator) -> None:
-    """Each hears what it would hear alone."""
+    """Each request gets the audio that it would get alone."""
     from concurrent.futures import ThreadPoolExecutor
 
     requests = [

@@ -47,7 +47,7 @@ class OutputQueue:
 
 def submit(loop: EngineLoop, request: GenerationRequest) -> tuple[RequestHandle, OutputQueue]:
     outputs = OutputQueue()
-    return loop.submit(loop.player.request(request), outputs), outputs
+    return loop.submit(loop.generator.request(request), outputs), outputs
 
 
 def test_concurrent_requests_equal_single_ones(generator: MusicGenerator, loop: EngineLoop) -> None:

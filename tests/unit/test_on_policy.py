@@ -84,7 +84,7 @@ def test_on_policy_share_follows_its_schedule(tiny_musicgen: Path, tmp_path: Pat
 
 
 def test_no_sample_is_older_than_its_refresh(tiny_musicgen: Path, tmp_path: Path) -> None:
-    """A student that was changed is heard at the next refresh, and not before."""
+    """A changed student is sampled at the next refresh, and not before."""
     task, _, _ = build(tiny_musicgen, LocalStore(tmp_path / "a"), OnPolicyConfig(share=1.0, refresh=4))
     before = [task.batch(step, 0, 1).sequences.inputs for step in range(2)]
     with torch.no_grad():  # from now on it plays nothing but code 5

@@ -213,7 +213,7 @@ class TestCodec:
 def test_joint_training_updates_all_components(
     teacher: Any, tokens: TokenDataset, scales: GuidanceSampler | None
 ) -> None:
-    """All losses fall, what is heard reaches the text encoder, and the student that is kept is what was judged."""
+    """All losses fall, the audio loss reaches the text encoder, and the published student is the validated one."""
     torch.manual_seed(0)
     text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
     fit_text(text, teacher, *text_of(tokens))

@@ -132,7 +132,7 @@ class TestRefused:
         world.registry.release(world.made(decoder="one"), "candidate", {})
         stolen = world.store.get(latest_key("band", "candidate"))
         world.store.put(latest_key("band", "stable"), stolen)
-        self.refused(world, "what lies there is band@candidate; somebody put it in its place")
+        self.refused(world, "the source has band@candidate in its place")
 
     def test_replayed_older_release(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
@@ -175,7 +175,7 @@ class TestRefused:
         world.registry.release(world.made(decoder="one"), "stable", {})
         old = world.store.get(latest_key("band", "stable"))
         world.registry.rotate("release")
-        assert world.client().pull().release.version == 2, "signed anew"
+        assert world.client().pull().release.version == 2, "signed again"
         world.store.put(latest_key("band", "stable"), old)
         self.refused(world, "signed by [0-9a-f]{12}, and trusted are")
 

@@ -80,7 +80,7 @@ def test_cached_signals_are_the_online_ones(teacher: Any, tokens: TokenDataset, 
         shards.write(index, make(index))
     assert shards.missing() == []
     rows = np.array([36, 2, 31, 32])
-    cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu", make).ask(rows)()
+    cached = CachedTeacher(shards, tokens, target, 16, tmp_path / "cache", "cpu", make).request(rows)()
     expected = online(rows)
     assert all(torch.equal(a, b) for a, b in zip(cached.sequences[:5], expected.sequences[:5], strict=True))
     actual, true = (logits.float().log_softmax(-1) for logits in (cached.logits, expected.logits))
@@ -132,7 +132,7 @@ def test_damaged_signal_shard_is_computed_again(
     source = CachedTeacher(fresh, tokens, "guided", 16, tmp_path / "other", "cpu", again)
     rows = np.array([33, 2])
     torch.testing.assert_close(
-        source.ask(rows)().logits.float().softmax(-1),
+        source.request(rows)().logits.float().softmax(-1),
         OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32)(rows).logits.softmax(-1),
         rtol=1e-2,
         atol=1e-3,
@@ -248,7 +248,7 @@ def test_other_clips_are_other_shards(teacher: Any, tiny_musicgen: Path, tmp_pat
     same = ClipCodes(teacher.audio_encoder, tokenizer, tmp_path, FRAMES).facts
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:-1] + b"?")
     other = ClipCodes(teacher.audio_encoder, tokenizer, tmp_path, FRAMES).facts
-    assert before == same, "captions are read anew"
+    assert before == same, "captions are read again"
     assert before != longer
     assert before != other
 

@@ -235,7 +235,7 @@ def test_microbatches_sum_to_the_batch(tmp_path: Path, parts: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_group_is_counted_once(world: int) -> None:
-    """Over all workers the weights of a part sum to the same, whoever repeats one for company."""
+    """Over all workers the weights of a microbatch sum to the same, even if a worker repeats one to keep step."""
     shares = [RankInfo(rank, world).microbatch_weights(4) for rank in range(world)]
     assert len({len(shares_of_worker) for shares_of_worker in shares}) == 1, "their gradients meet at every part"
     total = [

@@ -142,8 +142,8 @@ def test_mirror_with_wrong_bytes_is_skipped(
 def test_mirror_below_the_minimum_speed(
     tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the patience of one look, whatever came before it, another mirror goes on."""
-    monkeypatch.setattr(transfer, "_TIMEOUT_SECONDS", 0.1)
+    """A mirror below the minimum rate in one interval is left for another, whatever it sent before."""
+    monkeypatch.setattr(transfer, "_RATE_SECONDS", 0.1)
     server.faults = [trickle(0.5)]
     with faulty_server(server.root) as other:
         sources = [HttpSource(server.url), HttpSource(other.url)]
@@ -176,9 +176,9 @@ def test_progressing_mirror_is_not_interrupted(
 def test_endless_response_for_a_small_value(
     server: FaultyServer, file: ReleasedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_module, "_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(source_module, "_READ_SECONDS", 0.05)
     server.faults = [trickle(0.001)]
-    with pytest.raises(StoreError, match="bytes in"):
+    with pytest.raises(StoreError, match="bytes arrived in"):
         HttpSource(server.url).read(blob_key(file.sha256), SIZE)
 
 
@@ -189,10 +189,10 @@ def test_small_values_are_retried(tmp_path: Path, server: FaultyServer, file: Re
     server.faults = [refuse(503), hang_up, truncate(0.5)]
     assert read_small(HttpSource(server.url), "keys/x", 100) == b"a root document"
     server.faults = [refuse(503)] * 99
-    with pytest.raises(StoreError, match="answers 503 for 'keys/x'"):
+    with pytest.raises(StoreError, match="status 503 for 'keys/x'"):
         read_small(HttpSource(server.url), "keys/x", 100)
     server.faults = [refuse(403)]
-    with pytest.raises(AccessDeniedError, match="answers 403"):
+    with pytest.raises(AccessDeniedError, match="status 403"):
         read_small(HttpSource(server.url), "keys/x", 100)
     assert not server.faults, "a store that does not say is not asked again"
 
@@ -206,7 +206,7 @@ def test_earlier_partial_downloads_are_used(tmp_path: Path, server: FaultyServer
 
 
 def test_symbolic_links_are_rejected(tmp_path: Path, server: FaultyServer, file: ReleasedFile, data: bytes) -> None:
-    """What somebody laid into the device's folder to have a file elsewhere overwritten, or to be taken for a file."""
+    """Links in the device's folder that would overwrite a file elsewhere, or be taken for a file, are removed."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")
     for folder in ("partial", "blobs"):
@@ -225,8 +225,8 @@ def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: FaultyServer, 
     with pytest.raises(NotFoundError, match="nothing under 'blobs/sha256/0000"):
         bring_to(tmp_path / "device", server, missing)
     for fault, message in (
-        (refuse(500), "answers 500 for"),
-        (refuse(401), "answers 401 for"),
+        (refuse(500), "status 500 for"),
+        (refuse(401), "status 401 for"),
         (redirect_for_ever, "more than 5 redirects"),
         (hang_up, r"Connection aborted|RemoteDisconnected|Connection reset"),
     ):
@@ -234,7 +234,7 @@ def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: FaultyServer, 
         with pytest.raises(StoreError, match=message):
             bring_to(tmp_path / "device", server, file)
     server.faults = [truncate(0.5)] + [refuse(503)] * 99
-    with pytest.raises(StoreError, match="answers 503"):
+    with pytest.raises(StoreError, match="status 503"):
         bring_to(tmp_path / "device", server, file)
     arrived = (tmp_path / "device" / "partial" / file.sha256).stat().st_size
     assert SIZE // 2 - CHUNK < arrived <= SIZE // 2
@@ -280,7 +280,7 @@ def test_https_never_redirects_to_http(server: FaultyServer, file: ReleasedFile)
             """Nothing is open."""
 
     source._session.get = lambda *_, **__: Moved()  # type: ignore[method-assign, assignment, return-value]
-    with pytest.raises(StoreError, match="leads from HTTPS to"), source.open("blobs/x", 0, ""):
+    with pytest.raises(StoreError, match="redirects from HTTPS to"), source.open("blobs/x", 0, ""):
         pass
 
 
@@ -293,16 +293,16 @@ def test_a_list_of_addresses(tmp_path: Path, server: FaultyServer, file: Release
     for number, url in enumerate((f"{server.url}/stable.json", listed.as_uri())):
         place = download([open_source(url)], file, tmp_path / str(number), lambda size: None, BandwidthLimiter())
         assert place.read_bytes() == data
-    with pytest.raises(NotFoundError, match="lists nothing for 'keys/x'"):
+    with pytest.raises(NotFoundError, match="has no URL for 'keys/x'"):
         open_source(listed.as_uri()).read("keys/x", 10)
     with pytest.raises(NotFoundError, match=r"nothing under 'none\.json'"):
         open_source(f"{listed.parent.as_uri()}/none.json").read("keys/x", 10)
     for content in ("[]", "{", '{"addresses": [1]}', "[" * 100_000):
         listed.write_text(content)
-        with pytest.raises(StoreError, match="is no list of addresses"):
+        with pytest.raises(StoreError, match="is not a list of URLs"):
             open_source(listed.as_uri()).read(key, 10)
     listed.write_text(json.dumps({"addresses": {key: "file:///etc/passwd"}}))
-    with pytest.raises(StoreError, match="leads to 'file:///etc/passwd'; allowed are"):
+    with pytest.raises(StoreError, match="redirects to 'file:///etc/passwd'; allowed are"):
         open_source(listed.as_uri()).read(key, 10)
 
 

@@ -18,7 +18,7 @@ from tests.vectors import PATH, content
 from tinymusician.artifacts.installation import Installation, InstallState
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.release import latest_key
-from tinymusician.artifacts.sources import RangeResponse, meaning
+from tinymusician.artifacts.sources import RangeResponse, interpret_status
 from tinymusician.artifacts.trust import read_first, root_key
 from tinymusician.errors import NotFoundError, UntrustedError
 
@@ -69,7 +69,7 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", VECTORS["ranges"], ids=str)
 def test_range(case: dict[str, Any]) -> None:
-    assert meaning(case["status"], case["content_range"], case["start"]) == case["do"]
+    assert interpret_status(case["status"], case["content_range"], case["start"]) == case["do"]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node is here")

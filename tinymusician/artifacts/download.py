@@ -21,20 +21,21 @@ from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.sources import CHUNK, RangeResponse, Source
 from tinymusician.errors import AccessDeniedError, DigestMismatchError, NotFoundError, StoreError, TransientStoreError
 
-_TRIES, _MOST_TRIES = 5, 50
+_FRUITLESS_TRIES, _MAX_TRIES = 5, 50
 """The number of requests without progress to one source before it is given up, and in total."""
-_READS = 4
+_SMALL_TRIES = 4
 """The number of requests for a small value."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-_SLOWEST, _TIMEOUT_SECONDS = 1000, 30.0
-"""The rate in bytes per second, over a number of seconds, below which a mirror counts as busy."""
+_FIRST_WAIT, _MAX_WAIT = 0.5, 30.0
+"""Pauses between requests, in seconds; they double from the first to the maximum."""
+_MIN_RATE, _RATE_SECONDS = 1000, 30.0
+"""A mirror that sends fewer bytes per second than this, over so many seconds, counts as busy."""
 
 ProgressCallback = Callable[[int], None]
 """Receives the number of new bytes; it is negative when bytes must be downloaded again."""
 
 
 class MirrorMismatch(TransientStoreError):
-    """Pieces of several sources do not fit together, and it is unknown whose are wrong."""
+    """The bytes of several sources have the wrong digest together; it is unknown which source is wrong."""
 
 
 @dataclass
@@ -42,30 +43,30 @@ class BandwidthLimiter:
     """A limit in bytes per second; 0 is no limit."""
 
     limit: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
-    _passed: int = 0
+    _start: float = field(default_factory=time.monotonic)
+    _received: int = 0
 
     def wait(self, size: int) -> None:
-        """Count bytes, and sleep if they came too fast."""
-        self._passed += size
+        """Count received bytes, and sleep if they arrived too fast."""
+        self._received += size
         if self.limit:
-            time.sleep(max(0.0, self._passed / self.limit - (time.monotonic() - self._began)))
+            time.sleep(max(0.0, self._received / self.limit - (time.monotonic() - self._start)))
 
 
-def read_small(source: Source, key: str, most: int) -> bytes:
-    """The first `most` bytes of a small value; requests to a busy source are retried.
+def read_small(source: Source, key: str, max_bytes: int) -> bytes:
+    """The first `max_bytes` bytes of a small value; requests to a busy source are retried.
 
     Raises:
         NotFoundError, AccessDeniedError, StoreError: the source has no such value, refuses access, or does not respond.
     """
-    for attempt in range(_READS - 1):
+    for attempt in range(_SMALL_TRIES - 1):
         try:
-            return source.read(key, most)
+            return source.read(key, max_bytes)
         except AccessDeniedError:
             raise
         except TransientStoreError as error:
-            time.sleep(min(_LONGEST_WAIT, max(error.wait, _FIRST_WAIT * 2**attempt)))
-    return source.read(key, most)
+            time.sleep(min(_MAX_WAIT, max(error.wait, _FIRST_WAIT * 2**attempt)))
+    return source.read(key, max_bytes)
 
 
 def download(
@@ -73,44 +74,44 @@ def download(
 ) -> Path:
     """The path of a file below `folder`, downloaded unless it exists.
 
-    Sources are tried in turn, with pauses that double while nothing arrives. A source with other bytes is tried once
-    more, and then left out.
+    Sources are tried in turn, with pauses that double while nothing arrives. A source with wrong bytes is tried once
+    more, then excluded.
 
     Raises:
-        StoreError: no source has the file now; received bytes are kept.
+        StoreError: no source has the file now; received bytes stay on disk.
         DigestMismatchError: the sources have another value.
     """
-    place, part = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
-    for path in (place, part, _tag_file(part)):
-        if path.is_symlink():  # nothing of ours, and it could lead anywhere
+    target, partial = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
+    for path in (target, partial, _tag_file(partial)):
+        if path.is_symlink():  # not written by this client
             path.unlink()
-    if place.exists():
-        if place.stat().st_size == file.size and digest_of(place) == file.sha256:
-            return place
-        place.unlink()  # damaged on this device
-    for directory in (place.parent, part.parent):
+    if target.exists():
+        if target.stat().st_size == file.size and digest_of(target) == file.sha256:
+            return target
+        target.unlink()  # damaged
+    for directory in (target.parent, partial.parent):
         directory.mkdir(parents=True, exist_ok=True)
-    left, wrong, errors = list(sources), Counter[str](), list[StoreError]()
-    fruitless, turn, apart = 0, 0, False
-    on_progress(_size(part))
-    for _ in range(_MOST_TRIES * len(sources)):
-        source, before = left[turn % len(left)], _size(part)
+    remaining, mismatches, errors = list(sources), Counter[str](), list[StoreError]()
+    failures, index, one_source_only = 0, 0, False
+    on_progress(_size(partial))
+    for _ in range(_MAX_TRIES * len(sources)):
+        source, before = remaining[index % len(remaining)], _size(partial)
         try:
-            digest = _continue(source, file, part, on_progress, pace, apart)
-            _finish(part, digest, place, file, source.url, on_progress)
-            return place
+            digest = _continue(source, file, partial, on_progress, pace, one_source_only)
+            _finish(partial, digest, target, file, source.url, on_progress)
+            return target
         except StoreError as error:
             errors.append(error)
-            apart |= isinstance(error, MirrorMismatch)
-            fruitless = 0 if _size(part) > before else fruitless + 1
-            wrong[source.url] += not isinstance(error, TransientStoreError)
-            turn += not (apart and _size(part) > before)  # whoever gets on alone is not interrupted
-            left = [one for one in left if wrong[one.url] < 2]
-            if not left or fruitless >= _TRIES * len(left):
+            one_source_only |= isinstance(error, MirrorMismatch)
+            failures = 0 if _size(partial) > before else failures + 1
+            mismatches[source.url] += not isinstance(error, TransientStoreError)
+            index += not (one_source_only and _size(partial) > before)  # a source that makes progress continues
+            remaining = [one for one in remaining if mismatches[one.url] < 2]
+            if not remaining or failures >= _FRUITLESS_TRIES * len(remaining):
                 break
-            if fruitless and fruitless % len(left) == 0:
+            if failures and failures % len(remaining) == 0:
                 retry_after = error.wait if isinstance(error, TransientStoreError) else 0.0
-                time.sleep(min(_LONGEST_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (fruitless // len(left) - 1))))
+                time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // len(remaining) - 1))))
     raise _worst(errors, file)
 
 
@@ -119,87 +120,96 @@ def _size(path: Path) -> int:
 
 
 def _continue(
-    source: Source, file: ReleasedFile, part: Path, on_progress: ProgressCallback, pace: BandwidthLimiter, apart: bool
+    source: Source,
+    file: ReleasedFile,
+    partial: Path,
+    on_progress: ProgressCallback,
+    pace: BandwidthLimiter,
+    one_source_only: bool,
 ) -> str:
     """Append the missing bytes of a partial file, or start again if the source requires it; returns its SHA-256.
 
-    A key is the digest of its value, so another mirror may continue where this one stopped, unless they are kept
-    `apart`.
+    A key is the digest of its value, so another mirror may continue where this one stopped, except with
+    `one_source_only`.
     """
-    have, (whose, tag) = _size(part), _origin(part)
-    if have > file.size or (apart and whose != source.url):
-        part.unlink(missing_ok=True)
-        on_progress(-have)
-        have = 0
-    if have == file.size and have:
-        return digest_of(part)
-    with source.open(blob_key(file.sha256), have, tag if whose == source.url else "") as answer:
-        alone = not answer.start or whose == source.url
-        _tag_file(part).write_text(f"{source.url if alone else ''}\n{answer.tag if alone else ''}")
-        on_progress(-have if not answer.start else 0)
-        with part.open("r+b" if answer.start else "w+b") as out:
-            return _append(answer, out, file, on_progress, pace, source.url)
+    received, (origin, tag) = _size(partial), _origin(partial)
+    if received > file.size or (one_source_only and origin != source.url):
+        partial.unlink(missing_ok=True)
+        on_progress(-received)
+        received = 0
+    if received == file.size and received:
+        return digest_of(partial)
+    with source.open(blob_key(file.sha256), received, tag if origin == source.url else "") as response:
+        from_one_source = not response.start or origin == source.url
+        _tag_file(partial).write_text(
+            f"{source.url if from_one_source else ''}\n{response.tag if from_one_source else ''}"
+        )
+        on_progress(-received if not response.start else 0)
+        with partial.open("r+b" if response.start else "w+b") as out:
+            return _append(response, out, file, on_progress, pace, source.url)
 
 
 def _append(
-    answer: RangeResponse,
+    response: RangeResponse,
     out: BinaryIO,
     file: ReleasedFile,
     on_progress: ProgressCallback,
     pace: BandwidthLimiter,
     url: str,
 ) -> str:
-    seen = hashlib.sha256()
-    while answer.start and (block := out.read(CHUNK)):
-        seen.update(block)
-    began, got, got_before = time.monotonic(), 0, 0
-    for chunk in answer.chunks:
-        got += len(chunk)
-        if answer.start + got > file.size:
+    sha256 = hashlib.sha256()
+    while response.start and (block := out.read(CHUNK)):
+        sha256.update(block)
+    start_time, received, received_before = time.monotonic(), 0, 0
+    for chunk in response.chunks:
+        received += len(chunk)
+        if response.start + received > file.size:
             out.truncate(0)
-            on_progress(len(chunk) - answer.start - got)
+            on_progress(len(chunk) - response.start - received)
             raise DigestMismatchError(f"{url}: sends more than the {file.size} bytes of {file.path}")
         out.write(chunk)
-        seen.update(chunk)
+        sha256.update(chunk)
         on_progress(len(chunk))
         pace.wait(len(chunk))
-        spent = time.monotonic() - began
-        if spent > _TIMEOUT_SECONDS and not 0 < pace.limit < 2 * _SLOWEST:
-            if got - got_before < _SLOWEST * spent:
-                raise TransientStoreError(f"{url}: sends {(got - got_before) / spent:.0f} bytes a second")
-            began, got_before = time.monotonic(), got
-    if answer.start + got < file.size:
-        raise TransientStoreError(f"{url}: ended after {answer.start + got} of {file.size} bytes of {file.path}")
-    return seen.hexdigest()
+        seconds = time.monotonic() - start_time
+        if seconds > _RATE_SECONDS and not 0 < pace.limit < 2 * _MIN_RATE:
+            if received - received_before < _MIN_RATE * seconds:
+                raise TransientStoreError(f"{url}: sends {(received - received_before) / seconds:.0f} bytes a second")
+            start_time, received_before = time.monotonic(), received
+    if response.start + received < file.size:
+        raise TransientStoreError(f"{url}: ended after {response.start + received} of {file.size} bytes of {file.path}")
+    return sha256.hexdigest()
 
 
-def _finish(part: Path, digest: str, place: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback) -> None:
+def _finish(
+    partial: Path, digest: str, target: Path, file: ReleasedFile, url: str, on_progress: ProgressCallback
+) -> None:
     """Move a complete file to its path if its digest is right, and delete it otherwise."""
     if digest != file.sha256:
-        whose, _ = _origin(part)
-        on_progress(-part.stat().st_size)
-        part.unlink()
-        if whose != url:
-            raise MirrorMismatch(f"{file.path}: what several mirrors have does not fit together")
+        origin, _ = _origin(partial)
+        on_progress(-partial.stat().st_size)
+        partial.unlink()
+        if origin != url:
+            raise MirrorMismatch(f"{file.path}: the mirrors' bytes have the wrong digest together")
         raise DigestMismatchError(
             f"{url}: {file.path} has SHA-256 {digest[:12]}…; the release says {file.sha256[:12]}…"
         )
-    with part.open("rb") as whole:
+    with partial.open("rb") as whole:
         os.fsync(whole.fileno())
-    part.chmod(0o444)
-    os.replace(part, place)
-    _tag_file(part).unlink(missing_ok=True)
+    partial.chmod(0o444)
+    os.replace(partial, target)
+    _tag_file(partial).unlink(missing_ok=True)
 
 
-def _tag_file(part: Path) -> Path:
-    return part.with_name(f"{part.name}.tag")
+def _tag_file(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.tag")
 
 
-def _origin(part: Path) -> tuple[str, str]:
+def _origin(partial: Path) -> tuple[str, str]:
     """The source of a partial file, and the source's tag."""
-    path = _tag_file(part)
-    whose, _, tag = path.read_text().partition("\n") if path.exists() and _size(part) else ("", "", "")
-    return whose, tag
+    path = _tag_file(partial)
+    origin, _, tag = path.read_text().partition("\n") if path.exists() and _size(partial) else ("", "", "")
+    return origin, tag
 
 
 def _worst(errors: list[StoreError], file: ReleasedFile) -> StoreError:
@@ -208,4 +218,4 @@ def _worst(errors: list[StoreError], file: ReleasedFile) -> StoreError:
         for error in reversed(errors):
             if isinstance(error, kind):
                 return error
-    return StoreError(f"{file.path}: no source was asked")
+    return StoreError(f"{file.path}: there is no source")

@@ -1,4 +1,4 @@
-"""Plots the lineage of an artifact, from left to right."""
+"""Plots the lineage of an artifact from left to right."""
 
 from __future__ import annotations
 

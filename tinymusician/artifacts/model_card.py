@@ -1,4 +1,4 @@
-"""Renders a manifest as a model card, for people who decide whether to use an artifact."""
+"""Renders a manifest as a model card in Markdown."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _KINDS = {
     "loads it.",
     "bundle": "ONNX graphs that `tmctl generate`, phones and browsers play; no torch is needed.",
     "optimum": "ONNX graphs in Optimum's layout, for transformers.js.",
-    "pretrained": "The house band, made from nothing.",
+    "pretrained": "The house band, trained from scratch.",
 }
 _DATA = (
-    "Whatever its teacher was trained on. The house band learned rendered tunes of collections printed before 1890; "
-    "MusicGen learned licensed music, of which its own card tells."
+    "The training data of its teacher. The house band was trained on rendered tunes of collections printed before "
+    "1890; MusicGen on licensed music, which its own model card describes."
 )
 
 
@@ -31,25 +31,24 @@ def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
             ("", ""),
             [
                 ("reference", f"`{manifest.reference}`"),
-                ("made", f"{manifest.created:%Y-%m-%d %H:%M} UTC, run {manifest.lineage.get('run', '?')}"),
+                ("created", f"{manifest.created:%Y-%m-%d %H:%M} UTC, run {manifest.lineage.get('run', '?')}"),
                 ("size", f"{manifest.size / 1e6:.1f} MB in {len(manifest.files)} files"),
                 ("licence", manifest.licence),
             ],
         ),
-        "## Metrics\n\n" + markdown_table(("figure", "value"), _figures(manifest.metrics)),
-        "## What it was made of\n\n"
-        + markdown_table(("from", "to", "how"), [(s.origin, s.made, s.how) for s in steps]),
+        "## Metrics\n\n" + markdown_table(("metric", "value"), _metrics(manifest.metrics)),
+        "## Lineage\n\n" + markdown_table(("source", "result", "run"), [(s.origin, s.made, s.how) for s in steps]),
         f"## Data\n\n{_DATA}",
-        "## Reproduction\n\n" + markdown_table(("what", "which"), _again(manifest)),
+        "## Reproduction\n\n" + markdown_table(("item", "value"), _reproduction(manifest)),
     ]
     return "\n\n".join(parts)
 
 
-def _figures(metrics: Mapping[str, object]) -> list[tuple[str, str]]:
+def _metrics(metrics: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in metrics.items()]
 
 
-def _again(manifest: Manifest) -> list[tuple[str, str]]:
+def _reproduction(manifest: Manifest) -> list[tuple[str, str]]:
     lineage = manifest.lineage
     rows = [(f"recipe, {part}", str(content)) for part, content in manifest.recipe.items() if isinstance(content, dict)]
     rows += [(name, str(lineage[name])) for name in ("git", "seeds", "versions") if lineage.get(name)]

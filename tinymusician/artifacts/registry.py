@@ -58,7 +58,7 @@ class ReleaseRegistry:
             UntrustedError: a signature is missing, or they do not match the pin.
         """
         roots, digests = list[RootMetadata](), dict[int, str]()
-        for version in range(1, trust.MOST + 1):
+        for version in range(1, trust.MAX_VERSIONS + 1):
             try:
                 data = self.store.get(root_key(version))
             except NotFoundError:
@@ -73,7 +73,7 @@ class ReleaseRegistry:
         if pin is not None and (pin.root not in roots[0].root or digests.get(pin.version) != pin.sha256):
             raise UntrustedError(
                 f"store {self.store.url}: its root documents are not those that were made with the keys of "
-                f"{self._keys}; either this is another store, or somebody changed them"
+                f"{self._keys}; either this is another store, or they were replaced"
             )
         return roots
 
@@ -97,8 +97,8 @@ class ReleaseRegistry:
     def rotate(self, role: Role, revoke: bool = False) -> RootMetadata:
         """Replace a key, and sign the newest releases again; what the old release key signed is no longer trusted.
 
-        With `revoke`, because others may have used the key, nothing that any earlier release key signed counts for the
-        publisher either: good artifacts must be published again by somebody who inspects them.
+        With `revoke`, because others may have used the key, the publisher does not trust signatures of earlier release
+        keys either: inspect the good artifacts, and publish them again.
         """
         roots = self.roots()
         before = roots[-1]
@@ -174,14 +174,16 @@ class ReleaseRegistry:
             KeyFileError: the key or the pin is missing.
         """
         if read_pin(self._keys) is None:
-            raise KeyFileError(f"{self._keys}: {PIN} is not here; it lies beside the keys where they were made")
+            raise KeyFileError(f"{self._keys}: {PIN} is missing; copy it from where the keys were created")
         return load_key(role, self._keys, by_id(getattr(root, role)))
 
     def _publish(self, root: RootMetadata, *keys: Ed25519PrivateKey) -> RootMetadata:
         data = sealed_root(root, keys)
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
-            raise KeyFileError(f"root document {root.version}: somebody else wrote one at the same time; theirs counts")
+            raise KeyFileError(
+                f"root document {root.version}: was written by another process at the same time; that one counts"
+            )
         pin = read_pin(self._keys)
         first = pin.root if pin and root.version > 1 else root.root[0]
         write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
@@ -191,7 +193,7 @@ class ReleaseRegistry:
         """Give a draft the next version, sign it, and point the alias at it.
 
         Raises:
-            StoreError: files are missing, or other publishers write all the time.
+            StoreError: files are missing, or other publishers write concurrently.
             UntrustedError: no device would accept it.
         """
         root = self.roots()[-1]
@@ -214,7 +216,7 @@ class ReleaseRegistry:
                 return release
             self.store.delete(place)
             time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
-        raise StoreError(f"release {draft.reference}: others publish it all the time; try again later")
+        raise StoreError(f"release {draft.reference}: other publishers write it at the same time; try again later")
 
     def _point(self, release_key: str, release: Release) -> None:
         """Copy a release, or a newer one, and check afterwards that the copy is still the newest."""
@@ -251,7 +253,7 @@ class ReleaseRegistry:
                 yield entry.key, release
 
     def _copied(self, name: str, alias: str) -> str:
-        """The end of the name of the release that was copied last."""
+        """The suffix of the key of the release that was copied last."""
         try:
             return _end(self.store.get(latest_key(name, alias)))
         except NotFoundError:
@@ -262,9 +264,7 @@ def _sealed(release: Release, key: Ed25519PrivateKey) -> bytes:
     try:
         return seal(KIND, release.model_dump(mode="json"), [key])
     except ValueError as error:
-        raise UntrustedError(
-            f"release {release.reference}: cannot be written so that everybody reads the same: {error}"
-        ) from None
+        raise UntrustedError(f"release {release.reference}: cannot be represented as canonical JSON: {error}") from None
 
 
 def _place(release: Release, data: bytes) -> str:

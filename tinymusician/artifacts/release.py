@@ -42,7 +42,7 @@ class ReleasedFile(BaseModel):
 
 
 class Release(BaseModel):
-    """What a device may install. `about` is for information only: no decision depends on it."""
+    """The signed content of a release. `about` is for information only: no decision depends on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -63,7 +63,7 @@ class Release(BaseModel):
         paths = [file.path.lower() for file in self.files]
         folders = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
         if len(set(paths)) < len(paths) or folders & set(paths):
-            raise ValueError("files: two of them fall on one place")
+            raise ValueError("files: two of them have the same path")
         sizes: dict[str, int] = {}
         if any(sizes.setdefault(file.sha256, file.size) != file.size for file in self.files):
             raise ValueError("files: one digest has two sizes")
@@ -113,12 +113,12 @@ def read_release(data: bytes, reference: str, trusted: Mapping[str, str]) -> Rel
         said = problem["msg"].removeprefix("Value error, ")
         raise UntrustedError(f"{title}: {f'{where}: ' if where else ''}{said}") from None
     if release.reference != reference:
-        raise UntrustedError(f"{title}: what lies there is {release.reference}; somebody put it in its place")
+        raise UntrustedError(f"{title}: the source has {release.reference} in its place")
     return release
 
 
 def check_fresh(release: Release, now: datetime) -> None:
-    """Raise if a release has expired.
+    """Check that a release has not expired.
 
     Raises:
         UntrustedError: it has.

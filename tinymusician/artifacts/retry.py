@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class RetryingStore:
-    """Retries requests to another store for so many `seconds` while it does not respond; a refusal is a response."""
+    """Retries requests to another store for up to `seconds` while it does not respond; a refusal is a response."""
 
     def __init__(self, store: Store, seconds: float) -> None:
         self._store, self._seconds = store, seconds
@@ -61,6 +61,6 @@ class RetryingStore:
             except TransientStoreError as error:
                 if time.monotonic() + wait > deadline:
                     raise
-                _log.warning("%s; asking again in %g s", error, wait)
+                _log.warning("%s; next attempt in %g s", error, wait)
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST)

@@ -36,7 +36,7 @@ def read_pin(folder: Path) -> RootPin | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        raise KeyFileError(f"{folder / PIN}: cannot be read; copy it again from where the keys were made") from None
+        raise KeyFileError(f"{folder / PIN}: cannot be read; copy it again from where the keys were created") from None
 
 
 def write_pin(folder: Path, pin: RootPin) -> None:

@@ -1,4 +1,4 @@
-"""The store over S3, by boto3: any server that speaks its protocol, addressed by the usual AWS_* variables."""
+"""A store in S3, or any server with its API, through boto3 with the usual AWS_* variables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ADVICE = {
 
 
 class S3Store:
-    """Keys under `prefix` in `bucket`. Uploads become visible when their last part has arrived."""
+    """Keys under `prefix` in `bucket`. An upload becomes visible when it is complete."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         import boto3
@@ -38,7 +38,7 @@ class S3Store:
 
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         retries = {"mode": "standard", "total_max_attempts": 4}
-        signed = "s3v4"  # presigned addresses of the older kind are refused by newer servers
+        signed = "s3v4"  # newer servers refuse presigned URLs of the older signature version
         config = Config(
             signature_version=signed,
             retries=retries,
@@ -46,7 +46,7 @@ class S3Store:
             read_timeout=60,
             s3={"addressing_style": "auto"},
         )
-        with self._speaking("connect"):
+        with self._translate_errors("connect"):
             self._client: Any = boto3.session.Session().client("s3", config=config)
 
     @property
@@ -54,46 +54,46 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def put(self, key: str, data: bytes) -> None:
-        with self._speaking("write", key):
+        with self._translate_errors("write", key):
             self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
 
     def get(self, key: str) -> bytes:
-        with self._speaking("read", key):
+        with self._translate_errors("read", key):
             body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
             return body
 
     def upload(self, path: Path, key: str) -> None:
-        with self._speaking("write", key):
+        with self._translate_errors("write", key):
             self._client.upload_file(str(path), self._bucket, self._key(key))
 
     def download(self, key: str, path: Path) -> None:
-        with self._speaking("read", key), atomic_write(path) as draft:
+        with self._translate_errors("read", key), atomic_write(path) as draft:
             self._client.download_file(self._bucket, self._key(key), str(draft))
 
     def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
-        """A value from `start` on, if it has this ETag or none is given: where it begins, its ETag, its bytes."""
-        place = {"Bucket": self._bucket, "Key": self._key(key)}
-        with self._speaking("read", key):
-            head = self._client.head_object(**place)
-            begin = start if tag in ("", head["ETag"]) and start < head["ContentLength"] else 0
-            range_header = {"Range": f"bytes={begin}-"} if begin else {}
-            body = self._client.get_object(**place, IfMatch=head["ETag"], **range_header)["Body"]
-        return begin, head["ETag"], self._chunks(body, key)
+        """A value from `start` on if it has this ETag (or `tag` is empty), as (offset, ETag, chunks)."""
+        target = {"Bucket": self._bucket, "Key": self._key(key)}
+        with self._translate_errors("read", key):
+            head = self._client.head_object(**target)
+            offset = start if tag in ("", head["ETag"]) and start < head["ContentLength"] else 0
+            range_header = {"Range": f"bytes={offset}-"} if offset else {}
+            body = self._client.get_object(**target, IfMatch=head["ETag"], **range_header)["Body"]
+        return offset, head["ETag"], self._chunks(body, key)
 
     def _chunks(self, body: Any, key: str) -> Iterator[bytes]:
-        with self._speaking("read", key):
+        with self._translate_errors("read", key):
             yield from body.iter_chunks(_CHUNK)
 
     def presigned(self, key: str, seconds: int) -> str:
-        """An address at which anybody can read a key for so long."""
-        with self._speaking("sign", key):
-            place = {"Bucket": self._bucket, "Key": self._key(key)}
-            address: str = self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=seconds)
-            return address
+        """A URL with which anyone can read a key for this number of seconds."""
+        with self._translate_errors("sign", key):
+            target = {"Bucket": self._bucket, "Key": self._key(key)}
+            url: str = self._client.generate_presigned_url("get_object", Params=target, ExpiresIn=seconds)
+            return url
 
     def exists(self, key: str) -> bool:
         try:
-            with self._speaking("read", key):
+            with self._translate_errors("read", key):
                 self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         except NotFoundError:
             return False
@@ -103,19 +103,19 @@ class S3Store:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
-        with self._speaking("list", prefix):
+        with self._translate_errors("list", prefix):
             for page in pages:
                 for item in page.get("Contents", ()):
                     key, modified = item["Key"].removeprefix(self._prefix), item["LastModified"].timestamp()
                     yield StoreEntry(key, item["Size"], modified)
 
     def delete(self, key: str) -> None:
-        with self._speaking("delete", key), contextlib.suppress(NotFoundError):
+        with self._translate_errors("delete", key), contextlib.suppress(NotFoundError):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
     def sweep(self, age: float = DAY) -> None:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
-        with self._speaking("sweep"):
+        with self._translate_errors("sweep"):
             for page in pages:
                 for upload in page.get("Uploads", ()):
                     if (datetime.now(UTC) - upload["Initiated"]).total_seconds() > age:
@@ -126,8 +126,8 @@ class S3Store:
         return self._prefix + check_key(key)
 
     @contextlib.contextmanager
-    def _speaking(self, verb: str, key: str = "") -> Iterator[None]:
-        """Turn boto3's errors into one line that says what to do."""
+    def _translate_errors(self, verb: str, key: str = "") -> Iterator[None]:
+        """Raise boto3's errors as one line that says what to do."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
@@ -137,7 +137,7 @@ class S3Store:
         except NoCredentialsError as error:
             raise StoreError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except EndpointConnectionError as error:
-            raise TransientStoreError(f"{where}: no server answers there; check AWS_ENDPOINT_URL ({error})") from error
+            raise TransientStoreError(f"{where}: no server responds there; check AWS_ENDPOINT_URL ({error})") from error
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _MISSING:

@@ -1,7 +1,7 @@
-"""Where a device gets keys of a store from: HTTPS addresses, a folder, or S3. Several of them are mirrors.
+"""Sources from which a device reads the keys of a store: HTTPS URLs, folders, S3. Several sources are mirrors.
 
-Over HTTP a key lies at ADDRESS/KEY, or where a list of presigned addresses says. An address may answer with a redirect,
-which is never kept: every request begins at ADDRESS, or reads the list again. Proxies are taken from the environment.
+Over HTTP, a key has the URL BASE/KEY, or the presigned URL in a list. Redirects are followed but never cached: every
+request starts at BASE, or reads the list again. Proxies come from the environment.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, Tr
 CHUNK = 1 << 18
 _TIMEOUT = (10, 30)
 _REDIRECTS = 5
-_LONGEST_LIST = 4 << 20
-_TIMEOUT_SECONDS = 30.0
-"""Seconds for a small value."""
+_MAX_LIST_BYTES = 4 << 20
+_READ_SECONDS = 30.0
+"""The time limit for a small value."""
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
 
 @dataclass(frozen=True)
 class RangeResponse:
-    """Bytes of a value from `start` on; `tag` tells this value from another under the same key, if the source can."""
+    """Bytes of a value from `start` on; `tag` is the value's ETag, empty if the source has none."""
 
     start: int
     tag: str
@@ -38,19 +38,20 @@ class RangeResponse:
 
 
 class Source(Protocol):
-    """One place that has a store's keys."""
+    """Reads the keys of a store from one place."""
 
     url: str
 
-    def read(self, key: str, most: int) -> bytes:
-        """The first `most` bytes of a small value."""
+    def read(self, key: str, max_bytes: int) -> bytes:
+        """The first `max_bytes` bytes of a small value."""
 
     def open(self, key: str, start: int, tag: str) -> contextlib.AbstractContextManager[RangeResponse]:
-        """A value from `start` on if it still has this tag, and else from its beginning.
+        """A value from `start` on if it still has this tag, otherwise from its beginning.
 
         Raises:
-            NotFound: there is none.
-            Busy: not now.
+            NotFoundError: there is no such value.
+            TransientStoreError: the source is busy or unreachable.
+            StoreError: the source refuses.
         """
 
 
@@ -60,9 +61,9 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self._root, self.url = root, root.absolute().as_uri()
 
-    def read(self, key: str, most: int) -> bytes:
-        with self.open(key, 0, "") as answer:
-            return _first(answer.chunks, most)
+    def read(self, key: str, max_bytes: int) -> bytes:
+        with self.open(key, 0, "") as response:
+            return _read_first(response.chunks, max_bytes)
 
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
@@ -85,7 +86,7 @@ class FolderSource:
 
 
 class _S3Source:
-    """A store in S3, by boto3 and the usual AWS_* variables."""
+    """A store in S3, through boto3 with the usual AWS_* variables."""
 
     def __init__(self, url: str) -> None:
         from tinymusician.artifacts.s3 import S3Store
@@ -93,9 +94,9 @@ class _S3Source:
         parts = urlparse(url)
         self._store, self.url = S3Store(parts.netloc, parts.path.strip("/")), url
 
-    def read(self, key: str, most: int) -> bytes:
-        with self.open(key, 0, "") as answer:
-            return _first(answer.chunks, most)
+    def read(self, key: str, max_bytes: int) -> bytes:
+        with self.open(key, 0, "") as response:
+            return _read_first(response.chunks, max_bytes)
 
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
@@ -103,7 +104,7 @@ class _S3Source:
 
 
 class HttpSource:
-    """A store behind an address."""
+    """A store behind a base URL."""
 
     def __init__(self, url: str) -> None:
         import requests
@@ -112,32 +113,32 @@ class HttpSource:
         self._session = requests.Session()
         self._session.headers["Accept-Encoding"] = "identity"
 
-    def read(self, key: str, most: int) -> bytes:
-        with self.open(key, 0, "") as answer:
-            return _first(answer.chunks, most)
+    def read(self, key: str, max_bytes: int) -> bytes:
+        with self.open(key, 0, "") as response:
+            return _read_first(response.chunks, max_bytes)
 
     @contextlib.contextmanager
     def open(self, key: str, start: int, tag: str) -> Iterator[RangeResponse]:
         ranged = {"Range": f"bytes={start}-", **({"If-Range": tag} if tag else {})} if start else {}
-        with self._speaking():
-            address = self._address(check_key(key))
-            answer = self._get(address, ranged)
-            if meaning(answer.status_code, answer.headers.get("Content-Range"), start) == "without range":
-                answer.close()
-                answer, start = self._get(address, {}), 0
-        with contextlib.closing(answer):
-            place = self._place(answer, key, start)
-            etag = answer.headers.get("ETag", "")
-            yield RangeResponse(place, "" if etag.startswith("W/") else etag, self._chunks(answer))
+        with self._translate_errors():
+            url = self._url_of(check_key(key))
+            response = self._get(url, ranged)
+            if interpret_status(response.status_code, response.headers.get("Content-Range"), start) == "without range":
+                response.close()
+                response, start = self._get(url, {}), 0
+        with contextlib.closing(response):
+            offset = self._offset(response, key, start)
+            etag = response.headers.get("ETag", "")
+            yield RangeResponse(offset, "" if etag.startswith("W/") else etag, self._chunks(response))
 
-    def _chunks(self, answer: Any) -> Iterator[bytes]:
+    def _chunks(self, response: Any) -> Iterator[bytes]:
         """Bytes as soon as they arrive, however few."""
-        with self._speaking():
-            while chunk := answer.raw.read1(CHUNK, decode_content=False):
+        with self._translate_errors():
+            while chunk := response.raw.read1(CHUNK, decode_content=False):
                 yield chunk
 
     @contextlib.contextmanager
-    def _speaking(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         import requests
         import urllib3
 
@@ -146,88 +147,88 @@ class HttpSource:
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise TransientStoreError(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
 
-    def _address(self, key: str) -> str:
-        """Where a key lies."""
+    def _url_of(self, key: str) -> str:
         return f"{self.url}/{quote(key)}"
 
-    def _get(self, address: str, headers: dict[str, str]) -> Any:
-        """The answer behind all redirects; none leads from HTTPS to HTTP."""
+    def _get(self, url: str, headers: dict[str, str]) -> Any:
+        """The response behind all redirects; none leads from HTTPS to HTTP."""
         for _ in range(_REDIRECTS + 1):
-            answer = self._session.get(address, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
-            if not answer.is_redirect:
-                return answer
-            answer.close()
-            address = _led(self.url, address, answer.headers["Location"])
+            response = self._session.get(url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+            if not response.is_redirect:
+                return response
+            response.close()
+            url = _redirect_target(self.url, url, response.headers["Location"])
         raise TransientStoreError(f"{self.url}: more than {_REDIRECTS} redirects")
 
-    def _place(self, answer: Any, key: str, start: int) -> int:
-        """Where in the value an answer begins.
+    def _offset(self, response: Any, key: str, start: int) -> int:
+        """The offset in the value at which a response starts.
 
         Raises:
-            NotFound, Busy, StoreError: it has no value, or not now, or not for this client.
+            NotFoundError: the source has no such value.
+            TransientStoreError, AccessDeniedError: the source is busy, or denies access.
+            StoreError: the source refuses.
         """
-        said = meaning(answer.status_code, answer.headers.get("Content-Range"), start)
-        if said in ("append", "whole"):
-            return start if said == "append" else 0
-        if said == "missing":
+        status = response.status_code
+        action = interpret_status(status, response.headers.get("Content-Range"), start)
+        if action in ("append", "whole"):
+            return start if action == "append" else 0
+        if action == "missing":
             raise NotFoundError(f"{self.url}: nothing under {key!r}")
-        if said == "refused":
-            raise StoreError(f"{self.url}: answers {answer.status_code} for {key!r}")
-        wait, kind = (
-            answer.headers.get("Retry-After", ""),
-            AccessDeniedError if answer.status_code == 403 else TransientStoreError,
-        )
-        raise kind(f"{self.url}: answers {answer.status_code} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
+        if action == "refused":
+            raise StoreError(f"{self.url}: status {status} for {key!r}")
+        wait = response.headers.get("Retry-After", "")
+        kind = AccessDeniedError if status == 403 else TransientStoreError
+        raise kind(f"{self.url}: status {status} for {key!r}", float(wait) if wait.isdecimal() else 0.0)
 
 
 class _PresignedSource(HttpSource):
-    """A store behind a list of presigned addresses, `{"addresses": {KEY: ADDRESS, …}}`, which is read for every key."""
+    """A store behind a list of presigned URLs, `{"addresses": {KEY: URL, …}}`, which is read for every key."""
 
-    def _address(self, key: str) -> str:
+    def _url_of(self, key: str) -> str:
         try:
             url = json.loads(self._list())["addresses"].get(key)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise StoreError(f"{self.url}: is no list of addresses, as `tmctl artifacts presign` makes them") from None
+            raise StoreError(f"{self.url}: is not a list of URLs, as `tmctl artifacts presign` prints it") from None
         if not isinstance(url, str):
-            raise NotFoundError(f"{self.url}: lists nothing for {key!r}")
-        return _led(self.url, self.url, url)
+            raise NotFoundError(f"{self.url}: has no URL for {key!r}")
+        return _redirect_target(self.url, self.url, url)
 
     def _list(self) -> bytes:
         parts = urlparse(self.url)
         if parts.scheme == "file":
-            with FolderSource(Path(unquote(parts.path)).parent).open(Path(unquote(parts.path)).name, 0, "") as answer:
-                return _first(answer.chunks, _LONGEST_LIST)
-        with contextlib.closing(self._get(self.url, {})) as answer:
-            self._place(answer, parts.path, 0)
-            return _first(self._chunks(answer), _LONGEST_LIST)
+            with FolderSource(Path(unquote(parts.path)).parent).open(Path(unquote(parts.path)).name, 0, "") as file:
+                return _read_first(file.chunks, _MAX_LIST_BYTES)
+        with contextlib.closing(self._get(self.url, {})) as response:
+            self._offset(response, parts.path, 0)
+            return _read_first(self._chunks(response), _MAX_LIST_BYTES)
 
 
-def _led(url: str, before: str, location: str) -> str:
-    """The address that a source leads to from another one.
+def _redirect_target(source: str, url: str, location: str) -> str:
+    """The absolute URL of a redirect from `url`, or of an entry in a list at `url`.
 
     Raises:
-        StoreError: it is none, or leaves HTTPS.
+        StoreError: it is not an HTTP URL, or leaves HTTPS.
     """
     try:
-        after = urljoin(before, location)
-        scheme = urlparse(after).scheme
+        target = urljoin(url, location)
+        scheme = urlparse(target).scheme
     except ValueError:
-        raise StoreError(f"{url}: leads to {location[:60]!r}, which is no address") from None
+        raise StoreError(f"{source}: redirects to {location[:60]!r}, which is not a URL") from None
     if scheme not in ("http", "https"):
-        raise StoreError(f"{url}: leads to {after[:60]!r}; allowed are https://… and http://…")
-    if urlparse(before).scheme == "https" and scheme != "https":
-        raise StoreError(f"{url}: leads from HTTPS to {after[:60]!r}, which nobody protects")
-    return after
+        raise StoreError(f"{source}: redirects to {target[:60]!r}; allowed are https://… and http://…")
+    if urlparse(url).scheme == "https" and scheme != "https":
+        raise StoreError(f"{source}: redirects from HTTPS to {target[:60]!r}, which is not encrypted")
+    return target
 
 
-Meaning = Literal["append", "whole", "without range", "later", "missing", "refused"]
+StatusAction = Literal["append", "whole", "without range", "later", "missing", "refused"]
 
 
-def meaning(code: int, content_range: str | None, start: int) -> Meaning:
-    """What an answer's status means for a client that asked for a value from byte `start` on.
+def interpret_status(code: int, content_range: str | None, start: int) -> StatusAction:
+    """What a client that requested a value from byte `start` on does after a response with this status.
 
-    Bytes are appended only for 206 with exactly the range that was asked for, to the value's end. A range that is
-    refused, or another one, is asked for again as a whole. 403 may come from a presigned address that is too old.
+    Bytes are appended only after a 206 with exactly the requested range, up to the value's end. After another range, or
+    a 416, the value is requested again without a range. A 403 may come from an expired presigned URL.
     """
     if code == 200:
         return "whole"
@@ -243,10 +244,10 @@ def meaning(code: int, content_range: str | None, start: int) -> Meaning:
 
 
 def open_source(url: str) -> Source:
-    """The source at an address.
+    """The source at a URL.
 
     Raises:
-        StoreError: it is none of https://, http://, file:///, s3://, nor a list of presigned addresses (…json).
+        StoreError: it is not https://, http://, file:///, s3://, or a list of presigned URLs (….json).
     """
     parts = urlparse(url)
     if parts.scheme in ("http", "https", "file") and parts.path.endswith(".json"):
@@ -260,12 +261,12 @@ def open_source(url: str) -> Source:
     raise StoreError(f"store {url!r}: allowed are https://…, http://…, file:///an/absolute/folder, s3://bucket/prefix")
 
 
-def _first(chunks: Iterator[bytes], most: int) -> bytes:
-    body, began = bytearray(), time.monotonic()
+def _read_first(chunks: Iterator[bytes], max_bytes: int) -> bytes:
+    body, start = bytearray(), time.monotonic()
     for chunk in chunks:
         body += chunk
-        if len(body) >= most:
+        if len(body) >= max_bytes:
             break
-        if time.monotonic() - began > _TIMEOUT_SECONDS:
-            raise TransientStoreError(f"sends {len(body)} bytes in {_TIMEOUT_SECONDS:g} s")
-    return bytes(body[:most])
+        if time.monotonic() - start > _READ_SECONDS:
+            raise TransientStoreError(f"only {len(body)} bytes arrived in {_READ_SECONDS:g} s")
+    return bytes(body[:max_bytes])

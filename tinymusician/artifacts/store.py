@@ -1,6 +1,6 @@
-"""Where artifacts and runs are kept: a flat space of keys over a local folder or S3, with one behaviour.
+"""The store of artifacts and runs: a key-value store in a local folder or in S3, with the same behaviour.
 
-A key is a relative path such as `runs/band-1/status.json`. A value appears whole or not at all; the last writer wins.
+A key is a relative path such as `runs/band-1/status.json`. Writes are atomic; the last writer wins.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class StoreEntry(NamedTuple):
 
 
 class Store(Protocol):
-    """The operations every store offers. All raise `StoreError`, and `NotFound` where nothing lies under a key."""
+    """The operations of every store. All raise `StoreError`, and `NotFoundError` for a key without a value."""
 
     @property
     def url(self) -> str:
-        """The address that `open_store` gives this store for."""
+        """The URL of this store, for `open_store`."""
 
     def put(self, key: str, data: bytes) -> None:
         """Set the value of `key`."""
@@ -42,21 +42,21 @@ class Store(Protocol):
         """Set the value of `key` to a file's content."""
 
     def download(self, key: str, path: Path) -> None:
-        """Write the value of `key` to `path`, which appears whole or not at all."""
+        """Write the value of `key` to `path` atomically."""
 
     def exists(self, key: str) -> bool:
-        """Whether anything lies under `key`."""
+        """Whether `key` has a value."""
 
     def list(self, prefix: str) -> Iterator[StoreEntry]:
         """Every key that starts with `prefix`, in order."""
 
     def delete(self, key: str) -> None:
-        """Remove `key`; nothing happens when it is not there."""
+        """Remove `key`; without effect if it does not exist."""
 
     def sweep(self, age: float = DAY) -> None:
-        """Remove what killed writers left unfinished; none of it is a value.
+        """Remove unfinished writes of killed processes.
 
-        Where the store cannot tell whether a writer lives, it waits for `age` seconds.
+        If the store cannot know whether the process lives, the write must be `age` seconds old.
         """
 
 
@@ -69,7 +69,7 @@ def check_key(key: str) -> str:
 
 
 class LocalStore:
-    """A folder. Values are written beside their place, flushed to disk and moved there."""
+    """A store in a folder. Values are written to a draft, flushed to disk and renamed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -83,7 +83,7 @@ class LocalStore:
             draft.write_bytes(data)
 
     def get(self, key: str) -> bytes:
-        with self._reading(key):
+        with self._translate_errors(key):
             return self._path(key).read_bytes()
 
     def upload(self, path: Path, key: str) -> None:
@@ -91,16 +91,16 @@ class LocalStore:
             shutil.copyfile(path, draft)
 
     def download(self, key: str, path: Path) -> None:
-        with self._reading(key), atomic_write(path) as draft:
+        with self._translate_errors(key), atomic_write(path) as draft:
             shutil.copyfile(self._path(key), draft)
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[StoreEntry]:
-        folder, _, begin = prefix.rpartition("/")
+        folder, _, start = prefix.rpartition("/")
         try:
-            near = [path for path in (self._root / folder).iterdir() if path.name.startswith(begin)]
+            near = [path for path in (self._root / folder).iterdir() if path.name.startswith(start)]
         except (FileNotFoundError, NotADirectoryError):
             return
         paths = [deep for path in near for deep in (path.rglob("*") if path.is_dir() else (path,))]
@@ -134,7 +134,7 @@ class LocalStore:
             raise StoreError(f"store {self.url}: cannot write {key!r}: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

@@ -1,7 +1,7 @@
-"""The root document: which keys may sign releases, until when. It is signed by the root key that devices carry.
+"""The root document: the keys that may sign releases, and its expiry date. The root key, which devices have, signs it.
 
-Versions are numbered without gaps. Each is signed by a root key of the one before and by one of its own, so a device
-that knows any of them can follow the chain to the newest. Source of the scheme: TUF 1.0.33, section 5.3 (update root).
+Versions are numbered without gaps. Each is signed by a root key of the previous version and by one of its own, so a
+device that trusts any version can verify the chain to the newest. Source: TUF 1.0.33, section 5.3 (update root).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tinymusician.errors import UntrustedError
 
 KIND = "application/vnd.tinymusician.root.v1+json"
 DAYS = 365
-MOST = 1000
-"""Versions that are followed at most."""
+MAX_VERSIONS = 1000
+"""The maximum number of versions that a device follows."""
 Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -44,22 +44,22 @@ class RootMetadata(BaseModel):
 
     @property
     def release_keys(self) -> dict[str, str]:
-        """Public halves by key id."""
+        """Public release keys by key id."""
         return by_id(self.release)
 
 
 def by_id(publics: Collection[str]) -> dict[str, str]:
-    """Public halves by key id."""
+    """Public keys by key id."""
     return {key_id(public): public for public in publics}
 
 
 def root_key(version: int) -> str:
-    """Where a version of the root document lies in a store."""
+    """The key of a version of the root document in a store."""
     return f"keys/root-{version:06}.json"
 
 
 def sealed_root(root: RootMetadata, keys: Collection[Ed25519PrivateKey]) -> bytes:
-    """The document, signed by its own root keys and by those of the version before."""
+    """The document, signed by its own root keys and by those of the previous version."""
     return seal(KIND, root.model_dump(mode="json"), list(keys))
 
 
@@ -82,10 +82,10 @@ def next_root(
 
 
 def read_first(data: bytes) -> RootMetadata:
-    """Version 1, signed by itself: whether its key is to be trusted must be known from elsewhere.
+    """Version 1, signed by its own key. The caller must verify that this key is trusted.
 
     Raises:
-        Refused: it is not even that.
+        UntrustedError: it is malformed, or not signed by its own key.
     """
     name = "root document 1"
     try:
@@ -99,7 +99,7 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> RootMetada
     """Version `version`, signed by one of `signers` (public keys in hex) and by one of its own root keys.
 
     Raises:
-        Refused: it is not.
+        UntrustedError: it is not.
     """
     name = f"root document {version}"
     content = unseal(data, KIND, by_id(signers), name)
@@ -108,22 +108,22 @@ def read_root(data: bytes, version: int, signers: Collection[str]) -> RootMetada
     except ValidationError as error:
         raise UntrustedError(f"{name}: {error.errors()[0]['msg']}") from None
     if root.version != version:
-        raise UntrustedError(f"{name}: says that it is version {root.version}")
+        raise UntrustedError(f"{name}: contains version {root.version}")
     unseal(data, KIND, by_id(root.root), name)
     return root
 
 
 def follow(pinned: str, trusted: RootMetadata | None, fetch: Callable[[int], bytes | None]) -> Iterator[RootMetadata]:
-    """The root documents after the one that is known, in order; `fetch` gives a version's bytes, None if there is none.
+    """The root documents after the trusted one, in order; `fetch` returns a version's bytes, or None if it is missing.
 
-    `pinned` is the public root key that the device was given. One that knows no document begins at the first version
-    that names this key: those before are of keys that were replaced, and are not looked at any closer.
+    `pinned` is the public root key that came with the device. Without a trusted document, the chain begins at the first
+    version that contains this key; earlier versions belong to replaced keys and are skipped.
 
     Raises:
-        Refused: the chain is broken.
+        UntrustedError: the chain is broken.
     """
     current = trusted
-    for version in range(trusted.version + 1 if trusted else 1, MOST + 1):
+    for version in range(trusted.version + 1 if trusted else 1, MAX_VERSIONS + 1):
         data = fetch(version)
         if data is None:
             return
@@ -133,10 +133,10 @@ def follow(pinned: str, trusted: RootMetadata | None, fetch: Callable[[int], byt
 
 
 def check_current(root: RootMetadata, now: datetime) -> None:
-    """Raise if a root document has expired.
+    """Check that a root document has not expired.
 
     Raises:
-        Refused: it has.
+        UntrustedError: it has.
     """
     if root.expires <= now:
         raise UntrustedError(
@@ -147,8 +147,8 @@ def check_current(root: RootMetadata, now: datetime) -> None:
 
 def _names(data: bytes, version: int, public: str) -> bool:
     try:
-        said = claimed(data, f"root document {version}")
+        content = claimed(data, f"root document {version}")
     except UntrustedError:
         return False
-    named = said.get("root") if isinstance(said, dict) else None
-    return isinstance(named, list) and public in named
+    keys = content.get("root") if isinstance(content, dict) else None
+    return isinstance(keys, list) and public in keys

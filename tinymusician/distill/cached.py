@@ -94,7 +94,7 @@ class CachedTeacher:
         here = partial(torch.cuda.set_device, torch.cuda.current_device()) if device == "cuda" else None
         self._reader = ThreadPoolExecutor(1, initializer=here)  # a thread does not know which GPU is this worker's
 
-    def ask(self, rows: Rows) -> Callable[[], TeacherSignals]:
+    def request(self, rows: Rows) -> Callable[[], TeacherSignals]:
         """Start reading the signals of these rows."""
         reading = self._reader.submit(self._read, rows)
 

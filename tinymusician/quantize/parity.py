@@ -96,7 +96,7 @@ def check(parity: ParityReport, name: str, kl: float, agreement: float, codec_sn
     first = f"first off at layer {parity.first_layer}, step {parity.first_step}" if parity.first_layer >= 0 else ""
     where = f"{first or 'no layer is off by a hundredth'}; worst at step {parity.worst_step}"
     if not max(parity.kl) <= kl:
-        raise ParityError(f"{name}: KL {max(parity.kl):.3g} nats a code; at most {kl:g} is allowed ({where})")
+        raise ParityError(f"{name}: KL {max(parity.kl):.3g} nats per code; at most {kl:g} is allowed ({where})")
     if not min(parity.agreement) >= agreement:
         lowest = min(parity.agreement)
         raise ParityError(f"{name}: {lowest:.4f} of the likeliest codes agree; at least {agreement:g} must ({where})")

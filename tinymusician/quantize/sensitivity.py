@@ -93,6 +93,6 @@ def choose(table: Table, budget: float, joint_kl: Callable[[dict[str, Precision]
             low = middle + 1
     if best is None:
         raise PlanError(
-            f"kl_budget {budget:g}: no plan stays within it; the largest one has {measured:.4g} nats a code"
+            f"kl_budget {budget:g}: no plan stays within it; the largest one has {measured:.4g} nats per code"
         )
     return best
