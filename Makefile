@@ -56,13 +56,14 @@ tools:  ## Install Debian's Chromium, promtool and container engine, with which 
 	apt-get update -q
 	apt-get install -y -q --no-install-recommends chromium prometheus docker.io docker-compose debootstrap iptables iproute2
 
-check: $(STAMP)  ## Formatting, lint, types, import contracts, names, uses of Any
+check: $(STAMP)  ## Formatting, lint, types, import contracts, names, uses of Any, function length
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python .ci/check_names.py
 	$(BIN)/python .ci/check_any.py
+	$(BIN)/python .ci/check_length.py
 
 format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .

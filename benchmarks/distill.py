@@ -27,10 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinymusician.config_model import JsonObject
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import SignalSource
 from tinymusician.distill.task import DistillTask
+from tinymusician.json_types import JsonObject
 from tinymusician.models.protocols import Musicgen
 from tinymusician.training.engine import TrainEngine
 
@@ -259,14 +259,32 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def main() -> None:
-    """Measure in alternation, so that the machine's moods fall on both sides."""
+def _figures(times: dict[str, list[float]], gap: float, model: str) -> dict[str, float]:
+    step = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        "overhead_vs_bare": step["online"] / step["bare"] - 1,
+        "workers2_speedup": 2 * step["online"] / step["two"],
+        "cached_over_online": step["cached"] / step["online"],
+        "actors_speedup": step["online"] / step["actors"],
+        "teacher_share": teacher_share(model),
+        "loss_peak_logits": loss_peak(),
+        "largest_loss_gap": gap,
+        "bare_step_seconds": step["bare"],
+    }
+
+
+def _parse_options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--model", default="band-large")
     options.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
-    chosen = options.parse_args()
+    return options.parse_args()
+
+
+def main() -> None:
+    """Measure in alternation, so that the machine's moods fall on both sides."""
+    chosen = _parse_options()
     if chosen.peak:
         print(measure_peak())
         return
@@ -294,17 +312,7 @@ def main() -> None:
                 times[source] += seconds
                 gap = max(gap, *(abs(a - b) for a, b in zip(losses, same, strict=True)))
             times["two"] += ray_steps(chosen.model, chosen.steps, 2, store.url)[0]
-    step = {name: statistics.median(seconds) for name, seconds in times.items()}
-    figures = {
-        "overhead_vs_bare": step["online"] / step["bare"] - 1,
-        "workers2_speedup": 2 * step["online"] / step["two"],
-        "cached_over_online": step["cached"] / step["online"],
-        "actors_speedup": step["online"] / step["actors"],
-        "teacher_share": teacher_share(chosen.model),
-        "loss_peak_logits": loss_peak(),
-        "largest_loss_gap": gap,
-        "bare_step_seconds": step["bare"],
-    }
+    figures = _figures(times, gap, chosen.model)
     report(
         "distill",
         figures,

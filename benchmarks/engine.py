@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 from tinymusician.models.protocols import Musicgen
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.runtime.generator import MusicGenerator

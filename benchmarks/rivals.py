@@ -33,6 +33,7 @@ def with_transformers(model_folder: Path, seconds: float) -> float:
     return clocked(lambda: run(new))
 
 
+# Long: one loop over four graphs, written out like the loops that it is compared with.
 def with_optimum(folder: Path, seconds: float) -> float:
     """Seconds of a loop over Optimum's graphs, which hands the cache on without copies; text and codec included."""
     import onnxruntime

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

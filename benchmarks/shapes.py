@@ -27,6 +27,7 @@ CAPTIONS = ["a slow fiddle reel", "a fast flute jig", "a sad waltz for piano", "
 FRAMES = 1500
 
 
+# Long: the configurations of three models, value by value.
 def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musicgen:
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 

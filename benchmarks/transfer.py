@@ -25,7 +25,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

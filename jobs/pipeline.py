@@ -26,10 +26,10 @@ from tinymusician.artifacts.release import split_reference
 from tinymusician.artifacts.run_state import PipelineStep, RunResult, StepState, now
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RunError
+from tinymusician.json_types import JsonObject
 from tinymusician.models.musicgen import model_location
 from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
 

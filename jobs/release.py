@@ -13,9 +13,9 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import NotFoundError, StoreError, UntrustedError
 from tinymusician.evaluate.results import EvaluationResult, run_metrics
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import PublishConfig
 
 

@@ -21,8 +21,8 @@ from serve.errors import ApiError, error_response
 from serve.ingress import Ingress
 from serve.request_id import RequestIdMiddleware
 from serve.schemas import CreateAudioRequest, ErrorCode, ErrorResponse, ModelList
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import TinyMusicianError
+from tinymusician.json_types import JsonObject
 
 _CODES: dict[int, ErrorCode] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _PAGE = Path(__file__).parent / "page"
@@ -68,6 +68,7 @@ _FILE: dict[int | str, JsonObject] = {
 }
 
 
+# Long: its routes are nested functions, which share the ingress.
 def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = False) -> FastAPI:
     """The application; with `has_request_id`, the server in front of it adds request ids to responses."""
     app = FastAPI(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from tinymusician.config_model import ConfigModel, Count, JsonObject, Positive
+from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
+from tinymusician.json_types import JsonObject
 
 
 class RequestLimits(ConfigModel):

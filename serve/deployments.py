@@ -18,8 +18,8 @@ from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
 from serve.schemas import ModelInfo, StreamMetadata
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import TinyMusicianError
+from tinymusician.json_types import JsonObject
 from tinymusician.runtime.generator import GenerationRequest
 
 _REPLICA_ERRORS = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)

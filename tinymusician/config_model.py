@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -12,9 +12,6 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number: one that is not finite is null in JSON, and is read as NaN."""
-
-JsonObject = dict[str, Any]
-"""A JSON object whose keys are defined elsewhere, such as the metrics of any kind of run."""
 
 
 class ConfigModel(BaseModel):

@@ -16,6 +16,7 @@ from jobs.cli.output import emit
 ProgressCallback = Callable[[int, int], None]
 
 
+# Long: its parameters are the options of the command.
 def generate(
     prompt: Annotated[str, typer.Argument(help="A description of the music, such as 'a slow waltz for accordion'.")],
     model: Annotated[

@@ -50,13 +50,18 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
         print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
         return
     print(f"{recipe.name}: {recipe.description}\n")
-    rows = _recipe_rows(recipe, "")
-    width = max(len(f"{name} = {value}") for name, value, _ in rows)
-    for name, value, meaning in rows:
-        print(f"  {f'{name} = {value}':<{min(width, 60)}}  {meaning}".rstrip())
+    print_settings(recipe)
     print("\ncost")
     for name, value in figures.items():
         print(f"  {name.replace('_', ' ')}: {value}")
+
+
+def print_settings(config: BaseModel) -> None:
+    """Print every value of a configuration with its meaning."""
+    rows = _setting_rows(config, "")
+    width = max(len(f"{name} = {value}") for name, value, _ in rows)
+    for name, value, meaning in rows:
+        print(f"  {f'{name} = {value}':<{min(width, 60)}}  {meaning}".rstrip())
 
 
 def follow(run: RunStore, quiet: bool) -> State:
@@ -127,13 +132,13 @@ def _latest_kl(run: RunStore) -> str:
     return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
 
 
-def _recipe_rows(section: BaseModel, prefix: str) -> list[tuple[str, object, str]]:
-    """Each value of a recipe as (dotted name, value, meaning)."""
+def _setting_rows(section: BaseModel, prefix: str) -> list[tuple[str, object, str]]:
+    """Each value of a configuration as (dotted name, value, meaning)."""
     rows: list[tuple[str, object, str]] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if hasattr(type(value), "model_fields"):
-            rows += _recipe_rows(value, f"{prefix}{name}.")
+            rows += _setting_rows(value, f"{prefix}{name}.")
         elif prefix or name not in {"name", "description"}:
             rows.append(
                 (f"{prefix}{name}", list(value) if isinstance(value, tuple) else value, field.description or "")

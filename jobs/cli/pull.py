@@ -22,6 +22,7 @@ ROOT_VARIABLE = "TMCTL_ROOT_KEY"
 _SHOWN_SECONDS = 0.5
 
 
+# Long: its parameters are the options of the command.
 def pull(
     reference: Annotated[
         str,

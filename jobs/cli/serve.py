@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.output import emit
-from tinymusician.config_model import JsonObject
+from jobs.cli.output import emit, print_settings
 from tinymusician.errors import ClusterError, RequestError
+from tinymusician.json_types import JsonObject
 
 if TYPE_CHECKING:
-    from jobs.launch.serve_deploy import ServeDeployment
-
+    from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
+    from serve.config import ServeConfig
 
 _POLL_SECONDS = 5.0
 
 
+# Long: its parameters are the options of the command.
 def serve(
     reference: Annotated[
         str | None,
@@ -50,12 +51,15 @@ def serve(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a setting, e.g. limits.seconds=30 (docs/serving.md)."
+            "--set", metavar="KEY=VALUE", help="Override a setting, e.g. limits.seconds=30; --dry-run lists them."
         ),
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when the endpoint is ready, and leave it running.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and print all settings, and start nothing.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster's endpoint.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the endpoint is ready.")] = False,
@@ -72,11 +76,8 @@ def serve(
 
     - `tmctl serve band-bundle@stable --cluster http://head:8265 --host 0.0.0.0 --api-keys FILE --detach`
     """
-    from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
-    from serve.api_keys import read_keys
-    from serve.bundle_source import open_bundle_source
+    from jobs.launch.serve_deploy import ServeDeployment
     from serve.config import read_config
-    from tinymusician.artifacts.open import open_store
 
     if stop:
         ServeDeployment(cluster, start=False).stop()
@@ -88,20 +89,11 @@ def serve(
     values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
+    if dry_run:
+        print(settings.model_dump_json(indent=2)) if json else print_settings(settings)
+        return
     endpoint = ServeDeployment(cluster)
-    if endpoint.is_here:  # report errors before an engine is started
-        if settings.api_keys is not None:
-            read_keys(settings.api_keys)
-        open_bundle_source(settings).check()
-    endpoint.deploy(settings, open_store())
-
-    def on_status(state: DeploymentStatus) -> None:
-        print(
-            f"{state.status} {state.message.strip().splitlines()[-1] if state.message.strip() else ''}".strip(),
-            file=sys.stderr,
-        )
-
-    endpoint.wait(on_status)
+    _deploy(endpoint, settings)
     url = f"http://{settings.host}:{settings.port}"
     emit({"url": url, "cluster": endpoint.where, "model": settings.model}, json, f"{settings.model} is played at {url}")
     if detach:
@@ -111,6 +103,25 @@ def serve(
         _wait_for_interrupt(endpoint)
     finally:
         endpoint.stop()
+
+
+def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> None:
+    """Deploy, and wait until every engine is ready."""
+    from serve.api_keys import read_keys
+    from serve.bundle_source import open_bundle_source
+    from tinymusician.artifacts.open import open_store
+
+    if endpoint.is_here:  # report errors before an engine is started
+        if settings.api_keys is not None:
+            read_keys(settings.api_keys)
+        open_bundle_source(settings).check()
+    endpoint.deploy(settings, open_store())
+    endpoint.wait(_print_status)
+
+
+def _print_status(state: DeploymentStatus) -> None:
+    lines = state.message.strip().splitlines()
+    print(" ".join([state.status, *lines[-1:]]), file=sys.stderr)
 
 
 def _absolute_if_folder(reference: str) -> str:
@@ -130,7 +141,9 @@ def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:
         for key in path:
             part = part.setdefault(key, {})
             if not isinstance(part, dict):
-                raise RequestError(f"--set {override!r}: {key} holds no other settings (docs/serving.md lists them)")
+                raise RequestError(
+                    f"--set {override!r}: {key} has no settings of its own; `tmctl serve REF --dry-run` lists all"
+                )
         part[last] = yaml.safe_load(value)
     return values
 

@@ -143,6 +143,7 @@ def quantize(
     submit_and_follow("quantize", options, [f"quantize.model={model}"] if model else [])
 
 
+# Long: its parameters are the options of the command.
 @app.command()
 def evaluate(
     recipe: RecipeName,

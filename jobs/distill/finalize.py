@@ -21,10 +21,11 @@ from jobs.distill.teacher import online_signals, open_sequences
 from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.manifest import publish
 from tinymusician.artifacts.run_state import RunResult
-from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
+from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import RunError
+from tinymusician.json_types import JsonObject
 from tinymusician.models.licence import inherited_licence
 from tinymusician.recipe import LayerSubset, Recipe
 
@@ -111,20 +112,34 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
     `kl_test` uses the teacher's target of training, `kl_played` the distributions that teacher and student are sampled
     from. Teacher, untrained student and trained student have a cross-entropy and a code entropy each, in nats per code.
     """
-    import torch
-
-    from tinymusician.distill.closeness import held_out_closeness
-    from tinymusician.distill.guidance_scales import FixedScaleSource
-    from tinymusician.distill.sampling_stats import sample_stats, sampling_logits
-    from tinymusician.distill.signals import TeacherSignals, condition
-    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.distill.sampling_stats import sample_stats
 
     recipe, teacher = context.recipe, context.recipe.teacher
     test = open_sequences(context, pair, "test")
     if teacher.tensor_parallel_size > 1:  # one device does not hold the teacher
         context = replace(context, device="cpu")
+    metrics = _test_kl(context, pair, student, test)
+    for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
+        model.to(context.device)
+        sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature, recipe.training.seed)
+        result = sample_stats(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
+        metrics[f"sample_cross_entropy_{name}"], metrics[f"sample_code_entropy_{name}"] = result
+    return metrics
+
+
+def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, test: TokenDataset) -> dict[str, float]:
+    """`kl_test` and `kl_played`; with a range of guidance scales, `kl_played@SCALE` for every whole scale."""
+    import torch
+
+    from tinymusician.distill.closeness import held_out_closeness
+    from tinymusician.distill.guidance_scales import FixedScaleSource
+    from tinymusician.distill.sampling_stats import sampling_logits
+    from tinymusician.distill.signals import TeacherSignals, condition
+    from tinymusician.models.musicgen import ConditionedDecoder
+
+    teacher = context.recipe.teacher
     decoder = ConditionedDecoder(student.to(context.device)).eval()
-    rows, batch = len(test.codes), recipe.training.batch_size
+    rows, batch = len(test.codes), context.recipe.training.batch_size
 
     def plain(signals: TeacherSignals) -> torch.Tensor:
         text = condition(student, signals.sequences)
@@ -132,27 +147,21 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
         return logits
 
     with torch.no_grad():
-        closeness = (
-            {}
+        target = (
+            None
             if teacher.guidance_range
-            else held_out_closeness(online_signals(context, pair, test), rows, batch, plain)
+            else held_out_closeness(online_signals(context, pair, test), rows, batch, plain)["kl"]
         )
         both = online_signals(context, pair, test, "conditional")
         played = {
             scale: held_out_closeness(
                 FixedScaleSource(both, scale), rows, batch, lambda s: sampling_logits(student, decoder, s.sequences)
-            )
+            )["kl"]
             for scale in {teacher.guidance_scale, *scales_between(teacher.guidance_range)}
         }
-    figures = {"kl_test": (closeness or played[teacher.guidance_scale])["kl"]}
-    figures |= {"kl_played": played[teacher.guidance_scale]["kl"]}
-    figures |= {f"kl_played@{scale:g}": result["kl"] for scale, result in sorted(played.items()) if len(played) > 1}
-    for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
-        model.to(context.device)
-        sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature, recipe.training.seed)
-        result = sample_stats(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
-        figures[f"sample_cross_entropy_{name}"], figures[f"sample_code_entropy_{name}"] = result
-    return figures
+    at_default = played[teacher.guidance_scale]
+    metrics = {"kl_test": at_default if target is None else target, "kl_played": at_default}
+    return metrics | {f"kl_played@{scale:g}": kl for scale, kl in sorted(played.items()) if len(played) > 1}
 
 
 def scales_between(range_: tuple[float, float] | None) -> list[float]:

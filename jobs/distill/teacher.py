@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from jobs.distill.models import TeacherStudent
 from jobs.worker.context import WorkerContext
-from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import Arrays, ShardCache, make_missing
 from tinymusician.data.splits import SPLITS, Split
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import RunError
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import CachedSignalsConfig
 
 if TYPE_CHECKING:

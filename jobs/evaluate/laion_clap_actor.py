@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.laion_clap import RATE, LaionClap
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import LaionClapEmbeddingConfig
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import TeacherConfig
 
 PROMPTS = (

@@ -14,8 +14,8 @@ from urllib.parse import urlparse
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import ClusterError
+from tinymusician.json_types import JsonObject
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 from tinymusician.models.param_count import CodecShape, TextShape, parts_of
 from tinymusician.models.shape import DecoderShape, shape_of
 from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent

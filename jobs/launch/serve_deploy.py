@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from jobs.launch import cluster
 from serve.config import ServeConfig
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import ClusterError
+from tinymusician.json_types import JsonObject
 
 NAME = "tinymusician"
 _ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")

@@ -48,25 +48,8 @@ def submit(
     environment = cluster.runtime_environment(store, where)
     environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     submission = f"{run.id}-{secrets.token_hex(3)}"
-    content = recipe.model_dump(mode="json")
-    if kind in _TRAINING:
-        began = run.record().workers if resume else workers or 1
-        content["training"]["parts"] = content["training"]["parts"] or began
-    _check_tensor_parallel(content["teacher"]["tensor_parallel_size"], workers or 1, kind)
-    run.write_record(
-        RunRecord(
-            id=run.id,
-            kind=kind,
-            recipe=content,
-            workers=workers or 1,
-            created=run.record().created if resume else now(),
-            versions=package_versions(),
-            git=git_state(),
-            seeds={"training": content["training"]["seed"]},
-            cluster=where,
-            submission=submission,
-        )
-    )
+    _check_tensor_parallel(recipe.teacher.tensor_parallel_size, workers or 1, kind)
+    run.write_record(_new_record(run, kind, recipe, workers or 1, where, submission))
     run.submit()
     try:
         client.submit_job(
@@ -79,6 +62,26 @@ def submit(
         run.fail(f"the cluster refused the job: {error}")
         raise ClusterError(f"cluster {where}: refused the job ({error})") from error
     return run
+
+
+def _new_record(run: RunStore, kind: JobKind, recipe: Recipe, workers: int, where: str, submission: str) -> RunRecord:
+    """The record of a submission; a resumed run keeps its date, and the microbatches of its first workers."""
+    before = run.record() if run.exists() else None
+    content = recipe.model_dump(mode="json")
+    if kind in _TRAINING:
+        content["training"]["parts"] = content["training"]["parts"] or (before.workers if before else workers)
+    return RunRecord(
+        id=run.id,
+        kind=kind,
+        recipe=content,
+        workers=workers,
+        created=before.created if before else now(),
+        versions=package_versions(),
+        git=git_state(),
+        seeds={"training": content["training"]["seed"]},
+        cluster=where,
+        submission=submission,
+    )
 
 
 def _check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:

@@ -86,27 +86,20 @@ def supervise(run_id: str, submission: str) -> int:
     run.heartbeat()
     _remove_stale_drafts(run)
     run.start()
-    run_child = subprocess.Popen(
-        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", record.kind, run_id],
-        cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    log = LogUploader(run, owned, run_child.terminate)
+    child = _start_driver(record.kind, run_id)
+    log = LogUploader(run, owned, child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
         stopped.set()
-        run_child.terminate()
+        child.terminate()
 
     signal.signal(signal.SIGTERM, stop)
-    assert run_child.stdout is not None
-    for line in run_child.stdout:
+    assert child.stdout is not None
+    for line in child.stdout:
         log.line(line)
-    code = run_child.wait()
+    code = child.wait()
     message = _failure(run, code) if code != 0 and not stopped.is_set() else ""
     state = "SUCCEEDED" if code == 0 else "STOPPED" if stopped.is_set() else "FAILED"
     log.line(f"{time.strftime(_STAMP)} {state} {message}\n")
@@ -117,6 +110,17 @@ def supervise(run_id: str, submission: str) -> int:
             _write_final_state(run, code, stopped.is_set(), message)
     _remove_stale_drafts(run)
     return code
+
+
+def _start_driver(kind: str, run_id: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", kind, run_id],
+        cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def _remove_stale_drafts(run: RunStore) -> None:

@@ -35,9 +35,7 @@ def publish_bundle(workspace: QuantizationWorkspace, evaluator: PlanEvaluator) -
     reference = ReferenceOutputs(workspace.model, workspace.tokenizer, sequences)
     with tempfile.TemporaryDirectory(dir=workspace.exported.parent) as scratch:
         folder = Path(scratch) / "bundle"
-        exporter: Exporter = (
-            OptimumExporter(workspace) if config.format == "optimum" else FusedExporter(workspace, evaluator)
-        )
+        exporter = _exporter(workspace, evaluator)
         float32 = exporter.float32_parity(reference)
         run.report_progress("parity", 1, 2)
         exporter.write(selection.plan, folder)
@@ -63,6 +61,12 @@ def publish_bundle(workspace: QuantizationWorkspace, evaluator: PlanEvaluator) -
         )
     run.report_progress("report", 1, 1)
     return manifest, result
+
+
+def _exporter(workspace: QuantizationWorkspace, evaluator: PlanEvaluator) -> Exporter:
+    if workspace.config.format == "optimum":
+        return OptimumExporter(workspace)
+    return FusedExporter(workspace, evaluator)
 
 
 def _threshold(workspace: QuantizationWorkspace, plan: PrecisionPlan) -> QualityThreshold:

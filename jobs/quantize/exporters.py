@@ -8,7 +8,7 @@ from typing import Protocol
 
 from jobs.quantize.plan_selection import PlanSelection
 from jobs.quantize.workspace import QuantizationWorkspace
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 from tinymusician.models.musicgen import model_location
 from tinymusician.quantize.adaptive import PlanEvaluator
 from tinymusician.quantize.apply import apply_plan

@@ -19,11 +19,11 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.model_refs import check_guidance, fetch_artifact
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
-from tinymusician.config_model import JsonObject
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
+from tinymusician.json_types import JsonObject
 from tinymusician.models.licence import inherited_licence
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
 from tinymusician.quantize.export import GRAPHS_VERSION

@@ -12,8 +12,8 @@ from jobs.worker.actor_pool import run_once
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import RunError, StoreError, TinyMusicianError
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import parse_recipe
 
 _COLLECTIVE_TIMEOUT_SECONDS = 24 * 3600

@@ -82,15 +82,10 @@ def download(
         DigestMismatchError: the sources have another value.
     """
     target, partial = folder / "blobs" / file.sha256, folder / "partial" / file.sha256
-    for path in (target, partial, _tag_file(partial)):
-        if path.is_symlink():  # not written by this client
-            path.unlink()
-    if target.exists():
-        if target.stat().st_size == file.size and digest_of(target) == file.sha256:
-            return target
-        target.unlink()  # damaged
-    for directory in (target.parent, partial.parent):
-        directory.mkdir(parents=True, exist_ok=True)
+    _prepare_folders(target, partial)
+    if _is_complete(target, file):
+        return target
+    target.unlink(missing_ok=True)  # damaged
     remaining, mismatches, errors = list(sources), Counter[str](), list[StoreError]()
     failures, index, one_source_only = 0, 0, False
     on_progress(_size(partial))
@@ -113,6 +108,19 @@ def download(
                 retry_after = error.wait if isinstance(error, TransientStoreError) else 0.0
                 time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // len(remaining) - 1))))
     raise _worst(errors, file)
+
+
+def _prepare_folders(target: Path, partial: Path) -> None:
+    """Create the folders of a download; links in them were not made by this client, and are removed."""
+    for path in (target, partial, _tag_file(partial)):
+        if path.is_symlink():
+            path.unlink()
+    for directory in (target.parent, partial.parent):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _is_complete(path: Path, file: ReleasedFile) -> bool:
+    return path.exists() and path.stat().st_size == file.size and digest_of(path) == file.sha256
 
 
 def _size(path: Path) -> int:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinymusician.artifacts.keys import key_id, public_hex
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import UntrustedError
+from tinymusician.json_types import JsonObject
 
 MAX_BYTES = 1 << 20
 """The maximum size of a document."""

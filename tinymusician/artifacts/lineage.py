@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinymusician.artifacts.manifest import Manifest
-from tinymusician.config_model import JsonObject
+from tinymusician.json_types import JsonObject
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://github.com/tinymusician/tinymusician/jobs/v1"

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.store import Store, check_key
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
+from tinymusician.json_types import JsonObject
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
 

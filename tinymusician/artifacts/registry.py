@@ -35,8 +35,8 @@ from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
+from tinymusician.json_types import JsonObject
 
 DAYS = 90
 _TRIES, _PAUSE = 20, 0.05

@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import StoreError, UntrustedError
+from tinymusician.json_types import JsonObject
 
 KIND = "application/vnd.tinymusician.release.v1+json"
 MAX_FILE_BYTES, MAX_FILES = 1 << 40, 4096

@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tinymusician.config_model import Document, JsonObject
+from tinymusician.config_model import Document
 from tinymusician.errors import RunError
+from tinymusician.json_types import JsonObject
 
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")

@@ -8,8 +8,9 @@ from datetime import timedelta
 from tinymusician.artifacts.run_state import PipelineStep, RunStatus, State, now
 from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import Document, JsonObject
+from tinymusician.config_model import Document
 from tinymusician.errors import DigestMismatchError
+from tinymusician.json_types import JsonObject
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
 """A running run without a heartbeat for this long counts as failed."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import DataError
+from tinymusician.json_types import JsonObject
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 Subset = Literal["all", "balanced", "eval"]

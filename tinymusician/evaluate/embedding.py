@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from tinymusician.config_model import JsonObject
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
+from tinymusician.json_types import JsonObject
 
 
 class Embedder(Protocol):

@@ -16,9 +16,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from tinymusician.config_model import JsonObject
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import parted, windows
+from tinymusician.json_types import JsonObject
 
 RATE, SECONDS = 48_000, 10
 _BATCH = 16

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from tinymusician.config_model import JsonObject
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import LoadedClip, read_clip
+from tinymusician.json_types import JsonObject
 
 
 class ReferenceSet(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tinymusician.evaluate.audio import Wave
@@ -71,18 +71,25 @@ def html_report(
     if any(model.cost for model in models):
         picture = html_picture(plot_cost(models), "cost of generation")
         parts.append(("Cost", html_table(*cost_table(models)) + picture + html_note(_COST)))
-    if curves:
-        picture = html_picture(plot_training(curves), "losses over training steps")
-        parts.append(("Training of the students", picture + html_note(_CURVES)))
-    if sensitivities:
-        pictures = [html_note(one) + html_picture(picture, f"sensitivity of {one}") for one, picture in sensitivities]
-        parts.append(("Sensitivity to low precision", "".join(pictures)))
+    parts += _origin_parts(curves, sensitivities)
     parts.append(("Degenerate clips", html_table(*degenerate_table(models))))
     parts.append(("Clips furthest from the reference", html_table(*worst_table(models))))
     if notes := _notes(result):
         parts.append(("Metrics that could not be computed", html_text("\n".join(notes))))
     parts.append(("Measurement", html_table(*_provenance_table(result))))
     return page(f"{result.recipe}: evaluation", parts)
+
+
+def _origin_parts(
+    curves: Mapping[str, Sequence[Row]], sensitivities: Sequence[tuple[str, bytes]]
+) -> Iterator[tuple[str, str]]:
+    """What is known of how students were trained and bundles were quantized."""
+    if curves:
+        picture = html_picture(plot_training(curves), "losses over training steps")
+        yield "Training of the students", picture + html_note(_CURVES)
+    if sensitivities:
+        pictures = [html_note(one) + html_picture(picture, f"sensitivity of {one}") for one, picture in sensitivities]
+        yield "Sensitivity to low precision", "".join(pictures)
 
 
 def markdown_report(result: EvaluationResult) -> str:

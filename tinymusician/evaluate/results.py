@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tinymusician.config_model import Document, JsonObject, Number
+from tinymusician.config_model import Document, Number
 from tinymusician.evaluate.bootstrap import Interval
+from tinymusician.json_types import JsonObject
 
 REAL, RECONSTRUCTED = "real", "real, reconstructed"
 """The sets of the real clips, and of the real clips after the teacher's codec."""

@@ -44,6 +44,26 @@ def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
+def _decoder_config(codes: int, num_codebooks: int, layers: int) -> MusicgenDecoderConfig:
+    """The decoder's configuration; code `codes`, one past the codebook, starts and pads sequences."""
+    config = MusicgenDecoderConfig(
+        vocab_size=codes,
+        hidden_size=WIDTH,
+        ffn_dim=FEED_FORWARD,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_codebooks=num_codebooks,
+        pad_token_id=codes,
+        bos_token_id=codes,
+        max_position_embeddings=LONGEST_STEPS,
+        dropout=0.0,
+        audio_channels=1,
+        tie_word_embeddings=False,
+    )
+    config.decoder_start_token_id = codes
+    return config
+
+
 def build_band(codec: Codec, vocabulary: int, layers: int) -> Musicgen:
     """A MusicGen with random language-model weights around a trained codec."""
     codes = codec.config.codebook_size
@@ -60,21 +80,7 @@ def build_band(codec: Codec, vocabulary: int, layers: int) -> Musicgen:
         is_encoder_decoder=False,
         use_cache=False,
     )
-    decoder = MusicgenDecoderConfig(
-        vocab_size=codes,
-        hidden_size=WIDTH,
-        ffn_dim=FEED_FORWARD,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_codebooks=codec.config.num_quantizers,
-        pad_token_id=codes,
-        bos_token_id=codes,
-        max_position_embeddings=LONGEST_STEPS,
-        dropout=0.0,
-        audio_channels=1,
-        tie_word_embeddings=False,
-    )
-    decoder.decoder_start_token_id = codes
+    decoder = _decoder_config(codes, codec.config.num_quantizers, layers)
     model: Musicgen = MusicgenForConditionalGeneration(
         MusicgenConfig.from_sub_models_config(text, codec.config, decoder)
     )

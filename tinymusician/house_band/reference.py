@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import LoadedClip, resampled
 from tinymusician.evaluate.reference import choose_clips
 from tinymusician.house_band.corpus import RenderedSplit
+from tinymusician.json_types import JsonObject
 
 
 class RenderedClips:

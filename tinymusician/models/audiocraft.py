@@ -29,8 +29,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import ModelError
+from tinymusician.json_types import JsonObject
 from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
 from tinymusician.models.shape import RELEASE
 
@@ -179,20 +179,30 @@ def _codec(folder: Path) -> Codec:
     path = folder / CODEC
     package = _package(path)
     if "pretrained" in package:
-        named = str(package["pretrained"])
-        beside = folder / named.rpartition("/")[2]
-        try:
-            pretrained: Codec = EncodecModel.from_pretrained(beside if beside.is_dir() else named)
-            return pretrained
-        except Exception as error:  # transformers raises many types for a bad folder or network
-            raise ModelError(
-                f"audiocraft release {folder}: its codec {named} is not here; put it at {beside}"
-            ) from error
+        return _pretrained_codec(folder, str(package["pretrained"]))
     weights, settings = _read(path)
+    codec: Codec = EncodecModel(_codec_config(settings))
+    expected_keys = set(codec.state_dict())
+    _load(codec, {_codec_name(name, expected_keys): value for name, value in weights.items()}, "codec")
+    return codec
+
+
+def _pretrained_codec(folder: Path, name: str) -> Codec:
+    """The codec that a release names: from a folder beside it, or by hub id."""
+    beside = folder / name.rpartition("/")[2]
+    try:
+        codec: Codec = EncodecModel.from_pretrained(beside if beside.is_dir() else name)
+    except Exception as error:  # transformers raises many types for a bad folder or network
+        raise ModelError(f"audiocraft release {folder}: its codec {name} is not here; put it at {beside}") from error
+    return codec
+
+
+def _codec_config(settings: JsonObject) -> EncodecConfig:
+    """A codec's configuration from audiocraft's solver settings."""
     shape, quantizer = settings["seanet"], settings["rvq"]
     rate = settings["encodec"]["sample_rate"] if "encodec" in settings else settings["sample_rate"]
     hop = math.prod(shape["ratios"])
-    config = EncodecConfig(
+    return EncodecConfig(
         target_bandwidths=[rate / hop * quantizer["n_q"] * math.log2(quantizer["bins"]) / 1000],
         sampling_rate=rate,
         audio_channels=shape["channels"],
@@ -215,10 +225,6 @@ def _codec(folder: Path) -> Codec:
         codebook_dim=shape["dimension"],
         use_conv_shortcut=not shape["true_skip"],
     )
-    codec: Codec = EncodecModel(config)
-    expected_keys = set(codec.state_dict())
-    _load(codec, {_codec_name(name, expected_keys): value for name, value in weights.items()}, "codec")
-    return codec
 
 
 def _codec_name(name: str, expected_keys: set[str]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import RecipeError
+from tinymusician.json_types import JsonObject
 from tinymusician.models.shape import RELEASED, WEIGHTS
 
 

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import PlanError
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import Precision
 
 Method = Literal["rtn", "hqq"]

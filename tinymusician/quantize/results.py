@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from tinymusician.config_model import Document, JsonObject, Number
+from tinymusician.config_model import Document, Number
+from tinymusician.json_types import JsonObject
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity
 from tinymusician.recipe import Precision

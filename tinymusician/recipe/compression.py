@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, JsonObject, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, Positive, Share
+from tinymusician.json_types import JsonObject
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 

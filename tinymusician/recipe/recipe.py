@@ -11,8 +11,9 @@ from typing import Annotated, Self, cast
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tinymusician.config_model import ConfigModel, JsonObject
+from tinymusician.config_model import ConfigModel
 from tinymusician.errors import RecipeError
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe.components import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.compression import QuantizeConfig
 from tinymusician.recipe.distillation import (

@@ -13,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from tinymusician.config_model import ConfigModel, Count, JsonObject
+from tinymusician.config_model import ConfigModel, Count
+from tinymusician.json_types import JsonObject
 
 Role = Literal["text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder", "tokenizer", "weights", "plan"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.store import Store
-from tinymusician.config_model import JsonObject
 from tinymusician.errors import DigestMismatchError
+from tinymusician.json_types import JsonObject
 from tinymusician.training.engine import EngineState
 
 _WEIGHTS, _MOMENTS = "weights/", "moments/"
