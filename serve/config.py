@@ -62,6 +62,8 @@ def read_config(values: JsonObject) -> ServeConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise RequestError(f"serve {where}: no such setting; `tmctl serve REF --dry-run` lists all") from None
         raise RequestError(f"serve {where}: {problem['msg']} (given: {problem['input']!r})") from None
     if config.api_keys is None and not is_loopback(config.host):
         raise RequestError(

@@ -21,7 +21,7 @@ from serve.errors import ApiError
 from serve.generation_task import EngineClient, EngineDeadError, GenerationTask
 from serve.log import log_event
 from serve.metrics import IngressMetrics
-from serve.schemas import MAX_SEED, CreateAudioRequest, ModelInfo, ModelList, StreamMetadata
+from serve.schemas import MAX_SEED, CreateAudioRequest, ErrorCode, ModelInfo, ModelList, StreamMetadata
 
 MAX_DOWNLOADS = 8
 """Bundle files that are sent concurrently."""
@@ -102,10 +102,10 @@ class Ingress:
             try:
                 held.enter_context(limiter.slot())
                 held.enter_context(self._authenticator.slot(key))
-            except RateLimitError as error:
-                raise ApiError(429, "rate_limited", str(error), wait=error.wait) from None
-            except OverloadedError as error:
-                raise ApiError(429, "busy", str(error), wait=error.wait) from None
+            except (RateLimitError, OverloadedError) as error:
+                reason: ErrorCode = "rate_limited" if isinstance(error, RateLimitError) else "busy"
+                log_event("request_refused", reason=reason, key=key.id if key else None)
+                raise ApiError(429, reason, str(error), wait=error.wait) from None
             return held.pop_all()
 
     async def generate(self, body: CreateAudioRequest, key: ApiKey | None) -> Response:

@@ -136,6 +136,8 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("status", "none"), "run 'none': not in file://"),
         (("logs", "none"), "run 'none': not in file://"),
         (("artifacts", "show", "none"), "artifact 'none': not in file://"),
+        (("serve", "band-bundle", "--set", "portx=1"), "serve portx: no such setting"),
+        (("serve", "band-bundle", "--set", "port.x=1"), "port has no settings of its own"),
         (("recipes", "show", "none"), "recipe 'none': not packaged"),
     ],
 )

@@ -254,12 +254,14 @@ def test_health_checks_may_use_head(here: Endpoint) -> None:
     assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
 
 
-def test_concurrency_limit(bundle: Path) -> None:
+def test_concurrency_limit(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"max_concurrent_requests": 2}) as here:
         held = [here.opened(prompt=MARCH, seconds=60) for _ in range(2)]
         answer = here.generate(prompt=MARCH)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
         assert int(answer.headers["Retry-After"]) >= 1
+        events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+        assert [line["reason"] for line in events if line["event"] == "request_refused"] == ["busy"]
         for one in held:
             one.close()
         wait_for(lambda: here.generate(prompt=MARCH).status_code == 200, 10)
