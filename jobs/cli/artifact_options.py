@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-Reference = Annotated[str, typer.Argument(metavar="REF", help="NAME (the newest) or NAME@sha256:DIGEST.")]
+ArtifactName = Annotated[str, typer.Argument(metavar="REF", help="NAME (the newest) or NAME@sha256:DIGEST.")]
+Reference = Annotated[str, typer.Argument(metavar="REF", help="NAME (the newest), NAME@sha256:DIGEST or NAME@ALIAS.")]
 ReleaseName = Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="A release, such as band-bundle@candidate.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

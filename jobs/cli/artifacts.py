@@ -15,9 +15,10 @@ from jobs.cli.artifact_options import Json, Reference, short_reference
 from jobs.cli.output import emit, table, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
-from tinymusician.artifacts.manifest import FileEntry
+from tinymusician.artifacts.manifest import FileEntry, Manifest
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.release import ReleasedFile, split_reference
+from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError
 
 app = typer.Typer(
@@ -43,14 +44,14 @@ def list_artifacts(json: Json = False) -> None:
 @app.command(rich_help_panel=INSPECT)
 def show(reference: Reference, json: Json = False) -> None:
     """Show an artifact's files, metrics, lineage and licence."""
-    manifest = manifests.find(open_store(), reference)
+    manifest = _find(open_store(), reference)
     lines = [
         f"artifact {manifest.reference}",
-        f"kind {manifest.kind}, made {manifest.created:%Y-%m-%d %H:%M} UTC",
+        f"kind {manifest.kind}, created {manifest.created:%Y-%m-%d %H:%M} UTC",
         f"licence {manifest.licence}",
     ]
     lines += ["files"] + [f"  {file.path}  {file.size} bytes  sha256:{file.sha256[:12]}" for file in manifest.files]
-    lines += ["figures"] + [f"  {name}: {value}" for name, value in manifest.metrics.items()]
+    lines += ["metrics"] + [f"  {name}: {value}" for name, value in manifest.metrics.items()]
     lines += ["lineage"] + [f"  {name}: {value}" for name, value in manifest.lineage.items()]
     emit({**manifest.model_dump(mode="json"), "digest": manifest.digest}, json, "\n".join(lines))
 
@@ -59,7 +60,7 @@ def show(reference: Reference, json: Json = False) -> None:
 def verify(reference: Reference) -> None:
     """Read every file of an artifact and compare it with its digest."""
     store = open_store()
-    manifest = manifests.find(store, reference)
+    manifest = _find(store, reference)
     with tempfile.TemporaryDirectory() as scratch:
         problems = manifests.verify(store, manifest, Path(scratch))
     for problem in problems:
@@ -69,7 +70,7 @@ def verify(reference: Reference) -> None:
             f"artifact {manifest.reference}: {len(problems)} of {len(manifest.files)} files are damaged or missing"
         )
     print(
-        f"artifact {manifest.reference}: {len(manifest.files)} files, {manifest.size} bytes, all as their digests say"
+        f"artifact {manifest.reference}: {len(manifest.files)} files, {manifest.size} bytes, all with the right digests"
     )
 
 
@@ -80,19 +81,21 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
     Example: `tmctl artifacts diff band-bundle@stable band-bundle@candidate`
     """
     old, new = ({file.path: file for file in _files_of_reference(name)} for name in (first, second))
-    there = {file.sha256 for file in old.values()}
-    rows, load = [], {}
+    old_digests = {file.sha256 for file in old.values()}
+    rows, download = [], {}
     for path in sorted(old.keys() | new.keys()):
         before, after = old.get(path), new.get(path)
         if before is not None and after is not None and before.sha256 == after.sha256:
             state = "same"
         else:
             state = "new" if before is None else "gone" if after is None else "changed"
-        if after is not None and after.sha256 not in there:
-            load[after.sha256] = after.size
+        if after is not None and after.sha256 not in old_digests:
+            download[after.sha256] = after.size
         rows.append([path, state, f"{before.size if before else 0}", f"{after.size if after else 0}"])
-    facts = {"files": {row[0]: row[1] for row in rows}, "to_load": sum(load.values())}
-    text = f"{table(['FILE', 'STATE', 'BYTES', 'BYTES THEN'], rows)}\nto load: {sum(load.values()) / 1e6:.2f} MB"
+    facts = {"files": {row[0]: row[1] for row in rows}, "download_bytes": sum(download.values())}
+    text = (
+        f"{table(['FILE', 'STATE', 'BYTES', 'BYTES THEN'], rows)}\nto download: {sum(download.values()) / 1e6:.2f} MB"
+    )
     emit(facts, json, text)
 
 
@@ -115,7 +118,7 @@ def lineage(
     from tinymusician.artifacts.lineage import backward, circumstances, forward, links
 
     store = open_store()
-    name = manifests.find(store, reference).reference
+    name = _find(store, reference).reference
     by_reference = {one.reference: one for one in manifests.list_manifests(store, warn)}
     every = links(list(by_reference.values()))
     back, on = backward(name, every), forward(name, every)
@@ -132,8 +135,8 @@ def lineage(
     }
     steps = {"made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
     text = [table(["", "FROM", "TO", "HOW"], rows)] if rows else [f"{short_reference(name)}: came from outside"]
-    for one, said in about.items():
-        text += ["", short_reference(one), *(f"  {what}: {value}" for what, value in said.items())]
+    for one, facts in about.items():
+        text += ["", short_reference(one), *(f"  {fact}: {value}" for fact, value in facts.items())]
     emit({"artifact": name, **steps, "circumstances": about}, json, "\n".join(text))
 
 
@@ -146,15 +149,23 @@ def model_card(reference: Reference) -> None:
     from tinymusician.artifacts.model_card import model_card as render_card
 
     store = open_store()
-    name = reference
-    if "@" in reference and "@sha256:" not in reference:
-        name = registry().newest(*split_reference(reference)).artifact
-    print(render_card(manifests.find(store, name), manifests.list_manifests(store, warn)))
+    print(render_card(_find(store, reference), manifests.list_manifests(store, warn)))
+
+
+def _find(store: Store, reference: str) -> Manifest:
+    """The manifest of an artifact, or of the one that an alias points at."""
+    if _is_alias(reference):
+        reference = registry().newest(*split_reference(reference)).artifact
+    return manifests.find(store, reference)
+
+
+def _is_alias(reference: str) -> bool:
+    return "@" in reference and "@sha256:" not in reference
 
 
 def _files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
     """The files of an artifact, or of an alias's release."""
-    if "@" in reference and "@sha256:" not in reference:
+    if _is_alias(reference):
         return registry().newest(*split_reference(reference)).files
     return manifests.find(open_store(), reference).files
 

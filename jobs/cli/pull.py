@@ -101,12 +101,17 @@ class _ProgressPrinter:
 
 def _print_update(offer: AvailableUpdate, as_json: bool) -> None:
     release = offer.version.release
-    facts = {"new": offer.is_new, "version": release.version, "artifact": release.artifact, "to_load": offer.missing}
-    news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to load"
+    facts = {
+        "new": offer.is_new,
+        "version": release.version,
+        "artifact": release.artifact,
+        "download_bytes": offer.missing,
+    }
+    news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to download"
     emit(facts, as_json, f"{release.reference}: {news if offer.is_new else f'version {release.version} is installed'}")
 
 
 def _print_version(version: InstalledVersion, to: Path, as_json: bool) -> None:
-    release, place = version.release, to / version.folder
-    facts = {"version": release.version, "artifact": release.artifact, "folder": os.fspath(place)}
-    emit(facts, as_json, f"{release.reference}: version {release.version}, {release.licence}\n{place}")
+    release, folder = version.release, to / version.folder
+    facts = {"version": release.version, "artifact": release.artifact, "folder": os.fspath(folder)}
+    emit(facts, as_json, f"{release.reference}: version {release.version}, {release.licence}\n{folder}")

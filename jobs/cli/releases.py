@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.artifact_options import Json, Reference, ReleaseName, short_reference
+from jobs.cli.artifact_options import ArtifactName, Json, ReleaseName, short_reference
 from jobs.cli.output import emit, table, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
@@ -22,7 +22,7 @@ RecipeName = Annotated[
 
 
 def publish(
-    reference: Reference,
+    reference: ArtifactName,
     evaluation: Annotated[
         str | None, typer.Option(metavar="RUN", help="The `evaluate` run of the artifact and its baseline.")
     ] = None,

@@ -77,11 +77,12 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     second = person.made("band-bundle", "bundle", {"decoder": "d22", "codec": "c"}, model=student.reference, run="r-3")
     person.says("artifacts", "publish", second.reference)
     changed = person.tmctl_json("artifacts", "diff", "band-bundle@stable", "band-bundle@candidate")
-    assert changed == {"files": {"codec": "same", "decoder": "changed"}, "to_load": 3}
+    assert changed == {"files": {"codec": "same", "decoder": "changed"}, "download_bytes": 3}
+    assert person.tmctl_json("artifacts", "show", "band-bundle@stable")["digest"] == first.digest
     assert person.tmctl_json(*pull, "--check")["new"] is False
     person.says(*promote, "--override", "by ear again")
     offer = person.tmctl_json(*pull, "--check")
-    assert (offer["new"], offer["to_load"], offer["version"]) == (True, 3, 2)
+    assert (offer["new"], offer["download_bytes"], offer["version"]) == (True, 3, 2)
     person.says(*pull)
     assert (person.folder / person.tmctl_json(*pull)["folder"] / "decoder").read_text() == "d22"
 
