@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.output import emit
+from jobs.cli.output import emit, warn
+from tinymusician.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from tinymusician.json_types import JsonObject
+    from tinymusician.runtime.audio import Samples
+    from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, PromptSection
 
 ProgressCallback = Callable[[int, int], None]
+_RANDOM_SEEDS = 2**31
 
 
 # Long: its parameters are the options of the command.
 def generate(
-    prompt: Annotated[str, typer.Argument(help="A description of the music, such as 'a slow waltz for accordion'.")],
     model: Annotated[
         str, typer.Option(metavar="REF|DIR", help="A bundle: NAME[@sha256:DIGEST] in the store, or a folder.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("out.wav"),
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="A description of the music, such as 'a slow waltz for flute'; none: unconditional."),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write: .wav, .flac, .ogg, .opus or .mp3; - is standard output."
+        ),
+    ] = Path("out.wav"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    count: Annotated[int, typer.Option(min=1, help="Clips per prompt, each with a seed of its own.")] = 1,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with a prompt per line, generated in one batch.")
+    ] = None,
+    sections: Annotated[
+        list[str] | None,
+        typer.Option("--section", metavar="SECOND:PROMPT", help="Another prompt from a second on; can be repeated."),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="The length in seconds.", show_default="the bundle's")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same audio on the same machine.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="The same seed gives the same audio on the same machine.", show_default="random"),
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -50,48 +79,159 @@ def generate(
             help="Generate more than the model's training length in windows, each of which continues the last."
         ),
     ] = True,
+    normalize: Annotated[
+        float | None,
+        typer.Option(metavar="LUFS", help="Normalize the integrated loudness, e.g. to -14.", show_default="off"),
+    ] = None,
+    fade_out: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Fade the end out.", show_default="off")
+    ] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; with 0, ONNX Runtime decides.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Generate audio for a prompt with a bundle, and write a WAV file.
+    """Generate audio for a prompt with a bundle, and write an audio file.
+
+    Several clips are numbered: reel-1.wav, reel-2.wav. Files contain prompt and seed in their tags. Audio that would
+    clip is reduced to a peak of -1 dB of full scale.
 
     Examples:
     - `tmctl generate "a fast fiddle reel" --model band-bundle -o reel.wav`
 
-    - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2`
+    - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2 -o waltz.flac`
+
+    - `tmctl generate "a slow march" --section '8:a fast march' --seconds 16 --model band-bundle -o march.ogg`
+
+    - `tmctl generate --prompts prompts.txt --count 3 --model band-bundle -o clips.wav`
     """
     from tinymusician.bundle_refs import resolve_bundle
-    from tinymusician.errors import DataError
-    from tinymusician.runtime.audio import read_wave, write_wave
+    from tinymusician.runtime.audio import STDOUT, audio_format, check_writable, read_wave
     from tinymusician.runtime.generator import GenerationRequest, load_generator
+
+    began, suffix = time.monotonic(), audio_format(output)
+    texts = [prompt] if prompts is None else _read_prompts(prompts, prompt)
+    paths = numbered(output, count * len(texts))
+    if output == STDOUT and (len(paths) > 1 or json):
+        raise RequestError("--output -: standard output holds one clip, and no JSON")
+    for path in paths:
+        check_writable(path, force)
+    generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
+    rate, first = generator.codec.shape.sampling_rate, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed
+    one = GenerationRequest(None, seconds, first, guidance, temperature, top_k, top_p, negative_prompt, windows=windows)
+    one = replace(one, clip=None if clip is None else read_wave(clip, rate), sections=_parse_sections(sections or []))
+    requests = [replace(one, prompt=texts[n // count], seed=first + n) for n in range(len(paths))]
+    words = {text: _unknown_words(generator, replace(one, prompt=text)) for text in dict.fromkeys(texts)}
+    loaded = time.monotonic()
+    with progress(generator.codec.shape.frame_rate) as on_progress:
+        waves = generator.generate_batch(requests, on_progress)
+    took = time.monotonic() - loaded
+    clips = [
+        {**_write(path, suffix, wave, request, generator, normalize, fade_out), "unknown_words": words[request.prompt]}
+        for path, wave, request in zip(paths, waves, requests, strict=True)
+    ]
+    _report(clips, generator.manifest.name, loaded - began, took, json, output == STDOUT)
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The path itself for one clip, otherwise `STEM-1.SUFFIX`, `STEM-2.SUFFIX` and so on."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, count + 1)]
+
+
+def _read_prompts(path: Path, prompt: str | None) -> list[str | None]:
+    """The lines of a file that are not blank.
+
+    Raises:
+        DataError: the file cannot be read as text, or has no prompt.
+        RequestError: a prompt is given as well.
+    """
+    if prompt is not None:
+        raise RequestError(f"--prompts {path}: leave the prompt {prompt!r} out, or put it into the file")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts {path}: cannot be read ({error})") from None
+    if not (texts := [line.strip() for line in lines if line.strip()]):
+        raise DataError(f"--prompts {path}: has no prompt; one per line is needed")
+    return list(texts)
+
+
+def _parse_sections(values: Sequence[str]) -> tuple[PromptSection, ...]:
+    """The sections of `SECOND:PROMPT`.
+
+    Raises:
+        RequestError: a value has another form.
+    """
+    from tinymusician.runtime.generator import PromptSection
+
+    sections = []
+    for value in values:
+        start, _, prompt = value.partition(":")
+        try:
+            sections.append(PromptSection(float(start), prompt.strip()))
+        except ValueError:
+            raise RequestError(f"--section {value!r}: SECOND:PROMPT is needed, such as '8:a fast march'") from None
+    return tuple(sections)
+
+
+def _unknown_words(generator: MusicGenerator, request: GenerationRequest) -> list[str]:
+    """Warn of words that the model does not know; returns them."""
+    texts = [request.prompt or "", request.negative_prompt or "", *(one.prompt for one in request.sections)]
+    words = list(dict.fromkeys(word for text in texts for word in generator.text.unknown_words(text)))
+    if words:
+        warn(f"not known to this model: {', '.join(words)}")
+    return words
+
+
+def _write(
+    path: Path,
+    suffix: str,
+    wave: Samples,
+    request: GenerationRequest,
+    generator: MusicGenerator,
+    normalize: float | None,
+    fade_out: float,
+) -> JsonObject:
+    """Finish a clip, and write it; returns its description."""
+    from tinymusician.runtime.audio import encode, faded_out, limited, normalized, write
+
+    rate = generator.codec.shape.sampling_rate
+    wave = wave if normalize is None else normalized(wave, rate, normalize)
+    wave, peak = limited(faded_out(wave, rate, fade_out))
+    comment = f"seed={request.seed} model={generator.manifest.name}"
+    write(path, encode(wave, rate, suffix, request.prompt or "", comment))
+    if peak is not None:
+        warn(f"{path}: its peak of {peak:+.1f} dB of full scale was reduced to -1 dB")
+    return {
+        "output": str(path),
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "seconds": len(wave) / rate,
+        "peak_reduced_db": peak,
+    }
+
+
+def _report(
+    clips: list[JsonObject], model: str, load_seconds: float, took: float, as_json: bool, to_stderr: bool
+) -> None:
     from tinymusician.runtime.memory import peak_memory
 
-    began = time.monotonic()
-    if not output.absolute().parent.is_dir():
-        raise DataError(f"--output {output}: no such folder as {output.absolute().parent}")
-    generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
-    loaded = time.monotonic()
-    rate = generator.codec.shape.sampling_rate
-    prefix = None if clip is None else read_wave(clip, rate)
-    request = GenerationRequest(
-        prompt, seconds, seed, guidance, temperature, top_k, top_p, negative_prompt, prefix, windows
-    )
-    with progress(generator.codec.shape.frame_rate) as on_progress:
-        samples = generator.generate(request, on_progress)
-    took, length = time.monotonic() - loaded, len(samples) / rate
-    write_wave(output, samples, rate)
+    factor = took / sum(clip["seconds"] for clip in clips)
     facts = {
-        "output": str(output),
-        "model": generator.manifest.name,
-        "seconds": length,
-        "load_seconds": round(loaded - began, 3),
+        "model": model,
+        "load_seconds": round(load_seconds, 3),
         "generate_seconds": round(took, 3),
-        "real_time_factor": round(took / length, 3),
-        "seed": seed,
+        "real_time_factor": round(factor, 3),
         "peak_memory_bytes": peak_memory(),
+        "clips": clips,
     }
-    emit(facts, json, f"{output}: {length:g} s in {took:.1f} s (real-time factor {took / length:.2f})")
+    lines = [f"{clip['output']}: {clip['seconds']:g} s, seed {clip['seed']}" for clip in clips]
+    lines += [f"generated in {took:.1f} s (real-time factor {factor:.2f})"]
+    if to_stderr:
+        print("\n".join(lines), file=sys.stderr)
+    else:
+        emit(facts, as_json, "\n".join(lines))
 
 
 @contextmanager
@@ -105,10 +245,10 @@ def progress(frame_rate: float) -> Iterator[ProgressCallback]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar, began = bars.add_task("playing", total=None), time.monotonic()
+        bar, began = bars.add_task("generating", total=None), time.monotonic()
 
         def on_progress(done: int, frames: int) -> None:
             factor = f"{(time.monotonic() - began) * frame_rate / done:.2f}" if done else "…"
-            bars.update(bar, total=frames, completed=done, description=f"playing, real-time factor {factor}")
+            bars.update(bar, total=frames, completed=done, description=f"generating, real-time factor {factor}")
 
         yield on_progress

@@ -35,6 +35,7 @@ app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 EXTRAS = {
     "boto3": "s3",
     "fastapi": "serve",
+    "pyloudnorm": "loudness",
     "ray": "cluster",
     "torch": "cluster",
     "transformers": "cluster",

@@ -7,8 +7,8 @@ import { Refused, generate, model } from './server.js';
 import { Sound, wave } from './sound.js';
 
 const EXAMPLES = [
-  'a fast fiddle reel in D major', 'a slow waltz for flute in G major', 'a sad piano piece in A minor',
-  'a happy march for brass', 'a lively jig for accordion',
+  'a fast fiddle reel in D major', 'a slow waltz for flute in G major', 'a sad tune for piano in A minor',
+  'a happy march for trumpet', 'a joyful jig for banjo',
 ];
 const ANY_GUIDANCE = [1, 10]; // range of the slider if the bundle defines none
 const LARGEST_SEED = 2 ** 53 - 1;

@@ -47,7 +47,7 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
         [*command, "-o", "out.wav", "--json"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["seconds"] == 2
+    assert json.loads(ended.stdout)["clips"][0]["seconds"] == 2
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (16000, 32000)
 

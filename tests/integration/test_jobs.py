@@ -92,7 +92,7 @@ def test_quantized_model_generates_audio(ray: Ray, recipe: Path, s3_store: Store
 
     wave = tmp_path / "out.wav"
     played = tmctl_json(ray, s3_store, "generate", "a slow fiddle reel", "--model", "tiny-bundle", "-o", str(wave))
-    assert played["seconds"] == 0.4
+    assert played["clips"][0]["seconds"] == 0.4
     assert wave.read_bytes()[:4] == b"RIFF"
 
     dearer = tmctl_json(ray, s3_store, *quantize, *few, "--set", "quantize.kl_budget=0.5", "--name", "q2")

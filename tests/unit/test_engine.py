@@ -16,7 +16,7 @@ from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
+from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, PromptSection, load_generator
 
 PROMPT = "a slow fiddle reel"
 
@@ -190,6 +190,43 @@ def test_long_audio_is_generated_in_windows(generator: MusicGenerator) -> None:
     assert len(generator.generate(generation)) == (shape.window + 60) * generator.codec.shape.hop
     with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
         generator.generate(replace(generation, windows=False))
+
+
+def test_sections_change_the_prompt_and_continue_the_audio(generator: MusicGenerator) -> None:
+    """The second section is the engine's continuation of the first one's codes, under the second prompt."""
+    other = "a sad waltz for piano"
+    generation = GenerationRequest(PROMPT, seconds=0.8, seed=5, sections=(PromptSection(0.4, other),))
+    track = generator.start(generation)
+    while not track.is_finished:
+        generator.engine.step()
+        track.advance()
+    first = generator.engine.start(generator.request(replace(generation, seconds=0.4, sections=())))
+    generator.engine.run(first)
+    request = generator.request(replace(generation, prompt=other, sections=()))
+    second = generator.engine.start(replace(request, prefix=first.codes, window=1))
+    generator.engine.run(second)
+    assert np.array_equal(track.codes, second.codes)
+    for starts in ((0.0,), (0.8,), (0.5, 0.5)):
+        with pytest.raises(RequestError, match="its start must be between"):
+            generator.start(replace(generation, sections=tuple(PromptSection(start, other) for start in starts)))
+    with pytest.raises(RequestError, match="the beginning needs a prompt"):
+        generator.start(replace(generation, prompt=None))
+
+
+def test_no_prompt_is_the_null_condition(generator: MusicGenerator) -> None:
+    """One pass, with the keys and values of the null condition; guidance has no effect."""
+    requests = [generator.request(GenerationRequest(None, guidance=scale)) for scale in (1.0, 3.0)]
+    for request in requests:
+        assert request.uncond is None
+        for actual, expected in zip(request.text.arrays, generator.text.null().arrays, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+    with pytest.raises(RequestError, match="audio without a prompt has none"):
+        generator.request(GenerationRequest(None, negative_prompt="drums"))
+
+
+def test_prompts_that_are_not_unicode_are_refused(generator: MusicGenerator) -> None:
+    with pytest.raises(RequestError, match="has bytes that are not UTF-8"):
+        generator.request(GenerationRequest("a jig \udcff"))
 
 
 def test_continuation_of_a_clip(generator: MusicGenerator, model: Any) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +39,23 @@ _INPUTS: dict[str, set[str]] = {
 """Inputs that a graph of each role must have."""
 
 
+class PromptSection(NamedTuple):
+    """Another prompt from second `start` on."""
+
+    start: float
+    prompt: str
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """A request for audio; fields that are None take the bundle's defaults.
 
-    `clip` [samples] is audio to continue; it counts among the `seconds`. Without `windows`, the maximum length is the
-    one that the model was trained on.
+    Without a prompt, generation is unconditional. `sections` change the prompt on the way; each continues the audio
+    before it. `clip` [samples] is audio to continue; it counts among the `seconds`. Without `windows`, the maximum
+    length is the one that the model was trained on.
     """
 
-    prompt: str
+    prompt: str | None
     seconds: float | None = None
     seed: int = 0
     guidance: float | None = None
@@ -56,6 +65,7 @@ class GenerationRequest:
     negative_prompt: str | None = None
     clip: Samples | None = None
     windows: bool = True
+    sections: tuple[PromptSection, ...] = ()
 
 
 class MusicGenerator:
@@ -113,11 +123,11 @@ class MusicGenerator:
             defaults.top_p if request.top_p is None else request.top_p,
         )
         _check(guidance, sampling, request.seed)
-        two_passes = guidance != 1 and not defaults.one_pass
+        two_passes = guidance != 1 and not defaults.one_pass and request.prompt is not None
         if request.negative_prompt is not None and not request.negative_prompt.strip():
             raise RequestError("negative_prompt: is empty; leave it out, or give some words")
         if request.negative_prompt and not two_passes:
-            why = "this model" if defaults.one_pass else "guidance 1"
+            why = "this model" if defaults.one_pass else "guidance 1" if request.prompt else "audio without a prompt"
             raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
         uncond = (
             (self.text(request.negative_prompt) if request.negative_prompt else self.text.null())
@@ -125,16 +135,31 @@ class MusicGenerator:
             else None
         )
         prefix = None if request.clip is None else self._encoded(request.clip, seconds)
-        text = self.text(request.prompt, None if defaults.guidance_range is None else guidance)
+        scale = None if defaults.guidance_range is None else guidance
+        text = self.text.null(scale) if request.prompt is None else self.text(request.prompt, scale)
         return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
 
     def start(self, request: GenerationRequest) -> WindowedGeneration:
         """Add a request to the running batch; then call `engine.step` and the result's `advance` in turn."""
-        return self.track(self.request(request))
+        return WindowedGeneration(self.engine, self._sections(request), self.manifest.architecture.window)
 
     def track(self, request: EngineRequest) -> WindowedGeneration:
         """Like `start`, for a request that `request` has prepared, perhaps on another thread."""
-        return WindowedGeneration(self.engine, request, self.manifest.architecture.window)
+        return WindowedGeneration(self.engine, [request], self.manifest.architecture.window)
+
+    def _sections(self, request: GenerationRequest) -> list[EngineRequest]:
+        """The request of every section; its `frames` is the frame at which it ends."""
+        if request.sections and request.prompt is None:
+            raise RequestError("section: the beginning needs a prompt too")
+        whole, rate = self.request(request), self.codec.shape.frame_rate
+        starts = [round(section.start * rate) for section in request.sections]
+        for before, start, section in zip([0, *starts], starts, request.sections, strict=False):
+            if not before < start < whole.frames:
+                limit = f"{before / rate:g} and {whole.frames / rate:g}"
+                raise RequestError(f"section {section.start:g}: its start must be between {limit} seconds")
+        texts = [self.request(replace(request, prompt=section.prompt)).text for section in request.sections]
+        ends = [*starts, whole.frames]
+        return [replace(whole, text=text, frames=end) for text, end in zip([whole.text, *texts], ends, strict=True)]
 
     def stream(
         self, request: GenerationRequest, on_progress: Callable[[int, int], None] = lambda done, frames: None
@@ -171,15 +196,21 @@ class MusicGenerator:
         """The whole audio, float32 [samples] in [-1, 1]; see `stream`."""
         return np.concatenate(list(self.stream(request, on_progress)))
 
-    def generate_batch(self, requests: list[GenerationRequest]) -> list[Samples]:
+    def generate_batch(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[int, int], None] = lambda done, frames: None,
+    ) -> list[Samples]:
         """Several requests in one batch; each result equals that of `generate` up to rounding."""
-        engine_requests = [self.request(request) for request in requests]
-        tracks = [self.track(engine_request) for engine_request in engine_requests]
+        window = self.manifest.architecture.window
+        prepared = [self._sections(request) for request in requests]
+        tracks = [WindowedGeneration(self.engine, sections, window) for sections in prepared]
         try:
             while not all(track.is_finished for track in tracks):
                 self.engine.step()
                 for track in tracks:
                     track.advance()
+                on_progress(sum(track.frames_ready for track in tracks), sum(track.frames for track in tracks))
             return [self._wave(track) for track in tracks]
         finally:
             for track in tracks:

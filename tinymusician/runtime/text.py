@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +13,9 @@ from tinymusician.errors import RequestError
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.session import Array, Session
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_PROMPT_CHARACTERS = 5_000
 
@@ -24,6 +30,7 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._unknown = _unknown_id(self._tokenizer)
         self._max_tokens = max_tokens
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
@@ -36,6 +43,7 @@ class TextEncoder:
         """
         if not prompt.strip():
             raise RequestError("prompt: is empty")
+        _check_utf8(prompt)
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RequestError(f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
         ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
@@ -46,17 +54,58 @@ class TextEncoder:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
         except Exception as error:  # ONNX Runtime's exceptions
             raise as_engine_error("the text encoder", error) from error
-        extra_inputs = {} if scale is None else {"guidance": np.array([scale], np.float32)}
-        return self._cross_attention(states, mask, extra_inputs)
+        return self._cross_attention(states, mask, scale)
 
-    def null(self) -> CrossAttentionKV:
+    def null(self, scale: float | None = None) -> CrossAttentionKV:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
-        return self._cross_attention(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), {})
+        return self._cross_attention(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), scale)
 
-    def _cross_attention(self, states: Array, mask: Array, extra_inputs: dict[str, Array]) -> CrossAttentionKV:
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that the tokenizer maps to its unknown token, each once, in their order.
+
+        Raises:
+            RequestError: the prompt is not valid Unicode.
+        """
+        _check_utf8(prompt)
+        encoding = self._tokenizer.encode(prompt)
+        spans = [span for span, number in zip(encoding.offsets, encoding.ids, strict=True) if number == self._unknown]
+        words: dict[str, str] = {}
+        for start, end in spans:
+            word = _word_at(prompt, start, end)
+            words.setdefault(word.casefold(), word)
+        return [word for word in words.values() if word]
+
+    def _cross_attention(self, states: Array, mask: Array, scale: float | None) -> CrossAttentionKV:
+        extra_inputs = {} if scale is None else {"guidance": np.array([scale], np.float32)}
         names = [value.name for value in self._cross.get_outputs()]
         values = self._cross.run(None, {"text_states": states, "text_mask": mask, **extra_inputs})
         arrays = dict(zip(names, values, strict=True))
         layers = len(names) // 2
         order = [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
         return CrossAttentionKV([arrays[name][0] for name in order], mask[0])
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of a tokenizer's unknown token; None if it has none, as byte-level ones."""
+    model = json.loads(tokenizer.to_str())["model"]
+    number: int | None = model.get("unk_id")  # Unigram; the other kinds name the token
+    return number if model.get("unk_token") is None else tokenizer.token_to_id(model["unk_token"])
+
+
+def _word_at(text: str, start: int, end: int) -> str:
+    """The word that contains the characters from `start` to `end`; empty for punctuation."""
+    if not text[start:end].isalnum():
+        symbols = text[start:end].strip()
+        return "" if all(unicodedata.category(one).startswith("P") for one in symbols) else symbols
+    while start > 0 and text[start - 1].isalnum():
+        start -= 1
+    while end < len(text) and text[end].isalnum():
+        end += 1
+    return text[start:end].strip()
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError("prompt: has bytes that are not UTF-8") from None

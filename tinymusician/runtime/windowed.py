@@ -6,6 +6,7 @@ Each window continues the previous one: its first frames are given, so the music
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +19,15 @@ OVERLAP = 0.4
 
 
 class WindowedGeneration:
-    """Generates `request.frames` frames in windows of at most `window` frames."""
+    """Generates sections one after the other, in windows of at most `window` frames."""
 
-    def __init__(self, engine: Engine, request: EngineRequest, window: int) -> None:
-        """`request.prefix` [K, P] are codes to continue; they count among the frames."""
-        self._engine, self._request, self._window = engine, request, window
-        clip = request.prefix
+    def __init__(self, engine: Engine, sections: Sequence[EngineRequest], window: int) -> None:
+        """`frames` of a section is the frame at which it ends.
+
+        The `prefix` [K, P] of the first section are codes to continue; they count among the frames.
+        """
+        self._engine, self._sections, self._window = engine, sections, window
+        clip = sections[0].prefix
         self._codes_done: Codes = np.zeros((engine.num_codebooks, 0), np.int64) if clip is None else clip
         self._window_index, self._given, self._cancelled = 0, 0, False
         self._state = self._start_window()
@@ -43,7 +47,7 @@ class WindowedGeneration:
     @property
     def is_finished(self) -> bool:
         """Whether no more codes will come: it is complete, cancelled or failed."""
-        is_complete = self.frames_ready == self._request.frames
+        is_complete = self.frames_ready == self.frames
         return self._state.is_finished and (is_complete or self._state.status is not RequestStatus.FINISHED)
 
     @property
@@ -54,7 +58,7 @@ class WindowedGeneration:
     @property
     def frames(self) -> int:
         """The number of frames when complete."""
-        return self._request.frames
+        return self._sections[-1].frames
 
     def advance(self) -> None:
         """Start the next window if this one is complete; call this after every step of the engine."""
@@ -71,9 +75,10 @@ class WindowedGeneration:
         self._state.cancel()
 
     def _start_window(self) -> RequestState:
-        done, frames = self._codes_done.shape[1], self._request.frames
-        overlap = done if frames <= self._window else min(done, int(OVERLAP * self._window))
-        length = min(self._window, overlap + frames - done)
+        done = self._codes_done.shape[1]
+        section = next(one for one in self._sections if one.frames > done)
+        overlap = done if self.frames <= self._window else min(done, int(OVERLAP * self._window))
+        length = min(self._window, overlap + section.frames - done)
         self._given = overlap
         prefix = self._codes_done[:, done - overlap :] if overlap else None
-        return self._engine.start(replace(self._request, frames=length, prefix=prefix, window=self._window_index))
+        return self._engine.start(replace(section, frames=length, prefix=prefix, window=self._window_index))
