@@ -56,7 +56,8 @@ def _error_responses(*statuses: int) -> dict[int | str, JsonObject]:
 
 _AUDIO: dict[int | str, JsonObject] = {
     200: {
-        "description": "The audio. `X-Seed` is its seed; `X-Bundle` is the digest of the bundle that generated it.",
+        "description": "The audio. `X-Seed` is its seed; `X-Bundle` is the digest of the bundle that generated it; "
+        "`X-Unknown-Words` are the words that the model does not know, percent-encoded.",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
     }
 }

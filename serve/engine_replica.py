@@ -91,7 +91,7 @@ class EngineReplica:
         outputs = AsyncOutputQueue()
         bundle, handle, frames = await self._submit(generation, outputs, whole)
         try:
-            yield self._stream_metadata(bundle, frames)
+            yield self._stream_metadata(bundle, generation, frames)
             while (output := await outputs.next()) is not None:
                 if isinstance(output, EngineError):
                     raise output
@@ -163,10 +163,15 @@ class EngineReplica:
         """The length of a request that gives none."""
         return min(bundle.generator.manifest.sampling.seconds, self._config.limits.seconds)
 
-    def _stream_metadata(self, bundle: LoadedBundle, frames: int) -> StreamMetadata:
+    def _stream_metadata(self, bundle: LoadedBundle, generation: GenerationRequest, frames: int) -> StreamMetadata:
         spec, version = bundle.generator.codec.shape, bundle.source.version
-        number = version.release.version if version else None
-        return StreamMetadata(rate=spec.sampling_rate, samples=frames * spec.hop, digest=bundle.digest, version=number)
+        return StreamMetadata(
+            rate=spec.sampling_rate,
+            samples=frames * spec.hop,
+            digest=bundle.digest,
+            version=version.release.version if version else None,
+            unknown_words=tuple(bundle.generator.unknown_words(generation)),
+        )
 
     def _load_first(self) -> LoadedBundle:
         """Load the best candidate that works."""

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import cast
+from urllib.parse import quote
 
 import numpy as np
 from starlette.responses import Response, StreamingResponse
@@ -27,6 +28,7 @@ MAX_DOWNLOADS = 8
 """Bundle files that are sent concurrently."""
 _READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
 _BINARY = "application/octet-stream"
+_MAX_UNKNOWN_WORDS = 20
 
 
 class Ingress:
@@ -125,6 +127,10 @@ class Ingress:
             headers = {"X-Seed": str(seed), "X-Bundle": metadata.digest}
             if metadata.version is not None:
                 headers["X-Bundle-Version"] = str(metadata.version)
+            if metadata.unknown_words:
+                headers["X-Unknown-Words"] = ", ".join(
+                    quote(word) for word in metadata.unknown_words[:_MAX_UNKNOWN_WORDS]
+                )
             if body.stream:
                 self.metrics.first_audio.observe(time.monotonic() - began)
                 return self._stream(body, task, metadata, first, headers)

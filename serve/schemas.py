@@ -83,7 +83,10 @@ class CreateAudioRequest(BaseModel):
 
 
 class StreamMetadata(BaseModel):
-    """What is known before the first audio: number of `samples`, sampling `rate` in Hz, the bundle's `digest`."""
+    """Known before the first audio: the number of `samples`, the sampling `rate` in Hz, the bundle's `digest`.
+
+    `unknown_words` are words of the prompts that the model does not know.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,6 +94,7 @@ class StreamMetadata(BaseModel):
     samples: int
     digest: str
     version: int | None
+    unknown_words: tuple[str, ...] = ()
 
 
 class ModelInfo(BaseModel):

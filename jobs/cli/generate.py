@@ -177,8 +177,7 @@ def _parse_sections(values: Sequence[str]) -> tuple[PromptSection, ...]:
 
 def _unknown_words(generator: MusicGenerator, request: GenerationRequest) -> list[str]:
     """Warn of words that the model does not know; returns them."""
-    texts = [request.prompt or "", request.negative_prompt or "", *(one.prompt for one in request.sections)]
-    words = list(dict.fromkeys(word for text in texts for word in generator.text.unknown_words(text)))
+    words = generator.unknown_words(request)
     if words:
         warn(f"not known to this model: {', '.join(words)}")
     return words

@@ -103,6 +103,7 @@ at('device').addEventListener('change', () => {
 function formValues() {
   showError('prompt');
   showError('seed');
+  showUnknownWords([]);
   const prompt = at('prompt').value.trim(), seed = at('seed').value.trim();
   if (!prompt) return showError('prompt', 'Enter a description, such as “a slow waltz for flute”.');
   if (!/^\d*$/.test(seed) || Number(seed) > LARGEST_SEED) return showError('seed', `A whole number up to ${LARGEST_SEED}, or nothing.`);
@@ -118,6 +119,11 @@ function showError(field, message = '') {
   element.hidden = !message;
   at(field).setAttribute('aria-invalid', String(Boolean(message)));
   if (message) at(field).focus();
+}
+
+function showUnknownWords(words) {
+  at('prompt-note').textContent = words.length ? `Not known to this model: ${words.join(', ')}.` : '';
+  at('prompt-note').hidden = !words.length;
 }
 
 async function play(event) {
@@ -147,6 +153,7 @@ async function attempt(values) {
       if (!piece) {
         piece = { ...values, ...part, where: here ? 'device' : 'server', at: Date.now() };
         open(piece);
+        showUnknownWords(part.unknown);
         await sound.play();
         continue;
       }

@@ -13,7 +13,7 @@ export async function model(key) {
   return (await (await request('v1/models', { headers: headers(key) })).json()).data[0];
 }
 
-// Yields {rate, total, seed, digest, version}, then Float32Arrays.
+// Yields {rate, total, seed, digest, version, unknown}, then Float32Arrays.
 export async function* generate(values, key, signal) {
   const body = JSON.stringify({ ...values, format: 'wav', stream: true });
   const answer = await request('v1/audio/generations', {
@@ -36,6 +36,7 @@ export async function* generate(values, key, signal) {
       yield {
         rate: wave.rate, total: wave.total, seed: Number(answer.headers.get('X-Seed')),
         digest: answer.headers.get('X-Bundle'), version: answer.headers.get('X-Bundle-Version'),
+        unknown: (answer.headers.get('X-Unknown-Words') ?? '').split(', ').filter(Boolean).map(decodeURIComponent),
       };
     }
     if (samples.length) yield samples;

@@ -135,6 +135,22 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
         assert not np.array_equal(*outputs)
 
 
+def test_unknown_words_are_named_on_server_and_device(page: Page) -> None:
+    note = page.locator("#prompt-note")
+    for use_device in (False, True):
+        if use_device:
+            switch_on(page)
+        page.get_by_label("Describe the music").fill("a slow waltz for Kazoo, kazoo and jïg!")
+        page.get_by_label("Length").fill("1")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(note).to_have_text("Not known to this model: Kazoo, jïg.")
+        expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled(timeout=30_000)
+        page.get_by_label("Describe the music").fill("a slow waltz")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(note).to_be_hidden()
+        expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled(timeout=30_000)
+
+
 def test_seed_determines_the_audio(page: Page) -> None:
     switch_on(page)
     page.get_by_label("Seed").fill("5")

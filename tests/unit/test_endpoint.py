@@ -9,7 +9,7 @@ import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
@@ -48,6 +48,12 @@ def test_endpoint_audio_equals_the_engines(here: Endpoint, bundle: Path, stream:
     assert answer.headers["X-Seed"] == "5"
     assert int(answer.headers["Content-Length"]) == len(answer.content)
     assert np.abs(samples(answer.content) / 32767 - np.clip(expected, -1, 1)).max() < 1e-3
+
+
+def test_unknown_words_are_named(here: Endpoint) -> None:
+    answer = here.generate(prompt=f"{MARCH} für Kazoo")
+    assert [unquote(word) for word in answer.headers["X-Unknown-Words"].split(", ")] == ["für", "Kazoo"]
+    assert "X-Unknown-Words" not in here.generate(prompt=MARCH).headers
 
 
 def test_reported_seed_reproduces_the_audio(here: Endpoint) -> None:

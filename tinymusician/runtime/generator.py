@@ -139,6 +139,16 @@ class MusicGenerator:
         text = self.text.null(scale) if request.prompt is None else self.text(request.prompt, scale)
         return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
 
+    def unknown_words(self, request: GenerationRequest) -> list[str]:
+        """The words of a request's prompts that the model does not know, each once, in their order.
+
+        Raises:
+            RequestError: a prompt is not valid Unicode.
+        """
+        prompts = [request.prompt or "", *(section.prompt for section in request.sections)]
+        text = "\n".join([*prompts, request.negative_prompt or ""])
+        return self.text.unknown_words(text)
+
     def start(self, request: GenerationRequest) -> WindowedGeneration:
         """Add a request to the running batch; then call `engine.step` and the result's `advance` in turn."""
         return WindowedGeneration(self.engine, self._sections(request), self.manifest.architecture.window)

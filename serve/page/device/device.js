@@ -33,7 +33,7 @@ export class Device {
 
   get ready() { return Boolean(this.worker && this.digest); }
 
-  // Yields {rate, total, seed, digest, version}, then Float32Arrays. Throws `Unable` if the device generates more slowly
+  // Yields {rate, total, seed, digest, version, unknown}, then Float32Arrays. Throws `Unable` if the device generates more slowly
   // than real time and a server (`fallback`) is available. One slow second may be a stall, two are too slow.
   async *generate(request, signal, fallback) {
     const seed = request.seed ?? Math.floor(Math.random() * 2 ** 53);
@@ -44,7 +44,10 @@ export class Device {
     let ended = false;
     try {
       for await (const message of this.#messages('ended', 'stopped')) {
-        if (message.kind === 'heading') yield { rate: message.rate, total: message.total, seed, digest: this.digest, version: this.version };
+        if (message.kind === 'heading') {
+          const { rate, total, unknown } = message;
+          yield { rate, total, unknown, seed, digest: this.digest, version: this.version };
+        }
         if (message.kind === 'samples') yield message.samples;
         if (message.kind === 'pace' && fallback && message.second <= TRIAL && message.took > 1 && ++slow > 1) {
           throw new Unable(`it is too slow (one second of audio took ${message.took.toFixed(1)} s)`);

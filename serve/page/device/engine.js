@@ -17,6 +17,7 @@ export class Engine {
     engine.shape = manifest.architecture;
     const words = JSON.parse(new TextDecoder().decode(files.tokenizer));
     engine.tokenizer = new Tokenizer(words, { unk_token: words.model.unk_token });
+    engine.unknownId = words.model.unk_id ?? words.model.vocab[words.model.unk_token]; // Unigram has unk_id
     engine.sessions = {};
     for (const role of ['decoder', 'text_encoder', 'cross', 'codec_decoder']) {
       engine.sessions[role] = await ort.InferenceSession.create(files[role], { executionProviders: ['wasm'], logSeverityLevel: 3 });
@@ -27,6 +28,14 @@ export class Engine {
   }
 
   get frameRate() { return this.shape.sampling_rate / this.shape.hop; }
+
+  // The words of a prompt that the tokenizer maps to its unknown token, each once (runtime/text.py).
+  unknownWords(prompt) {
+    const words = prompt.match(/[\p{L}\p{N}]+|[^\s\p{P}\p{L}\p{N}]+/gu) ?? [];
+    const unknown = words.filter((word) => this.tokenizer.encode(word).ids.includes(this.unknownId));
+    const lower = unknown.map((word) => word.toLowerCase());
+    return unknown.filter((_, index) => lower.indexOf(lower[index]) === index);
+  }
 
   // Yields {ready, frames} after every step, and {samples} when they are final.
   async *play(request) {

@@ -24,7 +24,8 @@ const works = {
     playing = true;
     const { shape, frameRate } = engine, defaults = engine.manifest.sampling;
     const whole = { top_k: defaults.top_k, top_p: defaults.top_p, guidance: defaults.guidance, ...request };
-    postMessage({ kind: 'heading', rate: shape.sampling_rate, total: Math.round(request.seconds * frameRate) * shape.hop });
+    const total = Math.round(request.seconds * frameRate) * shape.hop, unknown = engine.unknownWords(request.prompt);
+    postMessage({ kind: 'heading', rate: shape.sampling_rate, total, unknown });
     let paused = performance.now(), began = paused, second = 1;
     for await (const { samples, ready } of engine.play(whole)) {
       if (samples) postMessage({ kind: 'samples', samples }, [samples.buffer]);
