@@ -43,7 +43,7 @@ def model(label: str, extrapolated: bool) -> ModelResult:
     faults = dict.fromkeys(FAULTS, 0) | {"silent": 1}
     return ModelResult(
         model_id=f"{label}@sha256:00", label=label, size=5_000_000, distribution=distribution,
-        degenerate=DegenerateCounts(clips=1, by_fault=faults), agreement=agreement, cost=cost,
+        degenerate=DegenerateCounts(clips=1, by_fault=faults, quiet=0.02), agreement=agreement, cost=cost,
         clap_by_clip=(0.5, NAN), clap_difference=None if extrapolated else interval(0.0),
         worst=() if extrapolated else (WorstClip(clip=3, fad=1.5, prompt="a slow jig"),),
     )  # fmt: skip

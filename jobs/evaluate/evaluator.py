@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, fields
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
-from tinymusician.evaluate.degenerate import examine
+from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
 from tinymusician.evaluate.reference import ReferenceSet
@@ -94,6 +94,7 @@ class Evaluator:
         """The cache of a model's clips, one shard each."""
         facts = {"model": self.models.facts(model_id).digest, **asdict(self.settings), "device": self.context.device}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
+        facts |= {"health": [field.name for field in fields(ClipHealth)]}
         names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
         return ShardCache(self.store, "clips", facts, names=names)
 

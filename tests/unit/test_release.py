@@ -13,7 +13,7 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError, UntrustedError
 from tinymusician.recipe import PublishConfig
 
-BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0}
+BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0, "quiet": 0.02}
 
 
 def candidate(world: World, **metrics: Any) -> Any:
@@ -28,13 +28,20 @@ def test_passing_release_is_promoted(world: World) -> None:
     moved = promote(world.registry, source, "stable", PublishConfig(), None)
     assert moved.reference == "band@stable"
     assert moved.about["why"]["overridden"] is None
-    assert [gate["passed"] for gate in moved.about["why"]["gates"]] == [True] * 4
+    assert [gate["passed"] for gate in moved.about["why"]["gates"]] == [True] * 5
     assert world.client().pull().release == moved
 
 
 @pytest.mark.parametrize(
     ("figure", "gate"),
-    [({"clap": 0.464}, "clap"), ({"fad": 0.2191}, "fad"), ({"bytes": 451}, "size"), ({"degenerate": 1}, "degenerate")],
+    [
+        ({"clap": 0.464}, "clap"),
+        ({"fad": 0.2191}, "fad"),
+        ({"bytes": 451}, "size"),
+        ({"degenerate": 1}, "degenerate"),
+        ({"quiet": 0.041}, "quiet"),
+        ({"quiet": None}, "quiet"),
+    ],
 )
 def test_failing_gate_is_named(world: World, figure: dict[str, Any], gate: str) -> None:
     source = candidate(world, **figure)
@@ -58,5 +65,5 @@ def test_an_evaluation_must_contain_both(world: World) -> None:
     metrics = release_metrics(world.store, "e1", "bundle@sha256:00", "<student>@sha256:00")
     assert (metrics["run"], metrics["own"]["clap"], metrics["baseline"]["model"]) == ("e1", 0.5, "<student>@sha256:00")
     assert list(metrics["own"]) == [
-        "fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "bytes", "real_time_factor",
+        "fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "quiet", "bytes", "real_time_factor",
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from scipy.stats import entropy
@@ -10,7 +12,7 @@ from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_difference
 from tinymusician.evaluate.clap_score import clap_by_clip, clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
-from tinymusician.evaluate.degenerate import examine, loop, problems
+from tinymusician.evaluate.degenerate import count_degenerate, examine, loop, problems
 from tinymusician.evaluate.kad import bandwidth, kad, thinned
 from tinymusician.evaluate.label_kl import label_divergence
 from tinymusician.recipe import DegenerateThresholds
@@ -171,6 +173,7 @@ class TestGuards:
             "silent": np.zeros(self.rate),
             "clipped": np.clip(self.tone(5.0), -1, 1),
             "offset": self.tone() + 0.2,
+            "quiet": np.where(np.arange(self.rate) < 9000, 0.004, 1) * self.tone(),
             "not finite": np.where(np.arange(self.rate) == 7, np.nan, self.tone()),
         }
         for name, wave in faults.items():
@@ -183,6 +186,16 @@ class TestGuards:
         result = examine(wave, self.rate)
         assert result.silent == pytest.approx(0.5)
         assert problems(result, DegenerateThresholds()) == ()
+
+    @pytest.mark.parametrize(("decibels", "quiet"), [(-44.5, 0.0), (-45.5, 1.0)])
+    def test_quiet_frames_are_below_minus_45_decibels(self, decibels: float, quiet: float) -> None:
+        """The power of a sine of amplitude a is a²/2; the share over several clips is the mean of theirs."""
+        amplitude = np.sqrt(2) * 10 ** (decibels / 20)
+        clips = [examine(self.tone(amplitude), self.rate), examine(self.tone(), self.rate)]
+        assert [clip.quiet for clip in clips] == [quiet, 0]
+        counts = count_degenerate(np.array([astuple(clip) for clip in clips]), DegenerateThresholds())
+        assert counts.quiet == quiet / 2
+        assert counts.by_fault["quiet"] == quiet
 
     def test_loops_are_detected_with_their_length(self) -> None:
         phrase = np.random.default_rng(0).integers(0, 512, (4, 12))

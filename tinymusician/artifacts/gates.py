@@ -28,6 +28,7 @@ def findings(
         _at_most("fad", _value(metrics, "fad"), _value(baseline, "fad"), 1 + gates.fad),
         _at_most("size", _value(metrics, "bytes"), _value(baseline, "bytes"), gates.size),
         _degenerate(metrics.get("degenerate"), gates.degenerate),
+        _quiet(_value(metrics, "quiet"), _value(baseline, "quiet"), gates.quiet),
     ]
 
 
@@ -69,3 +70,10 @@ def _degenerate(counts: object, most: int) -> GateResult:
     if not isinstance(counts, int):
         return GateResult("degenerate", False, "was not measured")
     return GateResult("degenerate", counts <= most, f"{counts} clips; at most {most}")
+
+
+def _quiet(value: float | None, base: float | None, increase: float) -> GateResult:
+    if value is None or base is None:
+        return GateResult("quiet", False, "was not measured")
+    text = f"{value:.3f} of all frames are quiet, {base:.3f} of the baseline's; at most {increase:g} more"
+    return GateResult("quiet", value <= base + increase, text)

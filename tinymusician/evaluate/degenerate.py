@@ -1,4 +1,4 @@
-"""Detects degenerate clips: silence, clipping, non-finite samples, a constant offset, endless loops."""
+"""Detects degenerate clips: silence, quiet stretches, clipping, non-finite samples, constant offset, endless loops."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.results import DegenerateCounts, Fault
 from tinymusician.recipe import DegenerateThresholds
 
-_FRAME_SECONDS = 0.02
-_SILENT_DB = -60.0
+_SILENT_SECONDS, _SILENT_DB = 0.02, -60.0
+_QUIET_SECONDS, _QUIET_DB = 0.05, -45.0
 _FULL_SCALE = 0.999
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 @dataclass(frozen=True)
 class ClipHealth:
-    """Measurements of one clip: shares that are silent, clipped and looped, its mean, and the loop's lag in frames."""
+    """Measurements of one clip: shares that are silent, clipped, looped and quiet, its mean, and the loop's lag."""
 
     finite: bool
     silent: float
     clipped: float
     offset: float
     looped: float
-    lag: int
+    lag: int  # frames
+    quiet: float
 
 
 def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[np.integer[Any]] | None = None) -> ClipHealth:
     """Measure one clip: mono samples in [-1, 1], and the codes it was decoded from, if known."""
     looped, lag = loop(codes_KT) if codes_KT is not None else (0.0, 0)
     if not np.isfinite(wave).all():
-        return ClipHealth(False, 0.0, 0.0, 0.0, looped, lag)
+        return ClipHealth(False, 0.0, 0.0, 0.0, looped, lag, 0.0)
     if len(wave) == 0:
-        return ClipHealth(True, 1.0, 0.0, 0.0, looped, lag)
+        return ClipHealth(True, 1.0, 0.0, 0.0, looped, lag, 1.0)
     clipped = float(np.mean(np.abs(wave) >= _FULL_SCALE))
-    return ClipHealth(True, silent_share(wave, rate), clipped, float(abs(wave.mean())), looped, lag)
+    silent, quiet = silent_share(wave, rate), quiet_share(wave, rate)
+    return ClipHealth(True, silent, clipped, float(abs(wave.mean())), looped, lag, quiet)
 
 
 def problems(health: ClipHealth, thresholds: DegenerateThresholds) -> tuple[Fault, ...]:
@@ -50,25 +52,38 @@ def problems(health: ClipHealth, thresholds: DegenerateThresholds) -> tuple[Faul
         health.clipped > thresholds.clipped,
         health.offset > thresholds.offset,
         health.looped > thresholds.looped,
+        health.quiet > thresholds.quiet and not health.silent > thresholds.silent,
     )
     return tuple(fault for fault, present in zip(FAULTS[1:], measured, strict=True) if present)
 
 
 def count_degenerate(health_NF: Floats, thresholds: DegenerateThresholds) -> DegenerateCounts:
     """Count the faults of clips; the rows of `health_NF` are the fields of `ClipHealth`."""
-    faults = [problems(ClipHealth(*row), thresholds) for row in health_NF.tolist()]
+    clips = [ClipHealth(*row) for row in health_NF.tolist()]
+    faults = [problems(clip, thresholds) for clip in clips]
     by_fault = {fault: sum(fault in one for one in faults) for fault in FAULTS}
-    return DegenerateCounts(clips=sum(bool(one) for one in faults), by_fault=by_fault)
+    quiet = float(np.mean([clip.quiet for clip in clips]))
+    return DegenerateCounts(clips=sum(bool(one) for one in faults), by_fault=by_fault, quiet=quiet)
 
 
 def silent_share(wave: Floats, rate: int) -> float:
     """The share of 20 ms frames below -60 dB of full scale; a clip shorter than a frame is silent."""
-    size = round(rate * _FRAME_SECONDS)
+    return _share_below(wave, rate, _SILENT_SECONDS, _SILENT_DB)
+
+
+def quiet_share(wave: Floats, rate: int) -> float:
+    """The share of 50 ms frames below -45 dB of full scale; a clip shorter than a frame is quiet."""
+    return _share_below(wave, rate, _QUIET_SECONDS, _QUIET_DB)
+
+
+def _share_below(wave: Floats, rate: int, seconds: float, decibels: float) -> float:
+    """The share of frames whose mean power is below a level."""
+    size = round(rate * seconds)
     frames = wave[: len(wave) // size * size].reshape(-1, size)
     if len(frames) == 0:
         return 1.0
     level = 10 * np.log10(np.square(frames.astype(np.float64)).mean(axis=1) + 1e-12)
-    return float(np.mean(level < _SILENT_DB))
+    return float(np.mean(level < decibels))
 
 
 def loop(codes_KT: npt.NDArray[np.integer[Any]]) -> tuple[float, int]:

@@ -96,8 +96,9 @@ def degenerate_table(models: Sequence[ModelResult]) -> Table:
     rows = []
     for model in models:
         counts = [model.degenerate.by_fault[fault] for fault in FAULTS]
-        rows.append((model.label, model.distribution.clips, model.degenerate.clips, *counts))
-    return ("model", "clips", "any fault", *FAULTS), rows
+        quiet = f"{model.degenerate.quiet:.1%}"
+        rows.append((model.label, model.distribution.clips, model.degenerate.clips, *counts, quiet))
+    return ("model", "clips", "any fault", *FAULTS, "quiet frames"), rows
 
 
 def worst_table(models: Sequence[ModelResult]) -> Table:

@@ -18,7 +18,7 @@ from tinymusician.json_types import JsonObject
 
 REAL, RECONSTRUCTED = "real", "real, reconstructed"
 """The sets of the real clips, and of the real clips after the teacher's codec."""
-Fault = Literal["not finite", "silent", "clipped", "offset", "looped"]
+Fault = Literal["not finite", "silent", "clipped", "offset", "looped", "quiet"]
 
 
 class ClapScore(Document):
@@ -96,10 +96,11 @@ class InferenceCost(Document):
 
 
 class DegenerateCounts(Document):
-    """How many clips have any fault, and each."""
+    """The number of clips with any fault and with each, and the share of quiet frames in all clips."""
 
     clips: int
     by_fault: dict[Fault, int]
+    quiet: float
 
 
 class WorstClip(Document):
@@ -192,6 +193,7 @@ def run_metrics(model: ModelResult) -> Facts:
         **distribution_facts(model.distribution),
         "kl": _value(kl),
         "degenerate": model.degenerate.clips,
+        "quiet": model.degenerate.quiet,
         "bytes": model.size,
         "real_time_factor": model.cost.real_time_factor if model.cost else None,
     }

@@ -91,6 +91,7 @@ class DegenerateThresholds(ConfigModel):
     clipped: Share = Field(0.01, description="share of its samples at full scale")
     offset: Share = Field(0.05, description="its mean, as a share of full scale")
     looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
+    quiet: Share = Field(0.5, description="share of its 50 ms frames below -45 dB of full scale")
 
 
 EvaluateStep = Literal["generate", "embed", "aggregate", "render"]

@@ -34,6 +34,9 @@ class ReleaseGatesConfig(ConfigModel):
     )
     size: Positive = Field(0.45, description="maximum share of the baseline's bytes")
     degenerate: Annotated[int, Field(ge=0)] = Field(0, description="maximum number of degenerate clips")
+    quiet: Share = Field(
+        0.02, description="maximum increase of the share of quiet frames (50 ms below -45 dB of full scale)"
+    )
 
 
 class PublishConfig(ConfigModel):
