@@ -19,11 +19,13 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
 
     Raises:
         NotFoundError: the store has no such artifact.
-        BundleError: the artifact is not a bundle.
+        BundleError: the artifact is not a bundle, or there is no such folder.
     """
     if Path(model).is_dir():
         installed = Installation(Path(model)).usable()
         return installed[1] if installed else Path(model)
+    if model.startswith((".", "/", "~")):
+        raise BundleError(f"model {model!r}: no such folder")
     store = open_store()
     manifest = find(store, model)
     if not any(file.path == MANIFEST for file in manifest.files):

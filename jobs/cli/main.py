@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,17 +47,43 @@ EXTRAS = {
 """Packages that generation does not need, and the extra that installs each."""
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"tmctl {metadata.version('tinymusician')}")
+        raise typer.Exit
+
+
 @app.callback()
 def global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and end.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; also accepted after the command.")
+    ] = False,
 ) -> None:
-    """Options of every command."""
-    if debug:
-        os.environ["TMCTL_DEBUG"] = "1"
+    """Options of every command; `main` handles `--debug`."""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: from the checkout that this code is in, or from one that it names."""
+    checkout = Path(__file__).parents[2]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e '{checkout}[{extra}]'"
+    return f"pip install '.[{extra}]'` in a checkout of TinyMusician, or `pip install 'tinymusician[{extra}] @ WHEEL'"
 
 
 def main() -> None:
-    """Run `tmctl`; a user's error becomes one line on standard error, and exit code 1."""
+    """Run `tmctl`; a user's error becomes one line on standard error, and exit code 1.
+
+    Terminals and files with an encoding that lacks a character get a replacement for it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["TMCTL_DEBUG"] = "1"
     try:
         app()
     except TinyMusicianError as error:
@@ -71,8 +100,8 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS or os.environ.get("TMCTL_DEBUG"):
             raise
-        needed = f"pip install 'tinymusician[{EXTRAS[package]}]'"
-        print(f"error: {package} is not installed, and this needs it: `{needed}`", file=sys.stderr)
+        extra = "serve" if package == "ray" and "serve" in sys.argv[1:2] else EXTRAS[package]
+        print(f"error: {package} is not installed; run `{install_command(extra)}`", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -34,6 +34,8 @@ def create(json: Json = False) -> None:
     Example: `TMCTL_STORE=s3://music/band tmctl signing-keys create`
     """
     _print_root(registry().create(), json)
+    if not json:
+        print(f"private keys in {keys_folder()}: move root-*.pem to a machine or medium that is offline")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def error_of(tmp_path: Path, *words: str, **variables: str) -> str:
     assert lines[0].startswith("error: ")
     assert ended.stdout == ""
     return lines[0]
+
+
+def test_version(tmp_path: Path) -> None:
+    assert tmctl(tmp_path, "--version").stdout == f"tmctl {metadata.version('tinymusician')}\n"
+
+
+@pytest.mark.parametrize("words", [("--debug", "status", "none"), ("status", "none", "--debug")])
+def test_debug_before_and_after_the_command(tmp_path: Path, words: tuple[str, ...]) -> None:
+    assert "Traceback" in tmctl(tmp_path, *words).stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    for words in (("--help",), ("recipes", "show", "tinymusician")):
+        ended = tmctl(tmp_path, *words, PYTHONIOENCODING=encoding)
+        assert ended.returncode == 0, ended.stderr
+        ended.stdout.encode(encoding)
 
 
 @pytest.mark.parametrize("words", [(), ("submit",), ("submit", "distill"), ("artifacts",), ("recipes",), ("logs",)])
@@ -121,6 +139,8 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
             "format optimum: knows neither cache int8 nor continuation",
         ),
         (("generate", "a reel", "--model", "nobody"), "artifact 'nobody': not in"),
+        (("generate", "a reel", "--model", "/none"), "model '/none': no such folder"),
+        (("artifacts", "show", "band@sha256:ab"), "6 or more hexadecimal digits"),
         (("submit", "distill", "band", "--name", "A b"), "run name 'A b': allowed are lower-case"),
         (("submit", "distill", "band", "--resume", "none"), "run 'none': not in file://"),
         (

@@ -132,3 +132,8 @@ def test_origin_of_a_model(person: Person) -> None:
     card = person.says("artifacts", "card", "band-bundle")
     assert "# band-bundle" in card
     assert "| licence | Apache-2.0 |" in card
+
+
+def test_create_says_where_the_keys_are(person: Person) -> None:
+    text = person.says("signing-keys", "create")
+    assert f"private keys in {person.folder / 'keys'}: move root-*.pem to a machine or medium that is offline" in text

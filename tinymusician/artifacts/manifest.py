@@ -101,7 +101,9 @@ def find(store: Store, reference: str) -> Manifest:
     """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
-        raise StoreError(f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST")
+        raise StoreError(
+            f"artifact {reference!r}: the form is NAME or NAME@sha256:DIGEST, with 6 or more hexadecimal digits"
+        )
     prefix = parts["digest"] or ""
     keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{prefix}")]
     fitting = _by_age([_read(store, key) for key in keys])
