@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import emit, print_recipe, table
-from tinymusician.recipe import load_recipe, recipe_names
+from tinymusician.recipe import load_recipe, recipe_names, recipe_yaml
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -31,7 +31,17 @@ def show(
     name: Annotated[str, typer.Argument(help="A packaged recipe's name or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="The number of workers for the estimate.")] = 1,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print a complete recipe file, which `tmctl submit` accepts.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Print every value of a recipe with its meaning, and the estimated cost of a run."""
-    print_recipe(load_recipe(name, tuple(overrides or ())), json, workers)
+    """Print every value of a recipe with its meaning, and the estimated cost of a run.
+
+    Example: `tmctl recipes show band --set training.steps=300 --yaml > longer.yaml`
+    """
+    recipe = load_recipe(name, tuple(overrides or ()))
+    if as_yaml:
+        print(recipe_yaml(recipe), end="")
+    else:
+        print_recipe(recipe, json, workers)

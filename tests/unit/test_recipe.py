@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinymusician.errors import RecipeError
-from tinymusician.recipe import Recipe, load_recipe, recipe_names
+from tinymusician.recipe import Recipe, load_recipe, recipe_names, recipe_yaml
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -77,3 +77,37 @@ def test_partial_threshold_keeps_other_defaults() -> None:
     assert gates.int4 == thresholds.int4
     with pytest.raises(RecipeError, match=r"quantize\.thresholds\.int8\.drums = 1: no such key"):
         load_recipe("band", ("quantize.thresholds.int8.drums=1",))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_yaml_of_a_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "copy.yaml"
+    path.write_text(recipe_yaml(load_recipe(name)))
+    assert load_recipe(str(path)) == load_recipe(name)
+
+
+def test_extended_recipe_changes_only_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "four-layers.yaml").write_text(
+        "extends: band\ndescription: d\nstudent: {layers: [0, 2, 5, 7]}\nobjective: {name: forward}\n"
+    )
+    (tmp_path / "longer.yaml").write_text("extends: ./four-layers.yaml\nname: long\ntraining: {steps: 300}\n")
+    recipe = load_recipe(str(tmp_path / "longer.yaml"))
+    overrides = ("student.layers=[0, 2, 5, 7]", "objective.name=forward", "training.steps=300")
+    expected = load_recipe("band", (*overrides, "name=long", "description=d"))
+    assert recipe == expected
+    assert load_recipe(str(tmp_path / "four-layers.yaml")).name == "four-layers"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("extends: ./a.yaml", r"extends itself, through .*a\.yaml"),
+        ("extends: bnad", "recipe 'bnad': not packaged"),
+        ("extends: [band]", r"extends = \['band'\]: the name or path of one recipe"),
+        ("extends: band\nstudent: {stepz: 1}", "student.stepz = 1: no such key"),
+    ],
+)
+def test_mistakes_in_extends_are_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(tmp_path / "a.yaml"))

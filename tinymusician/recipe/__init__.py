@@ -28,8 +28,9 @@ from tinymusician.recipe.evaluation import (
     Grid,
     LaionClapEmbeddingConfig,
 )
+from tinymusician.recipe.load import load_recipe, overridden, parse_recipe, recipe_names, recipe_yaml
 from tinymusician.recipe.pretraining import PretrainConfig
-from tinymusician.recipe.recipe import Recipe, load_recipe, overridden, parse_recipe, recipe_names
+from tinymusician.recipe.recipe import Recipe
 from tinymusician.recipe.release import PublishConfig, ReleaseGatesConfig, Step
 
 __all__ = [
@@ -65,4 +66,5 @@ __all__ = [
     "overridden",
     "parse_recipe",
     "recipe_names",
+    "recipe_yaml",
 ]

@@ -1,19 +1,12 @@
-"""The complete recipe, and how it is read from a file."""
+"""The complete recipe."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import Annotated, Self, cast
+from typing import Annotated, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from tinymusician.config_model import ConfigModel
-from tinymusician.errors import RecipeError
-from tinymusician.json_types import JsonObject
 from tinymusician.recipe.components import CodecConfig, JointConfig, TextEncoderConfig
 from tinymusician.recipe.compression import QuantizeConfig
 from tinymusician.recipe.distillation import (
@@ -127,110 +120,3 @@ class Recipe(ConfigModel):
         if round(share * batch) == 0:
             raise ValueError(f"on_policy.share = {share:g}: is less than one of training.batch_size = {batch}")
         return self
-
-
-_KIND_KEYS = {
-    "objective": "name",
-    "student": "kind",
-    "signals": "source",
-    "evaluate.reference": "kind",
-    "evaluate.embedding": "kind",
-}
-"""The sections that have several kinds, and the key that names the kind."""
-
-
-def recipe_names() -> list[str]:
-    """The packaged recipes."""
-    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
-
-
-def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Load a packaged recipe by name or a YAML file by path, and apply `section.key=value` overrides.
-
-    Raises:
-        RecipeError: there is no such recipe, it is not YAML, or a key or value is not allowed.
-    """
-    return parse_recipe(overridden(_read(name), overrides), name)
-
-
-def overridden(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
-    """A recipe's content after `section.key=value` overrides."""
-    content = deepcopy(content)
-    for override in overrides:
-        _override(content, override)
-    return content
-
-
-def parse_recipe(content: object, name: str) -> Recipe:
-    """Validate the content of a recipe file; `name` is for messages.
-
-    Raises:
-        RecipeError: a key or value is not allowed.
-    """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(f"recipe {name}: {_explain(error)}") from None
-
-
-def _packaged() -> Traversable:
-    return resources.files("tinymusician") / "recipes"
-
-
-def _read(name: str) -> JsonObject:
-    is_path = "/" in name or name.endswith((".yaml", ".yml"))
-    if not is_path and name not in recipe_names():
-        raise RecipeError(
-            f"recipe {name!r}: not packaged; allowed are {', '.join(recipe_names())}, or a YAML file's path"
-        )
-    try:
-        text = Path(name).read_text() if is_path else (_packaged() / f"{name}.yaml").read_text()
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"recipe {name}: holds {type(content).__name__}, a mapping of keys is needed")
-    return cast(JsonObject, content)
-
-
-def _override(content: JsonObject, override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"--set {override!r}: the form is part.key=value, such as training.steps=200")
-    section = content
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {override!r}: {key!r} is a value, not a part")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
-    if keys[-1] == _KIND_KEYS.get(".".join(keys[:-1])) and section.get(keys[-1]) != value:
-        section.clear()  # another kind has other keys: what the old one said does not apply
-    section[keys[-1]] = value
-
-
-def _without_kinds(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A field's location as in the recipe: pydantic adds the kind after a section that has several."""
-    for depth in (1, 2):
-        if ".".join(str(key) for key in location[:depth]) in _KIND_KEYS:
-            return location[:depth] + location[depth + 1 :]
-    return location
-
-
-def _explain(error: ValidationError) -> str:
-    """Each problem as `field (value): what is allowed`, on one line."""
-    lines = []
-    for problem in error.errors():
-        field = ".".join(str(key) for key in _without_kinds(problem["loc"])) or "recipe"
-        given = problem["input"]
-        shown = f" = {given!r}" if isinstance(given, str | int | float | bool | None) else ""
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "no such key"
-        lines.append(f"{field}{shown}: {message[0].lower()}{message[1:]}")
-    return "; ".join(lines)
