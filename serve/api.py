@@ -3,6 +3,7 @@
 This module does not postpone annotations: FastAPI evaluates those of nested functions.
 """
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from serve.api_keys import ApiKey
 from serve.body_size import BodySizeLimitMiddleware
@@ -67,6 +69,17 @@ _FILE: dict[int | str, JsonObject] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+class _PageFiles(StaticFiles):
+    """The page's files, which browsers revalidate by their ETag."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 # Long: its routes are nested functions, which share the ingress.
@@ -126,7 +139,7 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
         await ingress.models()
         return {"status": "ready"}
 
-    app.mount("/", StaticFiles(directory=_PAGE, html=True))
+    app.mount("/", _PageFiles(directory=_PAGE, html=True))
     _add_error_handlers(app)
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body)
     app.add_middleware(RequestIdMiddleware, metrics=ingress.metrics, has_request_id=has_request_id)

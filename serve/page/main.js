@@ -131,13 +131,14 @@ async function play(event) {
   const values = formValues();
   if (!values || running) return;
   running = new AbortController();
-  at('play').disabled = true;
+  at('play').setAttribute('aria-disabled', 'true'); // a disabled button would lose the keyboard's focus
   at('stop').hidden = false;
   try {
     for (let retry = true; retry;) retry = await attempt(values);
   } finally {
     running = undefined;
-    at('play').disabled = false;
+    at('play').removeAttribute('aria-disabled');
+    if (document.activeElement === at('stop')) at('play').focus();
     at('stop').hidden = true;
   }
 }
@@ -181,6 +182,7 @@ async function failed(error) {
   if (error.code === 'unauthorized') {
     at('key-part').hidden = false;
     at('key').focus();
+    return showStatus(key() ? 'The server does not accept this API key.' : 'This server needs an API key: enter the one that its owner gave you.', true), false;
   }
   if (error.field && document.getElementById(`${error.field}-wrong`)) showError(error.field, error.message);
   if (error.field === 'guidance') loadModel(); // the endpoint has another bundle by now
@@ -215,6 +217,7 @@ function open(piece) {
 
 async function finish(piece) {
   sound.end();
+  at('seek').max = sound.seconds; // less than announced if it was stopped
   piece.wave = wave(sound.samples, sound.rate);
   piece.lasts = sound.have / sound.rate;
   showDownload(piece);
@@ -253,6 +256,7 @@ function show() {
   const now = sound.position / sound.rate;
   if (document.activeElement !== at('seek') || sound.playing) at('seek').value = now;
   at('clock').textContent = `${now.toFixed(1)} / ${sound.seconds.toFixed(1)} s`;
+  at('seek').setAttribute('aria-valuetext', `${Math.round(now)} of ${Math.round(sound.seconds)} seconds`);
   at('pause').textContent = sound.playing ? '❚❚' : '▶';
   at('pause').setAttribute('aria-label', sound.playing ? 'Pause' : 'Play again');
 }
@@ -310,7 +314,10 @@ function use(piece) {
 // ---- events
 
 at('ask').addEventListener('submit', play);
-at('stop').addEventListener('click', () => running?.abort());
+at('stop').addEventListener('click', () => {
+  running?.abort();
+  sound?.pause();
+});
 at('prompt').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); at('ask').requestSubmit(); }
 });

@@ -16,8 +16,8 @@ addEventListener('install', (event) => event.waitUntil((async () => {
 addEventListener('activate', (event) => event.waitUntil(clients.claim()));
 
 addEventListener('fetch', (event) => {
-  const url = new URL(event.request.url);
-  if (event.request.method !== 'GET' || url.origin !== location.origin || /^\/(v1|live|ready)/.test(url.pathname)) return;
+  const { url, method } = event.request, { scope } = registration; // the page may be behind a proxy's path
+  if (method !== 'GET' || !url.startsWith(scope) || /^(v1|live|ready)/.test(url.slice(scope.length))) return;
   event.respondWith((async () => {
     const cache = await caches.open(CACHE);
     try {

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, expect
 
 from serve.api_keys import edit_keys, new_key
 from tests.endpoint import Endpoint, endpoint
+from tests.prefix_proxy import prefix_proxy
 
 pytestmark = pytest.mark.slow
 CONTRASTS = (Path(__file__).parents[1] / "contrasts.js").read_text()
@@ -68,6 +70,21 @@ def test_from_words_to_sound(page: Page, here: Endpoint) -> None:
     assert played.headers["X-Bundle"][:12] in facts
 
 
+def test_position_moves_by_seconds_and_is_spoken(page: Page) -> None:
+    page.get_by_label("Describe the music").fill("a slow waltz")
+    page.get_by_label("Length").fill("3")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=30_000)
+    if page.get_by_role("button", name="Pause").is_visible():
+        page.get_by_role("button", name="Pause").click()
+    seek = page.get_by_label("Position")
+    seek.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(seek).to_have_value("1")
+    expect(seek).to_have_attribute("aria-valuetext", "1 of 3 seconds")
+
+
 def drawn(page: Page, canvas: str) -> int:
     """How many colours a canvas shows."""
     return page.evaluate(
@@ -87,9 +104,10 @@ def test_by_keyboard_alone_and_stopped_half_way(page: Page, here: Endpoint) -> N
     stop = page.get_by_role("button", name="Stop")
     stop.focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_focused()
     expect(page.get_by_role("link", name="Download WAV")).to_be_visible()
-    assert page.evaluate("document.getElementById('seek').max") == "30"
+    expect(page.get_by_role("button", name="Play again")).to_be_visible()  # the sound has stopped as well
+    assert float(page.get_by_label("Position").get_attribute("max") or 30) < 30, "the clip is shorter now"
     assert here.replica._bundle.loop.num_requests == 0 or page.wait_for_timeout(2000) is None
     assert here.replica._bundle.loop.num_requests == 0
 
@@ -150,12 +168,38 @@ def test_page_prompts_for_an_api_key_once(browser: Browser, band: Path, tmp_path
         page = browser.new_page()
         page.goto(shut.url)
         expect(page.locator("#bundle")).to_contain_text("An API key is needed")
+        page.get_by_label("Describe the music").fill("a reel")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.locator("#status")).to_have_text(
+            "This server needs an API key: enter the one that its owner gave you."
+        )
+        expect(page.get_by_label("API key")).to_be_focused()
         page.get_by_label("API key").fill(text)
         page.get_by_label("API key").press("Tab")
         expect(page.locator("#bundle")).to_contain_text("test")
         page.reload()
         expect(page.locator("#bundle")).to_contain_text("test")
         page.close()
+
+
+def test_page_works_behind_the_path_of_a_proxy(browser: Browser, here: Endpoint) -> None:
+    with prefix_proxy(here.url, "/music") as url:
+        page = browser.new_page()
+        page.goto(f"{url}/")
+        page.get_by_label("Describe the music").fill("a reel")
+        page.get_by_label("Length").fill("1")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=30_000)
+        page.get_by_label("Generate on this device").check()
+        expect(page.locator("#device-note")).to_contain_text("ready in", timeout=60_000)
+        page.close()
+
+
+def test_page_files_are_revalidated(here: Endpoint) -> None:
+    first = requests.get(f"{here.url}/main.js", timeout=10)
+    assert first.headers["Cache-Control"] == "no-cache"
+    again = requests.get(f"{here.url}/main.js", headers={"If-None-Match": first.headers["ETag"]}, timeout=10)
+    assert (again.status_code, again.headers["Cache-Control"]) == (304, "no-cache")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,7 +4,8 @@
 const CACHE = 'tinymusician-bundles';
 
 const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, '0')).join('');
-const address = (digest, path) => `/v1/bundles/${digest}/${path}`;
+const ROOT = new URL('..', import.meta.url); // the endpoint may be behind a proxy's path
+const address = (digest, path) => new URL(`v1/bundles/${digest}/${path}`, ROOT).href;
 
 async function checked(bytes, digest, path) {
   const actual = hex(await crypto.subtle.digest('SHA-256', bytes));
@@ -53,6 +54,6 @@ export async function open(digest, key, onProgress) {
 export async function forgetAllBut(digest) {
   const cache = await caches.open(CACHE);
   for (const request of await cache.keys()) {
-    if (digest === undefined || !new URL(request.url).pathname.startsWith(address(digest, ''))) await cache.delete(request);
+    if (digest === undefined || !request.url.startsWith(address(digest, ''))) await cache.delete(request);
   }
 }
