@@ -18,7 +18,7 @@ from jobs.reproduce.reproduction import Reproduction
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import DataError, TinyMusicianError
-from tinymusician.evaluate.audio import decode_flac
+from tinymusician.evaluate.audio import Wave, decode_flac, encode_flac
 from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.evaluate.results import EvaluationResult, InferenceCost, ModelResult
 from tinymusician.evaluate.spectrograms import plot_spectrograms
@@ -27,7 +27,7 @@ from tinymusician.markdown import markdown_table
 ROOT = Path(__file__).parents[2]
 FOLDER = "docs/readme"
 BEGIN, END = "<!-- make readme-figures: begin -->", "<!-- make readme-figures: end -->"
-MAX_AUDIO_BYTES = 300_000
+AUDIO_SECONDS, MAX_AUDIO_BYTES = 4.0, 300_000
 _COLUMNS = ("", "MB", "real-time factor", "KL to the teacher, nats per code", "CLAP score")
 
 
@@ -69,21 +69,26 @@ Listen to "{prompt}": {sounds}.
 
 
 def write_audio(run: RunStore, result: EvaluationResult, folder: Path) -> None:
-    """Write the clips of the first prompt, and the picture of their spectrograms.
+    """Write the first seconds of the clips of the first prompt, and the picture of their spectrograms.
 
     Raises:
         DataError: the clips together are larger than MAX_AUDIO_BYTES.
     """
     files = {clip.label: clip.file for clip in result.samples[0].clips}
-    clips = [(model.label, run.audio(files[model.label])) for model in result.models]
-    size = sum(len(flac) for _, flac in clips)
+    clips = [(model.label, *_beginning(run.audio(files[model.label]))) for model in result.models]
+    flacs = [encode_flac(wave, rate) for _, wave, rate in clips]
+    size = sum(len(flac) for flac in flacs)
     if size > MAX_AUDIO_BYTES:
         raise DataError(f"the clips have {size} bytes; at most {MAX_AUDIO_BYTES} belong into the repository")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (_, flac) in enumerate(clips):
+    for number, flac in enumerate(flacs):
         (folder / f"{number}.flac").write_bytes(flac)
-    plot = plot_spectrograms([(label, *decode_flac(flac)) for label, flac in clips])
-    (folder / "spectrograms.png").write_bytes(plot)
+    (folder / "spectrograms.png").write_bytes(plot_spectrograms(clips))
+
+
+def _beginning(flac: bytes) -> tuple[Wave, int]:
+    wave, rate = decode_flac(flac)
+    return wave[: round(AUDIO_SECONDS * rate)], rate
 
 
 def replace_section(readme: str, content: str) -> str:

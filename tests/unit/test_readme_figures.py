@@ -24,10 +24,10 @@ def with_samples() -> EvaluationResult:
     return result.model_copy(update={"samples": samples, "provenance": conditions})
 
 
-def run_with_audio(folder: Path, result: EvaluationResult, wave: Wave) -> RunStore:
+def run_with_audio(folder: Path, result: EvaluationResult, wave: Wave, rate: int) -> RunStore:
     run = RunStore(open_store(f"file://{folder}"), "e1")
     for number, clip in enumerate(result.samples[0].clips):
-        run.write_audio(clip.file, encode_flac(wave * number / 4, 16_000))
+        run.write_audio(clip.file, encode_flac(wave * number / 4, rate))
     return run
 
 
@@ -38,11 +38,11 @@ def test_section_has_the_numbers_of_the_evaluation() -> None:
 
 
 def test_audio_is_that_of_the_models_in_their_order(tmp_path: Path) -> None:
-    result, tone = with_samples(), np.sin(np.arange(16_000) / 10).astype(np.float32)
-    write_audio(run_with_audio(tmp_path / "store", result, tone), result, tmp_path / "readme")
+    result, tone = with_samples(), np.sin(np.arange(80_000) / 10).astype(np.float32)
+    write_audio(run_with_audio(tmp_path / "store", result, tone, 16_000), result, tmp_path / "readme")
     for number, level in enumerate((1 / 4, 2 / 4)):
         wave, rate = decode_flac((tmp_path / f"readme/{number}.flac").read_bytes())
-        assert rate == 16_000
+        assert (rate, len(wave)) == (16_000, 4 * 16_000)
         assert abs(wave).max() == pytest.approx(level, rel=1e-3)
     assert (tmp_path / "readme/spectrograms.png").read_bytes().startswith(b"\x89PNG")
 
@@ -51,7 +51,7 @@ def test_audio_that_is_too_large_is_not_written(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).uniform(-1, 1, MAX_AUDIO_BYTES).astype(np.float32)
     result = with_samples()
     with pytest.raises(DataError, match="at most 300000"):
-        write_audio(run_with_audio(tmp_path / "store", result, noise), result, tmp_path / "readme")
+        write_audio(run_with_audio(tmp_path / "store", result, noise, 48_000), result, tmp_path / "readme")
     assert not (tmp_path / "readme").exists()
 
 
