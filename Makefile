@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install default-bundle page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -115,6 +115,11 @@ demo: $(STAMP)  ## Distil the house band's student through the whole path, and l
 
 readme-figures: $(STAMP)  ## The table, picture and sounds of README.md, measured again
 	$(BIN)/python -m jobs.reproduce.readme_figures
+
+default-bundle: $(STAMP)  ## The packaged bundle (tinymusician/bundles), made again from band-small
+	$(BIN)/tmctl submit quantize band --model band-small
+	rm -rf tinymusician/bundles/band-small
+	$(BIN)/tmctl pull band-bundle --to tinymusician/bundles/band-small
 
 PARTS ?=
 paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="table3 figures" for some

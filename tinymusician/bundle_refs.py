@@ -1,4 +1,4 @@
-"""Resolves the reference of a bundle: a folder, a folder that was pulled to, or an artifact of the store."""
+"""Resolves the reference of a bundle: a packaged one, a folder, a folder that was pulled to, or an artifact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.artifacts.open import open_store
 from tinymusician.errors import BundleError
-from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.bundle import MANIFEST, PACKAGED
+
+
+def is_packaged_bundle(name: str) -> bool:
+    """Whether a bundle of this name is in the package."""
+    return "/" not in name and (PACKAGED / name / MANIFEST).is_file()
 
 
 def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path: None) -> Path:
@@ -21,6 +26,8 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
         NotFoundError: the store has no such artifact.
         BundleError: the artifact is not a bundle, or there is no such folder.
     """
+    if is_packaged_bundle(model):
+        return PACKAGED / model
     if Path(model).is_dir():
         installed = Installation(Path(model)).usable()
         return installed[1] if installed else Path(model)

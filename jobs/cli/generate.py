@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.output import emit, warn
+from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
+from tinymusician.runtime.bundle import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from tinymusician.json_types import JsonObject
@@ -27,13 +29,16 @@ _RANDOM_SEEDS = 2**31
 
 # Long: its parameters are the options of the command.
 def generate(
-    model: Annotated[
-        str, typer.Option(metavar="REF|DIR", help="A bundle: NAME[@sha256:DIGEST] in the store, or a folder.")
-    ],
     prompt: Annotated[
         str | None,
         typer.Argument(help="A description of the music, such as 'a slow waltz for flute'; none: unconditional."),
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="REF|DIR", help="A bundle: the packaged one, NAME[@sha256:DIGEST] in the store, or a folder."
+        ),
+    ] = DEFAULT_BUNDLE,
     output: Annotated[
         Path,
         typer.Option(
@@ -96,15 +101,14 @@ def generate(
     clip is reduced to a peak of -1 dB of full scale.
 
     Examples:
-    - `tmctl generate "a fast fiddle reel" --model band-bundle -o reel.wav`
+    - `tmctl generate "a fast fiddle reel" -o reel.wav`
 
     - `tmctl generate "a slow flute waltz" --model ./bundle --seconds 4 --seed 7 --guidance 2 -o waltz.flac`
 
-    - `tmctl generate "a slow march" --section '8:a fast march' --seconds 16 --model band-bundle -o march.ogg`
+    - `tmctl generate "a slow march" --section '8:a fast march' --seconds 16 -o march.ogg`
 
-    - `tmctl generate --prompts prompts.txt --count 3 --model band-bundle -o clips.wav`
+    - `tmctl generate --prompts prompts.txt --count 3 -o clips.wav`
     """
-    from tinymusician.bundle_refs import resolve_bundle
     from tinymusician.runtime.audio import STDOUT, audio_format, check_writable, read_wave
     from tinymusician.runtime.generator import GenerationRequest, load_generator
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.output import emit, print_settings
+from tinymusician.bundle_refs import is_packaged_bundle
 from tinymusician.errors import ClusterError, RequestError
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.bundle import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
@@ -25,9 +27,12 @@ _POLL_SECONDS = 5.0
 # Long: its parameters are the options of the command.
 def serve(
     reference: Annotated[
-        str | None,
-        typer.Argument(metavar="REF", help="band-bundle@stable follows the alias; NAME or a folder is fixed."),
-    ] = None,
+        str,
+        typer.Argument(
+            metavar="[REF]",
+            help="band-bundle@stable follows the alias; NAME, a folder or the packaged bundle is fixed.",
+        ),
+    ] = DEFAULT_BUNDLE,
     host: Annotated[
         str, typer.Option(help="The network interface; other than loopback it needs --api-keys.")
     ] = "127.0.0.1",
@@ -70,6 +75,8 @@ def serve(
     without dropping a request.
 
     Examples:
+    - `tmctl serve`: the packaged bundle
+
     - `tmctl serve band-bundle`
 
     - `tmctl serve band-bundle@stable --root-key $(tmctl signing-keys show --json | jq -r .root[0])`
@@ -83,8 +90,6 @@ def serve(
         ServeDeployment(cluster, start=False).stop()
         print("ended", file=sys.stderr)
         return
-    if reference is None:
-        raise RequestError("serve REF: is missing; `tmctl artifacts list` shows bundles")
     values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
     values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
@@ -126,7 +131,8 @@ def _print_status(state: DeploymentStatus) -> None:
 
 def _absolute_if_folder(reference: str) -> str:
     """The full path of a folder of this machine: engines have another working directory."""
-    return os.fspath(Path(reference).absolute()) if Path(reference).is_dir() else reference
+    is_folder = Path(reference).is_dir() and not is_packaged_bundle(reference)
+    return os.fspath(Path(reference).absolute()) if is_folder else reference
 
 
 def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:

@@ -16,9 +16,10 @@ from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.shape import WEIGHTS_VARIABLE
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
-_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT")
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", WEIGHTS_VARIABLE)
 LOCAL = "http://127.0.0.1:8265"
 TOKEN = Path.home() / ".ray" / "auth_token"
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")

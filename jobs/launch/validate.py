@@ -11,7 +11,15 @@ from jobs.registry import JobKind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.param_count import check_codec_size, check_piece, check_text, check_text_width, parts_of
-from tinymusician.models.shape import RELEASE, DecoderShape, check_narrow, check_split, is_packaged, shape_of
+from tinymusician.models.shape import (
+    RELEASE,
+    DecoderShape,
+    check_narrow,
+    check_split,
+    check_weights,
+    is_packaged,
+    shape_of,
+)
 from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
 
 PRETRAIN_KEYS = (
@@ -178,6 +186,7 @@ def _check_files(recipe: Recipe) -> None:
     ):
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise ModelError(f"{field} = {name!r}: no such folder")
+        check_weights(name)
 
 
 def check_shapes(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tinymusician.artifacts.manifest import Manifest, fetch, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
-from tinymusician.models.shape import is_packaged
+from tinymusician.models.shape import check_weights, is_packaged
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
@@ -65,6 +65,8 @@ def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[s
         return str(Path(name).expanduser().absolute())
     if here and name.startswith((".", "/", "~")):
         raise ModelError(f"{field} = {name!r}: no such folder")
+    if here:
+        check_weights(name)
     return name if is_packaged(name) or "/" in name else _find_artifact(store, name, files)
 
 

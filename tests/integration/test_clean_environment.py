@@ -42,6 +42,17 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     result = subprocess.run([str(binaries / "python"), "-c", look], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
+    package = next((tmp_path / "venv" / "lib").glob("python3*/site-packages/tinymusician"))
+    assert not list(package.rglob("*.safetensors")), "the wheel has no weights for torch"
+    assert sum(path.stat().st_size for path in package.rglob("*") if "__pycache__" not in path.parts) < 8e6
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    command = [str(binaries / "tmctl"), "generate", "a fast fiddle reel", "-o", "reel.wav", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (clip,) = json.loads(ended.stdout)["clips"]
+    assert (clip["output"], clip["seconds"], clip["unknown_words"]) == ("reel.wav", 5, [])
+    assert not (tmp_path / "home").exists(), "nothing else was written"
+
     command = [str(binaries / "tmctl"), "generate", "a fast fiddle reel", "--model", str(bundle), "--seconds", "2"]
     ended = subprocess.run(
         [*command, "-o", "out.wav", "--json"], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -66,7 +77,14 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
 
     store = {**os.environ, "TMCTL_STORE": (tmp_path / "store").as_uri()}
     command = [str(binaries / "tmctl"), "submit", "distill", "band"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=store, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ray is not installed; run `pip install '.[cluster]'` in a checkout")
-    assert len(ended.stderr.strip().splitlines()) == 1
+    weights = {"TINYMUSICIAN_WEIGHTS": str(ROOT / "tinymusician" / "models" / "weights")}
+    for variables, message in (
+        ({}, "error: model 'band-large': its weights are not in the wheel; set TINYMUSICIAN_WEIGHTS to the folder"),
+        (weights, "error: ray is not installed; run `pip install '.[cluster]'` in a checkout"),
+    ):
+        ended = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={**store, **variables}, check=False
+        )
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(message)
+        assert len(ended.stderr.strip().splitlines()) == 1

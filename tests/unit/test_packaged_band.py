@@ -11,9 +11,11 @@ from tinymusician.house_band.attributes import INSTRUMENTS
 from tinymusician.house_band.audio_features import chroma_correlation, in_tune, pitch_track
 from tinymusician.house_band.synth import Note, SoundfontSynth
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import WEIGHTS, shape_of
 from tinymusician.models.spectral import si_sdr
+from tinymusician.runtime.bundle import DEFAULT_BUNDLE, PACKAGED, open_bundle
 
 
 def test_packaged_models_are_within_their_size_limits() -> None:
@@ -80,3 +82,10 @@ def test_band_clap_loads() -> None:
     with torch.no_grad():
         likeness = clap(**inputs, input_ids=text["input_ids"], attention_mask=text["attention_mask"]).logits_per_audio
     assert likeness.argmax(1).tolist() == [0, 1]
+
+
+def test_packaged_bundle_is_that_of_band_small() -> None:
+    """`open_bundle` checks every file against the manifest; the manifest names the weights that it was made from."""
+    bundle = open_bundle(PACKAGED / DEFAULT_BUNDLE)
+    assert bundle.manifest.lineage["model_sha256"] == weights_digest(load_musicgen("band-small"))
+    assert sum(file.size for file in bundle.manifest.files) < 6e6

@@ -18,6 +18,7 @@ from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import converted, is_release
 from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
+from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged
 
 
 class TextCondition(NamedTuple):
@@ -143,11 +144,11 @@ def model_location(name: str) -> str:
     An audiocraft release is converted to transformers' layout first.
 
     Raises:
-        ModelError: a local folder does not exist.
+        ModelError: a local folder does not exist, or the weights of a packaged model are not here.
     """
-    packaged = Path(__file__).parent / "weights" / name
-    if "/" not in name and packaged.is_dir():
-        return str(packaged)
+    check_weights(name)
+    if is_packaged(name):
+        return str(WEIGHTS / name)
     folder = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"model {name!r}: no such folder")

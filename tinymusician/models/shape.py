@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinymusician.errors import ModelError, RecipeError
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS_VARIABLE = "TINYMUSICIAN_WEIGHTS"
+"""The environment variable with a folder of the house band's weights; the wheel has only their configurations."""
+WEIGHTS = Path(os.environ.get(WEIGHTS_VARIABLE) or Path(__file__).parent / "weights")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,19 @@ RELEASED = {
 def is_packaged(name: str) -> bool:
     """Whether a model of this name is in the package."""
     return "/" not in name and (WEIGHTS / name / "config.json").is_file()
+
+
+def check_weights(name: str) -> None:
+    """Check that the weights of a packaged model are here; other names pass.
+
+    Raises:
+        ModelError: they are not: this is an installed wheel.
+    """
+    if is_packaged(name) and not (WEIGHTS / name / "model.safetensors").is_file():
+        raise ModelError(
+            f"model {name!r}: its weights are not in the wheel; set {WEIGHTS_VARIABLE} to the folder "
+            "tinymusician/models/weights of a checkout, or install the checkout with `pip install -e`"
+        )
 
 
 def shape_of(name: str) -> DecoderShape | None:

@@ -23,6 +23,9 @@ from tinymusician.runtime.bundle_manifest import BundleFile, BundleManifest, Rol
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PACKAGED = Path(__file__).parents[1] / "bundles"
+DEFAULT_BUNDLE = "band-small"
+"""The packaged bundle: that of the house band's small model, plan `adaptive` (`make default-bundle`)."""
 NEEDED: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "tokenizer")
 
 

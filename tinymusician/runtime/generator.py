@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import BundleError, EngineError, RequestError
-from tinymusician.runtime.bundle import MANIFEST, Bundle, open_bundle
+from tinymusician.runtime.bundle import DEFAULT_BUNDLE, MANIFEST, PACKAGED, Bundle, open_bundle
 from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
 from tinymusician.runtime.decoder import Decoder
@@ -251,8 +251,10 @@ class MusicGenerator:
         return codes
 
 
-def load_generator(folder: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> MusicGenerator:
-    """Check the bundle in `folder` and load it.
+def load_generator(
+    folder: Path = PACKAGED / DEFAULT_BUNDLE, threads: int = 0, provider: str = "CPUExecutionProvider"
+) -> MusicGenerator:
+    """Check the bundle in `folder` (by default the packaged one) and load it.
 
     Raises:
         BundleError: the bundle is incomplete, damaged or not usable here.
