@@ -109,7 +109,8 @@ def generate(
 
     - `tmctl generate --prompts prompts.txt --count 3 -o clips.wav`
     """
-    from tinymusician.runtime.audio import STDOUT, audio_format, check_writable, read_wave
+    from tinymusician.runtime.audio import read_wave
+    from tinymusician.runtime.audio_output import STDOUT, audio_format, check_writable
     from tinymusician.runtime.generator import GenerationRequest, load_generator
 
     began, suffix = time.monotonic(), audio_format(output)
@@ -197,7 +198,9 @@ def _write(
     fade_out: float,
 ) -> JsonObject:
     """Finish a clip, and write it; returns its description."""
-    from tinymusician.runtime.audio import encode, faded_out, limited, normalized, write
+    from tinymusician.runtime.audio import encode
+    from tinymusician.runtime.audio_output import write
+    from tinymusician.runtime.loudness import faded_out, limited, normalized
 
     rate = generator.codec.shape.sampling_rate
     wave = wave if normalize is None else normalized(wave, rate, normalize)

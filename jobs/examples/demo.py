@@ -89,7 +89,7 @@ def render(model: Musicgen, tokenizer: Tokenizer, config: TeacherConfig, folder:
 
     from tinymusician.models.musicgen import encode_text
     from tinymusician.models.sampling import decode_audio, sample_codes
-    from tinymusician.runtime.audio import write_wave
+    from tinymusician.runtime.audio_output import write_wave
 
     text = tokenizer(list(PROMPTS), padding=True, return_tensors="pt")
     codec = model.config.audio_encoder

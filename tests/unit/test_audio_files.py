@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from tinymusician.errors import DataError
-from tinymusician.runtime import audio
+from tinymusician.runtime import audio, audio_output, loudness
 
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
@@ -47,37 +47,37 @@ def test_opus_resamples_other_rates() -> None:
 
 def test_unknown_suffix_names_the_supported_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.xyz: the suffix is not known; supported are \.wav, \.flac"):
-        audio.audio_format(tmp_path / "a.xyz")
-    assert audio.audio_format(Path("A.FLAC")) == ".flac"
-    assert audio.audio_format(Path("-")) == audio.audio_format(Path("/dev/null")) == ".wav"
+        audio_output.audio_format(tmp_path / "a.xyz")
+    assert audio_output.audio_format(Path("A.FLAC")) == ".flac"
+    assert audio_output.audio_format(Path("-")) == audio_output.audio_format(Path("/dev/null")) == ".wav"
 
 
 def test_clipping_audio_is_limited_to_minus_one_decibel() -> None:
-    assert audio.limited(TONE) == (TONE, None)
-    samples, peak = audio.limited(4 * TONE)
+    assert loudness.limited(TONE) == (TONE, None)
+    samples, peak = loudness.limited(4 * TONE)
     assert peak == pytest.approx(20 * np.log10(2), abs=1e-3)
     assert np.abs(samples).max() == pytest.approx(10 ** (-1 / 20), rel=1e-6)
 
 
 def test_fade_out_is_linear() -> None:
     ones = np.ones(RATE, np.float32)
-    faded = audio.faded_out(ones, RATE, 0.5)
+    faded = loudness.faded_out(ones, RATE, 0.5)
     assert (faded[: RATE // 2] == 1).all()
     np.testing.assert_allclose(faded[RATE // 2 :], np.linspace(1, 0, RATE // 2), atol=1e-6)
-    assert (audio.faded_out(ones, RATE, 0) == ones).all()
-    assert audio.faded_out(ones, RATE, 9)[0] == 1
+    assert (loudness.faded_out(ones, RATE, 0) == ones).all()
+    assert loudness.faded_out(ones, RATE, 9)[0] == 1
 
 
 def test_normalize_reaches_the_loudness() -> None:
     """A sine of 997 Hz at full scale has -3.01 LUFS (ITU-R BS.1770-4, annex 1)."""
     seconds = np.arange(5 * 48000) / 48000
     tone = np.sin(2 * np.pi * 997 * seconds).astype(np.float32)
-    quiet = audio.normalized(0.01 * tone, 48000, -23.01)
+    quiet = loudness.normalized(0.01 * tone, 48000, -23.01)
     assert np.abs(quiet).max() == pytest.approx(0.1, rel=0.01)
     silence = np.zeros(RATE, np.float32)
-    assert (audio.normalized(silence, RATE, -14) == 0).all()
+    assert (loudness.normalized(silence, RATE, -14) == 0).all()
     with pytest.raises(DataError, match=r"0\.4 s"):
-        audio.normalized(silence[:100], RATE, -14)
+        loudness.normalized(silence[:100], RATE, -14)
 
 
 def test_existing_file_keeps_its_mode_and_link(tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_existing_file_keeps_its_mode_and_link(tmp_path: Path) -> None:
     target.chmod(0o600)
     link.symlink_to("target.wav")
     with pytest.raises(DataError, match=r"exists already; --force"):
-        audio.check_writable(link, force=False)
-    audio.check_writable(link, force=True)
-    audio.write(link, b"new")
+        audio_output.check_writable(link, force=False)
+    audio_output.check_writable(link, force=True)
+    audio_output.write(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
@@ -99,21 +99,21 @@ def test_fifo_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
     reader.start()
-    audio.check_writable(fifo, force=False)
-    audio.write(fifo, b"music")
+    audio_output.check_writable(fifo, force=False)
+    audio_output.write(fifo, b"music")
     reader.join(30)
     assert received == [b"music"]
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
 def test_device_stays_a_device() -> None:
-    audio.check_writable(Path("/dev/null"), force=False)
-    audio.write(Path("/dev/null"), b"music")
+    audio_output.check_writable(Path("/dev/null"), force=False)
+    audio_output.write(Path("/dev/null"), b"music")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 def test_standard_output_has_only_the_file(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    audio.write(audio.STDOUT, b"music")
+    audio_output.write(audio_output.STDOUT, b"music")
     assert capfdbinary.readouterr().out == b"music"
 
 
@@ -129,10 +129,10 @@ def test_unwritable_paths_are_refused(tmp_path: Path, path: str, message: str) -
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(DataError, match=message):
-        audio.check_writable(tmp_path / path, force=True)
+        audio_output.check_writable(tmp_path / path, force=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs Linux, as root")
 def test_read_only_folders_are_refused() -> None:
     with pytest.raises(DataError, match="cannot be written"):
-        audio.check_writable(Path("/sys/a.wav"), force=True)
+        audio_output.check_writable(Path("/sys/a.wav"), force=True)

@@ -39,7 +39,7 @@ def examine(wave: Floats, rate: int, codes_KT: npt.NDArray[np.integer[Any]] | No
     if len(wave) == 0:
         return ClipHealth(True, 1.0, 0.0, 0.0, looped, lag, 1.0)
     clipped = float(np.mean(np.abs(wave) >= _FULL_SCALE))
-    silent, quiet = silent_share(wave, rate), quiet_share(wave, rate)
+    silent, quiet = _silent_share(wave, rate), _quiet_share(wave, rate)
     return ClipHealth(True, silent, clipped, float(abs(wave.mean())), looped, lag, quiet)
 
 
@@ -66,12 +66,12 @@ def count_degenerate(health_NF: Floats, thresholds: DegenerateThresholds) -> Deg
     return DegenerateCounts(clips=sum(bool(one) for one in faults), by_fault=by_fault, quiet=quiet)
 
 
-def silent_share(wave: Floats, rate: int) -> float:
+def _silent_share(wave: Floats, rate: int) -> float:
     """The share of 20 ms frames below -60 dB of full scale; a clip shorter than a frame is silent."""
     return _share_below(wave, rate, _SILENT_SECONDS, _SILENT_DB)
 
 
-def quiet_share(wave: Floats, rate: int) -> float:
+def _quiet_share(wave: Floats, rate: int) -> float:
     """The share of 50 ms frames below -45 dB of full scale; a clip shorter than a frame is quiet."""
     return _share_below(wave, rate, _QUIET_SECONDS, _QUIET_DB)
 

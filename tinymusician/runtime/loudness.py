@@ -1,0 +1,41 @@
+"""The level of generated audio: peak, loudness, and a fade at the end. Samples are mono, float32 [N]."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinymusician.errors import DataError
+from tinymusician.runtime.audio import Samples
+
+PEAK = 10 ** (-1 / 20)
+"""-1 dB of full scale: the peak of audio that would clip otherwise."""
+
+
+def limited(samples: Samples) -> tuple[Samples, float | None]:
+    """The samples, scaled to a peak of -1 dB of full scale if they exceed full scale, and their peak in dB if so."""
+    peak = float(np.abs(samples).max(initial=0))
+    if peak <= 1:
+        return samples, None
+    return (samples * np.float32(PEAK / peak)).astype(np.float32), 20 * float(np.log10(peak))
+
+
+def faded_out(samples: Samples, rate: int, seconds: float) -> Samples:
+    """The samples with a linear fade to silence over the last `seconds`."""
+    length = min(round(seconds * rate), len(samples))
+    gain = np.ones(len(samples), np.float32)
+    gain[len(samples) - length :] = np.linspace(1, 0, length, dtype=np.float32)
+    return samples * gain
+
+
+def normalized(samples: Samples, rate: int, loudness: float) -> Samples:
+    """The samples at an integrated loudness in LUFS (ITU-R BS.1770-4, by pyloudnorm); silence stays silence.
+
+    Raises:
+        DataError: the audio is shorter than a block of the measurement, 0.4 s.
+    """
+    import pyloudnorm
+
+    if len(samples) < 0.4 * rate:
+        raise DataError("--normalize: 0.4 s of audio or more are needed")
+    measured = pyloudnorm.Meter(rate).integrated_loudness(samples.astype(np.float64))
+    return samples if np.isinf(measured) else samples * np.float32(10 ** ((loudness - measured) / 20))
