@@ -95,7 +95,10 @@ def serve(
     values |= {"api_keys": api_keys.absolute() if api_keys else None, "max_replicas": max(replicas, max_replicas)}
     settings = read_config(_with_overrides(values, overrides or []))
     if dry_run:
-        print(settings.model_dump_json(indent=2)) if json else print_settings(settings)
+        if json:
+            print(settings.model_dump_json(indent=2))
+        else:
+            print_settings(settings)
         return
     endpoint = ServeDeployment(cluster)
     _deploy(endpoint, settings)
