@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 import time
@@ -174,9 +175,12 @@ def _parse_sections(values: Sequence[str]) -> tuple[PromptSection, ...]:
     for value in values:
         start, _, prompt = value.partition(":")
         try:
-            sections.append(PromptSection(float(start), prompt.strip()))
+            second = float(start)
         except ValueError:
-            raise RequestError(f"--section {value!r}: SECOND:PROMPT is needed, such as '8:a fast march'") from None
+            second = math.nan
+        if not math.isfinite(second):
+            raise RequestError(f"--section {value!r}: SECOND:PROMPT is needed, such as '8:a fast march'")
+        sections.append(PromptSection(second, prompt.strip()))
     return tuple(sections)
 
 

@@ -78,6 +78,7 @@ def test_unknown_words_are_named(folder: Path, bundle: Path) -> None:
         (("a jig", "--prompts", "prompts.txt"), "leave the prompt 'a jig' out"),
         (("--prompts", "none.txt"), "--prompts none.txt: cannot be read"),
         (("a jig", "--section", "later:a reel"), "SECOND:PROMPT is needed"),
+        (("a jig", "--section", "nan:a reel"), "SECOND:PROMPT is needed"),
         ((b"a jig \xff",), "has bytes that are not UTF-8"),
         (("",), "prompt: is empty"),
     ],
