@@ -24,13 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 PAGE := serve/page
 VENDOR := $(PAGE)/vendor
-page: $(VENDOR)/.made  ## Fetch what the page needs to play on the device itself (npm)
+page: $(VENDOR)/.made  ## Fetch the page's packages: playing on the device, and /docs (npm)
 
 $(VENDOR)/.made: $(PAGE)/package.json
 	npm install --prefix $(PAGE) --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error
 	mkdir -p $(VENDOR)
 	cp $(PAGE)/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.mjs \
-	  $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(PAGE)/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs $(VENDOR)
+	  $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(PAGE)/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs \
+	  $(PAGE)/node_modules/swagger-ui-dist/swagger-ui.css $(PAGE)/node_modules/swagger-ui-dist/swagger-ui-bundle.js $(VENDOR)
 	rm -rf $(PAGE)/node_modules
 	touch $@
 

@@ -37,7 +37,7 @@ from tinymusician.training.engine import TrainEngine
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
-from jobs.launch.cluster import QUIET_ENVIRONMENT
+from jobs.launch.ray_environment import QUIET_ENVIRONMENT
 from jobs.worker.context import WorkerContext
 from tinymusician.artifacts.store import LocalStore
 
@@ -61,7 +61,7 @@ def build_task(
     from tinymusician.distill.signals import OnlineTeacher, SignalSet
     from tinymusician.distill.task import DistillTask, ObjectiveConfig
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.prune_layers import cut_student
+    from tinymusician.models.prune_layers import prune_layers
 
     torch.manual_seed(0)
     teacher = load_musicgen(model_name)
@@ -71,7 +71,7 @@ def build_task(
     ids = rng.integers(3, 40, (ROWS, 8))
     tokens = TokenDataset(codes, ids, np.ones_like(ids))
     source = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.float32)
-    student = cut_student(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
+    student = prune_layers(teacher, [0, teacher.config.decoder.num_hidden_layers - 1])
     source = source_of(teacher, tokens) if source_of else source
     return DistillTask(
         student,

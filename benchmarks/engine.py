@@ -80,7 +80,7 @@ def main() -> None:
 def prepare(folder: Path) -> dict[str, Path]:
     """The model, its float32 graphs and its bundles, made where they are missing."""
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.prune_layers import cut_student
+    from tinymusician.models.prune_layers import prune_layers
     from tinymusician.quantize.optimum import export_optimum
     from tinymusician.quantize.precision import load_plan
 
@@ -96,7 +96,7 @@ def prepare(folder: Path) -> dict[str, Path]:
         export(model, model_folder, folder / "float32")
         for name, plan in plans.items():
             bundle(model, plan, folder / "float32", made[name])
-        half = cut_student(model, range(0, 24, 2))
+        half = prune_layers(model, range(0, 24, 2))
         export(half, model_folder, folder / "float32-12")
         bundle(half, half_plan, folder / "float32-12", made["adaptive-12"])
     if not (folder / "optimum" / "decoder_with_past_model.onnx").exists():

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.band import GUIDANCE, TEMPERATURE, TOP_K, played_by_the_band
 from benchmarks.report import report
-from tinymusician.distill.cached import packed, unpacked
+from tinymusician.distill.cached import pack, unpack
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.models.divergences import forward_kl
 
@@ -43,8 +43,8 @@ def main() -> None:
         signals = source(np.array([row]))
         whole = signals.logits[signals.sequences.mask].float()
         for count in SPARSE_TOP_K:
-            packed_logits = packed(whole, count)
-            read = unpacked(
+            packed_logits = pack(whole, count)
+            read = unpack(
                 {name: torch.from_numpy(array) for name, array in packed_logits.items()}, whole.shape[-1]
             ).float()
             name = "all" if count is None else str(count)

@@ -63,12 +63,13 @@ MADE: dict[Step, Step] = {"quantize": "distill", "evaluate": "quantize", "publis
 
 
 class StepResult(BaseModel):
-    """The result of a step: run, artifact and metrics. `publish` is not a run."""
+    """The result of a step: run, artifact and metrics. `publish` is not a run; `release` is what it published."""
 
     model_config = ConfigDict(frozen=True)
 
     run: str | None = None
     artifact: str | None = None
+    release: str | None = None
     metrics: JsonObject = {}
 
 
@@ -145,7 +146,8 @@ class Pipeline:
         config, bundle = self._recipe.publish, str(self._results["quantize"].artifact)
         metrics = release_metrics(self._store, str(self._results["evaluate"].run), bundle, config.baseline)
         release = publish(ReleaseRegistry(self._store, keys_folder()), find(self._store, bundle), metrics, config)
-        return StepResult(artifact=bundle, metrics={"release": release.reference, "version": release.version})
+        facts = {"release": release.reference, "version": release.version}
+        return StepResult(artifact=bundle, release=release.reference, metrics=facts)
 
     def _step_recipe(self, step: JobStep) -> Recipe:
         """The recipe of a step's job, with the results of earlier steps as its models."""
@@ -186,9 +188,8 @@ class Pipeline:
                 find(self._store, result.artifact)
             if result.run:
                 RunStore(self._store, result.run).record()
-            if step == "publish":
-                reference = split_reference(result.metrics["release"])
-                newest = ReleaseRegistry(self._store, keys_folder()).newest(*reference)
+            if result.release:
+                newest = ReleaseRegistry(self._store, keys_folder()).newest(*split_reference(result.release))
                 if newest.artifact != result.artifact or newest.expires <= now():
                     return None
         except (NotFoundError, RunError):

@@ -227,7 +227,7 @@ def finish(context: WorkerContext) -> None:
             checkpoints = _checkpoints(context, stage)
             best = checkpoints.best_step()
             assert best is not None, "every stage validates at its end"
-            metrics[stage] = {"step": best, **checkpoints.figures(best)}
+            metrics[stage] = {"step": best, **checkpoints.metrics(best)}
         record = context.record
         manifest = publish(
             context.run.store,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.worker.model_refs import split_label
+from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.gates import findings, refusal
+from tinymusician.artifacts.gates import check_gates, describe_failures
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.registry import ReleaseRegistry
@@ -29,7 +29,7 @@ def release_metrics(store: Store, run: str, reference: str, baseline: str) -> Js
         result = RunStore(store, run).report(EvaluationResult)
     except NotFoundError as error:
         raise NotFoundError(f"run {run!r}: has no evaluation in {store.url}") from error
-    models = {split_label(model.model_id)[1]: model for model in result.models}
+    models = {parse_label(model.model_id)[1]: model for model in result.models}
     for name, expected in (("the artifact", reference), ("its baseline", baseline)):
         if expected not in models:
             evaluated = ", ".join(models) or "nothing"
@@ -60,12 +60,12 @@ def promote(
         UntrustedError: it does not pass, and no reason is given.
     """
     evaluation = source.about.get("evaluation")
-    results = findings(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
-    failed = refusal(results) if evaluation else "evaluation: it has none"
+    results = check_gates(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
+    failed = describe_failures(results) if evaluation else "evaluation: it has none"
     if failed and not reason:
         raise UntrustedError(
             f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "
-            f"does it all the same, and is kept"
+            f"promotes it anyway, and records the reason"
         )
     about: JsonObject = {
         "promoted_from": f"{source.reference}, version {source.version}",

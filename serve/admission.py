@@ -12,11 +12,11 @@ _MAX_RETRY_AFTER = 60
 
 
 class OverloadedError(Exception):
-    """The limit is reached; `wait` is the time in whole seconds after which to retry."""
+    """The limit is reached; `retry_after` is the time in whole seconds after which to retry."""
 
-    def __init__(self, limit: int, wait: int) -> None:
+    def __init__(self, limit: int, retry_after: int) -> None:
         super().__init__(f"all {limit} slots are in use")
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 class ConcurrencyLimiter:

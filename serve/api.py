@@ -89,8 +89,9 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
         title="TinyMusician",
         version=version("tinymusician"),
         description="Text to music from a small, signed bundle, the same that phones and browsers run.",
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; page/docs has its own
         redoc_url=None,
+        servers=[{"url": ".", "description": "this endpoint, also behind a proxy's path"}],
     )
     bearer = HTTPBearer(auto_error=False, description="`tmctl api-keys create NAME` makes a key.")
 
@@ -135,8 +136,9 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
 
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses=_error_responses(503), summary="Readiness: an engine is warm")
-    async def ready() -> dict[str, str]:
-        await ingress.models()
+    async def ready(response: Response) -> dict[str, str]:
+        (model,) = (await ingress.models()).data
+        response.headers["X-Bundle"] = model.digest
         return {"status": "ready"}
 
     app.mount("/", _PageFiles(directory=_PAGE, html=True))

@@ -113,11 +113,11 @@ class AuthenticationError(Exception):
 
 
 class RateLimitError(Exception):
-    """The key's rate or concurrency limit is reached; `wait` is the time in seconds after which to retry."""
+    """The key's rate or concurrency limit is reached; `retry_after` is the time in seconds after which to retry."""
 
-    def __init__(self, message: str, wait: float) -> None:
+    def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 class ApiKeyAuthenticator:
@@ -194,7 +194,7 @@ class ApiKeyAuthenticator:
         left = min(float(key.per_minute), tokens + (moment - since) * rate)
         if left < 1:
             self._budgets[key.id] = left, moment
-            raise RateLimitError(f"this API key allows {key.per_minute} requests a minute", (1 - left) / rate)
+            raise RateLimitError(f"this API key allows {key.per_minute} requests per minute", (1 - left) / rate)
         self._budgets[key.id] = left - 1, moment
 
     def _refresh(self, path: Path) -> None:

@@ -41,8 +41,8 @@ class ResolvedBundle:
 class BundleSource(Protocol):
     """A source of bundles."""
 
-    def check(self) -> None:
-        """Check that there is a bundle, before an engine is started.
+    def check(self) -> str | None:
+        """Check that there is a bundle, before an engine is started; returns its digest if it cannot change.
 
         Raises:
             StoreError: the store cannot be read, or has no such bundle.
@@ -69,7 +69,7 @@ class BundleSource(Protocol):
 
 def open_bundle_source(config: ServeConfig) -> BundleSource:
     """The source of the configured model: NAME@ALIAS is polled, anything else is fixed."""
-    if not config.follows:
+    if not config.is_alias:
         return StaticSource(config.model)
     urls = config.sources or (open_store().url,)
     folder = user_cache_path("tinymusician") / "serve" / config.model
@@ -82,8 +82,10 @@ class StaticSource:
     def __init__(self, model: str) -> None:
         self._model = model
 
-    def check(self) -> None:
-        open_bundle(resolve_bundle(self._model))
+    def check(self) -> str:
+        (bundle,) = self.candidates()
+        open_bundle(bundle.folder)
+        return bundle.digest
 
     def candidates(self) -> Iterator[ResolvedBundle]:
         folder = resolve_bundle(self._model)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from tinymusician.artifacts.release import is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
@@ -42,13 +43,16 @@ class ServeConfig(ConfigModel):
     replicas: Count = Field(1, description="minimum number of engine replicas")
     max_replicas: Count = Field(1, description="maximum number of engine replicas; scaled with the load")
     threads: int = Field(0, ge=0, description="CPU threads per engine; 0 is all cores of its node")
+    num_cpus: float | None = Field(
+        None, ge=0, description="CPUs that each engine reserves in the cluster; by default its threads, or one"
+    )
     max_batch_rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request takes two")
     limits: RequestLimits = RequestLimits()
 
     @property
-    def follows(self) -> bool:
+    def is_alias(self) -> bool:
         """Whether the model is an alias, which is polled."""
-        return "@" in self.model and "@sha256:" not in self.model
+        return is_alias(self.model)
 
 
 def read_config(values: JsonObject) -> ServeConfig:

@@ -42,9 +42,9 @@ class ServeEngineClient:
         self._about = replicas.options(method_name="about")
 
     async def generate(
-        self, generation: GenerationRequest, whole: bool, request: str
+        self, request: GenerationRequest, buffered: bool, request_id: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        async with aclosing(_translate_errors(self._play.remote(generation, whole, request))) as parts:
+        async with aclosing(_translate_errors(self._play.remote(request, buffered, request_id))) as parts:
             async for part in parts:
                 yield part
 
@@ -102,7 +102,7 @@ def build(args: JsonObject) -> serve.Application:
     engines = serve.deployment(
         EngineReplica,
         name="engine",
-        ray_actor_options={"num_cpus": config.threads or 1},
+        ray_actor_options={"num_cpus": (config.threads or 1) if config.num_cpus is None else config.num_cpus},
         autoscaling_config=scaling,
         max_ongoing_requests=config.max_batch_rows,
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,

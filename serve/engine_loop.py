@@ -34,17 +34,17 @@ class RequestHandle:
         generator: MusicGenerator,
         request: EngineRequest,
         on_output: Callable[[AudioOutput], None],
-        whole: bool,
+        buffered: bool,
         loop: EngineLoop,
     ) -> None:
-        """With `whole`, all samples come at once at the end, which costs less decoding time."""
+        """With `buffered`, all samples come at once at the end, which costs less decoding time."""
         self._track, self._audio, self._on_output = (
             generator.track(request),
             StreamingDecoder(generator.codec),
             on_output,
         )
         self._frame_rate, self._loop = generator.codec.shape.frame_rate, loop
-        self._next_decode = math.inf if whole else FIRST_CHUNK * self._frame_rate
+        self._next_decode = math.inf if buffered else FIRST_CHUNK * self._frame_rate
         self._decoding: Future[None] | None = None
         self.is_finished = False
         self.began = time.monotonic()
@@ -119,9 +119,9 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def submit(
-        self, request: EngineRequest, on_output: Callable[[AudioOutput], None], whole: bool = False
+        self, request: EngineRequest, on_output: Callable[[AudioOutput], None], buffered: bool = False
     ) -> RequestHandle:
-        """Start a request; `on_output` receives its samples as they become ready, or with `whole` all at once.
+        """Start a request; `on_output` receives its samples as they become ready, or with `buffered` all at once.
 
         Raises:
             EngineError: the loop is closed.
@@ -130,7 +130,7 @@ class EngineLoop:
         with self._changed:
             if self._closed:
                 raise EngineError("the engine is closed")
-            handle = RequestHandle(self.generator, request, on_output, whole, self)
+            handle = RequestHandle(self.generator, request, on_output, buffered, self)
             self._requests.append(handle)
             self._changed.notify()
         return handle

@@ -16,10 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from serve import log
 from serve.bundle_source import ResolvedBundle, open_bundle_source
 from serve.config import ServeConfig
 from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
-from serve.log import log_event, request_id
+from serve.log import log_event
 from serve.metrics import EngineMetrics
 from serve.schemas import ModelInfo, StreamMetadata
 from tinymusician.errors import BundleError, EngineError, NotFoundError
@@ -68,7 +69,7 @@ class EngineReplica:
         self._rejected: set[str] = set()
         self._bundle = self._load_first()
         self._closed = threading.Event()
-        if config.follows:
+        if config.is_alias:
             threading.Thread(target=self._poll_source, name="bundle-poll", daemon=True).start()
 
     def close(self) -> None:
@@ -77,21 +78,21 @@ class EngineReplica:
         self._bundle.loop.close()
 
     async def generate(
-        self, generation: GenerationRequest, whole: bool, request: str
+        self, request: GenerationRequest, buffered: bool, request_id: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
+        """Yield the stream's metadata, then float32 samples: in chunks, or with `buffered` all at once.
 
-        Closing the generator cancels the request. `request` is its id, for the log.
+        Closing the generator cancels the request. `request_id` is for the log.
 
         Raises:
             RequestError: the request is invalid.
             EngineError: the engine failed.
         """
-        request_id.set(request)
+        log.request_id.set(request_id)
         outputs = AsyncOutputQueue()
-        bundle, handle, frames = await self._submit(generation, outputs, whole)
+        bundle, handle, frames = await self._submit(request, outputs, buffered)
         try:
-            yield self._stream_metadata(bundle, generation, frames)
+            yield self._stream_metadata(bundle, request, frames)
             while (output := await outputs.next()) is not None:
                 if isinstance(output, EngineError):
                     raise output
@@ -101,16 +102,16 @@ class EngineReplica:
             handle.cancel()
 
     async def _submit(
-        self, generation: GenerationRequest, outputs: AsyncOutputQueue, whole: bool
+        self, request: GenerationRequest, outputs: AsyncOutputQueue, buffered: bool
     ) -> tuple[LoadedBundle, RequestHandle, int]:
         """Submit a request to the current bundle; returns the bundle, the handle and the request's frames."""
         while True:
             bundle = self._bundle
-            if generation.seconds is None:
-                generation = replace(generation, seconds=self._default_seconds(bundle))
-            request = await asyncio.to_thread(bundle.generator.request, generation)
+            if request.seconds is None:
+                request = replace(request, seconds=self._default_seconds(bundle))
+            prepared = await asyncio.to_thread(bundle.generator.request, request)
             try:
-                return bundle, bundle.loop.submit(request, outputs, whole), request.frames
+                return bundle, bundle.loop.submit(prepared, outputs, buffered), prepared.frames
             except EngineError:
                 if bundle is self._bundle:  # otherwise a new bundle was loaded meanwhile: retry on it
                     raise
@@ -163,14 +164,14 @@ class EngineReplica:
         """The length of a request that gives none."""
         return min(bundle.generator.manifest.sampling.seconds, self._config.limits.seconds)
 
-    def _stream_metadata(self, bundle: LoadedBundle, generation: GenerationRequest, frames: int) -> StreamMetadata:
+    def _stream_metadata(self, bundle: LoadedBundle, request: GenerationRequest, frames: int) -> StreamMetadata:
         spec, version = bundle.generator.codec.shape, bundle.source.version
         return StreamMetadata(
             rate=spec.sampling_rate,
             samples=frames * spec.hop,
             digest=bundle.digest,
             version=version.release.version if version else None,
-            unknown_words=tuple(bundle.generator.unknown_words(generation)),
+            unknown_words=tuple(bundle.generator.unknown_words(request)),
         )
 
     def _load_first(self) -> LoadedBundle:

@@ -12,11 +12,13 @@ from tinymusician.errors import NotFoundError, RequestError, TinyMusicianError
 
 
 class ApiError(Exception):
-    """An error with its HTTP status; `wait` is the time in seconds after which a retry may succeed."""
+    """An error with its HTTP status; `retry_after` is the time in seconds after which a retry may succeed."""
 
-    def __init__(self, status: int, code: ErrorCode, message: str, field: str | None = None, wait: float = 0.0) -> None:
+    def __init__(
+        self, status: int, code: ErrorCode, message: str, field: str | None = None, retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.field, self.wait = status, code, message, field, wait
+        self.status, self.code, self.message, self.field, self.retry_after = status, code, message, field, retry_after
 
     def body(self, request_id: str) -> ErrorResponse:
         """The response body."""
@@ -27,7 +29,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """The response headers."""
-        headers = {"Retry-After": str(max(1, math.ceil(self.wait)))} if self.wait else {}
+        headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.retry_after else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
@@ -45,8 +47,7 @@ def request_error(error: TinyMusicianError) -> ApiError:
     """An error of the library as an API error: 422 or 404 if the client caused it, otherwise 503."""
     message = " ".join(str(error).split())
     if isinstance(error, RequestError):
-        field = message.partition(":")[0].partition(" ")[0]
-        return ApiError(422, "invalid", message, field)
+        return ApiError(422, "invalid", message, error.field)
     if isinstance(error, NotFoundError):
         return ApiError(404, "not_found", message)
-    return ApiError(503, "failed", message, wait=5)
+    return ApiError(503, "failed", message, retry_after=5)

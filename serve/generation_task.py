@@ -27,9 +27,9 @@ class EngineClient(Protocol):
     """Access to the engine replicas. Every method raises `EngineDeadError` if its replica dies."""
 
     def generate(
-        self, generation: GenerationRequest, whole: bool, request: str
+        self, request: GenerationRequest, buffered: bool, request_id: str
     ) -> AsyncGenerator[StreamMetadata | bytes, None]:
-        """Yield the stream's metadata, then float32 samples: in chunks, or with `whole` all at once.
+        """Yield the stream's metadata, then float32 samples: in chunks, or with `buffered` all at once.
 
         Closing the generator cancels the request.
         """
@@ -47,18 +47,18 @@ class GenerationTask:
     def __init__(
         self,
         engines: EngineClient,
-        generation: GenerationRequest,
+        request: GenerationRequest,
         timeout: float,
-        whole: bool,
+        buffered: bool,
         on_end: Callable[[bool], None],
     ) -> None:
         """Start the request. `on_end` is called once, when it ends, with whether it completed.
 
-        With `whole`, output is buffered until the request completes, so it can be retried until then.
+        With `buffered`, output is buffered until the request completes, so it can be retried until then.
         """
-        self._engines, self._generation, self._whole, self._timeout = engines, generation, whole, timeout
+        self._engines, self._request, self._buffered, self._timeout = engines, request, buffered, timeout
         self._output: asyncio.Queue[StreamMetadata | bytes | ApiError | None] = asyncio.Queue()
-        self.attempts, self.engine_losses, self._sent, self._complete = 0, 0, False, False
+        self.attempts, self.engine_failures, self._sent, self._complete = 0, 0, False, False
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(lambda _: self._end(on_end))  # a task cancelled at once runs no `finally`
 
@@ -86,7 +86,7 @@ class GenerationTask:
 
     def _end(self, on_end: Callable[[bool], None]) -> None:
         if not self._complete:  # wakes a reader even if something else cancelled the task
-            self._output.put_nowait(ApiError(503, "failed", "the request was cancelled", wait=5))
+            self._output.put_nowait(ApiError(503, "failed", "the request was cancelled", retry_after=5))
         on_end(self._complete)
 
     async def _run(self) -> None:
@@ -94,7 +94,9 @@ class GenerationTask:
             async with asyncio.timeout(self._timeout):
                 self._complete = await self._run_with_retries()
         except TimeoutError:
-            self._output.put_nowait(ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", wait=5))
+            self._output.put_nowait(
+                ApiError(504, "too_slow", f"not done within {self._timeout:g} seconds", retry_after=5)
+            )
         except TinyMusicianError as error:
             self._output.put_nowait(request_error(error))
         except Exception as error:
@@ -107,27 +109,27 @@ class GenerationTask:
             try:
                 await self._run_once()
             except EngineDeadError as error:
-                self.engine_losses += 1
+                self.engine_failures += 1
                 log_event("engine_lost", attempt=self.attempts, error=str(error))
                 if self._sent:
                     break
             else:
                 self._output.put_nowait(None)
                 return True
-        self._output.put_nowait(ApiError(503, "failed", "the engine was lost", wait=5))
+        self._output.put_nowait(ApiError(503, "failed", "the engine was lost", retry_after=5))
         return False
 
     async def _run_once(self) -> None:
-        buffered: list[StreamMetadata | bytes] = []
-        async with aclosing(self._engines.generate(self._generation, self._whole, request_id.get())) as parts:
-            async for part in parts:
-                buffered.append(part)
-                if not self._whole and isinstance(part, bytes):
-                    self._send(buffered)
-        self._send(buffered)
+        parts: list[StreamMetadata | bytes] = []
+        async with aclosing(self._engines.generate(self._request, self._buffered, request_id.get())) as stream:
+            async for part in stream:
+                parts.append(part)
+                if not self._buffered and isinstance(part, bytes):
+                    self._send(parts)
+        self._send(parts)
 
-    def _send(self, buffered: list[StreamMetadata | bytes]) -> None:
-        for part in buffered:
+    def _send(self, parts: list[StreamMetadata | bytes]) -> None:
+        for part in parts:
             self._output.put_nowait(part)
-        buffered.clear()
+        parts.clear()
         self._sent = True

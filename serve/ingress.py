@@ -83,32 +83,32 @@ class Ingress:
             ApiError: no engine is ready, or too many downloads run.
             NotFoundError: the engines play another bundle, or it has no such file.
         """
-        held = self._admit(self._downloads, key)
+        slots = self._admit(self._downloads, key)
         parts = self._engines.file(digest, path)
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 size = await anext(parts)
         except (EngineDeadError, TimeoutError):
-            held.close()
+            slots.close()
             raise _not_ready() from None
         except BaseException:
-            held.close()
+            slots.close()
             raise
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
         body = cast(AsyncIterator[bytes], parts)
-        return AudioStreamingResponse(body, headers, _BINARY, held.close, self._limits.request_timeout_s)
+        return AudioStreamingResponse(body, headers, _BINARY, slots.close, self._limits.request_timeout_s)
 
     def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
         """Occupy a slot of the limiter and one of the key's, until the result is closed."""
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as slots:
             try:
-                held.enter_context(limiter.slot())
-                held.enter_context(self._authenticator.slot(key))
+                slots.enter_context(limiter.slot())
+                slots.enter_context(self._authenticator.slot(key))
             except (RateLimitError, OverloadedError) as error:
                 reason: ErrorCode = "rate_limited" if isinstance(error, RateLimitError) else "busy"
                 log_event("request_refused", reason=reason, key=key.id if key else None)
-                raise ApiError(429, reason, str(error), wait=error.wait) from None
-            return held.pop_all()
+                raise ApiError(429, reason, str(error), retry_after=error.retry_after) from None
+            return slots.pop_all()
 
     async def generate(self, body: CreateAudioRequest, key: ApiKey | None) -> Response:
         """Generate audio.
@@ -147,15 +147,15 @@ class Ingress:
         """Start a request; it occupies its slots until it ends."""
         began = time.monotonic()
         generation = body.to_generation_request(seed, self._limits.seconds, self._limits.prompt)
-        held = self._admit(self._limiter, key)
+        slots = self._admit(self._limiter, key)
 
         def on_end(complete: bool) -> None:
-            held.close()
+            slots.close()
             elapsed = time.monotonic() - began
             self._limiter.record_duration(elapsed)
             self.metrics.requests_in_flight.set(self._limiter.taken)
-            if task.engine_losses:
-                self.metrics.losses.inc(task.engine_losses)
+            if task.engine_failures:
+                self.metrics.engine_failures.inc(task.engine_failures)
             if complete:
                 self.metrics.request_seconds.observe(elapsed)
             log_event(
@@ -216,7 +216,7 @@ class AudioStreamingResponse(StreamingResponse):
 
 
 def _not_ready() -> ApiError:
-    return ApiError(503, "not_ready", "no engine is ready", wait=_READY_SECONDS)
+    return ApiError(503, "not_ready", "no engine is ready", retry_after=_READY_SECONDS)
 
 
 def _samples(part: bytes) -> Samples:

@@ -23,7 +23,7 @@ class IngressMetrics:
             "tinymusician_request_seconds", "Time from the request to the end of its audio.", _SECONDS
         )
         self.requests_in_flight = Gauge("tinymusician_requests_in_flight", "Requests that run or wait.")
-        self.losses = Counter("tinymusician_engine_losses", "Engines that died while they ran a request.")
+        self.engine_failures = Counter("tinymusician_engine_failures", "Engines that died while they ran a request.")
 
 
 class EngineMetrics:

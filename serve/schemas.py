@@ -74,10 +74,10 @@ class CreateAudioRequest(BaseModel):
             RequestError: more than `seconds` or than `prompt` characters.
         """
         if self.seconds is not None and self.seconds > seconds:
-            raise RequestError(f"seconds {self.seconds:g}: at most {seconds:g} here")
+            raise RequestError(f"seconds {self.seconds:g}: at most {seconds:g} here", "seconds")
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
             if len(text) > prompt:
-                raise RequestError(f"{name}: {len(text)} characters; at most {prompt} here")
+                raise RequestError(f"{name}: {len(text)} characters; at most {prompt} here", name)
         fields = self.model_dump(include={"prompt", "guidance", "temperature", "top_k", "top_p", "negative_prompt"})
         return GenerationRequest(seconds=self.seconds, seed=seed, **fields)
 

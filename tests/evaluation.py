@@ -52,7 +52,7 @@ def model(label: str, extrapolated: bool) -> ModelResult:
 def evaluation() -> EvaluationResult:
     """A result as rendering reads it: written as JSON, and read again."""
     provenance = Provenance(
-        reference={"reference": "folder"}, real_clips=9, audio_changes={}, clips=9, seconds=5.0,
+        reference={"reference": "folder"}, real_clips=9, conversions={}, unreadable=(), clips=9, seconds=5.0,
         embedding={"kind": "clap"}, clap={"model": "band-clap"}, tagger=None, sampling={"top_k": 250}, seed=0,
         resamples=20, thresholds={"silent": 0.9}, run="e1", versions={}, machine="x",
     )  # fmt: skip

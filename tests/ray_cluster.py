@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from jobs.launch.cluster import QUIET_ENVIRONMENT
+from jobs.launch.ray_environment import QUIET_ENVIRONMENT
 from tests.fork_server.start import fork_server
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import LocalStore, Store

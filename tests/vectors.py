@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts import release as releases
 from tinymusician.artifacts import trust
-from tinymusician.artifacts.envelope import encoded, seal
+from tinymusician.artifacts.envelope import pre_auth_encoding, seal
 from tinymusician.artifacts.keys import public_hex
 from tinymusician.artifacts.sources import interpret_status
 
@@ -194,7 +194,9 @@ def _signed(payload: bytes) -> bytes:
     """The envelope of a payload that `seal` would not write."""
     envelope = json.loads(release())
     envelope["payload"] = base64.b64encode(payload).decode()
-    envelope["signatures"][0]["sig"] = base64.b64encode(RELEASE.sign(encoded(releases.KIND, payload))).decode()
+    envelope["signatures"][0]["sig"] = base64.b64encode(
+        RELEASE.sign(pre_auth_encoding(releases.KIND, payload))
+    ).decode()
     return json.dumps(envelope).encode()
 
 

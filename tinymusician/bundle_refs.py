@@ -8,7 +8,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from tinymusician.artifacts.installation import Installation
-from tinymusician.artifacts.manifest import fetch, find
+from tinymusician.artifacts.manifest import fetch_once, find
 from tinymusician.artifacts.open import open_store
 from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST, PACKAGED
@@ -40,8 +40,4 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
             f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
             f"make a bundle of it with `tmctl submit quantize`"
         )
-    folder = user_cache_path("tinymusician", ensure_exists=True) / "bundles" / manifest.digest
-    if not (folder / ".whole").exists():
-        fetch(store, manifest, folder, on_download)
-        (folder / ".whole").touch()
-    return folder
+    return fetch_once(store, manifest, user_cache_path("tinymusician", ensure_exists=True) / "bundles", on_download)

@@ -1,17 +1,24 @@
 """The errors of the library. Each names the field or file, the value given, and what is allowed.
 
-TinyMusicianError ├── RecipeError                a recipe's key, value or combination of values ├── ModelError
-weights that are missing, damaged or of another shape ├── DataError                  prompts, clips, tokens or shards
-that cannot be used ├── StoreError                 the artifact store cannot be reached, read or written │   ├──
-NotFoundError          there is nothing under this name │   ├── TransientStoreError    no response now; a later request
-may succeed │   │   └── AccessDeniedError  the store does not say whether there is anything │   ├── DigestMismatchError
-the bytes differ from their digest │   └── UntrustedError         a signed document or a download that is not trusted
-├── KeyFileError               a signing key that is missing, unreadable or readable by others ├── NonFiniteLossError
-a loss that is not finite ├── RunError                   a run that does not exist, or has the wrong state ├──
-ClusterError               the Ray cluster cannot be reached, or refused the job ├── PlanError                  a
-precision plan whose key or value is not allowed ├── ParityError                a bundle that differs too much from its
-model ├── BundleError                a bundle that is damaged, incomplete or of another version ├── RequestError
-a prompt, length or setting that is not allowed └── EngineError                generation failed on this machine
+TinyMusicianError
+├── RecipeError                a recipe's key, value or combination of values
+├── ModelError                 weights that are missing, damaged or of another shape
+├── DataError                  prompts, clips, tokens or shards that cannot be used
+├── StoreError                 the artifact store cannot be reached, read or written
+│   ├── NotFoundError          there is nothing under this name
+│   ├── TransientStoreError    no response now; a later request may succeed
+│   │   └── AccessDeniedError  the store does not say whether there is anything
+│   ├── DigestMismatchError    the bytes differ from their digest
+│   └── UntrustedError         a signed document or a download that is not trusted
+├── KeyFileError               a file of keys that is missing, unreadable or readable by others
+├── NonFiniteLossError         a loss that is not finite
+├── RunError                   a run that does not exist, or has the wrong state
+├── ClusterError               the Ray cluster cannot be reached, or refused the job
+├── PlanError                  a precision plan whose key or value is not allowed
+├── ParityError                a bundle that differs too much from its model
+├── BundleError                a bundle that is damaged, incomplete or of another version
+├── RequestError               a prompt, length or setting that is not allowed
+└── EngineError                generation failed on this machine
 """
 
 from __future__ import annotations
@@ -42,11 +49,11 @@ class NotFoundError(StoreError):
 
 
 class TransientStoreError(StoreError):
-    """A store or source that failed now and may respond later; `wait` is the pause in seconds that it requested."""
+    """A store or source that failed now and may respond later; it requested a pause of `retry_after` seconds."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 class AccessDeniedError(TransientStoreError):
@@ -62,7 +69,7 @@ class UntrustedError(StoreError):
 
 
 class KeyFileError(TinyMusicianError):
-    """A signing key is missing, cannot be read, or can be read by others."""
+    """A file of signing or API keys is missing, cannot be read, or can be read by others."""
 
 
 class NonFiniteLossError(TinyMusicianError):
@@ -84,7 +91,11 @@ class BundleError(TinyMusicianError):
 
 
 class RequestError(TinyMusicianError):
-    """A prompt, a length or a setting is not allowed."""
+    """A prompt, a length or a setting is not allowed; `field` names it if it is a field of a request."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class EngineError(TinyMusicianError):

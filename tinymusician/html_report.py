@@ -32,9 +32,9 @@ figure{margin:0}figure img{width:100%}figcaption{font-size:.85rem;color:var(--fa
 """
 
 
-def page(title: str, parts: Sequence[tuple[str, str]]) -> str:
-    """A page that needs no other file; `parts` are headings with HTML below them."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in parts)
+def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A page that needs no other file; `sections` are headings with HTML below them."""
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

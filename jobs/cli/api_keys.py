@@ -42,7 +42,7 @@ def create(
     with edit_keys(path, missing=True) as keys:
         keys.append(key)
     facts = {"key": text, "id": key.id, "name": name, "expires": key.expires.isoformat(), "file": str(path)}
-    emit(facts, json, f"{text}\nkept as a hash in {path}; it is not shown again")
+    emit(facts, json, f"{text}\nits hash is stored in {path}; the key is not shown again")
 
 
 @app.command("list")
@@ -63,7 +63,7 @@ def list_(file: File = None, json: Json = False) -> None:
         ]
         for key in keys
     ]
-    emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "A MINUTE", "AT ONCE"], rows))
+    emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "PER MINUTE", "MAX CONCURRENCY"], rows))
 
 
 @app.command()

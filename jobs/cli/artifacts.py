@@ -17,7 +17,7 @@ from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.manifest import FileEntry, Manifest
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.release import ReleasedFile, split_reference
+from tinymusician.artifacts.release import ReleasedFile, is_alias, split_reference
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError
 
@@ -93,9 +93,8 @@ def diff(first: Reference, second: Reference, json: Json = False) -> None:
             download[after.sha256] = after.size
         rows.append([path, state, f"{before.size if before else 0}", f"{after.size if after else 0}"])
     facts = {"files": {row[0]: row[1] for row in rows}, "download_bytes": sum(download.values())}
-    text = (
-        f"{table(['FILE', 'STATE', 'BYTES', 'BYTES THEN'], rows)}\nto download: {sum(download.values()) / 1e6:.2f} MB"
-    )
+    shown = table(["FILE", "STATE", "BYTES BEFORE", "BYTES AFTER"], rows)
+    text = f"{shown}\nto download: {sum(download.values()) / 1e6:.2f} MB"
     emit(facts, json, text)
 
 
@@ -115,29 +114,29 @@ def lineage(
     """
     from dataclasses import asdict
 
-    from tinymusician.artifacts.lineage import backward, circumstances, forward, links
+    from tinymusician.artifacts.lineage import backward, forward, lineage_edges, provenance_facts
 
     store = open_store()
     name = _find(store, reference).reference
     by_reference = {one.reference: one for one in manifests.list_manifests(store, warn)}
-    every = links(list(by_reference.values()))
+    every = lineage_edges(list(by_reference.values()))
     back, on = backward(name, every), forward(name, every)
     if picture is not None:
         from tinymusician.artifacts.lineage_plot import draw
 
         draw(by_reference[name], [*back, *on], by_reference, picture)
-    rows = [["made of", short_reference(one.origin), short_reference(one.made), one.how] for one in back]
-    rows += [["became", short_reference(one.origin), short_reference(one.made), one.how] for one in on]
+    rows = [["source", short_reference(one.source), short_reference(one.derived), one.run] for one in back]
+    rows += [["derived", short_reference(one.source), short_reference(one.derived), one.run] for one in on]
     about = {
-        one: circumstances(by_reference[one])
-        for one in dict.fromkeys([name, *(s.origin for s in back)])
+        one: provenance_facts(by_reference[one])
+        for one in dict.fromkeys([name, *(s.source for s in back)])
         if one in by_reference
     }
-    steps = {"made_of": [asdict(one) for one in back], "became": [asdict(one) for one in on]}
-    text = [table(["", "FROM", "TO", "HOW"], rows)] if rows else [f"{short_reference(name)}: came from outside"]
+    steps = {"sources": [asdict(one) for one in back], "derived": [asdict(one) for one in on]}
+    text = [table(["", "FROM", "TO", "RUN"], rows)] if rows else [f"{short_reference(name)}: no lineage in this store"]
     for one, facts in about.items():
         text += ["", short_reference(one), *(f"  {fact}: {value}" for fact, value in facts.items())]
-    emit({"artifact": name, **steps, "circumstances": about}, json, "\n".join(text))
+    emit({"artifact": name, **steps, "provenance": about}, json, "\n".join(text))
 
 
 @app.command("card", rich_help_panel=INSPECT)
@@ -154,18 +153,14 @@ def model_card(reference: Reference) -> None:
 
 def _find(store: Store, reference: str) -> Manifest:
     """The manifest of an artifact, or of the one that an alias points at."""
-    if _is_alias(reference):
+    if is_alias(reference):
         reference = registry().newest(*split_reference(reference)).artifact
     return manifests.find(store, reference)
 
 
-def _is_alias(reference: str) -> bool:
-    return "@" in reference and "@sha256:" not in reference
-
-
 def _files_of_reference(reference: str) -> Sequence[FileEntry | ReleasedFile]:
     """The files of an artifact, or of an alias's release."""
-    if _is_alias(reference):
+    if is_alias(reference):
         return registry().newest(*split_reference(reference)).files
     return manifests.find(open_store(), reference).files
 
@@ -180,4 +175,4 @@ for command in (
     releases.presign,
 ):
     app.command(rich_help_panel=RELEASE)(command)
-app.command("gc", rich_help_panel="Cleaning up")(garbage_collection.collect)
+app.command("gc", rich_help_panel="Garbage collection")(garbage_collection.collect)

@@ -204,11 +204,11 @@ def _write(
     """Finish a clip, and write it; returns its description."""
     from tinymusician.runtime.audio import encode
     from tinymusician.runtime.audio_output import write
-    from tinymusician.runtime.loudness import faded_out, limited, normalized
+    from tinymusician.runtime.loudness import fade_out_samples, limit_peak, normalized
 
     rate = generator.codec.shape.sampling_rate
     wave = wave if normalize is None else normalized(wave, rate, normalize)
-    wave, peak = limited(faded_out(wave, rate, fade_out))
+    wave, peak = limit_peak(fade_out_samples(wave, rate, fade_out))
     comment = f"seed={request.seed} model={generator.manifest.name}"
     write(path, encode(wave, rate, suffix, request.prompt or "", comment))
     if peak is not None:

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import api_keys, artifacts, generate, pull, recipes, runs, serve, signing_keys, submit
+from jobs.cli import api_keys, artifacts, generate, local_ray, pull, recipes, runs, serve, signing_keys, submit
+from jobs.launch.ray_environment import bypass_proxies
 from tinymusician.errors import TinyMusicianError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 JOBS, RUNS, ARTIFACTS, PLAYING = "Jobs", "Runs", "Artifacts and releases", "Playing and serving"
 app.add_typer(submit.app, name="submit", rich_help_panel=JOBS)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=JOBS)
+app.add_typer(local_ray.app, name="local-ray", rich_help_panel=JOBS)
 for run_command in (runs.runs, runs.status, runs.logs, runs.stop):
     app.command(rich_help_panel=RUNS)(run_command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
@@ -56,7 +58,7 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def global_options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and end.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; also accepted after the command.")
@@ -78,6 +80,7 @@ def main() -> None:
 
     Terminals and files with an encoding that lacks a character get a replacement for it.
     """
+    bypass_proxies()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

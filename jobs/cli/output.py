@@ -1,21 +1,14 @@
-"""The output of the command line: JSON for scripts, tables and a progress bar, plain lines without a terminal."""
+"""The output of the command line: JSON for scripts, tables, recipes and settings."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 
 from pydantic import BaseModel
 
 from jobs.registry import JobKind
-from tinymusician.artifacts.run_state import ENDED, State
-from tinymusician.artifacts.run_summary import summarize
-from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe
-
-_POLL_SECONDS = 1.0
-_PLAIN_SECONDS = 15.0
 
 
 def emit(value: object, as_json: bool, text: str) -> None:
@@ -43,16 +36,16 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
     from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
 
     if kind == "pretrain":
-        figures = pretrain_cost(recipe)
+        estimate = pretrain_cost(recipe)
     else:
-        figures = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
+        estimate = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
     if as_json:
-        print(json.dumps({**recipe.model_dump(mode="json"), "cost": figures}, indent=2, ensure_ascii=False))
+        print(json.dumps({**recipe.model_dump(mode="json"), "cost": estimate}, indent=2, ensure_ascii=False))
         return
     print(f"{recipe.name}: {recipe.description}\n")
     print_settings(recipe)
     print("\ncost")
-    for name, value in figures.items():
+    for name, value in estimate.items():
         print(f"  {name.replace('_', ' ')}: {value}")
 
 
@@ -62,74 +55,6 @@ def print_settings(config: BaseModel) -> None:
     width = max(len(f"{name} = {value}") for name, value, _ in rows)
     for name, value, meaning in rows:
         print(f"  {f'{name} = {value}':<{min(width, 60)}}  {meaning}".rstrip())
-
-
-def follow(run: RunStore, quiet: bool) -> State:
-    """Watch a run until it ends, with a bar on a terminal or a line now and then; returns its last state."""
-    if quiet or not sys.stderr.isatty():
-        return _follow_plainly(run, quiet)
-    return _follow_with_bar(run)
-
-
-def _follow_plainly(run: RunStore, quiet: bool) -> State:
-    shown, printed = "", 0.0
-    while True:
-        summary = summarize(run)
-        line = f"{summary.state} {summary.stage or 'starting'} {summary.steps_done}"
-        due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
-        if not quiet and line != shown and due:
-            print(f"{line}{_latest_kl(run)}", file=sys.stderr, flush=True)
-            shown, printed = line, time.monotonic()
-        if summary.state in ENDED:
-            return summary.state
-        _pause(run)
-
-
-def _follow_with_bar(run: RunStore) -> State:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar, stage = bars.add_task("starting", total=None), ""
-        while True:
-            summary = summarize(run)
-            if (summary.stage or "") != stage:
-                stage = summary.stage or ""
-                bars.reset(bar, total=summary.steps)
-            description = f"{stage or 'starting'}{_latest_kl(run)}"
-            bars.update(bar, description=description, completed=summary.step, total=summary.steps)
-            if summary.state in ENDED:
-                return summary.state
-            _pause(run)
-
-
-def _pause(run: RunStore) -> None:
-    """Wait a moment; then ask the cluster, in case the job died before it could write its state."""
-    from jobs.launch.submit import reconcile
-
-    time.sleep(_POLL_SECONDS)
-    reconcile(run)
-
-
-def _latest_kl(run: RunStore) -> str:
-    from tinymusician.training.metrics import read_metrics
-
-    rows = [row for row in read_metrics(run.store, run.metrics_key()) if "held_out/kl" in row]
-    return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
 
 
 def _setting_rows(section: BaseModel, prefix: str) -> list[tuple[str, object, str]]:

@@ -15,6 +15,7 @@ from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.artifacts.pull import AvailableUpdate, PullClient
+from tinymusician.artifacts.release import is_alias
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
 
@@ -66,7 +67,7 @@ def pull(
     """
     from tinymusician.artifacts.open import open_store
 
-    if "@" not in reference or "@sha256:" in reference:
+    if not is_alias(reference):
         _pull_unreleased(open_store(), reference, to)
         return
     urls = source or [open_store().url]
@@ -99,16 +100,16 @@ class _ProgressPrinter:
         print(f"\r{line:<70}" if terminal else line, end="" if terminal and done < size else "\n", file=sys.stderr)
 
 
-def _print_update(offer: AvailableUpdate, as_json: bool) -> None:
-    release = offer.version.release
+def _print_update(update: AvailableUpdate, as_json: bool) -> None:
+    release = update.version.release
     facts = {
-        "new": offer.is_new,
+        "new": update.is_new,
         "version": release.version,
         "artifact": release.artifact,
-        "download_bytes": offer.missing,
+        "download_bytes": update.missing,
     }
-    news = f"version {release.version}, {offer.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to download"
-    emit(facts, as_json, f"{release.reference}: {news if offer.is_new else f'version {release.version} is installed'}")
+    news = f"version {release.version}, {update.missing / 1e6:.1f} of {release.size / 1e6:.1f} MB to download"
+    emit(facts, as_json, f"{release.reference}: {news if update.is_new else f'version {release.version} is installed'}")
 
 
 def _print_version(version: InstalledVersion, to: Path, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import emit, print_recipe, table
+from jobs.launch.prepare import with_sampling_defaults
 from tinymusician.recipe import load_recipe, recipe_names, recipe_yaml
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ def show(
 
     Example: `tmctl recipes show band --set training.steps=300 --yaml > longer.yaml`
     """
-    recipe = load_recipe(name, tuple(overrides or ()))
+    recipe = with_sampling_defaults(load_recipe(name, tuple(overrides or ())))
     if as_yaml:
         print(recipe_yaml(recipe), end="")
     else:

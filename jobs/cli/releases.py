@@ -99,7 +99,7 @@ def history(release: ReleaseName, json: Json = False) -> None:
         ]
         for r in releases
     ]
-    text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "WHY"], rows) if rows else "no versions yet"
+    text = table(["VERSION", "SIGNED", "EXPIRES", "ARTIFACT", "REASON"], rows) if rows else "no versions yet"
     emit([one.model_dump(mode="json") for one in releases], json, text)
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -18,7 +18,7 @@ from tinymusician.json_types import JsonObject
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
-    from jobs.launch.serve_deploy import DeploymentStatus, ServeDeployment
+    from jobs.launch.serve_deploy import ServeDeployment
     from serve.config import ServeConfig
 
 _POLL_SECONDS = 5.0
@@ -52,7 +52,9 @@ def serve(
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="The minimum number of engines.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="The maximum number of engines, added under load.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads per engine; 0 is all of its machine.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads per engine; 0 is all cores, on a local Ray all but one.")
+    ] = 0,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,7 +90,7 @@ def serve(
 
     if stop:
         ServeDeployment(cluster, start=False).stop()
-        print("ended", file=sys.stderr)
+        print("endpoint stopped", file=sys.stderr)
         return
     values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
     values |= {"model": _absolute_if_folder(reference), "sources": tuple(source or ()), "root_key": root_key}
@@ -101,35 +103,64 @@ def serve(
             print_settings(settings)
         return
     endpoint = ServeDeployment(cluster)
-    _deploy(endpoint, settings)
+    settings = _local_settings(settings) if endpoint.is_local_ray else settings
+    deployed = _deploy(endpoint, settings)
     url = f"http://{settings.host}:{settings.port}"
-    emit({"url": url, "cluster": endpoint.where, "model": settings.model}, json, f"{settings.model} is played at {url}")
+    facts = {"url": url, "cluster": endpoint.where, "model": settings.model, "bundle": deployed.bundle}
+    emit(facts, json, f"{settings.model} is served at {url}{deployed.suffix}")
     if detach:
         return
-    print("Ctrl-C ends it; `--detach` would leave it running.", file=sys.stderr)
-    try:
-        _wait_for_interrupt(endpoint)
-    finally:
-        endpoint.stop()
+    print("Ctrl-C stops the endpoint; with `--detach` it keeps running.", file=sys.stderr)
+    _serve_until_interrupt(endpoint, deployed.at)
 
 
-def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> None:
-    """Deploy, and wait until every engine is ready."""
+class _Deployed(NamedTuple):
+    """When an endpoint was deployed, and the digest of its bundle if it answered here."""
+
+    at: float
+    bundle: str | None
+
+    @property
+    def suffix(self) -> str:
+        return f" (bundle {self.bundle[:12]})" if self.bundle else ""
+
+
+def _local_settings(settings: ServeConfig) -> ServeConfig:
+    """The settings on a local Ray: engines reserve no CPU, so that jobs run beside them, and leave one core free."""
+    if settings.num_cpus is not None:
+        return settings
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.model_copy(update={"num_cpus": 0.0, "threads": settings.threads or max(1, cores - 1)})
+
+
+def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
+    """Deploy, wait until every engine is ready, and until the address answers with this bundle.
+
+    Raises:
+        ClusterError: the endpoint cannot be deployed, or another one answers at its address.
+    """
+    from jobs.launch.serve_deploy import bundle_at
     from serve.api_keys import read_keys
     from serve.bundle_source import open_bundle_source
+    from serve.config import is_loopback
     from tinymusician.artifacts.open import open_store
 
+    expected = None
     if endpoint.is_here:  # report errors before an engine is started
         if settings.api_keys is not None:
             read_keys(settings.api_keys)
-        open_bundle_source(settings).check()
+        expected = open_bundle_source(settings).check()
+    if (previous := endpoint.model()) is not None:
+        print(f"replaces the endpoint of {previous} on this cluster", file=sys.stderr)
     endpoint.deploy(settings, open_store())
-    endpoint.wait(_print_status)
-
-
-def _print_status(state: DeploymentStatus) -> None:
-    lines = state.message.strip().splitlines()
-    print(" ".join([state.status, *lines[-1:]]), file=sys.stderr)
+    state = endpoint.wait(lambda text: print(text, file=sys.stderr, flush=True))
+    if not endpoint.is_here:
+        return _Deployed(state.deployed_at, None)
+    host = settings.host if is_loopback(settings.host) else "127.0.0.1"
+    bundle = bundle_at(f"http://{host}:{settings.port}")
+    if expected not in (None, bundle):
+        raise ClusterError(f"http://{host}:{settings.port}: answers with bundle {bundle[:12]}, not {expected[:12]}")
+    return _Deployed(state.deployed_at, bundle)
 
 
 def _absolute_if_folder(reference: str) -> str:
@@ -157,15 +188,23 @@ def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:
     return values
 
 
-def _wait_for_interrupt(endpoint: ServeDeployment) -> None:
-    """Wait for Ctrl-C, or until the cluster stops serving.
+def _serve_until_interrupt(endpoint: ServeDeployment, deployed_at: float) -> None:
+    """Wait for Ctrl-C and stop the endpoint; return if another `tmctl serve` has replaced it.
 
     Raises:
         ClusterError: the cluster is gone, or the endpoint was stopped.
     """
-    ended = threading.Event()
+    interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(_POLL_SECONDS):
-        if endpoint.state().status == "ABSENT":
-            raise ClusterError(f"cluster {endpoint.where}: serves no more")
+        signal.signal(number, lambda *_: interrupted.set())
+    while True:
+        interrupted.wait(_POLL_SECONDS)
+        state = endpoint.state()
+        if state.status == "ABSENT":
+            raise ClusterError(f"cluster {endpoint.where}: the endpoint was stopped")
+        if state.deployed_at != deployed_at:
+            print("another `tmctl serve` has replaced this endpoint", file=sys.stderr)
+            return
+        if interrupted.is_set():
+            endpoint.stop()
+            return

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Create and replace the keys that sign releases.\n\n"
-    "The root key says which key signs releases; devices carry its public half. Keep it offline: only `create` "
+    "The root key certifies the release key; apps contain its public half. Keep it offline: only `create`, `renew` "
     "and `rotate` need it. `TMCTL_KEYS` names the folder of private keys; they never leave it.",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import typer
 
-from jobs.cli.output import emit, follow, print_recipe
+from jobs.cli.follow import follow
+from jobs.cli.output import emit, print_recipe
 from jobs.registry import JobKind
 from tinymusician.artifacts.run_summary import RunSummary, summarize
 from tinymusician.artifacts.runs import RunStore

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tinymusician.models.protocols import HasParameters, Musicgen
     from tinymusician.models.prune_width_text import ProjectedTextEncoder
     from tinymusician.training.checkpoint import CheckpointManager
-    from tinymusician.training.engine import Precision
+    from tinymusician.training.engine import ComputeDtype
     from tinymusician.training.metrics import Row
 
 Metrics = dict[str, float]
@@ -57,14 +57,14 @@ def build_components(recipe: Recipe, teacher: Musicgen) -> StudentComponents:
         RecipeError: a size exceeds the teacher's.
     """
     from tinymusician.distill.codec_distill import ProjectedCodec
-    from tinymusician.models.prune_width_codec import narrow_codec
-    from tinymusician.models.prune_width_text import narrow_text
+    from tinymusician.models.prune_width_codec import prune_codec
+    from tinymusician.models.prune_width_text import prune_text_encoder
 
     text = codec = None
     if (size := recipe.text_encoder) is not None:
-        text = narrow_text(teacher.text_encoder, size.layers, size.width, size.heads, size.feed_forward)
+        text = prune_text_encoder(teacher.text_encoder, size.layers, size.width, size.heads, size.feed_forward)
     if (config := recipe.codec) is not None:
-        pruned = narrow_codec(teacher.audio_encoder, config.filters, config.residual_layers)
+        pruned = prune_codec(teacher.audio_encoder, config.filters, config.residual_layers)
         codec = ProjectedCodec(pruned, teacher.audio_encoder)
     return StudentComponents(text, codec)
 
@@ -214,7 +214,7 @@ def _train(
     task: TextEncoderDistillTask | CodecDistillTask | JointTask,
     steps: int,
     rate: float,
-    precision: Precision,
+    precision: ComputeDtype,
 ) -> None:
     from tinymusician.training.engine import AdamConfig
 
@@ -247,15 +247,13 @@ def component_metrics(context: WorkerContext, teacher: Musicgen, student: Musicg
     with tempfile.TemporaryDirectory() as name:
         picture = Path(name) / "components.png"
         plot_components(rows, picture)
-        context.run.upload(picture)
+        context.run.write_plot("components", picture)
     return metrics
 
 
 def stage_metrics(context: WorkerContext, stage: str) -> list[Row]:
     """A stage's metrics by step."""
-    from tinymusician.training.metrics import read_metrics
-
-    return read_metrics(context.run.store, context.run.metrics_key(stage))
+    return context.run.metrics(stage)
 
 
 def monitored_metrics(context: WorkerContext, stage: str) -> tuple[Row, Row]:

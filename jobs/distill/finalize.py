@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -51,16 +50,16 @@ def finish(context: WorkerContext) -> None:
     student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance_scale
     (first, final), rows = monitored_metrics(context, "distill"), stage_metrics(context, "distill")
     last = monitored_metrics(context, "joint")[1] if recipe.joint.steps else final
-    figures = {"best_step": best_step, **held_out_metrics(first, last)}
-    if recipe.has_small_parts:
-        figures |= component_metrics(context, pair.teacher, student)
+    metrics = {"best_step": best_step, **held_out_metrics(first, last)}
+    if recipe.has_small_components:
+        metrics |= component_metrics(context, pair.teacher, student)
     context.run.report_progress("report", 1, 3)
-    figures |= test_metrics(context, pair, student)
+    metrics |= test_metrics(context, pair, student)
     context.run.report_progress("report", 2, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plot_metrics(rows, folder / "training.png")
-        context.run.upload(folder / "training.png")
+        context.run.write_plot("training", folder / "training.png")
         save_musicgen(folder / "model", student.cpu(), pair.tokenizer)
         manifest = publish(
             store,
@@ -69,10 +68,10 @@ def finish(context: WorkerContext) -> None:
             kind="student",
             recipe=context.record.recipe,
             lineage=lineage(context, pair),
-            metrics=figures,
+            metrics=metrics,
             licence=inherited_licence([recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]),
         )
-    context.run.write_result(RunResult(artifact=manifest.reference, metrics=figures))
+    context.run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
     context.run.report_progress("report", 3, 3)
 
 
@@ -87,7 +86,7 @@ def load_distilled(context: WorkerContext, student: Musicgen) -> int:
 
     best = checkpoints(context, "distill").best()
     if best is None:
-        raise RunError(f"run {context.run_id}: no checkpoint has held-out figures")
+        raise RunError(f"run {context.run_id}: no checkpoint has held-out metrics")
     weights = {name: value for name, value in best.state.weights.items() if not name.startswith(PROJECTIONS)}
     ConditionedDecoder(student).load_state_dict(weights)
     return int(best.step)
@@ -132,7 +131,7 @@ def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, te
     import torch
 
     from tinymusician.distill.closeness import held_out_closeness
-    from tinymusician.distill.guidance_scales import FixedScaleSource
+    from tinymusician.distill.guidance_scales import FixedScaleSource, integer_scales
     from tinymusician.distill.sampling_stats import sampling_logits
     from tinymusician.distill.signals import TeacherSignals, condition
     from tinymusician.models.musicgen import ConditionedDecoder
@@ -157,19 +156,11 @@ def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, te
             scale: held_out_closeness(
                 FixedScaleSource(both, scale), rows, batch, lambda s: sampling_logits(student, decoder, s.sequences)
             )["kl"]
-            for scale in {teacher.guidance_scale, *scales_between(teacher.guidance_range)}
+            for scale in {teacher.guidance_scale, *integer_scales(teacher.guidance_range)}
         }
     at_default = played[teacher.guidance_scale]
     metrics = {"kl_test": at_default if target is None else target, "kl_played": at_default}
     return metrics | {f"kl_played@{scale:g}": kl for scale, kl in sorted(played.items()) if len(played) > 1}
-
-
-def scales_between(range_: tuple[float, float] | None) -> list[float]:
-    """The ends of a range of guidance scales and the whole numbers between them."""
-    if range_ is None:
-        return []
-    low, high = range_
-    return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
 
 
 def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
@@ -181,7 +172,11 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
-        **({} if isinstance(recipe.student, LayerSubset) else _initial_kl(recipe, weights_digest(pair.student))),
+        **(
+            {}
+            if isinstance(recipe.student, LayerSubset)
+            else _initial_weights_lineage(recipe, weights_digest(pair.student))
+        ),
         "prompts": recipe.sequences.prompts,
         "prompts_sha256": fingerprint({"prompts": [prompt.text for prompt in load_prompts(recipe.sequences.prompts)]}),
         "clips": recipe.sequences.clips,
@@ -191,7 +186,7 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
     }
 
 
-def _initial_kl(recipe: Recipe, digest: str) -> dict[str, str]:
+def _initial_weights_lineage(recipe: Recipe, digest: str) -> dict[str, str]:
     """The initial weights of a student that was not pruned from its teacher."""
     model = getattr(recipe.student, "model", None)
     return {"started_from_sha256": digest, **({"started_from": model} if model else {})}

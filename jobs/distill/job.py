@@ -42,7 +42,7 @@ def work(context: WorkerContext) -> None:
         make_sequences(context, models)
         context.barrier()
     train_tokens, held_out = open_sequences(context, models, "train"), open_sequences(context, models, "validation")
-    if recipe.has_small_parts:
+    if recipe.has_small_components:
         components = train_components(context, models.teacher, train_tokens, held_out)
         models = models._replace(student=new_student(recipe, models.teacher, components))
     width = models.teacher.config.decoder.hidden_size

@@ -67,11 +67,11 @@ def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStuden
         raise ClusterError(f"--workers {context.world}: teacher.tensor_parallel_size = {size} needs a multiple of it")
     from torch.distributed.device_mesh import init_device_mesh
 
-    from tinymusician.models.tensor_parallel import split_decoder
+    from tinymusician.models.tensor_parallel import shard_decoder
 
     count = context.world // size
     mesh = init_device_mesh(context.device, (count, size), mesh_dim_names=("dp", "tp"))["tp"]
-    split_decoder(pair.teacher, mesh)
+    shard_decoder(pair.teacher, mesh)
     group = TensorParallelGroup(context.rank // size, count, context.rank % size == 0, mesh.get_group())
     return pair._replace(tp_group=group)
 
@@ -83,16 +83,16 @@ def new_student(recipe: Recipe, teacher: Musicgen, parts: StudentComponents | No
     """
     from tinymusician.models.guidance import add_guidance_conditioning
     from tinymusician.models.musicgen import load_musicgen
-    from tinymusician.models.prune_layers import cut_student
-    from tinymusician.models.prune_width import narrow_student
+    from tinymusician.models.prune_layers import prune_layers
+    from tinymusician.models.prune_width import prune_width
     from tinymusician.models.prune_width_codec import with_codec
     from tinymusician.models.prune_width_text import with_text
 
     chosen, ranged = recipe.student, recipe.teacher.guidance_range
     if isinstance(chosen, WidthPrunedStudent):
-        student = narrow_student(teacher, chosen.layers, chosen.width, chosen.heads, chosen.feed_forward)
+        student = prune_width(teacher, chosen.layers, chosen.width, chosen.heads, chosen.feed_forward)
     elif isinstance(chosen, LayerPrunedStudent):
-        student = cut_student(teacher, chosen.layers)
+        student = prune_layers(teacher, chosen.layers)
     else:
         student = load_musicgen(chosen.model)
     parts = parts or build_components(recipe, teacher)

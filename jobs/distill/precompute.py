@@ -20,16 +20,16 @@ def work(context: WorkerContext) -> None:
     make_sequences(context, pair)
     context.barrier()
     tokens = {split: open_sequences(context, pair, split) for split in SPLITS}
-    judged: tuple[Split, ...] = ("train", "validation")
-    made = {split: precompute_signals(context, pair, split, tokens[split]) for split in judged}
+    splits: tuple[Split, ...] = ("train", "validation")
+    made = {split: precompute_signals(context, pair, split, tokens[split]) for split in splits}
     context.barrier()
     if context.rank == 0:
-        figures = {
+        metrics = {
             "shards": sum(shards.count for shards in made.values()),
             "rows": sum(len(tokens[split].codes) for split in made),
             "fingerprints": {split: shards.fingerprint for split, shards in made.items()},
         }
-        context.run.write_result(RunResult(metrics=figures))
+        context.run.write_result(RunResult(metrics=metrics))
 
 
 def precompute_signals(context: WorkerContext, pair: TeacherStudent, split: Split, tokens: TokenDataset) -> ShardCache:

@@ -32,10 +32,10 @@ def open_signals(
         pad = pair.teacher.config.decoder.vocab_size
         actors = TeacherClient(context, tokens, context.recipe.teacher.passes, pad, config.actors)
         return PrefetchingSource(actors.request, config.prefetch)
-    return online_signals(context, pair, tokens, layers=with_hidden_states(context.recipe, pair) if states else ())
+    return online_signals(context, pair, tokens, layers=matched_teacher_layers(context.recipe, pair) if states else ())
 
 
-def with_hidden_states(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
+def matched_teacher_layers(recipe: Recipe, pair: TeacherStudent) -> tuple[int, ...]:
     """The teacher layers whose hidden states the student's layers match, if the recipe has such a loss."""
     if not recipe.hidden.weight:
         return ()

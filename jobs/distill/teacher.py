@@ -107,17 +107,17 @@ def _sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split
     from tinymusician.distill.sequences import TeacherSamples
 
     recipe = context.recipe
-    part, teacher = recipe.sequences, recipe.teacher
-    texts = texts_of(load_prompts(part.prompts), split)
+    section, teacher = recipe.sequences, recipe.teacher
+    texts = texts_of(load_prompts(section.prompts), split)
     sampling: JsonObject = {
-        "samples": part.samples_per_prompt if split == "train" else 1,
+        "samples": section.samples_per_prompt if split == "train" else 1,
         "frames": frames(context, pair),
         "guidance": teacher.guidance_scale,
         "top_k": teacher.top_k,
         "temperature": teacher.temperature,
         "seed": recipe.training.seed,
-        "shard_prompts": part.prompts_per_shard,
-        "at_once": part.sampling_batch_size,
+        "prompts_per_shard": section.prompts_per_shard,
+        "batch_size": section.sampling_batch_size,
     }
     source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
     facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}

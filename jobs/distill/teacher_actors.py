@@ -77,7 +77,7 @@ class TeacherClient:
 
         from tinymusician.distill.signals import TeacherSignals, sequences_of
 
-        logits = next(self._next).logits.remote(self._tokens.taken(rows))
+        logits = next(self._next).logits.remote(self._tokens.select(rows))
         sequences = sequences_of(self._tokens, rows, self._target, self._pad)
 
         def wait() -> TeacherSignals:

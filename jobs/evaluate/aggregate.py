@@ -155,22 +155,22 @@ def _write_samples(evaluator: Evaluator, models: Sequence[ModelResult]) -> tuple
     """Write the clips of the first prompts to the run: the real ones and those of every model."""
     run, config = evaluator.context.run, evaluator.config
     clips, rate = range(min(config.num_audio_samples, config.clips)), evaluator.embedder.rate
-    sources: list[tuple[str, int, Callable[[int], Wave]]] = [
-        (REAL, rate, lambda clip: evaluator.reference.wave(clip, rate).wave)
+    sources: list[tuple[str, str, int, Callable[[int], Wave]]] = [
+        (REAL, REAL, rate, lambda clip: evaluator.reference.wave(clip, rate).wave)
     ]
     for model in models:
         waves = [clip["wave"].astype(np.float32) / 32767 for clip in evaluator.generated(model.model_id, clips)]
-        sources.append((model.label, evaluator.models.facts(model.model_id).rate, waves.__getitem__))
+        sources.append((model.model_id, model.label, evaluator.models.facts(model.model_id).rate, waves.__getitem__))
     samples = []
     for clip, prompt in zip(clips, evaluator.prompts(clips), strict=True):
         files = []
-        for number, (label, source_rate, wave_of) in enumerate(sources):
+        for number, (model_id, label, source_rate, wave_of) in enumerate(sources):
             try:
                 flac = encode_flac(wave_of(clip), source_rate)
             except DataError as error:
                 print(f"skipped: {error}", flush=True)
                 continue
-            files.append(AudioClip(label=label, file=f"{clip}-{number}.flac"))
+            files.append(AudioClip(model_id=model_id, label=label, file=f"{clip}-{number}.flac"))
             run.write_audio(files[-1].file, flac)
         samples.append(PromptSamples(prompt=prompt, clips=tuple(files)))
     return tuple(samples)
@@ -178,13 +178,14 @@ def _write_samples(evaluator: Evaluator, models: Sequence[ModelResult]) -> tuple
 
 def _provenance(evaluator: Evaluator, real: ClipFeatures, groups: Groups) -> Provenance:
     config, record = evaluator.config, evaluator.context.record
-    changes = sum((evaluator.audio_changes(group) for group in groups), Counter[str]())
+    audio = [evaluator.reference_audio(group) for group in groups]
     embedding = {**config.embedding.model_dump(mode="json"), **evaluator.embedder.facts}
     tagger = evaluator.tagger
     return Provenance(
         reference=evaluator.reference.provenance,
         real_clips=len(real.indices),
-        audio_changes=dict(changes),
+        conversions=dict(sum((Counter(part.conversions) for part in audio), Counter[str]())),
+        unreadable=tuple(reason for part in audio for reason in part.unreadable),
         clips=config.clips,
         seconds=config.seconds,
         embedding={**embedding, "D": real.embeddings.dimension},

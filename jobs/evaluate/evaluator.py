@@ -34,7 +34,7 @@ from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
 from tinymusician.evaluate.reference import ReferenceSet
-from tinymusician.evaluate.results import InferenceCost
+from tinymusician.evaluate.results import InferenceCost, ReferenceAudio
 from tinymusician.models.likelihood import code_entropies, cross_entropies
 
 
@@ -152,20 +152,24 @@ class Evaluator:
         """
         cache = self._reference_feature_cache(clips, reconstructed)
         if cache.missing():
-            changes = Counter[str]()
-            first = [self._real_wave(clip, reconstructed, self.embedder.rate, changes) for clip in clips]
+            conversions, unreadable = Counter[str](), list[str]()
+            first = [
+                self._real_wave(clip, reconstructed, self.embedder.rate, conversions, unreadable) for clip in clips
+            ]
 
             def at(rate: int) -> list[Wave]:
                 again = rate != self.embedder.rate
-                waves = [self._real_wave(clip, reconstructed, rate, Counter()) for clip in clips] if again else first
+                waves = (
+                    [self._real_wave(clip, reconstructed, rate, Counter(), []) for clip in clips] if again else first
+                )
                 return [np.zeros(rate, np.float32) if wave is None else wave for wave in waves]
 
             arrays = self._embed(at)
             arrays["valid"] = np.array([wave is not None for wave in first])
-            cache.write(0, arrays, dict(changes))
-        if self.config.on_unreadable == "refuse" and not self.reference_features(clips, reconstructed)["valid"].all():
-            unreadable = [change for change in self.audio_changes(clips, reconstructed) if change.startswith(_SKIPPED)]
-            raise DataError(unreadable[0].removeprefix(_SKIPPED))
+            audio = ReferenceAudio(conversions=dict(conversions), unreadable=tuple(unreadable))
+            cache.write(0, arrays, audio.model_dump(mode="json"))
+        if self.config.on_unreadable == "refuse" and (unread := self.reference_audio(clips, reconstructed).unreadable):
+            raise DataError(unread[0])
 
     def reference_features(self, clips: Sequence[int], reconstructed: bool = False) -> Arrays:
         """Embeddings and class probabilities of real clips; `valid` marks those that could be read.
@@ -175,23 +179,24 @@ class Evaluator:
         """
         return _read(self._reference_feature_cache(clips, reconstructed), "features of the real clips")
 
-    def audio_changes(self, clips: Sequence[int], reconstructed: bool = False) -> Counter[str]:
-        """How many of these real clips were resampled, mixed to mono, or skipped."""
-        details = self._reference_feature_cache(clips, reconstructed).details(0)
-        return Counter({change: int(str(count)) for change, count in details.items()})
+    def reference_audio(self, clips: Sequence[int], reconstructed: bool = False) -> ReferenceAudio:
+        """How these real clips were read."""
+        return ReferenceAudio.model_validate(self._reference_feature_cache(clips, reconstructed).details(0))
 
-    def _real_wave(self, clip: int, reconstructed: bool, rate: int, changes: Counter[str]) -> Wave | None:
-        """A real clip at a rate, None if it cannot be read; `changes` counts the conversions."""
+    def _real_wave(
+        self, clip: int, reconstructed: bool, rate: int, conversions: Counter[str], unreadable: list[str]
+    ) -> Wave | None:
+        """A real clip at a rate, None if it cannot be read; notes its conversions, or why it cannot be read."""
         try:
             loaded = self.reference.wave(clip, self.models.codec().rate if reconstructed else rate)
         except DataError as error:
-            print(f"{_SKIPPED}{error}", flush=True)
-            changes.update([f"{_SKIPPED}{error}"])
+            print(f"skipped: {error}", flush=True)
+            unreadable.append(str(error))
             return None
-        changes.update(loaded.changed)
+        conversions.update(loaded.changed)
         if not reconstructed:
             return loaded.wave
-        return resampled(self.models.codec().coded(loaded.wave), self.models.codec().rate, rate)
+        return resampled(self.models.codec().reconstruct(loaded.wave), self.models.codec().rate, rate)
 
     def _embed(self, at: Callable[[int], list[Wave]]) -> Arrays:
         """Embeddings (`vectors`, `clap`) with the owners of their windows, and classes; `at` gives clips at a rate."""
@@ -217,7 +222,7 @@ class Evaluator:
 
     def _feature_cache(self, subject: Mapping[str, object]) -> ShardCache:
         tagger = self.tagger.facts if self.tagger is not None else None
-        facts = {"embedding": self.embedder.facts, "clap": self.clap.facts, "tagger": tagger, "layout": 2}
+        facts = {"embedding": self.embedder.facts, "clap": self.clap.facts, "tagger": tagger, "layout": 3}
         return ShardCache(self.store, "features", facts, names=[fingerprint(subject)])
 
     def _clip_keys(self, model_id: str, clips: Sequence[int]) -> list[str]:
@@ -299,7 +304,6 @@ class Evaluator:
         return cost
 
 
-_SKIPPED = "skipped: "
 _AGAIN = "run the evaluation again with `--from generate`"
 
 

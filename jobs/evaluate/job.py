@@ -53,6 +53,8 @@ class EvalWorker:
             self.aggregate()
         elif task.kind == "render":
             self.render()
+        else:
+            raise ValueError(f"an evaluation has no tasks of kind {task.kind}")
 
     def aggregate(self) -> None:
         """Write report.json."""

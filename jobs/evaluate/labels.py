@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.worker.model_refs import SPECIAL_MODELS, split_label
+from jobs.worker.model_refs import SPECIAL_MODELS, parse_label
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
 
 
 def short_label(model_id: str) -> str:
     """The label that the recipe gives a model (`LABEL=REF`), or a short form of its reference."""
-    label, reference = split_label(model_id)
+    label, reference = parse_label(model_id)
     if label:
         return label
     if reference in (*SPECIAL_MODELS, REAL, RECONSTRUCTED):
@@ -22,8 +22,8 @@ def short_label(model_id: str) -> str:
 
 
 def labels(model_ids: Sequence[str]) -> dict[str, str]:
-    """The label of every model: the short one, or the full id where two models would share the short one."""
-    times = Counter(short_label(model_id) for model_id in model_ids)
+    """The label of every model: the short one, or the full id where models or real clips would share the short one."""
+    times = Counter([REAL, RECONSTRUCTED, *(short_label(model_id) for model_id in model_ids)])
     return {
         model_id: short_label(model_id) if times[short_label(model_id)] == 1 else model_id for model_id in model_ids
     }

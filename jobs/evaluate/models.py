@@ -6,8 +6,8 @@ from functools import cached_property
 
 from jobs.distill.models import untrained_student
 from jobs.worker.context import WorkerContext
-from jobs.worker.model_refs import check_guidance, fetch_artifact, split_label
-from tinymusician.artifacts.manifest import fetch, find
+from jobs.worker.model_refs import check_guidance, fetch_artifact, parse_label
+from tinymusician.artifacts.manifest import fetch_once, find
 from tinymusician.config_model import Document
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.generators import Generator, SamplingSettings, TorchGenerator, open_generator
@@ -41,7 +41,7 @@ class EvaluatedModels:
         Raises:
             ModelError: its weights are not those that this run started with.
         """
-        reference = split_label(model_id)[1]
+        reference = parse_label(model_id)[1]
         if reference not in self._loaded:
             self._loaded = {name: generator for name, generator in self._loaded.items() if name == "teacher"}
             self._loaded[reference] = self.open(reference)
@@ -50,7 +50,7 @@ class EvaluatedModels:
 
     def facts(self, model_id: str) -> ModelFacts:
         """A model's facts as this run recorded them; the model is loaded only if the run has not."""
-        reference = split_label(model_id)[1]
+        reference = parse_label(model_id)[1]
         recorded = self._context.run.measurement("model", reference, ModelFacts)
         return recorded or self._record_facts(reference, self.load(reference))
 
@@ -83,11 +83,7 @@ class EvaluatedModels:
         manifest = find(store, name)
         if not any(file.path == MANIFEST for file in manifest.files):
             return fetch_artifact(store, name, cache)[0]
-        folder = cache / "bundles" / manifest.digest
-        if not (folder / ".whole").exists():
-            fetch(store, manifest, folder)
-            (folder / ".whole").touch()
-        return str(folder)
+        return str(fetch_once(store, manifest, cache / "bundles"))
 
     def _record_facts(self, reference: str, generator: Generator) -> ModelFacts:
         facts = ModelFacts(digest=generator.digest, rate=generator.rate, size=sum(generator.sizes.values()))

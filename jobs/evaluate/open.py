@@ -5,6 +5,7 @@ A model's libraries are imported only when the recipe names it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
@@ -73,7 +74,7 @@ def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:
     """
     folder = Path(model_location(name))
     config = folder / "config.json"
-    if config.is_file() and '"band-tagger"' in config.read_text():
+    if config.is_file() and json.loads(config.read_text()).get("model_type") == "band-tagger":
         from tinymusician.house_band.tagger import HouseBandTagger
 
         return HouseBandTagger(folder, device)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.worker.model_refs import split_label
+from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.manifest import Manifest, find
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError, NotFoundError
 from tinymusician.quantize.report import plot_sensitivity
 from tinymusician.quantize.results import QuantizationResult
-from tinymusician.training.metrics import Row, read_metrics
+from tinymusician.training.metrics import Row
 
 Curves = dict[str, list[Row]]
 
@@ -30,7 +30,7 @@ def training_curves(store: Store, labels: Mapping[str, str]) -> Curves:
         if manifest is None or manifest.digest in seen:
             continue
         seen.add(manifest.digest)
-        rows = read_metrics(store, RunStore(store, str(manifest.lineage.get("run"))).metrics_key())
+        rows = RunStore(store, str(manifest.lineage.get("run"))).metrics()
         if rows:
             curves[label] = rows
     return curves
@@ -53,7 +53,7 @@ def sensitivity_plots(store: Store, labels: Mapping[str, str]) -> list[tuple[str
 
 
 def _manifest(store: Store, model_id: str) -> Manifest | None:
-    reference = split_label(model_id)[1]
+    reference = parse_label(model_id)[1]
     if "@sha256:" not in reference:
         return None
     try:

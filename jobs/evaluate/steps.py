@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
-from jobs.worker.model_refs import split_label
+from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
@@ -48,7 +48,7 @@ def agreement_groups(config: EvaluateConfig) -> list[range]:
 
 def generate_tasks(model_ids: Sequence[str], clips: int, teacher_clips: int, batch_size: int) -> list[EvalTask]:
     """`clips` clips of every model and `teacher_clips` of the teacher; models with two labels count once."""
-    counts = {"teacher": teacher_clips} | {split_label(model_id)[1]: clips for model_id in model_ids}
+    counts = {"teacher": teacher_clips} | {parse_label(model_id)[1]: clips for model_id in model_ids}
     return [
         EvalTask("generate", model, group)
         for model, count in counts.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tinymusician.json_types import JsonObject
-from tinymusician.models.param_count import CodecShape, TextShape, parts_of
+from tinymusician.models.param_count import CodecShape, TextShape, component_shapes
 from tinymusician.models.shape import DecoderShape, shape_of
 from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent
 
@@ -19,41 +19,41 @@ def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
     training = recipe.training
     teacher = shape_of(recipe.teacher.model)
     student = student_shape(recipe, teacher)
-    figures: JsonObject = {
+    estimate: JsonObject = {
         "teacher_decoder_parameters": teacher.parameters if teacher else "unknown until its config.json is at hand",
         "student_decoder_parameters": student.parameters if student else "unknown until its config.json is at hand",
         "steps": training.steps,
         "workers": workers,
     }
-    figures |= _component_costs(recipe, teacher, student)
+    estimate |= _component_costs(recipe, teacher, student)
     if teacher and student:
-        codes_a_row = frames_of(recipe, teacher) * teacher.codebooks
-        figures["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_a_row
-        figures["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
-        figures["memory_a_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
-        figures["memory_counts"] = (
+        codes_per_row = frames_of(recipe, teacher) * teacher.codebooks
+        estimate["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_per_row
+        estimate["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
+        estimate["memory_per_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
+        estimate["memory_counts"] = (
             "the peak of sampling and training: weights, caches, gradients, AdamW moments, teacher, logits, "
             "activations; not the text encoder, nor what trains it and the codec"
         )
-    return figures
+    return estimate
 
 
 def _component_costs(recipe: Recipe, teacher: DecoderShape | None, student: DecoderShape | None) -> dict[str, int]:
     """The parameters of all components that a device needs, for a recipe that makes several smaller."""
-    shapes = parts_of(recipe.teacher.model)
-    if not recipe.has_small_parts or shapes is None or teacher is None or student is None:
+    shapes = component_shapes(recipe.teacher.model)
+    if not recipe.has_small_components or shapes is None or teacher is None or student is None:
         return {}
-    figures = _format_count("teacher", teacher, *shapes)
+    estimate = _parameter_counts("teacher", teacher, *shapes)
     text, codec = shapes
     if (text_config := recipe.text_encoder) is not None:
         layers, feed_forward = len(text_config.layers), text_config.feed_forward
         text = replace(text, layers=layers, width=text_config.width, heads=text_config.heads, feed_forward=feed_forward)
     if (codec_config := recipe.codec) is not None:
         codec = replace(codec, filters=codec_config.filters, residual_layers=codec_config.residual_layers)
-    return figures | _format_count("student", student, text, codec)
+    return estimate | _parameter_counts("student", student, text, codec)
 
 
-def _format_count(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape) -> dict[str, int]:
+def _parameter_counts(who: str, decoder: DecoderShape, text: TextShape, codec: CodecShape) -> dict[str, int]:
     projection = 0 if text.width == decoder.width else (text.width + 1) * decoder.width
     counts = {
         "text_encoder": text.parameters,
@@ -61,8 +61,8 @@ def _format_count(who: str, decoder: DecoderShape, text: TextShape, codec: Codec
         "projection": projection,
         "codec_decoder": codec.decoder_parameters,
     }
-    figures = {f"{who}_{part}_parameters": count for part, count in counts.items()}
-    return {**figures, f"{who}_parameters": sum(counts.values())}
+    estimate = {f"{who}_{part}_parameters": count for part, count in counts.items()}
+    return {**estimate, f"{who}_parameters": sum(counts.values())}
 
 
 def pretrain_cost(recipe: Recipe) -> JsonObject:
@@ -82,20 +82,25 @@ def quantize_cost(recipe: Recipe) -> JsonObject:
     """The number of measurements, and the size of the decoder in each precision if its shape is known."""
     config = recipe.quantize
     shape = None if config.model is None or "@" in config.model else shape_of(config.model)
-    figures: JsonObject = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
+    estimate: JsonObject = {"model": config.model or f"the newest student of {recipe.name}", "plan": config.plan}
     if config.plan == "adaptive":
-        figures["rollouts"] = "every group in every precision: about " + (
+        estimate["rollouts"] = "every group in every precision: about " + (
             str(len(config.precisions) * (shape.layers + shape.codebooks + 4)) if shape else "three a decoder layer"
         )
     if shape:
-        a_weight = 4 / config.block_size
-        for precision, size in (("float32", 4.0), ("float16", 2.0), ("int8", 1 + a_weight), ("int4", 0.5 + a_weight)):
-            figures[f"decoder_megabytes_{precision}"] = round(shape.parameters * size / 1e6, 1)
-        figures["memory_a_worker_gib"] = round(3 * 4 * shape.parameters / _GIB, 2)
-        figures["memory_counts"] = (
+        scale_bytes_per_weight = 4 / config.block_size
+        for precision, size in (
+            ("float32", 4.0),
+            ("float16", 2.0),
+            ("int8", 1 + scale_bytes_per_weight),
+            ("int4", 0.5 + scale_bytes_per_weight),
+        ):
+            estimate[f"decoder_megabytes_{precision}"] = round(shape.parameters * size / 1e6, 1)
+        estimate["memory_per_worker_gib"] = round(3 * 4 * shape.parameters / _GIB, 2)
+        estimate["memory_counts"] = (
             "PyTorch's weights, the float32 graphs and those that are tried; not text encoder, codec"
         )
-    return figures
+    return estimate
 
 
 def frames_of(recipe: Recipe, shape: DecoderShape) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from jobs.launch.cluster import CLUSTER_VARIABLE, is_here
+from jobs.launch.cluster import configured_address, is_here
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.launch.validate import check, check_overrides, with_loaded_plan, with_local_paths
 from jobs.registry import JobKind
@@ -13,7 +12,8 @@ from jobs.worker.model_refs import resolve
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import RunError
-from tinymusician.recipe import Recipe, load_recipe, overridden, parse_recipe
+from tinymusician.models.shape import sampling_defaults
+from tinymusician.recipe import Recipe, apply_overrides, load_recipe, parse_recipe
 
 
 def prepare(
@@ -24,7 +24,7 @@ def prepare(
     Raises:
         TinyMusicianError: the recipe, the store or a model cannot be used; `resume` is not a run of this recipe.
     """
-    recipe = load_recipe(recipe_name, tuple(overrides))
+    recipe = with_sampling_defaults(load_recipe(recipe_name, tuple(overrides)))
     if resume:
         recipe = resumed_recipe(store, resume, recipe, overrides)
     check_overrides(kind, list(overrides), recipe)
@@ -36,9 +36,20 @@ def prepare(
     return resolve(store, with_loaded_plan(recipe) if kind == "quantize" else recipe, kind, is_local)
 
 
+def with_sampling_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with the sampling settings that its teacher brings, where the recipe has none."""
+    teacher = recipe.teacher
+    defaults = {
+        key: value for key, value in sampling_defaults(teacher.model).items() if key not in teacher.model_fields_set
+    }
+    content = recipe.model_dump(mode="json")
+    content["teacher"] |= defaults
+    return parse_recipe(content, recipe.name) if defaults else recipe
+
+
 def runs_here(cluster: str | None) -> bool:
     """Whether the job will run on this machine: without an address, or with a local one."""
-    address = cluster or os.environ.get(CLUSTER_VARIABLE)
+    address = configured_address(cluster)
     return address is None or is_here(address)
 
 
@@ -51,15 +62,15 @@ def resumed_recipe(store: Store, run: str, given: Recipe, overrides: Sequence[st
     content = RunStore(store, run).record().recipe
     if content["signals"].get("top_k") and any(override.startswith("signals.source=") for override in overrides):
         raise RunError(
-            f"run {run!r}: learns from the likeliest codes alone (signals.top_k), which no other source gives"
+            f"run {run!r}: was trained on top-k signals (signals.top_k), which only signals.source=cached provides"
         )
     for override in overrides:
         if override.partition("=")[0] not in RESUMABLE_KEYS:
             raise RunError(
-                f"--set {override}: run {run!r} goes on with its own recipe, of which only {', '.join(RESUMABLE_KEYS)} "
-                "may change; start a new run for anything else"
+                f"--set {override}: run {run!r} resumes with its stored recipe, of which only "
+                f"{', '.join(RESUMABLE_KEYS)} may change; start a new run for anything else"
             )
-    recipe = parse_recipe(overridden(content, tuple(overrides)), run)
+    recipe = parse_recipe(apply_overrides(content, tuple(overrides)), run)
     if recipe.name != given.name:
         raise RunError(f"run {run!r}: is of recipe {recipe.name}, not {given.name}")
     return recipe

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jobs.launch import cluster
+from jobs.launch.ray_environment import explicit_address
+from jobs.launch.shortage import current_shortages
 from serve.config import ServeConfig
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
 
 NAME = "tinymusician"
-_ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+(Error|Refused|NotFound|Busy|Denied|Corrupt): )")
+_ERROR = re.compile(r"(ray\.exceptions\.\w+\(\w+\): |[\w.]+Error: )")
 _ADDRESS = "For further information visit"
 """The address that pydantic appends to its errors."""
 _POLL_SECONDS = 0.5
+_PORT_SECONDS = 5.0
 _TIMEOUT_SECONDS = 20.0
-"""Seconds within which a cluster must report a status of a new application."""
+"""Seconds within which a cluster must report a status of a new application, and a new endpoint must answer."""
+_SHORTAGE_SECONDS, _SHORTAGE_AGAIN_SECONDS = 3.0, 15.0
+"""Seconds after which a deployment asks what it waits for, and between such questions."""
 
 
 class DeploymentStatus(NamedTuple):
-    """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT without an endpoint."""
+    """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT without an endpoint.
+
+    `deployed_at` is the time of the last deployment, in seconds since the epoch.
+    """
 
     status: str
     message: str
+    deployed_at: float = 0.0
 
 
 class ServeDeployment:
@@ -38,11 +50,13 @@ class ServeDeployment:
         Raises:
             ClusterError: no cluster responds.
         """
+        self.is_local_ray = cluster.configured_address(address) is None
         self._jobs, self.where = cluster.connect(address, start)
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # Ray reads its token when it is imported
 
         self.is_here = cluster.is_here(self.where)
-        self._client = ServeSubmissionClient(self.where)
+        with explicit_address():
+            self._client = ServeSubmissionClient(self.where)
         self._before: JsonObject | None = None
 
     def deploy(self, settings: ServeConfig, store: Store) -> None:
@@ -56,9 +70,14 @@ class ServeDeployment:
         before = details.get("http_options") or {}
         if details["applications"] and {key: before.get(key) for key in http} != http:
             raise ClusterError(
-                f"cluster {self.where}: serves at {before.get('host')}:{before.get('port')} already, and "
-                f"{settings.host}:{settings.port} was asked for; end that with `tmctl serve --stop` first"
+                f"cluster {self.where}: an endpoint already runs at {before.get('host')}:{before.get('port')}, but "
+                f"{settings.host}:{settings.port} was requested; stop it with `tmctl serve --stop` first"
             )
+        if not details["applications"]:
+            if before:  # Serve keeps its address until it is shut down
+                self._ask(self._client.delete_applications)
+            if self.is_here:
+                _check_port(settings.host, settings.port)
         self._before = details["applications"].get(NAME, {}).get("deployed_app_config")
         self._put(
             {
@@ -71,32 +90,43 @@ class ServeDeployment:
             http,
         )
 
+    def model(self) -> str | None:
+        """The model that the endpoint serves; None without an endpoint."""
+        application = self._applications().get(NAME)
+        return None if application is None else str(application["deployed_app_config"]["args"]["model"])
+
     def state(self) -> DeploymentStatus:
         """The status."""
         application = self._applications().get(NAME)
         if application is None:
             return DeploymentStatus("ABSENT", "")
         messages = [*(one["message"] for one in application["deployments"].values()), application["message"]]
-        return DeploymentStatus(application["status"], next((message for message in messages if message.strip()), ""))
+        message = next((message for message in messages if message.strip()), "")
+        return DeploymentStatus(application["status"], message, application["last_deployed_time_s"])
 
-    def wait(self, on_status: Callable[[DeploymentStatus], None] = lambda state: None) -> None:
-        """Wait until every engine has warmed up; `on_progress` receives changes.
+    def wait(self, on_change: Callable[[str], None] = lambda text: None) -> DeploymentStatus:
+        """Wait until every engine has warmed up; `on_change` receives changes, and what it waits for.
 
         If one cannot, the previous endpoint is restored.
 
         Raises:
             ClusterError: it cannot be served; the message says why.
         """
-        seen, began = None, time.monotonic()
+        seen, began, ask_at = None, time.monotonic(), time.monotonic() + _SHORTAGE_SECONDS
         while (state := self.state()).status != "RUNNING":
             if state != seen:
-                on_status(state)
+                on_change(_status_line(state))
+            if time.monotonic() > ask_at:
+                for shortage in current_shortages(self.where):
+                    on_change(str(shortage))
+                ask_at = time.monotonic() + _SHORTAGE_AGAIN_SECONDS
             absent = state.status == "ABSENT" and time.monotonic() - began > _TIMEOUT_SECONDS
             if absent or state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 self._put(self._before)
                 raise ClusterError(f"cluster {self.where}: {_error_reason(state.message)}")
             seen = state
             time.sleep(_POLL_SECONDS)
+        return state
 
     def stop(self) -> None:
         """Stop the endpoint; other applications of this cluster keep running."""
@@ -123,6 +153,49 @@ class ServeDeployment:
             return what(*words)
         except Exception as error:  # Ray's client raises RuntimeError and requests' own kinds
             raise ClusterError(f"cluster {self.where}: {_error_reason(str(error))}") from error
+
+
+def bundle_at(url: str) -> str:
+    """The digest of the bundle that an endpoint serves, once it answers.
+
+    Raises:
+        ClusterError: it does not answer in time.
+    """
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  # http
+                return str(response.headers["X-Bundle"])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"endpoint {url}: does not answer ({error})") from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Check that nothing listens at an address; Serve releases its own a moment after it was shut down.
+
+    Raises:
+        ClusterError: something does, or this address cannot be used.
+    """
+    deadline = time.monotonic() + _PORT_SECONDS
+    while True:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ClusterError(f"--host {host} --port {port}: {error.strerror}") from error
+            if time.monotonic() > deadline:
+                raise ClusterError(f"--port {port}: another program uses it; choose another port") from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _status_line(state: DeploymentStatus) -> str:
+    lines = state.message.strip().splitlines()
+    return " ".join([state.status, *lines[-1:]])
 
 
 def _error_reason(message: str) -> str:

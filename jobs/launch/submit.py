@@ -44,12 +44,14 @@ def submit(
         workers, address = resume_target(run, kind, workers, address, recipe.evaluate.first != "generate")
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
+    is_local = cluster.configured_address(address) is None
     client, where = cluster.connect(address)
     environment = cluster.runtime_environment(store, where)
     environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     submission = f"{run.id}-{secrets.token_hex(3)}"
     _check_tensor_parallel(recipe.teacher.tensor_parallel_size, workers or 1, kind)
-    run.write_record(_new_record(run, kind, recipe, workers or 1, where, submission))
+    record = _new_record(run, kind, recipe, workers or 1, where, submission)
+    run.write_record(record.model_copy(update={"local_ray": is_local}))
     run.submit()
     try:
         client.submit_job(
@@ -125,8 +127,9 @@ def resume_target(
     # Once it has ended, the cluster may take a while to see it.
     if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
-    elsewhere = None if record.cluster == cluster.LOCAL else record.cluster
-    return workers or record.workers, address or os.environ.get(cluster.CLUSTER_VARIABLE) or elsewhere
+    return workers or record.workers, cluster.configured_address(address) or (
+        None if record.local_ray else record.cluster
+    )
 
 
 def stop(run: RunStore) -> None:

@@ -37,11 +37,11 @@ _GPU_OUT_OF_MEMORY = re.compile(r"CUDA out of memory\. Tried to allocate (\S+ \S
 class LogUploader:
     """Copies lines to standard output, uploads the run's log to the store, and writes heartbeats."""
 
-    def __init__(self, run: RunStore, owned: Callable[[], bool], superseded: Callable[[], None]) -> None:
-        """`owned` tells whether this process is still the run's supervisor; if not, `superseded` is called."""
-        self._run, self._owned, self._superseded = run, owned, superseded
+    def __init__(self, run: RunStore, is_owner: Callable[[], bool], on_superseded: Callable[[], None]) -> None:
+        """`is_owner` tells whether this process is still the run's supervisor; if not, `on_superseded` is called."""
+        self._run, self._is_owner, self._on_superseded = run, is_owner, on_superseded
         self._text, self._sent = run.log(), -1
-        self._lock, self._stop, self._stirred = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
+        self._lock, self._stop, self._last_heartbeat = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
 
@@ -61,16 +61,16 @@ class LogUploader:
         while not self._stop.wait(_UPLOAD_SECONDS):
             try:
                 self._send()
-                if time.monotonic() - self._stirred > _HEARTBEAT_SECONDS:
-                    self._run.heartbeat() if self._owned() else self._superseded()
-                    self._stirred = time.monotonic()
+                if time.monotonic() - self._last_heartbeat > _HEARTBEAT_SECONDS:
+                    self._run.heartbeat() if self._is_owner() else self._on_superseded()
+                    self._last_heartbeat = time.monotonic()
             except StoreError as error:
                 print(f"log: {error}", file=sys.stderr)
 
     def _send(self) -> None:
         with self._lock:
             text = self._text
-        if len(text) != self._sent and self._owned():
+        if len(text) != self._sent and self._is_owner():
             self._run.write_log(text)
             self._sent = len(text)
 
@@ -80,14 +80,14 @@ def supervise(run_id: str, submission: str) -> int:
     run = RunStore(open_store(), run_id)
     record = run.record()
 
-    def owned() -> bool:
+    def is_owner() -> bool:
         return run.record().submission == submission
 
     run.heartbeat()
     _remove_stale_drafts(run)
     run.start()
     child = _start_driver(record.kind, run_id)
-    log = LogUploader(run, owned, child.terminate)
+    log = LogUploader(run, is_owner, child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
 
@@ -106,7 +106,7 @@ def supervise(run_id: str, submission: str) -> int:
     try:
         log.close()  # before the final state, so that a run that has ended has its whole log
     finally:
-        if owned():
+        if is_owner():
             _write_final_state(run, code, stopped.is_set(), message)
     _remove_stale_drafts(run)
     return code
@@ -177,7 +177,7 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
         if memory := _OUT_OF_MEMORY.search(str(error)):
             return TinyMusicianError(
                 f"a machine of the cluster ran out of memory ({memory[1]} of {memory[2]}): ask for fewer --workers, "
-                "for smaller batches, or for machines with more; --resume goes on"
+                "for smaller batches, or for machines with more; continue with --resume"
             )
         if memory := _GPU_OUT_OF_MEMORY.search(str(error)):
             return TinyMusicianError(

@@ -10,12 +10,18 @@ from jobs.launch.estimate import frames_of, student_shape
 from jobs.registry import JobKind
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.param_count import check_codec_size, check_piece, check_text, check_text_width, parts_of
+from tinymusician.models.param_count import (
+    check_codec_size,
+    check_piece,
+    check_text,
+    check_text_width,
+    component_shapes,
+)
 from tinymusician.models.shape import (
     RELEASE,
     DecoderShape,
-    check_narrow,
-    check_split,
+    check_pruned_width,
+    check_tensor_parallel,
     check_weights,
     is_packaged,
     shape_of,
@@ -83,7 +89,7 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
     if kind == "pretrain":
         if recipe.pretrain is None:
             raise RecipeError(
-                f"recipe {recipe.name}: has no `pretrain` part; only the house band is trained from scratch"
+                f"recipe {recipe.name}: has no `pretrain` section; only the house band is trained from scratch"
             )
         return
     if kind == "quantize":
@@ -96,16 +102,17 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         _check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
     from_actors = recipe.signals.source == "actors"
-    if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_parts or ranged or split or from_actors):
+    if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_components or ranged or split or from_actors):
         raise RecipeError(
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
-            "codec, teacher.guidance_range, teacher.tensor_parallel_size and signals.source actors have no place in it"
+            "codec, teacher.guidance_range, teacher.tensor_parallel_size and signals.source=actors are not supported"
         )
     if kind == "pipeline":
         bundled = recipe.pipeline.last not in ("precompute", "distill")
         if ranged and bundled and recipe.quantize.format != "fused":
-            flavour = recipe.quantize.format
-            raise RecipeError(f"quantize.format = {flavour}: has no input for teacher.guidance_range; allowed is fused")
+            raise RecipeError(
+                f"quantize.format = {recipe.quantize.format}: has no input for teacher.guidance_range; allowed is fused"
+            )
         _check_quantize(recipe, here)
         _check_release(recipe, here)
     if here:
@@ -125,7 +132,7 @@ def with_loaded_plan(recipe: Recipe) -> Recipe:
 
     plan = load_plan(recipe.quantize.plan)
     if recipe.quantize.format == "optimum" and plan.cache == "int8":
-        raise PlanError(f"plan {plan.name}: keeps its cache in int8, which flavour optimum does not know")
+        raise PlanError(f"plan {plan.name}: keeps its cache in int8, which format optimum does not support")
     if not isinstance(recipe.quantize.plan, str) or not is_file(recipe.quantize.plan):
         return recipe
     content = {"plan": plan.model_dump(mode="json")}
@@ -204,10 +211,12 @@ def check_shapes(recipe: Recipe) -> None:
             raise RecipeError(f"student.layers = {list(layers)}: the teacher's layers are 0 to {teacher.layers - 1}")
     if isinstance(student_config := recipe.student, WidthPrunedStudent):
         shape = teacher.width, teacher.heads, teacher.feed_forward
-        check_narrow(student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text)
+        check_pruned_width(
+            student_config.width, student_config.heads, student_config.feed_forward, *shape, teacher.text
+        )
     _check_parts(recipe)
     check_length(recipe, teacher)
-    check_split(teacher.heads, teacher.feed_forward, recipe.teacher.tensor_parallel_size)
+    check_tensor_parallel(teacher.heads, teacher.feed_forward, recipe.teacher.tensor_parallel_size)
     if isinstance(recipe.signals, CachedSignalsConfig) and (recipe.signals.top_k or 1) > teacher.vocabulary:
         raise RecipeError(f"signals.top_k = {recipe.signals.top_k}: allowed are 1 to {teacher.vocabulary} codes")
     student = student_shape(recipe, teacher)
@@ -224,7 +233,7 @@ def _check_parts(recipe: Recipe) -> None:
     Raises:
         RecipeError: they are.
     """
-    shapes, teacher = parts_of(recipe.teacher.model), shape_of(recipe.teacher.model)
+    shapes, teacher = component_shapes(recipe.teacher.model), shape_of(recipe.teacher.model)
     if shapes is None or teacher is None:
         return
     if (part := recipe.text_encoder) is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.quantize.workspace import PlanTrial, QuantizationWorkspace
+from jobs.quantize.workspace import QuantizationWorkspace
 from tinymusician.errors import PlanError
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.quantize.results import ParetoPoint
 from tinymusician.quantize.sensitivity import Table, choose
-from tinymusician.recipe import Precision
+from tinymusician.settings import Precision
 
 BUDGET_RESERVE = 0.9
 """The share of the KL budget that a plan may use on the sequences it is chosen on; others differ a little."""
@@ -29,21 +29,21 @@ class PlanSelection:
 def choose_plan(workspace: QuantizationWorkspace, evaluator: PlanEvaluator) -> PlanSelection:
     """The recipe's plan, or the smallest one within its KL budget."""
     config, trials = workspace.config, workspace.trials(evaluator)
-    measured = list(zip(trials, workspace.measured(evaluator, trials), strict=True))
+    measured = list(zip(trials, workspace.measure_or_load(evaluator, trials), strict=True))
     points = [ParetoPoint("float32", evaluator.whole, 0.0)]
-    points += [_pareto_point(trial.plan.name, one) for trial, one in measured if trial.group is None and one.size]
+    points += [_pareto_point(trial.plan.name, one) for trial, one in measured if trial.group is None and one]
     if config.plan != "adaptive":
         plan = load_plan(config.plan)
         check_groups(plan, evaluator)
-        metrics = workspace.measured(evaluator, [PlanTrial(plan, chosen=True)])[0]
+        metrics = workspace.measure_chosen(evaluator, plan)
         others = [point for point in points if point.name != plan.name]
         return PlanSelection(plan, metrics, None, [*others, _pareto_point(plan.name, metrics)])
-    table = evaluator.table({trial.group: one for trial, one in measured if trial.group is not None})
+    table = evaluator.table({trial.group: one for trial, one in measured if trial.group is not None and one})
     base, candidates = workspace.base_plan(), {}
 
     def joint(groups: dict[str, Precision]) -> float:
         plan = base.model_copy(update={"name": "adaptive", "groups": groups})
-        metrics = workspace.measured(evaluator, [PlanTrial(plan, chosen=True)])[0]
+        metrics = workspace.measure_chosen(evaluator, plan)
         candidates[tuple(groups.items())] = metrics
         workspace.context.run.report_progress("choice", len(candidates), len(candidates) + 1)
         print(f"choice: {metrics.size / 1e6:.1f} MB, worst codebook {max(metrics.by_codebook):.4g} nats", flush=True)

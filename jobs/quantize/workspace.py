@@ -20,7 +20,7 @@ from jobs.worker.model_refs import check_guidance, fetch_artifact
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
-from tinymusician.data.shards import ShardCache, fingerprint, make_missing, read_arrays
+from tinymusician.data.shards import Arrays, ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
 from tinymusician.json_types import JsonObject
@@ -29,11 +29,12 @@ from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, tr
 from tinymusician.quantize.export import GRAPHS_VERSION
 from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
-from tinymusician.recipe import Precision, QuantizeConfig
+from tinymusician.recipe import QuantizeConfig
 from tinymusician.runtime.bundle import Bundle
 from tinymusician.runtime.bundle_manifest import BundleManifest, SamplingDefaults
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch
+from tinymusician.settings import Precision
 
 _COMPARED_PLANS = (
     ("int8-rtn", "int8", "rtn", True),
@@ -108,25 +109,27 @@ class QuantizationWorkspace:
 
         `seconds` None is the maximum length.
         """
+        from tinymusician.distill.guidance_scales import evenly_spaced_scales
+
         shape = self.manifest.architecture
         max_frames = shape.window if seconds is None else round(seconds * shape.sampling_rate / shape.hop)
         frames = min(shape.window, max_frames)
         texts = texts_of(load_prompts(self.recipe.sequences.prompts), split)[:count]
-        scales = scales_in_range(self.guidance_range, len(texts)) if self.guidance_range else None
+        scales = evenly_spaced_scales(self.guidance_range, len(texts)) if self.guidance_range else None
         guidance = 1.0 if self.one_pass else self.recipe.teacher.guidance_scale
         facts = {"model": self.digest, "texts": texts, "frames": frames, "guidance": scales or guidance}
         facts |= {"top_k": self.recipe.teacher.top_k, "seed": self.recipe.training.seed}
         facts |= {"temperature": self.recipe.teacher.temperature, "graphs": self.exported.name}
         shards = ShardCache(self.context.run.store, "rollouts", facts, 1)
 
-        def make(_: int) -> JsonObject:
+        def make(_: int) -> Arrays:
             return {"codes": self._sample(texts, frames, guidance, scales)}
 
         make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
         return ForcedBatch(texts, codes, not self.one_pass, scales)
 
-    def trials(self, measurer: PlanEvaluator) -> list[PlanTrial]:
+    def trials(self, evaluator: PlanEvaluator) -> list[PlanTrial]:
         """Everything to measure: the plans that the report compares, and every group alone for `adaptive`."""
         base = self.base_plan()
         compared = [packaged_plan(name) for name in PLANS if name != "float32"]
@@ -136,7 +139,7 @@ class QuantizationWorkspace:
         ]
         result = [PlanTrial(plan) for plan in compared]
         if self.config.plan == "adaptive":
-            pairs = trials(list(measurer.groups), self.config.precisions)
+            pairs = trials(list(evaluator.groups), self.config.precisions)
             result += [PlanTrial(alone(group, precision, base), (group, precision)) for group, precision in pairs]
         return result
 
@@ -169,31 +172,37 @@ class QuantizationWorkspace:
             uniform_int8=False,
         )
 
-    def measure(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> None:
+    def measure(self, evaluator: PlanEvaluator, trials: list[PlanTrial]) -> None:
         """Measure the trials that the store has no metrics of."""
         for trial in trials:
-            cache = self._cache_of(measurer.sequences, trial.plan)
+            cache = self._cache_of(evaluator.sequences, trial.plan)
             if cache.missing():
-                cache.write(0, _to_arrays(self._outcome(measurer, trial)))
+                cache.write(0, _to_arrays(self._outcome(evaluator, trial)))
                 print(f"measured {trial.name}", flush=True)
 
-    def measured(self, measurer: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics]:
-        """The metrics of every trial."""
-        self.measure(measurer, trials)
-        caches = [self._cache_of(measurer.sequences, trial.plan) for trial in trials]
+    def measure_or_load(self, evaluator: PlanEvaluator, trials: list[PlanTrial]) -> list[PlanMetrics | None]:
+        """The metrics of every trial; None for a plan that is not possible for this model."""
+        self.measure(evaluator, trials)
+        caches = [self._cache_of(evaluator.sequences, trial.plan) for trial in trials]
         return [_from_arrays(read_arrays(shard.fetch(0, self.context.cache))) for shard in caches]
 
-    def _outcome(self, measurer: PlanEvaluator, trial: PlanTrial) -> PlanMetrics:
-        """The metrics of a trial; a plan that is only compared may fail, and then has infinite KL."""
+    def measure_chosen(self, evaluator: PlanEvaluator, plan: PrecisionPlan) -> PlanMetrics:
+        """The metrics of a plan that must be possible."""
+        (metrics,) = self.measure_or_load(evaluator, [PlanTrial(plan, chosen=True)])
+        assert metrics is not None, "an impossible plan that was chosen raises an error"
+        return metrics
+
+    def _outcome(self, evaluator: PlanEvaluator, trial: PlanTrial) -> PlanMetrics | None:
+        """The metrics of a trial; None if its plan is only compared, and is not possible."""
         try:
-            return measurer.measure(trial.plan)
+            return evaluator.measure(trial.plan)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever a quantizer meets in a graph of another size or shape
             if trial.group is not None or trial.chosen:
                 raise
             print(f"plan {trial.name} is not possible here: {' '.join(str(error).split())[:200]}", flush=True)
-            return PlanMetrics(0, (float("inf"),) * self.manifest.architecture.codebooks, -float("inf"))
+            return None
 
     def _cache_of(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
         """The cache of a plan's metrics for this model."""
@@ -261,12 +270,6 @@ def check_guidance_input(config: QuantizeConfig, guidance: float, range_: tuple[
     check_guidance(str(config.model), guidance, range_)
 
 
-def scales_in_range(range_: tuple[float, float], count: int) -> tuple[float, ...]:
-    """Evenly spaced scales within a range, without its ends, where half of the embedding is 0."""
-    low, high = range_
-    return tuple(low + (high - low) * (index + 0.5) / count for index in range(count))
-
-
 def without_paths(config: JsonObject) -> JsonObject:
     """A model's configuration without the paths that its components were loaded from."""
     cleaned = {key: value for key, value in config.items() if key != "_name_or_path"}
@@ -280,10 +283,14 @@ def remove_stale_scratch(folder: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def _to_arrays(metrics: PlanMetrics) -> JsonObject:
-    figures = {"size": [metrics.size], "kl": metrics.by_codebook, "codec_snr": [metrics.codec_snr]}
-    return {name: np.array(values) for name, values in figures.items()}
+def _to_arrays(metrics: PlanMetrics | None) -> Arrays:
+    if metrics is None:
+        return {"size": np.zeros(0, np.int64)}
+    values = {"size": [metrics.size], "kl": metrics.by_codebook, "codec_snr": [metrics.codec_snr]}
+    return {name: np.array(value) for name, value in values.items()}
 
 
-def _from_arrays(arrays: JsonObject) -> PlanMetrics:
+def _from_arrays(arrays: Arrays) -> PlanMetrics | None:
+    if len(arrays["size"]) == 0:
+        return None
     return PlanMetrics(int(arrays["size"][0]), tuple(arrays["kl"].tolist()), float(arrays["codec_snr"][0]))

@@ -129,13 +129,14 @@ class PaperReproduction(Reproduction):
         bundles = {name: self.compress(f"kd-decoder-{name}", distilled, json.dumps(_plan(name))) for name in PRECISIONS}
         full, *coarser = self.compare("precision", **bundles).values()
         for name, model in zip(PRECISIONS[1:], coarser, strict=True):
-            what = f"decoder in {name}, {model.size / full.size:.2f} of the bytes"
-            self._claim("precision", f"{what}: FAD not higher", not_worse(_lower_fad(full, model)))
-            self._claim("precision", f"{what}: CLAP not lower", not_worse(_higher_clap(full, model)))
+            size = f"{model.size / full.size:.2f} of the bytes"
+            fad, clap = not_worse(_lower_fad(full, model)), not_worse(_higher_clap(full, model))
+            self._claim("precision", f"decoder in {name}: FAD not higher", fad.with_evidence(size))
+            self._claim("precision", f"decoder in {name}: CLAP not lower", clap.with_evidence(size))
 
     def distill(self, name: str, *overrides: str) -> str:
         """Distil a student from the signals that all conditional students share; returns its reference."""
-        if not any("teacher.target" in override for override in overrides):
+        if not any(override.partition("=")[0] == "teacher.target" for override in overrides):
             self.run("precompute", "signals")
             overrides = (*overrides, "signals.source=cached")
         return str(self.run("distill", name, *overrides).result().artifact)

@@ -74,8 +74,8 @@ def write_audio(run: RunStore, result: EvaluationResult, folder: Path) -> None:
     Raises:
         DataError: the clips together are larger than MAX_AUDIO_BYTES.
     """
-    files = {clip.label: clip.file for clip in result.samples[0].clips}
-    clips = [(model.label, *_beginning(run.audio(files[model.label]))) for model in result.models]
+    files = {clip.model_id: clip.file for clip in result.samples[0].clips}
+    clips = [(model.label, *_beginning(run.audio(files[model.model_id]))) for model in result.models]
     flacs = [encode_flac(wave, rate) for _, wave, rate in clips]
     size = sum(len(flac) for flac in flacs)
     if size > MAX_AUDIO_BYTES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from jobs.cli.output import follow
+from jobs.cli.follow import follow
 from jobs.launch.prepare import prepare
 from jobs.launch.submit import submit
 from jobs.registry import JobKind

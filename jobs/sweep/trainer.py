@@ -13,7 +13,6 @@ from jobs.distill.finalize import MONITOR
 from jobs.distill.models import TeacherStudent, load_models, new_student
 from jobs.distill.objective import objective_config
 from jobs.distill.teacher import cached_signals, online_signals, open_sequences, signal_shard_cache
-from jobs.sweep.tracked_task import TrackedDistillTask
 from jobs.sweep.trials import SweepTrial
 from jobs.worker.context import WorkerContext
 from jobs.worker.stage import trainer_config
@@ -21,6 +20,7 @@ from tinymusician.data.shards import ShardCache
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import SignalSet, SignalSource, TeacherSignals
+from tinymusician.distill.tracked_task import TrackedDistillTask
 from tinymusician.errors import NonFiniteLossError, NotFoundError
 from tinymusician.evaluate.sweep_results import Divergence, TrialCurves
 from tinymusician.models.prune_layers import weights_digest
@@ -47,14 +47,12 @@ class TrialTrainer:
 
     def train(self, trial: SweepTrial) -> None:
         """Train a student, unless the store has it; then delete the training's checkpoints."""
-        cache, run = self._cache(trial), self._context.run
-        prefix = run.checkpoints_key(f"trials/{trial.key}")
+        cache, run, stage = self._cache(trial), self._context.run, f"trials/{trial.key}"
         if cache.missing():
-            weights, curves = self._train(trial, CheckpointManager(self._store, prefix, MONITOR))
+            weights, curves = self._train(trial, CheckpointManager(self._store, run.checkpoints_key(stage), MONITOR))
             arrays = {name: value.numpy() for name, value in weights.items()}
             cache.write(0, arrays, curves.model_dump(mode="json"))
-        for entry in list(self._store.list(f"{prefix}/")):
-            self._store.delete(entry.key)
+        run.delete_checkpoints(stage)
 
     def curves(self, trial: SweepTrial) -> TrialCurves:
         """The metrics of a training.

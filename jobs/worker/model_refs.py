@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinymusician.artifacts.manifest import Manifest, fetch, find
+from tinymusician.artifacts.manifest import Manifest, fetch_once, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
 from tinymusician.models.shape import check_weights, is_packaged
@@ -37,14 +37,14 @@ MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
 """Files that identify artifacts: models, and everything that generates audio."""
 
 
-def split_label(name: str) -> tuple[str, str]:
+def parse_label(name: str) -> tuple[str, str]:
     """Label and reference of `LABEL=REF`; without a label, the label is empty."""
     label, equals, reference = name.partition("=")
     return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
 
 
 def _resolve_evaluated(store: Store, name: str, here: bool) -> str:
-    label, reference = split_label(name)
+    label, reference = parse_label(name)
     if reference not in SPECIAL_MODELS:
         reference = _resolve_one(store, reference, "evaluate.models", here, PLAYING)
     return f"{label}={reference}" if label else reference
@@ -83,11 +83,7 @@ def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest 
     if "@sha256:" not in name:
         return name, None
     manifest = find(store, name)
-    folder = cache / "models" / manifest.digest
-    if not (folder / ".whole").exists():
-        fetch(store, manifest, folder)
-        (folder / ".whole").touch()
-    return str(folder), manifest
+    return str(fetch_once(store, manifest, cache / "models")), manifest
 
 
 def check_guidance(name: str, guidance: float, range_: tuple[float, float]) -> None:

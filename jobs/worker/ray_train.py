@@ -89,11 +89,11 @@ def _run_work(work: Work, context: WorkerContext) -> None:
 
     A store that did not respond may respond later, so its errors are worth a restart.
     """
-    if (refusal := context.run.refusal()) is not None:
-        raise RunError(refusal)
+    if (fatal_error := context.run.fatal_error()) is not None:
+        raise RunError(fatal_error)
     try:
         work(context)
     except TinyMusicianError as error:
         if not isinstance(error, StoreError):
-            context.run.refuse(str(error))
+            context.run.write_fatal_error(str(error))
         raise

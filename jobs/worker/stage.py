@@ -53,7 +53,12 @@ def trainer_config(
 
 
 def train(context: WorkerContext, stage: TrainingStage) -> None:
-    """Run a stage to its end, from its latest checkpoint in the store if there is one."""
+    """Run a stage to its end, from its latest checkpoint in the store if there is one.
+
+    Raises:
+        NonFiniteLossError: a loss or gradient is not finite.
+        RestartWorkers: the step with such a loss is skipped, from the last checkpoint on.
+    """
     from jobs.worker.prometheus import PrometheusLogger
     from jobs.worker.tensorboard import TensorBoardLogger
     from tinymusician.training.checkpoint import CheckpointManager
@@ -68,16 +73,10 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     if context.rank == 0:
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {config.steps} steps", flush=True)
-    rank = RankInfo(context.rank, context.world)
-    engine = DeepSpeedEngine(
-        stage.task.module,
-        stage.optimizer,
-        stage.batch_size,
-        stage.zero_stage,
-        stage.precision,
-        start.state if start is not None else None,
-        rank.grad_accum_steps(config.microbatches or context.world),
-    )
+    rank, state = RankInfo(context.rank, context.world), start.state if start is not None else None
+    grad_accum_steps = rank.grad_accum_steps(config.microbatches or context.world)
+    settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
+    engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
     resume_at = start.step if start is not None else -1
     sinks: list[MetricSink] = []
     if context.rank == 0:

@@ -31,4 +31,4 @@ class TensorBoardLogger:
     def flush(self) -> None:
         self._writer.flush()
         for path in Path(self._scratch.name).iterdir():
-            self._run.upload(path, f"tensorboard/{self._stage}")
+            self._run.write_tensorboard(self._stage, path)

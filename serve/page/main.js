@@ -27,7 +27,7 @@ async function loadModel() {
   } catch (error) {
     bundle = onDevice() && JSON.parse(localStorage.getItem('bundle'));
     if (error.code === 'unauthorized') at('key-part').hidden = false;
-    at('bundle').textContent = error.code === 'unauthorized' ? 'An API key is needed here.' : error.message;
+    at('bundle').textContent = error.code === 'unauthorized' ? 'This server requires an API key.' : error.message;
     if (!bundle) return;
   }
   const version = bundle.version === null ? '' : `, version ${bundle.version}`;
@@ -106,7 +106,7 @@ function formValues() {
   showUnknownWords([]);
   const prompt = at('prompt').value.trim(), seed = at('seed').value.trim();
   if (!prompt) return showError('prompt', 'Enter a description, such as “a slow waltz for flute”.');
-  if (!/^\d*$/.test(seed) || Number(seed) > LARGEST_SEED) return showError('seed', `A whole number up to ${LARGEST_SEED}, or nothing.`);
+  if (!/^\d*$/.test(seed) || Number(seed) > LARGEST_SEED) return showError('seed', `Enter a whole number from 0 to ${LARGEST_SEED}, or leave the field empty.`);
   const values = { prompt, seconds: Number(at('seconds').value), temperature: Number(at('temperature').value) };
   if (!at('guidance').disabled) values.guidance = Number(at('guidance').value);
   if (seed) values.seed = Number(seed);
@@ -222,7 +222,7 @@ async function finish(piece) {
   piece.lasts = sound.have / sound.rate;
   showDownload(piece);
   showFacts(piece);
-  await history.keep(piece).catch(() => showStatus('This browser keeps no history.'));
+  await history.keep(piece).catch(() => showStatus('This browser cannot store the history.'));
   await renderHistory();
 }
 

@@ -88,8 +88,8 @@ def _finish(root: Path) -> None:
     listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True, check=True).stdout
     named = [line.split("=", 1) for line in reversed(listed.splitlines()) if "=" in line]  # the environment wins
     settings = {name.rpartition(".")[2]: value.strip("'") for name, value in named}
-    for links in _paths(settings.get("find-links", "")):
-        shutil.copytree(links, root / links.relative_to("/"))
+    for lineage_edges in _paths(settings.get("find-links", "")):
+        shutil.copytree(lineage_edges, root / lineage_edges.relative_to("/"))
     there = {name: value for name, value in settings.items() if _is_in(root, value)}
     lines = [f"{name} = {value}" for name, value in sorted(there.items())]
     (root / "etc/pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")

@@ -11,7 +11,7 @@ import torch
 from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.generators import SamplingSettings, open_generator
-from tinymusician.models.audiocraft import converted, is_release
+from tinymusician.models.audiocraft import convert_cached, is_release
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
 from tinymusician.recipe import load_recipe
 
@@ -54,9 +54,9 @@ def test_logits_and_codes_are_audiocrafts(release: Path) -> None:
 
 
 def test_it_is_converted_once(release: Path) -> None:
-    first = converted(release)
+    first = convert_cached(release)
     stamp = (first / "config.json").stat().st_mtime_ns
-    assert converted(release) == first
+    assert convert_cached(release) == first
     assert (first / "config.json").stat().st_mtime_ns == stamp
 
 
@@ -90,11 +90,11 @@ def test_invalid_document_is_rejected(release: Path, tmp_path: Path) -> None:
     for name in ("state_dict.bin", "compression_state_dict.bin"):
         torch.save({**package, "xp.cfg": stereo}, tmp_path / name)
     with pytest.raises(ModelError, match="the delay pattern is needed"):
-        converted(tmp_path)
+        convert_cached(tmp_path)
     (tmp_path / "state_dict.bin").write_bytes((release / "state_dict.bin").read_bytes())
     (tmp_path / "compression_state_dict.bin").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"compression_state_dict\.bin: no exported checkpoint of audiocraft"):
-        converted(tmp_path)
+        convert_cached(tmp_path)
     (tmp_path / "state_dict.bin").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="no exported checkpoint of audiocraft"):
-        converted(tmp_path)
+        convert_cached(tmp_path)

@@ -76,7 +76,7 @@ def test_recipes(tmp_path: Path) -> None:
     cost = shown["cost"]
     assert cost["student_decoder_parameters"] == pytest.approx(0.6 * cost["teacher_decoder_parameters"], rel=0.002)
     assert cost["steps"] == shown["training"]["steps"]
-    assert cost["memory_a_worker_gib"] > 4 * cost["teacher_decoder_parameters"] / 2**30
+    assert cost["memory_per_worker_gib"] > 4 * cost["teacher_decoder_parameters"] / 2**30
     text = tmctl(tmp_path, "recipes", "show", "tinymusician").stdout
     assert "teacher.model = facebook/musicgen-large" in text
     assert "student decoder parameters: 419584000" in text
@@ -136,7 +136,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("submit", "quantize", "band", "--set", "quantize.method=hqq"), "symmetric must be false"),
         (
             ("submit", "quantize", "band", "--set", "quantize.format=optimum", "--set", "quantize.cache=int8"),
-            "format optimum: knows neither cache int8 nor continuation",
+            "format optimum: supports neither cache int8 nor continuation",
         ),
         (("generate", "a reel", "--model", "nobody"), "artifact 'nobody': not in"),
         (("generate", "a reel", "--model", "/none"), "model '/none': no such folder"),
@@ -152,7 +152,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("submit", "distill", "band", "--set", "training.learning_rate=.inf"), "should be a finite number"),
         (("submit", "distill", "band", "--cluster", "ray://x:1"), "the address of Ray's dashboard is needed"),
         (("submit", "pretrain", "band", "--set", "training.steps=70"), "pretraining reads only pretrain."),
-        (("submit", "pretrain", "musicgen-tiny"), "has no `pretrain` part"),
+        (("submit", "pretrain", "musicgen-tiny"), "has no `pretrain` section"),
         (("status", "none"), "run 'none': not in file://"),
         (("logs", "none"), "run 'none': not in file://"),
         (("artifacts", "show", "none"), "artifact 'none': not in file://"),

@@ -179,7 +179,9 @@ def test_page_works_offline_after_the_first_load(browser: Browser, here: Endpoin
 def test_altered_file_is_not_used(page: Page) -> None:
     page.route("**/decoder.onnx", lambda route: route.fulfill(status=200, body=b"\0" * 12_608_487))
     page.get_by_label("Generate on this device").check()
-    expect(page.locator("#device-note")).to_contain_text("decoder.onnx is not what its digest says", timeout=60_000)
+    expect(page.locator("#device-note")).to_contain_text(
+        "decoder.onnx does not match its SHA-256 digest", timeout=60_000
+    )
     assert not page.get_by_label("Generate on this device").is_checked()
     assert np.abs(play(page, 1)).max() > 0.01
     assert generated_on(page).startswith("the server")

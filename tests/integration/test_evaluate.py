@@ -35,10 +35,10 @@ def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], t
 
     result = folder.report(EvaluationResult)
     assert result.provenance.real_clips == CLIPS - 1
-    changes = result.provenance.audio_changes
-    assert changes["2 channels averaged"] == 1
-    assert changes["resampled from 16000 Hz"] == CLIPS / 2 - 1
-    assert sum(DAMAGED in change for change in changes) == 1
+    conversions = result.provenance.conversions
+    assert conversions["2 channels averaged"] == 1
+    assert conversions["resampled from 16000 Hz"] == CLIPS / 2 - 1
+    assert [DAMAGED in reason for reason in result.provenance.unreadable] == [True]
     models = {model.label: model for model in result.models}
     teacher, untrained = models["teacher"], models["untrained"]
     assert teacher.agreement is not None

@@ -72,7 +72,7 @@ def test_from_recipe_to_device(
         "p1.quantize-"
     )
     result = tmctl_json(ray, store, "artifacts", "lineage", "tiny-bundle")
-    assert [step["made"].split("@")[0] for step in result["made_of"]] == ["tiny-bundle", "tiny"]
+    assert [step["derived"].split("@")[0] for step in result["sources"]] == ["tiny-bundle", "tiny"]
 
     device = ["pull", "tiny-bundle@stable", "--to", str(folder), "--root-key", root]
     assert tmctl_json(ray, store, *device)["version"] == 1

@@ -71,7 +71,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert "evaluation: it has none. Nothing was promoted; --override REASON" in person.refused(*promote)
     assert person.tmctl_json(*promote, "--override", "by ear")["about"]["why"]["overridden"] == "by ear"
     pull = ("pull", "band-bundle@stable", "--to", "phone")
-    assert "knows no root key yet; give the publisher's with --root-key" in person.refused(*pull)
+    assert "has no root key yet; give the publisher's (--root-key)" in person.refused(*pull)
     assert person.tmctl_json(*pull, "--root-key", root)["version"] == 1
 
     second = person.made("band-bundle", "bundle", {"decoder": "d22", "codec": "c"}, model=student.reference, run="r-3")
@@ -113,9 +113,9 @@ def test_origin_of_a_model(person: Person) -> None:
     student = person.made("band", "student", {"model": "s"}, teacher="band-large", run="r-1", **data, **made)
     bundle = person.made("band-bundle", "bundle", {"decoder": "d"}, model=student.reference, run="r-2")
     result = person.tmctl_json("artifacts", "lineage", "band", "--picture", "lineage.svg")
-    assert [(step["origin"], step["made"]) for step in result["made_of"]] == [("band-large", student.reference)]
-    assert [(step["origin"], step["made"]) for step in result["became"]] == [(student.reference, bundle.reference)]
-    (about,) = result["circumstances"].values()
+    assert [(step["source"], step["derived"]) for step in result["sources"]] == [("band-large", student.reference)]
+    assert [(step["source"], step["derived"]) for step in result["derived"]] == [(student.reference, bundle.reference)]
+    (about,) = result["provenance"].values()
     assert about["recipe"] == "band"
     assert about["code"].startswith("0123456789ab, with changes")
     assert about["data"] == "captions sha256:abcdefab"

@@ -97,7 +97,7 @@ def test_rate_limit_of_a_key_refills(tmp_path: Path) -> None:
             pass
     with pytest.raises(RateLimitError) as often, gate.slot(key):
         pass
-    assert often.value.wait == pytest.approx(2.0)
+    assert often.value.retry_after == pytest.approx(2.0)
     moment.seconds += 2.0
     with gate.slot(key):
         pass

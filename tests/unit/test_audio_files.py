@@ -53,19 +53,19 @@ def test_unknown_suffix_names_the_supported_ones(tmp_path: Path) -> None:
 
 
 def test_clipping_audio_is_limited_to_minus_one_decibel() -> None:
-    assert loudness.limited(TONE) == (TONE, None)
-    samples, peak = loudness.limited(4 * TONE)
+    assert loudness.limit_peak(TONE) == (TONE, None)
+    samples, peak = loudness.limit_peak(4 * TONE)
     assert peak == pytest.approx(20 * np.log10(2), abs=1e-3)
     assert np.abs(samples).max() == pytest.approx(10 ** (-1 / 20), rel=1e-6)
 
 
 def test_fade_out_is_linear() -> None:
     ones = np.ones(RATE, np.float32)
-    faded = loudness.faded_out(ones, RATE, 0.5)
+    faded = loudness.fade_out_samples(ones, RATE, 0.5)
     assert (faded[: RATE // 2] == 1).all()
     np.testing.assert_allclose(faded[RATE // 2 :], np.linspace(1, 0, RATE // 2), atol=1e-6)
-    assert (loudness.faded_out(ones, RATE, 0) == ones).all()
-    assert loudness.faded_out(ones, RATE, 9)[0] == 1
+    assert (loudness.fade_out_samples(ones, RATE, 0) == ones).all()
+    assert loudness.fade_out_samples(ones, RATE, 9)[0] == 1
 
 
 def test_normalize_reaches_the_loudness() -> None:
@@ -85,7 +85,7 @@ def test_existing_file_keeps_its_mode_and_link(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     target.chmod(0o600)
     link.symlink_to("target.wav")
-    with pytest.raises(DataError, match=r"exists already; --force"):
+    with pytest.raises(DataError, match=r"exists already; use force"):
         audio_output.check_writable(link, force=False)
     audio_output.check_writable(link, force=True)
     audio_output.write(link, b"new")

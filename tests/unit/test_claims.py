@@ -37,8 +37,8 @@ def cost(lowest: float, highest: float) -> InferenceCost:
 def test_distances_differ_where_intervals_do_not_overlap() -> None:
     assert str(lower(distance(1), distance(2))) == "holds (1.000 and 2.000)"
     assert str(lower(distance(2), distance(1))) == "does not hold (2.000 and 1.000)"
-    assert str(lower(distance(1), distance(2, 1.5))) == "cannot be told at this scale (1.000 and 2.000)"
-    assert str(lower(distance(1), Interval(2))) == "cannot be told at this scale"
+    assert str(lower(distance(1), distance(2, 1.5))) == "undecided at this scale (1.000 and 2.000)"
+    assert str(lower(distance(1), Interval(2))) == "undecided at this scale"
     assert lower(None, distance(1)).verdict == Verdict.UNDECIDED
 
 
@@ -77,7 +77,7 @@ def test_tolerance_uses_the_interval_of_the_difference() -> None:
 def test_times_differ_where_no_run_is_as_fast() -> None:
     assert str(slower(cost(2, 3), cost(1, 1.5))) == "holds (2.00 of its time)"
     assert str(slower(cost(1, 1.5), cost(2, 3))) == "does not hold (0.50 of its time)"
-    assert str(slower(cost(1, 3), cost(2, 2))) == "cannot be told at this scale (1.00 of its time)"
+    assert str(slower(cost(1, 3), cost(2, 2))) == "undecided at this scale (1.00 of its time)"
     assert slower(None, cost(1, 2)).verdict == Verdict.UNDECIDED
 
 

@@ -21,7 +21,7 @@ from tinymusician.distill.schedules import TemperatureSchedule
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-from tinymusician.models.prune_layers import cut_student
+from tinymusician.models.prune_layers import prune_layers
 from tinymusician.recipe import FixedBiKLConfig, Objective, PlainObjectiveConfig, StageMixedConfig, SwitchedBiKLConfig
 from tinymusician.training.engine import AdamConfig
 from tinymusician.training.torch_engine import TorchEngine
@@ -39,7 +39,7 @@ OBJECTIVES: list[Objective] = [
 def build(folder: Path, target: Any, objective: Objective, steps: int) -> DistillTask:
     teacher = load_musicgen(str(folder))
     source = OnlineTeacher(teacher, tiny_tokens(folder), target, 3.0, torch.float32)
-    return task_of(cut_student(teacher, [0, 3]), source, objective, steps, temperature=2.0)
+    return task_of(prune_layers(teacher, [0, 3]), source, objective, steps, temperature=2.0)
 
 
 @pytest.mark.parametrize("target", ["conditional", "guided"])
@@ -121,7 +121,7 @@ def test_teacher_samples_have_the_lowest_teacher_nll(tiny_musicgen: Path) -> Non
     teacher = load_musicgen(str(tiny_musicgen))
     ids, mask = tokenize_captions(load_tokenizer(str(tiny_musicgen)), CAPTIONS * 8)
     prompts = TokenDataset(np.zeros((32, 4, 20), np.int16), ids, mask)
-    stranger = cut_student(teacher, [2])
+    stranger = prune_layers(teacher, [2])
     teacher_samples, student_samples = (
         sample_stats(teacher, model, prompts, 1.0, 16, 1.0, 0, batch_size=32) for model in (teacher, stranger)
     )

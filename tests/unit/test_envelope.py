@@ -8,7 +8,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tinymusician.artifacts.envelope import MAX_BYTES, canonical, encoded, seal, textual, unseal
+from tinymusician.artifacts.envelope import MAX_BYTES, canonical, pre_auth_encoding, seal, textual, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.errors import UntrustedError
 
@@ -30,7 +30,7 @@ def trusted(key: Ed25519PrivateKey) -> dict[str, str]:
 
 def test_example_of_the_specification() -> None:
     """protocol.md of DSSE 1.0."""
-    result = encoded("http://example.com/HelloWorld", b"hello world")
+    result = pre_auth_encoding("http://example.com/HelloWorld", b"hello world")
     assert result == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
 
@@ -60,7 +60,7 @@ def test_invalid_input_is_rejected(key: Ed25519PrivateKey) -> None:
     good = json.loads(seal(KIND, CONTENT, [key]))
     changed = {**good, "payload": base64.b64encode(b'{"a":1}').decode()}
     loose = b'{"a": null}'
-    signature = base64.b64encode(key.sign(encoded(KIND, loose))).decode()
+    signature = base64.b64encode(key.sign(pre_auth_encoding(KIND, loose))).decode()
     spaced = {
         "payload": base64.b64encode(loose).decode(),
         "payloadType": KIND,

@@ -152,7 +152,7 @@ def test_identical_clips_have_no_spread() -> None:
 
 def test_subsets_are_of_clips_in_order() -> None:
     clips = ClipEmbeddings.of([np.full((2, 1), 0.0), np.full((1, 1), 1.0), np.full((3, 1), 2.0)])
-    result = clips.chosen(np.array([2, 0, 2]))
+    result = clips.select(np.array([2, 0, 2]))
     assert result.values[:, 0].tolist() == [2, 2, 2, 0, 0, 2, 2, 2]
     assert result.owners.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert clips.clip(2).tolist() == [[2], [2], [2]]

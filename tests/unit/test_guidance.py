@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.distill.finalize import scales_between
 from tests.distill_tasks import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.distill.guidance_scales import FixedScaleSource, GuidanceSampler
+from tinymusician.distill.guidance_scales import FixedScaleSource, GuidanceSampler, integer_scales
 from tinymusician.distill.sampling_stats import sampling_logits
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
@@ -22,11 +21,11 @@ from tinymusician.evaluate.generators import TorchGenerator
 from tinymusician.models.guidance import (
     add_guidance_conditioning,
     is_guidance_conditioned,
-    passes_of,
     plays_in_one_pass,
+    sampling_scale,
 )
 from tinymusician.models.musicgen import ConditionedDecoder, guidance_condition, load_musicgen, load_tokenizer
-from tinymusician.models.prune_layers import cut_student
+from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.saving import save_musicgen
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig
@@ -66,7 +65,7 @@ def test_each_row_has_its_guidance_scale(tiny_musicgen: Path, tokens: TokenDatas
 def test_new_student_ignores_guidance(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its initial logits are its teacher's with text, for every scale."""
     teacher = load_musicgen(str(tiny_musicgen))
-    student = add_guidance_conditioning(cut_student(teacher, range(4)), 1.0, 5.0)
+    student = add_guidance_conditioning(prune_layers(teacher, range(4)), 1.0, 5.0)
     signals = both_passes(tiny_musicgen, tokens)(ROWS)
     result = sampling_logits(
         student, ConditionedDecoder(student), FixedScaleSource(lambda_source(signals), 4.0)(ROWS).sequences
@@ -119,7 +118,7 @@ def test_guidance_conditioned_student_survives_saving(tiny_musicgen: Path, tmp_p
     save_musicgen(tmp_path, student, tokenizer)
     loaded = load_musicgen(str(tmp_path))
     assert is_guidance_conditioned(loaded)
-    assert (plays_in_one_pass(loaded), passes_of(loaded, 4.0)) == (True, 1.0)
+    assert (plays_in_one_pass(loaded), sampling_scale(loaded, 4.0)) == (True, 1.0)
     ids, mask = (torch.from_numpy(each) for each in tokenize_captions(tokenizer, CAPTIONS))
     with torch.no_grad():
         states = [
@@ -133,16 +132,16 @@ def test_guidance_conditioned_student_survives_saving(tiny_musicgen: Path, tmp_p
     assert len(generator.forced(CAPTIONS, codes, 2.0)) == 4, "one pass"
     plain = load_musicgen(str(tiny_musicgen))
     assert not is_guidance_conditioned(plain)
-    assert passes_of(plain, 4.0) == 4.0
+    assert sampling_scale(plain, 4.0) == 4.0
 
 
 def test_ranges() -> None:
-    assert scales_between(None) == []
-    assert scales_between((1.0, 5.0)) == [1, 2, 3, 4, 5]
-    assert scales_between((1.5, 3.25)) == [1.5, 2, 3, 3.25]
+    assert integer_scales(None) == []
+    assert integer_scales((1.0, 5.0)) == [1, 2, 3, 4, 5]
+    assert integer_scales((1.5, 3.25)) == [1.5, 2, 3, 3.25]
     ranged = "teacher.guidance_range=[1, 5]"
     assert load_recipe("band", (ranged, "teacher.target=guided")).teacher.passes == "conditional"
-    with pytest.raises(RecipeError, match="only target guided tells the student its scale"):
+    with pytest.raises(RecipeError, match="needs target guided, which conditions the student on its scale"):
         load_recipe("band", (ranged,))
     with pytest.raises(RecipeError, match="must rise and contain the default, guidance_scale 2"):
         load_recipe("band", ("teacher.guidance_range=[3, 5]", "teacher.target=guided"))

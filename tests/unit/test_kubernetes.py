@@ -78,7 +78,7 @@ def test_serve_config_is_valid_for_the_endpoint_and_ray() -> None:
     (application,) = ServeDeploySchema.model_validate(config).applications
     settings = read_config(application.args)
     assert application.import_path == "serve.deployments:build"
-    assert (settings.host, settings.follows) == (config["http_options"]["host"], True)
+    assert (settings.host, settings.is_alias) == (config["http_options"]["host"], True)
     mounted = [mount["mountPath"] for mount in templates()["engines"]["spec"]["containers"][0]["volumeMounts"]]
     assert str(settings.api_keys).startswith(tuple(mounted))
     (engines,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]

@@ -17,7 +17,7 @@ from tinymusician.errors import ModelError, RecipeError
 from tinymusician.models.audiocraft import is_release
 from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
 from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
-from tinymusician.models.prune_layers import check_pair, cut_student, weights_digest
+from tinymusician.models.prune_layers import check_pair, prune_layers, weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, RELEASED, DecoderShape, shape_of
 from tinymusician.runtime.generator import GenerationRequest, load_generator
@@ -89,7 +89,7 @@ def test_same_seed_same_samples(tiny_musicgen: Path) -> None:
 
 def test_layer_pruned_student_is_the_teacher_without_the_other_layers(tiny_musicgen: Path, tmp_path: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
-    student = cut_student(teacher, [0, 3])
+    student = prune_layers(teacher, [0, 3])
     student.save_pretrained(tmp_path)
     student = MusicgenForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert student.config.decoder.num_hidden_layers == 2
@@ -106,7 +106,7 @@ def test_layer_pruned_student_is_the_teacher_without_the_other_layers(tiny_music
 def test_training_does_not_change_the_teacher(tiny_musicgen: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     before = weights_digest(teacher)
-    student = cut_student(teacher, [1])
+    student = prune_layers(teacher, [1])
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1)
@@ -116,9 +116,9 @@ def test_training_does_not_change_the_teacher(tiny_musicgen: Path) -> None:
 def test_missing_layers(tiny_musicgen: Path) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
     with pytest.raises(RecipeError, match="layer 4; the teacher's are 0 to 3"):
-        cut_student(teacher, [0, 4])
+        prune_layers(teacher, [0, 4])
     with pytest.raises(RecipeError, match="5 layers; the teacher has 4"):
-        cut_student(teacher, [0, 1, 2, 3, 3])
+        prune_layers(teacher, [0, 1, 2, 3, 3])
 
 
 def test_pairs_that_do_not_fit(tiny_musicgen: Path) -> None:

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinymusician.artifacts.envelope import encoded, seal
+from tinymusician.artifacts.envelope import pre_auth_encoding, seal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.artifacts.release import KIND, Release, read_release
-from tinymusician.artifacts.trust import RootMetadata, next_root, read_root, sealed_root
+from tinymusician.artifacts.trust import RootMetadata, next_root, read_root, sign_root
 from tinymusician.errors import UntrustedError
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -77,7 +77,7 @@ def written(content: Any) -> bytes:
 
 def signed_as_is(payload: bytes) -> bytes:
     """An envelope around anything, signed with the trusted key."""
-    signature = base64.b64encode(KEY.sign(encoded(KIND, payload))).decode()
+    signature = base64.b64encode(KEY.sign(pre_auth_encoding(KIND, payload))).decode()
     envelope = {"payload": base64.b64encode(payload).decode(), "payloadType": KIND}
     return json.dumps({**envelope, "signatures": [{"keyid": next(iter(TRUSTED)), "sig": signature}]}).encode()
 
@@ -132,7 +132,7 @@ def test_values_that_languages_serialize_differently(value: Any, why: str) -> No
 
 ROOT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 ROOT = next_root(None, ROOT_KEY, KEY, datetime(2030, 1, 1, tzinfo=UTC))
-ROOT_DATA = sealed_root(ROOT, [ROOT_KEY])
+ROOT_DATA = sign_root(ROOT, [ROOT_KEY])
 
 
 @settings(max_examples=2000, deadline=None, derandomize=True, database=None)

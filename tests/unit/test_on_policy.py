@@ -20,7 +20,7 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import encode_text, load_musicgen
-from tinymusician.models.prune_layers import cut_student
+from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.sampling import sample_codes
 from tinymusician.recipe import OnPolicyConfig, load_recipe
 from tinymusician.training.engine import AdamConfig
@@ -39,7 +39,7 @@ def build(
     def judge(other: TokenDataset) -> OnlineTeacher:
         return OnlineTeacher(teacher, other, "guided", 3.0, torch.float32)
 
-    student = cut_student(teacher, [0, 3])
+    student = prune_layers(teacher, [0, 3])
     shards = ShardCache(store, "on-policy", {"run": "r"}, STEPS)
     samples = OnPolicySampler(
         student,
@@ -125,7 +125,7 @@ def test_sampling_does_not_change_the_student(tiny_musicgen: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (("on_policy.share=0.5", "signals.source=cached"), "shards know no new sequences"),
+        (("on_policy.share=0.5", "signals.source=cached"), "shards have no signals of new sequences"),
         (("on_policy.share=0.5", "training.zero_stage=3"), "allowed are training.zero_stage 0 to 2"),
         (("on_policy.share=0.01",), r"on_policy\.share = 0\.01: is less than one of training\.batch_size = 8"),
     ],

@@ -34,11 +34,11 @@ from tinymusician.distill.text_distill import TextEncoderDistillTask, fit_text, 
 from tinymusician.errors import RecipeError
 from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
-from tinymusician.models.param_count import CodecShape, TextShape, parts_of
-from tinymusician.models.prune_layers import cut_student
-from tinymusician.models.prune_width import narrow_student
-from tinymusician.models.prune_width_codec import narrow_codec, with_codec
-from tinymusician.models.prune_width_text import ProjectedTextEncoder, narrow_text, with_text
+from tinymusician.models.param_count import CodecShape, TextShape, component_shapes
+from tinymusician.models.prune_layers import prune_layers
+from tinymusician.models.prune_width import prune_width
+from tinymusician.models.prune_width_codec import prune_codec, with_codec
+from tinymusician.models.prune_width_text import ProjectedTextEncoder, prune_text_encoder, with_text
 from tinymusician.models.sampling import decode_audio
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig
@@ -75,7 +75,7 @@ def trained(task: Any, steps: int, rate: float) -> tuple[dict[str, float], dict[
 
 class TestText:
     def test_identity_pruning_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
-        text = narrow_text(teacher.text_encoder, [0], 16, 2, 32)
+        text = prune_text_encoder(teacher.text_encoder, [0], 16, 2, 32)
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
     def test_silent_lines_need_no_coverage(self, teacher: Any, tokens: TokenDataset) -> None:
@@ -84,13 +84,13 @@ class TestText:
         with torch.no_grad():
             attention.SelfAttention.o.weight[:, :8] = 0
             feed_forward.DenseReluDense.wo.weight[:, ::4] = 0
-        text = narrow_text(teacher.text_encoder, [0], 16, 1, 24)
+        text = prune_text_encoder(teacher.text_encoder, [0], 16, 1, 24)
         assert text.encoder.config.num_heads == 1
         torch.testing.assert_close(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states)
 
     def test_student_uses_the_distilled_text_encoder(self, teacher: Any, tokens: TokenDataset, tmp_path: Path) -> None:
         """Map and projection are one: transformers' own model gives what the teacher gives for mapped states."""
-        text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+        text = prune_text_encoder(teacher.text_encoder, [0], 8, 2, 16)
         with torch.no_grad():
             text.to_teacher.bias.normal_()
         ids, mask = text_of(tokens)
@@ -103,13 +103,13 @@ class TestText:
         torch.testing.assert_close(actual.view(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
     def test_one_as_wide_as_the_decoder(self, teacher: Any) -> None:
-        student = narrow_student(teacher, [0], 8, 1, 16)
+        student = prune_width(teacher, [0], 8, 1, 16)
         with pytest.raises(RecipeError, match=r"text_encoder\.width = 8: is that of the student's decoder"):
-            with_text(student, narrow_text(teacher.text_encoder, [0], 8, 2, 16))
+            with_text(student, prune_text_encoder(teacher.text_encoder, [0], 8, 2, 16))
 
     def test_it_learns(self, teacher: Any, tokens: TokenDataset) -> None:
         torch.manual_seed(0)
-        text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+        text = prune_text_encoder(teacher.text_encoder, [0], 8, 2, 16)
         cut = state_error(text(*text_of(tokens)), encode_text(teacher, *text_of(tokens)).states, text_of(tokens)[1])
         fit_text(text, teacher, *text_of(tokens))
         before, after = trained(
@@ -133,7 +133,7 @@ class TestText:
 
 class TestCodec:
     def test_identity_pruning_is_the_teacher(self, teacher: Any, tokens: TokenDataset) -> None:
-        codec = narrow_codec(teacher.audio_encoder, 4, 1)
+        codec = prune_codec(teacher.audio_encoder, 4, 1)
         result = sound_closeness(codec, teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         assert result["spectral"] < 1e-4
         assert result["same_codes"] == 1
@@ -154,7 +154,7 @@ class TestCodec:
                 weight for module in modules if isinstance(module, nn.LSTM) for weight in module.parameters()
             ):
                 weight[1::2] = 0
-        new, latent = narrow_codec(old, 2, 1), latents_of(old, torch.from_numpy(tokens.codes.astype(np.int64)))
+        new, latent = prune_codec(old, 2, 1), latents_of(old, torch.from_numpy(tokens.codes.astype(np.int64)))
         wave = decode_latents(old, latent).wave
         torch.testing.assert_close(decode_latents(new, latent).wave, wave)
         torch.testing.assert_close(new.encoder(wave[:, None]), old.encoder(wave[:, None]))
@@ -164,17 +164,17 @@ class TestCodec:
         config = copy.deepcopy(teacher.config.audio_encoder)
         config.num_residual_layers = 2
         deep = EncodecModel(config).eval()
-        same = narrow_codec(narrow_codec(deep, 4, 1), 4, 0)
+        same = prune_codec(prune_codec(deep, 4, 1), 4, 0)
         latent = torch.randn(2, 8, 20)
         torch.testing.assert_close(
-            decode_latents(same, latent).wave, decode_latents(narrow_codec(deep, 4, 0), latent).wave
+            decode_latents(same, latent).wave, decode_latents(prune_codec(deep, 4, 0), latent).wave
         )
         for layer in (layer for layer in deep.decoder.layers if hasattr(layer, "block")):
             layer.forward = lambda values: values
         torch.testing.assert_close(decode_latents(same, latent).wave, decode_latents(deep, latent).wave)
 
     def test_student_uses_the_distilled_codec(self, teacher: Any, tmp_path: Path) -> None:
-        codec = narrow_codec(teacher.audio_encoder, 2, 1)
+        codec = prune_codec(teacher.audio_encoder, 2, 1)
         with_codec(teacher, codec).save_pretrained(tmp_path)
         student, codes = load_musicgen(str(tmp_path)), torch.randint(0, 16, (2, 4, 20))
         expected = codec.decode(codes[None], [None]).audio_values[:, 0]
@@ -182,7 +182,7 @@ class TestCodec:
 
     def test_it_learns(self, teacher: Any, tokens: TokenDataset) -> None:
         torch.manual_seed(0)
-        codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+        codec = ProjectedCodec(prune_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
         codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         before, after = trained(
             CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "rates", 8, 0, "cpu"), 60, 3e-3
@@ -191,7 +191,7 @@ class TestCodec:
         assert after["si_sdr"] > before["si_sdr"] + 1
 
     def test_zero_loss_gets_no_larger_weight(self, teacher: Any, tokens: TokenDataset) -> None:
-        codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
+        codec = ProjectedCodec(prune_codec(teacher.audio_encoder, 4, 1), teacher.audio_encoder)
         codec.fit(teacher.audio_encoder, torch.from_numpy(tokens.codes.astype(np.int64)))
         task = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, FRAMES, "uncertainty", 8, 0, "cpu")
         assert task.before["latents"] == task.before["waveform"] == 1e-4
@@ -200,7 +200,7 @@ class TestCodec:
 
     def test_larger_bundle_fails_the_size_gate(self, teacher: Any) -> None:
         with pytest.raises(RecipeError, match=r"codec\.filters = 8: at most the teacher's 4"):
-            narrow_codec(teacher.audio_encoder, 8, 1)
+            prune_codec(teacher.audio_encoder, 8, 1)
 
     def test_certain_codes_are_expected(self, teacher: Any) -> None:
         codes = torch.randint(0, 16, (2, 4, 5))
@@ -215,10 +215,10 @@ def test_joint_training_updates_all_components(
 ) -> None:
     """All losses fall, the audio loss reaches the text encoder, and the published student is the validated one."""
     torch.manual_seed(0)
-    text = narrow_text(teacher.text_encoder, [0], 8, 2, 16)
+    text = prune_text_encoder(teacher.text_encoder, [0], 8, 2, 16)
     fit_text(text, teacher, *text_of(tokens))
-    codec = ProjectedCodec(narrow_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
-    student = with_codec(with_text(cut_student(teacher, [0, 3]), text), codec.codec)
+    codec = ProjectedCodec(prune_codec(teacher.audio_encoder, 2, 1), teacher.audio_encoder)
+    student = with_codec(with_text(prune_layers(teacher, [0, 3]), text), codec.codec)
     student = add_guidance_conditioning(student, scales.low, scales.high) if scales else student
     copy_before = copy.deepcopy(student)
     text, codec.codec = ProjectedTextEncoder(student.text_encoder, text.to_teacher), student.audio_encoder
@@ -289,7 +289,7 @@ class TestBudget:
             weight.numel() for weight in T5EncoderModel(small.config.text_encoder).parameters()
         )
         assert codec.decoder_parameters == parameter_counts(small)["codec_decoder"]
-        result = parts_of("band-large")
+        result = component_shapes("band-large")
         assert result is not None
         band = parameter_counts(load_musicgen("band-large"))
         assert (result[0].parameters, result[1].decoder_parameters) == (band["text_encoder"], band["codec_decoder"])

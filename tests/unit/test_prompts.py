@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -27,20 +28,17 @@ def test_packaged_prompts(name: str) -> None:
 
 def test_general_prompts_match_their_attributes() -> None:
     for prompt in load_prompts("general"):
-        text = prompt.text.lower()
-        assert prompt.genre.lower() in text
-        assert prompt.instrumentation.lower() in text
-        assert prompt.emotion.lower() in text
-        assert prompt.tempo.split(", ")[1].removesuffix(" bpm") in text
-        assert prompt.time in text
+        text, tempo = prompt.text.lower(), str(prompt.tempo).split(", ")[1].removesuffix(" bpm")
+        for attribute in (prompt.genre, prompt.instrumentation, prompt.emotion, prompt.time, tempo):
+            assert str(attribute).lower() in text
 
 
 def test_band_prompts_use_the_vocabulary() -> None:
     from tinymusician.house_band.attributes import INSTRUMENTS, TEMPI
 
     for prompt in load_prompts("band"):
-        assert prompt.instrumentation.removeprefix("solo ") in INSTRUMENTS
-        assert prompt.tempo.split(",")[0] in TEMPI
+        assert str(prompt.instrumentation).removeprefix("solo ") in INSTRUMENTS
+        assert str(prompt.tempo).split(",")[0] in TEMPI
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -50,8 +48,10 @@ def test_mistakes(tmp_path: Path) -> None:
     cases: list[tuple[list[object], str]] = [
         ([], "the file is empty"),
         (rows[:2], "no prompt has split 'test'"),
-        ([*rows, rows[0]], "'train' stands there twice"),
+        ([*rows, rows[0]], "'train' occurs twice"),
         ([{**rows[0], "text": " "}, *rows[1:]], r"prompts\.jsonl:1: text"),
+        ([*rows, {"text": "d"}], "'d' has no split, and others have one"),
+        ([{"text": "a"}, {"text": "b"}], "no prompt has split 'train'"),
         ([rows[0], {**rows[1], "mood": "x"}, rows[2]], r"prompts\.jsonl:2: mood"),
         ([rows[0], {**rows[1], "split": "dev"}, rows[2]], r"prompts\.jsonl:2: split"),
     ]
@@ -63,3 +63,19 @@ def test_mistakes(tmp_path: Path) -> None:
         load_prompts(str(path))
     with pytest.raises(DataError, match=r"No such file.*packaged are general, band"):
         load_prompts(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_prompts_without_splits(tmp_path: Path, suffix: str) -> None:
+    """The splits depend on the texts alone: their order does not matter, and blank lines and a BOM do not count."""
+    texts = [f"a {tempo} {kind}" for tempo in ("slow", "fast") for kind in ("jig", "reel", "march", "waltz", "polka")]
+    lines = [text if suffix == ".txt" else json.dumps({"text": text}) for text in texts]
+    path = tmp_path / f"prompts{suffix}"
+    path.write_text("\ufeff" + "\n\n".join(lines), "utf-8")
+    prompts = load_prompts(str(path))
+    assert [prompt.text for prompt in prompts] == texts
+    assert [len(texts_of(prompts, split)) for split in ("train", "validation", "test")] == [8, 1, 1]
+    first = min(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    assert texts_of(prompts, "validation") == [first]
+    path.write_text("\n".join(reversed(lines)))
+    assert {prompt.text: prompt.split for prompt in load_prompts(str(path))} == {p.text: p.split for p in prompts}

@@ -17,8 +17,8 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import HiddenLossConfig
 from tinymusician.errors import RecipeError
 from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
-from tinymusician.models.prune_layers import cut_student
-from tinymusician.models.prune_width import channels, narrow_student
+from tinymusician.models.prune_layers import prune_layers
+from tinymusician.models.prune_width import channels, prune_width
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig
 from tinymusician.training.torch_engine import TorchEngine
@@ -36,10 +36,10 @@ def logits(model: Any, tokens: TokenDataset) -> torch.Tensor:
 def test_full_width_is_the_teacher(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Keeping everything loses nothing, and fewer layers are those that are cut."""
     teacher = load_musicgen(str(tiny_musicgen))
-    same = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 48)
+    same = prune_width(teacher, [0, 1, 2, 3], 32, 4, 48)
     torch.testing.assert_close(logits(same, tokens), logits(teacher, tokens))
     torch.testing.assert_close(
-        logits(narrow_student(teacher, [0, 2], 32, 4, 48), tokens), logits(cut_student(teacher, [0, 2]), tokens)
+        logits(prune_width(teacher, [0, 2], 32, 4, 48), tokens), logits(prune_layers(teacher, [0, 2]), tokens)
     )
 
 
@@ -50,7 +50,7 @@ def test_silent_lines_need_no_coverage(tiny_musicgen: Path, tokens: TokenDataset
     with torch.no_grad():
         for layer in teacher.decoder.model.decoder.layers:
             layer.fc2.weight[:, silent_neurons] = 0
-    student = narrow_student(teacher, [0, 1, 2, 3], 32, 4, 40)
+    student = prune_width(teacher, [0, 1, 2, 3], 32, 4, 40)
     assert student.config.decoder.ffn_dim == 40
     torch.testing.assert_close(logits(student, tokens), logits(teacher, tokens))
 
@@ -61,7 +61,7 @@ def test_largest_heads_are_selected(tiny_musicgen: Path) -> None:
     attention = teacher.decoder.model.decoder.layers[1].self_attn
     with torch.no_grad():
         attention.out_proj.weight[:, 8:16] *= 1e-3  # the second of four heads
-    student = narrow_student(teacher, [1], 24, 3, 48)
+    student = prune_width(teacher, [1], 24, 3, 48)
     channel_rows, head_rows = channels(24, 32), torch.cat([torch.arange(8), torch.arange(16, 32)])
     result = student.decoder.model.decoder.layers[0].self_attn
     torch.testing.assert_close(result.out_proj.weight, attention.out_proj.weight[channel_rows][:, head_rows])
@@ -72,7 +72,7 @@ def test_largest_heads_are_selected(tiny_musicgen: Path) -> None:
 
 def test_text_width_equal_to_the_decoders_is_rejected(tiny_musicgen: Path) -> None:
     with pytest.raises(RecipeError, match=r"student\.width = 16: is that of the text states"):
-        narrow_student(load_musicgen(str(tiny_musicgen)), [0], 16, 2, 24)
+        prune_width(load_musicgen(str(tiny_musicgen)), [0], 16, 2, 24)
 
 
 def test_channels_keep_their_frequencies() -> None:
@@ -90,7 +90,7 @@ def test_width_pruned_student_is_a_trainable_musicgen(
     tiny_musicgen: Path, tokens: TokenDataset, tmp_path: Path
 ) -> None:
     teacher = load_musicgen(str(tiny_musicgen))
-    student = narrow_student(teacher, [0, 3], 24, 3, 24)
+    student = prune_width(teacher, [0, 3], 24, 3, 24)
     assert student.decoder.model.decoder.layers[0].self_attn.q_proj.weight.shape == (24, 24)
     source = OnlineTeacher(teacher, tokens, "guided", 3.0, torch.float32, layers=[0, 3])
     task = task_of(student, source, hidden=HiddenLossConfig("cosine", 0.5, 32))
@@ -123,7 +123,7 @@ def test_hidden_losses_agree_with_float64(kind: Any) -> None:
 
 def test_projected_decoder_returns_logits_and_hidden_states(tiny_musicgen: Path, tokens: TokenDataset) -> None:
     """Its logits are the decoder's; the states before projection are what transformers' layers give."""
-    student = cut_student(load_musicgen(str(tiny_musicgen)), [0, 3])
+    student = prune_layers(load_musicgen(str(tiny_musicgen)), [0, 3])
     torch.manual_seed(0)
     following, seen = ProjectedDecoder(student, 32).eval(), []
     inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (2, 4, 9)))
@@ -157,5 +157,5 @@ def test_shapes_that_cannot_be_pruned(sets: tuple[str, ...], message: str) -> No
 
 
 def test_states_need_the_teacher() -> None:
-    with pytest.raises(RecipeError, match="only source online gives the teacher's states"):
+    with pytest.raises(RecipeError, match=r"needs hidden states, so signals\.source must be online"):
         load_recipe("band", ("hidden.weight=1", "signals.source=cached"))

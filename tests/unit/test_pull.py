@@ -195,7 +195,7 @@ class TestRefused:
         self.refused(world, "root key 'zz': 64 hexadecimal digits are needed", pinned="zz")
         world.client().pull()
         self.refused(world, "was set up with another root key", pinned="ab" * 32)
-        with pytest.raises(UntrustedError, match="knows no root key yet"):
+        with pytest.raises(UntrustedError, match="has no root key yet"):
             PullClient("band@stable", world.folder / "other", [])
 
     def test_equal_version_with_other_content(self, world: World) -> None:

@@ -18,9 +18,13 @@ from tinymusician.evaluate.results import AudioClip, EvaluationResult, PromptSam
 
 def with_samples() -> EvaluationResult:
     result = evaluation()
-    clips = tuple(AudioClip(label=model.label, file=f"0-{model.label}.flac") for model in result.models)
+    clips = tuple(
+        AudioClip(model_id=model.model_id, label=model.label, file=f"0-{model.label}.flac") for model in result.models
+    )
     conditions = result.provenance.model_copy(update={"versions": {"torch": "2.13.0", "onnxruntime": "1.0"}})
-    samples = (PromptSamples(prompt="a slow jig", clips=(AudioClip(label="real", file="r.flac"), *clips)),)
+    samples = (
+        PromptSamples(prompt="a slow jig", clips=(AudioClip(model_id="real", label="real", file="r.flac"), *clips)),
+    )
     return result.model_copy(update={"samples": samples, "provenance": conditions})
 
 

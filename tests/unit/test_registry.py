@@ -14,7 +14,7 @@ from tinymusician.artifacts.keys import load_key, public_hex
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.artifacts.trust import RootMetadata, by_id, sealed_root
+from tinymusician.artifacts.trust import RootMetadata, by_id, sign_root
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 
 
@@ -31,7 +31,7 @@ class TestPublishers:
             {**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release}
         )
         world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
-        world.store.put("keys/root-000002.json", sealed_root(second, [stolen_key]))
+        world.store.put("keys/root-000002.json", sign_root(second, [stolen_key]))
         for act in (
             world.registry.renew,
             world.registry.roots,

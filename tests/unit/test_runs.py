@@ -84,6 +84,15 @@ def test_resumed_run_keeps_its_settings(store: LocalStore, monkeypatch: pytest.M
     assert resume_target(run, "distill", None, None) == (2, "http://127.0.0.1:1")
     assert resume_target(run, "distill", 2, "http://other:8265") == (2, "http://other:8265")
     assert resume_target(run, "distill", 1, None) == (1, "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
+    assert resume_target(run, "distill", 1, None) == (1, "http://ray:8265")
+    monkeypatch.setenv("TMCTL_CLUSTER", "http://head:8265")
+    assert resume_target(run, "distill", 1, None) == (1, "http://head:8265")
+    monkeypatch.delenv("TMCTL_CLUSTER")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # no dashboard: the address inside a Ray job
+    assert resume_target(run, "distill", 1, None) == (1, "http://127.0.0.1:1")
+    run.write_record(record("r1", local_ray=True))
+    assert resume_target(run, "distill", 1, None) == (1, None), "a local Ray may have another address by now"
     with pytest.raises(RunError, match="resume it with `tmctl submit distill`"):
         resume_target(run, "pretrain", None, None)
     run.start()
@@ -129,9 +138,9 @@ def test_states_follow_each_other(store: LocalStore) -> None:
     with pytest.raises(RunError, match="is PENDING and cannot become SUCCEEDED"):
         run.succeed(RunResult())
     run.write_error("an earlier error")
-    run.refuse("an earlier refusal")
+    run.write_fatal_error("an earlier refusal")
     run.start()
-    assert (run.error(), run.refusal()) == (None, None)
+    assert (run.error(), run.fatal_error()) == (None, None)
     run.stop()
     run.submit()
     assert (run.status().state, run.status().message, run.status().ended) == ("PENDING", "", None)

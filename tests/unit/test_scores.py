@@ -13,9 +13,9 @@ from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_diff
 from tinymusician.evaluate.clap_score import clap_by_clip, clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.degenerate import count_degenerate, examine, loop, problems
-from tinymusician.evaluate.kad import bandwidth, kad, thinned
+from tinymusician.evaluate.kad import bandwidth, kad, subsample
 from tinymusician.evaluate.label_kl import label_divergence
-from tinymusician.recipe import DegenerateThresholds
+from tinymusician.settings import DegenerateThresholds
 
 
 def drawn(clips: int, dimension: int, seed: int, shift: float = 0.0, windows: int = 1) -> ClipEmbeddings:
@@ -78,12 +78,12 @@ class TestKad:
     def test_frames_are_thinned_evenly(self) -> None:
         """More vectors than can be held against each other: every clip keeps the same number, from end to end."""
         frames = np.arange(2 * 9000, dtype=np.float64).reshape(2, 9000, 1)
-        result = thinned(ClipEmbeddings.of(list(frames)))
+        result = subsample(ClipEmbeddings.of(list(frames)))
         assert result.windows.tolist() == [4000, 4000]
         assert result.clip(0)[[0, -1], 0].tolist() == [0, 8999]
         assert np.diff(result.clip(1)[:, 0]).max() <= 3
         small = ClipEmbeddings.of(list(frames[:, :100]))
-        assert thinned(small) is small
+        assert subsample(small) is small
 
 
 class TestClapScore:

@@ -19,7 +19,7 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.shards import ShardCache, make_missing
 from tinymusician.data.tokens import TokenDataset, rows_of_step, tokenize_captions
-from tinymusician.distill.cached import CachedTeacher, packed, shard_count, signal_shard, unpacked
+from tinymusician.distill.cached import CachedTeacher, pack, shard_count, signal_shard, unpack
 from tinymusician.distill.sequences import ClipCodes, TeacherSamples, mix
 from tinymusician.distill.signals import OnlineTeacher, PrefetchingSource
 from tinymusician.errors import DataError, DigestMismatchError
@@ -92,8 +92,8 @@ def test_top_k_and_remaining_mass() -> None:
     logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(3))
     true = softmax(logits.double().numpy(), -1)
     for top in (1, 6, 15):
-        packed_values = {name: torch.from_numpy(array) for name, array in packed(logits, top).items()}
-        actual = softmax(unpacked(packed_values, 16).double().numpy(), -1)
+        packed_values = {name: torch.from_numpy(array) for name, array in pack(logits, top).items()}
+        actual = softmax(unpack(packed_values, 16).double().numpy(), -1)
         order = np.argsort(-true, -1)
         expected = np.zeros_like(true)
         np.put_along_axis(expected, order[..., :top], np.take_along_axis(true, order[..., :top], -1), -1)
@@ -105,7 +105,7 @@ def test_top_k_and_remaining_mass() -> None:
 def test_top_k_of_all_codes_is_exact() -> None:
     logits = 3 * torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(4))
     whole, top = (
-        unpacked({name: torch.from_numpy(array) for name, array in packed(logits, count).items()}, 16)
+        unpack({name: torch.from_numpy(array) for name, array in pack(logits, count).items()}, 16)
         for count in (None, 16)
     )
     assert torch.equal(whole.float(), top)

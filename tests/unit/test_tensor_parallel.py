@@ -18,7 +18,7 @@ from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
 from tinymusician.errors import ModelError
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
-from tinymusician.models.shape import check_split
+from tinymusician.models.shape import check_tensor_parallel
 
 ROWS = np.array([[3, 0], [1, 5]])
 """What each of the two asks about."""
@@ -37,10 +37,10 @@ def answers(model: str, rank: int | None) -> dict[str, Any]:
     if rank is not None:
         from torch.distributed.device_mesh import init_device_mesh
 
-        from tinymusician.models.tensor_parallel import split_decoder
+        from tinymusician.models.tensor_parallel import shard_decoder
 
         mesh = init_device_mesh("cpu", (2,))
-        split_decoder(teacher, mesh)
+        shard_decoder(teacher, mesh)
         source = TensorParallelTeacher(source, mesh.get_group())
     worker_rows = ROWS if rank is None else ROWS[rank : rank + 1]
     ids, mask = torch.from_numpy(tokens.text_ids[:4]), torch.from_numpy(tokens.text_mask[:4])
@@ -81,8 +81,8 @@ def test_two_shards_equal_the_whole_model(tiny_musicgen: Path, tmp_path: Path, n
 
 
 def test_indivisible_sizes() -> None:
-    check_split(32, 8192, 4)
+    check_tensor_parallel(32, 8192, 4)
     with pytest.raises(
         ModelError, match=r"teacher\.tensor_parallel_size = 3: must divide the teacher's 32 attention heads"
     ):
-        check_split(32, 8192, 3)
+        check_tensor_parallel(32, 8192, 3)

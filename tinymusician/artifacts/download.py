@@ -65,12 +65,12 @@ def read_small(source: Source, key: str, max_bytes: int) -> bytes:
         except AccessDeniedError:
             raise
         except TransientStoreError as error:
-            time.sleep(min(_MAX_WAIT, max(error.wait, _FIRST_WAIT * 2**attempt)))
+            time.sleep(min(_MAX_WAIT, max(error.retry_after, _FIRST_WAIT * 2**attempt)))
     return source.read(key, max_bytes)
 
 
 def download(
-    sources: Sequence[Source], file: ReleasedFile, folder: Path, on_progress: ProgressCallback, pace: BandwidthLimiter
+    sources: Sequence[Source], file: ReleasedFile, folder: Path, on_progress: ProgressCallback, limit: BandwidthLimiter
 ) -> Path:
     """The path of a file below `folder`, downloaded unless it exists.
 
@@ -92,7 +92,7 @@ def download(
     for _ in range(_MAX_TRIES * len(sources)):
         source, before = remaining[index % len(remaining)], _size(partial)
         try:
-            digest = _continue(source, file, partial, on_progress, pace, one_source_only)
+            digest = _continue(source, file, partial, on_progress, limit, one_source_only)
             _finish(partial, digest, target, file, source.url, on_progress)
             return target
         except StoreError as error:
@@ -105,7 +105,7 @@ def download(
             if not remaining or failures >= _FRUITLESS_TRIES * len(remaining):
                 break
             if failures and failures % len(remaining) == 0:
-                retry_after = error.wait if isinstance(error, TransientStoreError) else 0.0
+                retry_after = error.retry_after if isinstance(error, TransientStoreError) else 0.0
                 time.sleep(min(_MAX_WAIT, max(retry_after, _FIRST_WAIT * 2 ** (failures // len(remaining) - 1))))
     raise _worst(errors, file)
 
@@ -132,7 +132,7 @@ def _continue(
     file: ReleasedFile,
     partial: Path,
     on_progress: ProgressCallback,
-    pace: BandwidthLimiter,
+    limiter: BandwidthLimiter,
     one_source_only: bool,
 ) -> str:
     """Append the missing bytes of a partial file, or start again if the source requires it; returns its SHA-256.
@@ -154,7 +154,7 @@ def _continue(
         )
         on_progress(-received if not response.start else 0)
         with partial.open("r+b" if response.start else "w+b") as out:
-            return _append(response, out, file, on_progress, pace, source.url)
+            return _append(response, out, file, on_progress, limiter, source.url)
 
 
 def _append(
@@ -162,7 +162,7 @@ def _append(
     out: BinaryIO,
     file: ReleasedFile,
     on_progress: ProgressCallback,
-    pace: BandwidthLimiter,
+    limiter: BandwidthLimiter,
     url: str,
 ) -> str:
     sha256 = hashlib.sha256()
@@ -178,9 +178,9 @@ def _append(
         out.write(chunk)
         sha256.update(chunk)
         on_progress(len(chunk))
-        pace.wait(len(chunk))
+        limiter.wait(len(chunk))
         seconds = time.monotonic() - start_time
-        if seconds > _RATE_SECONDS and not 0 < pace.limit < 2 * _MIN_RATE:
+        if seconds > _RATE_SECONDS and not 0 < limiter.limit < 2 * _MIN_RATE:
             if received - received_before < _MIN_RATE * seconds:
                 raise TransientStoreError(f"{url}: sends {(received - received_before) / seconds:.0f} bytes a second")
             start_time, received_before = time.monotonic(), received

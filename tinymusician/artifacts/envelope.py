@@ -74,7 +74,7 @@ def textual_object(content: Mapping[str, object]) -> JsonObject:
     return {str(name): textual(value) for name, value in content.items()}
 
 
-def encoded(kind: str, payload: bytes) -> bytes:
+def pre_auth_encoding(kind: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding (PAE), over which signatures are made."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
@@ -83,7 +83,7 @@ def seal(kind: str, content: object, keys: Sequence[Ed25519PrivateKey]) -> bytes
     """An envelope with a document of a media type (`kind`), signed by every key."""
     payload = canonical(content)
     signed = [
-        {"keyid": key_id(public_hex(key)), "sig": base64.b64encode(key.sign(encoded(kind, payload))).decode()}
+        {"keyid": key_id(public_hex(key)), "sig": base64.b64encode(key.sign(pre_auth_encoding(kind, payload))).decode()}
         for key in keys
     ]
     return canonical({"payload": base64.b64encode(payload).decode(), "payloadType": kind, "signatures": signed})
@@ -105,7 +105,7 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> Jso
         raise UntrustedError(
             f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}"
         )
-    if not any(_is_signature(trusted[one.keyid], one.sig, encoded(kind, payload)) for one in signatures):
+    if not any(_is_signature(trusted[one.keyid], one.sig, pre_auth_encoding(kind, payload)) for one in signatures):
         raise UntrustedError(f"{name}: its signature is invalid; it was changed after signing")
     try:
         content = json.loads(payload)
@@ -116,7 +116,7 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> Jso
     return content
 
 
-def claimed(data: bytes, name: str) -> Any:
+def parse_unverified(data: bytes, name: str) -> Any:
     """The content of an envelope without verification: only to learn which key must have signed it.
 
     Raises:

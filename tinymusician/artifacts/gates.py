@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tinymusician.recipe import ReleaseGatesConfig
+from tinymusician.settings import ReleaseGatesConfig
 
 
 class GateResult(NamedTuple):
@@ -19,7 +19,7 @@ class GateResult(NamedTuple):
     said: str
 
 
-def findings(
+def check_gates(
     metrics: Mapping[str, object], baseline: Mapping[str, object], gates: ReleaseGatesConfig
 ) -> list[GateResult]:
     """Every gate on the metrics of a bundle and of its baseline. A metric that was not measured fails its gate."""
@@ -32,7 +32,7 @@ def findings(
     ]
 
 
-def refusal(results: list[GateResult]) -> str:
+def describe_failures(results: list[GateResult]) -> str:
     """The gates that failed, in one line; empty if none did."""
     return "; ".join(f"{one.gate}: {one.said}" for one in results if not one.passed)
 

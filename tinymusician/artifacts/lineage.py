@@ -21,14 +21,14 @@ _MATERIALS = ("model", "teacher", "started_from")
 
 @dataclass(frozen=True)
 class LineageEdge:
-    """One step from a source to what was derived from it: `how` is the run, `origin` a name or a reference."""
+    """One step from a source, a name or a reference, to the artifact that was derived from it; `run` says by what."""
 
-    origin: str
-    made: str
-    how: str
+    source: str
+    derived: str
+    run: str
 
 
-def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
+def lineage_edges(manifests: Sequence[Manifest]) -> list[LineageEdge]:
     """Every edge between the artifacts of a store, and from external weights."""
     return [
         LineageEdge(
@@ -42,29 +42,29 @@ def links(manifests: Sequence[Manifest]) -> list[LineageEdge]:
 
 def backward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The edges that lead to an artifact, the nearest first."""
-    return _walked(reference, edges, lambda link: (link.made, link.origin))
+    return _walked(reference, edges, lambda edge: (edge.derived, edge.source))
 
 
 def forward(reference: str, edges: Sequence[LineageEdge]) -> list[LineageEdge]:
     """The edges that lead away from an artifact, the nearest first."""
-    return _walked(reference, edges, lambda link: (link.origin, link.made))
+    return _walked(reference, edges, lambda edge: (edge.source, edge.derived))
 
 
 def _walked(start: str, edges: Sequence[LineageEdge], ends: Any) -> list[LineageEdge]:
     waiting, seen, steps = [start], {start}, []
     while waiting:
         here = waiting.pop(0)
-        for link in edges:
-            near, far = ends(link)
-            if near == here and link not in steps:
-                steps.append(link)
+        for edge in edges:
+            near, far = ends(edge)
+            if near == here and edge not in steps:
+                steps.append(edge)
                 if far not in seen:
                     seen.add(far)
                     waiting.append(far)
     return steps
 
 
-def circumstances(manifest: Manifest) -> dict[str, str]:
+def provenance_facts(manifest: Manifest) -> dict[str, str]:
     """The provenance of an artifact as text: run, recipe, data, code and environment, as far as they are known."""
     lineage, git = manifest.lineage, manifest.lineage.get("git", {})
     changed = ", with changes that were not committed" if git.get("changed") == "yes" else ""

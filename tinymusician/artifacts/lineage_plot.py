@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from tinymusician.artifacts.lineage import LineageEdge, circumstances
+from tinymusician.artifacts.lineage import LineageEdge, provenance_facts
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.errors import RequestError
 from tinymusician.plots import COLOURS, pyplot
@@ -24,7 +24,7 @@ def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str
         RequestError: another kind of file is requested, or it cannot be written.
     """
     if path.suffix not in _KINDS:
-        raise RequestError(f"--picture {path}: allowed are files that end in {', '.join(_KINDS)}")
+        raise RequestError(f"picture {path}: allowed are files that end in {', '.join(_KINDS)}")
     positions = placed(subject.reference, steps)
     width, height = (1 + max(place[axis] for place in positions.values()) for axis in (0, 1))
     figure, axes = pyplot().subplots(figsize=(width * _COLUMN, height * _ROW), layout="constrained")
@@ -33,7 +33,7 @@ def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str
             axes, column * _COLUMN, -row * _ROW, _said(name, manifests.get(name)), is_subject=name == subject.reference
         )
     for step in steps:
-        (column, row), (to_column, to_row) = positions[step.origin], positions[step.made]
+        (column, row), (to_column, to_row) = positions[step.source], positions[step.derived]
         start = (column * _COLUMN + _BOX[0] / 2, -row * _ROW)
         end = (to_column * _COLUMN - _BOX[0] / 2, -to_row * _ROW)
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLOURS[7]})
@@ -42,17 +42,17 @@ def draw(subject: Manifest, steps: Sequence[LineageEdge], manifests: Mapping[str
     try:
         figure.savefig(path)
     except OSError as error:
-        raise RequestError(f"--picture {path}: cannot be written: {error.strerror or error}") from None
+        raise RequestError(f"picture {path}: cannot be written: {error.strerror or error}") from None
     finally:
         pyplot().close(figure)
 
 
 def placed(reference: str, steps: Sequence[LineageEdge]) -> dict[str, tuple[int, int]]:
     """Column and row of every name: to the right of its sources, below the names before it."""
-    columns = dict.fromkeys([name for step in steps for name in (step.origin, step.made)] or [reference], 0)
+    columns = dict.fromkeys([name for step in steps for name in (step.source, step.derived)] or [reference], 0)
     for _ in columns:  # as many rounds as the longest way can have steps
         for step in steps:
-            columns[step.made] = max(columns[step.made], columns[step.origin] + 1)
+            columns[step.derived] = max(columns[step.derived], columns[step.source] + 1)
     rows = dict.fromkeys(columns.values(), 0)
     positions = {}
     for name, column in columns.items():
@@ -71,7 +71,7 @@ def _box(axes: Any, x: float, y: float, text: str, is_subject: bool) -> None:
 def _said(name: str, manifest: Manifest | None) -> str:
     if manifest is None:
         return f"{fill(name[-72:], 36)}\nfrom outside"
-    about = circumstances(manifest)
+    about = provenance_facts(manifest)
     code = about.get("code", "").partition(",")[0]
     lines = [f"{manifest.name}@{manifest.digest[:8]}, {manifest.kind}", about.get("run", "")]
     lines += [f"recipe {about.get('recipe', '?')}, code {code or '?'}"]

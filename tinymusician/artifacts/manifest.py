@@ -147,10 +147,26 @@ def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
 def fetch(
     store: Store, manifest: Manifest, folder: Path, on_progress: Callable[[str], None] = lambda path: None
 ) -> None:
-    """Write an artifact's files into `folder`, each verified before it appears."""
+    """Write an artifact's files into `folder`, each verified before it appears.
+
+    Raises:
+        NotFoundError, DigestMismatchError: the store lacks a file, or has another one under its digest.
+    """
     for file in manifest.files:
         get_blob(store, file.sha256, folder / check_key(file.path))
         on_progress(file.path)
+
+
+def fetch_once(
+    store: Store, manifest: Manifest, cache: Path, on_progress: Callable[[str], None] = lambda path: None
+) -> Path:
+    """The folder of an artifact's files below `cache`; they are fetched if it is not complete."""
+    folder = cache / manifest.digest
+    complete = folder / ".whole"
+    if not complete.exists():
+        fetch(store, manifest, folder, on_progress)
+        complete.touch()
+    return folder
 
 
 def _read(store: Store, key: str) -> Manifest:

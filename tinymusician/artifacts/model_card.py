@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tinymusician.artifacts.lineage import backward, links
+from tinymusician.artifacts.lineage import backward, lineage_edges
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.markdown import markdown_table
 
@@ -24,7 +24,7 @@ _DATA = (
 def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
     """The card in Markdown; `every` are the manifests of the store, for the lineage."""
     recipe = manifest.recipe
-    steps = backward(manifest.reference, links(every))
+    steps = backward(manifest.reference, lineage_edges(every))
     parts = [
         f"# {manifest.name}\n\n{recipe.get('description', '')}\n\n{_KINDS.get(manifest.kind, manifest.kind)}",
         markdown_table(
@@ -37,7 +37,7 @@ def model_card(manifest: Manifest, every: Sequence[Manifest]) -> str:
             ],
         ),
         "## Metrics\n\n" + markdown_table(("metric", "value"), _metrics(manifest.metrics)),
-        "## Lineage\n\n" + markdown_table(("source", "result", "run"), [(s.origin, s.made, s.how) for s in steps]),
+        "## Lineage\n\n" + markdown_table(("source", "result", "run"), [(s.source, s.derived, s.run) for s in steps]),
         f"## Data\n\n{_DATA}",
         "## Reproduction\n\n" + markdown_table(("item", "value"), _reproduction(manifest)),
     ]

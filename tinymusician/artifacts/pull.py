@@ -1,9 +1,9 @@
 """The reference client: how a device gets the newest release of NAME@ALIAS. docs/protocol.md specifies it.
 
-1. Follow the root documents, over all sources, from the newest one that the device knows; keep the newest in any case.
-2. Read the releases; verify signature, name, date, and that the version is not below the installed one. 3. Check the
-free space; download the missing files, each under its digest. 4. Create the version beside the old one, and replace the
-state atomically. The old version stays until the next one.
+1. Follow the root documents, over all sources, from the newest one that the device has; keep the newest in any case.
+2. Read the releases; verify signature, name, date, and that the version is not below the installed one.
+3. Check the free space; download the missing files, each under its digest.
+4. Create the version beside the old one, and replace the state atomically. The old version stays until the next one.
 
 After any failure, the installed version stays in use.
 """
@@ -72,7 +72,7 @@ class PullClient:
             )
         record = self.installation.record()
         if record is None and given is None:
-            raise UntrustedError(f"{folder}: knows no root key yet; give the publisher's with --root-key")
+            raise UntrustedError(f"{folder}: has no root key yet; give the publisher's (--root-key)")
         self._pinned = given or (record.pinned if record else "")
 
     def check(self) -> AvailableUpdate:
@@ -88,7 +88,7 @@ class PullClient:
         return self._offer(record)
 
     def pull(
-        self, on_progress: ProgressCallback = lambda path, done, size: None, pace: BandwidthLimiter | None = None
+        self, on_progress: ProgressCallback = lambda path, done, size: None, limiter: BandwidthLimiter | None = None
     ) -> InstalledVersion:
         """Install the available update; returns the version in use.
 
@@ -97,35 +97,35 @@ class PullClient:
         """
         try:
             with self.installation.locked():
-                return self._pull(on_progress, pace or BandwidthLimiter())
+                return self._pull(on_progress, limiter or BandwidthLimiter())
         except OSError as error:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
-    def _pull(self, on_progress: ProgressCallback, pace: BandwidthLimiter) -> InstalledVersion:
+    def _pull(self, on_progress: ProgressCallback, limiter: BandwidthLimiter) -> InstalledVersion:
         record, trouble = self._load_state()
         self._keep(record)
         if trouble is not None:
             raise trouble
-        offer = self._offer(record)
-        release = offer.version.release
-        if offer.is_new or not self.installation.is_complete(offer.version):
-            self._download(release, on_progress, pace)
-            self.installation.create_version(offer.version)
-        before = record.current if offer.is_new else record.previous
+        update = self._offer(record)
+        release = update.version.release
+        if update.is_new or not self.installation.is_complete(update.version):
+            self._download(release, on_progress, limiter)
+            self.installation.create_version(update.version)
+        before = record.current if update.is_new else record.previous
         fallback = next((one for one in (before, record.previous) if one and self.installation.is_complete(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
-                "latest": {**record.latest, self.reference: (release.version, offer.version.digest)},
-                "current": offer.version,
+                "latest": {**record.latest, self.reference: (release.version, update.version.digest)},
+                "current": update.version,
                 "previous": fallback,
             }
         )
         self._keep(fresh)
         self.installation.remove_unused(fresh)
-        return offer.version
+        return update.version
 
-    def _download(self, release: Release, on_progress: ProgressCallback, pace: BandwidthLimiter) -> None:
+    def _download(self, release: Release, on_progress: ProgressCallback, limiter: BandwidthLimiter) -> None:
         self.installation.remove_partial_except(file.sha256 for file in release.files)
         missing, done = self._missing(release), 0
         self._check_space(release, missing)
@@ -139,7 +139,7 @@ class PullClient:
             return count
 
         for file in release.files:
-            download(self._sources, file, self.installation.folder, arrived(file.path), pace)
+            download(self._sources, file, self.installation.folder, arrived(file.path), limiter)
 
     def _keep(self, record: InstallState) -> None:
         if record != self.installation.record():

@@ -1,8 +1,8 @@
 """The publisher's side of releases: signs them, moves aliases, manages keys. Devices read this with `pull`.
 
-keys/root-000001.json                     root documents, numbered without gaps
-releases/NAME/ALIAS/v00000007-DIGEST.json every release of an alias, never changed releases/NAME/ALIAS/latest.json
-a copy of the newest, for clients that cannot list
+    keys/root-000001.json                      root documents, numbered without gaps
+    releases/NAME/ALIAS/v00000007-DIGEST.json  every release of an alias, never changed
+    releases/NAME/ALIAS/latest.json            a copy of the newest, for clients that cannot list
 
 No step relies on atomic creation, which not every store has (S3's If-None-Match is not atomic on every server). A
 release is written under its own name, and then the names beside it are listed: a publisher that sees another release of
@@ -34,7 +34,7 @@ from tinymusician.artifacts.release import KIND, Release, latest_key, read_relea
 from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
-from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sealed_root
+from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sign_root
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.json_types import JsonObject
 
@@ -178,7 +178,7 @@ class ReleaseRegistry:
         return load_key(role, self._keys, by_id(getattr(root, role)))
 
     def _publish(self, root: RootMetadata, *keys: Ed25519PrivateKey) -> RootMetadata:
-        data = sealed_root(root, keys)
+        data = sign_root(root, keys)
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
             raise KeyFileError(

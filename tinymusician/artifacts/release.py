@@ -42,7 +42,7 @@ class ReleasedFile(BaseModel):
 
 
 class Release(BaseModel):
-    """The signed content of a release. `about` is for information only: no decision depends on it."""
+    """The signed content of a release. No device decides anything by `about`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -90,6 +90,11 @@ def split_reference(reference: str) -> tuple[str, str]:
     if match is None or match[2] == "sha256":
         raise StoreError(f"release {reference!r}: the form is NAME@ALIAS, such as band@stable")
     return match[1], match[2]
+
+
+def is_alias(reference: str) -> bool:
+    """Whether a reference is NAME@ALIAS: not the name of an artifact, nor one with its digest."""
+    return "@" in reference and "@sha256:" not in reference
 
 
 def latest_key(name: str, alias: str) -> str:

@@ -13,7 +13,7 @@ from tinymusician.errors import AccessDeniedError, TransientStoreError
 
 _FIRST, _LONGEST = 1.0, 15.0
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
@@ -51,11 +51,11 @@ class RetryingStore:
     def sweep(self, age: float = DAY) -> None:
         self._retry(lambda: self._store.sweep(age))
 
-    def _retry(self, ask: Callable[[], Answer]) -> Answer:
+    def _retry(self, request: Callable[[], Result]) -> Result:
         deadline, wait = time.monotonic() + self._seconds, _FIRST
         while True:
             try:
-                return ask()
+                return request()
             except AccessDeniedError:
                 raise
             except TransientStoreError as error:

@@ -32,7 +32,11 @@ _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
 
 
 class RunRecord(Document):
-    """What was submitted; written at submission, and again by `--resume` with what differs."""
+    """What was submitted; written at submission, and again by `--resume` with what differs.
+
+    `cluster` is the address of the Ray that runs it. With `local_ray` no cluster was named, and the local Ray may have
+    another address by now.
+    """
 
     id: str
     kind: str
@@ -44,6 +48,7 @@ class RunRecord(Document):
     seeds: dict[str, int]
     cluster: str
     submission: str
+    local_ray: bool = False
     part_of: str = ""
 
 

@@ -2,23 +2,23 @@
 
 Only this module knows their names:
 
-runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
-runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
-runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
-runs/ID/progress.json            stage and step; written by the first worker
-runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
-runs/ID/result.json              artifact and metrics; written by the job at its end
-runs/ID/error.txt                the error of the last attempt, for people
-runs/ID/refused.txt              an error that every further attempt would meet again
-runs/ID/measurements/KIND-….json  what a worker measured of a subject, such as the cost of a model
-runs/ID/audio/NAME.flac          the audio samples of a report
-runs/ID/training.png, components.png, tensorboard/…
-runs/ID/trials/….jsonl           of a sweep: the metrics of each training
-runs/ID/skipped-steps-STAGE.json training steps that update nothing
-runs/ID/log.txt                  everything the job printed
-runs/ID/metrics.jsonl            one JSON object per line; metrics-STAGE.jsonl for stages other than distillation
-runs/ID/report.json|md|html      the report
-runs/ID/checkpoints/STAGE        see tinymusician.training.checkpoint
+    runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
+    runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
+    runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
+    runs/ID/progress.json            stage and step; written by the first worker
+    runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
+    runs/ID/result.json              artifact and metrics; written by the job at its end
+    runs/ID/error.txt                the error of the last attempt, for people
+    runs/ID/refused.txt              an error that every further attempt would meet again
+    runs/ID/measurements/KIND-….json  what a worker measured of a subject, such as the cost of a model
+    runs/ID/audio/NAME.flac          the audio samples of a report
+    runs/ID/training.png, components.png, tensorboard/…
+    runs/ID/trials/….jsonl           of a sweep: the metrics of each training
+    runs/ID/skipped-steps-STAGE.json training steps that update nothing
+    runs/ID/log.txt                  everything the job printed
+    runs/ID/metrics.jsonl            one JSON object per line; metrics-STAGE.jsonl for stages other than distillation
+    runs/ID/report.json|md|html      the report
+    runs/ID/checkpoints/STAGE        see tinymusician.training.checkpoint
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -45,6 +45,7 @@ from tinymusician.artifacts.run_state import (
 from tinymusician.artifacts.store import Store
 from tinymusician.config_model import Document
 from tinymusician.errors import DigestMismatchError, NotFoundError, RunError
+from tinymusician.json_types import JsonObject
 
 _Document = TypeVar("_Document", bound=Document)
 _PIPELINE = TypeAdapter(tuple[PipelineStep, ...])
@@ -92,24 +93,44 @@ class RunStore:
             return RunStatus()
 
     def submit(self) -> None:
-        """Transition to PENDING: the run is submitted or resumed."""
+        """Transition to PENDING: the run is submitted or resumed.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
         self._transition("PENDING", message="", submitted=self._clock(), ended=None)
 
     def start(self) -> None:
-        """Transition to RUNNING: an attempt starts, without the errors of earlier ones."""
+        """Transition to RUNNING: an attempt starts, without the errors of earlier ones.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
         self.clear_errors()
         self._transition("RUNNING", started=self.status().started or self._clock(), ended=None, message="")
 
     def succeed(self, result: RunResult) -> None:
-        """Transition to SUCCEEDED."""
+        """Transition to SUCCEEDED.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
         self._transition("SUCCEEDED", ended=self._clock(), artifact=result.artifact, metrics=result.metrics)
 
     def fail(self, message: str) -> None:
-        """Transition to FAILED."""
+        """Transition to FAILED.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
         self._transition("FAILED", ended=self._clock(), message=message)
 
     def stop(self) -> None:
-        """Transition to STOPPED: a user stopped the run."""
+        """Transition to STOPPED: a user stopped the run.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
         self._transition("STOPPED", ended=self._clock(), message="stopped; continue it with --resume")
 
     def _transition(self, state: State, **changes: object) -> None:
@@ -175,16 +196,16 @@ class RunStore:
         """The error of the last attempt."""
         return self._text("error.txt")
 
-    def refuse(self, message: str) -> None:
+    def write_fatal_error(self, message: str) -> None:
         """Record an error that every restart of this attempt would meet again."""
         self.store.put(self.key("refused.txt"), message.encode())
 
-    def refusal(self) -> str | None:
-        """The error that was recorded by `refuse`."""
+    def fatal_error(self) -> str | None:
+        """The error that every restart of this attempt would meet again."""
         return self._text("refused.txt")
 
     def clear_errors(self) -> None:
-        """Forget errors and refusals."""
+        """Forget all errors."""
         for name in _ERRORS:
             self.store.delete(self.key(name))
 
@@ -240,11 +261,20 @@ class RunStore:
         """
         return self.store.get(self.key(f"audio/{name}"))
 
-    def upload(self, path: Path, folder: str = "") -> None:
-        """Upload a file under its name, into a folder of the run."""
-        self.store.upload(path, self.key(f"{folder}/{path.name}" if folder else path.name))
-
     # Training
+
+    def write_plot(self, name: Literal["training", "components"], png: Path) -> None:
+        """Set a plot of the training: `training` of the language model, `components` of the other components."""
+        self.store.upload(png, self.key(f"{name}.png"))
+
+    def write_tensorboard(self, stage: str, event_file: Path) -> None:
+        """Set an event file of a stage."""
+        self.store.upload(event_file, self.key(f"tensorboard/{stage}/{event_file.name}"))
+
+    def metrics(self, stage: str = "distill") -> list[JsonObject]:
+        """A stage's metrics by step, as `MetricsLog` writes them; none before the first."""
+        text = self._text(self.metrics_key(stage).removeprefix(self.key("")))
+        return [json.loads(line) for line in (text or "").splitlines()]
 
     def metrics_key(self, stage: str = "distill") -> str:
         """The key of a stage's metrics."""
@@ -257,6 +287,11 @@ class RunStore:
     def checkpoints_key(self, stage: str) -> str:
         """The prefix of a stage's checkpoints."""
         return self.key(f"checkpoints/{stage}")
+
+    def delete_checkpoints(self, stage: str) -> None:
+        """Delete a stage's checkpoints."""
+        for entry in list(self.store.list(f"{self.checkpoints_key(stage)}/")):
+            self.store.delete(entry.key)
 
     def skipped_steps(self, stage: str) -> frozenset[int]:
         """The training steps of a stage that update nothing."""

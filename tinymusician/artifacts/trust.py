@@ -13,7 +13,7 @@ from typing import Annotated
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tinymusician.artifacts.envelope import claimed, seal, unseal
+from tinymusician.artifacts.envelope import parse_unverified, seal, unseal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.errors import UntrustedError
 
@@ -58,7 +58,7 @@ def root_key(version: int) -> str:
     return f"keys/root-{version:06}.json"
 
 
-def sealed_root(root: RootMetadata, keys: Collection[Ed25519PrivateKey]) -> bytes:
+def sign_root(root: RootMetadata, keys: Collection[Ed25519PrivateKey]) -> bytes:
     """The document, signed by its own root keys and by those of the previous version."""
     return seal(KIND, root.model_dump(mode="json"), list(keys))
 
@@ -89,7 +89,7 @@ def read_first(data: bytes) -> RootMetadata:
     """
     name = "root document 1"
     try:
-        root = RootMetadata.model_validate(claimed(data, name)).root
+        root = RootMetadata.model_validate(parse_unverified(data, name)).root
     except ValidationError as error:
         raise UntrustedError(f"{name}: {error.errors()[0]['msg']}") from None
     return read_root(data, 1, root)
@@ -147,7 +147,7 @@ def check_current(root: RootMetadata, now: datetime) -> None:
 
 def _names(data: bytes, version: int, public: str) -> bool:
     try:
-        content = claimed(data, f"root document {version}")
+        content = parse_unverified(data, f"root document {version}")
     except UntrustedError:
         return False
     keys = content.get("root") if isinstance(content, dict) else None

@@ -1,11 +1,16 @@
-"""Prompt files: JSON lines, with the attributes of the paper's prompts.
+"""Prompt files: text with a prompt per line, or JSON lines with `text`, and optionally a split and attributes.
 
 Two are packaged, 200 prompts each, split 160 / 20 / 20: `general` for MusicGen, `band` in the house band's vocabulary.
+
+A file without splits is split by a rule: its prompts are ordered by the SHA-256 of their texts; the first tenth is for
+validation, the second for test, at least one prompt each, and the rest for training.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,17 +25,17 @@ Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 class Prompt(BaseModel):
-    """A text prompt, and its tempo, time, genre, instrumentation and emotion."""
+    """A text prompt and its split; the packaged ones also have the attributes of the paper's prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: Text
-    tempo: Text
-    time: Text
-    genre: Text
-    instrumentation: Text
-    emotion: Text
-    split: Split
+    tempo: Text | None = None
+    time: Text | None = None
+    genre: Text | None = None
+    instrumentation: Text | None = None
+    emotion: Text | None = None
+    split: Split | None = None
 
 
 def load_prompts(name: str) -> list[Prompt]:
@@ -39,17 +44,30 @@ def load_prompts(name: str) -> list[Prompt]:
     Raises:
         DataError: the file is missing, empty or malformed, contains a text twice, or has an empty split.
     """
-    prompts = [_parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
+    parse = _parse_text if name.endswith(".txt") else _parse_json
+    prompts = [parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
     if not prompts:
-        raise DataError(f"prompts {name}: the file is empty; one JSON object a line is needed")
-    texts = [prompt.text for prompt in prompts]
-    for text in texts:
-        if texts.count(text) > 1:
-            raise DataError(f"prompts {name}: {text!r} stands there twice, so the splits would share it")
+        raise DataError(f"prompts {name}: the file is empty; a prompt per line is needed")
+    if repeated := [text for text, count in Counter(prompt.text for prompt in prompts).items() if count > 1]:
+        raise DataError(f"prompts {name}: {repeated[0]!r} occurs twice, so two splits could share it")
+    without = [prompt for prompt in prompts if prompt.split is None]
+    if without and len(without) < len(prompts):
+        raise DataError(f"prompts {name}: {without[0].text!r} has no split, and others have one; all or none need it")
+    prompts = _assign_splits(prompts) if without else prompts
     for split in SPLITS:
         if not any(prompt.split == split for prompt in prompts):
             raise DataError(f"prompts {name}: no prompt has split {split!r}; each of {', '.join(SPLITS)} needs one")
     return prompts
+
+
+def _assign_splits(prompts: list[Prompt]) -> list[Prompt]:
+    """The same prompts in the same order, each with a split by the rule of this module."""
+    ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())
+    tenth = max(1, len(prompts) // 10)
+    splits: dict[str, Split] = {prompt.text: "train" for prompt in ranked}
+    splits |= {prompt.text: "validation" for prompt in ranked[:tenth]}
+    splits |= {prompt.text: "test" for prompt in ranked[tenth : 2 * tenth]}
+    return [prompt.model_copy(update={"split": splits[prompt.text]}) for prompt in prompts]
 
 
 def texts_of(prompts: list[Prompt], split: Split) -> list[str]:
@@ -61,18 +79,22 @@ def _lines(name: str) -> list[str]:
     try:
         if name in PACKAGED:
             return (resources.files("tinymusician.data") / "prompts" / f"{name}.jsonl").read_text("utf-8").splitlines()
-        return Path(name).read_text("utf-8").splitlines()
+        return Path(name).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"prompts {name}: {reason}; packaged are {', '.join(PACKAGED)}, else give a path") from error
 
 
-def _parse(line: str, where: str) -> Prompt:
+def _parse_text(line: str, _where: str) -> Prompt:
+    return Prompt(text=line.strip())
+
+
+def _parse_json(line: str, where: str) -> Prompt:
     try:
         content: Any = json.loads(line)
         return Prompt.model_validate(content)
     except json.JSONDecodeError as error:
-        raise DataError(f"prompts {where}: not JSON ({error.msg})") from error
+        raise DataError(f"prompts {where}: not JSON ({error.msg}); a file of plain lines ends in .txt") from error
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(key) for key in problem["loc"]) or "line"

@@ -30,7 +30,7 @@ class TokenDataset:
     text_ids: npt.NDArray[np.int64]
     text_mask: npt.NDArray[np.int64]
 
-    def taken(self, rows: npt.NDArray[np.int64]) -> TokenDataset:
+    def select(self, rows: npt.NDArray[np.int64]) -> TokenDataset:
         """The set of these rows, in this order."""
         return TokenDataset(self.codes[rows], self.text_ids[rows], self.text_mask[rows])
 

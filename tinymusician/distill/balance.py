@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 Method = Literal["uncertainty", "rates", "equal"]
 
-_SOFTNESS = 2.0
-_HASTE = 10.0
+_SOFTMAX_TEMPERATURE = 2.0
+_LR_MULTIPLIER = 10.0
 """The learning rate of log variances, as a multiple of that of the weights."""
 
 
@@ -31,11 +31,13 @@ class BalancedModule(nn.Module):
     def __init__(self, part: nn.Module, method: Method, count: int) -> None:
         super().__init__()
         self.part = part
-        self.hurried = nn.Parameter(torch.zeros(count)) if method == "uncertainty" else None
+        self.scaled_log_variances = nn.Parameter(torch.zeros(count)) if method == "uncertainty" else None
 
     def forward(self, *inputs: Any) -> tuple[Any, Tensor | None]:
         """The module's output, and the log variances [n] of its losses if they are learned."""
-        return self.part(*inputs), None if self.hurried is None else _HASTE * self.hurried
+        return self.part(
+            *inputs
+        ), None if self.scaled_log_variances is None else _LR_MULTIPLIER * self.scaled_log_variances
 
 
 def balance(
@@ -45,13 +47,17 @@ def balance(
 
     `before` are their values before training; `log_variances` [n] come from `BalancedModule`.
     """
-    shares = torch.stack([losses[name].float() / before[name] for name in losses])
+    relative_losses = torch.stack([losses[name].float() / before[name] for name in losses])
     if method == "uncertainty":
         assert log_variances is not None, "the module was made for this method"
         weights = 0.5 * torch.exp(-log_variances)
-        total = (weights * shares + 0.5 * log_variances).sum()
+        total = (weights * relative_losses + 0.5 * log_variances).sum()
     else:
-        seen = shares.detach()
-        weights = len(seen) * torch.softmax(seen / _SOFTNESS, 0) if method == "rates" else torch.ones_like(seen)
-        total = (weights * shares).sum()
+        detached = relative_losses.detach()
+        weights = (
+            len(detached) * torch.softmax(detached / _SOFTMAX_TEMPERATURE, 0)
+            if method == "rates"
+            else torch.ones_like(detached)
+        )
+        total = (weights * relative_losses).sum()
     return total, dict(zip(losses, weights.detach(), strict=True))

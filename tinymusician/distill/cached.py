@@ -33,18 +33,18 @@ def shard_count(rows: int) -> int:
 
 
 def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int, top: int | None = None) -> Arrays:
-    """One shard's signals [N, passes, K, S, …]: one pass per row, or two for the conditional target. See `packed`."""
+    """One shard's signals [N, passes, K, S, …]: one pass per row, or two for the conditional target. See `pack`."""
     shard_rows = np.arange(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, rows))
     parts = []
     for start in range(0, len(shard_rows), batch_size):
         piece = shard_rows[start : start + batch_size]
         logits = source(piece).logits.cpu()
         passes = len(logits) // len(piece)
-        parts.append(packed(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1), top))
+        parts.append(pack(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1), top))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def packed(logits: Tensor, top: int | None) -> Arrays:
+def pack(logits: Tensor, top: int | None) -> Arrays:
     """Logits [..., V] as a shard stores them.
 
     Dense: `logits` [..., V]. Sparse: the `codes` [..., top] and `values` [..., top] of the most likely codes, and the
@@ -64,15 +64,15 @@ def _half(values: Tensor) -> npt.NDArray[np.float16]:
     return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
 
 
-def unpacked(packed: dict[str, Tensor], vocabulary: int) -> Tensor:
+def unpack(arrays: dict[str, Tensor], vocabulary: int) -> Tensor:
     """Logits [..., V], up to a constant, from a shard's arrays."""
-    if "logits" in packed:
-        return packed["logits"]
-    values = packed["values"].float()
+    if "logits" in arrays:
+        return arrays["logits"]
+    values = arrays["values"].float()
     others = vocabulary - values.shape[-1]
-    each = packed["rest"].float()[..., None] - math.log(max(others, 1))
+    each = arrays["rest"].float()[..., None] - math.log(max(others, 1))
     logits = each.expand(*values.shape[:-1], vocabulary).clone()
-    return logits.scatter_(-1, packed["codes"].long(), values)
+    return logits.scatter_(-1, arrays["codes"].long(), values)
 
 
 class CachedTeacher:
@@ -114,4 +114,4 @@ class CachedTeacher:
         """One row's logits [passes, K, S, V]; only its bytes are read from the shard's file."""
         index, offset = divmod(row, SHARD_ROWS)
         with safe_open(self._shards.fetch_or_make(index, self._cache, self._make), framework="pt") as file:
-            return unpacked({name: file.get_slice(name)[offset] for name in file.keys()}, self._vocabulary)  # noqa: SIM118
+            return unpack({name: file.get_slice(name)[offset] for name in file.keys()}, self._vocabulary)  # noqa: SIM118

@@ -26,7 +26,7 @@ from tinymusician.models.protocols import Codec
 from tinymusician.models.spectral import log_mel, si_sdr, spectral_distance
 from tinymusician.training.task import Model
 
-_JUDGED, _MAX_FIT_FRAMES = 48, 8192
+_VALIDATION_PIECES, _MAX_FIT_FRAMES = 48, 8192
 """The number of held-out pieces of validation, and the maximum number of frames that a map is fitted to."""
 
 
@@ -69,7 +69,7 @@ class ProjectedCodec(nn.Module):
         latent = torch.zeros(1, codec.config.hidden_size, 1)
         with torch.no_grad():
             widths = [[stage.shape[1] for stage in decode_latents(one, latent).features] for one in (codec, teacher)]
-        self.projections = nn.ModuleList(nn.Conv1d(narrow, wide, 1) for narrow, wide in zip(*widths, strict=True))
+        self.projections = nn.ModuleList(nn.Conv1d(prune, wide, 1) for prune, wide in zip(*widths, strict=True))
 
     @torch.no_grad()
     def fit(self, teacher: Codec, codes_BKT: Tensor) -> None:
@@ -123,7 +123,7 @@ class CodecDistillTask(ComponentTask):
         """`teacher` is a codec; pieces have so many `frames`."""
         self.codec = codec
         self.teacher, self.tokens, self.frames = teacher.to(device).eval().requires_grad_(False), tokens, frames
-        rows = np.arange(min(len(held_out.codes), _JUDGED))
+        rows = np.arange(min(len(held_out.codes), _VALIDATION_PIECES))
         self._judged = pieces(held_out, rows, frames, np.random.default_rng(seed)).to(device)
         super().__init__(codec, method, len(tokens.codes), batch_size, seed, device)
 

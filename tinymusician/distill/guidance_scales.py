@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor
 
 from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals, guided_at
+
+
+def integer_scales(range_: tuple[float, float] | None) -> list[float]:
+    """The ends of a range of guidance scales and the whole numbers between them."""
+    if range_ is None:
+        return []
+    low, high = range_
+    return [low, *(float(scale) for scale in range(math.floor(low) + 1, math.ceil(high))), high]
+
+
+def evenly_spaced_scales(range_: tuple[float, float], count: int) -> tuple[float, ...]:
+    """Evenly spaced scales within a range, without its ends, where half of the embedding is 0."""
+    low, high = range_
+    return tuple(low + (high - low) * (index + 0.5) / count for index in range(count))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Losses on hidden states: each student layer follows a teacher layer, through a projection that is learned with it.
 
-mse      |P·h - H|² / |H|²    TinyBERT (arXiv 1909.10351, eq. 8), over the teacher's mean square cosine   1 - cos(P·h,
-H)      DistilBERT (arXiv 1910.01108); PKD's normalized distance (arXiv 1908.09355) is twice it
+mse      |P·h - H|² / |H|²   TinyBERT (arXiv 1909.10351, eq. 8), divided by the teacher's mean square
+cosine   1 - cos(P·h, H)     DistilBERT (arXiv 1910.01108); PKD's normalized distance (arXiv 1908.09355) is twice it
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class OnPolicySampler:
         positions = {
             step: np.arange(end - len(indices), end) for (step, indices), end in zip(rows.items(), ends, strict=True)
         }
-        prompts = self._tokens.taken(np.concatenate(list(rows.values())))
+        prompts = self._tokens.select(np.concatenate(list(rows.values())))
         index = first // self._refresh * parts + part
         if index in self._cache.missing():
             self._cache.write(index, {"codes": self._sample(prompts, first, part)})

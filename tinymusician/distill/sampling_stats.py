@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import DecoderBatch, condition
-from tinymusician.models.guidance import passes_of, plays_in_one_pass
+from tinymusician.models.guidance import plays_in_one_pass, sampling_scale
 from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.models.protocols import Musicgen
@@ -46,7 +46,7 @@ def sample_stats(
     code entropy near 0 shows that it did.
     """
     device = next(teacher.parameters()).device
-    frames, passes = prompts.codes.shape[2], passes_of(student, guidance)
+    frames, passes = prompts.codes.shape[2], sampling_scale(student, guidance)
     generator = torch.Generator(device).manual_seed(seed)
     nlls, entropies = [], []
     for first in range(0, len(prompts.codes), batch_size):

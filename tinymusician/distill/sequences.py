@@ -38,7 +38,7 @@ class ShardedSource(Protocol):
 
 
 class TeacherSamples:
-    """The teacher's samples for `texts`, `samples` each, as shards of `shard_prompts` prompts.
+    """The teacher's samples for `texts`, `samples` each, as shards of `prompts_per_shard` prompts.
 
     A shard depends only on its prompts and the seed, so any worker can compute it in any order.
     """
@@ -54,12 +54,12 @@ class TeacherSamples:
         top_k: int,
         temperature: float,
         seed: int,
-        shard_prompts: int,
-        at_once: int,
+        prompts_per_shard: int,
+        batch_size: int,
     ) -> None:
         self._teacher, self._frames, self._samples = teacher, frames, samples
         self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
-        self._seed, self._shard, self._at_once = seed, shard_prompts, at_once
+        self._seed, self._shard, self._batch_size = seed, prompts_per_shard, batch_size
         ids, mask = tokenize_captions(tokenizer, texts)
         self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
 
@@ -69,14 +69,16 @@ class TeacherSamples:
         return -(-len(self._ids) // (self._shard * self._samples))
 
     def make(self, index: int) -> Arrays:
-        """Sample one shard, `at_once` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
+        """Sample one shard, `batch_size` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
         size = self._shard * self._samples
         rows = slice(index * size, (index + 1) * size)
         ids, mask = self._ids[rows], self._mask[rows]
         device = next(self._teacher.decoder.parameters()).device
         generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
-        pieces = range(0, len(ids), self._at_once)
-        codes = [self._sample(ids[at : at + self._at_once], mask[at : at + self._at_once], generator) for at in pieces]
+        pieces = range(0, len(ids), self._batch_size)
+        codes = [
+            self._sample(ids[at : at + self._batch_size], mask[at : at + self._batch_size], generator) for at in pieces
+        ]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:

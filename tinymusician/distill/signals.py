@@ -47,7 +47,7 @@ class TeacherSignals(NamedTuple):
     states: Tensor | None = None
 
 
-def joined(one: TeacherSignals, other: TeacherSignals) -> TeacherSignals:
+def concat_signals(one: TeacherSignals, other: TeacherSignals) -> TeacherSignals:
     """The rows of both."""
     both = (torch.cat(pair) for pair in zip(one.sequences, other.sequences, strict=True))
     states = None

@@ -16,7 +16,15 @@ from tinymusician.distill.hidden_states import HiddenLoss, ProjectedDecoder, hid
 from tinymusician.distill.objective import LossWeights, distillation_loss
 from tinymusician.distill.on_policy import OnPolicySampler
 from tinymusician.distill.schedules import TemperatureSchedule
-from tinymusician.distill.signals import Rows, SignalSet, SignalSource, TeacherSignals, condition, guided_at, joined
+from tinymusician.distill.signals import (
+    Rows,
+    SignalSet,
+    SignalSource,
+    TeacherSignals,
+    concat_signals,
+    condition,
+    guided_at,
+)
 from tinymusician.models.divergences import mean_over_valid, mean_per_codebook
 from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.models.protocols import Musicgen
@@ -80,7 +88,7 @@ class ObjectiveTask:
         if self.on_policy is not None and len(sampled):
             samples = self.on_policy(step, part, parts, lambda at: self._split(at, part, parts)[1])
             batches.append(self.guided(samples, step, parts + part))
-        return reduce(joined, batches)
+        return reduce(concat_signals, batches)
 
     def guided(self, signals: TeacherSignals, step: int, stream: int) -> TeacherSignals:
         """The signals at sampled guidance scales, for a guidance-conditioned student; others as they are."""

@@ -40,7 +40,7 @@ class ClipFeatures:
         """The clips with these numbers."""
         rows = np.searchsorted(self.indices, indices)
         classes = {question: values[rows] for question, values in self.classes.items()}
-        embeddings, clap = self.embeddings.chosen(rows), self.clap.chosen(rows)
+        embeddings, clap = self.embeddings.select(rows), self.clap.select(rows)
         return replace(self, indices=indices, embeddings=embeddings, clap=clap, classes=classes, health=None)
 
 

@@ -30,7 +30,7 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
     """Read `seconds` of a file from `start` on, or all of it.
 
     Raises:
-        DataError: it cannot be read, ends before `start`, is is shorter than 0.1 s or has samples that are not finite.
+        DataError: it cannot be read, ends before `start`, is shorter than 0.1 s or has samples that are not finite.
     """
     import soundfile
 

@@ -26,7 +26,7 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "does not hold"
     NO_DIFFERENCE = "no difference was found"
-    UNDECIDED = "cannot be told at this scale"
+    UNDECIDED = "undecided at this scale"
 
 
 class ClaimResult(Document):
@@ -38,6 +38,10 @@ class ClaimResult(Document):
     def __str__(self) -> str:
         """The verdict with its evidence in parentheses."""
         return f"{self.verdict} ({self.evidence})" if self.evidence else str(self.verdict)
+
+    def with_evidence(self, more: str) -> ClaimResult:
+        """The same verdict with one more number."""
+        return self.model_copy(update={"evidence": f"{self.evidence}, {more}" if self.evidence else more})
 
 
 class Claim(Document):

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
-from tinymusician.evaluate.embedding import in_batches, parted, windows
+from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
 from tinymusician.models.musicgen import model_location
 from tinymusician.models.prune_layers import weights_digest
 
@@ -55,7 +55,7 @@ class ClapEmbedder:
         """Vectors [windows, D] of every wave."""
         clips = [windows(wave, self._size) for wave in waves]
         embeddings = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
-        return parted(np.concatenate(embeddings), clips)
+        return split_by_clip(np.concatenate(embeddings), clips)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Floats:

@@ -61,7 +61,7 @@ class ClipEmbeddings:
         end = int(self.windows[: index + 1].sum())
         return self.values[end - int(self.windows[index]) : end]
 
-    def chosen(self, clips: Indices) -> ClipEmbeddings:
+    def select(self, clips: Indices) -> ClipEmbeddings:
         """These clips, in this order; a clip that occurs twice counts as two."""
         starts = (np.cumsum(self.windows) - self.windows)[clips]
         counts = self.windows[clips]

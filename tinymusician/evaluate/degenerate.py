@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.results import DegenerateCounts, Fault
-from tinymusician.recipe import DegenerateThresholds
+from tinymusician.settings import DegenerateThresholds
 
 _SILENT_SECONDS, _SILENT_DB = 0.02, -60.0
 _QUIET_SECONDS, _QUIET_DB = 0.05, -45.0

@@ -62,6 +62,6 @@ def in_batches(clips: Sequence[Floats], size: int) -> Iterator[Floats]:
         yield np.stack(batch)
 
 
-def parted(vectors: Floats, clips: Sequence[Floats]) -> list[Floats]:
+def split_by_clip(vectors: Floats, clips: Sequence[Floats]) -> list[Floats]:
     """Split the results of joined windows by clip."""
     return np.split(vectors, np.cumsum([len(clip) for clip in clips])[:-1])

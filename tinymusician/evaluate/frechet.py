@@ -84,7 +84,7 @@ def _resampled_fad(
     """FAD of every resample of the clips."""
     fixed = Gaussian.of(reference.values)
     draws = resampled_clips(clips.clips, resamples, seed)
-    return np.array([frechet_distance(Gaussian.of(clips.chosen(draw).values), fixed) for draw in draws])
+    return np.array([frechet_distance(Gaussian.of(clips.select(draw).values), fixed) for draw in draws])
 
 
 def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, draws: int = _DRAWS) -> FadInfinity:
@@ -122,7 +122,7 @@ def fad_infinity_interval(
     """FAD∞ with its interval, from extrapolations of resampled clips, and the extrapolation itself."""
     estimate = fad_infinity(clips, reference, seed)
     drawn = resampled_clips(clips.clips, resamples, seed)
-    again = [fad_infinity(clips.chosen(draw), reference, seed + number, 1).value for number, draw in enumerate(drawn)]
+    again = [fad_infinity(clips.select(draw), reference, seed + number, 1).value for number, draw in enumerate(drawn)]
     return centred_interval(estimate.value, again), estimate
 
 
@@ -137,7 +137,7 @@ def fad_by_clip(clips: ClipEmbeddings, reference: ClipEmbeddings) -> npt.NDArray
 
 
 def _drawn(clips: ClipEmbeddings, count: int, random: np.random.Generator) -> Gaussian:
-    return Gaussian.of(clips.chosen(random.permutation(clips.clips)[:count]).values)
+    return Gaussian.of(clips.select(random.permutation(clips.clips)[:count]).values)
 
 
 def _check(clips: ClipEmbeddings, reference: ClipEmbeddings, share: float = 1.0) -> None:

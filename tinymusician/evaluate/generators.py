@@ -18,7 +18,7 @@ import torch
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.models.audiocraft import is_release
-from tinymusician.models.guidance import passes_of, plays_in_one_pass, range_of
+from tinymusician.models.guidance import plays_in_one_pass, range_of, sampling_scale
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.protocols import Musicgen, Tokenizer
@@ -95,7 +95,7 @@ class TorchGenerator:
             self._condition(prompts, settings.guidance),
             round(settings.seconds * self.frame_rate),
             None,
-            passes_of(self.model, settings.guidance),
+            sampling_scale(self.model, settings.guidance),
             settings.top_k,
             settings.temperature,
             seeds,
@@ -114,7 +114,7 @@ class TorchGenerator:
         return torch.cat([logits, without]).float().cpu()
 
     @torch.no_grad()
-    def coded(self, wave: Wave) -> Wave:
+    def reconstruct(self, wave: Wave) -> Wave:
         """A wave at `rate` after the codec: its reconstruction."""
         codec, samples = self.model.audio_encoder, torch.from_numpy(np.asarray(wave, np.float32))[None, None]
         codes = codec.encode(samples.to(self._device)).audio_codes

@@ -48,7 +48,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     for name, side in (("clips", clips), ("reference", reference)):
         if side.clips < 2:
             raise DataError(f"KAD: {side.clips} clip of {name}; at least 2 are needed")
-    clips, reference = thinned(clips), thinned(reference)
+    clips, reference = subsample(clips), subsample(reference)
     width = bandwidth(reference)
     every = np.ones((1, clips.clips))
     draws = resampled_clips(clips.clips, resamples, seed)
@@ -61,7 +61,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     return centred_interval(float(distances[0]), drawn) if len(drawn) > resamples / 2 else Interval(float(distances[0]))
 
 
-def thinned(side: ClipEmbeddings) -> ClipEmbeddings:
+def subsample(side: ClipEmbeddings) -> ClipEmbeddings:
     """At most 8,000 vectors, or one per clip: evenly spaced ones of each clip."""
     if len(side.values) <= _MOST:
         return side

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 
 from tinymusician.evaluate.clip_embeddings import Floats
-from tinymusician.evaluate.embedding import parted, windows
+from tinymusician.evaluate.embedding import split_by_clip, windows
 from tinymusician.json_types import JsonObject
 
 RATE, SECONDS = 48_000, 10
@@ -52,7 +52,7 @@ class LaionClap:
             self._model.get_audio_embedding_from_data(x=joined[start : start + _BATCH], use_tensor=False)
             for start in range(0, len(joined), _BATCH)
         ]
-        return parted(np.concatenate(embeddings), clips)
+        return split_by_clip(np.concatenate(embeddings), clips)
 
     def text(self, prompts: Sequence[str]) -> Floats:
         """A vector for every prompt, [N, D]."""

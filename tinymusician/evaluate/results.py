@@ -130,12 +130,20 @@ class ModelResult(Document):
     worst: tuple[WorstClip, ...]
 
 
+class ReferenceAudio(Document):
+    """How real clips were read: the number of clips by conversion, and why clips cannot be read."""
+
+    conversions: dict[str, int]
+    unreadable: tuple[str, ...]
+
+
 class Provenance(Document):
     """The conditions under which an evaluation's metrics were measured."""
 
     reference: JsonObject = Field(description="reference set")
     real_clips: int = Field(description="real clips")
-    audio_changes: dict[str, int] = Field(description="conversions of the real clips")
+    conversions: dict[str, int] = Field(description="conversions of the real clips")
+    unreadable: tuple[str, ...] = Field(description="real clips that were skipped")
     clips: int = Field(description="clips per model")
     seconds: float = Field(description="seconds per clip")
     embedding: JsonObject = Field(description="embedding of FAD and KAD")
@@ -156,8 +164,12 @@ class Provenance(Document):
 
 
 class AudioClip(Document):
-    """A clip of the report: the label of its model, and the name of its FLAC file in the run's folder."""
+    """A clip of the report: its model and label, and the name of its FLAC file in the run's folder.
 
+    `model_id` is `REAL` for the real clip.
+    """
+
+    model_id: str
     label: str
     file: str
 
@@ -217,4 +229,6 @@ def _value(interval: Interval | None) -> float | None:
 def _text(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

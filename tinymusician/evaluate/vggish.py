@@ -19,7 +19,7 @@ from transformers.audio_utils import mel_filter_bank
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
-from tinymusician.evaluate.embedding import in_batches, parted, windows
+from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
 
 _RATE, _FRAME, _HOP, _FFT, _BANDS = 16_000, 400, 160, 512, 64
 _LOWEST, _HIGHEST, _OFFSET = 125.0, 7500.0, 0.01
@@ -57,7 +57,7 @@ class VggishEmbedder:
         """Vectors [windows, 128] of every wave."""
         clips = [windows(wave, _EXAMPLE) for wave in waves]
         embeddings = [self._embedded(batch) for batch in in_batches(clips, _BATCH)]
-        return parted(np.concatenate(embeddings), clips)
+        return split_by_clip(np.concatenate(embeddings), clips)
 
     @torch.no_grad()
     def _embedded(self, batch: Floats) -> Floats:

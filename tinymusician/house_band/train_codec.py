@@ -107,12 +107,12 @@ def codec_quality(codec: Codec, audio_BN: Tensor) -> dict[str, float]:
     """SI-SDR (dB) and log-mel L1 of reconstructions by number of codebooks; the used share of each codebook."""
     codes = codec.encode(audio_BN[:, None]).audio_codes[0]
     true = log_mel(audio_BN, 16_000, 1024, 64, 256)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for depth in range(1, codes.shape[1] + 1):
         made = codec.decode(codes[None, :, :depth], [None]).audio_values[:, 0, : audio_BN.shape[1]]
-        figures[f"si_sdr/{depth}"] = si_sdr(made, audio_BN).mean().item()
-        figures[f"log_mel/{depth}"] = (log_mel(made, 16_000, 1024, 64, 256) - true).abs().mean().item()
+        metrics[f"si_sdr/{depth}"] = si_sdr(made, audio_BN).mean().item()
+        metrics[f"log_mel/{depth}"] = (log_mel(made, 16_000, 1024, 64, 256) - true).abs().mean().item()
     for level in range(codes.shape[1]):
         used = len(set(codes[:, level].flatten().tolist()))
-        figures[f"used/{level + 1}"] = used / codec.config.codebook_size
-    return figures
+        metrics[f"used/{level + 1}"] = used / codec.config.codebook_size
+    return metrics

@@ -56,7 +56,7 @@ def is_release(folder: Path) -> bool:
     return both and not (folder / "config.json").is_file()
 
 
-def converted(folder: Path) -> Path:
+def convert_cached(folder: Path) -> Path:
     """The folder of the same model in transformers' layout, converted once and cached.
 
     Raises:

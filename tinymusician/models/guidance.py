@@ -83,6 +83,6 @@ def plays_in_one_pass(model: Musicgen) -> bool:
     return is_guidance_conditioned(model) or model.generation_config.guidance_scale == 1
 
 
-def passes_of(model: Musicgen, guidance: float) -> float:
+def sampling_scale(model: Musicgen, guidance: float) -> float:
     """The scale with which a sampler combines two passes of a model; 1 means one pass."""
     return 1.0 if plays_in_one_pass(model) else guidance

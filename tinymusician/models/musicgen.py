@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
-from tinymusician.models.audiocraft import converted, is_release
+from tinymusician.models.audiocraft import convert_cached, is_release
 from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
 from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged
@@ -153,7 +153,7 @@ def model_location(name: str) -> str:
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"model {name!r}: no such folder")
     if is_release(folder):
-        return str(converted(folder))
+        return str(convert_cached(folder))
     return str(folder) if folder.is_dir() else name
 
 
@@ -161,7 +161,7 @@ def _cannot_load(name: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"model {name!r}: the folder holds no loadable MusicGen ({_first_line(error)})"
     return (
-        f"model {name!r} cannot be had here: download its config.json, *.safetensors, generation_config.json and "
+        f"model {name!r} is not available offline: download its config.json, *.safetensors, generation_config.json and "
         f"tokenizer files into a folder, and give that folder's path instead"
     )
 

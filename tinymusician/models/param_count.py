@@ -27,8 +27,8 @@ class TextShape:
     @property
     def parameters(self) -> int:
         """The number of parameters, as transformers counts them."""
-        a_layer = 4 * self.width * self.heads * self.head + 2 * self.width * self.feed_forward + 2 * self.width
-        return self.vocabulary * self.width + self.layers * a_layer + self.buckets * self.heads + self.width
+        layer_parameters = 4 * self.width * self.heads * self.head + 2 * self.width * self.feed_forward + 2 * self.width
+        return self.vocabulary * self.width + self.layers * layer_parameters + self.buckets * self.heads + self.width
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CodecShape:
         return block + (width * width + 2 * width if self.shortcut else 0)
 
 
-def parts_of(name: str) -> tuple[TextShape, CodecShape] | None:
+def component_shapes(name: str) -> tuple[TextShape, CodecShape] | None:
     """The shapes of a released, packaged or local model's text encoder and codec; None where they are unknown."""
     if name in RELEASED:
         return TextShape(), CodecShape()
@@ -124,15 +124,15 @@ SHORTEST = 512
 """Half the window of the spectral losses, in samples."""
 
 
-def check_piece(seconds: float, frame_rate: float, samples_a_frame: int) -> int:
+def check_piece(seconds: float, frame_rate: float, samples_per_frame: int) -> int:
     """The number of frames of a piece of audio.
 
     Raises:
         RecipeError: it is too short for a spectrum.
     """
     frames = round(seconds * frame_rate)
-    if frames * samples_a_frame <= SHORTEST:
-        minimum = (SHORTEST // samples_a_frame + 1) / frame_rate
+    if frames * samples_per_frame <= SHORTEST:
+        minimum = (SHORTEST // samples_per_frame + 1) / frame_rate
         raise RecipeError(
             f"codec.seconds = {seconds:g}: at least {minimum:g} s are needed for a spectrum, also of sequences.seconds"
         )

@@ -17,7 +17,7 @@ from tinymusician.errors import ModelError, RecipeError
 from tinymusician.models.protocols import HasWeights, Musicgen, MusicgenConfig
 
 
-def cut_student(teacher: Musicgen, layers: Sequence[int]) -> Musicgen:
+def prune_layers(teacher: Musicgen, layers: Sequence[int]) -> Musicgen:
     """A MusicGen whose decoder has the teacher's `layers`, in this order, with its own copy of all weights.
 
     Raises:
@@ -78,11 +78,11 @@ def check_codec(model: Musicgen, name: str) -> None:
         ModelError: they differ.
     """
     decoder, codec = model.config.decoder, model.config.audio_encoder
-    spoken, understood = (decoder.num_codebooks, decoder.vocab_size), (codec.num_quantizers, codec.codebook_size)
-    if spoken != understood:
+    emitted, decoded = (decoder.num_codebooks, decoder.vocab_size), (codec.num_quantizers, codec.codebook_size)
+    if emitted != decoded:
         raise ModelError(
-            f"{name}: the decoder speaks {spoken[0]} codebooks of {spoken[1]} codes, "
-            f"its codec {understood[0]} of {understood[1]}; they must be equal"
+            f"{name}: the decoder has {emitted[0]} codebooks of {emitted[1]} codes, "
+            f"its codec {decoded[0]} of {decoded[1]}; they must be equal"
         )
 
 

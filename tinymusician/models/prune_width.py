@@ -21,12 +21,12 @@ from torch import Tensor
 
 from tinymusician.models.protocols import DecoderConfig, Musicgen
 from tinymusician.models.prune_layers import build_musicgen, check_layers
-from tinymusician.models.shape import check_narrow
+from tinymusician.models.shape import check_pruned_width
 
 _BODY = "decoder.model.decoder."
 
 
-def narrow_student(teacher: Musicgen, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Musicgen:
+def prune_width(teacher: Musicgen, layers: Sequence[int], width: int, heads: int, feed_forward: int) -> Musicgen:
     """A MusicGen with the teacher's `layers` in a smaller width; text encoder and codec are the teacher's.
 
     Raises:
@@ -38,7 +38,7 @@ def narrow_student(teacher: Musicgen, layers: Sequence[int], width: int, heads: 
         (config.hidden_size, config.num_attention_heads, config.ffn_dim),
         teacher.config.text_encoder.hidden_size,
     )
-    check_narrow(width, heads, feed_forward, *sizes, text)
+    check_pruned_width(width, heads, feed_forward, *sizes, text)
     shape = copy.deepcopy(teacher.config)
     shape.decoder.num_hidden_layers = len(layers)
     shape.decoder.hidden_size, shape.decoder.num_attention_heads, shape.decoder.ffn_dim = width, heads, feed_forward

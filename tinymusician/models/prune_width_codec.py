@@ -23,7 +23,7 @@ from tinymusician.models.prune_width import largest
 
 
 @torch.no_grad()
-def narrow_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
+def prune_codec(teacher: Codec, filters: int, residual_layers: int) -> Codec:
     """An EnCodec with `filters` and `residual_layers` per stage, in float32 and evaluation mode.
 
     Raises:

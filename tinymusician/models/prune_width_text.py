@@ -40,7 +40,7 @@ class ProjectedTextEncoder(nn.Module):
         return states
 
 
-def narrow_text(
+def prune_text_encoder(
     teacher: TextEncoderModel, layers: Sequence[int], width: int, heads: int, feed_forward: int
 ) -> ProjectedTextEncoder:
     """A T5 encoder with the teacher's `layers`; initially its map puts every kept channel back to its index.

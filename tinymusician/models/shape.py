@@ -40,9 +40,9 @@ class DecoderShape:
     def parameters(self) -> int:
         """The parameter count of the decoder, as in transformers, without the projection of the text states."""
         attention = 8 * self.width * self.width
-        a_layer = attention + 2 * self.width * self.feed_forward + 6 * self.width
+        layer_parameters = attention + 2 * self.width * self.feed_forward + 6 * self.width
         embeddings = self.codebooks * (2 * self.vocabulary + 1) * self.width
-        return self.layers * a_layer + embeddings + 2 * self.width
+        return self.layers * layer_parameters + embeddings + 2 * self.width
 
     def with_layers(self, layers: int) -> DecoderShape:
         """The same shape with another depth."""
@@ -112,7 +112,25 @@ def shape_of(name: str) -> DecoderShape | None:
         raise ModelError(f"model {name!r}: config.json is missing or not a MusicGen's ({error!r})") from error
 
 
-def check_split(heads: int, feed_forward: int, pieces: int) -> None:
+def sampling_defaults(name: str) -> dict[str, float]:
+    """The `guidance_scale`, `top_k` and `temperature` that a packaged or local model brings, as far as it has them.
+
+    Raises:
+        ModelError: its generation_config.json is not JSON, or a value is not a positive number.
+    """
+    folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
+    file = folder / "generation_config.json"
+    try:
+        content = json.loads(file.read_text()) if file.is_file() else {}
+        values = {key: content[key] for key in ("guidance_scale", "top_k", "temperature") if content.get(key)}
+        if any(isinstance(value, bool) or not value > 0 for value in values.values()):
+            raise ValueError(f"{values}: positive numbers are needed")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"model {name!r}: generation_config.json: {error}") from error
+    return values
+
+
+def check_tensor_parallel(heads: int, feed_forward: int, pieces: int) -> None:
     """Check that a decoder with so many attention heads and this feed-forward width splits into `pieces` equal pieces.
 
     Raises:
@@ -125,7 +143,7 @@ def check_split(heads: int, feed_forward: int, pieces: int) -> None:
         )
 
 
-def check_narrow(
+def check_pruned_width(
     width: int,
     heads: int,
     feed_forward: int,
@@ -140,10 +158,11 @@ def check_narrow(
         RecipeError: a size exceeds the teacher's, its heads have another width, or it is as wide as the `text` states,
             which its teacher projects and it could not.
     """
-    a_head = teacher_width // teacher_heads
-    if width != heads * a_head:
+    head_width = teacher_width // teacher_heads
+    if width != heads * head_width:
         raise RecipeError(
-            f"student.width = {width}: must be student.heads times the width of the teacher's heads, {heads} x {a_head}"
+            f"student.width = {width}: must be student.heads times the width of the teacher's heads, "
+            f"{heads} x {head_width}"
         )
     if width > teacher_width or width % 2:
         raise RecipeError(f"student.width = {width}: even numbers up to the teacher's {teacher_width} are allowed")

@@ -14,11 +14,11 @@ import onnx
 from tinymusician.quantize.apply import GRAPHS, WEIGHTED, group_of, quantize_graph
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity, Table
-from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle import Bundle
 from tinymusician.runtime.bundle_manifest import BundleManifest
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import Floats, ForcedBatch, compare, rollout, rollout_with_ranges
+from tinymusician.settings import Precision
 
 CONVOLUTIONS: tuple[Precision, ...] = ("float32", "float16")
 """The precisions of the codec: convolutions cannot be quantized in blocks."""

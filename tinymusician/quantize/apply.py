@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinymusician.quantize.graph import MICROSOFT, MOST_IN_ONE_FILE, save
 from tinymusician.quantize.precision import PrecisionPlan
-from tinymusician.recipe import Precision
 from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.session import Array
+from tinymusician.settings import Precision
 
 GRAPHS: tuple[Role, ...] = ("text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder")
 _GROUPS = {
@@ -270,8 +270,8 @@ def _to_float16(model: onnx.ModelProto, nodes: set[str]) -> None:
     )
     casts = []
     for name in renames:
-        narrow = numpy_helper.to_array(weights[name]).astype(np.float16)
-        _replace(model, name, {f"{name}.float16": narrow})
+        prune = numpy_helper.to_array(weights[name]).astype(np.float16)
+        _replace(model, name, {f"{name}.float16": prune})
         casts.append(helper.make_node("Cast", [f"{name}.float16"], [name], name=f"{name}.widen", to=TensorProto.FLOAT))
     nodes_after = list(model.graph.node)
     del model.graph.node[:]

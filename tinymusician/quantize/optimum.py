@@ -78,7 +78,7 @@ def group_in_optimum(graph: str, node: str) -> str:
     for pattern, group in _DECODER_GROUPS:
         if match := re.search(pattern, node):
             return group or match[0]
-    raise ModelError(f"{graph}: node {node} is in no group that a plan knows")
+    raise ModelError(f"{graph}: node {node} is in no group of the precision plan")
 
 
 def optimum_logits(folder: Path, tokenizer: Tokenizer, sequences: ForcedBatch) -> Floats:

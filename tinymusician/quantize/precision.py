@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tinymusician.errors import PlanError
 from tinymusician.json_types import JsonObject
-from tinymusician.recipe import Precision
+from tinymusician.settings import Precision
 
 Method = Literal["rtn", "hqq"]
 _TABLES = ("embeddings", "text_embedding", "codec")

@@ -11,7 +11,7 @@ from tinymusician.html_report import html_picture, html_table, html_text, page
 from tinymusician.plots import png, pyplot
 from tinymusician.quantize.results import ParetoPoint, ParityReport, QuantizationResult
 from tinymusician.quantize.sensitivity import Table, front
-from tinymusician.recipe import Precision
+from tinymusician.settings import Precision
 
 MIN_KL = 1e-9
 """A KL of zero on a logarithmic axis."""

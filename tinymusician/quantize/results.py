@@ -8,8 +8,8 @@ from tinymusician.config_model import Document, Number
 from tinymusician.json_types import JsonObject
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity
-from tinymusician.recipe import Precision
 from tinymusician.runtime.playback_cost import PlaybackCost
+from tinymusician.settings import Precision
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tinymusician.errors import PlanError
-from tinymusician.recipe import Precision
+from tinymusician.settings import Precision
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Packaged recipes are named without a path (`band`); anything with a `/` or endin
 """
 
 from tinymusician.recipe.components import CodecConfig, TextEncoderConfig
-from tinymusician.recipe.compression import Precision, QualityThreshold, QuantizeConfig
+from tinymusician.recipe.compression import QualityThreshold, QuantizeConfig
 from tinymusician.recipe.distillation import (
     ActorSignalsConfig,
     CachedSignalsConfig,
@@ -22,22 +22,20 @@ from tinymusician.recipe.distillation import (
     WidthPrunedStudent,
 )
 from tinymusician.recipe.evaluation import (
-    DegenerateThresholds,
     EvaluateConfig,
     EvaluateStep,
     Grid,
     LaionClapEmbeddingConfig,
 )
-from tinymusician.recipe.load import load_recipe, overridden, parse_recipe, recipe_names, recipe_yaml
+from tinymusician.recipe.load import apply_overrides, load_recipe, parse_recipe, recipe_names, recipe_yaml
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.recipe import Recipe
-from tinymusician.recipe.release import PublishConfig, ReleaseGatesConfig, Step
+from tinymusician.recipe.release import PublishConfig, Step
 
 __all__ = [
     "ActorSignalsConfig",
     "CachedSignalsConfig",
     "CodecConfig",
-    "DegenerateThresholds",
     "EvaluateConfig",
     "EvaluateStep",
     "FixedBiKLConfig",
@@ -48,13 +46,11 @@ __all__ = [
     "Objective",
     "OnPolicyConfig",
     "PlainObjectiveConfig",
-    "Precision",
     "PretrainConfig",
     "PublishConfig",
     "QualityThreshold",
     "QuantizeConfig",
     "Recipe",
-    "ReleaseGatesConfig",
     "StageMixedConfig",
     "Step",
     "SwitchedBiKLConfig",
@@ -62,8 +58,8 @@ __all__ = [
     "TextEncoderConfig",
     "TrainingConfig",
     "WidthPrunedStudent",
+    "apply_overrides",
     "load_recipe",
-    "overridden",
     "parse_recipe",
     "recipe_names",
     "recipe_yaml",

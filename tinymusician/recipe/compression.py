@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from tinymusician.config_model import ConfigModel, Count, Positive, Share
 from tinymusician.json_types import JsonObject
-
-Precision = Literal["float32", "float16", "int8", "int4"]
+from tinymusician.settings import Precision
 
 
 class QualityThreshold(ConfigModel):
@@ -79,5 +78,5 @@ class QuantizeConfig(ConfigModel):
         if self.method == "hqq" and self.symmetric:
             raise ValueError("method hqq: fits zero points, so symmetric must be false")
         if self.format == "optimum" and (self.cache != "float32" or self.continuation):
-            raise ValueError("format optimum: knows neither cache int8 nor continuation; take format fused")
+            raise ValueError("format optimum: supports neither cache int8 nor continuation; use format fused")
         return self

@@ -22,13 +22,16 @@ class TeacherConfig(ConfigModel):
         "guided: imitate the guided distribution in one pass",
     )
     guidance_scale: Positive = Field(
-        3.0, description="classifier-free guidance scale s of samples and of the guided target"
+        3.0,
+        description="classifier-free guidance scale s of samples and of the guided target; by default the model's own",
     )
     guidance_range: tuple[Positive, Positive] | None = Field(
         None, description="guided: condition the student on its scale, which is sampled from this range"
     )
-    top_k: Count = Field(250, description="top-k of the teacher's samples")
-    temperature: Positive = Field(1.0, description="sampling temperature of the teacher's samples")
+    top_k: Count = Field(250, description="top-k of the teacher's samples; by default the model's own")
+    temperature: Positive = Field(
+        1.0, description="sampling temperature of the teacher's samples; by default the model's own"
+    )
     tensor_parallel_size: Count = Field(
         1, description="workers that share one teacher, if it is too large for one device"
     )
@@ -44,7 +47,9 @@ class TeacherConfig(ConfigModel):
             return self
         low, high = self.guidance_range
         if self.target != "guided":
-            raise ValueError(f"guidance_range {low:g} to {high:g}: only target guided tells the student its scale")
+            raise ValueError(
+                f"guidance_range {low:g} to {high:g}: needs target guided, which conditions the student on its scale"
+            )
         if not (low < high and low <= self.guidance_scale <= high):
             raise ValueError(
                 f"guidance_range {low:g} to {high:g}: must rise and contain the default, guidance_scale "

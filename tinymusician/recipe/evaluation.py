@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count, Positive
+from tinymusician.settings import DegenerateThresholds
 
 
 class BandReferenceConfig(ConfigModel):
@@ -84,16 +85,6 @@ Embedding = Annotated[
 ]
 
 
-class DegenerateThresholds(ConfigModel):
-    """Thresholds above which a clip counts as degenerate."""
-
-    silent: Share = Field(0.9, description="share of its 20 ms frames below -60 dB of full scale")
-    clipped: Share = Field(0.01, description="share of its samples at full scale")
-    offset: Share = Field(0.05, description="its mean, as a share of full scale")
-    looped: Share = Field(0.9, description="share of its frames whose codes repeat those of one fixed lag before")
-    quiet: Share = Field(0.5, description="share of its 50 ms frames below -45 dB of full scale")
-
-
 EvaluateStep = Literal["generate", "embed", "aggregate", "render"]
 
 
@@ -136,7 +127,9 @@ class EvaluateConfig(ConfigModel):
     @model_validator(mode="after")
     def _knows_texts(self) -> Self:
         if self.clap == "embedding" and self.embedding.kind not in ("clap", "laion-clap"):
-            raise ValueError(f"clap embedding: embedding {self.embedding.kind} knows no texts; clap and laion-clap do")
+            raise ValueError(
+                f"clap embedding: embedding {self.embedding.kind} has no text encoder; clap and laion-clap have one"
+            )
         return self
 
 

@@ -38,7 +38,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         RecipeError: there is no such recipe, it is not YAML, or a key or value is not allowed.
     """
-    return parse_recipe(overridden(_read_extended(name), overrides), name)
+    return parse_recipe(apply_overrides(_read_extended(name), overrides), name)
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -46,7 +46,7 @@ def recipe_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def overridden(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
+def apply_overrides(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
     """A recipe's content after `section.key=value` overrides."""
     content = deepcopy(content)
     for override in overrides:

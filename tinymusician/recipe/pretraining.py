@@ -37,6 +37,6 @@ class PretrainConfig(ConfigModel):
     def _codec_first(self) -> Self:
         if "codec" not in self.parts and {"band-large", "band-small"} & set(self.parts):
             raise ValueError(
-                f"parts {list(self.parts)}: band-large and band-small speak the codec's codes, so add codec"
+                f"parts {list(self.parts)}: band-large and band-small are trained on the codec's codes, so add codec"
             )
         return self

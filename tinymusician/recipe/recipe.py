@@ -63,35 +63,35 @@ class Recipe(ConfigModel):
     @model_validator(mode="after")
     def _split_among_workers(self) -> Self:
         if self.teacher.tensor_parallel_size > 1 and self.signals.source == "actors":
-            raise ValueError(
-                "teacher.tensor_parallel_size: only workers hold a teacher together; allowed sources are online, cached"
-            )
+            raise ValueError("signals.source = actors: teacher.tensor_parallel_size > 1 needs source online or cached")
         if self.training.min_workers and (self.teacher.tensor_parallel_size > 1 or self.signals.source == "actors"):
             raise ValueError(
-                "training.min_workers: Ray counts neither actors nor teams of workers when it goes on with fewer; "
-                "allowed are teacher.tensor_parallel_size 1 and sources online, cached"
+                "training.min_workers: not supported with teacher.tensor_parallel_size > 1 or signals.source = actors, "
+                "because Ray continues with fewer workers of one kind only"
             )
         return self
 
     @model_validator(mode="after")
     def _states_come_from_the_teacher_itself(self) -> Self:
         if self.hidden.weight and self.signals.source != "online":
-            raise ValueError(f"hidden.weight = {self.hidden.weight:g}: only source online gives the teacher's states")
+            raise ValueError(
+                f"hidden.weight = {self.hidden.weight:g}: needs hidden states, so signals.source must be online"
+            )
         return self
 
     @property
-    def has_small_parts(self) -> bool:
+    def has_small_components(self) -> bool:
         """Whether more components than the language model are made smaller."""
         return self.text_encoder is not None or self.codec is not None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.has_small_parts and isinstance(self.student, PretrainedStudent):
+        if self.has_small_components and isinstance(self.student, PretrainedStudent):
             raise ValueError(
                 "student.kind = pretrained: brings its own text encoder and codec; with these sections, allowed are "
                 "prune_layers and prune_width"
             )
-        if self.has_small_parts and self.teacher.tensor_parallel_size > 1:
+        if self.has_small_components and self.teacher.tensor_parallel_size > 1:
             raise ValueError(
                 "teacher.tensor_parallel_size: text_encoder and codec are cut out of a whole teacher; allowed is 1"
             )
@@ -107,11 +107,13 @@ class Recipe(ConfigModel):
         if share == 0:
             return self
         if self.signals.source == "cached":
-            raise ValueError("on_policy.share: shards know no new sequences; allowed sources are online, actors")
+            raise ValueError(
+                "on_policy.share: shards have no signals of new sequences; allowed sources are online, actors"
+            )
         if self.teacher.tensor_parallel_size > 1:
             raise ValueError(
-                f"on_policy.share: workers that hold a teacher together judge what all of them have, and samples are "
-                f"each one's own; teacher.tensor_parallel_size = {self.teacher.tensor_parallel_size}, allowed is 1"
+                f"on_policy.share: not supported with teacher.tensor_parallel_size > 1 "
+                f"(it is {self.teacher.tensor_parallel_size}), because each worker samples sequences of its own"
             )
         if self.training.zero_stage == 3:
             raise ValueError(

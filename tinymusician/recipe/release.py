@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, Positive, Share
+from tinymusician.config_model import ConfigModel, Count
+from tinymusician.settings import ReleaseGatesConfig
 
 Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
 
@@ -23,20 +24,6 @@ class PipelineConfig(ConfigModel):
         if steps.index(self.first) > steps.index(self.last):
             raise ValueError(f"first {self.first}: comes after last, {self.last}; the order is {', '.join(steps)}")
         return self
-
-
-class ReleaseGatesConfig(ConfigModel):
-    """What a bundle must retain of its baseline; the defaults are the paper's."""
-
-    clap: Share = Field(0.93, description="minimum share of the baseline's CLAP score")
-    fad: Annotated[float, Field(ge=0)] = Field(
-        0.095, description="maximum increase of FAD, as a share of the baseline's"
-    )
-    size: Positive = Field(0.45, description="maximum share of the baseline's bytes")
-    degenerate: Annotated[int, Field(ge=0)] = Field(0, description="maximum number of degenerate clips")
-    quiet: Share = Field(
-        0.02, description="maximum increase of the share of quiet frames (50 ms below -45 dB of full scale)"
-    )
 
 
 class PublishConfig(ConfigModel):

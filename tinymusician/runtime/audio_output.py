@@ -41,21 +41,21 @@ def check_writable(path: Path, force: bool) -> None:
     try:
         target = path if _is_special(path) else path.resolve()
     except (OSError, RuntimeError):
-        raise DataError(f"--output {path}: leads through a loop of symbolic links") from None
+        raise DataError(f"file {path}: leads through a loop of symbolic links") from None
     if target.is_dir():
-        raise DataError(f"--output {path}: is a folder; give a file in it")
+        raise DataError(f"file {path}: is a folder; give a file in it")
     if not target.parent.is_dir():
-        raise DataError(f"--output {path}: no such folder as {target.parent}")
+        raise DataError(f"file {path}: no such folder as {target.parent}")
     if _is_special(path):
         if not os.access(path, os.W_OK):
-            raise DataError(f"--output {path}: cannot be written (permission denied)")
+            raise DataError(f"file {path}: cannot be written (permission denied)")
         return
     if target.is_file() and not force:
-        raise DataError(f"--output {path}: exists already; --force replaces it")
+        raise DataError(f"file {path}: exists already; use force to replace it")
     try:
         tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
-        raise DataError(f"--output {path}: cannot be written ({error.strerror})") from None
+        raise DataError(f"file {path}: cannot be written ({error.strerror})") from None
 
 
 def _is_special(path: Path) -> bool:

@@ -14,7 +14,7 @@ from tinymusician.errors import BundleError, EngineError, RequestError
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE, MANIFEST, PACKAGED, Bundle, open_bundle
 from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
-from tinymusician.runtime.decoder import Decoder
+from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.hugepages import use_large_pages
@@ -110,34 +110,43 @@ class MusicGenerator:
         minimum, maximum = self.shortest, MAX_SECONDS if request.windows else self.window
         if not minimum <= seconds <= maximum:
             more = "" if request.windows else "; more with windows"
-            raise RequestError(f"seconds {seconds:g}: allowed are {minimum:g} to {maximum:g}{more}")
+            raise RequestError(f"seconds {seconds:g}: allowed are {minimum:g} to {maximum:g}{more}", "seconds")
         if defaults.guidance_range is not None:
             low, high = defaults.guidance_range
             if not low <= guidance <= high:
-                raise RequestError(f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}")
+                raise RequestError(
+                    f"guidance {guidance:g}: this model was distilled for {low:g} to {high:g}", "guidance"
+                )
         elif defaults.is_fixed and guidance != 1:
-            raise RequestError(f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out")
+            raise RequestError(
+                f"guidance {guidance:g}: this model was distilled with its guidance in it; leave it out", "guidance"
+            )
         sampling = SamplingParams(
             defaults.temperature if request.temperature is None else request.temperature,
             defaults.top_k if request.top_k is None else request.top_k,
             defaults.top_p if request.top_p is None else request.top_p,
         )
         _check(guidance, sampling, request.seed)
-        two_passes = guidance != 1 and not defaults.one_pass and request.prompt is not None
-        if request.negative_prompt is not None and not request.negative_prompt.strip():
-            raise RequestError("negative_prompt: is empty; leave it out, or give some words")
-        if request.negative_prompt and not two_passes:
-            why = "this model" if defaults.one_pass else "guidance 1" if request.prompt else "audio without a prompt"
-            raise RequestError(f"negative_prompt: works through the second pass of guidance, and {why} has none")
-        uncond = (
-            (self.text(request.negative_prompt) if request.negative_prompt else self.text.null())
-            if two_passes
-            else None
-        )
+        uncond = self._uncond_text(request, guidance)
         prefix = None if request.clip is None else self._encoded(request.clip, seconds)
         scale = None if defaults.guidance_range is None else guidance
         text = self.text.null(scale) if request.prompt is None else self.text(request.prompt, scale)
         return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
+
+    def _uncond_text(self, request: GenerationRequest, guidance: float) -> CrossAttentionKV | None:
+        """The text of guidance's second pass: the negative prompt or none; None if there is no second pass."""
+        one_pass, negative = self.manifest.sampling.one_pass, request.negative_prompt
+        two_passes = guidance != 1 and not one_pass and request.prompt is not None
+        if negative is not None and not negative.strip():
+            raise RequestError("negative_prompt: is empty; leave it out, or give some words", "negative_prompt")
+        if negative and not two_passes:
+            why = "this model" if one_pass else "guidance 1" if request.prompt else "audio without a prompt"
+            raise RequestError(
+                f"negative_prompt: works through the second pass of guidance, and {why} has none", "negative_prompt"
+            )
+        if not two_passes:
+            return None
+        return self.text(negative) if negative else self.text.null()
 
     def unknown_words(self, request: GenerationRequest) -> list[str]:
         """The words of a request's prompts that the model does not know, each once, in their order.
@@ -235,9 +244,7 @@ class MusicGenerator:
     def _encoded(self, clip: Samples, seconds: float) -> npt.NDArray[np.int64]:
         """The codes [K, T] of a clip, without its last, incomplete frame."""
         if self._encoder is None:
-            raise RequestError(
-                "clip: this bundle has no codec encoder; make one with `--set quantize.continuation=true`"
-            )
+            raise RequestError("clip: this bundle has no codec encoder; make one with quantize.continuation = true")
         shape = self.codec.shape
         frames = len(clip) // shape.hop
         if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
@@ -304,12 +311,14 @@ class _SessionFactory:
 
 def _check(guidance: float, sampling: SamplingParams, seed: int) -> None:
     if not 0 <= guidance <= 1000:
-        raise RequestError(f"guidance {guidance:g}: 0 to 1000 is allowed")
+        raise RequestError(f"guidance {guidance:g}: 0 to 1000 is allowed", "guidance")
     if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 100):
-        raise RequestError(f"temperature {sampling.temperature:g}: 0 (greedy), or 0.01 to 100 is allowed")
+        raise RequestError(
+            f"temperature {sampling.temperature:g}: 0 (greedy), or 0.01 to 100 is allowed", "temperature"
+        )
     if seed < 0:
-        raise RequestError(f"seed {seed}: 0 or more is allowed")
+        raise RequestError(f"seed {seed}: 0 or more is allowed", "seed")
     if sampling.top_k < 0:
-        raise RequestError(f"top_k {sampling.top_k}: 0 (all codes) or more is allowed")
+        raise RequestError(f"top_k {sampling.top_k}: 0 (all codes) or more is allowed", "top_k")
     if not 0 < sampling.top_p <= 1:
-        raise RequestError(f"top_p {sampling.top_p:g}: more than 0 and at most 1 is allowed")
+        raise RequestError(f"top_p {sampling.top_p:g}: more than 0 and at most 1 is allowed", "top_p")

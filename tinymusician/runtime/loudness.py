@@ -11,7 +11,7 @@ PEAK = 10 ** (-1 / 20)
 """-1 dB of full scale: the peak of audio that would clip otherwise."""
 
 
-def limited(samples: Samples) -> tuple[Samples, float | None]:
+def limit_peak(samples: Samples) -> tuple[Samples, float | None]:
     """The samples, scaled to a peak of -1 dB of full scale if they exceed full scale, and their peak in dB if so."""
     peak = float(np.abs(samples).max(initial=0))
     if peak <= 1:
@@ -19,7 +19,7 @@ def limited(samples: Samples) -> tuple[Samples, float | None]:
     return (samples * np.float32(PEAK / peak)).astype(np.float32), 20 * float(np.log10(peak))
 
 
-def faded_out(samples: Samples, rate: int, seconds: float) -> Samples:
+def fade_out_samples(samples: Samples, rate: int, seconds: float) -> Samples:
     """The samples with a linear fade to silence over the last `seconds`."""
     length = min(round(seconds * rate), len(samples))
     gain = np.ones(len(samples), np.float32)
@@ -36,6 +36,6 @@ def normalized(samples: Samples, rate: int, loudness: float) -> Samples:
     import pyloudnorm
 
     if len(samples) < 0.4 * rate:
-        raise DataError("--normalize: 0.4 s of audio or more are needed")
+        raise DataError("loudness: 0.4 s of audio or more are needed")
     measured = pyloudnorm.Meter(rate).integrated_loudness(samples.astype(np.float64))
     return samples if np.isinf(measured) else samples * np.float32(10 ** ((loudness - measured) / 20))

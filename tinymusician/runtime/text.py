@@ -42,13 +42,15 @@ class TextEncoder:
             RequestError: the prompt is empty or too long.
         """
         if not prompt.strip():
-            raise RequestError("prompt: is empty")
+            raise RequestError("prompt: is empty", "prompt")
         _check_utf8(prompt)
         if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise RequestError(f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+            raise RequestError(
+                f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed", "prompt"
+            )
         ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
         if ids.shape[1] > self._max_tokens:
-            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._max_tokens} are allowed")
+            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._max_tokens} are allowed", "prompt")
         mask = np.ones(ids.shape, np.int32)
         try:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
@@ -108,4 +110,4 @@ def _check_utf8(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RequestError("prompt: has bytes that are not UTF-8") from None
+        raise RequestError("prompt: has bytes that are not UTF-8", "prompt") from None

@@ -27,11 +27,11 @@ _WEIGHTS, _MOMENTS = "weights/", "moments/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint after `step` optimizer steps; `figures` are the held-out metrics at that step, as far as known."""
+    """A checkpoint after `step` optimizer steps; `metrics` are the held-out metrics at that step, as far as known."""
 
     step: int
     state: EngineState
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 class CheckpointManager:
@@ -54,7 +54,7 @@ class CheckpointManager:
             note = {
                 "step": checkpoint.step,
                 "updates": checkpoint.state.updates,
-                "figures": checkpoint.figures,
+                "metrics": checkpoint.metrics,
                 "size": path.stat().st_size,
                 "sha256": digest_of(path),
             }
@@ -78,13 +78,13 @@ class CheckpointManager:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint, from the entries themselves."""
-        figures = {step: self.figures(step).get(self._monitor, math.nan) for step in self.steps()}
-        finite = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
+        values = {step: self.metrics(step).get(self._monitor, math.nan) for step in self.steps()}
+        finite = {step: value for step, value in values.items() if math.isfinite(value)}
         return min(finite, key=lambda step: finite[step]) if finite else None
 
-    def figures(self, step: int) -> dict[str, float]:
+    def metrics(self, step: int) -> dict[str, float]:
         """The held-out metrics in the entry of the checkpoint of `step`."""
-        return dict(self._note(step)["figures"])
+        return dict(self._note(step)["metrics"])
 
     def load(self, step: int) -> Checkpoint:
         """Read and verify the checkpoint of `step`.
@@ -106,13 +106,13 @@ class CheckpointManager:
                 raise DigestMismatchError(f"checkpoint {key}: not a safetensors file ({error})") from error
         weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
         moments = {key.removeprefix(_MOMENTS): value for key, value in tensors.items() if key.startswith(_MOMENTS)}
-        return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["figures"])
+        return Checkpoint(step, EngineState(weights, moments, note["updates"]), note["metrics"])
 
     def _note(self, step: int) -> JsonObject:
         key = self._key(step, "json")
         try:
             note: JsonObject = json.loads(self._store.get(key))
-            note = {name: note[name] for name in ("step", "updates", "figures", "size", "sha256")}
+            note = {name: note[name] for name in ("step", "updates", "metrics", "size", "sha256")}
         except (ValueError, KeyError, TypeError) as error:
             raise DigestMismatchError(
                 f"checkpoint note {key}: damaged in the store; delete it to go on without it"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tinymusician.training.engine import MOMENTS, AdamConfig, EngineState, Precision, adam, load_weights, moments_of
+from tinymusician.training.engine import MOMENTS, AdamConfig, ComputeDtype, EngineState, adam, load_weights, moments_of
 
 
 class DeepSpeedEngine:
@@ -27,27 +27,27 @@ class DeepSpeedEngine:
         module: nn.Module,
         settings: AdamConfig,
         batch_size: int,
-        zero: Literal[0, 1, 2, 3],
-        precision: Precision = "float32",
+        zero_stage: Literal[0, 1, 2, 3],
+        precision: ComputeDtype = "float32",
         state: EngineState | None = None,
-        turns: int = 1,
+        grad_accum_steps: int = 1,
     ) -> None:
         """A step has `grad_accum_steps` microbatches of this rank: `backward` is called for all but the last."""
         deepspeed = _deepspeed()
         load_weights(module, state)
-        self._module, self._zero = module, zero
-        self._autocast = precision == "bfloat16" and zero == 0
-        if precision == "bfloat16" and zero and state is None:  # masters are made of what was rounded already
+        self._module, self._zero_stage = module, zero_stage
+        self._autocast = precision == "bfloat16" and zero_stage == 0
+        if precision == "bfloat16" and zero_stage and state is None:  # masters are made of what was rounded already
             state = EngineState(
                 {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}, {}, 0
             )
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         config = {
             "train_micro_batch_size_per_gpu": batch_size,
-            "gradient_accumulation_steps": turns,
+            "gradient_accumulation_steps": grad_accum_steps,
             "gradient_clipping": settings.max_grad_norm,
             "bf16": {"enabled": precision == "bfloat16" and not self._autocast},
-            "zero_optimization": {"stage": zero},
+            "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
@@ -145,7 +145,7 @@ class DeepSpeedEngine:
 
     def _flat_parameters(self, inner: Any) -> list[Tensor]:
         """The keys of the inner optimizer's state: ZeRO-3 hides its flat partitions from the groups."""
-        if self._zero == 3:
+        if self._zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [parameter for group in inner.param_groups for parameter in group["params"]]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinymusician.errors import NonFiniteLossError
+from tinymusician.runtime.memory import peak_memory
 from tinymusician.training.checkpoint import Checkpoint, CheckpointManager
 from tinymusician.training.engine import TrainEngine
 from tinymusician.training.lr_schedule import learning_rate
@@ -88,7 +87,11 @@ class Trainer:
         self.microbatches = config.microbatches or rank_info.world
 
     def run(self) -> None:
-        """Train to the configured number of steps. The first validation is of the untrained module, at step 0."""
+        """Train to the configured number of steps. The first validation is of the untrained module, at step 0.
+
+        Raises:
+            NonFiniteLossError: a loss or gradient is not finite.
+        """
         if self.fresh:
             self._checkpoint(self._validate())
         self.task.module.train()
@@ -98,13 +101,13 @@ class Trainer:
                 self.done += 1
             else:
                 self._step(window)
-            judged = self._is_due(self.config.validate_every)
-            checkpoint_due = judged or self._is_due(self.config.checkpoint_every)
+            validation_due = self._is_due(self.config.validate_every)
+            checkpoint_due = validation_due or self._is_due(self.config.checkpoint_every)
             if window.steps and (checkpoint_due or self._is_due(self.config.log_every)):
                 self._report(window)
-            figures = self._validate() if judged else {}
+            metrics = self._validate() if validation_due else {}
             if checkpoint_due:
-                self._checkpoint(figures)
+                self._checkpoint(metrics)
             if checkpoint_due or self._is_due(self.config.log_every):
                 window = MetricWindow()
 
@@ -173,18 +176,18 @@ class Trainer:
         module = self.task.module
         module.eval()
         with torch.no_grad(), self.engine.autocast():
-            figures = self.task.validate(self.engine)
+            metrics = self.task.validate(self.engine)
         module.train()
         if self.rank_info.rank == 0:
-            self.metrics.add({"step": self.done, **{f"held_out/{name}": value for name, value in figures.items()}})
-        return figures
+            self.metrics.add({"step": self.done, **{f"held_out/{name}": value for name, value in metrics.items()}})
+        return metrics
 
-    def _checkpoint(self, figures: dict[str, float]) -> None:
+    def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Save a checkpoint: all workers contribute to the state, rank 0 writes it, with the metrics so far."""
         state = self.engine.state()
         if self.rank_info.rank == 0:
             self.metrics.flush()
-            self.checkpoints.save(Checkpoint(self.done, state, figures))
+            self.checkpoints.save(Checkpoint(self.done, state, metrics))
         if self.rank_info.world > 1:
             dist.barrier()
 
@@ -198,8 +201,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The peak memory of this process in bytes: of its GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_memory()
 
 
 class MetricWindow:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinymusician.training.engine import MOMENTS, AdamConfig, EngineState, Precision, adam, load_weights, moments_of
+from tinymusician.training.engine import MOMENTS, AdamConfig, ComputeDtype, EngineState, adam, load_weights, moments_of
 
 
 class TorchEngine:
@@ -19,7 +19,7 @@ class TorchEngine:
         self,
         module: nn.Module,
         config: AdamConfig,
-        precision: Precision = "float32",
+        precision: ComputeDtype = "float32",
         device: str = "cpu",
         state: EngineState | None = None,
     ) -> None:

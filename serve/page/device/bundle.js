@@ -9,7 +9,7 @@ const address = (digest, path) => new URL(`v1/bundles/${digest}/${path}`, ROOT).
 
 async function checked(bytes, digest, path) {
   const actual = hex(await crypto.subtle.digest('SHA-256', bytes));
-  if (actual !== digest) throw new Error(`${path} is not what its digest says; nothing of it is used.`);
+  if (actual !== digest) throw new Error(`${path} does not match its SHA-256 digest and is not used.`);
   return bytes;
 }
 
@@ -23,7 +23,7 @@ async function download(cache, digest, path, expected, key, onProgress) {
     }
   }
   const answer = await fetch(url, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (!answer.ok) throw new Error(`The server did not give ${path} (${answer.status}).`);
+  if (!answer.ok) throw new Error(`Downloading ${path} failed with status ${answer.status}.`);
   const parts = [], reader = answer.body.getReader();
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     parts.push(part.value);

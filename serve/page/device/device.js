@@ -9,8 +9,8 @@ export class Unable extends Error {}
 // The reason why this device cannot run a bundle; undefined if it can.
 export async function whyUnsupported(model) {
   if (!globalThis.WebAssembly?.validate(SIMD)) return 'this browser has no WebAssembly SIMD';
-  if (!globalThis.caches || !globalThis.crypto?.subtle) return 'the page needs HTTPS to keep and check a bundle';
-  if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'the runtime is missing on the server; its owner adds it with `make page`';
+  if (!globalThis.caches || !globalThis.crypto?.subtle) return 'storing and verifying a bundle requires HTTPS';
+  if (!(await fetch('vendor/ort.wasm.min.mjs').catch(() => null))?.ok) return 'the server lacks onnxruntime-web, which `make page` installs';
   const needed = 3 * Math.max(model.minimum_memory, model.bytes), has = (navigator.deviceMemory ?? 8) * 2 ** 30;
   if (has < needed) return `it needs ${(needed / 2 ** 30).toFixed(1)} GiB of memory`;
   const { quota = Infinity, usage = 0 } = (await navigator.storage?.estimate?.()) ?? {};

@@ -90,7 +90,7 @@ export class Engine {
 
   async #text(prompt, extraInputs = {}) {
     const ids = this.tokenizer.encode(prompt).ids;
-    if (ids.length > this.shape.text_tokens) throw new Error(`The prompt has ${ids.length} tokens; at most ${this.shape.text_tokens} can be played.`);
+    if (ids.length > this.shape.text_tokens) throw new Error(`The prompt has ${ids.length} tokens; at most ${this.shape.text_tokens} are allowed.`);
     const dims = [1, ids.length], mask = new Int32Array(ids.length).fill(1);
     const feeds = { ids: this.#tensor('int64', BigInt64Array.from(ids, BigInt), dims), mask: this.#tensor('int32', mask, dims) };
     const states = Object.values(await this.sessions.text_encoder.run(feeds))[0];
@@ -198,7 +198,7 @@ function guided(logits, rows, codebooks, vocabulary, book, scale) {
 
 // One code by the inverse of its distribution at `uniform`: temperature, then top-k, then top-p.
 function draw(logits, uniform, { temperature, top_k, top_p }) {
-  if (!logits.every(Number.isFinite)) throw new Error('The decoder gave numbers that are not finite: this browser cannot play the bundle.');
+  if (!logits.every(Number.isFinite)) throw new Error('The decoder returned non-finite logits: this browser cannot run the bundle.');
   if (temperature === 0) return logits.reduce((best, value, i) => (value > logits[best] ? i : best), 0);
   let scores = Float64Array.from(logits, (value) => value / temperature);
   if (top_k > 0 && top_k < scores.length) {

@@ -1,0 +1,135 @@
+"""Follows a run until it ends: a bar on a terminal, plain lines elsewhere, and why a run waits."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tinymusician.artifacts.run_state import ENDED, State
+from tinymusician.artifacts.run_summary import RunSummary, summarize
+from tinymusician.artifacts.runs import RunStore
+
+_POLL_SECONDS = 1.0
+_PLAIN_SECONDS = 15.0
+_WAITING_SECONDS = 3.0
+"""Seconds without progress after which the cluster is asked what the run waits for."""
+_ASK_SECONDS = 3.0
+_ASK_AGAIN_SECONDS = 30.0
+"""Seconds between such questions: before the first stage, and later."""
+
+
+def follow(run: RunStore, quiet: bool) -> State:
+    """Watch a run until it ends, with a bar on a terminal or a line now and then; returns its last state."""
+    if quiet or not sys.stderr.isatty():
+        return _follow_plainly(run, quiet)
+    return _follow_with_bar(run)
+
+
+class StageClock:
+    """Estimates the remaining time of a run's current stage from the steps since it was first seen."""
+
+    def __init__(self) -> None:
+        self._stage, self._step, self._began = "", 0, 0.0
+
+    def remaining(self, summary: RunSummary) -> float | None:
+        """Seconds until the stage ends; None until two of its steps were seen."""
+        now, stage = time.monotonic(), summary.stage or ""
+        if stage != self._stage or summary.step < self._step:
+            self._stage, self._step, self._began = stage, summary.step, now
+        done = summary.step - self._step
+        if not summary.steps or done <= 0:
+            return None
+        return (now - self._began) / done * (summary.steps - summary.step)
+
+
+class WaitNotice:
+    """Notices that a run makes no progress, and asks its cluster for what it waits."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster, self._position, self._text = cluster, ("", "", 0), ""
+        self._ask_at = 0.0
+
+    def text(self, summary: RunSummary) -> str:
+        """Why the run waits, once per reason; empty if it does not, or if that was said already."""
+        from jobs.launch.shortage import current_shortages
+
+        now, position = time.monotonic(), (summary.state, summary.stage or "", summary.step)
+        if position != self._position:
+            self._position, self._text, self._ask_at = position, "", now + _WAITING_SECONDS
+        if now < self._ask_at:
+            return ""
+        text = ", ".join(str(shortage) for shortage in current_shortages(self._cluster))
+        self._ask_at = time.monotonic() + (_ASK_AGAIN_SECONDS if summary.stage else _ASK_SECONDS)
+        is_new, self._text = text != self._text, text
+        return text if is_new else ""
+
+
+def _follow_plainly(run: RunStore, quiet: bool) -> State:
+    shown, printed, clock, notice = "", 0.0, StageClock(), WaitNotice(run.record().cluster)
+    while True:
+        summary = summarize(run)
+        remaining = clock.remaining(summary)
+        line = f"{summary.state} {summary.stage or 'starting'} {summary.steps_done}"
+        due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
+        if not quiet and line != shown and due:
+            left = "" if remaining is None or summary.state in ENDED else f", {_minutes(remaining)} left in this stage"
+            print(f"{line}{_latest_kl(run)}{left}", file=sys.stderr, flush=True)
+            shown, printed = line, time.monotonic()
+        if summary.state in ENDED:
+            return summary.state
+        if not quiet and (reason := notice.text(summary)):
+            print(reason, file=sys.stderr, flush=True)
+        _pause(run)
+
+
+def _follow_with_bar(run: RunStore) -> State:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    notice = WaitNotice(run.record().cluster)
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar, stage = bars.add_task("starting", total=None), ""
+        while True:
+            summary = summarize(run)
+            if (summary.stage or "") != stage:
+                stage = summary.stage or ""
+                bars.reset(bar, total=summary.steps)
+            description = f"{stage or 'starting'}{_latest_kl(run)}"
+            bars.update(bar, description=description, completed=summary.step, total=summary.steps)
+            if summary.state in ENDED:
+                return summary.state
+            if reason := notice.text(summary):
+                bars.console.print(reason, highlight=False, markup=False)
+            _pause(run)
+
+
+def _pause(run: RunStore) -> None:
+    """Wait a moment; then ask the cluster, in case the job died before it could write its state."""
+    from jobs.launch.submit import reconcile
+
+    time.sleep(_POLL_SECONDS)
+    reconcile(run)
+
+
+def _latest_kl(run: RunStore) -> str:
+    rows = [row for row in run.metrics() if "held_out/kl" in row]
+    return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
+
+
+def _minutes(seconds: float) -> str:
+    """Such as 1:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
