@@ -111,7 +111,7 @@ docs: $(STAMP)  ## The documentation site, in site/; a broken link is an error
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper site
 
-demo: $(STAMP)  ## Distil the house band's student through the whole path, and let it play
+demo: $(STAMP)  ## Distil, compress, sign, publish, pull and play the house band's student; the results are in demo/index.html
 	$(BIN)/python -m jobs.examples.demo demo
 
 readme-figures: $(STAMP)  ## The table, picture and sounds of README.md, measured again

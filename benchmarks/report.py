@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +10,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> str:
-    """Processor, cores and memory."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
-
-
 def report(name: str, figures: dict[str, float], settings: Mapping[str, object]) -> None:
     """Print the result as the last line, and keep it under benchmarks/results."""
-    from tinymusician.artifacts.provenance import git_state, package_versions
+    from tinymusician.artifacts.provenance import git_state, machine, package_versions
 
     result = {
         "name": name,

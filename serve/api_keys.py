@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-from platformdirs import user_config_path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
+from tinymusician.user_folders import user_folder
 
 _KEY_PATTERN = re.compile(r"tm_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 FOREVER = 100 * 365
@@ -51,7 +51,7 @@ class KeyFile(BaseModel):
 
 def default_file() -> Path:
     """The default key file of `tmctl api-keys`."""
-    return user_config_path("tinymusician") / "api-keys.json"
+    return user_folder("config") / "api-keys.json"
 
 
 def read_keys(path: Path) -> KeyFile:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from platformdirs import user_cache_path
-
 from serve.config import ServeConfig
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.open import open_store
@@ -22,6 +20,7 @@ from tinymusician.artifacts.sources import open_source
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import StoreError
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
+from tinymusician.user_folders import user_folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def open_bundle_source(config: ServeConfig) -> BundleSource:
     if not config.is_alias:
         return StaticSource(config.model)
     urls = config.sources or (open_store().url,)
-    folder = user_cache_path("tinymusician") / "serve" / config.model
+    folder = user_folder("cache") / "serve" / config.model
     return AliasSource(PullClient(config.model, folder, [open_source(url) for url in urls], config.root_key))
 
 

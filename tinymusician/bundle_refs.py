@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from tinymusician.artifacts.installation import Installation
 from tinymusician.artifacts.manifest import fetch_once, find
 from tinymusician.artifacts.open import open_store
 from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle import MANIFEST, PACKAGED
+from tinymusician.user_folders import user_folder
 
 
 def is_packaged_bundle(name: str) -> bool:
@@ -40,4 +39,4 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
             f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
             f"make a bundle of it with `tmctl submit quantize`"
         )
-    return fetch_once(store, manifest, user_cache_path("tinymusician", ensure_exists=True) / "bundles", on_download)
+    return fetch_once(store, manifest, user_folder("cache") / "bundles", on_download)

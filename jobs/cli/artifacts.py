@@ -20,6 +20,7 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.release import ReleasedFile, is_alias, split_reference
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError
+from tinymusician.json_types import JsonObject
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,11 +35,18 @@ def list_artifacts(json: Json = False) -> None:
     """List all artifacts, oldest first."""
     all_manifests = manifests.list_manifests(open_store(), warn)
     rows = [
-        [m.reference[: len(m.name) + 20], m.kind, f"{m.size / 1e6:.1f} MB", f"{m.created:%Y-%m-%d %H:%M}", m.licence]
+        [
+            short_reference(m.reference),
+            m.kind,
+            (m.bundle_digest or "")[:12],
+            f"{m.size / 1e6:.1f} MB",
+            f"{m.created:%Y-%m-%d %H:%M}",
+            m.licence,
+        ]
         for m in all_manifests
     ]
-    text = table(["ARTIFACT", "KIND", "SIZE", "CREATED", "LICENCE"], rows) if rows else "no artifacts yet"
-    emit([{**m.model_dump(mode="json"), "digest": m.digest} for m in all_manifests], json, text)
+    text = table(["ARTIFACT", "KIND", "BUNDLE", "SIZE", "CREATED", "LICENCE"], rows) if rows else "no artifacts yet"
+    emit([_facts(manifest) for manifest in all_manifests], json, text)
 
 
 @app.command(rich_help_panel=INSPECT)
@@ -50,10 +58,15 @@ def show(reference: Reference, json: Json = False) -> None:
         f"kind {manifest.kind}, created {manifest.created:%Y-%m-%d %H:%M} UTC",
         f"licence {manifest.licence}",
     ]
+    lines += [f"bundle {manifest.bundle_digest} (X-Bundle)"] if manifest.bundle_digest else []
     lines += ["files"] + [f"  {file.path}  {file.size} bytes  sha256:{file.sha256[:12]}" for file in manifest.files]
     lines += ["metrics"] + [f"  {name}: {value}" for name, value in manifest.metrics.items()]
     lines += ["lineage"] + [f"  {name}: {value}" for name, value in manifest.lineage.items()]
-    emit({**manifest.model_dump(mode="json"), "digest": manifest.digest}, json, "\n".join(lines))
+    emit(_facts(manifest), json, "\n".join(lines))
+
+
+def _facts(manifest: Manifest) -> JsonObject:
+    return {**manifest.model_dump(mode="json"), "digest": manifest.digest, "bundle_digest": manifest.bundle_digest}
 
 
 @app.command(rich_help_panel=INSPECT)

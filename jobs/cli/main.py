@@ -29,7 +29,8 @@ JOBS, RUNS, ARTIFACTS, PLAYING = "Jobs", "Runs", "Artifacts and releases", "Play
 app.add_typer(submit.app, name="submit", rich_help_panel=JOBS)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=JOBS)
 app.add_typer(local_ray.app, name="local-ray", rich_help_panel=JOBS)
-for run_command in (runs.runs, runs.status, runs.logs, runs.stop):
+app.add_typer(runs.app, name="runs", rich_help_panel=RUNS)
+for run_command in (runs.status, runs.logs, runs.stop):
     app.command(rich_help_panel=RUNS)(run_command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
 app.add_typer(signing_keys.app, name="signing-keys", rich_help_panel=ARTIFACTS)

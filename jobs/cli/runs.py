@@ -1,9 +1,10 @@
-"""`tmctl runs|status|logs|stop`: a run's state, results and log, read from the store."""
+"""`tmctl runs|status|logs|stop`: runs, their states, results and logs, read from the store."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,19 +14,64 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import ENDED, PipelineStep
 from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.errors import RunError
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `tmctl runs` lists it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def runs(json: Json = False) -> None:
-    """List all runs in the store, oldest first."""
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    invoke_without_command=True,
+    help="List all runs in the store, oldest first, or compare some of them.",
+)
+
+
+@app.callback()
+def list_all(context: typer.Context, json: Json = False) -> None:
+    """List all runs in the store, oldest first, or compare some of them."""
+    if context.invoked_subcommand is not None:
+        return
     summaries = list_runs(open_store(), warn)
     columns = ["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"]
     rows = [
         [run.id, run.kind, run.state, run.steps_done, run.artifact or "", (run.started or "")[:19]] for run in summaries
     ]
     emit([run.facts() for run in summaries], json, table(columns, rows) if rows else "no runs yet")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Two or more runs' names.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML file to write, with the training curves.")
+    ] = Path("comparison.html"),
+    json: Json = False,
+) -> None:
+    """Compare runs: the settings that differ, the results with their intervals, and the training curves.
+
+    Examples:
+    - `tmctl runs compare skewed plain`
+
+    - `tmctl runs compare band-evaluate-20260101-120000-ab12 band-evaluate-20260102-120000-cd34 -o evaluations.html`
+    """
+    from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
+    from tinymusician.artifacts.atomic import atomic_write
+
+    if len(runs) < 2:
+        raise RunError(f"runs compare {runs[0]}: two runs or more are needed; `tmctl runs` lists them")
+    store = open_store()
+    compared = [read_run(RunStore(store, name)) for name in runs]
+    settings, results = differing_settings(compared), result_rows(compared)
+    with atomic_write(output) as draft:
+        draft.write_text(comparison_page(compared), "utf-8")
+    facts = {"runs": runs, "settings": _by_name(settings), "results": _by_name(results), "page": str(output)}
+    tables = [table(["SETTING", *runs], settings)] if settings else ["all settings are equal"]
+    emit(facts, json, "\n\n".join([*tables, table(["RESULT", *runs], results), f"curves: {output}"]))
+
+
+def _by_name(rows: list[list[str]]) -> dict[str, list[str]]:
+    return {name: values for name, *values in rows}
 
 
 def status(run: RunName, json: Json = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from jobs.evaluate.evaluator import Evaluator
 from jobs.evaluate.labels import labels
 from jobs.evaluate.steps import agreement_groups, clip_groups, evaluated_models
+from tinymusician.artifacts.provenance import machine
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
@@ -197,5 +197,5 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures, groups: Groups) -> Pro
         thresholds=config.degenerate.model_dump(),
         run=record.id,
         versions=record.versions,
-        machine=f"{platform.machine()}, {platform.system()}, {evaluator.context.device}",
+        machine=f"{machine()}, {evaluator.context.device}",
     )

@@ -1,6 +1,9 @@
-"""`make demo`: distils the house band's student through the full path, and generates audio with teacher and students.
+"""`make demo`: the whole chain on the house band, with the commands that a user would type, and one page about it.
 
 Usage: python -m jobs.examples.demo [FOLDER]
+
+Distils a student, compresses it into a bundle, signs and publishes the bundle, pulls it into a folder as a device
+would, and plays it. FOLDER/index.html has the results. Runs and artifacts are in the user's store.
 """
 
 from __future__ import annotations
@@ -11,10 +14,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from jobs.examples.demo_page import Generated, demo_page, read_clips
+from tinymusician.artifacts.manifest import Manifest, fetch, find
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.json_types import JsonObject
-from tinymusician.recipe import TeacherConfig
+from tinymusician.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from tinymusician.models.protocols import Musicgen, Tokenizer
 
 PROMPTS = (
     "a slow church organ waltz in D minor",
@@ -23,85 +33,132 @@ PROMPTS = (
     "a fast banjo hornpipe",
 )
 SECONDS = 5.0
+STEPS = 6
+TMCTL = str(Path(sys.executable).with_name("tmctl"))
 
-if TYPE_CHECKING:
-    from tinymusician.models.protocols import Musicgen, Tokenizer
+
+class Chain(NamedTuple):
+    """What the commands produced: the runs, the student, and the folder on the device."""
+
+    distillation: RunStore
+    student: Manifest
+    bundle: Manifest
+    device: Path
 
 
 def main() -> None:
-    """Submit the job, then write WAVs of teacher, untrained and distilled student for the same prompts."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
-    began = time.monotonic()
-    run = submit()
-    render_all(run["artifact"], folder)
-    figures = run["metrics"]
-    print(
-        f"\nheld-out KL to the teacher      {figures['kl_initial']:.3f} → {figures['kl_final']:.3f} nats per code"
-        f"\ncross-entropy of its next codes "
-        f"{figures['cross_entropy_initial']:.3f} → {figures['cross_entropy_final']:.3f} "
-        f"nats per code under the teacher, in held-out context"
-        f"\nplaying freely                  cross-entropy {figures['sample_cross_entropy_untrained']:.3f} → "
-        f"{figures['sample_cross_entropy_student']:.3f} (teacher {figures['sample_cross_entropy_teacher']:.3f}), "
-        f"code entropy {figures['sample_code_entropy_untrained']:.2f} → {figures['sample_code_entropy_student']:.2f} "
-        f"(teacher {figures['sample_code_entropy_teacher']:.2f}) nats per code"
-        f"\nsound                           {folder}/*.wav: teacher, untrained and distilled, for the same prompts"
-        f"\nrun                             {run['id']} (tmctl status, tmctl logs)"
-        f"\nartifact                        {run['artifact']} (tmctl artifacts show band)"
-        f"\ntime                            {(time.monotonic() - began) / 60:.1f} minutes"
-    )
+    """Run the chain, play everything, and write the page."""
+    folder, began = Path(sys.argv[1] if len(sys.argv) > 1 else "demo"), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    chain = run_chain(folder)
+    say(6, "play the prompts with every model")
+    generated = [*generate_with_torch(chain.student, folder), generate_with_bundle(chain, folder)]
+    minutes = (time.monotonic() - began) / 60
+    page = folder / "index.html"
+    page.write_text(demo_page(chain.distillation, chain.device, PROMPTS, generated, minutes), "utf-8")
+    print(f"\n{minutes:.1f} minutes; listen and look: {page.absolute().as_uri()}")
 
 
-def submit() -> JsonObject:
-    """Run `tmctl submit distill band` as a user would; returns the finished run."""
-    tmctl = str(Path(sys.executable).with_name("tmctl"))
+def run_chain(folder: Path) -> Chain:
+    """Distil, quantize, sign, publish and pull, each by the command line."""
+    store, device = open_store(), folder / "device"
     name = f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    ended = subprocess.run([tmctl, "submit", "distill", "band", "--name", name], check=False)
-    if ended.returncode != 0:
-        sys.exit(ended.returncode)
-    status = subprocess.run([tmctl, "status", name, "--json"], check=True, capture_output=True, text=True)
-    run: JsonObject = json.loads(status.stdout)
-    return run
+    say(1, "distil a student from its teacher")
+    tmctl("submit", "distill", "band", "--name", name)
+    student = find(store, str(RunStore(store, name).result().artifact))
+    say(2, "compress it into a bundle")
+    tmctl("submit", "quantize", "band", "--model", student.reference, "--name", f"{name}-quantize")
+    bundle = find(store, str(RunStore(store, f"{name}-quantize").result().artifact))
+    say(3, "create signing keys, unless the store has some")
+    if root_key() is None:
+        tmctl("signing-keys", "create")
+    say(4, "sign the bundle and publish it as candidate")
+    tmctl("artifacts", "publish", bundle.reference)
+    say(5, "pull it, as a device would")
+    tmctl("pull", f"{bundle.name}@candidate", "--to", str(device), "--root-key", str(root_key()))
+    return Chain(RunStore(store, name), student, bundle, device)
 
 
-def render_all(reference: str, folder: Path) -> None:
-    """Generate every prompt with every model, with the same seed."""
+def say(number: int, what: str) -> None:
+    """Announce a step."""
+    print(f"\n[{number}/{STEPS}] {what}", flush=True)
+
+
+def tmctl(*words: str) -> None:
+    """Print and run a command; its failure ends the demo."""
+    print(f"$ tmctl {' '.join(words)}", flush=True)
+    code = subprocess.run([TMCTL, *words], check=False).returncode
+    if code != 0:
+        sys.exit(code)
+
+
+def root_key() -> str | None:
+    """The public root key of the store's releases; None if the store has none."""
+    ended = subprocess.run([TMCTL, "signing-keys", "show", "--json"], capture_output=True, text=True, check=False)
+    return str(json.loads(ended.stdout)["root"][0]) if ended.returncode == 0 else None
+
+
+def generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
+    """Generate every prompt with teacher, untrained and distilled student, with the same seed."""
     from jobs.distill.models import new_student
-    from tinymusician.artifacts.manifest import fetch, find
-    from tinymusician.artifacts.open import open_store
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
-    from tinymusician.recipe import parse_recipe
 
-    store = open_store()
-    manifest = find(store, reference)
-    recipe = parse_recipe(manifest.recipe, "band")
+    recipe = parse_recipe(student.recipe, student.name)
     teacher, tokenizer = load_musicgen(recipe.teacher.model), load_tokenizer(recipe.teacher.model)
     with tempfile.TemporaryDirectory() as scratch:
-        fetch(store, manifest, Path(scratch))
+        fetch(open_store(), student, Path(scratch))
         distilled = load_musicgen(scratch)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, model in (("teacher", teacher), ("untrained", new_student(recipe, teacher)), ("distilled", distilled)):
-        render(model, tokenizer, recipe.teacher, folder, name)
+    models = {"teacher": teacher, "untrained student": new_student(recipe, teacher), "student": distilled}
+    return [generate(model, tokenizer, recipe, folder, name) for name, model in models.items()]
 
 
-def render(model: Musicgen, tokenizer: Tokenizer, config: TeacherConfig, folder: Path, name: str) -> None:
-    """Sample the prompts with the teacher's settings, and write `FOLDER/NUMBER-NAME.wav`."""
+def generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Path, name: str) -> Generated:
+    """Sample the prompts with the teacher's settings in one batch, and write `FOLDER/NAME-NUMBER.wav`."""
     import torch
 
     from tinymusician.models.musicgen import encode_text
     from tinymusician.models.sampling import decode_audio, sample_codes
     from tinymusician.runtime.audio_output import write_wave
 
-    text = tokenizer(list(PROMPTS), padding=True, return_tensors="pt")
-    codec = model.config.audio_encoder
+    text, began = tokenizer(list(PROMPTS), padding=True, return_tensors="pt"), time.monotonic()
+    codec, teacher = model.config.audio_encoder, recipe.teacher
+    sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature)
     with torch.no_grad():
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
         generator = torch.Generator().manual_seed(0)
-        frames = round(SECONDS * codec.frame_rate)
-        codes = sample_codes(
-            model, condition, frames, generator, config.guidance_scale, config.top_k, config.temperature
-        )
-    for number, samples in enumerate(decode_audio(model, codes), 1):
-        write_wave(folder / f"{number}-{name}.wav", samples.numpy(), codec.sampling_rate)
+        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator, *sampling)
+        waves = decode_audio(model, codes)
+    seconds = time.monotonic() - began
+    files = [folder / f"{name.replace(' ', '-')}-{number}.wav" for number in range(1, len(PROMPTS) + 1)]
+    for file, wave in zip(files, waves, strict=True):
+        write_wave(file, wave.numpy(), codec.sampling_rate)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return Generated(name, read_clips(files), size, seconds / (len(PROMPTS) * SECONDS))
+
+
+def generate_with_bundle(chain: Chain, folder: Path) -> Generated:
+    """Generate every prompt with the pulled bundle, by `tmctl generate`."""
+    prompts, output = folder / "prompts.txt", folder / "bundle.wav"
+    prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), "utf-8")
+    words = [
+        "generate",
+        "--model",
+        str(chain.device),
+        "--prompts",
+        str(prompts),
+        "--seconds",
+        f"{SECONDS:g}",
+        "--seed",
+        "0",
+    ]
+    words += ["--output", str(output), "--force"]
+    print(f"$ tmctl {' '.join(words)}", flush=True)
+    ended = subprocess.run([TMCTL, *words, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    if ended.returncode != 0:
+        sys.exit(ended.returncode)
+    facts: JsonObject = json.loads(ended.stdout)
+    files = [Path(clip["output"]) for clip in facts["clips"]]
+    return Generated("bundle", read_clips(files), chain.bundle.size, facts["real_time_factor"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from platformdirs import user_state_path
 from pydantic import ValidationError
 
 from jobs.launch.ray_environment import (
@@ -29,6 +28,7 @@ from jobs.launch.ray_environment import (
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.config_model import Document
 from tinymusician.errors import ClusterError
+from tinymusician.user_folders import user_folder
 
 if TYPE_CHECKING:
     import psutil
@@ -193,7 +193,7 @@ def _free_port() -> int:
 
 
 def _state_file() -> Path:
-    return user_state_path("tinymusician") / "local-ray.json"
+    return user_folder("state") / "local-ray.json"
 
 
 def _read_state() -> LocalRay | None:

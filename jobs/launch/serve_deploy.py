@@ -92,8 +92,8 @@ class ServeDeployment:
 
     def model(self) -> str | None:
         """The model that the endpoint serves; None without an endpoint."""
-        application = self._applications().get(NAME)
-        return None if application is None else str(application["deployed_app_config"]["args"]["model"])
+        config = self._applications().get(NAME, {}).get("deployed_app_config")
+        return str(config["args"]["model"]) if config else None
 
     def state(self) -> DeploymentStatus:
         """The status."""

@@ -58,7 +58,7 @@ def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float]) -> l
             elif amount:
                 holders[claim.holder] = holders.get(claim.holder, 0.0) + amount
         total = totals.get(resource, 0.0)
-        if requested > total - sum(holders.values()):
+        if requested and requested > total - sum(holders.values()):
             result.append(Shortage(resource, requested, total, holders))
     return result
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jobs.launch.estimate import frames_of, student_shape
 from jobs.registry import JobKind
+from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
+from tinymusician.models.checkpoint_files import check_checkpoint
 from tinymusician.models.param_count import (
     check_codec_size,
     check_piece,
@@ -24,6 +26,7 @@ from tinymusician.models.shape import (
     check_tensor_parallel,
     check_weights,
     is_packaged,
+    is_release,
     shape_of,
 )
 from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
@@ -180,8 +183,8 @@ def _check_files(recipe: Recipe) -> None:
     load_prompts(recipe.sequences.prompts)
     if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
         raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
-    if recipe.sequences.clips is not None and not any(Path(recipe.sequences.clips).glob("*.wav")):
-        raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: holds no .wav files")
+    if recipe.sequences.clips is not None:
+        check_clip_folder(Path(recipe.sequences.clips))
     release = Path(recipe.teacher.model).expanduser()
     if recipe.teacher.kind == "audiocraft" and not all((release / name).is_file() for name in RELEASE):
         raise ModelError(
@@ -191,8 +194,11 @@ def _check_files(recipe: Recipe) -> None:
         ("teacher.model", recipe.teacher.model),
         ("student.model", getattr(recipe.student, "model", "")),
     ):
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not folder.is_dir():
             raise ModelError(f"{field} = {name!r}: no such folder")
+        if "/" in name and folder.is_dir() and not is_release(folder):
+            check_checkpoint(folder)
         check_weights(name)
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from platformdirs import user_cache_path
-
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunRecord
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe, parse_recipe
+from tinymusician.user_folders import user_folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class WorkerContext:
     @property
     def cache(self) -> Path:
         """A folder of this machine that outlives the run."""
-        return user_cache_path("tinymusician", ensure_exists=True)
+        folder = user_folder("cache")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @property
     def threads(self) -> int:

@@ -246,3 +246,17 @@ def test_disabled_device_mode_uses_the_server(page: Page) -> None:
     page.get_by_label("Generate on this device").uncheck()
     play(page, 1)
     assert generated_on(page).startswith("the server")
+
+
+def test_the_api_is_described(browser: Browser, here: Endpoint) -> None:
+    """Swagger UI from this server's own files, under its content security policy; nothing comes from elsewhere."""
+    page, others, faults = browser.new_page(), list[str](), list[str]()
+    page.on("request", lambda request: others.append(request.url) if not request.url.startswith(here.url) else None)
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.goto(f"{here.url}/docs")
+    expect(page.get_by_role("heading", name="TinyMusician")).to_be_visible()
+    page.get_by_text("/v1/audio/generations").click()
+    expect(page.get_by_text("the same seed gives the same music").first).to_be_attached()
+    page.close()
+    assert [url for url in others if not url.startswith("data:")] == []
+    assert faults == []

@@ -167,7 +167,7 @@ def test_page_prompts_for_an_api_key_once(browser: Browser, band: Path, tmp_path
     with endpoint(model=str(band), api_keys=str(tmp_path / "keys.json")) as shut:
         page = browser.new_page()
         page.goto(shut.url)
-        expect(page.locator("#bundle")).to_contain_text("An API key is needed")
+        expect(page.locator("#bundle")).to_contain_text("This server requires an API key")
         page.get_by_label("Describe the music").fill("a reel")
         page.get_by_role("button", name="Generate", exact=True).click()
         expect(page.locator("#status")).to_have_text(

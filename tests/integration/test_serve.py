@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -262,6 +264,38 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     _gone(served)
+
+
+def test_a_second_serve_replaces_the_first(served: Served, bundle: Path) -> None:
+    """It says so, the first process ends without stopping the endpoint, and both name the bundle that answers."""
+    command = [str(BIN / "tmctl"), "serve", str(bundle), "--port", str(served.port), "--threads", "1"]
+    first = subprocess.Popen(command, env=served.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stderr is not None
+    digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert first.stdout.readline().strip() == f"{bundle} is served at {served.url} (bundle {digest[:12]})"
+    second = served.serve(str(bundle), "--threads", "1", "--set", "limits.seconds=5")
+    assert f"replaces the endpoint of {bundle}" in second.stderr
+    assert first.wait(30) == 0
+    assert "another `tmctl serve` has replaced this endpoint" in first.stderr.read()
+    assert served.generate().status_code == 200
+    served.stop()
+
+
+def test_a_taken_port(served: Served, bundle: Path) -> None:
+    """It is an error before anything starts, and the next call on another port tells the truth."""
+    served.stop()
+    _gone(served)
+    with socket.create_server(("127.0.0.1", served.port)):
+        ended = served.serve(str(bundle), "--threads", "1")
+        assert ended.returncode == 1
+        assert f"--port {served.port}: another program uses it" in ended.stderr.splitlines()[-1]
+        other = free_port()
+        command = [str(BIN / "tmctl"), "serve", str(bundle), "--port", str(other), "--threads", "1", "--detach"]
+        ended = subprocess.run(command, env=served.environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert requests.get(f"http://127.0.0.1:{other}/ready", timeout=10).status_code == 200
+    served.stop()
 
 
 def _gone(served: Served) -> None:

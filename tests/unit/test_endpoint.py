@@ -102,7 +102,9 @@ def test_model_info_has_digest_and_licence(here: Endpoint, bundle: Path) -> None
     assert model["digest"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
     assert (model["licence"], model["sampling_rate"], model["version"]) == ("none", RATE, None)
     assert requests.get(f"{here.url}/live", timeout=10).json() == {"status": "live"}
-    assert requests.get(f"{here.url}/ready", timeout=10).json() == {"status": "ready"}
+    ready = requests.get(f"{here.url}/ready", timeout=10)
+    assert ready.json() == {"status": "ready"}
+    assert ready.headers["X-Bundle"] == model["digest"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -98,3 +99,19 @@ def test_symbolic_link_is_not_published(store: LocalStore, tmp_path: Path) -> No
     with pytest.raises(StoreError, match="model is a link; put the file itself there"):
         publish(store, folder, name="band", kind="student", recipe={}, lineage={}, metrics={}, licence="x")
     assert list(store.list("")) == []
+
+
+def test_a_bundle_has_the_digest_that_devices_show(store: LocalStore, tmp_path: Path) -> None:
+    """That of its own manifest.json; the artifact is found by it too."""
+    content = b'{"files": []}'
+    place = folder(tmp_path / "in", "one")
+    (place / "manifest.json").write_bytes(content)
+    made = publish(store, place, name="model-bundle", **{**FACTS, "kind": "bundle"})
+    expected = hashlib.sha256(content).hexdigest()
+    assert made.bundle_digest == expected
+    assert find(store, f"model-bundle@sha256:{expected[:12]}") == made
+    assert find(store, made.reference) == made
+    with pytest.raises(NotFoundError, match="not in"):
+        find(store, "model-bundle@sha256:" + "0" * 12)
+    student = publish(store, folder(tmp_path / "student", "one"), name="model", **FACTS)
+    assert student.bundle_digest is None

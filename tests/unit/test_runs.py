@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
 from jobs.launch.submit import reconcile, resume_target
 from tinymusician.artifacts.run_state import RunRecord, RunResult, check_run_name, now
 from tinymusician.artifacts.run_summary import list_runs, summarize
@@ -150,3 +151,22 @@ def test_states_follow_each_other(store: LocalStore) -> None:
         with pytest.raises(RunError, match="is SUCCEEDED"):
             transition()
     assert run.status().artifact == "band@sha256:00"
+
+
+def test_runs_are_compared(store: LocalStore) -> None:
+    """The settings that differ, results by name, and one page with the curves."""
+    for name, steps, kl in (("a", 50, 0.25), ("b", 100, 0.125)):
+        run = RunStore(store, name)
+        run.write_record(record(name, recipe={"name": "band", "training": {"steps": steps, "seed": 0}}))
+        run.start()
+        run.succeed(RunResult(metrics={"kl_final": kl, "plan": "adaptive"}))
+        store.put(run.metrics_key(), f'{{"step": 1, "loss": 2.0, "held_out/kl": {kl}}}\n'.encode())
+    compared = [read_run(RunStore(store, name)) for name in ("a", "b")]
+    assert differing_settings(compared) == [["training.steps", "50", "100"]]
+    assert result_rows(compared) == [["state", "SUCCEEDED", "SUCCEEDED"], ["kl_final", "0.25", "0.125"]]
+    page = comparison_page(compared)
+    assert "training.steps" in page
+    assert page.count("<img") == 1
+    assert differing_settings(compared[:1]) == []
+    with pytest.raises(RunError, match="'c'"):
+        read_run(RunStore(store, "c"))

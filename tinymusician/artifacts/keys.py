@@ -14,9 +14,9 @@ from typing import Literal
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from platformdirs import user_config_path
 
 from tinymusician.errors import KeyFileError
+from tinymusician.user_folders import user_folder
 
 KEYS_VARIABLE = "TMCTL_KEYS"
 Role = Literal["root", "release"]
@@ -25,7 +25,7 @@ Role = Literal["root", "release"]
 def keys_folder() -> Path:
     """TMCTL_KEYS, or `keys` in the user's configuration folder."""
     override = os.environ.get(KEYS_VARIABLE)
-    return Path(override).expanduser() if override else user_config_path("tinymusician") / "keys"
+    return Path(override).expanduser() if override else user_folder("config") / "keys"
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:

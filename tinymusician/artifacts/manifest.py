@@ -59,6 +59,13 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.canonical()).hexdigest()
 
     @property
+    def bundle_digest(self) -> str | None:
+        """The SHA-256 of a bundle's own manifest.json: what the endpoint, the page and devices call the bundle."""
+        if self.kind != "bundle":
+            return None
+        return next((file.sha256 for file in self.files if file.path == "manifest.json"), None)
+
+    @property
     def reference(self) -> str:
         """The artifact's permanent reference."""
         return f"{self.name}@sha256:{self.digest}"
@@ -94,7 +101,7 @@ def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
 
 
 def find(store: Store, reference: str) -> Manifest:
-    """The manifest of NAME or NAME@sha256:DIGEST (a prefix of at least six digits).
+    """The manifest of NAME or NAME@sha256:DIGEST (a prefix of at least six digits, of the artifact or of its bundle).
 
     Raises:
         StoreError: it is not a reference, none or several artifacts match, or the manifest is damaged.
@@ -106,12 +113,18 @@ def find(store: Store, reference: str) -> Manifest:
         )
     prefix = parts["digest"] or ""
     keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{prefix}")]
-    fitting = _by_age([_read(store, key) for key in keys])
+    fitting = _by_age([_read(store, key) for key in keys] or _with_bundle(store, parts["name"], prefix))
     if not fitting:
         raise NotFoundError(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
     if prefix and len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
     return fitting[-1]
+
+
+def _with_bundle(store: Store, name: str, prefix: str) -> list[Manifest]:
+    """The artifacts of a name whose bundle's digest begins with a prefix."""
+    every = [_read(store, entry.key) for entry in store.list(f"artifacts/{name}/")]
+    return [manifest for manifest in every if prefix and (manifest.bundle_digest or "").startswith(prefix)]
 
 
 def list_manifests(store: Store, on_damaged: Callable[[str], None]) -> list[Manifest]:

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from platformdirs import user_data_path
-
 from tinymusician.artifacts.retry import RetryingStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.errors import StoreError
+from tinymusician.user_folders import user_folder
 
 STORE_VARIABLE, STORE_TIMEOUT_VARIABLE = "TMCTL_STORE", "TMCTL_STORE_TIMEOUT"
 
@@ -24,7 +23,7 @@ def open_store(url: str | None = None) -> Store:
     Raises:
         StoreError: the URL is neither `file:///folder` nor `s3://bucket/prefix`.
     """
-    address = url or os.environ.get(STORE_VARIABLE) or (user_data_path("tinymusician") / "store").as_uri()
+    address = url or os.environ.get(STORE_VARIABLE) or (user_folder("data") / "store").as_uri()
     parts = urlparse(address)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         root = Path(unquote(parts.path))

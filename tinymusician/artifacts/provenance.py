@@ -1,7 +1,9 @@
-"""The versions and the commit that a run or a benchmark records."""
+"""The versions, the commit and the machine that a run or a benchmark records."""
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from importlib import metadata
@@ -34,3 +36,13 @@ def git_state() -> dict[str, str]:
 
     commit = git("rev-parse", "HEAD")
     return {"commit": commit or "not a checkout", "changed": "yes" if commit and git("status", "--porcelain") else "no"}
+
+
+def machine() -> str:
+    """Processor, cores and memory of this machine."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
+    size = [f"{memory:.0f} GiB"] if memory else []
+    return ", ".join([names[0] if names else platform.machine(), f"{os.cpu_count()} cores", *size])

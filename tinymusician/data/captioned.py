@@ -108,6 +108,26 @@ def load_folder(audio: Path) -> CaptionedSet:
     return CaptionedSet(clips, [path.with_suffix(".txt") for path in files if path not in captioned])
 
 
+def check_clip_folder(folder: Path) -> None:
+    """Check a folder of WAV files for training by their headers: each can be read, and has a caption beside it.
+
+    Raises:
+        DataError: there is none, or one cannot be read or has no caption.
+    """
+    import soundfile
+
+    paths = sorted(folder.glob("*.wav"))
+    if not paths:
+        raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
+    if without := [path.with_suffix(".txt").name for path in paths if not path.with_suffix(".txt").is_file()]:
+        raise DataError(f"clips {folder}: {len(without)} of {len(paths)} have no caption; {without[0]} is missing")
+    for path in paths:
+        try:
+            soundfile.info(path)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise DataError(f"clip {path}: cannot be read ({' '.join(str(error).split())})") from None
+
+
 def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     try:
         with table.open(newline="", encoding="utf-8") as file:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from platformdirs import user_cache_path
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -33,6 +32,7 @@ from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
 from tinymusician.models.shape import RELEASE
+from tinymusician.user_folders import user_folder
 
 LANGUAGE_MODEL, CODEC = RELEASE
 _LONGEST_SECONDS = 30
@@ -50,12 +50,6 @@ _RENAMED = (
 )
 
 
-def is_release(folder: Path) -> bool:
-    """Whether a folder is an audiocraft release only; the hub's folders contain both layouts."""
-    both = (folder / LANGUAGE_MODEL).is_file() and (folder / CODEC).is_file()
-    return both and not (folder / "config.json").is_file()
-
-
 def convert_cached(folder: Path) -> Path:
     """The folder of the same model in transformers' layout, converted once and cached.
 
@@ -66,7 +60,7 @@ def convert_cached(folder: Path) -> Path:
     for name in (LANGUAGE_MODEL, CODEC):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    path = user_cache_path("tinymusician", ensure_exists=True) / "audiocraft" / digest.hexdigest()
+    path = user_folder("cache") / "audiocraft" / digest.hexdigest()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

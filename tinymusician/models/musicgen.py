@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
-from tinymusician.models.audiocraft import convert_cached, is_release
+from tinymusician.models.audiocraft import convert_cached
 from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
-from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged
+from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged, is_release
 
 
 class TextCondition(NamedTuple):

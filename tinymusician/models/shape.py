@@ -58,6 +58,12 @@ RELEASED = {
 }
 
 
+def is_release(folder: Path) -> bool:
+    """Whether a folder is an audiocraft release only; the hub's folders contain both layouts."""
+    both = (folder / RELEASE[0]).is_file() and (folder / RELEASE[1]).is_file()
+    return both and not (folder / "config.json").is_file()
+
+
 def is_packaged(name: str) -> bool:
     """Whether a model of this name is in the package."""
     return "/" not in name and (WEIGHTS / name / "config.json").is_file()

@@ -1,0 +1,143 @@
+"""The local Ray and the address of a cluster: whose Ray it is, what wins, proxies, and what a job waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from jobs.launch import local_ray
+from jobs.launch.cluster import configured_address
+from jobs.launch.ray_environment import bypass_proxies, explicit_address
+from jobs.launch.shortage import ENDPOINT, ResourceClaim, shortages
+from tinymusician.errors import ClusterError
+
+
+@contextmanager
+def dashboard(token: str | None, content: bytes = b'{"ray_version": "2.60.0"}') -> Iterator[str]:
+    """A server that answers as Ray's dashboard does; with a token, only to requests that have it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = token is None or self.headers["Authorization"] == f"Bearer {token}"
+            self.send_response(200 if allowed else 403)
+            self.end_headers()
+            self.wfile.write(content if allowed else b"Forbidden")
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with a token."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TMPDIR", "RAY_TMPDIR", "TMCTL_CLUSTER", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("mine\n")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("home")
+def test_only_a_ray_that_accepts_the_users_token_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dashboard("mine") as address:
+        assert local_ray.accepts_token(address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
+        assert not local_ray.accepts_token(address)
+    with dashboard(None) as address:
+        assert local_ray.accepts_token(address)
+    assert not local_ray.accepts_token(address), "it has ended"
+    with dashboard(None, b"<title>another program</title>") as address:
+        assert not local_ray.accepts_token(address)
+
+
+def test_the_address_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "LOCAL", "http://127.0.0.1:1")
+    assert local_ray.find() is None
+    state = home / "state" / "tinymusician" / "local-ray.json"
+    state.parent.mkdir(parents=True)
+    with dashboard("mine") as address:
+        state.write_text(json.dumps({"address": address, "gcs_port": 2}))
+        assert local_ray.find() == address
+        state.write_text("damaged")
+        assert local_ray.find() is None
+        monkeypatch.setattr(local_ray, "LOCAL", address)
+        assert local_ray.find() == address
+    with pytest.raises(ClusterError, match="none that tmctl started is running"):
+        local_ray.stop()
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("TMPDIR", "/tmp/" + "x" * 60, r"TMPDIR /tmp/x+: .* at most \d+ bytes are possible; set RAY_TMPDIR=/tmp"),
+        ("RAY_AUTH_TOKEN_PATH", "/proc/nothing/token", "home folder, which cannot be written .*; set HOME"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ClusterError, match=message) as error:
+        local_ray.start()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("home")
+def test_an_explicit_address_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configured_address(None) is None
+    monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
+    assert configured_address(None) == "http://ray:8265"
+    monkeypatch.setenv("TMCTL_CLUSTER", "http://tmctl:8265")
+    assert configured_address(None) == "http://tmctl:8265"
+    assert configured_address("http://explicit:8265") == "http://explicit:8265"
+    with pytest.raises(ClusterError, match="'head:6379': the address of Ray's dashboard is needed"):
+        configured_address("head:6379")
+    with explicit_address():
+        assert "RAY_ADDRESS" not in os.environ
+    assert os.environ["RAY_ADDRESS"] == "http://ray:8265"
+
+
+def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "internal.example")
+    bypass_proxies()
+    assert os.environ["no_proxy"] == "internal.example,localhost,127.0.0.1,::1"
+    with dashboard(None) as address, urllib.request.urlopen(address, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_shortages() -> None:
+    """Requested 2, and 2 - 1 are free; GPUs suffice."""
+    claims = [
+        ResourceClaim(ENDPOINT, {"CPU": 1}, is_pending=False),
+        ResourceClaim("run a", {"GPU": 1}, is_pending=False),
+        ResourceClaim("run b", {"CPU": 1, "GPU": 1}, is_pending=True),
+        ResourceClaim("run b", {"CPU": 1}, is_pending=True),
+    ]
+    (shortage,) = shortages(claims, {"CPU": 2, "GPU": 2})
+    assert str(shortage) == "waiting for 2 CPUs: 1 of 2 are free; the endpoint uses 1"
+    assert shortages(claims, {"CPU": 3, "GPU": 2}) == []
+    assert shortages(claims[:2], {"CPU": 0, "GPU": 0}) == [], "nothing is requested"
