@@ -26,7 +26,7 @@ from tinymusician.html_report import (
 )
 
 
-class Clip(NamedTuple):
+class DemoClip(NamedTuple):
     """A mono wave at a rate in Hz."""
 
     wave: Wave
@@ -37,16 +37,16 @@ class Generated(NamedTuple):
     """What a model generated, one clip per prompt, in one batch; its bytes, and seconds per second of audio."""
 
     model: str
-    clips: tuple[Clip, ...]
+    clips: tuple[DemoClip, ...]
     size: int
     real_time_factor: float
 
 
-def read_clips(files: Sequence[Path]) -> tuple[Clip, ...]:
+def read_clips(files: Sequence[Path]) -> tuple[DemoClip, ...]:
     """Read WAV files."""
     import soundfile
 
-    return tuple(Clip(*soundfile.read(file, dtype="float32")) for file in files)
+    return tuple(DemoClip(*soundfile.read(file, dtype="float32")) for file in files)
 
 
 def demo_page(
