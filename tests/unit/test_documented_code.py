@@ -46,6 +46,12 @@ def test_a_student_loads_with_transformers(folder: Path) -> None:
     assert names["wave"].shape[:2] == (1, 1)
 
 
+def test_every_document_with_python_is_run_above() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    with_code = {str(path.relative_to(ROOT)) for path in documents if python_blocks(str(path.relative_to(ROOT)))}
+    assert with_code == {"README.md", "docs/compression.md", "docs/tutorial.md"}
+
+
 def test_listed_endpoint_settings_have_their_defaults() -> None:
     text = (ROOT / "docs/serving.md").read_text()
     rows = re.findall(r"^\| `([a-z_.]+)` \| ([\d.]+) \| ", text, re.MULTILINE)
