@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DASHBOARD_PORT = 8265
 LOCAL = f"http://127.0.0.1:{DASHBOARD_PORT}"
 """The address of a local Ray, unless another one is remembered."""
-_CONNECT_SECONDS, _STOP_SECONDS = 2.0, 10.0
+_CONNECT_SECONDS, _STOP_SECONDS = 10.0, 10.0
 _SOCKET_PATH_BYTES = 107
 _SESSION_PATH = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """What Ray appends to its temporary folder, and binds sockets to."""
