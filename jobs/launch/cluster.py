@@ -31,7 +31,7 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     """
     target = configured_address(address)
     if target is None:
-        target = local_ray.find() or (local_ray.start() if start else local_ray.LOCAL)
+        target = local_ray.find_or_start() if start else (local_ray.find() or local_ray.LOCAL)
     use_token()
     return _client(target), target
 

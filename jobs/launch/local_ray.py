@@ -58,6 +58,25 @@ def find() -> str | None:
     return None
 
 
+def find_or_start() -> str:
+    """The address of this user's local Ray, which is started if none runs; two commands at once start one.
+
+    Raises:
+        ClusterError: it could not be started; the message says why.
+    """
+    if address := find():
+        return address
+    if importlib.util.find_spec("ray") is None:  # importing ray would fix its authentication before the token exists
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+    from filelock import FileLock
+
+    _check_machine()
+    lock = _state_file().with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        return find() or start()
+
+
 def accepts_token(address: str) -> bool:
     """Whether a Ray dashboard answers at an address, and accepts this user's token.
 
@@ -82,9 +101,6 @@ def start() -> str:
     Raises:
         ClusterError: it could not be started; the message says why.
     """
-    if importlib.util.find_spec("ray") is None:  # importing ray would fix its authentication before the token exists
-        raise ModuleNotFoundError("No module named 'ray'", name="ray")
-    _check_machine()
     port = DASHBOARD_PORT if _is_free(DASHBOARD_PORT) else _free_port()
     ray = LocalRay(address=f"http://127.0.0.1:{port}", gcs_port=_free_port())
     print(

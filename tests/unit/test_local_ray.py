@@ -98,8 +98,9 @@ def test_what_the_machine_lacks_is_one_line(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(local_ray, "LOCAL", "http://127.0.0.1:1")
     with pytest.raises(ClusterError, match=message) as error:
-        local_ray.start()
+        local_ray.find_or_start()
     assert "\n" not in str(error.value)
 
 
