@@ -45,27 +45,28 @@ class StageClock:
 class WaitNotice:
     """Notices that a run makes no progress, and asks its cluster for what it waits."""
 
-    def __init__(self, cluster: str) -> None:
-        self._cluster, self._position, self._text = cluster, ("", "", 0), ""
+    def __init__(self, run: RunStore) -> None:
+        self._cluster, self._run_id = run.record().cluster, run.id
+        self._position, self._text = ("", "", 0), ""
         self._ask_at = 0.0
 
     def text(self, summary: RunSummary) -> str:
         """Why the run waits, once per reason; empty if it does not, or if that was said already."""
-        from jobs.launch.shortage import current_shortages
+        from jobs.launch.shortage import current_shortages, run_holder
 
         now, position = time.monotonic(), (summary.state, summary.stage or "", summary.step)
         if position != self._position:
             self._position, self._text, self._ask_at = position, "", now + _WAITING_SECONDS
         if now < self._ask_at:
             return ""
-        text = ", ".join(str(shortage) for shortage in current_shortages(self._cluster))
+        text = ", ".join(str(shortage) for shortage in current_shortages(self._cluster, run_holder(self._run_id)))
         self._ask_at = time.monotonic() + (_ASK_AGAIN_SECONDS if summary.stage else _ASK_SECONDS)
         is_new, self._text = text != self._text, text
         return text if is_new else ""
 
 
 def _follow_plainly(run: RunStore, quiet: bool) -> State:
-    shown, printed, clock, notice = "", 0.0, StageClock(), WaitNotice(run.record().cluster)
+    shown, printed, clock, notice = "", 0.0, StageClock(), WaitNotice(run)
     while True:
         summary = summarize(run)
         remaining = clock.remaining(summary)
@@ -100,7 +101,7 @@ def _follow_with_bar(run: RunStore) -> State:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    notice = WaitNotice(run.record().cluster)
+    notice = WaitNotice(run)
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar, stage = bars.add_task("starting", total=None), ""
         while True:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jobs.launch import cluster
 from jobs.launch.ray_environment import explicit_address
-from jobs.launch.shortage import current_shortages
+from jobs.launch.shortage import ENDPOINT, current_shortages
 from serve.config import ServeConfig
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
@@ -117,7 +117,7 @@ class ServeDeployment:
             if state != seen:
                 on_change(_status_line(state))
             if time.monotonic() > ask_at:
-                for shortage in current_shortages(self.where):
+                for shortage in current_shortages(self.where, ENDPOINT):
                     on_change(str(shortage))
                 ask_at = time.monotonic() + _SHORTAGE_AGAIN_SECONDS
             absent = state.status == "ABSENT" and time.monotonic() - began > _TIMEOUT_SECONDS

@@ -45,8 +45,8 @@ class Shortage:
         return "; ".join([text, *held])
 
 
-def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float]) -> list[Shortage]:
-    """The resources of which more is requested than is free; `totals` are those of the cluster."""
+def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float], waiting: str) -> list[Shortage]:
+    """The resources of which `waiting` requests more than is free; `totals` are those of the cluster."""
     result = []
     claims = list(claims)
     for resource in _RESOURCES:
@@ -54,7 +54,7 @@ def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float]) -> l
         for claim in claims:
             amount = claim.resources.get(resource, 0.0)
             if claim.is_pending:
-                requested += amount
+                requested += amount if claim.holder == waiting else 0.0
             elif amount:
                 holders[claim.holder] = holders.get(claim.holder, 0.0) + amount
         total = totals.get(resource, 0.0)
@@ -63,11 +63,16 @@ def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float]) -> l
     return result
 
 
-def current_shortages(address: str) -> list[Shortage]:
-    """The shortages of the cluster at an address; none if it cannot be asked."""
+def run_holder(run_id: str) -> str:
+    """The holder of a run's resources."""
+    return f"run {run_id}"
+
+
+def current_shortages(address: str, waiting: str) -> list[Shortage]:
+    """What a run or the endpoint (`waiting`) lacks on the cluster at an address; nothing if it cannot be asked."""
     try:
         client, _ = connect(address, start=False)
-        return shortages(*_cluster_claims(client, address))
+        return shortages(*_cluster_claims(client, address), waiting)
     except (ClusterError, RuntimeError, OSError):
         return []
 
@@ -80,7 +85,8 @@ def _cluster_claims(client: JobSubmissionClient, address: str) -> tuple[list[Res
         nodes = list_nodes(**options, filters=[("state", "=", "ALIVE")])
         actors = list_actors(**options, detail=True, filters=[("state", "!=", "DEAD")])
         groups = list_placement_groups(**options, detail=True, filters=[("state", "!=", "REMOVED")])
-    runs = {job.job_id: f"run {job.metadata['run']}" for job in client.list_jobs() if "run" in (job.metadata or {})}
+    jobs = [job for job in client.list_jobs() if "run" in (job.metadata or {})]
+    runs = {job.job_id: run_holder(job.metadata["run"]) for job in jobs}
     claims = [
         ResourceClaim(_holder(actor, runs), actor.required_resources or {}, actor.state != "ALIVE")
         for actor in actors

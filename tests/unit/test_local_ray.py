@@ -131,14 +131,15 @@ def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_shortages() -> None:
-    """Requested 2, and 2 - 1 are free; GPUs suffice."""
+    """Requested 2, and 2 - 1 are free; GPUs suffice. What others wait for does not count."""
     claims = [
         ResourceClaim(ENDPOINT, {"CPU": 1}, is_pending=False),
         ResourceClaim("run a", {"GPU": 1}, is_pending=False),
         ResourceClaim("run b", {"CPU": 1, "GPU": 1}, is_pending=True),
         ResourceClaim("run b", {"CPU": 1}, is_pending=True),
+        ResourceClaim("run c", {"CPU": 64}, is_pending=True),
     ]
-    (shortage,) = shortages(claims, {"CPU": 2, "GPU": 2})
+    (shortage,) = shortages(claims, {"CPU": 2, "GPU": 2}, "run b")
     assert str(shortage) == "waiting for 2 CPUs: 1 of 2 are free; the endpoint uses 1"
-    assert shortages(claims, {"CPU": 3, "GPU": 2}) == []
-    assert shortages(claims[:2], {"CPU": 0, "GPU": 0}) == [], "nothing is requested"
+    assert shortages(claims, {"CPU": 3, "GPU": 2}, "run b") == []
+    assert shortages(claims, {"CPU": 0, "GPU": 0}, "run a") == [], "it runs"
