@@ -38,8 +38,8 @@ class RequestHandle:
         loop: EngineLoop,
     ) -> None:
         """With `buffered`, all samples come at once at the end, which costs less decoding time."""
-        self._track, self._audio, self._on_output = (
-            generator.track(request),
+        self._generation, self._audio, self._on_output = (
+            generator.start_prepared(request),
             StreamingDecoder(generator.codec),
             on_output,
         )
@@ -52,31 +52,31 @@ class RequestHandle:
 
     def cancel(self) -> None:
         """Cancel the request and free its batch rows. Thread-safe and idempotent."""
-        self._track.cancel()
+        self._generation.cancel()
 
     def poll(self) -> None:
         """After an engine step: schedule decoding of the frames that are ready. Sets `is_finished` at the end."""
         try:
-            self._track.advance()
+            self._generation.advance()
         except Exception as error:  # fails this request only
             self.fail(error)
-        if self._track.is_finished:
+        if self._generation.is_finished:
             self.is_finished = True
-            if self._track.error is not None:
-                self._on_output(self._track.error)
-            elif self._track.frames_ready == self._track.frames:
+            if self._generation.error is not None:
+                self._on_output(self._generation.error)
+            elif self._generation.frames_ready == self._generation.frames:
                 self._schedule_decoding(last=True)
-        elif self._track.frames_ready >= self._next_decode:
-            self._next_decode = self._track.frames_ready + CHUNK * self._frame_rate
+        elif self._generation.frames_ready >= self._next_decode:
+            self._next_decode = self._generation.frames_ready + CHUNK * self._frame_rate
             self._schedule_decoding(last=False)
 
     def fail(self, error: Exception) -> None:
         """End the request with an error."""
-        self._track.cancel()
+        self._generation.cancel()
         self._on_output(as_engine_error("a request", error))
 
     def _schedule_decoding(self, last: bool) -> None:
-        self._decoding = self._loop.pool.submit(self._decode, self._track.codes, last, self._decoding)
+        self._decoding = self._loop.pool.submit(self._decode, self._generation.codes, last, self._decoding)
 
     def _decode(self, codes: Codes, last: bool, before: Future[None] | None) -> None:
         """Decode the samples that `codes` determine, after those of `before`."""

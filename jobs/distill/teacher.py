@@ -203,7 +203,7 @@ def cached_signals(context: WorkerContext, pair: TeacherStudent, tokens: TokenDa
     teacher = context.recipe.teacher
     make = signal_shard_maker(context, pair, tokens) if teacher.tensor_parallel_size == 1 else None
     reader = CachedTeacher(shards, tokens, teacher.passes, vocabulary, context.cache, context.device, make)
-    return PrefetchingSource(reader.request, ahead=2)
+    return PrefetchingSource(reader.request, prefetch=2)
 
 
 def _check_shards_complete(shards: ShardCache) -> None:

@@ -75,7 +75,7 @@ class ServeDeployment:
             )
         if not details["applications"]:
             if before:  # Serve keeps its address until it is shut down
-                self._ask(self._client.delete_applications)
+                self._call(self._client.delete_applications)
             if self.is_here:
                 _check_port(settings.host, settings.port)
         self._before = details["applications"].get(NAME, {}).get("deployed_app_config")
@@ -138,17 +138,17 @@ class ServeDeployment:
         applications = [one for one in (*others, mine) if one]
         if applications:
             config: JsonObject = {"applications": applications} | ({"http_options": http} if http else {})
-            self._ask(self._client.deploy_applications, config)
+            self._call(self._client.deploy_applications, config)
         else:
-            self._ask(self._client.delete_applications)
+            self._call(self._client.delete_applications)
 
     def _applications(self) -> JsonObject:
         return dict(self._details()["applications"])
 
     def _details(self) -> JsonObject:
-        return dict(self._ask(self._client.get_serve_details))
+        return dict(self._call(self._client.get_serve_details))
 
-    def _ask(self, what: Callable[..., Any], *words: Any) -> Any:
+    def _call(self, what: Callable[..., Any], *words: Any) -> Any:
         try:
             return what(*words)
         except Exception as error:  # Ray's client raises RuntimeError and requests' own kinds

@@ -37,7 +37,7 @@ def test_readme_generates_audio(folder: Path) -> None:
 def test_a_batch_of_requests_finishes(folder: Path) -> None:
     names: dict[str, Any] = {}
     exec(python_blocks("docs/compression.md"), names)
-    assert all(track.is_finished and track.error is None for track in names["tracks"])
+    assert all(generation.is_finished and generation.error is None for generation in names["generations"])
 
 
 def test_a_student_loads_with_transformers(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_new_student_ignores_guidance(tiny_musicgen: Path, tokens: TokenDataset)
 
 def lambda_source(signals: Any) -> Any:
     class Same:
-        ahead = 0
+        prefetch = 0
 
         def __call__(self, rows: Any, then: Any = ()) -> Any:
             return signals

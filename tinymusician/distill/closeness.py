@@ -20,7 +20,7 @@ def held_out_closeness(
     totals: dict[str, float] = {}
     batches = _batches(rows, batch_size)
     for index, batch in enumerate(batches):
-        signals = source(batch, batches[index + 1 : index + 1 + source.ahead])
+        signals = source(batch, batches[index + 1 : index + 1 + source.prefetch])
         metrics = closeness(signals.logits, student_logits(signals), signals.sequences.mask)
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(batch) / rows

@@ -142,9 +142,9 @@ class CodecDistillTask(ComponentTask):
         """The latents, and the wave."""
         return targets.latent, targets.sound.wave
 
-    def losses(self, answer: tuple[CodecOutput, Tensor], batch: Tensor, targets: CodecTargets) -> dict[str, Tensor]:
+    def losses(self, output: tuple[CodecOutput, Tensor], batch: Tensor, targets: CodecTargets) -> dict[str, Tensor]:
         """All four losses."""
-        (wave, features), latents = answer
+        (wave, features), latents = output
         true = targets.sound.wave
         errors = [relative_error(one, other) for one, other in zip(features, targets.sound.features, strict=True)]
         return {

@@ -48,7 +48,7 @@ class ComponentTask(ABC):
         """The component's inputs."""
 
     @abstractmethod
-    def losses(self, answer: Any, batch: Any, targets: Any) -> dict[str, Tensor]:
+    def losses(self, output: Any, batch: Any, targets: Any) -> dict[str, Tensor]:
         """The losses of the component's output, by name."""
 
     def first_batch(self) -> Any:
@@ -63,8 +63,8 @@ class ComponentTask(ABC):
         """The balanced loss, and each loss with its weight."""
         with torch.no_grad():
             targets = self.targets(batch)
-        answer, log_variances = model(*self.inputs(batch, targets))
-        losses = self.losses(answer, batch, targets)
+        output, log_variances = model(*self.inputs(batch, targets))
+        losses = self.losses(output, batch, targets)
         total, weights = balance(self.method, losses, self.before, log_variances)
         return total, {
             **{name: value.detach() for name, value in losses.items()},

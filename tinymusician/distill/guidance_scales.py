@@ -49,7 +49,7 @@ class FixedScaleSource:
     """Turns a source of both passes into one of their guided distribution at one scale."""
 
     def __init__(self, source: SignalSource, scale: float) -> None:
-        self._source, self._scale, self.ahead = source, scale, source.ahead
+        self._source, self._scale, self.prefetch = source, scale, source.prefetch
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         return guided_at(self._source(rows, then), torch.full((len(rows),), self._scale))

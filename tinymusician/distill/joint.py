@@ -135,14 +135,14 @@ class JointTask(ComponentTask):
         """Sequences, the position of `audio`, and the codec's inputs."""
         return batch.signals.sequences, batch.start, *self.sound.inputs(batch.codes, targets.sound)
 
-    def losses(self, answer: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
+    def losses(self, output: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
         """The objective, the text states, the codec's losses, and `audio`."""
-        kl, _ = self.objective.objective(answer.logits, batch.signals, 0)
+        kl, _ = self.objective.objective(output.logits, batch.signals, 0)
         return {
             "kl": kl,
-            "states": state_error(answer.states, targets.states, batch.signals.sequences.text_mask),
-            **self.sound.losses(answer.sound, batch.codes, targets.sound),
-            "audio": spectral_distance(answer.audio, targets.audio, self.sound.teacher.config.sampling_rate),
+            "states": state_error(output.states, targets.states, batch.signals.sequences.text_mask),
+            **self.sound.losses(output.sound, batch.codes, targets.sound),
+            "audio": spectral_distance(output.audio, targets.audio, self.sound.teacher.config.sampling_rate),
         }
 
     def validate(self, model: Model) -> dict[str, float]:

@@ -60,7 +60,7 @@ class SignalSource(Protocol):
     """A source of signals for the rows of a sequence set."""
 
     @property
-    def ahead(self) -> int:
+    def prefetch(self) -> int:
         """The number of future batches that it can prefetch."""
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
@@ -78,17 +78,17 @@ class SignalSet(NamedTuple):
 
 
 class PrefetchingSource:
-    """Starts slow requests early: those for at most `ahead` announced batches, and for the current one."""
+    """Starts slow requests early: those for at most `prefetch` announced batches, and for the current one."""
 
-    def __init__(self, ask: Callable[[Rows], Callable[[], TeacherSignals]], ahead: int) -> None:
-        """`ask` starts a request, and returns a function that waits for its result."""
-        self._ask, self.ahead = ask, ahead
+    def __init__(self, request: Callable[[Rows], Callable[[], TeacherSignals]], prefetch: int) -> None:
+        """`request` starts a request, and returns a function that waits for its result."""
+        self._request, self.prefetch = request, prefetch
         self._begun: dict[bytes, Callable[[], TeacherSignals]] = {}
 
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
-        for one in (rows, *then[: self.ahead]):
+        for one in (rows, *then[: self.prefetch]):
             if one.tobytes() not in self._begun:
-                self._begun[one.tobytes()] = self._ask(one)
+                self._begun[one.tobytes()] = self._request(one)
         return self._begun.pop(rows.tobytes())()
 
 
@@ -125,7 +125,7 @@ def condition(model: Musicgen, sequences: DecoderBatch) -> TextCondition:
 class OnlineTeacher:
     """A frozen teacher in this process, outside of the student's engine."""
 
-    ahead = 0
+    prefetch = 0
 
     def __init__(
         self,
@@ -145,12 +145,12 @@ class OnlineTeacher:
     @torch.no_grad()
     def __call__(self, rows: Rows, then: Sequence[Rows] = ()) -> TeacherSignals:
         sequences = self._moved(sequences_of(self._tokens, rows, "conditional", self._pad))
-        signals = self._answer(sequences)
+        signals = self._compute(sequences)
         if self._target == "conditional":
             return signals
         return guided_at(signals, torch.full((len(rows),), self._guidance))
 
-    def _answer(self, sequences: DecoderBatch) -> TeacherSignals:
+    def _compute(self, sequences: DecoderBatch) -> TeacherSignals:
         text = condition(self._model, sequences)
         half, kind = self._dtype != torch.float32, text.states.device.type
         # Each weight is used once, so no copy of it in lower precision is worth keeping: that would be half a teacher.
@@ -171,7 +171,7 @@ class TensorParallelTeacher:
     Rows that several workers request are computed once.
     """
 
-    ahead = 0
+    prefetch = 0
 
     def __init__(self, teacher: SignalSource, group: dist.ProcessGroup) -> None:
         self._teacher, self._group = teacher, group

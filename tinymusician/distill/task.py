@@ -80,7 +80,7 @@ class ObjectiveTask:
     def batch(self, step: int, part: int, parts: int) -> TeacherSignals:
         """The signals of a part's rows; the rows of the same part of the next steps are announced to the source."""
         source = self.train.source
-        (rows, sampled), *then = (self._split(step + later, part, parts) for later in range(source.ahead + 1))
+        (rows, sampled), *then = (self._split(step + later, part, parts) for later in range(source.prefetch + 1))
         batches = []
         if len(rows):
             announced = [later for later, _ in then if len(later)]

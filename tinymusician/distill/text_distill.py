@@ -69,12 +69,12 @@ class TextEncoderDistillTask(ComponentTask):
         """The text."""
         return batch.ids, batch.text_mask
 
-    def losses(self, answer: Tensor, batch: DecoderBatch, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses(self, output: Tensor, batch: DecoderBatch, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The error of the states, and the KL through the teacher's decoder."""
         states, logits = targets
-        student_logits = self._decoder(batch.inputs, answer.to(states.dtype), batch.text_mask)
+        student_logits = self._decoder(batch.inputs, output.to(states.dtype), batch.text_mask)
         kl = mean_over_valid(chunked(forward_kl, logits, student_logits, batch.mask), batch.mask)
-        return {"states": state_error(answer, states, batch.text_mask), "kl": kl}
+        return {"states": state_error(output, states, batch.text_mask), "kl": kl}
 
     def validate(self, model: Model) -> dict[str, float]:
         """The means of both losses over the held-out sequences."""
@@ -84,8 +84,8 @@ class TextEncoderDistillTask(ComponentTask):
             batch = self._sequences(self.held_out, torch.arange(start, min(start + self.batch_size, rows)).numpy())
             batch = to_device(batch, device)
             targets = self.targets(batch)
-            answer, _ = model(*self.inputs(batch, targets))
-            for name, value in self.losses(answer, batch, targets).items():
+            output, _ = model(*self.inputs(batch, targets))
+            for name, value in self.losses(output, batch, targets).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch.ids) / rows
         return totals
 

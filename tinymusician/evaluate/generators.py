@@ -140,7 +140,7 @@ class OnnxGenerator:
         """One clip per prompt, each with its own seed."""
         generator = self._generator
         guidance = None if generator.manifest.sampling.is_fixed else settings.guidance
-        tracks = [
+        generations = [
             generator.start(
                 GenerationRequest(
                     prompt,
@@ -156,15 +156,15 @@ class OnnxGenerator:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         try:
-            while not all(track.is_finished for track in tracks):
+            while not all(generation.is_finished for generation in generations):
                 generator.engine.step()
-            for track in tracks:
-                if track.error is not None:
-                    raise track.error
-            return [GeneratedClip(track.codes, generator.codec(track.codes)) for track in tracks]
+            for generation in generations:
+                if generation.error is not None:
+                    raise generation.error
+            return [GeneratedClip(generation.codes, generator.codec(generation.codes)) for generation in generations]
         finally:
-            for track in tracks:
-                track.cancel()
+            for generation in generations:
+                generation.cancel()
             generator.engine.reap()
 
     def forced(self, prompts: Sequence[str], codes_NKT: Codes, guidance: float) -> torch.Tensor:

@@ -162,7 +162,7 @@ class MusicGenerator:
         """Add a request to the running batch; then call `engine.step` and the result's `advance` in turn."""
         return WindowedGeneration(self.engine, self._sections(request), self.manifest.architecture.window)
 
-    def track(self, request: EngineRequest) -> WindowedGeneration:
+    def start_prepared(self, request: EngineRequest) -> WindowedGeneration:
         """Like `start`, for a request that `request` has prepared, perhaps on another thread."""
         return WindowedGeneration(self.engine, [request], self.manifest.architecture.window)
 
@@ -191,22 +191,22 @@ class MusicGenerator:
             RequestError: a value is not allowed.
             EngineError: the engine failed.
         """
-        track = self.start(request)
+        generation = self.start(request)
         audio, rate = StreamingDecoder(self.codec), self.codec.shape.frame_rate
         due = FIRST_CHUNK * rate
         try:
-            while not track.is_finished:
+            while not generation.is_finished:
                 self.engine.step()
-                track.advance()
-                on_progress(track.frames_ready, track.frames)
-                if track.frames_ready >= due and not track.is_finished:
-                    due = track.frames_ready + CHUNK * rate
-                    yield audio.feed(track.codes, last=False)
-            if track.error is not None:
-                raise track.error
-            yield audio.feed(track.codes, last=True)
+                generation.advance()
+                on_progress(generation.frames_ready, generation.frames)
+                if generation.frames_ready >= due and not generation.is_finished:
+                    due = generation.frames_ready + CHUNK * rate
+                    yield audio.feed(generation.codes, last=False)
+            if generation.error is not None:
+                raise generation.error
+            yield audio.feed(generation.codes, last=True)
         finally:
-            track.cancel()
+            generation.cancel()
             self.engine.reap()
 
     def generate(
@@ -223,23 +223,26 @@ class MusicGenerator:
         """Several requests in one batch; each result equals that of `generate` up to rounding."""
         window = self.manifest.architecture.window
         prepared = [self._sections(request) for request in requests]
-        tracks = [WindowedGeneration(self.engine, sections, window) for sections in prepared]
+        generations = [WindowedGeneration(self.engine, sections, window) for sections in prepared]
         try:
-            while not all(track.is_finished for track in tracks):
+            while not all(generation.is_finished for generation in generations):
                 self.engine.step()
-                for track in tracks:
-                    track.advance()
-                on_progress(sum(track.frames_ready for track in tracks), sum(track.frames for track in tracks))
-            return [self._wave(track) for track in tracks]
+                for generation in generations:
+                    generation.advance()
+                on_progress(
+                    sum(generation.frames_ready for generation in generations),
+                    sum(generation.frames for generation in generations),
+                )
+            return [self._wave(generation) for generation in generations]
         finally:
-            for track in tracks:
-                track.cancel()
+            for generation in generations:
+                generation.cancel()
             self.engine.reap()
 
-    def _wave(self, track: WindowedGeneration) -> Samples:
-        if track.error is not None:
-            raise track.error
-        return self.codec(track.codes)
+    def _wave(self, generation: WindowedGeneration) -> Samples:
+        if generation.error is not None:
+            raise generation.error
+        return self.codec(generation.codes)
 
     def _encoded(self, clip: Samples, seconds: float) -> npt.NDArray[np.int64]:
         """The codes [K, T] of a clip, without its last, incomplete frame."""
