@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import emit, print_recipe, table
-from jobs.launch.prepare import with_sampling_defaults
 from tinymusician.recipe import load_recipe, recipe_names, recipe_yaml
 
 app = typer.Typer(
@@ -41,6 +40,8 @@ def show(
 
     Example: `tmctl recipes show band --set training.steps=300 --yaml > longer.yaml`
     """
+    from jobs.launch.prepare import with_sampling_defaults
+
     recipe = with_sampling_defaults(load_recipe(name, tuple(overrides or ())))
     if as_yaml:
         print(recipe_yaml(recipe), end="")
