@@ -21,8 +21,8 @@ from jobs.release import publish, release_metrics
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.registry import ReleaseRegistry
-from tinymusician.artifacts.release import split_reference
 from tinymusician.artifacts.run_state import PipelineStep, RunResult, StepState, now
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from tinymusician.artifacts.release import is_alias
+from tinymusician.artifacts.reference import is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject

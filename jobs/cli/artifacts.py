@@ -17,7 +17,8 @@ from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.manifest import FileEntry, Manifest
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.release import ReleasedFile, is_alias, split_reference
+from tinymusician.artifacts.reference import is_alias, split_reference
+from tinymusician.artifacts.release import ReleasedFile
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DigestMismatchError
 from tinymusician.json_types import JsonObject

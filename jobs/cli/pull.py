@@ -15,7 +15,7 @@ from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.artifacts.pull import AvailableUpdate, PullClient
-from tinymusician.artifacts.release import is_alias
+from tinymusician.artifacts.reference import is_alias
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
 

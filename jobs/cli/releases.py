@@ -11,7 +11,8 @@ from jobs.cli.output import emit, table, warn
 from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.release import Release, split_reference
+from tinymusician.artifacts.reference import split_reference
+from tinymusician.artifacts.release import Release
 from tinymusician.errors import NotFoundError
 from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
 

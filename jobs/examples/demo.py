@@ -50,41 +50,41 @@ def main() -> None:
     """Run the chain, play everything, and write the page."""
     folder, began = Path(sys.argv[1] if len(sys.argv) > 1 else "demo"), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    chain = run_chain(folder)
-    say(6, "play the prompts with every model")
-    generated = [*generate_with_torch(chain.student, folder), generate_with_bundle(chain, folder)]
+    chain = _run_chain(folder)
+    _say(6, "play the prompts with every model")
+    generated = [*_generate_with_torch(chain.student, folder), _generate_with_bundle(chain, folder)]
     minutes = (time.monotonic() - began) / 60
     page = folder / "index.html"
     page.write_text(demo_page(chain.distillation, chain.device, PROMPTS, generated, minutes), "utf-8")
     print(f"\n{minutes:.1f} minutes; listen and look: {page.absolute().as_uri()}")
 
 
-def run_chain(folder: Path) -> Chain:
+def _run_chain(folder: Path) -> Chain:
     """Distil, quantize, sign, publish and pull, each by the command line."""
     store, device = open_store(), folder / "device"
     name = f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    say(1, "distil a student from its teacher")
-    tmctl("submit", "distill", "band", "--name", name)
+    _say(1, "distil a student from its teacher")
+    _tmctl("submit", "distill", "band", "--name", name)
     student = find(store, str(RunStore(store, name).result().artifact))
-    say(2, "compress it into a bundle")
-    tmctl("submit", "quantize", "band", "--model", student.reference, "--name", f"{name}-quantize")
+    _say(2, "compress it into a bundle")
+    _tmctl("submit", "quantize", "band", "--model", student.reference, "--name", f"{name}-quantize")
     bundle = find(store, str(RunStore(store, f"{name}-quantize").result().artifact))
-    say(3, "create signing keys, unless the store has some")
-    if root_key() is None:
-        tmctl("signing-keys", "create")
-    say(4, "sign the bundle and publish it as candidate")
-    tmctl("artifacts", "publish", bundle.reference)
-    say(5, "pull it, as a device would")
-    tmctl("pull", f"{bundle.name}@candidate", "--to", str(device), "--root-key", str(root_key()))
+    _say(3, "create signing keys, unless the store has some")
+    if _root_key() is None:
+        _tmctl("signing-keys", "create")
+    _say(4, "sign the bundle and publish it as candidate")
+    _tmctl("artifacts", "publish", bundle.reference)
+    _say(5, "pull it, as a device would")
+    _tmctl("pull", f"{bundle.name}@candidate", "--to", str(device), "--root-key", str(_root_key()))
     return Chain(RunStore(store, name), student, bundle, device)
 
 
-def say(number: int, what: str) -> None:
+def _say(number: int, what: str) -> None:
     """Announce a step."""
     print(f"\n[{number}/{STEPS}] {what}", flush=True)
 
 
-def tmctl(*words: str) -> None:
+def _tmctl(*words: str) -> None:
     """Print and run a command; its failure ends the demo."""
     print(f"$ tmctl {' '.join(words)}", flush=True)
     code = subprocess.run([TMCTL, *words], check=False).returncode
@@ -92,13 +92,13 @@ def tmctl(*words: str) -> None:
         sys.exit(code)
 
 
-def root_key() -> str | None:
+def _root_key() -> str | None:
     """The public root key of the store's releases; None if the store has none."""
     ended = subprocess.run([TMCTL, "signing-keys", "show", "--json"], capture_output=True, text=True, check=False)
     return str(json.loads(ended.stdout)["root"][0]) if ended.returncode == 0 else None
 
 
-def generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
+def _generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
     """Generate every prompt with teacher, untrained and distilled student, with the same seed."""
     from jobs.distill.models import new_student
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
@@ -109,10 +109,10 @@ def generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
         fetch(open_store(), student, Path(scratch))
         distilled = load_musicgen(scratch)
     models = {"teacher": teacher, "untrained student": new_student(recipe, teacher), "student": distilled}
-    return [generate(model, tokenizer, recipe, folder, name) for name, model in models.items()]
+    return [_generate(model, tokenizer, recipe, folder, name) for name, model in models.items()]
 
 
-def generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Path, name: str) -> Generated:
+def _generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Path, name: str) -> Generated:
     """Sample the prompts with the teacher's settings in one batch, and write `FOLDER/NAME-NUMBER.wav`."""
     import torch
 
@@ -136,7 +136,7 @@ def generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Path
     return Generated(name, read_clips(files), size, seconds / (len(PROMPTS) * SECONDS))
 
 
-def generate_with_bundle(chain: Chain, folder: Path) -> Generated:
+def _generate_with_bundle(chain: Chain, folder: Path) -> Generated:
     """Generate every prompt with the pulled bundle, by `tmctl generate`."""
     prompts, output = folder / "prompts.txt", folder / "bundle.wav"
     prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), "utf-8")

@@ -22,7 +22,8 @@ from pathlib import Path
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
 from tinymusician.artifacts.envelope import MAX_BYTES
 from tinymusician.artifacts.installation import Installation, InstalledVersion, InstallState
-from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, split_reference
+from tinymusician.artifacts.reference import split_reference
+from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.sources import Source
 from tinymusician.artifacts.trust import RootMetadata, check_current, follow, root_key

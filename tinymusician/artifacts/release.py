@@ -14,13 +14,12 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
-from tinymusician.errors import StoreError, UntrustedError
+from tinymusician.errors import UntrustedError
 from tinymusician.json_types import JsonObject
 
 KIND = "application/vnd.tinymusician.release.v1+json"
 MAX_FILE_BYTES, MAX_FILES = 1 << 40, 4096
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,63})@([a-z0-9][a-z0-9-]{0,63})")
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
@@ -78,23 +77,6 @@ class Release(BaseModel):
     def size(self) -> int:
         """The total size of all files in bytes."""
         return sum(file.size for file in self.files)
-
-
-def split_reference(reference: str) -> tuple[str, str]:
-    """Name and alias of NAME@ALIAS.
-
-    Raises:
-        StoreError: it has another form.
-    """
-    match = _REFERENCE.fullmatch(reference)
-    if match is None or match[2] == "sha256":
-        raise StoreError(f"release {reference!r}: the form is NAME@ALIAS, such as band@stable")
-    return match[1], match[2]
-
-
-def is_alias(reference: str) -> bool:
-    """Whether a reference is NAME@ALIAS: not the name of an artifact, nor one with its digest."""
-    return "@" in reference and "@sha256:" not in reference
 
 
 def latest_key(name: str, alias: str) -> str:
