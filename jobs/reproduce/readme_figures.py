@@ -2,9 +2,9 @@
 
 Usage: python -m jobs.reproduce.readme_figures [--student MODEL] [--clips N]
 
-Quantizes the student and evaluates the three models as ordinary runs of the recipe `band`; a run that has succeeded is
-reused. Then it replaces the lines of README.md between the two markers, and the files of docs/readme/. The sounds are
-those of the first evaluated prompt: nothing is selected.
+Distils the student of the recipe `band`, unless another is given, quantizes it, and evaluates the three models as
+ordinary runs; a run that has succeeded is reused. Then it replaces the lines of README.md between the two markers, and
+the files of docs/readme/. The sounds are those of the first evaluated prompt: nothing is selected.
 """
 
 from __future__ import annotations
@@ -107,14 +107,15 @@ def replace_section(readme: str, content: str) -> str:
 def main() -> None:
     """Run the jobs, then write README.md and docs/readme/."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--student", default="band-small", help="a packaged model, artifact or folder")
+    arguments.add_argument("--student", help="a packaged model, artifact or folder; if not given, one is distilled")
     arguments.add_argument("--clips", type=int, default=150, help="test captions; 150 if not given")
     options = arguments.parse_args()
     jobs = Reproduction("readme", "band", workers=1)
     try:
-        bundle = jobs.quantize("bundle", options.student, "adaptive")
+        student = options.student or str(jobs.run("distill", "student").result().artifact)
+        bundle = jobs.quantize("bundle", student, "adaptive")
         run, result = jobs.evaluate(
-            "figures", f"evaluate.clips={options.clips}", teacher="teacher", student=options.student, bundle=bundle
+            "figures", f"evaluate.clips={options.clips}", teacher="teacher", student=student, bundle=bundle
         )
         write_audio(run, result, ROOT / FOLDER)
         readme = ROOT / "README.md"
