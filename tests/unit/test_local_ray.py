@@ -126,7 +126,8 @@ def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, "internal.example")
     bypass_proxies()
     assert os.environ["no_proxy"] == "internal.example,localhost,127.0.0.1,::1"
-    with dashboard(None) as address, urllib.request.urlopen(address, timeout=10) as answer:
+    opener = urllib.request.build_opener()  # `urlopen` would keep these proxies for other tests
+    with dashboard(None) as address, opener.open(address, timeout=10) as answer:
         assert answer.status == 200
 
 
