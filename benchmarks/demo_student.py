@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.report import report
 from jobs.reproduce.reproduction import Reproduction
 from tinymusician.evaluate.bootstrap import Interval, resampled_clips
+from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.evaluate.results import ModelResult
 
 RECIPE = "band"
@@ -57,7 +58,7 @@ def main() -> None:
     for name in settings:
         scores = np.mean([by_label[f"{name} {seed}"].clap_by_clip for seed in range(options.seeds)], axis=0)
         share = clap_share(scores, np.asarray(teacher.clap_by_clip))
-        print(f"{name}, all seeds: CLAP / teacher's {_text(share)}")
+        print(f"{name}, all seeds: CLAP / teacher's {format_interval(share)}")
         figures[f"{name}: clap_share"] = share.value
         figures[f"{name}: clap_share_low"] = share.low if share.low is not None else float("nan")
     report("demo_student", figures, {"clips": options.clips, "seeds": options.seeds, "settings": json.dumps(settings)})
@@ -85,20 +86,12 @@ def _row(label: str, model: ModelResult, share: Interval) -> str:
         label,
         f"{model.degenerate.quiet:.1%}",
         f"{model.degenerate.clips}",
-        _text(model.distribution.clap.score),
-        _text(share),
-        _text(model.distribution.kad, ".2f"),
-        _text(model.agreement.forward if model.agreement else None),
+        format_interval(model.distribution.clap.score),
+        format_interval(share),
+        format_interval(model.distribution.kad),
+        format_interval(model.agreement.forward if model.agreement else None),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _text(interval: Interval | None, digits: str = ".3f") -> str:
-    if interval is None:
-        return ""
-    if interval.low is None or interval.high is None:
-        return format(interval.value, digits)
-    return f"{interval.value:{digits}} [{interval.low:{digits}}, {interval.high:{digits}}]"
 
 
 if __name__ == "__main__":

@@ -273,8 +273,10 @@ class RunStore:
 
     def metrics(self, stage: str = "distill") -> list[JsonObject]:
         """A stage's metrics by step, as `MetricsLog` writes them; none before the first."""
-        text = self._text(self.metrics_key(stage).removeprefix(self.key("")))
-        return [json.loads(line) for line in (text or "").splitlines()]
+        try:
+            return [json.loads(line) for line in self.store.get(self.metrics_key(stage)).decode().splitlines()]
+        except NotFoundError:
+            return []
 
     def metrics_key(self, stage: str = "distill") -> str:
         """The key of a stage's metrics."""
