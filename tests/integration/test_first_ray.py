@@ -15,7 +15,10 @@ pytestmark = pytest.mark.slow
 ALONE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
 """Whatever runs in there ends with it."""
 CONNECT = "from jobs.launch.cluster import connect; client, address = connect(None); print(address, client.list_jobs())"
-TAKE_PORT = 'import socket; s = socket.create_server(("127.0.0.1", 8265)); print(s, flush=True); s.accept()'
+TAKE_PORT = (
+    'import socket; s = socket.create_server(("127.0.0.1", 8265)); print(s, flush=True); list(iter(s.accept, 0))'
+)
+"""Takes Ray's usual port, and closes each connection to it."""
 ROOT = Path(__file__).parents[2]
 TMCTL = Path(sys.executable).with_name("tmctl")
 
@@ -80,7 +83,8 @@ def test_first_ray_on_a_machine_starts(tmp_path: Path) -> None:
 
 def test_a_taken_port(tmp_path: Path) -> None:
     """Ray starts on another port, which the next command remembers; `local-ray stop` stops this Ray."""
-    taken = f"{sys.executable} -c '{TAKE_PORT}' > taken & while ! [ -s taken ]; do sleep 0.1; done; rm taken; "
+    ready = tmp_path / "ready"
+    taken = f"{sys.executable} -c '{TAKE_PORT}' > {ready} & while ! [ -s {ready} ]; do sleep 0.1; done; "
     commands = [f"{sys.executable} -c '{CONNECT}'", f"{TMCTL} local-ray status", f"{TMCTL} local-ray stop"]
     ended = run_alone(tmp_path, taken + "; ".join([*commands, f"{TMCTL} local-ray status"]))
     first, remembered, stopped = ended.stdout.splitlines()
