@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tinymusician.artifacts.run_state import RunRecord
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError
+from tinymusician.evaluate.bootstrap import Interval
 from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.evaluate.results import EvaluationResult, ModelResult
 from tinymusician.html_report import html_note, html_picture, html_table, page
@@ -86,8 +87,14 @@ def _results(run: RunStore) -> dict[str, str]:
         except NotFoundError:
             return {}
         return {f"{model.label}: {name}": text for model in result.models for name, text in _model_results(model)}
-    metrics = run.status().metrics
-    return {name: f"{value:.4g}" for name, value in _flat(metrics) if isinstance(value, int | float)}
+    return dict(_run_results(run.status().metrics))
+
+
+def _run_results(metrics: JsonObject) -> Iterator[tuple[str, str]]:
+    for name, value in _flat(metrics):
+        interval = metrics.get(f"{name}_interval")
+        if isinstance(value, int | float):
+            yield name, f"{value:.4g}" if interval is None else format_interval(Interval(value, *interval))
 
 
 def _model_results(model: ModelResult) -> Iterator[tuple[str, str]]:

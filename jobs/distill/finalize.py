@@ -105,7 +105,7 @@ def held_out_metrics(first: JsonObject, final: JsonObject) -> JsonObject:
     }
 
 
-def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen) -> dict[str, float]:
+def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen) -> JsonObject:
     """On the test prompts: the KL along the teacher's samples, and statistics of free-running samples.
 
     `kl_test` uses the teacher's target of training, `kl_played` the distributions that teacher and student are sampled
@@ -126,14 +126,15 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
     return metrics
 
 
-def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, test: TokenDataset) -> dict[str, float]:
-    """`kl_test` and `kl_played`; with a range of guidance scales, `kl_played@SCALE` for every whole scale."""
+def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, test: TokenDataset) -> JsonObject:
+    """`kl_test` and `kl_played` with intervals; with a range of guidance scales, `kl_played@SCALE` for whole scales."""
     import torch
 
-    from tinymusician.distill.closeness import held_out_closeness
+    from tinymusician.distill.closeness import held_out_kl
     from tinymusician.distill.guidance_scales import FixedScaleSource, integer_scales
     from tinymusician.distill.sampling_stats import sampling_logits
     from tinymusician.distill.signals import TeacherSignals, condition
+    from tinymusician.evaluate.bootstrap import mean_interval
     from tinymusician.models.musicgen import ConditionedDecoder
 
     teacher = context.recipe.teacher
@@ -146,21 +147,22 @@ def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, te
         return logits
 
     with torch.no_grad():
-        target = (
-            None
-            if teacher.guidance_range
-            else held_out_closeness(online_signals(context, pair, test), rows, batch, plain)["kl"]
-        )
         both = online_signals(context, pair, test, "conditional")
         played = {
-            scale: held_out_closeness(
+            scale: held_out_kl(
                 FixedScaleSource(both, scale), rows, batch, lambda s: sampling_logits(student, decoder, s.sequences)
-            )["kl"]
+            )
             for scale in {teacher.guidance_scale, *integer_scales(teacher.guidance_range)}
         }
-    at_default = played[teacher.guidance_scale]
-    metrics = {"kl_test": at_default if target is None else target, "kl_played": at_default}
-    return metrics | {f"kl_played@{scale:g}": kl for scale, kl in sorted(played.items()) if len(played) > 1}
+        kl = {"kl_test": played[teacher.guidance_scale], "kl_played": played[teacher.guidance_scale]}
+        if not teacher.guidance_range:
+            kl["kl_test"] = held_out_kl(online_signals(context, pair, test), rows, batch, plain)
+    kl |= {f"kl_played@{scale:g}": values for scale, values in sorted(played.items()) if len(played) > 1}
+    metrics: JsonObject = {}
+    for name, values in kl.items():
+        interval = mean_interval(values)
+        metrics |= {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
+    return metrics
 
 
 def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:

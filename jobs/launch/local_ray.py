@@ -37,6 +37,7 @@ DASHBOARD_PORT = 8265
 LOCAL = f"http://127.0.0.1:{DASHBOARD_PORT}"
 """The address of a local Ray, unless another one is remembered."""
 _CONNECT_SECONDS, _STOP_SECONDS = 10.0, 10.0
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Linux' name of it
 _SOCKET_PATH_BYTES = 107
 _SESSION_PATH = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """What Ray appends to its temporary folder, and binds sockets to."""
@@ -157,7 +158,8 @@ def _check_machine() -> None:
     """Check what Ray needs of a machine.
 
     Raises:
-        ClusterError: there is no home folder that can be written, or the temporary folder's path is too long.
+        ClusterError: there is no home folder or shared memory that can be written, or the temporary folder's path is
+            too long.
     """
     try:
         folder = token_file().parent
@@ -168,6 +170,11 @@ def _check_machine() -> None:
             f"a local Ray stores its token below the home folder, which cannot be written ({error}); "
             "set HOME to a folder that can"
         ) from error
+    if sys.platform == "linux" and not os.access(_SHARED_MEMORY, os.W_OK):
+        raise ClusterError(
+            f"{_SHARED_MEMORY}: no such folder, or it cannot be written; Ray keeps its objects there; "
+            f"mount a tmpfs on it (mount -t tmpfs tmpfs {_SHARED_MEMORY}; docker run --shm-size=2g)"
+        )
     variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     temporary = os.environ.get(variable, "/tmp")  # noqa: S108  # Ray's default
     if len(os.fsencode(temporary + _SESSION_PATH)) > _SOCKET_PATH_BYTES:

@@ -81,6 +81,16 @@ def test_first_ray_on_a_machine_starts(tmp_path: Path) -> None:
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0, "other users must not read the token"
 
 
+def test_a_machine_without_shared_memory(tmp_path: Path) -> None:
+    """One line says what to do."""
+    devices = tmp_path / "devices"
+    prepare = f"mkdir {devices}; mount -t tmpfs none {devices}; cp -a /dev/null /dev/zero /dev/urandom {devices}; "
+    prepare += f"umount -l /dev/shm; mount --move {devices} /dev; "
+    ended = run_alone(tmp_path, f"{prepare} {TMCTL} submit distill band --set training.steps=20")
+    assert ended.stderr.splitlines()[-1].startswith("error: /dev/shm: no such folder"), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_taken_port(tmp_path: Path) -> None:
     """Ray starts on another port, which the next command remembers; `local-ray stop` stops this Ray."""
     ready = tmp_path / "ready"

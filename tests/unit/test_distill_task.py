@@ -15,10 +15,10 @@ from tests.distill_tasks import task_of, tiny_tokens
 from tests.tiny import CAPTIONS
 from tinymusician.codebooks import valid
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.distill.closeness import closeness
+from tinymusician.distill.closeness import closeness, held_out_kl
 from tinymusician.distill.sampling_stats import sample_stats
 from tinymusician.distill.schedules import TemperatureSchedule
-from tinymusician.distill.signals import OnlineTeacher
+from tinymusician.distill.signals import DecoderBatch, OnlineTeacher, PrefetchingSource, Rows, TeacherSignals
 from tinymusician.distill.task import DistillTask
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import prune_layers
@@ -109,6 +109,31 @@ def test_closeness_agrees_with_float64() -> None:
         assert figures[f"entropy/{k + 1}"].item() == pytest.approx(entropy, rel=1e-5)
         surprise = -(q * np.log(p)).sum(-1)[:, k][valid_steps].mean()
         assert figures[f"cross_entropy/{k + 1}"].item() == pytest.approx(surprise, rel=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_kl_of_each_sequence_agrees_with_float64(copies: int) -> None:
+    """Over batches of two; a source with and without text has two rows for each sequence."""
+    rng = np.random.default_rng(1)
+    teacher, student = rng.normal(0, 2, (2, copies, 3, 4, 9, 16)).astype(np.float32)
+    lengths = torch.tensor([9, 5, 7])[:, None, None]
+    mask = torch.from_numpy(valid(4, 6)).expand(3, -1, -1) & (torch.arange(9) < lengths)
+
+    def rows_of(values: np.ndarray, rows: Rows) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(list(values[:, rows])))
+
+    def signals(rows: Rows) -> TeacherSignals:
+        both = torch.cat([mask[rows]] * copies)
+        return TeacherSignals(DecoderBatch(both, both, both, both, both, both), rows_of(teacher, rows))
+
+    batches = iter([np.array([0, 1]), np.array([2])])
+    source = PrefetchingSource(lambda rows: lambda: signals(rows), 0)
+    kl = held_out_kl(source, 3, 2, lambda _: rows_of(student, next(batches)))
+    p, q = (np.exp(log_softmax(z.astype(np.float64), -1)) for z in (teacher, student))
+    by_position = rel_entr(p, q).sum(-1).mean(0)
+    for row in range(3):
+        by_codebook = [by_position[row, k][mask[row, k].numpy()].mean() for k in range(4)]
+        assert kl[row] == pytest.approx(np.mean(by_codebook), rel=1e-5)
 
 
 def test_temperature_along_both_axes() -> None:

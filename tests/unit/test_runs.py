@@ -155,15 +155,20 @@ def test_states_follow_each_other(store: LocalStore) -> None:
 
 def test_runs_are_compared(store: LocalStore) -> None:
     """The settings that differ, results by name, and one page with the curves."""
+    test_kl = {"kl_test": 0.2, "kl_test_interval": [0.1, 0.25]}
     for name, steps, kl in (("a", 50, 0.25), ("b", 100, 0.125)):
         run = RunStore(store, name)
         run.write_record(record(name, recipe={"name": "band", "training": {"steps": steps, "seed": 0}}))
         run.start()
-        run.succeed(RunResult(metrics={"kl_final": kl, "plan": "adaptive"}))
+        run.succeed(RunResult(metrics={"kl_final": kl, "plan": "adaptive", **test_kl}))
         store.put(run.metrics_key(), f'{{"step": 1, "loss": 2.0, "held_out/kl": {kl}}}\n'.encode())
     compared = [read_run(RunStore(store, name)) for name in ("a", "b")]
     assert differing_settings(compared) == [["training.steps", "50", "100"]]
-    assert result_rows(compared) == [["state", "SUCCEEDED", "SUCCEEDED"], ["kl_final", "0.25", "0.125"]]
+    assert result_rows(compared) == [
+        ["state", "SUCCEEDED", "SUCCEEDED"],
+        ["kl_final", "0.25", "0.125"],
+        ["kl_test", *["0.200 [0.100, 0.250]"] * 2],
+    ]
     page = comparison_page(compared)
     assert "training.steps" in page
     assert page.count("<img") == 1

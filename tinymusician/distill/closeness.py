@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,25 @@ def held_out_closeness(
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(batch) / rows
     return totals
+
+
+@torch.no_grad()
+def held_out_kl(
+    source: SignalSource, rows: int, batch_size: int, student_logits: Callable[[TeacherSignals], Tensor]
+) -> npt.NDArray[np.float64]:
+    """The forward KL of every sequence of a signal source, [rows], in nats per code.
+
+    It is the mean over the codebooks, and over the rows with and without text if the source has both.
+    """
+    kl = []
+    batches = _batches(rows, batch_size)
+    for index, batch in enumerate(batches):
+        signals = source(batch, batches[index + 1 : index + 1 + source.prefetch])
+        mask_RKS = signals.sequences.mask
+        kl_RKS = chunked(forward_kl, signals.logits, student_logits(signals), mask_RKS)
+        kl_RK = kl_RKS.sum(2) / mask_RKS.sum(2).clamp(min=1)
+        kl += kl_RK.mean(1).reshape(-1, len(batch)).mean(0).tolist()
+    return np.asarray(kl)
 
 
 @torch.no_grad()
