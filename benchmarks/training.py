@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
 from tinymusician.artifacts.open import open_store
-from tinymusician.models.shape import DecoderShape, shape_of
+from tinymusician.models.shape import shape_of
+from tinymusician.models.tensor_shapes import DecoderShape
 from tinymusician.training.metrics import read_metrics
 
 CASES = ("zero0", "zero1", "zero2", "zero3", "zero0,recompute", "zero0,bfloat16", "zero2,bfloat16,recompute")

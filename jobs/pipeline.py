@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import reduce
-from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -30,7 +29,7 @@ from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RunError
 from tinymusician.json_types import JsonObject
-from tinymusician.models.musicgen import model_location
+from tinymusician.models.musicgen import local_folder
 from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
 
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -216,8 +215,8 @@ def run(run_id: str) -> None:
 
 def weights_fingerprint(name: str) -> str:
     """A fingerprint of a model: the SHA-256 of the files in its folder; a hub id stands for itself."""
-    folder = Path(model_location(name)) if name else None
-    if folder is None or not folder.is_dir():
+    folder = local_folder(name) if name else None
+    if folder is None:
         return name
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

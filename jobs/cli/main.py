@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import api_keys, artifacts, generate, local_ray, pull, recipes, runs, serve, signing_keys, submit
+from jobs.cli import api_keys, artifacts, generate, local_ray, models, pull, recipes, runs, serve, signing_keys, submit
 from jobs.launch.ray_environment import bypass_proxies
 from tinymusician.errors import TinyMusicianError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 JOBS, RUNS, ARTIFACTS, PLAYING = "Jobs", "Runs", "Artifacts and releases", "Playing and serving"
 app.add_typer(submit.app, name="submit", rich_help_panel=JOBS)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=JOBS)
+app.add_typer(models.app, name="models", rich_help_panel=JOBS)
 app.add_typer(local_ray.app, name="local-ray", rich_help_panel=JOBS)
 app.add_typer(runs.app, name="runs", rich_help_panel=RUNS)
 for run_command in (runs.status, runs.logs, runs.stop):
@@ -41,11 +42,13 @@ app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 EXTRAS = {
     "boto3": "s3",
     "fastapi": "serve",
+    "peft": "convert",
     "pyloudnorm": "loudness",
     "ray": "cluster",
     "torch": "cluster",
     "transformers": "cluster",
     "safetensors": "cluster",
+    "sentencepiece": "convert",
 }
 """Packages that generation does not need, and the extra that installs each."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jobs.worker.context import WorkerContext
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.models.param_count import check_piece
+from tinymusician.models.component_shapes import check_piece
 from tinymusician.recipe import Recipe
 
 if TYPE_CHECKING:

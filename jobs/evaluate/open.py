@@ -72,7 +72,7 @@ def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:
     Raises:
         ModelError: there is none of this name.
     """
-    folder = Path(model_location(name))
+    folder = model_location(name)
     config = folder / "config.json"
     if config.is_file() and json.loads(config.read_text()).get("model_type") == "band-tagger":
         from tinymusician.house_band.tagger import HouseBandTagger

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tinymusician.json_types import JsonObject
-from tinymusician.models.param_count import CodecShape, TextShape, component_shapes
-from tinymusician.models.shape import DecoderShape, shape_of
+from tinymusician.models.component_shapes import component_shapes
+from tinymusician.models.shape import shape_of
+from tinymusician.models.tensor_shapes import CodecShape, DecoderShape, TextShape
 from tinymusician.recipe import LayerSubset, PretrainConfig, Recipe, WidthPrunedStudent
 
 _GIB = 2**30

@@ -12,7 +12,7 @@ from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
 from tinymusician.models.checkpoint_files import check_checkpoint
-from tinymusician.models.param_count import (
+from tinymusician.models.component_shapes import (
     check_codec_size,
     check_piece,
     check_text,
@@ -21,7 +21,6 @@ from tinymusician.models.param_count import (
 )
 from tinymusician.models.shape import (
     RELEASE,
-    DecoderShape,
     check_pruned_width,
     check_tensor_parallel,
     check_weights,
@@ -29,6 +28,7 @@ from tinymusician.models.shape import (
     is_release,
     shape_of,
 )
+from tinymusician.models.tensor_shapes import DecoderShape
 from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthPrunedStudent
 
 PRETRAIN_KEYS = (

@@ -106,7 +106,7 @@ class OptimumExporter:
             from tinymusician.quantize.optimum import export_optimum
 
             with tempfile.TemporaryDirectory(dir=self._source.parent) as scratch:
-                export_optimum(Path(model_location(workspace.name)), Path(scratch) / "graphs")
+                export_optimum(model_location(workspace.name), Path(scratch) / "graphs")
                 (Path(scratch) / "graphs").rename(self._source)
 
     def float32_parity(self, reference: ReferenceOutputs) -> ParityReport:

@@ -7,7 +7,8 @@ from pathlib import Path
 from tinymusician.artifacts.manifest import Manifest, fetch_once, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
-from tinymusician.models.shape import check_weights, is_packaged
+from tinymusician.models.checkpoint_files import check_checkpoint
+from tinymusician.models.shape import check_weights, is_packaged, is_release
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
@@ -18,7 +19,7 @@ def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
     If the job runs `here`, on this machine, a folder must exist.
 
     Raises:
-        NotFoundError, ModelError: there is no such artifact or folder, or it is not a model.
+        NotFoundError, ModelError: there is no such artifact or folder, or it is not a model that can be loaded.
     """
     if kind == "quantize":
         model = recipe.quantize.model or _newest_student(store, recipe, "quantize.model")
@@ -61,8 +62,11 @@ def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
 
 
 def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().absolute())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if here and not (folder / BUNDLE).is_file() and not is_release(folder):
+            check_checkpoint(folder)
+        return str(folder.absolute())
     if here and name.startswith((".", "/", "~")):
         raise ModelError(f"{field} = {name!r}: no such folder")
     if here:

@@ -49,7 +49,7 @@ def node() -> Path:
 def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The band's student in Optimum's layout, published, and pulled to a device's folder."""
     folder = tmp_path_factory.mktemp("band")
-    export_optimum(Path(model_location("band-small")), folder / "graphs")
+    export_optimum(model_location("band-small"), folder / "graphs")
     apply_to_optimum(load_plan("float32"), folder / "graphs", folder / "bundle")
     store = LocalStore(folder / "store")
     facts = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
@@ -68,7 +68,7 @@ def test_node_plays_the_engines_codes(node: Path, pulled: Path, tmp_path: Path) 
     said = json.loads(ended.stdout.splitlines()[-1])
     result = np.array(said["codes"]).reshape(said["dims"])[0]
 
-    location = Path(model_location("band-small"))
+    location = model_location("band-small")
     write_bundle(load_musicgen(str(location)), location / "tokenizer.json", tmp_path / "bundle")
     generator = load_generator(tmp_path / "bundle")
     track = generator.start(

@@ -28,7 +28,7 @@ ABSENT = ("torch", "transformers", "ray", "onnx", "deepspeed", "matplotlib", "sc
 
 def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    write_bundle(load_musicgen("band-small"), Path(model_location("band-small")) / "tokenizer.json", bundle)
+    write_bundle(load_musicgen("band-small"), model_location("band-small") / "tokenizer.json", bundle)
     source = tmp_path / "source"  # a build leaves files where it builds
     for part in ("tinymusician", "jobs"):
         shutil.copytree(ROOT / part, source / part)

@@ -115,7 +115,7 @@ def test_guidance_conditioned_student_plays_at_any_scale_of_its_range(
     context: BrowserContext, here: Endpoint, tmp_path: Path
 ) -> None:
     """`here` sees to it that the page's own files are there."""
-    tokenizer = Path(model_location("band-small")) / "tokenizer.json"
+    tokenizer = model_location("band-small") / "tokenizer.json"
     write_guidance_bundle(guidance_student("band-small", 2.0), tokenizer, tmp_path, seconds=4.0)
     with endpoint(model=str(tmp_path)) as conditioned:
         page = context.new_page()

@@ -30,7 +30,7 @@ FILES = {"text_encoder", "decoder_model_merged", "encodec_decode", "build_delay_
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("optimum")
-    export_optimum(Path(model_location("band-small")), folder)
+    export_optimum(model_location("band-small"), folder)
     return folder
 
 

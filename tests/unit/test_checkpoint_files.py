@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file, save_file
 
 from jobs.launch.prepare import with_sampling_defaults
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.errors import DataError, ModelError
 from tinymusician.models.checkpoint_files import check_checkpoint
+from tinymusician.models.guidance import add_guidance_conditioning
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.models.saving import save_musicgen
 from tinymusician.models.shape import WEIGHTS
 from tinymusician.recipe import parse_recipe
 
@@ -45,6 +49,8 @@ def test_a_complete_model_passes(folder: Path) -> None:
         ({"model_type": "musicgen_melody"}, "conditioned on melodies"),
         ({"model_type": "bert"}, "model_type 'bert'; allowed is musicgen"),
         ({"decoder__audio_channels": 2}, "has 2 audio channels"),
+        ({"text_encoder__model_type": "umt5"}, r"text_encoder\.model_type 'umt5'; allowed is t5"),
+        ({"audio_encoder__model_type": "dac"}, r"audio_encoder\.model_type 'dac'; allowed is encodec"),
     ],
 )
 def test_kinds_that_are_not_supported(folder: Path, changes: dict[str, object], message: str) -> None:
@@ -55,20 +61,97 @@ def test_kinds_that_are_not_supported(folder: Path, changes: dict[str, object], 
 
 def test_missing_files(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"has no tokenizer; one of tokenizer\.json, spiece\.model"):
+    with pytest.raises(ModelError, match=r"has no tokenizer; tokenizer\.json belongs there"):
         check_checkpoint(folder)
     (folder / "spiece.model").touch()
+    with pytest.raises(ModelError, match="SentencePiece model alone; `tmctl models convert"):
+        check_checkpoint(folder)
+    (folder / "tokenizer.json").touch()
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     index = {"weight_map": {"a": names[0], "b": names[1]}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / names[0]).touch()
+    weights = (folder / "model.safetensors").rename(folder / names[0])
     with pytest.raises(ModelError, match=f"has no {names[1]}"):
         check_checkpoint(folder)
-    (folder / names[1]).touch()
+    save_file({}, folder / names[1])
     check_checkpoint(folder)
+    (folder / names[1]).write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=f"{names[1]} is damaged"):
+        check_checkpoint(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         check_checkpoint(folder)
+
+
+HEAD, NORM = "decoder.lm_heads.0.weight", "decoder.model.decoder.layer_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({HEAD: None}, f"1 of 109 tensors are missing, such as {HEAD}$"),
+        ({HEAD: f"x.{HEAD}"}, f"1 of 109 tensors are missing, such as {HEAD}; 1 tensors are not those .* x.{HEAD}$"),
+        (
+            {HEAD: NORM, NORM: HEAD},
+            rf"2 tensors have another shape, such as {HEAD}: \[256\]; \[512, 256\] is",
+        ),
+    ],
+)
+def test_tensors_of_another_model(folder: Path, rename: dict[str, str | None], message: str) -> None:
+    """A model with such files is not loaded with random weights either."""
+    file = folder / "model.safetensors"
+    tensors = {rename.get(name, name): value for name, value in load_file(file).items()}
+    save_file({name: value for name, value in tensors.items() if name is not None}, file)
+    with pytest.raises(ModelError, match=message):
+        check_checkpoint(folder)
+    with pytest.raises(ModelError, match=message):
+        load_musicgen(str(folder))
+
+
+def test_other_names_of_the_same_tensors(folder: Path) -> None:
+    """Those of PyTorch 1's weight norm, of a tied embedding, and positions that are computed now."""
+    file = folder / "model.safetensors"
+    expected = {name: value.numpy() for name, value in load_musicgen(str(folder)).state_dict().items()}
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    tensors = load_file(file)
+    for name in list(tensors):
+        for new, former in old.items():
+            if name.endswith(new):
+                tensors[name.replace(new, former)] = tensors.pop(name)
+    tensors["text_encoder.encoder.embed_tokens.weight"] = tensors.pop("text_encoder.shared.weight")
+    tensors["decoder.model.decoder.embed_positions.weights"] = np.zeros((8, 8), np.float32)
+    save_file(tensors, file, metadata={"format": "pt"})
+    check_checkpoint(folder)
+    for name, value in load_musicgen(str(folder)).state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), expected[name])
+
+
+def test_weights_that_are_not_finite_are_named(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[HEAD][3, 5] = np.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"1 of 131072 weights of {HEAD} are not finite numbers"):
+        load_musicgen(str(folder))
+
+
+def test_a_guidance_conditioned_student_passes(folder: Path, tmp_path: Path) -> None:
+    student = add_guidance_conditioning(load_musicgen(str(folder)), 1.0, 4.0)
+    save_musicgen(tmp_path / "student", student, load_tokenizer(str(folder)))
+    check_checkpoint(tmp_path / "student")
+    load_musicgen(str(tmp_path / "student"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokenizer_class": "TokenizersBackend"}, {"extra_special_tokens": ["<extra_id_0>", "<extra_id_1>"]}]
+)
+def test_tokenizers_of_transformers_5(folder: Path, changes: dict[str, object]) -> None:
+    before = load_tokenizer(str(folder))(["a fast reel", "a waltz"], padding=True)
+    edit(folder / "tokenizer_config.json", **changes)
+    after = load_tokenizer(str(folder))
+    assert dict(after(["a fast reel", "a waltz"], padding=True)) == dict(before)
+    after.save_pretrained(folder)
+    assert dict(load_tokenizer(str(folder))(["a fast reel", "a waltz"], padding=True)) == dict(before)
 
 
 def test_clips_without_captions_and_clips_that_cannot_be_read(tmp_path: Path) -> None:

@@ -41,6 +41,6 @@ def test_patterns_find_prompts_of_every_kind() -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if prompts_of(path)], ids=lambda path: path.name)
 def test_examples_use_the_vocabulary(path: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(Path(model_location("band-small")) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model_location("band-small") / "tokenizer.json"))
     unknown = {prompt: tokenizer.encode(prompt).tokens for prompt in prompts_of(path)}
     assert {prompt: tokens for prompt, tokens in unknown.items() if "<unk>" in tokens} == {}

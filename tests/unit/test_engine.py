@@ -34,7 +34,7 @@ def model(name: str) -> Any:
 @pytest.fixture(scope="module")
 def generator(name: str, model: Any, tmp_path_factory: pytest.TempPathFactory) -> MusicGenerator:
     folder = tmp_path_factory.mktemp("bundle")
-    tokenizer = Path(model_location(name)) / "tokenizer.json"
+    tokenizer = model_location(name) / "tokenizer.json"
     write_bundle(model, tokenizer, folder, continuation=True, seconds=1.0)
     return load_generator(folder, threads=1)
 
@@ -332,7 +332,7 @@ def test_non_numeric_fields_are_rejected(generator: MusicGenerator, model: Any, 
     broken = load_musicgen(name)
     with torch.no_grad():
         broken.decoder.lm_heads[0].weight.fill_(float("nan"))
-    write_bundle(broken, Path(model_location(name)) / "tokenizer.json", tmp_path)
+    write_bundle(broken, model_location(name) / "tokenizer.json", tmp_path)
     other = load_generator(tmp_path, threads=1)
     with pytest.raises(EngineError, match="no finite numbers at step 0"):
         other.generate(GenerationRequest(PROMPT, seconds=1))

@@ -27,7 +27,7 @@ GATE = {"kl": 1e-6, "agreement": 0.999, "codec_snr": 60.0}
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parity") / "float32"
-    write_bundle(load_musicgen("band-small"), Path(model_location("band-small")) / "tokenizer.json", folder)
+    write_bundle(load_musicgen("band-small"), model_location("band-small") / "tokenizer.json", folder)
     return folder
 
 

@@ -32,14 +32,15 @@ from tinymusician.distill.least_squares import fit
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.text_distill import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
+from tinymusician.models.component_shapes import component_shapes
 from tinymusician.models.guidance import add_guidance_conditioning
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
-from tinymusician.models.param_count import CodecShape, TextShape, component_shapes
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.prune_width import prune_width
 from tinymusician.models.prune_width_codec import prune_codec, with_codec
 from tinymusician.models.prune_width_text import ProjectedTextEncoder, prune_text_encoder, with_text
 from tinymusician.models.sampling import decode_audio
+from tinymusician.models.tensor_shapes import CodecShape, TextShape
 from tinymusician.recipe import load_recipe
 from tinymusician.training.engine import AdamConfig
 from tinymusician.training.torch_engine import TorchEngine

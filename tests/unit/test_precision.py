@@ -25,7 +25,7 @@ PROMPT = "a fast fiddle reel"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("float32")
-    write_bundle(load_musicgen("band-large"), Path(model_location("band-large")) / "tokenizer.json", folder)
+    write_bundle(load_musicgen("band-large"), model_location("band-large") / "tokenizer.json", folder)
     return folder
 
 

@@ -23,7 +23,7 @@ def unknown_words(tokenizer: Tokenizer, folder: Path, prompt: str) -> list[str]:
 
 
 def test_words_of_the_house_band(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(Path(model_location("band-small")) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model_location("band-small") / "tokenizer.json"))
     prompt = "A slow waltz for ACCORDION, accordion and très vite: accordion!"
     assert unknown_words(tokenizer, tmp_path, prompt) == ["ACCORDION", "très", "vite"]
     assert unknown_words(tokenizer, tmp_path, "a fast fiddle reel in D major") == []

@@ -38,6 +38,20 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to be made beside `path`, which gets that name when the block ends without an error.
+
+    Raises:
+        OSError: `path` exists and is not empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=DRAFT, dir=path.parent) as scratch:
+        draft = Path(scratch) / path.name
+        yield draft
+        os.rename(draft, path)
+
+
 def sweep_drafts(folder: Path, age: float) -> None:
     """Remove drafts of dead processes anywhere in `folder`, and drafts of unknown processes after `age` seconds.
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+from transformers import ClapFeatureExtractor, ClapModel
 
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
-from tinymusician.models.musicgen import model_location
+from tinymusician.models.musicgen import load_tokenizer, model_location
+from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.prune_layers import weights_digest
 
 _BATCH = 32
@@ -36,16 +37,14 @@ class ClapEmbedder:
             ModelError: there is none of this name.
         """
         folder = model_location(name)
+        self.model: Any = load_pretrained(ClapModel, name, folder).to(device)
         try:
-            self.model: Any = ClapModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
             self._features = ClapFeatureExtractor.from_pretrained(folder)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+        except (OSError, ValueError) as error:
             raise ModelError(
-                f"embedding model {name!r}: no loadable CLAP; download its config.json, model.safetensors, "
-                f"preprocessor_config.json and tokenizer files into a folder, and give that folder's path"
+                f"embedding model {name!r}: its preprocessor_config.json cannot be loaded ({first_line(error)})"
             ) from error
-        self.model.eval().to(device)
+        self._tokenizer = load_tokenizer(name)
         self.rate = int(self._features.sampling_rate)
         self._size = int(self._features.nb_max_samples)
         self.mel = MelSpectrogram(self._features, device)

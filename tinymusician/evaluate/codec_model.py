@@ -16,6 +16,7 @@ from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.protocols import Codec
 from tinymusician.models.prune_layers import weights_digest
 
@@ -50,9 +51,8 @@ def _codec(name: str) -> Codec:
     folder = model_location(name)
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
-        if kind == "encodec":
-            codec: Codec = EncodecModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-            return codec
-    except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
-        raise ModelError(f"embedding model {name!r}: no loadable EnCodec or MusicGen, by hub id or folder") from error
-    return load_musicgen(name).audio_encoder
+    except (OSError, ValueError) as error:
+        raise ModelError(f"embedding model {name!r}: no EnCodec or MusicGen ({first_line(error)})") from error
+    codec: Codec
+    codec = load_pretrained(EncodecModel, name, folder) if kind == "encodec" else load_musicgen(name).audio_encoder
+    return codec

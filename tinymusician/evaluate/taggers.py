@@ -17,6 +17,7 @@ from tinymusician.errors import ModelError
 from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import model_location
+from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.prune_layers import weights_digest
 
 _BATCH = 32
@@ -32,15 +33,13 @@ class TransformersTagger:
             ModelError: there is none of this name.
         """
         folder = model_location(name)
+        self._model: Any = load_pretrained(AutoModelForAudioClassification, name, folder).to(device)
         try:
             self._features: Any = AutoFeatureExtractor.from_pretrained(folder)
-            self._model: Any = AutoModelForAudioClassification.from_pretrained(folder, torch_dtype=torch.float32)
-        except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
+        except (OSError, ValueError) as error:
             raise ModelError(
-                f"tagger {name!r}: no loadable audio classifier; download its config.json, model.safetensors and "
-                f"preprocessor_config.json into a folder, and give that folder's path"
+                f"tagger {name!r}: its preprocessor_config.json cannot be loaded ({first_line(error)})"
             ) from error
-        self._model.eval().to(device)
         self._device, self.rate = device, int(self._features.sampling_rate)
         self.facts = {"kind": "transformers", "weights": weights_digest(self._model)}
 

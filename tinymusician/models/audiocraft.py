@@ -18,7 +18,6 @@ import torch
 import yaml
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     EncodecConfig,
     EncodecModel,
     GenerationConfig,
@@ -30,11 +29,16 @@ from transformers import (
 
 from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.hub import download
+from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
 from tinymusician.models.shape import RELEASE
+from tinymusician.models.tokenizer import read_tokenizer
 from tinymusician.user_folders import user_folder
 
 LANGUAGE_MODEL, CODEC = RELEASE
+_NO_ENCODER = r"decoder\.|lm_head\."
+"""The tensors of a T5 beside its encoder."""
 _LONGEST_SECONDS = 30
 _POSITIONS = 2048
 _RENAMED = (
@@ -185,9 +189,9 @@ def _pretrained_codec(folder: Path, name: str) -> Codec:
     """The codec that a release names: from a folder beside it, or by hub id."""
     beside = folder / name.rpartition("/")[2]
     try:
-        codec: Codec = EncodecModel.from_pretrained(beside if beside.is_dir() else name)
-    except Exception as error:  # transformers raises many types for a bad folder or network
-        raise ModelError(f"audiocraft release {folder}: its codec {name} is not here; put it at {beside}") from error
+        codec: Codec = load_pretrained(EncodecModel, name, beside if beside.is_dir() else download(name))
+    except ModelError as error:
+        raise ModelError(f"audiocraft release {folder}: needs its codec at {beside}: {error}") from error
     return codec
 
 
@@ -241,13 +245,12 @@ def _codec_name(name: str, expected_keys: set[str]) -> str:
 def _text_encoder(folder: Path, name: str) -> tuple[TextEncoderModel, Tokenizer]:
     """The text encoder by the path or id in the release, or from a folder of that name beside it."""
     beside = folder / Path(name).name
-    path = next((str(path) for path in (Path(name), folder / name, beside) if path.is_dir()), name)
+    path = next((path for path in (Path(name), folder / name, beside) if path.is_dir()), None)
     try:
-        return T5EncoderModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises many types for a bad folder or network
-        raise ModelError(
-            f"audiocraft release {folder}: its text encoder {name} is not here; put it at {beside}"
-        ) from error
+        path = path or download(name)
+        return load_pretrained(T5EncoderModel, name, path, _NO_ENCODER), read_tokenizer(name, path)
+    except ModelError as error:
+        raise ModelError(f"audiocraft release {folder}: needs its text encoder at {beside}: {error}") from error
 
 
 def _load(module: Model, weights: dict[str, Tensor], part: str) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import MusicgenForConditionalGeneration
 
 from tinymusician.models.protocols import Musicgen
-
-_WAVES = 8
+from tinymusician.models.tensor_shapes import GUIDANCE_WAVES
 
 
 class GuidanceEmbedding(nn.Module):
@@ -25,14 +24,14 @@ class GuidanceEmbedding(nn.Module):
     def __init__(self, low: float, high: float, width: int) -> None:
         super().__init__()
         self.low, self.high = low, high
-        self.first, self.last = nn.Linear(2 * _WAVES, width), nn.Linear(width, width)
+        self.first, self.last = nn.Linear(2 * GUIDANCE_WAVES, width), nn.Linear(width, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, scale_B: Tensor) -> Tensor:
         """The embeddings of scales within the range."""
         position = (scale_B.float() - self.low) / (self.high - self.low)
-        angles = position[:, None] * math.pi * torch.arange(1, _WAVES + 1, device=position.device)
+        angles = position[:, None] * math.pi * torch.arange(1, GUIDANCE_WAVES + 1, device=position.device)
         waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.first.weight.dtype)
         embedding: Tensor = self.last(nn.functional.silu(self.first(waves)))
         return embedding

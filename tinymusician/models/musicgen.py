@@ -12,13 +12,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import AutoConfig, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import convert_cached
+from tinymusician.models.checkpoint_files import check_layout, check_tensors
 from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
+from tinymusician.models.hub import download
+from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
 from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged, is_release
+from tinymusician.models.tokenizer import read_tokenizer
 
 
 class TextCondition(NamedTuple):
@@ -109,20 +113,20 @@ def load_musicgen(name: str) -> Musicgen:
     """Load a MusicGen by hub id or from a local folder, in float32 and evaluation mode, from safetensors only.
 
     Raises:
-        ModelError: the weights are missing, damaged, or belong to another kind of model.
+        ModelError: the weights are missing, damaged, or belong to another kind of model; a tensor would be left at
+            random values, or is not finite.
     """
     folder = model_location(name)
+    check_layout(folder)
+    check_tensors(folder, name)
     try:
         ranged = getattr(AutoConfig.from_pretrained(folder), "guidance_range", None)
-        kind = GuidanceConditionedMusicgen if ranged else MusicgenForConditionalGeneration
-        model: Musicgen = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and others for bad files
-        raise ModelError(_cannot_load(name, error)) from error
-    if model.config.decoder.audio_channels != 1:
-        raise ModelError(
-            f"model {name!r}: {model.config.decoder.audio_channels} channels; only mono models are supported"
-        )
-    return model.eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name!r}: config.json cannot be read ({first_line(error)})") from error
+    model: Musicgen = load_pretrained(
+        GuidanceConditionedMusicgen if ranged else MusicgenForConditionalGeneration, name, folder
+    )
+    return model
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -131,40 +135,29 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         ModelError: there is none.
     """
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_location(name))
-    except Exception as error:
-        raise ModelError(_cannot_load(name, error)) from error
-    return tokenizer
+    return read_tokenizer(name, model_location(name))
 
 
-def model_location(name: str) -> str:
-    """The folder of a packaged model (`band-large`), a local folder as it is, or else a hub id.
+def model_location(name: str) -> Path:
+    """The folder of a packaged model (`band-large`), a local folder as it is, or else that of a downloaded hub model.
 
     An audiocraft release is converted to transformers' layout first.
 
     Raises:
-        ModelError: a local folder does not exist, or the weights of a packaged model are not here.
+        ModelError: a local folder does not exist, the weights of a packaged model are not here, or those of a hub model
+            cannot be had.
     """
+    return local_folder(name) or download(name)
+
+
+def local_folder(name: str) -> Path | None:
+    """The same, but None for a hub id, which is not downloaded."""
     check_weights(name)
     if is_packaged(name):
-        return str(WEIGHTS / name)
+        return WEIGHTS / name
     folder = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"model {name!r}: no such folder")
     if is_release(folder):
-        return str(convert_cached(folder))
-    return str(folder) if folder.is_dir() else name
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    if Path(name).is_dir():
-        return f"model {name!r}: the folder holds no loadable MusicGen ({_first_line(error)})"
-    return (
-        f"model {name!r} is not available offline: download its config.json, *.safetensors, generation_config.json and "
-        f"tokenizer files into a folder, and give that folder's path instead"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return convert_cached(folder)
+    return folder if folder.is_dir() else None

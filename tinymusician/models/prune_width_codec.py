@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import EncodecModel
 
 from tinymusician.errors import ModelError
-from tinymusician.models.param_count import check_codec_size
+from tinymusician.models.component_shapes import check_codec_size
 from tinymusician.models.protocols import Codec, Musicgen
 from tinymusician.models.prune_layers import build_musicgen
 from tinymusician.models.prune_width import largest

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from tinymusician.errors import ModelError
-from tinymusician.models.param_count import check_text, check_text_width
+from tinymusician.models.component_shapes import check_text, check_text_width
 from tinymusician.models.protocols import Musicgen, TextEncoderModel
 from tinymusician.models.prune_layers import build_musicgen
 from tinymusician.models.prune_width import largest, wide

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
+from tinymusician.errors import ModelError
 from tinymusician.models.musicgen import TextCondition
 from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import SamplingParams, draw, guide, random_stream
@@ -33,18 +34,20 @@ def sample_codes(
     """Codes [B, K, frames] for each row of `text`; greedy without a generator or seeds.
 
     With `guidance` 1 only the conditional pass runs. With `seeds`, each row has the random numbers that the engine uses
-    for its seed: a row does not depend on the other rows, and a bundle generates the same up to rounding.
+    for its seed: a row does not depend on the others, and a bundle generates the same up to rounding.
+
+    Raises:
+        ModelError: logits are not finite.
     """
     numbers = _numbers(rows := len(text.states), generator, seeds)
     num_codebooks, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
     both = _with_null(text) if guidance != 1 else text
     states, mask = _project(model, both), both.mask
     carries = torch.from_numpy(valid(num_codebooks, frames)).to(states.device)
-    steps = carries.shape[1]
-    sampling = SamplingParams(temperature if numbers is not None else 0, top_k)
-    delayed = torch.full((rows, num_codebooks, steps), pad, device=states.device)
+    sampling = SamplingParams(temperature if numbers else 0, top_k)
+    delayed = torch.full((rows, num_codebooks, carries.shape[1]), pad, device=states.device)
     column, past = torch.full((rows, num_codebooks), pad, device=states.device), None
-    for step in range(steps):
+    for step in range(carries.shape[1]):
         copies = column.repeat(len(states) // rows, 1)
         output = model.decoder(
             input_ids=copies.reshape(-1, 1),
@@ -54,12 +57,18 @@ def sample_codes(
             use_cache=True,
         )
         past = output.past_key_values
-        logits = output.logits[:, -1].view(len(states), num_codebooks, -1).float()
-        if guidance != 1:
-            logits = guide(logits[:rows], logits[rows:], guidance)
+        logits = _guided(output.logits[:, -1].view(len(states), num_codebooks, -1).float(), rows, guidance)
         column = torch.where(carries[:, step], _drawn(logits, numbers, sampling), pad)
         delayed[:, :, step] = column
     return torch.from_numpy(undelay(delayed.cpu().numpy()))
+
+
+def _guided(logits_PKV: Tensor, rows: int, guidance: float) -> Tensor:
+    """The logits [rows, K, V] that codes are drawn from, of one pass or two."""
+    logits = logits_PKV if guidance == 1 else guide(logits_PKV[:rows], logits_PKV[rows:], guidance)
+    if not torch.isfinite(logits).all():
+        raise ModelError("sampling: the decoder gave no finite numbers; its weights are not usable")
+    return logits
 
 
 Numbers = Callable[[int], npt.NDArray[np.float64]]

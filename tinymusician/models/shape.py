@@ -1,4 +1,4 @@
-"""The parameter count and memory of a MusicGen decoder, computed without loading anything.
+"""The shape of a MusicGen decoder by the model's name, found without loading anything.
 
 The shapes of the released models are listed here; those of other models are read from their config.json.
 """
@@ -8,45 +8,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinymusician.errors import ModelError, RecipeError
+from tinymusician.json_types import JsonObject
+from tinymusician.models.hub import split_revision
+from tinymusician.models.tensor_shapes import DecoderShape
 
 WEIGHTS_VARIABLE = "TINYMUSICIAN_WEIGHTS"
 """The environment variable with a folder of the house band's weights; the wheel has only their configurations."""
 WEIGHTS = Path(os.environ.get(WEIGHTS_VARIABLE) or Path(__file__).parent / "weights")
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """A decoder's `layers`, `width`, `feed_forward` width, `codebooks` of `vocabulary` codes, and text width `text`.
-
-    `positions` limits the steps of a sequence; `frame_rate` is the codec's, in frames per second; `heads` are
-    attention's.
-    """
-
-    layers: int
-    width: int
-    feed_forward: int
-    codebooks: int = 4
-    vocabulary: int = 2048
-    text: int = 768
-    positions: int = 2048
-    frame_rate: float = 50.0
-    heads: int = 16
-
-    @property
-    def parameters(self) -> int:
-        """The parameter count of the decoder, as in transformers, without the projection of the text states."""
-        attention = 8 * self.width * self.width
-        layer_parameters = attention + 2 * self.width * self.feed_forward + 6 * self.width
-        embeddings = self.codebooks * (2 * self.vocabulary + 1) * self.width
-        return self.layers * layer_parameters + embeddings + 2 * self.width
-
-    def with_layers(self, layers: int) -> DecoderShape:
-        """The same shape with another depth."""
-        return replace(self, layers=layers)
 
 
 RELEASE = ("state_dict.bin", "compression_state_dict.bin")
@@ -90,32 +61,43 @@ def shape_of(name: str) -> DecoderShape | None:
     Raises:
         ModelError: a local folder has no readable MusicGen configuration, or the name is not valid.
     """
-    if name in RELEASED:
-        return RELEASED[name]
+    repository, _ = split_revision(name)
+    if repository in RELEASED:
+        return RELEASED[repository]
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     if not folder.is_dir():
         if "/" not in name:
             packaged = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
-            raise ModelError(f"model {name!r}: allowed are a folder, a hub id OWNER/NAME, and {packaged}")
+            raise ModelError(
+                f"model {name!r}: allowed are a folder, a hub id OWNER/NAME or OWNER/NAME@REVISION, and {packaged}"
+            )
         return None
     if (folder / "state_dict.bin").is_file():
         return None
     try:
-        config = json.loads((folder / "config.json").read_text())
-        decoder, text, codec = config["decoder"], config["text_encoder"], config["audio_encoder"]
-        return DecoderShape(
-            layers=decoder["num_hidden_layers"],
-            width=decoder["hidden_size"],
-            feed_forward=decoder["ffn_dim"],
-            codebooks=decoder["num_codebooks"],
-            vocabulary=decoder["vocab_size"],
-            text=text["d_model"],
-            positions=decoder["max_position_embeddings"],
-            heads=decoder["num_attention_heads"],
-            frame_rate=codec["sampling_rate"] / math.prod(codec["upsampling_ratios"]),
-        )
+        return decoder_shape(json.loads((folder / "config.json").read_text("utf-8-sig")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name!r}: config.json is missing or not a MusicGen's ({error!r})") from error
+
+
+def decoder_shape(config: JsonObject) -> DecoderShape:
+    """The shape of a MusicGen's decoder by its configuration.
+
+    Raises:
+        KeyError: a size is missing.
+    """
+    decoder, text, codec = config["decoder"], config["text_encoder"], config["audio_encoder"]
+    return DecoderShape(
+        layers=decoder["num_hidden_layers"],
+        width=decoder["hidden_size"],
+        feed_forward=decoder["ffn_dim"],
+        codebooks=decoder["num_codebooks"],
+        vocabulary=decoder["vocab_size"],
+        text=text["d_model"],
+        positions=decoder["max_position_embeddings"],
+        heads=decoder["num_attention_heads"],
+        frame_rate=codec["sampling_rate"] / math.prod(codec["upsampling_ratios"]),
+    )
 
 
 def sampling_defaults(name: str) -> dict[str, float]:

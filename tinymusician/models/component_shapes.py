@@ -1,78 +1,27 @@
-"""The parameter counts of a MusicGen's text encoder and codec decoder, computed without loading anything."""
+"""The shapes of a MusicGen's text encoder and codec, read from its config.json, and what a student's may be."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tinymusician.errors import RecipeError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.hub import split_revision
 from tinymusician.models.shape import RELEASED, WEIGHTS
-
-
-@dataclass(frozen=True)
-class TextShape:
-    """A T5 encoder: `layers` with `heads` of width `head`, its `vocabulary`, and its position `buckets`."""
-
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    feed_forward: int = 3072
-    head: int = 64
-    vocabulary: int = 32128
-    buckets: int = 32
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters, as transformers counts them."""
-        layer_parameters = 4 * self.width * self.heads * self.head + 2 * self.width * self.feed_forward + 2 * self.width
-        return self.vocabulary * self.width + self.layers * layer_parameters + self.buckets * self.heads + self.width
-
-
-@dataclass(frozen=True)
-class CodecShape:
-    """An EnCodec with `filters` in its first convolution, under weight norm."""
-
-    filters: int = 64
-    residual_layers: int = 1
-    ratios: tuple[int, ...] = (8, 5, 4, 4)
-    latent: int = 128
-    lstm_layers: int = 2
-    kernel: int = 7
-    last_kernel: int = 7
-    residual_kernel: int = 3
-    compress: int = 2
-    shortcut: bool = False
-
-    @property
-    def decoder_parameters(self) -> int:
-        """The number of parameters of the decoder, which a device needs, as transformers counts them."""
-        channels = self.filters << len(self.ratios)
-        total = self.latent * channels * self.kernel + 2 * channels + self.lstm_layers * 8 * channels * (channels + 1)
-        for ratio in self.ratios:
-            half = channels // 2
-            total += channels * half * 2 * ratio + channels + half
-            total += self.residual_layers * self._block(half)
-            channels = half
-        return total + channels * self.last_kernel + 2
-
-    def _block(self, width: int) -> int:
-        """One residual block: two convolutions, and one more if its shortcut is a convolution."""
-        hidden = width // self.compress
-        block = width * hidden * self.residual_kernel + 2 * hidden + hidden * width + 2 * width
-        return block + (width * width + 2 * width if self.shortcut else 0)
+from tinymusician.models.tensor_shapes import CodecShape, TextShape
 
 
 def component_shapes(name: str) -> tuple[TextShape, CodecShape] | None:
     """The shapes of a released, packaged or local model's text encoder and codec; None where they are unknown."""
-    if name in RELEASED:
+    if split_revision(name)[0] in RELEASED:
         return TextShape(), CodecShape()
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
-        return _text(config["text_encoder"]), _codec(config["audio_encoder"])
+        return text_shape(config["text_encoder"]), codec_shape(config["audio_encoder"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -151,7 +100,12 @@ def check_codec_size(filters: int, residual_layers: int, teacher_filters: int, t
         raise RecipeError(f"codec.residual_layers = {residual_layers}: at most the teacher's {teacher_residual_layers}")
 
 
-def _text(config: JsonObject) -> TextShape:
+def text_shape(config: JsonObject) -> TextShape:
+    """The shape of a T5 by its configuration.
+
+    Raises:
+        KeyError: a size is missing.
+    """
     return TextShape(
         layers=config["num_layers"],
         width=config["d_model"],
@@ -160,14 +114,23 @@ def _text(config: JsonObject) -> TextShape:
         head=config["d_kv"],
         vocabulary=config["vocab_size"],
         buckets=config.get("relative_attention_num_buckets", 32),
+        gated="gated" in config.get("feed_forward_proj", "relu"),
     )
 
 
-def _codec(config: JsonObject) -> CodecShape:
+def codec_shape(config: JsonObject) -> CodecShape:
+    """The shape of an EnCodec by its configuration.
+
+    Raises:
+        KeyError: a size is missing.
+    """
+    ratios = tuple(config["upsampling_ratios"])
+    frame_rate = math.ceil(config["sampling_rate"] / math.prod(ratios))
+    bits = math.ceil(math.log2(config["codebook_size"]))
     return CodecShape(
         filters=config["num_filters"],
         residual_layers=config["num_residual_layers"],
-        ratios=tuple(config["upsampling_ratios"]),
+        ratios=ratios,
         latent=config["hidden_size"],
         lstm_layers=config["num_lstm_layers"],
         kernel=config["kernel_size"],
@@ -175,4 +138,9 @@ def _codec(config: JsonObject) -> CodecShape:
         residual_kernel=config["residual_kernel_size"],
         compress=config["compress"],
         shortcut=config["use_conv_shortcut"],
+        channels=config["audio_channels"],
+        codebooks=int(1000 * config["target_bandwidths"][-1] // (frame_rate * bits)),
+        codes=config["codebook_size"],
+        code_width=config.get("codebook_dim") or config["hidden_size"],
+        weight_norm=config["norm_type"] == "weight_norm",
     )

@@ -1,0 +1,133 @@
+"""Models of a hub, against a server that answers as the Hugging Face Hub does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tinymusician.errors import ModelError
+from tinymusician.models.hub import download
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.models.shape import RELEASED, shape_of
+
+COMMIT, OLDER = "a" * 40, "b" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One model, `me/tiny`, with two revisions; other names get the answer that they say."""
+
+    files: Path
+    sent: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/me/tiny/revision/"):
+            revision = self.path.rpartition("/")[2]
+            commit = {"main": COMMIT, "v1": OLDER, OLDER: OLDER}.get(revision)
+            names = [{"rfilename": path.name} for path in sorted(self.files.iterdir())]
+            if commit is None:
+                self._refuse(404, "RevisionNotFound")
+            else:
+                self._send(json.dumps({"id": "me/tiny", "sha": commit, "siblings": names}).encode(), commit)
+        elif self.path.startswith("/me/tiny/resolve/"):
+            commit, name = self.path.removeprefix("/me/tiny/resolve/").split("/")
+            self._send((self.files / name).read_bytes(), commit)
+        else:
+            code = {"gated": "GatedRepo", "private": "RepoNotFound", "absent": "RepoNotFound"}
+            name = self.path.split("/")[4]
+            self._refuse({"gated": 403, "private": 401, "absent": 404}.get(name, 500), code.get(name, ""))
+
+    def _send(self, body: bytes, commit: str) -> None:
+        self.send_response(200)
+        for key, value in (("Content-Length", len(body)), ("ETag", f'"{hash(body)}"'), ("X-Repo-Commit", commit)):
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.sent.append(self.path)
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tiny_musicgen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The paths that the server has sent."""
+    handler = type("Handler", (Hub,), {"files": tiny_musicgen, "sent": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield handler.sent
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_and_its_revisions(hub: list[str]) -> None:
+    newest, older = download("me/tiny"), download("me/tiny@v1")
+    assert (newest.name, older.name) == (COMMIT, OLDER)
+    assert download(f"me/tiny@{OLDER}") == older
+    count = len(hub)
+    assert load_musicgen("me/tiny@v1").config.decoder.num_codebooks == 4
+    assert load_tokenizer("me/tiny")("a reel")["input_ids"]
+    assert not [path for path in hub[count:] if "/resolve/" in path], "files are downloaded once"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("me/gated", r"is gated; accept its terms on http://.*/me/gated, and log in"),
+        ("me/private", "the hub answers 401: no such model, or a private one"),
+        ("me/absent", "the hub answers 404: no such model"),
+        ("me/tiny@v9", "has no revision v9; http://.*/me/tiny/tree/main lists them"),
+        ("me/broken", "the hub answers 500; try again later"),
+        ("me//x", "cannot be downloaded .*Repo id"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_what_the_hub_refuses(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        download(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("hub")
+def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the cache is used; the rest is one line."""
+    folder = download("me/tiny")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert download("me/tiny") == folder
+    with pytest.raises(ModelError, match=r"hub cannot be reached \(\[Errno 111\] Connection refused\); download"):
+        download("me/other")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(ModelError, match=r"the disk of .*cache is full; free some of it, or set HF_HOME"):
+        download("me/tiny")
+
+
+def test_a_revision_of_a_released_model_has_its_shape() -> None:
+    assert shape_of("facebook/musicgen-small@v1") == RELEASED["facebook/musicgen-small"]

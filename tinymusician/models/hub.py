@@ -1,0 +1,77 @@
+"""Models of the Hugging Face Hub: OWNER/NAME, or OWNER/NAME@REVISION for a branch, tag or commit."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from tinymusician.errors import ModelError
+
+FILES = ("*.json", "*.safetensors", "spiece.model")
+"""What is downloaded: configurations, weights, tokenizers. Nothing that needs pickle."""
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Id and revision of a hub model; the revision is None if the name has none."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
+
+
+def download(name: str) -> Path:
+    """The folder of a hub model in the cache of huggingface_hub, downloaded if it is not complete there.
+
+    Raises:
+        ModelError: it cannot be had; the message says why, and what to do.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    repository, revision = split_revision(name)
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, HFValidationError) as error:  # errors of HTTP and of missing files are OSErrors too
+        raise ModelError(f"model {name!r}: {_advice(error, repository, revision)}") from error
+
+
+def _advice(error: Exception, repository: str, revision: str | None) -> str:
+    """What is wrong, and what to do: the first type that fits, from special to general."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"is gated; accept its terms on {page}, and log in with `huggingface-cli login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {revision}; {page}/tree/main lists them"
+    if isinstance(error, errors.LocalEntryNotFoundError):  # an HTTP error too, without a response
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            return _http_advice(error.__cause__, page)
+        files = ", ".join(FILES)
+        return (
+            f"is not in the cache, and the hub cannot be reached ({_reason(error)}); "
+            f"download its {files} into a folder on another machine, and give the folder's path"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _http_advice(error, page)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk of {constants.HF_HUB_CACHE} is full; free some of it, or set HF_HOME to a folder elsewhere"
+    return f"cannot be downloaded ({_reason(error)})"
+
+
+def _http_advice(error: Exception, page: str) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return (
+            f"the hub answers {status}: no such model, or a private one; check {page}, and log in with "
+            "`huggingface-cli login` or HF_TOKEN"
+        )
+    if status == 404:
+        return f"the hub answers 404: no such model; check {page}"
+    return f"the hub answers {status}; try again later"
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the first error of a chain: those that wrap it are long."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

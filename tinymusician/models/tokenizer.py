@@ -1,0 +1,49 @@
+"""Reads tokenizers, also those that transformers 5 saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tinymusician.errors import ModelError
+from tinymusician.json_types import JsonObject
+from tinymusician.models.pretrained import first_line
+from tinymusician.models.protocols import Tokenizer
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def read_tokenizer(name: str, folder: Path) -> Tokenizer:
+    """The tokenizer in a model's folder.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    try:
+        file = folder / "tokenizer_config.json"
+        config: JsonObject = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
+        if _is_from_transformers_5(config):
+            return _read_backend(folder, config)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise OSError, ValueError, bare Exception and others
+        raise ModelError(f"model {name!r}: its tokenizer cannot be loaded ({first_line(error)})") from error
+    return tokenizer
+
+
+def _is_from_transformers_5(config: JsonObject) -> bool:
+    """Whether transformers 4 cannot read a tokenizer's configuration."""
+    return config.get("tokenizer_class") == "TokenizersBackend" or isinstance(config.get("extra_special_tokens"), list)
+
+
+def _read_backend(folder: Path, config: JsonObject) -> Tokenizer:
+    """The tokenizer of tokenizer.json, which says all but the roles of the special tokens."""
+    special = {key: config[key] for key in (*_SPECIAL_TOKENS, "model_max_length") if config.get(key) is not None}
+    tokenizer: Tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        additional_special_tokens=config.get("extra_special_tokens") or None,
+        model_input_names=["input_ids", "attention_mask"],
+        **special,
+    )
+    return tokenizer
