@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 def finish(context: WorkerContext) -> None:
     """Publish the best checkpoint as an artifact with its metrics."""
     from tinymusician.distill.plots import plot_metrics
+    from tinymusician.models.guidance import plays_in_one_pass, set_default_guidance
     from tinymusician.models.saving import save_musicgen
 
     recipe, store = context.recipe, context.run.store
@@ -47,7 +48,7 @@ def finish(context: WorkerContext) -> None:
     best_step = load_distilled(context, student)
     # A student of a guided target needs one pass, without guidance; a guidance-conditioned one has a default scale.
     one_scale = recipe.teacher.target == "guided" and recipe.teacher.guidance_range is None
-    student.generation_config.guidance_scale = 1.0 if one_scale else recipe.teacher.guidance_scale
+    set_default_guidance(student, recipe.teacher.guidance_scale, one_scale or plays_in_one_pass(pair.teacher))
     (first, final), rows = monitored_metrics(context, "distill"), stage_metrics(context, "distill")
     last = monitored_metrics(context, "joint")[1] if recipe.joint.steps else final
     metrics = {"best_step": best_step, **held_out_metrics(first, last)}

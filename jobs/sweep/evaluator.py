@@ -9,6 +9,7 @@ from jobs.sweep.trainer import TrialTrainer
 from jobs.sweep.trials import trials_of
 from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.generators import Generator, TorchGenerator
+from tinymusician.models.guidance import set_default_guidance
 from tinymusician.models.musicgen import ConditionedDecoder
 
 
@@ -27,8 +28,7 @@ class SweepModels(EvaluatedModels):
         trial, models = self.trials[reference], self.trainer.models
         student = new_student(trial.recipe, models.teacher)
         ConditionedDecoder(student).load_state_dict(self.trainer.weights(trial))
-        guided = trial.recipe.teacher.target == "guided"
-        student.generation_config.guidance_scale = 1.0 if guided else self.settings.guidance
+        set_default_guidance(student, self.settings.guidance, trial.recipe.teacher.target == "guided")
         return TorchGenerator(student, models.tokenizer, self._device)
 
 

@@ -15,10 +15,11 @@ from jobs.launch.prepare import with_sampling_defaults
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.errors import DataError, ModelError
 from tinymusician.models.checkpoint_files import check_checkpoint
-from tinymusician.models.guidance import add_guidance_conditioning
+from tinymusician.models.guidance import add_guidance_conditioning, plays_in_one_pass, set_default_guidance
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
 from tinymusician.models.shape import WEIGHTS
+from tinymusician.quantize.export import architecture_of
 from tinymusician.recipe import parse_recipe
 
 
@@ -152,6 +153,34 @@ def test_tokenizers_of_transformers_5(folder: Path, changes: dict[str, object]) 
     assert dict(after(["a fast reel", "a waltz"], padding=True)) == dict(before)
     after.save_pretrained(folder)
     assert dict(load_tokenizer(str(folder))(["a fast reel", "a waltz"], padding=True)) == dict(before)
+
+
+@pytest.mark.parametrize(
+    ("content", "positions", "frames"),
+    [
+        (None, 1024, 1021),
+        (None, 2048, 1500),
+        ({"max_length": 20}, 2048, 1500),
+        ({"max_length": 254, "guidance_scale": 1.0}, 2048, 254),
+        ({"max_new_tokens": 100}, 2048, 100),
+        ({"max_length": 10**6}, 2048, 2045),
+    ],
+)
+def test_unusual_generation_settings(
+    folder: Path, content: dict[str, object] | None, positions: int, frames: int
+) -> None:
+    """They never say that a model needs one pass, nor give it windows longer than its positions or 30 seconds."""
+    file = folder / "generation_config.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(json.dumps(content))
+    model = load_musicgen(str(folder))
+    assert not plays_in_one_pass(model)
+    model.config.decoder.max_position_embeddings = positions
+    assert architecture_of(model).window == frames
+    set_default_guidance(model, 3.0, is_distilled=True)
+    save_musicgen(folder / "student", model, load_tokenizer(str(folder)))
+    assert plays_in_one_pass(load_musicgen(str(folder / "student")))
 
 
 def test_clips_without_captions_and_clips_that_cannot_be_read(tmp_path: Path) -> None:

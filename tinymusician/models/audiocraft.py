@@ -32,14 +32,13 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.hub import download
 from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
-from tinymusician.models.shape import RELEASE
+from tinymusician.models.shape import RELEASE, RELEASED_SECONDS
 from tinymusician.models.tokenizer import read_tokenizer
 from tinymusician.user_folders import user_folder
 
 LANGUAGE_MODEL, CODEC = RELEASE
 _NO_ENCODER = r"decoder\.|lm_head\."
 """The tensors of a T5 beside its encoder."""
-_LONGEST_SECONDS = 30
 _POSITIONS = 2048
 _RENAMED = (
     ("transformer.", "model.decoder."),
@@ -100,7 +99,7 @@ def convert(folder: Path, to: Path) -> None:
         do_sample=True,
         guidance_scale=float(settings.get("classifier_free_guidance", {}).get("inference_coef", 3.0)),
         top_k=250,
-        max_length=round(_LONGEST_SECONDS * codec.config.frame_rate) + num_codebooks - 1,
+        max_length=round(RELEASED_SECONDS * codec.config.frame_rate) + num_codebooks - 1,
     )
     model.save_pretrained(to, safe_serialization=True)
     tokenizer.save_pretrained(to)

@@ -77,9 +77,18 @@ def range_of(model: Musicgen) -> tuple[float, float] | None:
     return low, high
 
 
+def set_default_guidance(model: Musicgen, scale: float, is_distilled: bool) -> None:
+    """Set the guidance scale of a model's `generate`, which is 1 if guidance is distilled into its weights.
+
+    `config.guidance_distilled` records that: other people's models may have a default scale of 1 and still be guided.
+    """
+    model.config.guidance_distilled = is_distilled
+    model.generation_config.guidance_scale = 1.0 if is_distilled else scale
+
+
 def plays_in_one_pass(model: Musicgen) -> bool:
     """Whether a model needs one pass: guidance is in its weights, for one scale or for a range."""
-    return is_guidance_conditioned(model) or model.generation_config.guidance_scale == 1
+    return is_guidance_conditioned(model) or bool(getattr(model.config, "guidance_distilled", False))
 
 
 def sampling_scale(model: Musicgen, guidance: float) -> float:

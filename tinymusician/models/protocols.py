@@ -102,12 +102,16 @@ class DecoderConfig(Protocol):
 
 
 class MusicgenConfig(Protocol):
-    """MusicGen's configuration; a guidance-conditioned model has a `guidance_range`, others have none."""
+    """MusicGen's configuration; a guidance-conditioned model has a `guidance_range`, others have none.
+
+    `guidance_distilled` is there for this project's students, and true if they have one scale in their weights.
+    """
 
     text_encoder: TextConfig
     audio_encoder: EncodecConfig
     decoder: DecoderConfig
     guidance_range: Sequence[float]
+    guidance_distilled: bool
 
     def to_dict(self) -> dict[str, object]: ...
 
@@ -117,6 +121,7 @@ class GenerationConfig(Protocol):
 
     guidance_scale: float
     max_length: int
+    max_new_tokens: int | None
 
 
 class LoadResult(Protocol):

@@ -27,6 +27,8 @@ RELEASED = {
     "facebook/musicgen-medium": DecoderShape(48, 1536, 6144, heads=24),
     "facebook/musicgen-large": DecoderShape(48, 2048, 8192, heads=32),
 }
+RELEASED_SECONDS = 30
+"""The length of the clips that the released models were trained on."""
 
 
 def is_release(folder: Path) -> bool:

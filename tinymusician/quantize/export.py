@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from tinymusician.errors import ModelError
 from tinymusician.models.protocols import HasWeights, Musicgen
+from tinymusician.models.shape import RELEASED_SECONDS
 from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
@@ -59,15 +60,21 @@ def architecture_of(model: Musicgen) -> Architecture:
         context_before=before,
         context_after=after,
         positions=positions,
-        window=min(_trained_frames(model, positions), positions - config.decoder.num_codebooks + 1),
+        window=min(_trained_frames(model), positions - config.decoder.num_codebooks + 1),
         text_tokens=LONGEST_TEXT,
     )
 
 
-def _trained_frames(model: Musicgen, positions: int) -> int:
-    """The length of the training clips, from generation_config; transformers' default of 20 is not one."""
-    length = model.generation_config.max_length or 0
-    return length if length > GenerationConfig().max_length else positions
+def _trained_frames(model: Musicgen) -> int:
+    """The length of the training clips, from generation_config; transformers' default of 20 is not one.
+
+    Without one it is that of all released models and of audiocraft's default, 30 seconds.
+    """
+    config = model.generation_config
+    length = config.max_new_tokens or config.max_length or 0
+    if length > GenerationConfig().max_length:
+        return int(length)
+    return round(RELEASED_SECONDS * model.config.audio_encoder.frame_rate)
 
 
 def decoder_weights(model: Musicgen) -> dict[str, npt.NDArray[np.float32]]:
