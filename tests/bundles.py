@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tinymusician.models.tokenizer import read_tokenizer
 from tinymusician.quantize.export import architecture_of, export_fused
 from tinymusician.runtime.bundle import describe_files
 from tinymusician.runtime.bundle_manifest import BundleManifest, Role, SamplingDefaults
@@ -21,7 +22,7 @@ def write_bundle(model: Any, tokenizer: Path, folder: Path, continuation: bool =
         format=1,
         name="test",
         files=describe_files(folder, [*roles, ("tokenizer.json", "tokenizer", "")]),
-        architecture=architecture_of(model),
+        architecture=architecture_of(model, read_tokenizer("test", tokenizer.parent).model_max_length),
         sampling=SamplingDefaults(**sampling),
         providers=("CPUExecutionProvider",),
         minimum_memory=0,

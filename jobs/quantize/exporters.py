@@ -12,7 +12,6 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.musicgen import model_location
 from tinymusician.quantize.adaptive import PlanEvaluator
 from tinymusician.quantize.apply import apply_plan
-from tinymusician.quantize.export import architecture_of
 from tinymusician.quantize.package import describe, write_manifest
 from tinymusician.quantize.parity import ReferenceOutputs, measure, measure_fused
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
@@ -78,7 +77,7 @@ class FusedExporter:
             manifest = describe(
                 folder,
                 workspace.recipe.name,
-                architecture_of(workspace.model),
+                workspace.architecture,
                 workspace.defaults(),
                 dtypes,
                 plan.providers,

@@ -31,7 +31,7 @@ from tinymusician.quantize.package import describe
 from tinymusician.quantize.precision import PLANS, PrecisionPlan, packaged_plan
 from tinymusician.recipe import QuantizeConfig
 from tinymusician.runtime.bundle import Bundle
-from tinymusician.runtime.bundle_manifest import BundleManifest, SamplingDefaults
+from tinymusician.runtime.bundle_manifest import Architecture, BundleManifest, SamplingDefaults
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch
 from tinymusician.settings import Precision
@@ -81,12 +81,17 @@ class QuantizationWorkspace:
         self.exported = self._export()
 
     @cached_property
-    def manifest(self) -> BundleManifest:
-        """The manifest of the float32 graphs, as far as the engine needs it."""
+    def architecture(self) -> Architecture:
+        """The dimensions of the model that the engine needs."""
         from tinymusician.quantize.export import architecture_of
 
+        return architecture_of(self.model, self.tokenizer.model_max_length)
+
+    @cached_property
+    def manifest(self) -> BundleManifest:
+        """The manifest of the float32 graphs, as far as the engine needs it."""
         facts: JsonObject = {"licence": "", "minimum_memory": 0, "parity": {}, "cost": {}, "lineage": {}}
-        return describe(self.exported, self.recipe.name, architecture_of(self.model), self.defaults(), **facts)
+        return describe(self.exported, self.recipe.name, self.architecture, self.defaults(), **facts)
 
     def defaults(self) -> SamplingDefaults:
         """The defaults of a request: the recipe's sampling settings of the teacher."""

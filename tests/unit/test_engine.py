@@ -15,7 +15,9 @@ from tests.bundles import write_bundle
 from tests.generated import generated
 from tests.tiny import CAPTIONS
 from tinymusician.errors import EngineError, RequestError
-from tinymusician.models.musicgen import load_musicgen, model_location
+from tinymusician.evaluate.generators import OnnxGenerator, SamplingSettings, TorchGenerator
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
+from tinymusician.runtime.engine import RequestStatus
 from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, PromptSection, load_generator
 
 PROMPT = "a slow fiddle reel"
@@ -188,7 +190,7 @@ def test_long_audio_is_generated_in_windows(generator: MusicGenerator) -> None:
     generator.engine.run(second)
     assert np.array_equal(track.codes, np.concatenate([first.codes, second.codes[:, overlap:]], axis=1))
     assert len(generator.generate(generation)) == (shape.window + 60) * generator.codec.shape.hop
-    with pytest.raises(RequestError, match=rf"allowed are .* to {shape.window / 50:g}; more with windows"):
+    with pytest.raises(RequestError, match=rf"to {shape.window / 50:g} \(more with windows\) is allowed"):
         generator.generate(replace(generation, windows=False))
 
 
@@ -240,6 +242,8 @@ def test_continuation_of_a_clip(generator: MusicGenerator, model: Any) -> None:
         expected = model.audio_encoder.encode(whole).audio_codes[0, 0].numpy()
     assert track.codes.shape == (4, 50)
     assert np.array_equal(track.codes[:, :30], expected)
+    with pytest.raises(RequestError, match="clip: has samples that are not finite numbers"):
+        generator.generate(GenerationRequest(PROMPT, seconds=1, clip=clip * np.nan))
     with pytest.raises(RequestError, match=r"clip: lasts .* less than the requested 0\.5"):
         generator.generate(GenerationRequest(PROMPT, seconds=0.5, clip=clip))
 
@@ -250,21 +254,32 @@ def test_continuation_of_a_clip(generator: MusicGenerator, model: Any) -> None:
         (GenerationRequest(""), "prompt: is empty"),
         (GenerationRequest("  \n"), "prompt: is empty"),
         (GenerationRequest("x" * 10_000), "prompt: 10000 characters; at most 5000"),
-        (GenerationRequest("a slow fiddle reel " * 250), "tokens; at most 512"),
+        (GenerationRequest("a slow fiddle reel " * 250), "tokens; at most 48"),
         (GenerationRequest("x", seconds=1, seed=-1), "seed -1"),
         (GenerationRequest("x", seconds=1, guidance=float("inf")), "guidance inf"),
         (GenerationRequest("x", seconds=1, temperature=1e-309), "temperature 1e-309"),
         (GenerationRequest("x", seconds=1, negative_prompt=" "), "negative_prompt: is empty"),
         (GenerationRequest("x", seconds=1, guidance=1, negative_prompt="y"), "guidance 1 has none"),
         (GenerationRequest("x", seconds=1, clip=np.zeros(10, np.float32)), "clip: lasts"),
-        (GenerationRequest("x", seconds=0), "seconds 0: allowed are"),
-        (GenerationRequest("x", seconds=-1), "seconds -1: allowed are"),
-        (GenerationRequest("x", seconds=1e9), "seconds 1e+09: allowed are"),
+        (GenerationRequest("x", seconds=0), "seconds 0: 0"),
+        (GenerationRequest("x", seconds=-1), "seconds -1: 0"),
+        (GenerationRequest("x", seconds=1e9), "seconds 1e+09: 0"),
         (GenerationRequest("x", seconds=1, guidance=-1), "guidance -1"),
         (GenerationRequest("x", seconds=1, guidance=float("nan")), "guidance nan"),
         (GenerationRequest("x", seconds=1, temperature=-0.1), "temperature -0.1"),
         (GenerationRequest("x", seconds=1, top_k=-5), "top_k -5"),
         (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
+        (GenerationRequest("x", seconds=1, top_k=2.5), "top_k 2.5: 0 (all codes) or more is allowed"),
+        (GenerationRequest("x", seconds=1, top_k=float("nan")), "top_k nan"),
+        (GenerationRequest("x", seconds=1, top_k=True), "top_k 1"),
+        (GenerationRequest("x", seconds=1, top_p=float("nan")), "top_p nan"),
+        (GenerationRequest("x", seconds=1, temperature="1"), "temperature '1'"),
+        (GenerationRequest("x", seconds=1, seed=1.5), "seed 1.5: a whole number"),
+        (GenerationRequest("x", seconds=1, guidance=[3.0]), "guidance [3.0]"),
+        (GenerationRequest("x", seconds="5"), "seconds '5'"),
+        (GenerationRequest(b"x", seconds=1), "prompt b'x': text is allowed"),
+        (GenerationRequest("x", seconds=1, negative_prompt=3), "negative_prompt 3: text is allowed"),
+        (GenerationRequest("x", seconds=1, clip=np.zeros((2, 400), np.float32)), "clip: has 2 axes"),
     ],
 )
 def test_invalid_requests(generator: MusicGenerator, generation: GenerationRequest, message: str) -> None:
@@ -272,6 +287,50 @@ def test_invalid_requests(generator: MusicGenerator, generation: GenerationReque
         generator.generate(generation)
     assert message in str(caught.value)
     assert generator.engine.is_idle
+
+
+def test_the_engine_takes_no_wrong_request(generator: MusicGenerator) -> None:
+    """The others of its batch go on."""
+    state = generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.4)))
+    generator.engine.step()
+    for field, value in (("top_k", 2.5), ("top_k", float("nan")), ("top_p", None), ("temperature", "1")):
+        with pytest.raises(RequestError, match=field):
+            replace(state.request.sampling, **{field: value})
+    for field, value in (("seed", 1.5), ("seed", "1"), ("guidance", float("nan"))):
+        with pytest.raises(RequestError, match=field):
+            replace(state.request, **{field: value})
+    generator.engine.run(state)
+    assert state.status is RequestStatus.FINISHED
+
+
+@pytest.mark.parametrize("words", [10, 80])
+def test_long_prompts_of_models_and_bundles(name: str, generator: MusicGenerator, words: int) -> None:
+    """Evaluation cuts both at the tokens that the model reads, 48 here; a request is refused."""
+    prompt, settings = " ".join(["fiddle", "reel", "slow", "flute"] * (words // 4)), SamplingSettings(0.4, 1.0, 1, 1.0)
+    theirs = TorchGenerator(load_musicgen(name), load_tokenizer(name))
+    (expected,) = theirs.generate([prompt], [0], settings)
+    (actual,) = OnnxGenerator(generator.bundle.folder, 1).generate([prompt], [0], settings)
+    np.testing.assert_array_equal(actual.codes, expected.codes)
+    if words > 48:
+        with pytest.raises(RequestError, match="prompt: 81 tokens; at most 48 are allowed"):
+            generator.request(GenerationRequest(prompt))
+
+
+def test_a_cancelled_request_leaves_the_queue_at_once(generator: MusicGenerator) -> None:
+    states = [
+        generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.4)))
+        for _ in range(generator.engine.max_rows // 2 + 2)
+    ]
+    generator.engine.step()
+    assert generator.engine.waiting == 2
+    states[-1].cancel()
+    assert generator.engine.waiting == 1
+    for state in states:
+        state.cancel()
+    assert generator.engine.waiting == 0
+    generator.engine.reap()
+    assert generator.engine.is_idle
+    assert {state.status for state in states} == {RequestStatus.CANCELLED}
 
 
 def test_joined_request_does_not_see_earlier_rows(generator: MusicGenerator) -> None:

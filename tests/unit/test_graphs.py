@@ -18,7 +18,7 @@ from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph
 from tinymusician.quantize.export import decoder_weights
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
-from tinymusician.quantize.text import LONGEST_TEXT, buckets, text_graph
+from tinymusician.quantize.text import MAX_TEXT_TOKENS, buckets, text_graph
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
 from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 
@@ -110,7 +110,7 @@ def test_text_encoder(forward: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "largest"), [(32, 128), (16, 64)])
 def test_relative_position_buckets_equal_transformers(count: int, largest: int) -> None:
-    distance = torch.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
+    distance = torch.arange(1 - MAX_TEXT_TOKENS, MAX_TEXT_TOKENS)
     expected = T5Attention._relative_position_bucket(distance, True, count, largest)
     assert np.array_equal(buckets(count, largest), expected.numpy())
 

@@ -151,6 +151,7 @@ class OnnxGenerator:
                     settings.top_k,
                     top_p=1.0,
                     windows=False,
+                    truncate_prompt=True,
                 )
             )
             for prompt, seed in zip(prompts, seeds, strict=True)

@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
     """transformers' fast tokenizer."""
 
     backend_tokenizer: BackendTokenizer
+    model_max_length: int
 
     def __len__(self) -> int: ...
 

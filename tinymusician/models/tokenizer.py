@@ -12,11 +12,13 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.pretrained import first_line
 from tinymusician.models.protocols import Tokenizer
 
+MAX_TEXT_TOKENS = 512
+"""The number of tokens of the texts that T5 was trained on."""
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def read_tokenizer(name: str, folder: Path) -> Tokenizer:
-    """The tokenizer in a model's folder.
+    """The tokenizer in a model's folder; with `truncation` it cuts texts where bundles of the model do.
 
     Raises:
         ModelError: there is none, or it is damaged.
@@ -24,11 +26,11 @@ def read_tokenizer(name: str, folder: Path) -> Tokenizer:
     try:
         file = folder / "tokenizer_config.json"
         config: JsonObject = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
-        if _is_from_transformers_5(config):
-            return _read_backend(folder, config)
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder)
+        is_new = _is_from_transformers_5(config)
+        tokenizer: Tokenizer = _read_backend(folder, config) if is_new else AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise OSError, ValueError, bare Exception and others
         raise ModelError(f"model {name!r}: its tokenizer cannot be loaded ({first_line(error)})") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TEXT_TOKENS)
     return tokenizer
 
 

@@ -12,10 +12,11 @@ from transformers import GenerationConfig
 from tinymusician.errors import ModelError
 from tinymusician.models.protocols import HasWeights, Musicgen
 from tinymusician.models.shape import RELEASED_SECONDS
+from tinymusician.models.tokenizer import MAX_TEXT_TOKENS
 from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
 from tinymusician.quantize.fused import cross_graph, decoder_graph
 from tinymusician.quantize.graph import save
-from tinymusician.quantize.text import LONGEST_TEXT, text_graph
+from tinymusician.quantize.text import text_graph
 from tinymusician.runtime.bundle_manifest import Architecture
 
 GRAPHS_VERSION = 2
@@ -45,8 +46,8 @@ def export_fused(model: Musicgen, tokenizer: Path, folder: Path, continuation: b
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
-def architecture_of(model: Musicgen) -> Architecture:
-    """The dimensions of a MusicGen that the engine needs."""
+def architecture_of(model: Musicgen, text_tokens: int = MAX_TEXT_TOKENS) -> Architecture:
+    """The dimensions of a MusicGen that the engine needs; `text_tokens` is its tokenizer's `model_max_length`."""
     config = model.config
     codec, positions = config.audio_encoder, config.decoder.max_position_embeddings
     before, after = frames_around(codec)
@@ -61,7 +62,7 @@ def architecture_of(model: Musicgen) -> Architecture:
         context_after=after,
         positions=positions,
         window=min(_trained_frames(model), positions - config.decoder.num_codebooks + 1),
-        text_tokens=LONGEST_TEXT,
+        text_tokens=text_tokens,
     )
 
 

@@ -14,12 +14,10 @@ import onnx
 
 from tinymusician.errors import ModelError
 from tinymusician.models.protocols import TextConfig
+from tinymusician.models.tokenizer import MAX_TEXT_TOKENS
 from tinymusician.quantize.graph import MICROSOFT, GraphWriter
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
-LONGEST_TEXT = 512
-"""The number of tokens of the texts that T5 was trained on."""
-
 _FORWARDS = {"relu": "Relu", "gated-gelu": "Gelu"}
 
 
@@ -48,12 +46,12 @@ def text_graph(config: TextConfig, weights: Weights) -> onnx.ModelProto:
 
 
 def buckets(count: int, largest: int) -> npt.NDArray[np.int64]:
-    """The bucket of each distance key - query from 1 - LONGEST_TEXT to LONGEST_TEXT - 1.
+    """The bucket of each distance key - query from 1 - MAX_TEXT_TOKENS to MAX_TEXT_TOKENS - 1.
 
     Half of the buckets are for keys after the query. One half of each half is for single distances, the other for
     logarithmically longer ranges up to `largest` (arXiv 1910.10683, section 2.1).
     """
-    distance = np.arange(1 - LONGEST_TEXT, LONGEST_TEXT)
+    distance = np.arange(1 - MAX_TEXT_TOKENS, MAX_TEXT_TOKENS)
     half = count // 2
     exact = half // 2
     far = np.abs(distance)
@@ -71,7 +69,7 @@ def _position_bias(g: GraphWriter, config: TextConfig, table: npt.NDArray[np.flo
     positions = g.node("Range", [zero, length, one], "places")
     row, column = (g.node("Unsqueeze", [positions, g.ints(axis)], f"places.{axis}") for axis in (0, 1))
     distance = g.node("Sub", [row, column], "distance")
-    index = g.node("Add", [distance, g.weight("most", np.array(LONGEST_TEXT - 1, np.int64))], "distance_index")
+    index = g.node("Add", [distance, g.weight("most", np.array(MAX_TEXT_TOKENS - 1, np.int64))], "distance_index")
     pairs = g.node("Gather", [g.weight("position_bias", by_distance), index], "bias_pairs", axis=1)
     return g.node("Unsqueeze", [pairs, g.ints(0)], "bias")
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from tinymusician.codebooks import delay
 from tinymusician.errors import EngineError, RequestError
 from tinymusician.runtime.decoder import BatchSlot, CrossAttentionKV, Decoder
 from tinymusician.runtime.errors import as_engine_error
-from tinymusician.runtime.sampling import Logits, SamplingParams, draw, guide, random_stream
+from tinymusician.runtime.sampling import Logits, SamplingParams, check_integer, check_real, draw, guide, random_stream
 
 Codes = npt.NDArray[np.int64]
 _logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ class EngineRequest:
 
     `text` and `uncond` are what the two passes attend to; `uncond` is None where one pass suffices. `prefix` [K, P] are
     codes to continue; they count among the `frames`. The random numbers depend on `seed` and `window` only.
+
+    Raises:
+        RequestError: guidance or seed is not allowed.
     """
 
     text: CrossAttentionKV
@@ -44,6 +48,10 @@ class EngineRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     prefix: Codes | None = None
     window: int = 0
+
+    def __post_init__(self) -> None:
+        check_real("guidance", self.guidance, lambda scale: 0 <= scale <= 1000, "0 to 1000")
+        check_integer("seed", self.seed, "a whole number, 0 or more,")
 
 
 class RequestStatus(enum.Enum):
@@ -64,7 +72,11 @@ class RequestStatus(enum.Enum):
 class RequestState:
     """A request in the engine: its codes so far, its rows, its status and its error."""
 
-    def __init__(self, request: EngineRequest, num_codebooks: int, pad: int) -> None:
+    def __init__(
+        self, request: EngineRequest, num_codebooks: int, pad: int, cancel: Callable[[RequestState], None]
+    ) -> None:
+        """`cancel` takes a request that has not ended out of its engine."""
+        self._cancel = cancel
         frames = request.frames
         self.request, self.id = request, next(_numbers)
         self.status = RequestStatus.WAITING
@@ -102,9 +114,8 @@ class RequestState:
         return np.stack([self._delayed[k, k : k + ready] for k in range(self._num_codebooks)])
 
     def cancel(self) -> None:
-        """Cancel the request; its rows are freed at the next step. Without effect on a finished one."""
-        if not self.is_finished:
-            self.transition(RequestStatus.CANCELLED)
+        """Cancel the request: it leaves the queue at once, its rows at the next step. A finished one stays finished."""
+        self._cancel(self)
 
     def fail(self, error: EngineError) -> None:
         """End the request with an error."""
@@ -185,7 +196,7 @@ class Engine:
         longest = self._positions - num_codebooks + 1
         if not given < request.frames <= longest:
             raise RequestError(f"frames {request.frames}: allowed are {given + 1} to {longest} at once")
-        state = RequestState(request, num_codebooks, self._decoder.vocabulary)
+        state = RequestState(request, num_codebooks, self._decoder.vocabulary, self._cancel)
         with self._lock:
             self._waiting.append(state)
         return state
@@ -235,6 +246,13 @@ class Engine:
                     problem = f"the decoder gave no finite numbers at step {state.steps_done}"
                     state.fail(EngineError(f"{problem}: the bundle is not usable here"))
 
+    def _cancel(self, state: RequestState) -> None:
+        with self._lock:  # no request is admitted meanwhile
+            if not state.is_finished:
+                state.transition(RequestStatus.CANCELLED)
+            if state in self._waiting:
+                self._waiting.remove(state)
+
     def _fail_all(self, error: Exception) -> None:
         for state in self._running:
             state.rows = []
@@ -259,8 +277,6 @@ class Engine:
                 if self._decoder.rows and self._decoder.rows + len(texts) > self.max_rows:
                     return
                 self._waiting.popleft()
-                if state.is_finished:
-                    continue
                 try:
                     state.rows = self._decoder.add(texts, state.steps)
                     state.transition(RequestStatus.RUNNING)

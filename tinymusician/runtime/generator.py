@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.hugepages import use_large_pages
-from tinymusician.runtime.sampling import SamplingParams
+from tinymusician.runtime.sampling import SamplingParams, check_real
 from tinymusician.runtime.session import Session
 from tinymusician.runtime.text import TextEncoder
 from tinymusician.runtime.windowed import WindowedGeneration
@@ -52,7 +53,8 @@ class GenerationRequest:
 
     Without a prompt, generation is unconditional. `sections` change the prompt on the way; each continues the audio
     before it. `clip` [samples] is audio to continue; it counts among the `seconds`. Without `windows`, the maximum
-    length is the one that the model was trained on.
+    length is the one that the model was trained on. A prompt with more tokens than the model reads is refused, or cut
+    with `truncate_prompt`.
     """
 
     prompt: str | None
@@ -65,6 +67,7 @@ class GenerationRequest:
     negative_prompt: str | None = None
     clip: Samples | None = None
     windows: bool = True
+    truncate_prompt: bool = False
     sections: tuple[PromptSection, ...] = ()
 
 
@@ -108,9 +111,9 @@ class MusicGenerator:
         seconds = defaults.seconds if request.seconds is None else request.seconds
         guidance = defaults.guidance if request.guidance is None else request.guidance
         minimum, maximum = self.shortest, MAX_SECONDS if request.windows else self.window
-        if not minimum <= seconds <= maximum:
-            more = "" if request.windows else "; more with windows"
-            raise RequestError(f"seconds {seconds:g}: allowed are {minimum:g} to {maximum:g}{more}", "seconds")
+        more = "" if request.windows else " (more with windows)"
+        check_real("seconds", seconds, lambda length: minimum <= length <= maximum, f"{minimum:g} to {maximum:g}{more}")
+        check_real("guidance", guidance, math.isfinite, "a number")
         if defaults.guidance_range is not None:
             low, high = defaults.guidance_range
             if not low <= guidance <= high:
@@ -126,27 +129,36 @@ class MusicGenerator:
             defaults.top_k if request.top_k is None else request.top_k,
             defaults.top_p if request.top_p is None else request.top_p,
         )
-        _check(guidance, sampling, request.seed)
         uncond = self._uncond_text(request, guidance)
         prefix = None if request.clip is None else self._encoded(request.clip, seconds)
         scale = None if defaults.guidance_range is None else guidance
-        text = self.text.null(scale) if request.prompt is None else self.text(request.prompt, scale)
+        text = self.text.null(scale) if request.prompt is None else self._text(request, "prompt", scale)
         return EngineRequest(text, uncond, round(seconds * rate), request.seed, guidance, sampling, prefix)
+
+    def _text(
+        self, request: GenerationRequest, field: Literal["prompt", "negative_prompt"], scale: float | None
+    ) -> CrossAttentionKV:
+        prompt = getattr(request, field)
+        if not isinstance(prompt, str):
+            raise RequestError(f"{field} {prompt!r}: text is allowed", field)
+        if not request.truncate_prompt:
+            self.text.check_length(prompt)
+        return self.text(prompt, scale)
 
     def _uncond_text(self, request: GenerationRequest, guidance: float) -> CrossAttentionKV | None:
         """The text of guidance's second pass: the negative prompt or none; None if there is no second pass."""
         one_pass, negative = self.manifest.sampling.one_pass, request.negative_prompt
         two_passes = guidance != 1 and not one_pass and request.prompt is not None
-        if negative is not None and not negative.strip():
+        if isinstance(negative, str) and not negative.strip():
             raise RequestError("negative_prompt: is empty; leave it out, or give some words", "negative_prompt")
-        if negative and not two_passes:
+        if negative is not None and not two_passes:
             why = "this model" if one_pass else "guidance 1" if request.prompt else "audio without a prompt"
             raise RequestError(
                 f"negative_prompt: works through the second pass of guidance, and {why} has none", "negative_prompt"
             )
         if not two_passes:
             return None
-        return self.text(negative) if negative else self.text.null()
+        return self.text.null() if negative is None else self._text(request, "negative_prompt", None)
 
     def unknown_words(self, request: GenerationRequest) -> list[str]:
         """The words of a request's prompts that the model does not know, each once, in their order.
@@ -248,12 +260,16 @@ class MusicGenerator:
         """The codes [K, T] of a clip, without its last, incomplete frame."""
         if self._encoder is None:
             raise RequestError("clip: this bundle has no codec encoder; make one with quantize.continuation = true")
+        if np.ndim(clip) != 1:
+            raise RequestError(f"clip: has {np.ndim(clip)} axes; one is allowed, of mono samples")
         shape = self.codec.shape
         frames = len(clip) // shape.hop
         if not self.codec.fewest <= frames < round(seconds * shape.frame_rate):
             minimum, given = self.codec.fewest / shape.frame_rate, len(clip) / shape.sampling_rate
             raise RequestError(f"clip: lasts {given:g} s; {minimum:g} or more, and less than the requested {seconds:g}")
         audio = clip[None, : frames * shape.hop].astype(np.float32)
+        if not np.isfinite(audio).all():
+            raise RequestError("clip: has samples that are not finite numbers")
         try:
             codes: npt.NDArray[np.int64] = self._encoder.run(["codes"], {"audio": audio})[0][0]
         except Exception as error:  # ONNX Runtime's exceptions
@@ -310,18 +326,3 @@ class _SessionFactory:
                 f"{MANIFEST} gives no guidance_range"
             )
         return session
-
-
-def _check(guidance: float, sampling: SamplingParams, seed: int) -> None:
-    if not 0 <= guidance <= 1000:
-        raise RequestError(f"guidance {guidance:g}: 0 to 1000 is allowed", "guidance")
-    if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 100):
-        raise RequestError(
-            f"temperature {sampling.temperature:g}: 0 (greedy), or 0.01 to 100 is allowed", "temperature"
-        )
-    if seed < 0:
-        raise RequestError(f"seed {seed}: 0 or more is allowed", "seed")
-    if sampling.top_k < 0:
-        raise RequestError(f"top_k {sampling.top_k}: 0 (all codes) or more is allowed", "top_k")
-    if not 0 < sampling.top_p <= 1:
-        raise RequestError(f"top_p {sampling.top_p:g}: more than 0 and at most 1 is allowed", "top_p")

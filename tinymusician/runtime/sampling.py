@@ -6,11 +6,15 @@ temperature, top-k, top-p. One uniform number determines one code, so equal rand
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from tinymusician.errors import RequestError
 
 Array = TypeVar("Array", bound=Any)
 Logits = npt.NDArray[np.float32]
@@ -18,11 +22,44 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling parameters. `top_k` 0 and `top_p` 1 disable the filters; temperature 0 is greedy."""
+    """Sampling parameters. `top_k` 0 and `top_p` 1 disable the filters; temperature 0 is greedy.
+
+    Raises:
+        RequestError: a value is not allowed, or of another type.
+    """
 
     temperature: float = 1.0
     top_k: int = 250
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_real("temperature", self.temperature, lambda t: t == 0 or 0.01 <= t <= 100, "0 (greedy), or 0.01 to 100")
+        check_integer("top_k", self.top_k, "0 (all codes) or more")
+        check_real("top_p", self.top_p, lambda p: 0 < p <= 1, "more than 0 and at most 1")
+
+
+def check_real(field: str, value: object, is_allowed: Callable[[float], bool], allowed: str) -> None:
+    """Check a number of a request; NaN is in no range.
+
+    Raises:
+        RequestError: it is not a number, or not allowed.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not is_allowed(float(value)):
+        raise RequestError(f"{field} {_shown(value)}: {allowed} is allowed", field)
+
+
+def check_integer(field: str, value: object, allowed: str) -> None:
+    """Check a natural number of a request.
+
+    Raises:
+        RequestError: it is not an integer, or negative.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise RequestError(f"{field} {_shown(value)}: {allowed} is allowed", field)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float | int) else repr(value)
 
 
 def guide(conditional: Array, unconditional: Array, scale: float | Array) -> Array:

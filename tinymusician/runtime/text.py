@@ -15,7 +15,7 @@ from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.session import Array, Session
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 MAX_PROMPT_CHARACTERS = 5_000
 
@@ -29,28 +29,23 @@ class TextEncoder:
 
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer.enable_truncation(max_tokens)
         self._unknown = _unknown_id(self._tokenizer)
         self._max_tokens = max_tokens
         self._encoder, self._cross = encoder, cross
         self._width = int(encoder.get_outputs()[0].shape[2])
 
     def __call__(self, prompt: str, scale: float | None = None) -> CrossAttentionKV:
-        """Encode a prompt; `scale` is the guidance scale of a guidance-conditioned model.
+        """Encode a prompt, which ends after as many tokens as the model reads.
+
+        `scale` is the guidance scale of a guidance-conditioned model.
 
         Raises:
-            RequestError: the prompt is empty or too long.
+            RequestError: the prompt is empty or not valid Unicode.
         """
         if not prompt.strip():
             raise RequestError("prompt: is empty", "prompt")
-        _check_utf8(prompt)
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise RequestError(
-                f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed", "prompt"
-            )
-        ids = np.array([self._tokenizer.encode(prompt).ids], np.int64)
-        if ids.shape[1] > self._max_tokens:
-            raise RequestError(f"prompt: {ids.shape[1]} tokens; at most {self._max_tokens} are allowed", "prompt")
+        ids = np.array([self._encode(prompt)[0].ids], np.int64)
         mask = np.ones(ids.shape, np.int32)
         try:
             (states,) = self._encoder.run(None, {"ids": ids, "mask": mask})
@@ -62,20 +57,43 @@ class TextEncoder:
         """The null condition of classifier-free guidance: zero states under a zero mask."""
         return self._cross_attention(np.zeros((1, 1, self._width), np.float32), np.zeros((1, 1), np.int32), scale)
 
+    def check_length(self, prompt: str) -> None:
+        """Check that the model reads a whole prompt.
+
+        Raises:
+            RequestError: it has too many characters or tokens, or is not valid Unicode.
+        """
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise RequestError(
+                f"prompt: {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed", "prompt"
+            )
+        if (parts := self._encode(prompt))[1:]:
+            special = sum(parts[0].special_tokens_mask)
+            count = special + sum(len(part.ids) - sum(part.special_tokens_mask) for part in parts)
+            raise RequestError(f"prompt: {count} tokens; at most {self._max_tokens} are allowed", "prompt")
+
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that the tokenizer maps to its unknown token, each once, in their order.
 
         Raises:
             RequestError: the prompt is not valid Unicode.
         """
-        _check_utf8(prompt)
-        encoding = self._tokenizer.encode(prompt)
-        spans = [span for span, number in zip(encoding.offsets, encoding.ids, strict=True) if number == self._unknown]
+        tokens = [token for part in self._encode(prompt) for token in zip(part.offsets, part.ids, strict=True)]
+        spans = [span for span, number in tokens if number == self._unknown]
         words: dict[str, str] = {}
         for start, end in spans:
             word = _word_at(prompt, start, end)
             words.setdefault(word.casefold(), word)
         return [word for word in words.values() if word]
+
+    def _encode(self, prompt: str) -> list[Encoding]:
+        """A prompt's tokens in parts of at most as many as the model reads."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise RequestError("prompt: has bytes that are not UTF-8", "prompt") from None
+        encoding = self._tokenizer.encode(prompt)
+        return [encoding, *encoding.overflowing]
 
     def _cross_attention(self, states: Array, mask: Array, scale: float | None) -> CrossAttentionKV:
         extra_inputs = {} if scale is None else {"guidance": np.array([scale], np.float32)}
@@ -104,10 +122,3 @@ def _word_at(text: str, start: int, end: int) -> str:
     while end < len(text) and text[end].isalnum():
         end += 1
     return text[start:end].strip()
-
-
-def _check_utf8(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RequestError("prompt: has bytes that are not UTF-8", "prompt") from None
