@@ -76,6 +76,23 @@ class TestDevice:
         world.client().pull()
         assert world.playing() == {"decoder": "one"}
 
+    def test_damage_that_two_versions_share_is_repaired_in_both(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one", codec="same"), "stable", {})
+        first = world.client().pull()
+        world.registry.release(world.made(decoder="two", codec="same"), "stable", {})
+        second = world.client().pull()
+        shared = world.folder / "device" / second.folder / "codec"
+        shared.chmod(0o644)
+        shared.write_text("emas")
+        installation = world.client().installation
+        assert installation.usable() is None
+        world.client().pull()
+        assert world.playing() == {"decoder": "two", "codec": "same"}
+        record = installation.record()
+        assert record is not None
+        assert record.previous == first
+        assert installation.is_complete(first)
+
     def test_damaged_version_does_not_become_the_previous_one(self, world: World) -> None:
         first = world.registry.release(world.made(decoder="one"), "stable", {})
         world.client().pull()

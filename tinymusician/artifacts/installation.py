@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.blobs import digest_of
-from tinymusician.artifacts.release import Release
+from tinymusician.artifacts.release import Release, ReleasedFile
 from tinymusician.artifacts.trust import RootMetadata
 from tinymusician.errors import StoreError
 
@@ -92,10 +92,19 @@ class Installation:
 
     def is_complete(self, version: InstalledVersion) -> bool:
         """Whether all files of a version exist with the right digests."""
-        files = [(self.folder / version.folder / file.path, file) for file in version.release.files]
-        return all(path.is_file() and path.stat().st_size == file.size for path, file in files) and all(
-            digest_of(path) == file.sha256 for path, file in files
-        )
+        return _are_intact((self.folder / version.folder / file.path, file) for file in version.release.files)
+
+    def restore(self, version: InstalledVersion) -> bool:
+        """Create a damaged version again from its blobs; whether it is complete now.
+
+        Versions share the bytes of equal files: a byte that changed in one has changed in both, and one download of the
+        file must repair both.
+        """
+        if not self.is_complete(version):
+            if not _are_intact((self.folder / "blobs" / file.sha256, file) for file in version.release.files):
+                return False
+            self.create_version(version)
+        return True
 
     def can_link(self) -> bool:
         """Whether the file system has hard links; then a version's folder needs no space beyond its blobs."""
@@ -163,6 +172,14 @@ class Installation:
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _are_intact(paths: Iterable[tuple[Path, ReleasedFile]]) -> bool:
+    """Whether all files exist with the right digests; their sizes are compared first."""
+    files = list(paths)
+    return all(path.is_file() and path.stat().st_size == file.size for path, file in files) and all(
+        digest_of(path) == file.sha256 for path, file in files
+    )
 
 
 def _link(blob: Path, path: Path) -> None:

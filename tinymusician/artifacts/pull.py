@@ -113,7 +113,7 @@ class PullClient:
             self._download(release, on_progress, limiter)
             self.installation.create_version(update.version)
         before = record.current if update.is_new else record.previous
-        fallback = next((one for one in (before, record.previous) if one and self.installation.is_complete(one)), None)
+        fallback = next((one for one in (before, record.previous) if one and self.installation.restore(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
