@@ -99,6 +99,7 @@ class TestDevice:
         world.registry.release(world.made(decoder="two"), "stable", {})
         version = world.client().pull()
         (world.folder / "device" / version.folder / "decoder").unlink()
+        (world.folder / "device" / "blobs" / version.release.files[0].sha256).unlink()
         world.registry.release(world.made(decoder="three"), "stable", {})
         world.client().pull()
         record = world.client().installation.record()
