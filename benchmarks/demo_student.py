@@ -86,7 +86,7 @@ def _row(label: str, model: ModelResult, share: Interval) -> str:
         label,
         f"{model.degenerate.quiet:.1%}",
         f"{model.degenerate.clips}",
-        format_interval(model.distribution.clap.score),
+        format_interval(model.distribution.clap_score),
         format_interval(share),
         format_interval(model.distribution.kad),
         format_interval(model.agreement.forward if model.agreement else None),

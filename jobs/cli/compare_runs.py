@@ -100,7 +100,7 @@ def _run_results(metrics: JsonObject) -> Iterator[tuple[str, str]]:
 def _model_results(model: ModelResult) -> Iterator[tuple[str, str]]:
     one = model.distribution
     yield from ((name, format_interval(value)) for name, value in (("FAD", one.fad), ("KAD", one.kad)))
-    yield "CLAP score", format_interval(one.clap.score)
+    yield "CLAP score", format_interval(one.clap_score)
     yield "KL to the teacher", format_interval(model.agreement.forward if model.agreement else None)
     yield "quiet frames", f"{model.degenerate.quiet:.1%}"
     yield "degenerate clips", str(model.degenerate.clips)

@@ -39,7 +39,7 @@ def figures_table(models: Sequence[ModelResult]) -> str:
             f"{model.size / 1e6:.1f}",
             _speed(model.cost),
             "" if number == 0 or model.agreement is None else format_interval(model.agreement.forward),
-            format_interval(model.distribution.clap.score),
+            format_interval(model.distribution.clap_score),
         )
         for number, model in enumerate(models)
     ]

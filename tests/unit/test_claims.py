@@ -60,7 +60,8 @@ def test_clap_scores_are_compared_clip_by_clip() -> None:
     assert higher(better, base).evidence.startswith("+0.0")
     assert higher(base, better).verdict == Verdict.FAILS
     assert higher(base, base).verdict == Verdict.UNDECIDED
-    difference = paired_difference([NAN, 1.0, 2.0, 3.0], [9.0, 0.5, 1.5, NAN])
+    pairs = [NAN, *range(12), 3.0], [9.0, *(number - 0.5 for number in range(12)), NAN]
+    difference = paired_difference(*pairs)
     assert difference is not None
     assert (difference.value, difference.low, difference.high) == pytest.approx((0.5, 0.5, 0.5))
     assert higher([NAN, 1.0], [1.0, NAN]) == ClaimResult(verdict=Verdict.UNDECIDED)

@@ -130,6 +130,5 @@ def test_audio_samples_survive_flac() -> None:
 
 def test_intervals_as_text() -> None:
     assert format_interval(None) == "—"
-    assert format_interval(Interval(NAN)) == "—"
     assert format_interval(Interval(12.345)) == "12.3"
     assert format_interval(Interval(0.1234, -0.1, 0.3), signed=True) == "+0.123 [-0.1, +0.3]"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
 
 import numpy as np
 import pytest
-from scipy.stats import entropy
+from scipy.stats import binomtest, entropy
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_difference
@@ -15,6 +16,7 @@ from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.degenerate import count_degenerate, examine, loop, problems
 from tinymusician.evaluate.kad import bandwidth, kad, subsample
 from tinymusician.evaluate.label_kl import label_divergence
+from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.settings import DegenerateThresholds
 
 
@@ -147,8 +149,46 @@ class TestIntervals:
         assert result.low == pytest.approx(values.mean() - half, abs=0.03)
         assert result.high == pytest.approx(values.mean() + half, abs=0.03)
 
-    def test_one_value_has_no_interval(self) -> None:
-        assert mean_interval([4.0]) == Interval(4.0, None, None)
+    def test_few_values_are_given_instead_of_an_interval(self) -> None:
+        few = mean_interval([1.0, 2.0, 4.5])
+        assert few == Interval(2.5, None, None, (1.0, 2.0, 4.5))
+        assert format_interval(few) == "2.5 (1, 2, 4.5)"
+        assert format_interval(mean_interval([4.0])) == "4"
+
+    @pytest.mark.parametrize("values", [[], [1.0] * 12 + [np.nan], [np.inf] * 3])
+    def test_nothing_and_what_is_not_finite_are_errors(self, values: list[float]) -> None:
+        with pytest.raises(DataError, match=f"mean of {len(values)} values"):
+            mean_interval(values)
+
+    @pytest.mark.parametrize(
+        ("distribution", "truth"),
+        [
+            (lambda random, size: random.normal(3, 2, size), 3.0),
+            (lambda random, size: random.uniform(0, 1, size), 0.5),
+            (lambda random, size: random.lognormal(0, 1, size), np.exp(0.5)),
+            (lambda random, size: random.random(size) < 0.05, 0.05),
+            (lambda random, size: random.random(size) < 0.5, 0.5),
+        ],
+        ids=["normal", "uniform", "lognormal", "Bernoulli .05", "Bernoulli .5"],
+    )
+    @pytest.mark.parametrize("clips", [20, 50])
+    def test_intervals_of_means_contain_the_truth(
+        self, distribution: Callable[[np.random.Generator, int], np.ndarray], truth: float, clips: int
+    ) -> None:
+        """In 90 % of simulated evaluations or more, where 95 % are stated."""
+        random, trials = np.random.default_rng(0), 1000
+        intervals = [mean_interval(distribution(random, clips), seed, 500) for seed in range(trials)]
+        assert np.mean([one.low <= truth <= one.high for one in intervals]) >= 0.90
+
+    @pytest.mark.parametrize("successes", [0, 1, 7, 20])
+    def test_proportions_have_exact_intervals(self, successes: int) -> None:
+        """Those of SciPy's binomial test."""
+        result = mean_interval([1] * successes + [0] * (20 - successes))
+        expected = binomtest(successes, 20).proportion_ci(0.95, "exact")
+        assert (result.low, result.high) == pytest.approx(tuple(expected), abs=1e-9)
+
+    def test_equal_values(self) -> None:
+        assert mean_interval([2.5] * 12) == Interval(2.5, 2.5, 2.5)
 
     def test_paired_difference_removes_common_spread(self) -> None:
         common = np.random.default_rng(1).normal(0, 5, 50)

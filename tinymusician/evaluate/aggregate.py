@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, mean_interval
+from tinymusician.evaluate.bootstrap import mean_interval
 from tinymusician.evaluate.clap_score import clap_by_clip, clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats, Indices
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
@@ -67,16 +67,18 @@ def distribution_metrics(
         fad_infinity=infinity[0] if infinity else None,
         fad_points=infinity[1].points if infinity else (),
         kad=attempt(lambda: kad(features.embeddings, real.embeddings, seed, resamples)),
-        clap=clap_metrics(features, prompts_ND, seed),
+        clap=clap_metrics(features, prompts_ND, seed) if len(features.indices) else None,
         labels=_labels(features, real, seed),
         notes=tuple(notes),
     )
 
 
 def clap_metrics(features: ClipFeatures, prompts_ND: Floats, seed: int) -> ClapScore:
-    """The CLAP score of clips; NaN without any."""
-    if len(features.indices) == 0:
-        return ClapScore(score=Interval(np.nan))
+    """The CLAP score of clips, each with its prompt.
+
+    Raises:
+        DataError: there are no clips.
+    """
     return clap_score(features.clap, prompts_ND[features.indices], seed)
 
 

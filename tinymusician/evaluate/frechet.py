@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, centred_interval, resampled_clips
+from tinymusician.evaluate.bootstrap import MIN_CLIPS, Interval, centred_interval, resampled_clips
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 
 _SIZES, _DRAWS = 8, 4
@@ -73,7 +73,7 @@ def fad(clips: ClipEmbeddings, reference: ClipEmbeddings) -> float:
 def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
     """FAD, with the interval for other sets of as many clips against this reference."""
     value = fad(clips, reference)
-    if clips.clips < 2:
+    if clips.clips < MIN_CLIPS:
         return Interval(value)
     return centred_interval(value, _resampled_fad(clips, reference, seed, resamples))
 
@@ -121,6 +121,8 @@ def fad_infinity_interval(
 ) -> tuple[Interval, FadInfinity]:
     """FAD∞ with its interval, from extrapolations of resampled clips, and the extrapolation itself."""
     estimate = fad_infinity(clips, reference, seed)
+    if clips.clips < MIN_CLIPS:
+        return Interval(estimate.value), estimate
     drawn = resampled_clips(clips.clips, resamples, seed)
     again = [fad_infinity(clips.select(draw), reference, seed + number, 1).value for number, draw in enumerate(drawn)]
     return centred_interval(estimate.value, again), estimate

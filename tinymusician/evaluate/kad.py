@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist, pdist
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, centred_interval, resampled_clips
+from tinymusician.evaluate.bootstrap import MIN_CLIPS, Interval, centred_interval, resampled_clips
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 
 SCALE = 100.0
@@ -50,7 +50,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
             raise DataError(f"KAD: {side.clips} clip of {name}; at least 2 are needed")
     clips, reference = subsample(clips), subsample(reference)
     width = bandwidth(reference)
-    every = np.ones((1, clips.clips))
+    every, resamples = np.ones((1, clips.clips)), resamples if clips.clips >= MIN_CLIPS else 0
     draws = resampled_clips(clips.clips, resamples, seed)
     counts = np.stack([np.bincount(draw, minlength=clips.clips) for draw in draws]) if resamples else every[:0]
     weights = np.concatenate([every, counts])
@@ -58,7 +58,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     within = _within(clips, weights, width) + _within(reference, reference_weights[:1], width)
     distances = SCALE * (within - 2 * _between(clips, weights, reference, width))
     drawn = distances[1:][np.isfinite(distances[1:])]  # a draw of one clip alone has no pair
-    return centred_interval(float(distances[0]), drawn) if len(drawn) > resamples / 2 else Interval(float(distances[0]))
+    return centred_interval(float(distances[0]), drawn) if len(drawn) else Interval(float(distances[0]))
 
 
 def subsample(side: ClipEmbeddings) -> ClipEmbeddings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ def plot_front(models: Sequence[ModelResult]) -> bytes:
     for colour, model in zip(cycle(COLOURS), models, strict=False):
         one, size = model.distribution, model.size / 1e6
         _point(left, size, one.fad_infinity or one.fad or one.kad, model.label, colour)
-        _point(right, size, one.clap.score, model.label, colour)
+        _point(right, size, one.clap_score, model.label, colour)
     distance = "FAD∞" if all(model.distribution.fad_infinity for model in models) else "FAD or KAD"
     for axis, label in ((left, f"{distance} (lower is better)"), (right, "CLAP score (higher is better)")):
         axis.set_xlabel("MB")
@@ -100,7 +99,7 @@ def plot_training(curves: Mapping[str, Sequence[Row]]) -> bytes:
 
 
 def _point(axis: Axes, x: float, value: Interval | None, label: str, colour: str) -> None:
-    if value is None or math.isnan(value.value):
+    if value is None:
         return
     error = None
     if value.low is not None and value.high is not None:

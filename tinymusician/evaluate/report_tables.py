@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tinymusician.evaluate.bootstrap import Interval
@@ -108,12 +107,13 @@ def worst_table(models: Sequence[ModelResult]) -> Table:
 
 
 def format_interval(value: Interval | None, signed: bool = False) -> str:
-    """A value with its interval, three significant digits or decimals; a dash for none."""
-    if value is None or math.isnan(value.value):
+    """A value with its interval, or the few values it is the mean of; three significant digits or decimals."""
+    if value is None:
         return _EMPTY
     form = "+.3g" if signed else ".3g" if abs(value.value) >= 1 else ".3f"
     if value.low is None:
-        return f"{value.value:{form}}"
+        values = f" ({', '.join(f'{one:{form}}' for one in value.values)})" if len(value.values) > 1 else ""
+        return f"{value.value:{form}}{values}"
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
@@ -122,7 +122,9 @@ def _distribution_cells(metrics: DistributionMetrics) -> tuple[str, ...]:
     return *(format_interval(value) for value in distances), *_clap_cells(metrics.clap)
 
 
-def _clap_cells(clap: ClapScore) -> tuple[str, str]:
+def _clap_cells(clap: ClapScore | None) -> tuple[str, str]:
+    if clap is None:
+        return _EMPTY, _EMPTY
     shuffled = _EMPTY if clap.shuffled is None else f"{clap.shuffled:.3f} (p {clap.p_shuffled:.1g})"
     return format_interval(clap.score), shuffled
 

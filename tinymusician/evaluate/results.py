@@ -6,7 +6,6 @@ read it from there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -51,9 +50,14 @@ class DistributionMetrics(Document):
     fad_infinity: Interval | None
     fad_points: tuple[tuple[int, float], ...]
     kad: Interval | None
-    clap: ClapScore
+    clap: ClapScore | None
     labels: dict[str, LabelDivergence]
     notes: tuple[str, ...] = ()
+
+    @property
+    def clap_score(self) -> Interval | None:
+        """The CLAP score alone; None without clips."""
+        return self.clap.score if self.clap else None
 
 
 class AgreementMetrics(Document):
@@ -217,13 +221,13 @@ def distribution_facts(metrics: DistributionMetrics) -> Facts:
     return {**{name: _value(distance) for name, distance in distances.items()}, **clap_facts(metrics.clap)}
 
 
-def clap_facts(clap: ClapScore) -> Facts:
+def clap_facts(clap: ClapScore | None) -> Facts:
     """The values of a CLAP score by name."""
-    return {"clap": _value(clap.score), "clap_shuffled": clap.shuffled}
+    return {"clap": clap.score.value if clap else None, "clap_shuffled": clap.shuffled if clap else None}
 
 
 def _value(interval: Interval | None) -> float | None:
-    return None if interval is None or math.isnan(interval.value) else interval.value
+    return None if interval is None else interval.value
 
 
 def _text(value: object) -> str:
