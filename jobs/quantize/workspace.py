@@ -132,7 +132,7 @@ class QuantizationWorkspace:
 
         make_missing(shards, make, 0, 1, lambda index: None)
         codes = read_arrays(shards.fetch(0, self.context.cache))["codes"]
-        return ForcedBatch(texts, codes, not self.one_pass, scales)
+        return ForcedBatch(texts, codes, not self.one_pass, scales, guidance)
 
     def trials(self, evaluator: PlanEvaluator) -> list[PlanTrial]:
         """Everything to measure: the plans that the report compares, and every group alone for `adaptive`."""
@@ -211,7 +211,7 @@ class QuantizationWorkspace:
 
     def _cache_of(self, sequences: ForcedBatch, plan: PrecisionPlan) -> ShardCache:
         """The cache of a plan's metrics for this model."""
-        codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null})
+        codes = fingerprint({"codes": sequences.codes.tolist(), "null": sequences.null, "guidance": sequences.guidance})
         content = plan.model_dump(mode="json", exclude={"name", "note", "providers"})
         facts = {"model": self.digest, "sequences": codes, "plan": content, "graphs": self.exported.name}
         facts |= {"onnxruntime": metadata.version("onnxruntime")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from tests.bundles import write_bundle
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_location
-from tinymusician.quantize.parity import ReferenceOutputs, check, measure_fused
+from tinymusician.quantize.parity import ReferenceOutputs, check, measure, measure_fused
 from tinymusician.runtime.bundle import Bundle, read_manifest
 from tinymusician.runtime.generator import MusicGenerator
 from tinymusician.runtime.rollout import ForcedBatch, compare, rollout, rollout_with_ranges
@@ -108,6 +110,24 @@ def test_differences_equal_scipy(sequences: ForcedBatch) -> None:
     assert held.sum() == 4 * 24, "codebook k is silent for k steps before and 3 - k after its codes"
     assert np.allclose(actual.kl[held], expected[held])
     assert np.allclose(actual.by_codebook, [expected[k : k + 24, k].mean() for k in range(4)])
+
+
+def test_the_distribution_with_guidance_is_measured(reference: ReferenceOutputs, sequences: ForcedBatch) -> None:
+    """z_u + s (z_c - z_u) of both passes: an error in one of them counts s times, or s - 1 times."""
+    scale, error = 2.5, np.float32(0.3)
+    guided = copy(reference)
+    guided.sequences = replace(sequences, guidance=scale)
+    changed = reference.logits.copy()
+    changed[:, :2, :, 0] += error
+    actual = measure(guided, changed, reference.wave)
+    conditional, null = (part.astype(np.float64) for part in np.split(reference.logits, 2, axis=1))
+    expected = null + scale * (conditional - null)
+    shifted = expected.copy()
+    shifted[..., 0] += scale * error
+    log_p, log_q = log_softmax(expected, -1), log_softmax(shifted, -1)
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(1)
+    assert actual.kl == pytest.approx([kl[k : k + 24, k].mean() for k in range(4)], rel=1e-3)
+    assert actual.worst_logit == pytest.approx(error, rel=1e-3), "of the passes themselves"
 
 
 def test_unconditional_rows_can_be_omitted(exported: Path, sequences: ForcedBatch) -> None:

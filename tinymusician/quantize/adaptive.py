@@ -56,7 +56,7 @@ def alone(group: str, precision: Precision, base: PrecisionPlan) -> PrecisionPla
 
 @dataclass(frozen=True)
 class PlanMetrics:
-    """A plan's bytes of all files, KL by codebook (nats per code), and SNR of the codec in dB."""
+    """A plan's bytes of all files, KL of the sampled distribution by codebook (nats per code), and codec SNR in dB."""
 
     size: int
     by_codebook: tuple[float, ...]
@@ -76,7 +76,8 @@ class PlanEvaluator:
         self.groups = {name: size for name, size in everything.items() if name != "codec_encoder"}
         self.whole = _bytes(folder)
         generator = self.generator(folder)
-        self._expected, self.ranges = rollout_with_ranges(generator, sequences)
+        logits, self.ranges = rollout_with_ranges(generator, sequences)
+        self._expected = sequences.sampled(logits)
         self._wave = generator.codec(sequences.codes[0])
 
     def generator(self, folder: Path) -> MusicGenerator:
@@ -89,7 +90,8 @@ class PlanEvaluator:
             target = Path(name)
             self._change(plan, target)
             generator = self.generator(target)
-            difference = compare(self._expected, rollout(generator, self.sequences))
+            logits = rollout(generator, self.sequences)
+            difference = compare(self._expected, self.sequences.sampled(logits))
             codec_snr = snr(self._wave, generator.codec(self.sequences.codes[0]))
             return PlanMetrics(_bytes(target), tuple(max(0.0, kl) for kl in difference.by_codebook), codec_snr)
 

@@ -59,11 +59,12 @@ def _run(model: Musicgen, inputs: torch.Tensor, condition: TextCondition) -> tup
 def measure(
     reference: ReferenceOutputs, logits: Floats, wave: Floats, errors: npt.NDArray[np.float64] | None = None
 ) -> ParityReport:
-    """The parity of graphs with these logits and this wave.
+    """The parity of graphs with these logits and this wave, in the distribution that codes are sampled from.
 
     `errors` are those of the layers, [layers, S], if the graphs expose their outputs.
     """
-    difference = compare(reference.logits, logits)
+    sampled = reference.sequences.sampled
+    difference = compare(sampled(reference.logits), sampled(logits))
     first_step, first_layer = -1, -1
     if errors is not None and len(off := np.argwhere(~(errors.T <= 0.01))):
         first_step, first_layer = (int(value) for value in off[0])

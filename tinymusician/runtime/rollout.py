@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.generator import MusicGenerator
+from tinymusician.runtime.sampling import guide
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,14 +23,22 @@ Floats = npt.NDArray[np.float32]
 class ForcedBatch:
     """Prompts, and the codes [N, K, T] to force under them.
 
-    With `null`, the codes are also forced without text, as guidance needs. `scales` are the guidance scales of the
-    sequences, for a guidance-conditioned model.
+    With `null`, the codes are also forced without text, as guidance needs, and `guidance` is the scale with which a
+    sampler combines both. `scales` are the guidance scales of the sequences, for a guidance-conditioned model.
     """
 
     prompts: list[str]
     codes: npt.NDArray[np.int64]
     null: bool = True
     scales: tuple[float, ...] | None = None
+    guidance: float = 1.0
+
+    def sampled(self, logits: Floats) -> Floats:
+        """The logits [S, N, K, V] that codes are sampled from, of those of all rows, [S, R, K, V]."""
+        if not self.null:
+            return logits
+        conditional, unconditional = np.split(logits, 2, axis=1)
+        return guide(conditional, unconditional, self.guidance)
 
     def text(self, generator: MusicGenerator, row: int) -> CrossAttentionKV:
         """The cross-attention of one sequence."""
