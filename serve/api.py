@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -140,6 +141,10 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
         (model,) = (await ingress.models()).data
         response.headers["X-Bundle"] = model.digest
         return {"status": "ready"}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> RedirectResponse:
+        return RedirectResponse("docs/")  # relative, so also behind a proxy's path
 
     app.mount("/", _PageFiles(directory=_PAGE, html=True))
     _add_error_handlers(app)

@@ -12,6 +12,9 @@ from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
 
+DEPLOYMENT_ID = "deployment_id"
+"""The argument of an application that differs between deployments: the same settings twice are two deployments."""
+
 
 class RequestLimits(ConfigModel):
     """Limits per request, and on concurrent requests."""
@@ -79,6 +82,17 @@ def read_config(values: JsonObject) -> ServeConfig:
             f"serve max_replicas {config.max_replicas}: at least the {config.replicas} of `replicas` are needed"
         )
     return config
+
+
+def reachable_url(host: str, port: int) -> str:
+    """The address at which this machine reaches a server that listens at `host`: all interfaces include loopback."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"http://{host}:{port}"
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://{address}:{port}" if address.version == 4 else f"http://[{address}]:{port}"
 
 
 def is_loopback(host: str) -> bool:

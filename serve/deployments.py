@@ -13,7 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve.api import create_app
-from serve.config import ServeConfig, read_config
+from serve.config import DEPLOYMENT_ID, ServeConfig, read_config
 from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
@@ -91,7 +91,7 @@ def build(args: JsonObject) -> serve.Application:
     Raises:
         RequestError: a value is not allowed.
     """
-    config = read_config(args)
+    config = read_config({name: value for name, value in args.items() if name != DEPLOYMENT_ID})
     scaling = {
         "min_replicas": config.replicas,
         "max_replicas": config.max_replicas,

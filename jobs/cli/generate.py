@@ -110,17 +110,23 @@ def generate(
 
     - `tmctl generate --prompts prompts.txt --count 3 -o clips.wav`
     """
+    from tinymusician.artifacts.output_file import STDOUT, check_writable, is_special
     from tinymusician.runtime.audio import read_wave
-    from tinymusician.runtime.audio_output import STDOUT, audio_format, check_writable
+    from tinymusician.runtime.audio_output import audio_format
     from tinymusician.runtime.generator import GenerationRequest, load_generator
+    from tinymusician.runtime.loudness import check_loudness
 
     began, suffix = time.monotonic(), audio_format(output)
     texts = [prompt] if prompts is None else _read_prompts(prompts, prompt)
     paths = numbered(output, count * len(texts))
     if output == STDOUT and (len(paths) > 1 or json):
         raise RequestError("--output -: standard output holds one clip, and no JSON")
+    if len(paths) > 1 and is_special(output):
+        raise RequestError(f"--output {output}: a device or pipe holds one clip")
     for path in paths:
         check_writable(path, force)
+    if normalize is not None:
+        check_loudness(normalize, seconds)
     generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     rate, first = generator.codec.shape.sampling_rate, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed
     one = GenerationRequest(None, seconds, first, guidance, temperature, top_k, top_p, negative_prompt, windows=windows)
@@ -155,7 +161,7 @@ def _read_prompts(path: Path, prompt: str | None) -> list[str | None]:
     if prompt is not None:
         raise RequestError(f"--prompts {path}: leave the prompt {prompt!r} out, or put it into the file")
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts {path}: cannot be read ({error})") from None
     if not (texts := [line.strip() for line in lines if line.strip()]):
@@ -202,15 +208,15 @@ def _write(
     fade_out: float,
 ) -> JsonObject:
     """Finish a clip, and write it; returns its description."""
+    from tinymusician.artifacts.output_file import write_output
     from tinymusician.runtime.audio import encode
-    from tinymusician.runtime.audio_output import write
     from tinymusician.runtime.loudness import fade_out_samples, limit_peak, normalized
 
     rate = generator.codec.shape.sampling_rate
     wave = wave if normalize is None else normalized(wave, rate, normalize)
     wave, peak = limit_peak(fade_out_samples(wave, rate, fade_out))
     comment = f"seed={request.seed} model={generator.manifest.name}"
-    write(path, encode(wave, rate, suffix, request.prompt or "", comment))
+    write_output(path, encode(wave, rate, suffix, request.prompt or "", comment))
     if peak is not None:
         warn(f"{path}: its peak of {peak:+.1f} dB of full scale was reduced to -1 dB")
     return {

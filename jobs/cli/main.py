@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -39,18 +40,16 @@ for play_command in (pull.pull, generate.generate, serve.serve):
     app.command(rich_help_panel=PLAYING)(play_command)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 
-EXTRAS = {
-    "boto3": "s3",
-    "fastapi": "serve",
-    "peft": "convert",
-    "pyloudnorm": "loudness",
-    "ray": "cluster",
-    "torch": "cluster",
-    "transformers": "cluster",
-    "safetensors": "cluster",
-    "sentencepiece": "convert",
-}
-"""Packages that generation does not need, and the extra that installs each."""
+
+def extra_of(package: str) -> str | None:
+    """The extra of this project that installs a package; None if there is none."""
+    for requirement in metadata.requires("tinymusician") or ():
+        name, _, marker = requirement.partition(";")
+        distribution = re.split(r"[^\w-]", name.strip().lower().replace("-", "_"))[0]
+        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if extra and (distribution == package.lower() or distribution.startswith(f"{package.lower()}_")):
+            return extra[1]
+    return None
 
 
 def _print_version(requested: bool) -> None:
@@ -105,9 +104,9 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS or os.environ.get("TMCTL_DEBUG"):
+        extra = "serve" if package == "ray" and "serve" in sys.argv[1:2] else extra_of(package)
+        if extra is None or os.environ.get("TMCTL_DEBUG"):
             raise
-        extra = "serve" if package == "ray" and "serve" in sys.argv[1:2] else EXTRAS[package]
         print(f"error: {package} is not installed; run `{install_command(extra)}`", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -12,8 +12,12 @@ from tinymusician.recipe import Recipe
 
 
 def emit(value: object, as_json: bool, text: str) -> None:
-    """Print `value` as one JSON document, or `text`, flushed at once."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text, flush=True)
+    """Print `value` as one JSON document, or `text`, flushed at once.
+
+    JSON is ASCII where the output has another encoding than UTF-8: a character that it lacks must not be replaced.
+    """
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, indent=2, ensure_ascii=not is_utf8, default=str) if as_json else text, flush=True)
 
 
 def warn(message: str) -> None:
@@ -40,7 +44,7 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
     else:
         estimate = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
     if as_json:
-        print(json.dumps({**recipe.model_dump(mode="json"), "cost": estimate}, indent=2, ensure_ascii=False))
+        emit({**recipe.model_dump(mode="json"), "cost": estimate}, as_json, "")
         return
     print(f"{recipe.name}: {recipe.description}\n")
     print_settings(recipe)

@@ -46,6 +46,7 @@ def compare(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The HTML file to write, with the training curves.")
     ] = Path("comparison.html"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
 ) -> None:
     """Compare runs: the settings that differ, the results with their intervals, and the training curves.
@@ -56,15 +57,15 @@ def compare(
     - `tmctl runs compare band-evaluate-20260101-120000-ab12 band-evaluate-20260102-120000-cd34 -o evaluations.html`
     """
     from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
-    from tinymusician.artifacts.atomic import atomic_write
+    from tinymusician.artifacts.output_file import check_writable, write_output
 
     if len(runs) < 2:
         raise RunError(f"runs compare {runs[0]}: two runs or more are needed; `tmctl runs` lists them")
+    check_writable(output, force)
     store = open_store()
     compared = [read_run(RunStore(store, name)) for name in runs]
     settings, results = differing_settings(compared), result_rows(compared)
-    with atomic_write(output) as draft:
-        draft.write_text(comparison_page(compared), "utf-8")
+    write_output(output, comparison_page(compared).encode())
     facts = {"runs": runs, "settings": _by_name(settings), "results": _by_name(results), "page": str(output)}
     tables = [table(["SETTING", *runs], settings)] if settings else ["all settings are equal"]
     emit(facts, json, "\n\n".join([*tables, table(["RESULT", *runs], results), f"curves: {output}"]))

@@ -105,24 +105,28 @@ def serve(
     endpoint = ServeDeployment(cluster)
     settings = _local_settings(settings) if endpoint.is_local_ray else settings
     deployed = _deploy(endpoint, settings)
-    url = f"http://{settings.host}:{settings.port}"
-    facts = {"url": url, "cluster": endpoint.where, "model": settings.model, "bundle": deployed.bundle}
-    emit(facts, json, f"{settings.model} is served at {url}{deployed.suffix}")
+    facts = {"url": deployed.url, "cluster": endpoint.where, "model": settings.model, "bundle": deployed.bundle}
+    emit(facts, json, f"{settings.model} is served {deployed.place}")
     if detach:
         return
     print("Ctrl-C stops the endpoint; with `--detach` it keeps running.", file=sys.stderr)
-    _serve_until_interrupt(endpoint, deployed.at)
+    _serve_until_interrupt(endpoint, deployed.id)
 
 
 class _Deployed(NamedTuple):
-    """When an endpoint was deployed, and the digest of its bundle if it answered here."""
+    """An endpoint's deployment and, on this machine, its address and the digest of its bundle, which answers there."""
 
-    at: float
-    bundle: str | None
+    id: str
+    port: int
+    url: str | None = None
+    bundle: str | None = None
 
     @property
-    def suffix(self) -> str:
-        return f" (bundle {self.bundle[:12]})" if self.bundle else ""
+    def place(self) -> str:
+        """Where it is served."""
+        if self.url is None or self.bundle is None:
+            return f"on port {self.port} of the cluster's machines"
+        return f"at {self.url} (bundle {self.bundle[:12]})"
 
 
 def _local_settings(settings: ServeConfig) -> ServeConfig:
@@ -142,7 +146,7 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
     from jobs.launch.serve_deploy import bundle_at
     from serve.api_keys import read_keys
     from serve.bundle_source import open_bundle_source
-    from serve.config import is_loopback
+    from serve.config import reachable_url
     from tinymusician.artifacts.open import open_store
 
     expected = None
@@ -153,14 +157,15 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
     if (previous := endpoint.model()) is not None:
         print(f"replaces the endpoint of {previous} on this cluster", file=sys.stderr)
     endpoint.deploy(settings, open_store())
-    state = endpoint.wait(lambda text: print(text, file=sys.stderr, flush=True))
+    deployment = endpoint.wait(lambda text: print(text, file=sys.stderr, flush=True)).id
     if not endpoint.is_here:
-        return _Deployed(state.deployed_at, None)
-    host = settings.host if is_loopback(settings.host) else "127.0.0.1"
-    bundle = bundle_at(f"http://{host}:{settings.port}")
-    if expected not in (None, bundle):
-        raise ClusterError(f"http://{host}:{settings.port}: answers with bundle {bundle[:12]}, not {expected[:12]}")
-    return _Deployed(state.deployed_at, bundle)
+        return _Deployed(deployment, settings.port)
+    url = reachable_url(settings.host, settings.port)
+    try:
+        return _Deployed(deployment, settings.port, url, bundle_at(url, expected))
+    except ClusterError:
+        endpoint.restore()
+        raise
 
 
 def _absolute_if_folder(reference: str) -> str:
@@ -188,7 +193,7 @@ def _with_overrides(values: JsonObject, overrides: list[str]) -> JsonObject:
     return values
 
 
-def _serve_until_interrupt(endpoint: ServeDeployment, deployed_at: float) -> None:
+def _serve_until_interrupt(endpoint: ServeDeployment, deployment: str) -> None:
     """Wait for Ctrl-C and stop the endpoint; return if another `tmctl serve` has replaced it.
 
     Raises:
@@ -202,7 +207,7 @@ def _serve_until_interrupt(endpoint: ServeDeployment, deployed_at: float) -> Non
         state = endpoint.state()
         if state.status == "ABSENT":
             raise ClusterError(f"cluster {endpoint.where}: the endpoint was stopped")
-        if state.deployed_at != deployed_at:
+        if state.id != deployment:
             print("another `tmctl serve` has replaced this endpoint", file=sys.stderr)
             return
         if interrupted.is_set():

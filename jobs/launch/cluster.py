@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 from jobs.launch import local_ray
 from jobs.launch.ray_environment import ADDRESS_VARIABLES, explicit_address, use_token, worker_environment
+from serve.config import is_loopback
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
@@ -17,7 +18,8 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.shape import WEIGHTS_VARIABLE
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
-_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", WEIGHTS_VARIABLE)
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
+_LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
 
 def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
@@ -31,7 +33,9 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     """
     target = configured_address(address)
     if target is None:
-        target = local_ray.find_or_start() if start else (local_ray.find() or local_ray.LOCAL)
+        target = local_ray.find_or_start() if start else local_ray.find()
+        if target is None:
+            raise ClusterError("cluster: none is named, and no local Ray of yours is running")
     use_token()
     return _client(target), target
 
@@ -51,7 +55,7 @@ def configured_address(address: str | None) -> str | None:
 
 def is_here(address: str) -> bool:
     """Whether the cluster at an address runs on this machine: a loopback address may also be the end of a tunnel."""
-    if not is_loopback(address):
+    if not is_loopback(urlparse(address).hostname or ""):
         return False
     use_token()
     import ray
@@ -63,11 +67,6 @@ def is_here(address: str) -> bool:
     except Exception:  # no cluster there; the next connection reports it
         return True
     return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address is one of this machine's own loopback interface."""
-    return urlparse(address).hostname in {"127.0.0.1", "localhost"}
 
 
 def _client(address: str) -> Any:
@@ -90,13 +89,13 @@ def _client(address: str) -> Any:
 def runtime_environment(store: Store, where: str) -> JsonObject:
     """The store's address, and this code if the cluster is another machine. Credentials are never sent.
 
-    Nor is the path of the signing keys, which differs there.
+    Nor are paths of this machine, which another one does not have.
     """
     variables = {STORE_VARIABLE: store.url, **worker_environment()}
     variables |= {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
     environment: JsonObject = {"env_vars": variables}
     if is_here(where):
-        variables |= {name: os.environ[name] for name in (KEYS_VARIABLE,) if name in os.environ}
+        variables |= {name: os.environ[name] for name in _LOCAL_PATH_VARIABLES if name in os.environ}
     else:
         root = Path(__file__).parents[2]
         environment["py_modules"] = [str(root / name) for name in ("tinymusician", "serve", "jobs")]

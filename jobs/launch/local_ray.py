@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -37,6 +38,7 @@ DASHBOARD_PORT = 8265
 LOCAL = f"http://127.0.0.1:{DASHBOARD_PORT}"
 """The address of a local Ray, unless another one is remembered."""
 _CONNECT_SECONDS, _STOP_SECONDS = 10.0, 10.0
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105  # a variable's name
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Linux' name of it
 _SOCKET_PATH_BYTES = 107
 _SESSION_PATH = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
@@ -51,12 +53,14 @@ class LocalRay(Document):
 
 
 def find() -> str | None:
-    """The address of this user's local Ray: the remembered one, or one at the usual address; None if none runs."""
+    """The address of this user's local Ray: the one that tmctl started, or one at the usual address; None without one.
+
+    The one that tmctl started counts while its processes run, even if it is too busy to answer.
+    """
     started = _read_state()
-    for address in dict.fromkeys([started.address if started else LOCAL, LOCAL]):
-        if accepts_token(address):
-            return address
-    return None
+    if started and _processes(started.gcs_port):
+        return started.address
+    return LOCAL if accepts_token(LOCAL) else None
 
 
 def find_or_start() -> str:
@@ -79,12 +83,14 @@ def find_or_start() -> str:
 
 
 def accepts_token(address: str) -> bool:
-    """Whether a Ray dashboard answers at an address, and accepts this user's token.
+    """Whether a Ray dashboard of this user answers at an address, and accepts the user's token, if there is one.
 
-    Ray's client cannot be used for this: it caches whether there is a token, and before this machine's first local Ray
-    there is none.
+    The token is sent to no other user's program. Ray's client cannot be used for this: it caches whether there is a
+    token, and before this machine's first local Ray there is none.
     """
     place, token = urlparse(address), read_token()
+    if not _listens(place.port or 80):
+        return False
     connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=_CONNECT_SECONDS)
     try:
         connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -133,12 +139,28 @@ def stop() -> str:
     import psutil
 
     for process in processes:
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # they end each other
+            process.terminate()
     _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     _state_file().unlink(missing_ok=True)
     return started.address
+
+
+def _listens(port: int) -> bool:
+    """Whether a process of this user listens on a port of this machine."""
+    import psutil
+
+    mine = psutil.Process().username()
+    for process in psutil.process_iter(["username"]):
+        if process.info["username"] == mine:
+            with contextlib.suppress(psutil.Error):  # it has ended, or hides its files
+                for one in process.net_connections("tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+                        return True
+    return False
 
 
 def _processes(gcs_port: int) -> list[psutil.Process]:
@@ -166,9 +188,9 @@ def _check_machine() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:
+        advice = f"set {_TOKEN_PATH} to a file" if _TOKEN_PATH in os.environ else "set HOME to a folder"
         raise ClusterError(
-            f"a local Ray stores its token below the home folder, which cannot be written ({error}); "
-            "set HOME to a folder that can"
+            f"a local Ray stores its token in a folder that cannot be written ({error}); {advice} that can"
         ) from error
     if sys.platform == "linux" and not os.access(_SHARED_MEMORY, os.W_OK):
         raise ClusterError(

@@ -54,9 +54,11 @@ def explicit_address() -> Iterator[None]:
 
 def bypass_proxies() -> None:
     """Exclude this machine from the proxies in the environment, for this process and those that it starts."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join(dict.fromkeys([*hosts, *_LOOPBACK]))
+    names = ("no_proxy", "NO_PROXY")
+    hosts = [host.strip() for name in names for host in os.environ.get(name, "").split(",") if host.strip()]
+    everything = "*" in hosts  # which is a wildcard only by itself
+    for name in names:  # programs differ in which of the two they prefer
+        os.environ[name] = "*" if everything else ",".join(dict.fromkeys([*hosts, *_LOOPBACK]))
 
 
 def worker_environment() -> dict[str, str]:

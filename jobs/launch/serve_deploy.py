@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import re
 import socket
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jobs.launch import cluster
+from jobs.launch import cluster, local_ray
 from jobs.launch.ray_environment import explicit_address
 from jobs.launch.shortage import ENDPOINT, current_shortages
-from serve.config import ServeConfig
+from serve.config import DEPLOYMENT_ID, ServeConfig
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
@@ -33,12 +35,12 @@ _SHORTAGE_SECONDS, _SHORTAGE_AGAIN_SECONDS = 3.0, 15.0
 class DeploymentStatus(NamedTuple):
     """`status` is Ray Serve's: DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED …; ABSENT without an endpoint.
 
-    `deployed_at` is the time of the last deployment, in seconds since the epoch.
+    `id` differs between deployments; one that is restored has its own again.
     """
 
     status: str
     message: str
-    deployed_at: float = 0.0
+    id: str = ""
 
 
 class ServeDeployment:
@@ -50,8 +52,8 @@ class ServeDeployment:
         Raises:
             ClusterError: no cluster responds.
         """
-        self.is_local_ray = cluster.configured_address(address) is None
         self._jobs, self.where = cluster.connect(address, start)
+        self.is_local_ray = self.where == local_ray.find()
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # Ray reads its token when it is imported
 
         self.is_here = cluster.is_here(self.where)
@@ -65,10 +67,10 @@ class ServeDeployment:
         Raises:
             ClusterError: the cluster refuses, or serves at another address already.
         """
-        http = {"host": settings.host, "port": settings.port}
+        place = {"host": settings.host, "port": settings.port}
         details = self._details()
         before = details.get("http_options") or {}
-        if details["applications"] and {key: before.get(key) for key in http} != http:
+        if details["applications"] and {key: before.get(key) for key in place} != place:
             raise ClusterError(
                 f"cluster {self.where}: an endpoint already runs at {before.get('host')}:{before.get('port')}, but "
                 f"{settings.host}:{settings.port} was requested; stop it with `tmctl serve --stop` first"
@@ -85,9 +87,9 @@ class ServeDeployment:
                 "route_prefix": "/",
                 "import_path": "serve.deployments:build",
                 "runtime_env": cluster.upload_package(self._jobs, cluster.runtime_environment(store, self.where)),
-                "args": settings.model_dump(mode="json", exclude_defaults=True),
+                "args": {**settings.model_dump(mode="json", exclude_defaults=True), DEPLOYMENT_ID: uuid.uuid4().hex},
             },
-            http,
+            place,
         )
 
     def model(self) -> str | None:
@@ -102,7 +104,8 @@ class ServeDeployment:
             return DeploymentStatus("ABSENT", "")
         messages = [*(one["message"] for one in application["deployments"].values()), application["message"]]
         message = next((message for message in messages if message.strip()), "")
-        return DeploymentStatus(application["status"], message, application["last_deployed_time_s"])
+        arguments = (application.get("deployed_app_config") or {}).get("args") or {}
+        return DeploymentStatus(application["status"], message, arguments.get(DEPLOYMENT_ID, ""))
 
     def wait(self, on_change: Callable[[str], None] = lambda text: None) -> DeploymentStatus:
         """Wait until every engine has warmed up; `on_change` receives changes, and what it waits for.
@@ -122,22 +125,26 @@ class ServeDeployment:
                 ask_at = time.monotonic() + _SHORTAGE_AGAIN_SECONDS
             absent = state.status == "ABSENT" and time.monotonic() - began > _TIMEOUT_SECONDS
             if absent or state.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                self._put(self._before)
+                self.restore()
                 raise ClusterError(f"cluster {self.where}: {_error_reason(state.message)}")
             seen = state
             time.sleep(_POLL_SECONDS)
         return state
 
+    def restore(self) -> None:
+        """Return to the endpoint before the last deployment; without one, stop this one."""
+        self._put(self._before)
+
     def stop(self) -> None:
         """Stop the endpoint; other applications of this cluster keep running."""
         self._put(None)
 
-    def _put(self, mine: JsonObject | None, http: JsonObject | None = None) -> None:
+    def _put(self, mine: JsonObject | None, place: JsonObject | None = None) -> None:
         """Replace the endpoint's application; Ray Serve needs the configuration of all applications at once."""
         others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
         applications = [one for one in (*others, mine) if one]
         if applications:
-            config: JsonObject = {"applications": applications} | ({"http_options": http} if http else {})
+            config: JsonObject = {"applications": applications} | ({"http_options": place} if place else {})
             self._call(self._client.deploy_applications, config)
         else:
             self._call(self._client.delete_applications)
@@ -155,21 +162,24 @@ class ServeDeployment:
             raise ClusterError(f"cluster {self.where}: {_error_reason(str(error))}") from error
 
 
-def bundle_at(url: str) -> str:
-    """The digest of the bundle that an endpoint serves, once it answers.
+def bundle_at(url: str, expected: str | None) -> str:
+    """The digest of the bundle that an endpoint serves, once it answers with the `expected` one, or with any.
 
     Raises:
-        ClusterError: it does not answer in time.
+        ClusterError: it does not answer in time, or serves something else: a replaced engine may answer for a moment.
     """
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
-    while True:
+    deadline, problem = time.monotonic() + _TIMEOUT_SECONDS, ""
+    while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  # http
-                return str(response.headers["X-Bundle"])
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ClusterError(f"endpoint {url}: does not answer ({error})") from error
+                bundle = response.headers["X-Bundle"]
+            if bundle and expected in (None, bundle):
+                return str(bundle)
+            problem = f"answers with bundle {bundle[:12]}" if bundle else "another program answers"
+        except (OSError, http.client.HTTPException) as error:
+            problem = f"does not answer ({error})"
         time.sleep(_POLL_SECONDS)
+    raise ClusterError(f"endpoint {url}: {problem}")
 
 
 def _check_port(host: str, port: int) -> None:

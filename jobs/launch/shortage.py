@@ -70,10 +70,12 @@ def run_holder(run_id: str) -> str:
 
 def current_shortages(address: str, waiting: str) -> list[Shortage]:
     """What a run or the endpoint (`waiting`) lacks on the cluster at an address; nothing if it cannot be asked."""
+    from ray.util.state.exception import RayStateApiException
+
     try:
         client, _ = connect(address, start=False)
         return shortages(*_cluster_claims(client, address), waiting)
-    except (ClusterError, RuntimeError, OSError):
+    except (ClusterError, RayStateApiException, RuntimeError, OSError):
         return []
 
 

@@ -149,7 +149,7 @@ def _check_quantize(recipe: Recipe, here: bool) -> None:
         needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.format == "optimum" else "onnx")
         for package in needed:
             if find_spec(package.partition(".")[0]) is None:
-                raise RecipeError(f"{package}: is not installed; run `pip install 'tinymusician[quantize]'`")
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _check_evaluate(recipe: Recipe, here: bool) -> None:

@@ -73,7 +73,7 @@ def test_unknown_words_are_named(folder: Path, bundle: Path) -> None:
     ("words", "message"),
     [
         (("a jig", "-o", "a.xyz"), "supported are .wav, .flac, .ogg, .opus"),
-        (("a jig", "-o", "old.wav"), "old.wav: exists already; use force to replace it"),
+        (("a jig", "-o", "old.wav"), "old.wav: exists already; --force replaces it"),
         (("a jig", "-o", "-", "--count", "2"), "standard output holds one clip"),
         (("a jig", "--prompts", "prompts.txt"), "leave the prompt 'a jig' out"),
         (("--prompts", "none.txt"), "--prompts none.txt: cannot be read"),

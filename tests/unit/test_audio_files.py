@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tinymusician.errors import DataError
+from tinymusician.artifacts import output_file
+from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime import audio, audio_output, loudness
 
 RATE = 16000
@@ -76,7 +77,7 @@ def test_normalize_reaches_the_loudness() -> None:
     assert np.abs(quiet).max() == pytest.approx(0.1, rel=0.01)
     silence = np.zeros(RATE, np.float32)
     assert (loudness.normalized(silence, RATE, -14) == 0).all()
-    with pytest.raises(DataError, match=r"0\.4 s"):
+    with pytest.raises(RequestError, match=r"0\.4 s"):
         loudness.normalized(silence[:100], RATE, -14)
 
 
@@ -85,10 +86,10 @@ def test_existing_file_keeps_its_mode_and_link(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     target.chmod(0o600)
     link.symlink_to("target.wav")
-    with pytest.raises(DataError, match=r"exists already; use force"):
-        audio_output.check_writable(link, force=False)
-    audio_output.check_writable(link, force=True)
-    audio_output.write(link, b"new")
+    with pytest.raises(DataError, match=r"exists already; --force replaces it"):
+        output_file.check_writable(link, force=False)
+    output_file.check_writable(link, force=True)
+    output_file.write_output(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
@@ -99,21 +100,21 @@ def test_fifo_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
     reader.start()
-    audio_output.check_writable(fifo, force=False)
-    audio_output.write(fifo, b"music")
+    output_file.check_writable(fifo, force=False)
+    output_file.write_output(fifo, b"music")
     reader.join(30)
     assert received == [b"music"]
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
 def test_device_stays_a_device() -> None:
-    audio_output.check_writable(Path("/dev/null"), force=False)
-    audio_output.write(Path("/dev/null"), b"music")
+    output_file.check_writable(Path("/dev/null"), force=False)
+    output_file.write_output(Path("/dev/null"), b"music")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 def test_standard_output_has_only_the_file(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    audio_output.write(audio_output.STDOUT, b"music")
+    output_file.write_output(audio_output.STDOUT, b"music")
     assert capfdbinary.readouterr().out == b"music"
 
 
@@ -129,10 +130,10 @@ def test_unwritable_paths_are_refused(tmp_path: Path, path: str, message: str) -
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(DataError, match=message):
-        audio_output.check_writable(tmp_path / path, force=True)
+        output_file.check_writable(tmp_path / path, force=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs Linux, as root")
 def test_read_only_folders_are_refused() -> None:
     with pytest.raises(DataError, match="cannot be written"):
-        audio_output.check_writable(Path("/sys/a.wav"), force=True)
+        output_file.check_writable(Path("/sys/a.wav"), force=True)

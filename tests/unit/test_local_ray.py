@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -70,14 +72,33 @@ def test_only_a_ray_that_accepts_the_users_token_is_used(monkeypatch: pytest.Mon
         assert not local_ray.accepts_token(address)
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs another user")
+@pytest.mark.usefixtures("home")
+def test_the_token_is_not_sent_to_another_user() -> None:
+    """Whoever has it can run code as its owner."""
+    server = "import os, socket; os.setgroups([]); os.setgid(65534); os.setuid(65534); s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    server += "print(s.accept(), flush=True)"
+    with subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        assert not local_ray.accepts_token(f"http://127.0.0.1:{port}")
+        other.terminate()
+        assert other.stdout.read() == "", "nobody has connected"
+
+
 def test_the_address_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_ray, "LOCAL", "http://127.0.0.1:1")
     assert local_ray.find() is None
     state = home / "state" / "tinymusician" / "local-ray.json"
     state.parent.mkdir(parents=True)
     with dashboard("mine") as address:
-        state.write_text(json.dumps({"address": address, "gcs_port": 2}))
-        assert local_ray.find() == address
+        state.write_text(json.dumps({"address": "http://127.0.0.1:2", "gcs_port": 54321}))
+        assert local_ray.find() is None
+        sleeping = [sys.executable, "-c", "import time; time.sleep(600)", "--gcs_server_port=54321"]
+        with subprocess.Popen(sleeping) as ray:
+            assert local_ray.find() == "http://127.0.0.1:2", "it runs, and may be too busy to answer"
+            assert local_ray.stop() == "http://127.0.0.1:2"
+            assert ray.wait(10) is not None
         state.write_text("damaged")
         assert local_ray.find() is None
         monkeypatch.setattr(local_ray, "LOCAL", address)
@@ -91,7 +112,7 @@ def test_the_address_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) 
     ("variable", "value", "message"),
     [
         ("TMPDIR", "/tmp/" + "x" * 60, r"TMPDIR /tmp/x+: .* at most \d+ bytes are possible; set RAY_TMPDIR=/tmp"),
-        ("RAY_AUTH_TOKEN_PATH", "/proc/nothing/token", "home folder, which cannot be written .*; set HOME"),
+        ("RAY_AUTH_TOKEN_PATH", "/proc/nothing/token", "folder that cannot be written .*; set RAY_AUTH_TOKEN_PATH"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(
@@ -122,10 +143,14 @@ def test_an_explicit_address_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "internal.example")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("NO_PROXY", raising=False)
     bypass_proxies()
-    assert os.environ["no_proxy"] == "internal.example,localhost,127.0.0.1,::1"
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*", "which is no pattern among others"
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("NO_PROXY", "internal.example, ::1")
+    bypass_proxies()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "internal.example,::1,localhost,127.0.0.1"
     opener = urllib.request.build_opener()  # `urlopen` would keep these proxies for other tests
     with dashboard(None) as address, opener.open(address, timeout=10) as answer:
         assert answer.status == 200

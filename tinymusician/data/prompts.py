@@ -78,8 +78,8 @@ def texts_of(prompts: list[Prompt], split: Split) -> list[str]:
 def _lines(name: str) -> list[str]:
     try:
         if name in PACKAGED:
-            return (resources.files("tinymusician.data") / "prompts" / f"{name}.jsonl").read_text("utf-8").splitlines()
-        return Path(name).read_text("utf-8-sig").splitlines()
+            return (resources.files("tinymusician.data") / "prompts" / f"{name}.jsonl").read_text("utf-8").split("\n")
+        return Path(name).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"prompts {name}: {reason}; packaged are {', '.join(PACKAGED)}, else give a path") from error

@@ -111,7 +111,7 @@ def sampling_defaults(name: str) -> dict[str, float]:
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     file = folder / "generation_config.json"
     try:
-        content = json.loads(file.read_text()) if file.is_file() else {}
+        content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
         values = {key: content[key] for key in ("guidance_scale", "top_k", "temperature") if content.get(key)}
         if any(isinstance(value, bool) or not value > 0 for value in values.values()):
             raise ValueError(f"{values}: positive numbers are needed")

@@ -47,11 +47,16 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def apply_overrides(content: JsonObject, overrides: tuple[str, ...]) -> JsonObject:
-    """A recipe's content after `section.key=value` overrides."""
-    content = deepcopy(content)
+    """A recipe's content after `section.key=value` overrides.
+
+    Another teacher loses the sampling settings of the recipe's teacher, unless they are overridden as well.
+    """
+    changed = deepcopy(content)
+    if any(override.startswith("teacher.model=") for override in overrides):
+        _drop_sampling(changed.setdefault("teacher", {}))
     for override in overrides:
-        _override(content, override)
-    return content
+        _override(changed, override)
+    return changed
 
 
 def parse_recipe(content: object, name: str) -> Recipe:
@@ -77,7 +82,7 @@ def _read(name: str) -> JsonObject:
             f"recipe {name!r}: not packaged; allowed are {', '.join(recipe_names())}, or a YAML file's path"
         )
     try:
-        text = Path(name).read_text() if is_path else (_packaged() / f"{name}.yaml").read_text()
+        text = Path(name).read_text("utf-8-sig") if is_path else (_packaged() / f"{name}.yaml").read_text("utf-8")
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -111,11 +116,19 @@ def _merge(base: JsonObject, changes: JsonObject, section: str) -> None:
     kind = _KIND_KEYS.get(section)
     if kind in changes and changes[kind] != base.get(kind):
         base.clear()
+    if section == "teacher" and changes.get("model", base.get("model")) != base.get("model"):
+        _drop_sampling(base)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value, f"{section}.{key}" if section else key)
         else:
             base[key] = value
+
+
+def _drop_sampling(teacher: JsonObject) -> None:
+    """Remove the sampling settings of another model: each model brings its own."""
+    for key in ("guidance_scale", "top_k", "temperature"):
+        teacher.pop(key, None)
 
 
 def _override(content: JsonObject, override: str) -> None:

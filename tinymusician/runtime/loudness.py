@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinymusician.errors import DataError
+from tinymusician.errors import RequestError
 from tinymusician.runtime.audio import Samples
+from tinymusician.runtime.sampling import check_real
 
+_BLOCK = 0.4
+_QUIETEST = -70.0
+"""The gate of the measurement, in LUFS."""
 PEAK = 10 ** (-1 / 20)
 """-1 dB of full scale: the peak of audio that would clip otherwise."""
 
@@ -21,21 +25,34 @@ def limit_peak(samples: Samples) -> tuple[Samples, float | None]:
 
 def fade_out_samples(samples: Samples, rate: int, seconds: float) -> Samples:
     """The samples with a linear fade to silence over the last `seconds`."""
-    length = min(round(seconds * rate), len(samples))
+    length = round(min(seconds * rate, len(samples)))
     gain = np.ones(len(samples), np.float32)
     gain[len(samples) - length :] = np.linspace(1, 0, length, dtype=np.float32)
     return samples * gain
+
+
+def check_loudness(loudness: float, seconds: float | None) -> None:
+    """Check a loudness to normalize to, and the audio's length if it is known, before anything is generated.
+
+    Raises:
+        RequestError: it is no loudness, or cannot be measured.
+        ModuleNotFoundError: pyloudnorm is not installed.
+    """
+    import pyloudnorm  # noqa: F401
+
+    if seconds is not None and seconds < _BLOCK:
+        raise RequestError(f"loudness: {_BLOCK:g} s of audio or more are needed")
+    check_real("loudness", loudness, lambda level: _QUIETEST <= level <= 0, f"{_QUIETEST:g} to 0 LUFS")
 
 
 def normalized(samples: Samples, rate: int, loudness: float) -> Samples:
     """The samples at an integrated loudness in LUFS (ITU-R BS.1770-4, by pyloudnorm); silence stays silence.
 
     Raises:
-        DataError: the audio is shorter than a block of the measurement, 0.4 s.
+        RequestError: the audio is shorter than a block of the measurement, 0.4 s.
     """
     import pyloudnorm
 
-    if len(samples) < 0.4 * rate:
-        raise DataError("loudness: 0.4 s of audio or more are needed")
+    check_loudness(loudness, len(samples) / rate)
     measured = pyloudnorm.Meter(rate).integrated_loudness(samples.astype(np.float64))
     return samples if np.isinf(measured) else samples * np.float32(10 ** ((loudness - measured) / 20))
