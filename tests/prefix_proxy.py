@@ -22,7 +22,9 @@ def prefix_proxy(upstream: str, prefix: str) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             address = f"{upstream}{self.path.removeprefix(prefix)}"
             headers = {name: value for name, value in self.headers.items() if name != "Host"}
-            answer = requests.request(self.command, address, headers=headers, data=body, timeout=60)
+            answer = requests.request(
+                self.command, address, headers=headers, data=body, timeout=60, allow_redirects=False
+            )
             self.send_response(answer.status_code)
             for name, value in answer.headers.items():
                 if name.lower() not in ("content-encoding", "content-length", "transfer-encoding", "connection"):

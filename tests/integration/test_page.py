@@ -192,6 +192,8 @@ def test_page_works_behind_the_path_of_a_proxy(browser: Browser, here: Endpoint)
         expect(page.get_by_role("link", name="Download WAV")).to_be_visible(timeout=30_000)
         page.get_by_label("Generate on this device").check()
         expect(page.locator("#device-note")).to_contain_text("ready in", timeout=60_000)
+        page.goto(f"{url}/docs")
+        expect(page.get_by_text("/v1/audio/generations")).to_be_visible(timeout=30_000)
         page.close()
 
 

@@ -20,7 +20,7 @@ from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
 from tinymusician.models.shape import WEIGHTS
 from tinymusician.quantize.export import architecture_of
-from tinymusician.recipe import parse_recipe
+from tinymusician.recipe import load_recipe, parse_recipe
 
 
 @pytest.fixture
@@ -212,6 +212,12 @@ def test_a_model_brings_its_sampling_settings(folder: Path) -> None:
 
     assert teacher() == (2.0, 64, 0.7)
     assert teacher(guidance_scale=5, temperature=1) == (5.0, 64, 1.0)
+    other = load_recipe("band", (f"teacher.model={folder}", "teacher.temperature=0.5"))
+    assert (other.teacher.guidance_scale, other.teacher.top_k) == (3.0, 250), "not those of the recipe's own teacher"
+    derived = folder / "derived.yaml"
+    derived.write_text(f"extends: band\nteacher: {{model: {folder}, top_k: 9}}\n")
+    other = with_sampling_defaults(load_recipe(str(derived)))
+    assert (other.teacher.guidance_scale, other.teacher.top_k) == (2.0, 9)
     edit(folder / "generation_config.json", top_k=None, guidance_scale=4)
     assert teacher() == (4.0, 250, 0.7), "MusicGen's own where the model has none"
     edit(folder / "generation_config.json", temperature="warm")

@@ -8,30 +8,46 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from jobs.launch import local_ray
+from jobs.cli.main import extra_of
+from jobs.launch import local_ray, serve_deploy
 from jobs.launch.cluster import configured_address
 from jobs.launch.ray_environment import bypass_proxies, explicit_address
-from jobs.launch.shortage import ENDPOINT, ResourceClaim, shortages
+from jobs.launch.shortage import ENDPOINT, ResourceClaim, current_shortages, shortages
+from serve.config import reachable_url
 from tinymusician.errors import ClusterError
 
 
 @contextmanager
-def dashboard(token: str | None, content: bytes = b'{"ray_version": "2.60.0"}') -> Iterator[str]:
-    """A server that answers as Ray's dashboard does; with a token, only to requests that have it."""
+def dashboard(
+    token: str | None,
+    content: bytes = b'{"ray_version": "2.60.0"}',
+    headers: Mapping[str, str] = MappingProxyType({}),
+    answers: Mapping[str, tuple[int, bytes]] | None = None,
+) -> Iterator[str]:
+    """A server that answers as Ray's dashboard does; with a token, only to requests that have it.
+
+    With `answers` it answers to their paths only, and with an error to others.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             allowed = token is None or self.headers["Authorization"] == f"Bearer {token}"
-            self.send_response(200 if allowed else 403)
+            status, body = (200, content) if allowed else (403, b"Forbidden")
+            if answers is not None:
+                status, body = answers.get(self.path.partition("?")[0], (500, b"broken"))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content if allowed else b"Forbidden")
+            self.wfile.write(body)
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             """Says nothing."""
@@ -76,7 +92,8 @@ def test_only_a_ray_that_accepts_the_users_token_is_used(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("home")
 def test_the_token_is_not_sent_to_another_user() -> None:
     """Whoever has it can run code as its owner."""
-    server = "import os, socket; os.setgroups([]); os.setgid(65534); os.setuid(65534); s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    server = "import os, socket; os.setgroups([]); os.setgid(65534); os.setuid(65534); "
+    server += "s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
     server += "print(s.accept(), flush=True)"
     with subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -154,6 +171,49 @@ def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
     opener = urllib.request.build_opener()  # `urlopen` would keep these proxies for other tests
     with dashboard(None) as address, opener.open(address, timeout=10) as answer:
         assert answer.status == 200
+
+
+@pytest.mark.usefixtures("home")
+def test_a_cluster_that_cannot_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state API answers with an error of Ray's own kind."""
+    answers = {"/api/version": (200, b'{"version": "4", "ray_version": "2.60.0", "ray_commit": ""}')}
+    with dashboard(None, answers=answers) as address:
+        assert current_shortages(address, ENDPOINT) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("192.168.1.5", "http://192.168.1.5:80"),
+        ("::", "http://[::1]:80"),
+        ("fe80::1", "http://[fe80::1]:80"),
+        ("localhost", "http://localhost:80"),
+    ],
+)
+def test_the_address_of_an_endpoint(host: str, url: str) -> None:
+    assert reachable_url(host, 80) == url
+
+
+def test_an_endpoint_that_answers_with_another_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_deploy, "_TIMEOUT_SECONDS", 1.0)
+    with dashboard(None, headers={"X-Bundle": "a" * 64}) as url:
+        assert serve_deploy.bundle_at(url, None) == serve_deploy.bundle_at(url, "a" * 64) == "a" * 64
+        with pytest.raises(ClusterError, match="answers with bundle aaaaaaaaaaaa"):
+            serve_deploy.bundle_at(url, "b" * 64)
+    with dashboard(None) as url, pytest.raises(ClusterError, match="another program answers"):
+        serve_deploy.bundle_at(url, None)
+    with pytest.raises(ClusterError, match="does not answer"):
+        serve_deploy.bundle_at("http://127.0.0.1:1", None)
+
+
+def test_every_optional_package_has_an_extra() -> None:
+    for package in ("ray", "torch", "transformers", "psutil", "scipy", "matplotlib"):
+        assert extra_of(package) == "cluster"
+    for package, extra in {"onnx": "quantize", "optimum": "quantize", "boto3": "s3", "pyloudnorm": "loudness"}.items():
+        assert extra_of(package) == extra
+    assert extra_of("numpy") is extra_of("nothing") is None
 
 
 def test_shortages() -> None:
