@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.examples.demo_page import Generated, demo_page, read_clips
+from tinymusician.artifacts.keys import keys_folder, load_key
 from tinymusician.artifacts.manifest import Manifest, fetch, find
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.errors import KeyFileError, TinyMusicianError
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import Recipe, parse_recipe
 
@@ -33,7 +36,23 @@ PROMPTS = (
     "a fast banjo hornpipe",
 )
 SECONDS = 5.0
-STEPS = 6
+
+
+class Step(NamedTuple):
+    """A step of the demo, and its share of the time on two cores; only the remaining time depends on the shares."""
+
+    text: str
+    share: float
+
+
+STEPS = (
+    Step("create signing keys, unless the store has some", 0.01),
+    Step("distil a student from its teacher", 0.72),
+    Step("compress it into a bundle", 0.14),
+    Step("sign the bundle and publish it as candidate", 0.01),
+    Step("pull it, as a device would", 0.01),
+    Step("play the prompts with every model", 0.11),
+)
 TMCTL = str(Path(sys.executable).with_name("tmctl"))
 
 
@@ -50,8 +69,9 @@ def main() -> None:
     """Run the chain, play everything, and write the page."""
     folder, began = Path(sys.argv[1] if len(sys.argv) > 1 else "demo"), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    chain = _run_chain(folder)
-    _say(6, "play the prompts with every model")
+    announce = Announcer(began)
+    chain = _run_chain(folder, announce)
+    announce()
     generated = [*_generate_with_torch(chain.student, folder), _generate_with_bundle(chain, folder)]
     minutes = (time.monotonic() - began) / 60
     page = folder / "index.html"
@@ -59,29 +79,38 @@ def main() -> None:
     print(f"\n{minutes:.1f} minutes; listen and look: {page.absolute().as_uri()}")
 
 
-def _run_chain(folder: Path) -> Chain:
-    """Distil, quantize, sign, publish and pull, each by the command line."""
-    store, device = open_store(), folder / "device"
-    name = f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    _say(1, "distil a student from its teacher")
+class Announcer:
+    """Announces each step, and from the second one on how long the rest will take at the speed so far."""
+
+    def __init__(self, began: float) -> None:
+        self._began, self._step = began, 0
+
+    def __call__(self) -> None:
+        """Announce the next step."""
+        done = sum(step.share for step in STEPS[: self._step])
+        left = (time.monotonic() - self._began) * (1 - done) / done if self._step > 1 else 0
+        remaining = f" (about {max(1, round(left / 60))} min left in all)" if left else ""
+        print(f"\n[{self._step + 1}/{len(STEPS)}] {STEPS[self._step].text}{remaining}", flush=True)
+        self._step += 1
+
+
+def _run_chain(folder: Path, announce: Announcer) -> Chain:
+    """Distil, quantize, sign, publish and pull, each by the command line; the device is a new folder for each run."""
+    store, name = open_store(), f"band-demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    device = folder / name
+    announce()
+    root_key = _root_key(ReleaseRegistry(store, keys_folder()))
+    announce()
     _tmctl("submit", "distill", "band", "--name", name)
     student = find(store, str(RunStore(store, name).result().artifact))
-    _say(2, "compress it into a bundle")
+    announce()
     _tmctl("submit", "quantize", "band", "--model", student.reference, "--name", f"{name}-quantize")
     bundle = find(store, str(RunStore(store, f"{name}-quantize").result().artifact))
-    _say(3, "create signing keys, unless the store has some")
-    if _root_key() is None:
-        _tmctl("signing-keys", "create")
-    _say(4, "sign the bundle and publish it as candidate")
+    announce()
     _tmctl("artifacts", "publish", bundle.reference)
-    _say(5, "pull it, as a device would")
-    _tmctl("pull", f"{bundle.name}@candidate", "--to", str(device), "--root-key", str(_root_key()))
+    announce()
+    _tmctl("pull", f"{bundle.name}@candidate", "--to", str(device), "--root-key", root_key)
     return Chain(RunStore(store, name), student, bundle, device)
-
-
-def _say(number: int, what: str) -> None:
-    """Announce a step."""
-    print(f"\n[{number}/{STEPS}] {what}", flush=True)
 
 
 def _tmctl(*words: str) -> None:
@@ -92,10 +121,19 @@ def _tmctl(*words: str) -> None:
         sys.exit(code)
 
 
-def _root_key() -> str | None:
-    """The public root key of the store's releases; None if the store has none."""
-    ended = subprocess.run([TMCTL, "signing-keys", "show", "--json"], capture_output=True, text=True, check=False)
-    return str(json.loads(ended.stdout)["root"][0]) if ended.returncode == 0 else None
+def _root_key(registry: ReleaseRegistry) -> str:
+    """The public root key of the store's releases, with keys that are created if the store has none.
+
+    Raises:
+        KeyFileError: the store has some, and the release key is not on this machine.
+    """
+    try:
+        root = registry.roots()[-1]
+    except KeyFileError:
+        _tmctl("signing-keys", "create")
+        root = registry.roots()[-1]
+    load_key("release", keys_folder(), root.release_keys)
+    return root.root[0]
 
 
 def _generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
@@ -109,7 +147,11 @@ def _generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:
         fetch(open_store(), student, Path(scratch))
         distilled = load_musicgen(scratch)
     models = {"teacher": teacher, "untrained student": new_student(recipe, teacher), "student": distilled}
-    return [_generate(model, tokenizer, recipe, folder, name) for name, model in models.items()]
+    generated = []
+    for name, model in models.items():
+        print(f"{name}: {len(PROMPTS)} clips of {SECONDS:g} s in PyTorch", flush=True)
+        generated.append(_generate(model, tokenizer, recipe, folder, name))
+    return generated
 
 
 def _generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Path, name: str) -> Generated:
@@ -162,4 +204,7 @@ def _generate_with_bundle(chain: Chain, folder: Path) -> Generated:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TinyMusicianError as error:
+        sys.exit(f"error: {error}")
