@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tinymusician.evaluate.audio import Wave
+from tinymusician.runtime.audio_reader import Wave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -77,7 +77,7 @@ def generate(
     ] = None,
     clip: Annotated[
         Path | None,
-        typer.Option("--continue", metavar="WAV", help="Continue this clip; its length counts among the seconds."),
+        typer.Option("--continue", metavar="FILE", help="Continue this audio; its length counts among the seconds."),
     ] = None,
     windows: Annotated[
         bool,
@@ -111,8 +111,8 @@ def generate(
     - `tmctl generate --prompts prompts.txt --count 3 -o clips.wav`
     """
     from tinymusician.artifacts.output_file import STDOUT, check_writable, is_special
-    from tinymusician.runtime.audio import read_wave
     from tinymusician.runtime.audio_output import audio_format
+    from tinymusician.runtime.audio_reader import read_clip
     from tinymusician.runtime.generator import GenerationRequest, load_generator
     from tinymusician.runtime.loudness import check_loudness
 
@@ -130,7 +130,12 @@ def generate(
     generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     rate, first = generator.codec.shape.sampling_rate, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed
     one = GenerationRequest(None, seconds, first, guidance, temperature, top_k, top_p, negative_prompt, windows=windows)
-    one = replace(one, clip=None if clip is None else read_wave(clip, rate), sections=_parse_sections(sections or []))
+    if clip is not None:
+        loaded_clip = read_clip(clip, rate)
+        if loaded_clip.changed:
+            warn(f"{clip}: {', '.join(loaded_clip.changed)}")
+        one = replace(one, clip=loaded_clip.wave)
+    one = replace(one, sections=_parse_sections(sections or []))
     requests = [replace(one, prompt=texts[n // count], seed=first + n) for n in range(len(paths))]
     words = {text: _unknown_words(generator, replace(one, prompt=text)) for text in dict.fromkeys(texts)}
     loaded = time.monotonic()

@@ -23,7 +23,7 @@ from tinymusician.evaluate.aggregate import (
     distribution_metrics,
     worst_clips,
 )
-from tinymusician.evaluate.audio import Wave, encode_flac
+from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.bootstrap import paired_difference
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 from tinymusician.evaluate.degenerate import count_degenerate
@@ -40,6 +40,7 @@ from tinymusician.evaluate.results import (
     distribution_facts,
     run_metrics,
 )
+from tinymusician.runtime.audio_reader import Wave
 
 Groups = Sequence[range]
 

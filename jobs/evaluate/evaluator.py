@@ -28,7 +28,6 @@ from jobs.worker.context import WorkerContext
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint
 from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
-from tinymusician.evaluate.audio import Wave, resampled
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
@@ -36,6 +35,7 @@ from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
 from tinymusician.evaluate.reference import ReferenceSet
 from tinymusician.evaluate.results import InferenceCost, ReferenceAudio
 from tinymusician.models.likelihood import code_entropies, cross_entropies
+from tinymusician.runtime.audio_reader import Wave, resampled
 
 
 class Evaluator:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.laion_clap import RATE, LaionClap
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import LaionClapEmbeddingConfig
+from tinymusician.runtime.audio_reader import Wave
 
 
 class LaionClapActor:

@@ -12,7 +12,7 @@ import numpy as np
 from tinymusician.artifacts.provenance import machine
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.distill.plots import plot_metrics
-from tinymusician.evaluate.audio import Wave, encode_flac
+from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.degenerate import examine
 from tinymusician.evaluate.spectrograms import plot_spectrogram
 from tinymusician.html_report import (
@@ -24,6 +24,7 @@ from tinymusician.html_report import (
     html_text,
     page,
 )
+from tinymusician.runtime.audio_reader import Wave
 
 
 class DemoClip(NamedTuple):

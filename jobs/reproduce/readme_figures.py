@@ -18,11 +18,12 @@ from jobs.reproduce.reproduction import Reproduction
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import DataError, TinyMusicianError
-from tinymusician.evaluate.audio import Wave, decode_flac, encode_flac
+from tinymusician.evaluate.audio import decode_flac, encode_flac
 from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.evaluate.results import EvaluationResult, InferenceCost, ModelResult
 from tinymusician.evaluate.spectrograms import plot_spectrograms
 from tinymusician.markdown import markdown_table
+from tinymusician.runtime.audio_reader import Wave
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "docs/readme"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps
+from tinymusician.data.captioned import check_clip_folder, load_folder, load_musicbench, load_musiccaps
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import encode_flac, read_clip, resampled
+from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.reference import FileClips
+from tinymusician.runtime.audio_reader import audio_seconds, read_clip, resampled
 
 COLUMNS = (
     "ytid", "start_s", "end_s", "audioset_positive_labels", "aspect_list", "caption", "author_id",
@@ -23,6 +26,15 @@ COLUMNS = (
 
 def tone(seconds: float, rate: int = 16_000, pitch: float = 440.0) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encode_with_av(path: Path, wave_NC: np.ndarray, rate: int, codec: str) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave_NC.T), format="fltp", layout="stereo")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def write_musiccaps(folder: Path, names: list[str], audio: dict[str, np.ndarray]) -> tuple[Path, Path]:
@@ -55,9 +67,9 @@ class TestMusicCaps:
         result = load_musiccaps(*write_musiccaps(tmp_path, names, waves))
         assert [clip.name for clip in result.clips] == names[:4]
         assert result.clips[0].caption == "caption 0, with a comma\nand a line"
-        assert result.missing == [tmp_path / "audio" / "e.wav"]
+        assert result.left_out["no audio"] == [tmp_path / "audio" / "e.wav"]
         clips = FileClips(result, "MusicCaps", 4, 10.0, 0)
-        assert clips.provenance["without audio"] == 1
+        assert clips.provenance["left out, no audio"] == 1
         for place, pitch in enumerate((200, 900, 400, 500)):
             wave = clips.wave(place, 16_000).wave
             assert len(wave) == 160_000
@@ -99,7 +111,7 @@ class TestMusicBench:
             soundfile.write(tmp_path / "data_aug2" / f"x_{number}.wav", tone(1), 16_000)
         result = load_musicbench(tmp_path / "t.json", tmp_path)
         assert [clip.caption for clip in result.clips] == ["caption 0", "caption 1"]
-        assert result.missing == [tmp_path / "data_aug2" / "x_2.wav"]
+        assert result.left_out["no audio"] == [tmp_path / "data_aug2" / "x_2.wav"]
 
     def test_invalid_tables(self, tmp_path: Path) -> None:
         for content, message in (
@@ -121,7 +133,7 @@ class TestFolders:
         (tmp_path / "b.txt").write_text("second")
         result = load_folder(tmp_path)
         assert [clip.caption for clip in result.clips] == ["first", "second"]
-        assert result.missing == [tmp_path / "alone.txt"]
+        assert result.left_out == {"no caption": [tmp_path / "alone.wav"]}
         with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 with their audio"):
             FileClips(result, "folder x", 3, 1.0, 0)
 
@@ -129,8 +141,79 @@ class TestFolders:
         with pytest.raises(DataError, match=r"put NAME\.wav and NAME\.txt there"):
             load_folder(tmp_path)
 
+    def test_folders_of_a_mac_and_a_recorder(self, tmp_path: Path) -> None:
+        """Sub-folders, suffixes in capitals, companions of files, a byte-order mark; an empty caption is named."""
+        (tmp_path / "day 1").mkdir()
+        for name in ("day 1/ZOOM0001.WAV", "b.AIFF", "silent.wav"):
+            soundfile.write(tmp_path / name, tone(1), 16_000, format="AIFF" if "AIFF" in name else "WAV")
+        (tmp_path / "day 1" / "ZOOM0001.TXT").write_text("\ufeffa jig\n", "utf-8")
+        (tmp_path / "b.txt").write_text("a reel")
+        (tmp_path / "silent.txt").write_text(" \n")
+        for hidden in ("._b.AIFF", "._b.txt", ".DS_Store", "day 1/._ZOOM0001.WAV"):
+            (tmp_path / hidden).write_bytes(b"\0\5\x16\7")
+        result = load_folder(tmp_path)
+        assert [(clip.name, clip.caption) for clip in result.clips] == [
+            ("b.AIFF", "a reel"),
+            ("day 1/ZOOM0001.WAV", "a jig"),
+        ]
+        assert result.left_out == {"an empty caption": [tmp_path / "silent.wav"]}
+        with pytest.raises(DataError, match=r"1 of 3 have an empty caption, first of all silent\.wav"):
+            check_clip_folder(tmp_path)
+
+    def test_captions_in_another_encoding_are_refused_by_name(self, tmp_path: Path) -> None:
+        soundfile.write(tmp_path / "a.wav", tone(1), 16_000)
+        (tmp_path / "a.txt").write_text("Märchen", "latin-1")
+        with pytest.raises(DataError, match=r"a\.txt: is not UTF-8 text; save it in that encoding"):
+            load_folder(tmp_path)
+        table, audio = write_musiccaps(tmp_path, ["x"], {"x.wav": tone(1)})
+        table.write_bytes(table.read_bytes().replace(b"caption 0", "Märchen".encode("latin-1")))
+        with pytest.raises(DataError, match=r"musiccaps-public\.csv: is not UTF-8 text"):
+            load_musiccaps(table, audio)
+
+    def test_a_byte_order_mark_in_tables(self, tmp_path: Path) -> None:
+        table, audio = write_musiccaps(tmp_path, ["x"], {"x.WAV": tone(1)})
+        table.write_text("\ufeff" + table.read_text("utf-8"), "utf-8")
+        assert [clip.name for clip in load_musiccaps(table, audio).clips] == ["x"]
+
+
+FORMATS = {
+    "pcm16.wav": ("WAV", "PCM_16"),
+    "pcm24.wav": ("WAV", "PCM_24"),
+    "float.wav": ("WAV", "FLOAT"),
+    "extensible.wav": ("WAVEX", "PCM_24"),
+    "a.flac": ("FLAC", "PCM_24"),
+    "a.ogg": ("OGG", "VORBIS"),
+    "a.opus": ("OGG", "OPUS"),
+    "a.mp3": ("MP3", "MPEG_LAYER_III"),
+    "A.AIFF": ("AIFF", "PCM_16"),
+}
+
 
 class TestReading:
+    @pytest.mark.parametrize("name", [*FORMATS, "a.m4a", "a.webm"])
+    def test_formats(self, tmp_path: Path, name: str) -> None:
+        """Two seconds of 1 kHz on the left of two channels, at half the level in mono, and from 1 s on."""
+        rate, path = 48_000, tmp_path / name
+        stereo = np.stack([tone(2, rate, 1000), np.zeros(2 * rate, np.float32)], 1)
+        if name in FORMATS:
+            container, subtype = FORMATS[name]
+            soundfile.write(path, stereo, rate, format=container, subtype=subtype)
+        else:
+            encode_with_av(path, stereo, rate, "aac" if name.endswith("m4a") else "libopus")
+        clip = read_clip(path, 16_000, 1.0, 0.5)
+        assert clip.changed == ("2 channels averaged", "resampled from 48000 Hz")
+        assert len(clip.wave) == 8000
+        spectrum = np.abs(np.fft.rfft(clip.wave)) / len(clip.wave)
+        assert spectrum.argmax() == 500
+        assert spectrum[500] == pytest.approx(0.075, rel=0.25 if name == "a.mp3" else 0.02)
+        assert audio_seconds(path) == pytest.approx(2.0, abs=0.1)
+
+    def test_a_format_that_needs_an_optional_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "av", None)
+        (tmp_path / "a.m4a").write_bytes(b"x" * 100)
+        with pytest.raises(DataError, match=r"a\.m4a: \.m4a files are read with PyAV; run `pip install av`"):
+            read_clip(tmp_path / "a.m4a", 16_000)
+
     def test_resampling_and_downmixing_are_reported(self, tmp_path: Path) -> None:
         left, right = tone(1, 44_100, 1000), tone(1, 44_100, 3000)
         soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44_100)
@@ -153,16 +236,18 @@ class TestReading:
 
     def test_files_that_are_not_audio(self, tmp_path: Path) -> None:
         (tmp_path / "broken.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+        (tmp_path / "broken.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
         soundfile.write(tmp_path / "short.wav", tone(0.05), 16_000)
         soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
         soundfile.write(tmp_path / "one.wav", tone(1), 16_000)
         for name, message in (
             ("broken", "cannot be read as audio"),
             ("none", "cannot be read as audio"),
+            ("broken.m4a", "cannot be read as audio"),
             ("short", "0.05 s of audio; 0.1 s or more"),
             ("nan", "not finite"),
         ):
             with pytest.raises(DataError, match=message):
-                read_clip(tmp_path / f"{name}.wav", 16_000)
+                read_clip(tmp_path / (name if "." in name else f"{name}.wav"), 16_000)
         with pytest.raises(DataError, match="lasts 1 s; a clip from 2 s on"):
             read_clip(tmp_path / "one.wav", 16_000, 2.0)

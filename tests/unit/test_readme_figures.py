@@ -12,8 +12,9 @@ from tests.evaluation import evaluation
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import Wave, decode_flac, encode_flac
+from tinymusician.evaluate.audio import decode_flac, encode_flac
 from tinymusician.evaluate.results import AudioClip, EvaluationResult, PromptSamples
+from tinymusician.runtime.audio_reader import Wave
 
 
 def with_samples() -> EvaluationResult:

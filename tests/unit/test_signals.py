@@ -239,6 +239,15 @@ def test_clips_are_encoded_to_codes(teacher: Any, tiny_musicgen: Path, tmp_path:
     assert np.array_equal(clips.codes[1], codes.numpy())
 
 
+def test_clips_of_another_rate_are_resampled_and_reported(
+    teacher: Any, tiny_musicgen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tone(tmp_path / "a.wav", 1.0, 1600)
+    (tmp_path / "a.txt").write_text("a reel")
+    assert len(clip_codes(teacher, tiny_musicgen, tmp_path).codes) == 5
+    assert "clips 1 to 1: resampled from 1600 Hz: 1" in caplog.text
+
+
 def test_other_clips_are_other_shards(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:
     write_tone(tmp_path / "a.wav", 0.4)
     (tmp_path / "a.txt").write_text("a reel")
@@ -257,23 +266,20 @@ def test_unusable_clips(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> No
     def read() -> None:
         clip_codes(teacher, tiny_musicgen, tmp_path)
 
-    with pytest.raises(DataError, match=r"no \.wav files"):
+    with pytest.raises(DataError, match="no clip with a caption"):
         read()
     write_tone(tmp_path / "a.wav", 1.0)
-    with pytest.raises(DataError, match=r"a\.txt is missing"):
+    with pytest.raises(DataError, match="; 1 have no caption"):
         read()
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(DataError, match="is empty"):
+    with pytest.raises(DataError, match="1 have an empty caption"):
         read()
     (tmp_path / "a.txt").write_text("a reel")
-    write_tone(tmp_path / "a.wav", 1.0, 1600)
-    with pytest.raises(DataError, match="1600 Hz, 16 bit; 800 Hz, 16 bit is needed"):
-        read()
     write_tone(tmp_path / "a.wav", 0.1)
     with pytest.raises(DataError, match=r"none is 0\.2 s long"):
         read()
     (tmp_path / "a.wav").write_bytes(b"RIFFnonsense")
-    with pytest.raises(DataError, match="not a readable WAV file"):
+    with pytest.raises(DataError, match="cannot be read as audio"):
         read()
 
 

@@ -4,10 +4,13 @@ This package contains neither their tables nor their audio; both are read from t
 
     MusicCaps   musiccaps-public.csv (google/MusicCaps): ytid, start_s, end_s, …, caption, …, is_balanced_subset,
                 is_audioset_eval; audio as YTID.wav (a cut clip or the whole video), YTID_START_END.wav, or
-                [YTID]-[START-END].wav; .flac, .ogg and .mp3 as well
+                [YTID]-[START-END].wav, or any other suffix of an audio file
     MusicBench  MusicBench_test_A.json and others (amaai-lab/MusicBench): JSON, an object a line or a list, with
                 `location` below the audio folder and `main_caption`
-    a folder    clips, each with its caption in a .txt of the same name
+    a folder    clips, also in sub-folders, each with its caption in a .txt of the same name
+
+Suffixes count in any case, a byte-order mark is no text, and hidden files are ignored, such as the `._NAME` that a Mac
+writes beside files on other disks. What is left out is listed by reason.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from typing import Literal
 
 from tinymusician.errors import DataError
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_reader import SUFFIXES, check_readable
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 Subset = Literal["all", "balanced", "eval"]
 _FLAGS: dict[Subset, str] = {"balanced": "is_balanced_subset", "eval": "is_audioset_eval"}
 
@@ -40,10 +43,10 @@ class CaptionedClip:
 
 @dataclass(frozen=True)
 class CaptionedSet:
-    """The clips that have audio, and for the others the paths where it was expected."""
+    """The clips that have audio and caption, and by reason the paths of the others, where something was expected."""
 
     clips: list[CaptionedClip]
-    missing: list[Path]
+    left_out: dict[str, list[Path]]
 
 
 def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> CaptionedSet:
@@ -53,7 +56,7 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
         DataError: there is no such table or folder, the table has other columns, or no clip has audio.
     """
     rows = _csv(table, ("ytid", "start_s", "end_s", "caption", *_FLAGS.values()))
-    _folder(audio)
+    by_stem = {path.stem: path for path in audio_files(audio)}
     chosen = rows if subset == "all" else [row for row in rows if row[_FLAGS[subset]].strip().lower() == "true"]
     clips, missing = [], []
     for row in chosen:
@@ -63,15 +66,14 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
             raise DataError(f"{table}: {row['ytid']}: start_s and end_s must be numbers") from error
         clip_id = row["ytid"]
         cut = (f"{clip_id}_{row['start_s']}_{row['end_s']}", f"[{clip_id}]-[{row['start_s']}-{row['end_s']}]")
-        path = _first_existing(audio, cut)
-        whole = _first_existing(audio, (clip_id,))
+        path = next((by_stem[stem] for stem in cut if stem in by_stem), None)
         if path is not None:
             clips.append(CaptionedClip(clip_id, row["caption"], path))
-        elif whole is not None:
-            clips.append(CaptionedClip(clip_id, row["caption"], whole, start, end))
+        elif clip_id in by_stem:
+            clips.append(CaptionedClip(clip_id, row["caption"], by_stem[clip_id], start, end))
         else:
             missing.append(audio / f"{clip_id}.wav")
-    return _non_empty(CaptionedSet(clips, missing), table)
+    return _non_empty(clips, missing, table)
 
 
 def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
@@ -90,47 +92,86 @@ def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
         if not path.resolve().is_relative_to(audio.resolve()):
             raise DataError(f"{table}: row {number}: location {location!r} leads out of {audio}")
         clips.append(CaptionedClip(location, caption, path)) if path.is_file() else missing.append(path)
-    return _non_empty(CaptionedSet(clips, missing), table)
+    return _non_empty(clips, missing, table)
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """The audio files in a folder and its sub-folders, in order, without hidden ones.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    _folder(folder)
+    visible = (path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder)))
+    return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def load_folder(audio: Path) -> CaptionedSet:
     """All clips of a folder that have a caption beside them.
 
     Raises:
-        DataError: there is no such folder, or no clip with a caption in it.
+        DataError: there is no such folder, no clip with a caption in it, or a caption is not UTF-8.
     """
-    _folder(audio)
-    files = sorted(path for path in audio.iterdir() if path.suffix.lower() in SUFFIXES)
-    captioned = [path for path in files if path.with_suffix(".txt").is_file()]
-    clips = [CaptionedClip(path.name, path.with_suffix(".txt").read_text().strip(), path) for path in captioned]
+    clips, left_out = [], dict[str, list[Path]]()
+    for path in audio_files(audio):
+        text = _caption_file(path)
+        caption = "" if text is None else _read_text(text).strip()
+        if caption:
+            clips.append(CaptionedClip(path.relative_to(audio).as_posix(), caption, path))
+        else:
+            reason = "no caption" if text is None else "an empty caption"
+            left_out.setdefault(reason, []).append(path)
     if not clips:
-        raise DataError(f"{audio}: no clip with a caption; put NAME.wav and NAME.txt there, one pair a clip")
-    return CaptionedSet(clips, [path.with_suffix(".txt") for path in files if path not in captioned])
+        seen = "".join(f"; {len(paths)} have {reason}" for reason, paths in left_out.items())
+        raise DataError(f"{audio}: no clip with a caption; put NAME.wav and NAME.txt there, one pair a clip{seen}")
+    return CaptionedSet(clips, left_out)
+
+
+def load_training_clips(folder: Path) -> list[CaptionedClip]:
+    """All clips of a folder, each with its caption.
+
+    Raises:
+        DataError: there are none, or one has no caption.
+    """
+    captioned = load_folder(folder)
+    for reason, paths in captioned.left_out.items():
+        total = len(captioned.clips) + sum(map(len, captioned.left_out.values()))
+        raise DataError(f"clips {folder}: {len(paths)} of {total} have {reason}, first of all {paths[0].name}")
+    return captioned.clips
 
 
 def check_clip_folder(folder: Path) -> None:
-    """Check a folder of WAV files for training by their headers: each can be read, and has a caption beside it.
+    """Check the clips of a folder for training: each can be read, and has a caption beside it.
 
     Raises:
         DataError: there is none, or one cannot be read or has no caption.
     """
-    import soundfile
+    for clip in load_training_clips(folder):
+        check_readable(clip.path)
 
-    paths = sorted(folder.glob("*.wav"))
-    if not paths:
-        raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
-    if without := [path.with_suffix(".txt").name for path in paths if not path.with_suffix(".txt").is_file()]:
-        raise DataError(f"clips {folder}: {len(without)} of {len(paths)} have no caption; {without[0]} is missing")
-    for path in paths:
-        try:
-            soundfile.info(path)
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise DataError(f"clip {path}: cannot be read ({' '.join(str(error).split())})") from None
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _caption_file(path: Path) -> Path | None:
+    """The text file of a clip's name, whatever the case of its suffix."""
+    candidates = (path.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt"))
+    return next((text for text in candidates if text.is_file()), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; save it in that encoding") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(_absent(table, error)) from error
@@ -142,8 +183,9 @@ def _csv(table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
 
 def _json_rows(table: Path) -> list[JsonObject]:
     try:
-        text = table.read_text("utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        text = table.read_text("utf-8-sig")
+        is_list = text.lstrip().startswith("[")
+        rows = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise DataError(_absent(table, error)) from error
     if not all(isinstance(row, dict) for row in rows):
@@ -152,6 +194,8 @@ def _json_rows(table: Path) -> list[JsonObject]:
 
 
 def _absent(table: Path, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"{table}: is not UTF-8 text; save it in that encoding"
     reason = getattr(error, "strerror", None) or "not such a table"
     return f"{table}: {reason}; download the table from its dataset's page, and give its path"
 
@@ -161,13 +205,8 @@ def _folder(audio: Path) -> None:
         raise DataError(f"{audio}: no such folder; the clips' audio belongs there")
 
 
-def _first_existing(folder: Path, stems: Sequence[str]) -> Path | None:
-    candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _non_empty(captioned: CaptionedSet, table: Path) -> CaptionedSet:
-    if not captioned.clips:
-        where = f", first of all {captioned.missing[0]}" if captioned.missing else ""
-        raise DataError(f"{table}: none of its {len(captioned.missing)} clips has its audio here{where}")
-    return captioned
+def _non_empty(clips: list[CaptionedClip], missing: list[Path], table: Path) -> CaptionedSet:
+    if not clips:
+        where = f", first of all {missing[0]}" if missing else ""
+        raise DataError(f"{table}: none of its {len(missing)} clips has its audio here{where}")
+    return CaptionedSet(clips, {"no audio": missing} if missing else {})

@@ -1,5 +1,6 @@
-"""Prompt files: text with a prompt per line, or JSON lines with `text`, and optionally a split and attributes.
+"""Prompt files: plain text, a CSV table with captions, or JSON lines with `text`, optionally a split and attributes.
 
+A text file has a prompt per line; of a table, such as MusicCaps', the column `caption` is read.
 Two are packaged, 200 prompts each, split 160 / 20 / 20: `general` for MusicGen, `band` in the house band's vocabulary.
 
 A file without splits is split by a rule: its prompts are ordered by the SHA-256 of their texts; the first tenth is for
@@ -8,7 +9,9 @@ validation, the second for test, at least one prompt each, and the rest for trai
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections import Counter
 from importlib import resources
@@ -44,8 +47,11 @@ def load_prompts(name: str) -> list[Prompt]:
     Raises:
         DataError: the file is missing, empty or malformed, contains a text twice, or has an empty split.
     """
-    parse = _parse_text if name.endswith(".txt") else _parse_json
-    prompts = [parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
+    if name.lower().endswith(".csv"):
+        prompts = _read_table(name)
+    else:
+        parse = _parse_text if name.lower().endswith(".txt") else _parse_json
+        prompts = [parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
     if not prompts:
         raise DataError(f"prompts {name}: the file is empty; a prompt per line is needed")
     if repeated := [text for text, count in Counter(prompt.text for prompt in prompts).items() if count > 1]:
@@ -83,6 +89,15 @@ def _lines(name: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"prompts {name}: {reason}; packaged are {', '.join(PACKAGED)}, else give a path") from error
+
+
+def _read_table(name: str) -> list[Prompt]:
+    rows = list(csv.DictReader(io.StringIO("\n".join(_lines(name)), newline="")))
+    if rows and "caption" not in rows[0]:
+        raise DataError(f"prompts {name}: has no column `caption`, but {', '.join(rows[0])}")
+    if empty := [number for number, row in enumerate(rows, 1) if not (row["caption"] or "").strip()]:
+        raise DataError(f"prompts {name}: {len(empty)} captions are empty, first of all that of row {empty[0]}")
+    return [Prompt(text=row["caption"].strip()) for row in rows]
 
 
 def _parse_text(line: str, _where: str) -> Prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -11,14 +12,16 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.artifacts.blobs import digest_of
+from tinymusician.data.captioned import load_training_clips
 from tinymusician.data.shards import Arrays, ShardCache, read_arrays
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 from tinymusician.models.sampling import sample_codes
-from tinymusician.runtime.audio import read_wave
+from tinymusician.runtime.audio_reader import count_changes, read_clip
 
+_logger = logging.getLogger(__name__)
 _FILES = 32
 """The number of clips per shard."""
 
@@ -99,19 +102,17 @@ class TeacherSamples:
 
 
 class ClipCodes:
-    """The codec's codes of the WAV files in a folder, cut into pieces of `frames`, as shards of several files each."""
+    """The codec's codes of the clips in a folder, cut into pieces of `frames`, as shards of several files each."""
 
     def __init__(self, codec: Codec, tokenizer: Tokenizer, folder: Path, frames: int) -> None:
-        """Each WAV file has its caption beside it.
+        """Each clip has its caption beside it.
 
         Raises:
-            DataError: there is no WAV file, or one lacks its caption.
+            DataError: there are no clips, or one lacks its caption.
         """
-        self._paths = sorted(folder.glob("*.wav"))
-        if not self._paths:
-            raise DataError(f"clips {folder}: no .wav files there; each needs a .txt with its caption beside it")
+        clips = load_training_clips(folder)
+        self._paths, self._captions = [clip.path for clip in clips], [clip.caption for clip in clips]
         self._codec, self._tokenizer, self._folder, self._frames = codec, tokenizer, folder, frames
-        self._captions = [_caption_beside(path) for path in self._paths]
 
     @property
     def shards(self) -> int:
@@ -128,16 +129,19 @@ class ClipCodes:
         """Encode one shard's files: `codes` [N, K, T] of all pieces, and the number of `pieces` of each file.
 
         Raises:
-            DataError: a file is not a WAV file, or has another sampling rate than the codec.
+            DataError: a file cannot be read.
         """
         config, device = self._codec.config, next(self._codec.parameters()).device
         size = self._frames * int(np.prod(config.upsampling_ratios))
-        codes, counts = [], []
+        codes, counts, clips = [], [], []
         for path in self._paths[index * _FILES : (index + 1) * _FILES]:
-            pieces = _pieces(read_wave(path, config.sampling_rate), size)
+            clips.append(read_clip(path, config.sampling_rate))
+            pieces = _pieces(clips[-1].wave, size)
             waves = (torch.from_numpy(piece)[None, None].to(device) for piece in pieces)
             codes += [self._codec.encode(wave).audio_codes[0].cpu().numpy() for wave in waves]
             counts.append(len(pieces))
+        if changes := count_changes(clips):
+            _logger.warning("clips %d to %d: %s", index * _FILES + 1, index * _FILES + len(clips), changes)
         merged = np.concatenate(codes) if codes else np.zeros((0, 0, self._frames))
         return {"codes": merged.astype(np.int16), "pieces": np.array(counts)}
 
@@ -176,14 +180,3 @@ def _padded(array_NL: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int6
 
 def _pieces(samples: npt.NDArray[np.float32], size: int) -> list[npt.NDArray[np.float32]]:
     return [samples[start : start + size] for start in range(0, len(samples) - size + 1, size)]
-
-
-def _caption_beside(path: Path) -> str:
-    text = path.with_suffix(".txt")
-    try:
-        caption = text.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"clip {path}: its caption {text.name} is missing or not UTF-8 text") from error
-    if not caption:
-        raise DataError(f"clip {path}: its caption {text.name} is empty")
-    return caption

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import ClapFeatureExtractor, ClapModel
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
 from tinymusician.models.musicgen import load_tokenizer, model_location
 from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.prune_layers import weights_digest
+from tinymusician.runtime.audio_reader import Wave
 
 _BATCH = 32
 _AT_ONCE = 2

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoConfig, EncodecModel
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import load_musicgen, model_location
 from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.protocols import Codec
 from tinymusician.models.prune_layers import weights_digest
+from tinymusician.runtime.audio_reader import Wave
 
 
 class EncodecEmbedder:

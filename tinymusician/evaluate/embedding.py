@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_reader import Wave
 
 
 class Embedder(Protocol):

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.models.guidance import plays_in_one_pass, range_of, sampling_scale
 from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
@@ -24,6 +23,7 @@ from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, is_release
+from tinymusician.runtime.audio_reader import Wave
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
 from tinymusician.runtime.generator import GenerationRequest, load_generator
 from tinymusician.runtime.rollout import ForcedBatch, rollout

@@ -13,8 +13,8 @@ import numpy as np
 
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import LoadedClip, read_clip
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_reader import LoadedClip, audio_seconds, read_clip
 
 
 class ReferenceSet(Protocol):
@@ -41,11 +41,8 @@ class FileClips:
         self._clips = [captioned.clips[index] for index in choose_clips(len(captioned.clips), count, seed, kind)]
         self._seconds = seconds
         self.captions = [clip.caption for clip in self._clips]
-        self.provenance = {
-            "reference": kind,
-            "clips there": len(captioned.clips),
-            "without audio": len(captioned.missing),
-        }
+        left_out = {f"left out, {reason}": len(paths) for reason, paths in captioned.left_out.items()}
+        self.provenance = {"reference": kind, "clips there": len(captioned.clips), **left_out}
 
     def facts(self, index: int) -> JsonObject:
         """Everything that a clip's audio depends on: its position, and the bytes of its file."""
@@ -72,14 +69,8 @@ def _span(clip: CaptionedClip, seconds: float) -> tuple[float, float]:
     """
     if clip.end is None:
         return 0.0, seconds
-    import soundfile
-
-    try:
-        length = soundfile.info(clip.path).duration
-    except soundfile.SoundFileError as error:
-        raise DataError(f"{clip.path}: cannot be read as audio ({' '.join(str(error).split())})") from error
     whole = clip.end - clip.start
-    cut_already = length <= whole + 1
+    cut_already = audio_seconds(clip.path) <= whole + 1
     return (0.0 if cut_already else clip.start), min(seconds, whole)
 
 

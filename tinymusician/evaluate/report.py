@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.report_plots import plot_codebooks, plot_cost, plot_extrapolation, plot_front, plot_training
 from tinymusician.evaluate.report_tables import (
     Table,
@@ -29,6 +28,7 @@ from tinymusician.html_report import (
     page,
 )
 from tinymusician.markdown import markdown_table
+from tinymusician.runtime.audio_reader import Wave
 from tinymusician.training.metrics import Row
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinymusician.evaluate.audio import Wave
 from tinymusician.plots import png, pyplot
+from tinymusician.runtime.audio_reader import Wave
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

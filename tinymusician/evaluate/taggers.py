@@ -14,11 +14,11 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import model_location
 from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.prune_layers import weights_digest
+from tinymusician.runtime.audio_reader import Wave
 
 _BATCH = 32
 

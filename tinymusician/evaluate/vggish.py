@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from tinymusician.errors import ModelError
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
+from tinymusician.runtime.audio_reader import Wave
 
 _RATE, _FRAME, _HOP, _FFT, _BANDS = 16_000, 400, 160, 512, 64
 _LOWEST, _HIGHEST, _OFFSET = 125.0, 7500.0, 0.01

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.audio import LoadedClip, resampled
 from tinymusician.evaluate.reference import choose_clips
 from tinymusician.house_band.corpus import RenderedSplit
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_reader import LoadedClip, resampled
 
 
 class RenderedClips:

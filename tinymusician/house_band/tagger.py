@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tinymusician.evaluate.audio import Wave
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, windows
 from tinymusician.house_band.tagger_model import RATE, SECONDS, BandTagger
 from tinymusician.models.prune_layers import weights_digest
+from tinymusician.runtime.audio_reader import Wave
 
 _BATCH = 32
 

@@ -1,16 +1,12 @@
-"""Reads and encodes audio files; libsndfile encodes, by the file's suffix."""
+"""Encodes audio files with libsndfile, by the file's suffix."""
 
 from __future__ import annotations
 
 import io
-import wave
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from tinymusician.errors import DataError
 
 Samples = npt.NDArray[np.float32]
 _OPUS_RATES, _OPUS_RATE = (8000, 12000, 16000, 24000, 48000), 48000
@@ -62,20 +58,3 @@ def encode(samples: Samples, rate: int, suffix: str, title: str = "", comment: s
                 setattr(file, name, text)
         file.write(pcm)
     return sink.getvalue()
-
-
-def read_wave(path: Path, rate: int) -> Samples:
-    """Read a 16-bit PCM WAV file as mono samples [N] in [-1, 1]; channels are averaged.
-
-    Raises:
-        DataError: the file is not 16-bit PCM WAV, or its sampling rate is not `rate`.
-    """
-    try:
-        with wave.open(str(path)) as file:
-            if file.getframerate() != rate or file.getsampwidth() != 2:
-                given = f"{file.getframerate()} Hz, {8 * file.getsampwidth()} bit"
-                raise DataError(f"{path}: {given}; {rate} Hz, 16 bit is needed")
-            frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
-    except (wave.Error, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable WAV file ({error})") from error
-    return np.asarray(frames.mean(axis=1) / 32768, np.float32)

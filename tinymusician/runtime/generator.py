@@ -259,7 +259,10 @@ class MusicGenerator:
     def _encoded(self, clip: Samples, seconds: float) -> npt.NDArray[np.int64]:
         """The codes [K, T] of a clip, without its last, incomplete frame."""
         if self._encoder is None:
-            raise RequestError("clip: this bundle has no codec encoder; make one with quantize.continuation = true")
+            raise RequestError(
+                "clip: this bundle cannot continue audio, it has no codec encoder; `tmctl submit quantize RECIPE --set "
+                "quantize.continuation=true` makes one that can"
+            )
         if np.ndim(clip) != 1:
             raise RequestError(f"clip: has {np.ndim(clip)} axes; one is allowed, of mono samples")
         shape = self.codec.shape
