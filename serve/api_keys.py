@@ -6,7 +6,6 @@ A key is `tm_ID_SECRET` with 256 random bits, so one round of SHA-256 protects i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import re
@@ -19,7 +18,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.artifacts.atomic import atomic_write
+from tinymusician.artifacts.atomic import atomic_write, lock_file
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
@@ -87,7 +86,7 @@ def edit_keys(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock)
         keys = [] if missing and not path.exists() else list(read_keys(path).keys)
         yield keys
         write_keys(path, KeyFile(keys=tuple(keys)))

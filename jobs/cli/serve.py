@@ -133,7 +133,9 @@ def _local_settings(settings: ServeConfig) -> ServeConfig:
     """The settings on a local Ray: engines reserve no CPU, so that jobs run beside them, and leave one core free."""
     if settings.num_cpus is not None:
         return settings
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from tinymusician.runtime.cpus import available_cpus
+
+    cores = available_cpus()
     return settings.model_copy(update={"num_cpus": 0.0, "threads": settings.threads or max(1, cores - 1)})
 
 

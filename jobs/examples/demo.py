@@ -46,12 +46,12 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("create signing keys, unless the store has some", 0.01),
-    Step("distil a student from its teacher", 0.72),
-    Step("compress it into a bundle", 0.14),
-    Step("sign the bundle and publish it as candidate", 0.01),
-    Step("pull it, as a device would", 0.01),
-    Step("play the prompts with every model", 0.11),
+    Step("create signing keys, unless the store has some", 0.002),
+    Step("distil a student from its teacher", 0.88),
+    Step("compress it into a bundle", 0.07),
+    Step("sign the bundle and publish it as candidate", 0.002),
+    Step("pull it, as a device would", 0.002),
+    Step("play the prompts with every model", 0.044),
 )
 TMCTL = str(Path(sys.executable).with_name("tmctl"))
 

@@ -62,7 +62,7 @@ class TestBundles:
     def test_path_outside_the_folder(self, folder: Path, path: str) -> None:
         files = json.loads((folder / "manifest.json").read_text())["files"]
         self.change(folder, files=[{**files[0], "path": path}, *files[1:]])
-        with pytest.raises(BundleError, match="is outside the bundle's folder"):
+        with pytest.raises(BundleError, match=r"is outside the bundle.s folder|is no name of a file"):
             open_bundle(folder)
 
     def test_another_format(self, folder: Path) -> None:
@@ -99,8 +99,10 @@ class TestBundles:
         assert "\n" not in str(caught.value)
 
     def test_unavailable_provider(self, folder: Path) -> None:
-        with pytest.raises(BundleError, match="provider 'CUDAExecutionProvider': not available; this ONNX Runtime has"):
-            load_generator(folder, provider="CUDAExecutionProvider")
+        with pytest.raises(
+            BundleError, match="provider 'CoreMLExecutionProvider': not available; this ONNX Runtime has"
+        ):
+            load_generator(folder, provider="CoreMLExecutionProvider")
 
     def test_unsupported_provider(self, folder: Path) -> None:
         self.change(folder, providers=["CoreMLExecutionProvider"])

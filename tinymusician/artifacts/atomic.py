@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 DRAFT = ".draft-"
 """The prefix of drafts' names."""
@@ -50,6 +51,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         draft = Path(scratch) / path.name
         yield draft
         os.rename(draft, path)
+
+
+def lock_file(file: IO[str]) -> None:
+    """Wait for the exclusive lock of an open file, which the system releases when the process ends.
+
+    Raises:
+        OSError: on Windows, another process holds it for ten seconds.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def sweep_drafts(folder: Path, age: float) -> None:

@@ -12,7 +12,6 @@ An app reads `installed.json` and opens the folder that it names. An update take
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinymusician.artifacts.atomic import atomic_write
+from tinymusician.artifacts.atomic import atomic_write, lock_file
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.release import Release, ReleasedFile
 from tinymusician.artifacts.trust import RootMetadata
@@ -170,7 +169,7 @@ class Installation:
         """Hold the folder's lock; the system releases it if the process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file)
             yield
 
 
@@ -191,7 +190,9 @@ def _link(blob: Path, path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Flush a file or folder to disk."""
+    """Flush a file to disk, or a folder where the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
+from tinymusician.artifacts.file_names import is_portable
 from tinymusician.errors import UntrustedError
 from tinymusician.json_types import JsonObject
 
@@ -24,7 +25,7 @@ Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
 class ReleasedFile(BaseModel):
-    """One file. Its path has plain names: letters, digits, `.`, `_`, `-`, and no dot at either end."""
+    """One file. Its path has plain names: letters, digits, `.`, `_`, `-`, no dot at either end, no device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -35,8 +36,8 @@ class ReleasedFile(BaseModel):
     @model_validator(mode="after")
     def _stays_inside(self) -> ReleasedFile:
         parts = self.path.split("/")
-        if not all(_PART.fullmatch(part) and not part.endswith(".") for part in parts) or len(parts) > 8:
-            raise ValueError(f"path {self.path!r}: plain relative names are needed")
+        if not all(_PART.fullmatch(part) and is_portable(part) for part in parts) or len(parts) > 8:
+            raise ValueError(f"path {self.path!r}: plain relative names are needed, which Windows accepts too")
         return self
 
 

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from tinymusician.artifacts.file_names import is_portable
 from tinymusician.config_model import ConfigModel, Count
 from tinymusician.json_types import JsonObject
 
@@ -32,8 +33,10 @@ class BundleFile(ConfigModel):
     @classmethod
     def _within(cls, path: str) -> str:
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or ":" in path:
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
             raise ValueError(f"{path!r}: is outside the bundle's folder")
+        if not all(map(is_portable, pure.parts)):
+            raise ValueError(f"{path!r}: is no name of a file on every system")
         return path
 
 

@@ -15,6 +15,7 @@ from tinymusician.errors import BundleError, EngineError, RequestError
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE, MANIFEST, PACKAGED, Bundle, open_bundle
 from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
+from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
@@ -30,6 +31,12 @@ FIRST_CHUNK, CHUNK = 0.5, 1.0
 MAX_SECONDS = 600.0
 """The maximum length of a request, in windows."""
 
+OLDEST_RUNTIME = (1, 27)
+"""The oldest ONNX Runtime that plays every bundle: older ones have no attention with an int8 cache."""
+_DEVICE_PROVIDERS = frozenset(
+    f"{name}ExecutionProvider"
+    for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "WebGpu", "Js", "CANN")
+)
 _INPUTS: dict[str, set[str]] = {
     "text_encoder": {"ids", "mask"},
     "cross": {"text_states", "text_mask"},
@@ -75,7 +82,7 @@ class MusicGenerator:
     """Generates audio with one bundle."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
-        """Load the graphs; with 0 `threads`, ONNX Runtime chooses the number.
+        """Load the graphs; with 0 `threads`, there are as many as this process may use.
 
         Raises:
             BundleError: a graph cannot be loaded, or the execution provider is not available or not allowed.
@@ -298,6 +305,11 @@ class _SessionFactory:
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
+        if provider in _DEVICE_PROVIDERS:
+            raise BundleError(
+                f"provider {provider!r}: keeps tensors in its device's memory, and the engine's caches are in the "
+                "CPU's, so every step would copy them; CPUExecutionProvider is allowed"
+            )
         if provider not in available:
             raise BundleError(f"provider {provider!r}: not available; this ONNX Runtime has {', '.join(available)}")
         allowed = bundle.manifest.providers
@@ -306,8 +318,18 @@ class _SessionFactory:
         self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
         self._is_guidance_conditioned = bundle.manifest.sampling.guidance_range is not None
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
+        self._options.intra_op_num_threads = engine_threads(threads)
         self._options.log_severity_level = 3
+
+    @property
+    def _is_older(self) -> bool:
+        """Whether this ONNX Runtime is older than the one that plays every bundle."""
+        version = tuple(int(part) for part in self._runtime.__version__.split(".")[:2])
+        return version < OLDEST_RUNTIME
+
+    def _update_advice(self) -> str:
+        oldest = ".".join(map(str, OLDEST_RUNTIME))
+        return f"; ONNX Runtime {oldest} or newer plays every bundle" if self._is_older else ""
 
     def __call__(self, role: Role) -> Session:
         path = self._bundle.path(role)
@@ -317,12 +339,20 @@ class _SessionFactory:
             raise EngineError(f"{path.name}: not enough memory to load it") from error
         except Exception as error:  # ONNX Runtime's exceptions for invalid graphs
             reason = " ".join(str(error).split())
-            raise BundleError(f"bundle {self._bundle.folder}: {path.name} cannot be loaded ({reason})") from error
+            raise BundleError(
+                f"bundle {self._bundle.folder}: {path.name} cannot be loaded by ONNX Runtime "
+                f"{self._runtime.__version__} ({reason}){self._update_advice()}"
+            ) from error
         inputs = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_guidance_conditioned else set())
         names = {value.name for value in session.get_inputs()}
         if lacking := inputs - names:
             why = f"it has no input {', '.join(sorted(lacking))}"
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} is not a {role.replace('_', ' ')}; {why}")
+        if self._is_older and any(value.type == "tensor(int8)" for value in session.get_inputs()):
+            raise BundleError(
+                f"bundle {self._bundle.folder}: {path.name} has an int8 cache{self._update_advice()}, and this is "
+                f"{self._runtime.__version__}"
+            )
         if "guidance" in names - inputs:
             raise BundleError(
                 f"bundle {self._bundle.folder}: {path.name} has a guidance input, and "

@@ -8,15 +8,17 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """The peak resident memory of this process in bytes.
+    """The peak resident memory of this process in bytes; 0 where the system does not say, as on Windows.
 
     On Linux this is VmHWM, which starts from zero in a new program; `getrusage` inherits the parent's peak.
     """
     peak = _status("VmHWM")
     if peak is not None:
         return peak
-    import resource
-
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
