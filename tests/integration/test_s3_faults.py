@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_wrong_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     boto3.client("s3").create_bucket(Bucket="faults")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StoreError, match="refused the credentials; check AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(StoreError, match="the signature does not match; check AWS_SECRET_ACCESS_KEY") as caught:
         S3Store("faults").put("key", b"value")
     assert "\n" not in str(caught.value)
 

@@ -58,15 +58,15 @@ def test_names_that_are_portable(name: str) -> None:
     assert is_portable(name)
 
 
-def write_groups(root: Path, own: str, files: dict[str, str]) -> Path:
-    for name, text in {"proc/self/cgroup": own, **files}.items():
+def write_groups(root: Path, groups: str, files: dict[str, str]) -> Path:
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "cpus"),
+    ("groups", "files", "cpus"),
     [
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
@@ -82,9 +82,9 @@ def write_groups(root: Path, own: str, files: dict[str, str]) -> Path:
     ],
 )
 def test_threads_respect_the_quota_of_a_container(
-    tmp_path: Path, own: str, files: dict[str, str], cpus: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, groups: str, files: dict[str, str], cpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = write_groups(tmp_path, own, files)
+    root = write_groups(tmp_path, groups, files)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert available_cpus(root) == engine_threads(0, root) == cpus
@@ -127,7 +127,7 @@ def test_an_older_runtime_is_named_with_the_one_that_is_needed(monkeypatch: pyte
         load_generator(folder)
 
 
-def test_providers_with_memory_of_their_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_providers_with_device_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "get_available_providers", fake.get_available_providers)
     with pytest.raises(BundleError, match="keeps tensors in its device's memory"):

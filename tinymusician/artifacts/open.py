@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from tinymusician.artifacts.retry import RetryingStore
 from tinymusician.artifacts.s3 import S3Store
@@ -24,14 +24,15 @@ def open_store(url: str | None = None) -> Store:
         StoreError: the URL is neither `file:///folder` nor `s3://bucket/prefix`.
     """
     address = url or os.environ.get(STORE_VARIABLE) or (user_folder("data") / "store").as_uri()
-    parts = urlparse(address)
-    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
-        root = Path(unquote(parts.path))
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")  # `?` and `#` are characters of paths and keys, not of a web address
+    if scheme == "file" and host in {"", "localhost"} and slash:
+        root = Path(unquote(f"/{path}"))
         if root.exists() and not root.is_dir():
             raise StoreError(f"{STORE_VARIABLE} {address!r}: {root} is a file; a folder is needed")
         return LocalStore(root)
-    if parts.scheme == "s3" and parts.netloc:
-        store, timeout = S3Store(parts.netloc, parts.path.strip("/")), os.environ.get(STORE_TIMEOUT_VARIABLE)
+    if scheme == "s3" and host:
+        store, timeout = S3Store(host, path.strip("/")), os.environ.get(STORE_TIMEOUT_VARIABLE)
         return RetryingStore(store, _seconds(timeout)) if timeout else store
     raise StoreError(f"{STORE_VARIABLE} {address!r}: allowed are file:///an/absolute/folder and s3://bucket/prefix")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,38 +18,65 @@ _CHUNK = 1 << 16
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
     "401": "credentials",
-    "403": "credentials",
-    "AccessDenied": "credentials",
+    "403": "permission",
+    "AccessDenied": "permission",
     "InvalidAccessKeyId": "credentials",
-    "SignatureDoesNotMatch": "credentials",
+    "SignatureDoesNotMatch": "signature",
+    "RequestTimeTooSkewed": "clock",
     "NoSuchBucket": "bucket",
+    "SlowDown": "load",
 }
 _LATER = {408, 425, 429, 500, 502, 503, 504}
 _ADVICE = {
     "credentials": "the server refused the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "permission": "the server denies access, as it also does for what does not exist if the credentials lack "
+    "s3:ListBucket; check AWS_ACCESS_KEY_ID, and allow s3:ListBucket and s3:GetObject",
+    "signature": "the signature does not match; check AWS_SECRET_ACCESS_KEY and the region, and that no proxy changes "
+    "requests",
+    "clock": "this machine's clock and the server's differ by more than the server allows; set the clock",
     "bucket": "no such bucket; create it first, or change TMCTL_STORE",
+    "load": "the server asks for fewer requests (SlowDown); try again later, or with fewer workers",
 }
+_CREDENTIALS = {
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "token": "AWS_SESSION_TOKEN",
+}
+_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+"""Other S3 servers refuse the checksums that boto3 sends by default since 1.36."""
+_USER_INFORMATION = re.compile(r"://[^/@\s'\"]+@")
 
 
 class S3Store:
-    """Keys under `prefix` in `bucket`. An upload becomes visible when it is complete."""
+    """Keys under `prefix` in `bucket`. An upload becomes visible when it is complete.
+
+    The addressing style and everything else that the user's AWS profile says are boto3's to follow.
+    """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
+        """Prepare a client; nothing is requested yet.
+
+        Raises:
+            StoreError: the profile does not exist, or a credential contains white space.
+        """
         import boto3
         from botocore.config import Config
 
+        self._secrets: list[str] = []
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         retries = {"mode": "standard", "total_max_attempts": 4}
         signed = "s3v4"  # newer servers refuse presigned URLs of the older signature version
-        config = Config(
-            signature_version=signed,
-            retries=retries,
-            connect_timeout=5,
-            read_timeout=60,
-            s3={"addressing_style": "auto"},
-        )
         with self._translate_errors("connect"):
-            self._client: Any = boto3.session.Session().client("s3", config=config)
+            session = boto3.session.Session()
+            self._secrets = _checked_credentials(session)
+            configured = session._session.get_scoped_config()
+            checksums = {
+                name: value
+                for name, value in _CHECKSUMS.items()
+                if name not in configured and f"AWS_{name.upper()}" not in os.environ
+            }
+            config = Config(signature_version=signed, retries=retries, connect_timeout=5, read_timeout=60, **checksums)
+            self._client: Any = session.client("s3", config=config)
 
     @property
     def url(self) -> str:
@@ -127,25 +156,65 @@ class S3Store:
 
     @contextlib.contextmanager
     def _translate_errors(self, verb: str, key: str = "") -> Iterator[None]:
-        """Raise boto3's errors as one line that says what to do."""
+        """Raise boto3's errors as one line that says what to do, without credentials in it."""
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            EndpointConnectionError,
+            NoCredentialsError,
+            ProfileNotFound,
+            ProxyConnectionError,
+        )
 
         where = f"store s3://{self._bucket}: cannot {verb} {key!r}" if key else f"store s3://{self._bucket}"
         try:
             yield
         except NoCredentialsError as error:
             raise StoreError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        except ProfileNotFound as error:
+            raise StoreError(f"{where}: {self._safe(error)}; check AWS_PROFILE") from error
+        except ProxyConnectionError as error:
+            raise TransientStoreError(
+                f"{where}: {self._safe(error)}; check HTTPS_PROXY and HTTP_PROXY, or name the server in NO_PROXY"
+            ) from error
         except EndpointConnectionError as error:
-            raise TransientStoreError(f"{where}: no server responds there; check AWS_ENDPOINT_URL ({error})") from error
+            raise TransientStoreError(
+                f"{where}: no server responds there; check AWS_ENDPOINT_URL ({self._safe(error)})"
+            ) from error
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _MISSING:
                 raise NotFoundError(f"store s3://{self._bucket}: nothing under {key!r}") from error
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             kind = AccessDeniedError if status == 403 else TransientStoreError if status in _LATER else StoreError
-            raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), str(error))}") from error
+            raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), self._safe(error))}") from error
         except (BotoCoreError, Boto3Error) as error:
-            raise TransientStoreError(f"{where}: {error}") from error
+            raise TransientStoreError(f"{where}: {self._safe(error)}") from error
         except (OSError, ValueError) as error:
-            raise StoreError(f"{where}: {error}") from error
+            raise StoreError(f"{where}: {self._safe(error)}") from error
+
+    def _safe(self, error: Exception) -> str:
+        """An error's message without credentials: not those of the store, nor of a proxy's address."""
+        text = _USER_INFORMATION.sub("://…@", str(error))
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
+
+
+def _checked_credentials(session: Any) -> list[str]:
+    """The credentials of a session; none if it has none.
+
+    Raises:
+        StoreError: one contains white space, which no server accepts and some errors would show.
+    """
+    credentials = session.get_credentials()
+    if credentials is None:
+        return []
+    values = credentials.get_frozen_credentials()._asdict()
+    for field, variable in _CREDENTIALS.items():
+        value = values.get(field) or ""
+        if re.search(r"\s", value):
+            where = variable if variable in os.environ else f"{variable.lower()} in your AWS profile"
+            raise StoreError(f"{where}: contains white space; remove it")
+    return [values[field] for field in _CREDENTIALS if values.get(field)]
