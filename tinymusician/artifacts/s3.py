@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.store import DAY, StoreEntry, check_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
+
+if TYPE_CHECKING:
+    from boto3.session import Session
 
 _CHUNK = 1 << 16
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -202,7 +205,7 @@ class S3Store:
         return text
 
 
-def _checked_credentials(session: Any) -> list[str]:
+def _checked_credentials(session: Session) -> list[str]:
     """The credentials of a session; none if it has none.
 
     Raises:
