@@ -84,6 +84,15 @@ def test_missing_files(folder: Path) -> None:
         check_checkpoint(folder)
 
 
+def test_an_audiocraft_training_checkpoint(tmp_path: Path) -> None:
+    """Its export is audiocraft's own; the message names both functions."""
+    (tmp_path / "checkpoint.th").touch()
+    with pytest.raises(ModelError, match=r"training checkpoint of audiocraft; .*export_lm\('checkpoint\.th'"):
+        check_checkpoint(tmp_path)
+    with pytest.raises(ModelError, match="training checkpoint"):
+        load_musicgen(str(tmp_path))
+
+
 HEAD, NORM = "decoder.lm_heads.0.weight", "decoder.model.decoder.layer_norm.weight"
 
 
