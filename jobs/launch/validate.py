@@ -11,7 +11,7 @@ from jobs.registry import JobKind
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.checkpoint_files import check_checkpoint
+from tinymusician.models.checkpoint_files import check_checkpoint, check_hub_model
 from tinymusician.models.component_shapes import (
     check_codec_size,
     check_piece,
@@ -199,6 +199,8 @@ def _check_files(recipe: Recipe) -> None:
             raise ModelError(f"{field} = {name!r}: no such folder")
         if "/" in name and folder.is_dir() and not is_release(folder):
             check_checkpoint(folder)
+        elif "/" in name and not folder.is_dir():
+            check_hub_model(name)
         check_weights(name)
 
 

@@ -88,5 +88,6 @@ def test_what_a_job_waits_for(user: LocalUser, bundle: Path, recipe: Path) -> No
         lines.append(process.stderr.readline())
         assert lines[-1], "".join(lines)
     assert lines[-1].strip() == "waiting for 2 CPUs: 1 of 2 are free; the endpoint uses 1"
+    assert lines[-1].strip() in user.tmctl("status", "waits").stdout.splitlines()
     assert user.tmctl("serve", "--stop").returncode == 0
     assert process.wait(120) == 0, process.stderr.read()

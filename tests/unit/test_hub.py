@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from tinymusician.errors import ModelError
+from tinymusician.models.checkpoint_files import check_hub_model
 from tinymusician.models.hub import download
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.shape import RELEASED, shape_of
@@ -127,6 +128,20 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(ModelError, match=r"the disk of .*cache is full; free some of it, or set HF_HOME"):
         download("me/tiny")
+
+
+def test_the_kind_of_a_cached_model_is_checked(hub: list[str]) -> None:
+    """By `--dry-run`, which requests nothing."""
+    folder = download("me/tiny")
+    count = len(hub)
+    check_hub_model("me/tiny")
+    check_hub_model("me/other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()  # a link to the cache's blob
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "musicgen_melody"}))
+    with pytest.raises(ModelError, match="'me/tiny': is conditioned on melodies"):
+        check_hub_model("me/tiny")
+    assert len(hub) == count
 
 
 def test_a_revision_of_a_released_model_has_its_shape() -> None:

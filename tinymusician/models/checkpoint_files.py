@@ -9,6 +9,7 @@ from pathlib import Path
 from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.component_shapes import codec_shape, text_shape
+from tinymusician.models.hub import cached_file
 from tinymusician.models.shape import decoder_shape
 from tinymusician.models.tensor_shapes import Tensors, guidance_tensors
 
@@ -50,6 +51,16 @@ def check_checkpoint(folder: Path, name: str | None = None) -> None:
     check_tensors(folder, name)
     if not (folder / TOKENIZER).is_file():
         raise ModelError(f"model {name!r}: has no tokenizer; {TOKENIZER} belongs there")
+
+
+def check_hub_model(name: str) -> None:
+    """Check the kind of a hub model, if its config.json is in the cache; nothing is downloaded.
+
+    Raises:
+        ModelError: its kind is not supported.
+    """
+    if (config := cached_file(name, "config.json")) is not None:
+        check_kind(name, _read_json(config))
 
 
 def check_tensors(folder: Path, name: str) -> None:

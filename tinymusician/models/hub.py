@@ -33,6 +33,15 @@ def download(name: str) -> Path:
         raise ModelError(f"model {name!r}: {_advice(error, repository, revision)}") from error
 
 
+def cached_file(name: str, file: str) -> Path | None:
+    """The path of a file of a hub model in the cache; None if it is not there. Nothing is requested."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, revision = split_revision(name)
+    path = try_to_load_from_cache(repository, file, revision=revision)
+    return Path(path) if isinstance(path, str) else None
+
+
 def _advice(error: Exception, repository: str, revision: str | None) -> str:
     """What is wrong, and what to do: the first type that fits, from special to general."""
     from huggingface_hub import constants, errors
