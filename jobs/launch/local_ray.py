@@ -69,10 +69,10 @@ def find_or_start() -> str:
     Raises:
         ClusterError: it could not be started; the message says why.
     """
-    if address := find():
-        return address
     if importlib.util.find_spec("ray") is None:  # importing ray would fix its authentication before the token exists
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
+    if address := find():
+        return address
     from filelock import FileLock
 
     _check_machine()

@@ -30,8 +30,8 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     write_bundle(load_musicgen("band-small"), model_location("band-small") / "tokenizer.json", bundle)
     source = tmp_path / "source"  # a build leaves files where it builds
-    for part in ("tinymusician", "jobs"):
-        shutil.copytree(ROOT / part, source / part)
+    for part in ("tinymusician", "jobs", "serve"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__", "vendor"))
     for part in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source / part)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
