@@ -160,8 +160,9 @@ def test_an_explicit_address_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_proxies_never_affect_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("no_proxy", "NO_PROXY"):  # so that both are restored, whatever is set below
+        monkeypatch.setenv(name, "*")
+    monkeypatch.delenv("NO_PROXY")
     bypass_proxies()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*", "which is no pattern among others"
     monkeypatch.delenv("no_proxy")
