@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,7 @@ def held_out_closeness(
 ) -> dict[str, float]:
     """The means of `closeness` over all `rows` of a signal source."""
     totals: dict[str, float] = {}
-    batches = _batches(rows, batch_size)
-    for index, batch in enumerate(batches):
-        signals = source(batch, batches[index + 1 : index + 1 + source.prefetch])
+    for batch, signals in _signals_by_batch(source, rows, batch_size):
         metrics = closeness(signals.logits, student_logits(signals), signals.sequences.mask)
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(batch) / rows
@@ -37,9 +35,7 @@ def held_out_kl(
     It is the mean over the codebooks, and over the rows with and without text if the source has both.
     """
     kl = []
-    batches = _batches(rows, batch_size)
-    for index, batch in enumerate(batches):
-        signals = source(batch, batches[index + 1 : index + 1 + source.prefetch])
+    for batch, signals in _signals_by_batch(source, rows, batch_size):
         mask_RKS = signals.sequences.mask
         kl_RKS = chunked(forward_kl, signals.logits, student_logits(signals), mask_RKS)
         kl_RK = kl_RKS.sum(2) / mask_RKS.sum(2).clamp(min=1)
@@ -67,5 +63,8 @@ def closeness(teacher_RKSV: Tensor, student_RKSV: Tensor, mask_RKS: Tensor) -> d
     return metrics
 
 
-def _batches(rows: int, size: int) -> list[Rows]:
-    return [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _signals_by_batch(source: SignalSource, rows: int, size: int) -> Iterator[tuple[Rows, TeacherSignals]]:
+    """All rows of a source in order, `size` at a time; the source is told the next batches."""
+    batches = [np.arange(start, min(start + size, rows)) for start in range(0, rows, size)]
+    for index, batch in enumerate(batches):
+        yield batch, source(batch, batches[index + 1 : index + 1 + source.prefetch])

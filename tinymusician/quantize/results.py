@@ -17,9 +17,9 @@ class ParityReport:
     """How far a bundle is from PyTorch in float32. Lists are by codebook.
 
     `by_part` is the KL at the first step, at the delay's beginning and end (K - 1 steps each), between, and at the
-    last step. `worst_logit` is the largest difference of two logits, at step `worst_step`. `first_layer` is the first
-    decoder layer whose output is off by more than a hundredth of its size, and `first_step` the first step where that
-    is so; both are -1 where none is. `codec_snr` is in dB.
+    last step. `worst_logit` is the largest difference of two logits that are sampled from, at step `worst_step`.
+    `first_layer` is the first decoder layer whose output is off by more than a hundredth of its size, and `first_step`
+    the first step where that is so; both are -1 where none is. `codec_snr` is in dB.
     """
 
     kl: list[Number]
