@@ -34,7 +34,8 @@ from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.embedding import in_batches, windows
-from tinymusician.evaluate.frechet import Gaussian, fad, frechet_distance
+from tinymusician.evaluate.frechet import fad, frechet_distance
+from tinymusician.evaluate.reference_statistics import Gaussian, ReferenceStatistics
 
 SECONDS, GROUP = 10, 20
 _Result = TypeVar("_Result")
@@ -70,7 +71,7 @@ def small(clips: int) -> float:
     embedder = ClapEmbedder()
     waves = noises(clips, embedder.rate)
     embedder(waves[:GROUP])
-    reference = ClipEmbeddings.of(embedder(noises(200, embedder.rate, 1)))
+    reference = ReferenceStatistics.of(ClipEmbeddings.of(embedder(noises(200, embedder.rate, 1))))
     forward = forward_alone(embedder, waves, 5 * embedder.rate)
     whole, _ = timed(lambda: fad(ClipEmbeddings.of(embedder(waves)), reference))
     return whole / forward
@@ -125,7 +126,7 @@ def fad_of_many() -> tuple[float, float, float]:
     random = np.random.default_rng(0)
     mixing = random.normal(size=(512, 512)) / 20
     one, other = (ClipEmbeddings.of([random.normal(size=(10_000, 512)) @ mixing + shift]) for shift in (0.0, 0.05))
-    ours, actual = timed(lambda: fad(one, other))
+    ours, actual = timed(lambda: fad(one, ReferenceStatistics.of(other)))
 
     def scipys() -> float:
         first, second = (Gaussian.of(side.values) for side in (one, other))

@@ -13,6 +13,7 @@ from tinymusician.evaluate.bootstrap import Interval, mean_interval
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.frechet import fad_interval
 from tinymusician.evaluate.kad import kad
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 
 TRIALS, SET_TRIALS = 2000, 300
 CLIPS = (10, 20, 50)
@@ -57,12 +58,12 @@ def main() -> None:
             print(f"  {name:14} n = {clips:3}: {ours:.3f}  {theirs:.3f}", flush=True)
     print(f"distances of {DIMENSION}-dimensional sets, {SET_TRIALS} trials each: coverage of their mean distance")
     for clips in CLIPS[1:]:
-        reference = clips_of(np.random.default_rng(1), REFERENCE, 1.0)
+        reference = ReferenceStatistics.of(clips_of(np.random.default_rng(1), REFERENCE, 1.0))
         for name, interval in (("FAD", fad_interval), ("KAD", kad)):
             print(f"  {name} n = {clips:3}: {set_coverage(interval, clips, reference):.3f}", flush=True)
 
 
-def set_coverage(interval: Callable[..., Interval], clips: int, reference: ClipEmbeddings) -> float:
+def set_coverage(interval: Callable[..., Interval], clips: int, reference: ReferenceStatistics) -> float:
     """The coverage of a distance's intervals for sets of as many clips."""
     random = np.random.default_rng(2)
     sets = [clips_of(random, clips, 1.2) for _ in range(4 * SET_TRIALS)]

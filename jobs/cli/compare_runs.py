@@ -10,7 +10,7 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError
 from tinymusician.evaluate.bootstrap import Interval
 from tinymusician.evaluate.report_tables import format_interval
-from tinymusician.evaluate.results import EvaluationResult, ModelResult
+from tinymusician.evaluate.results import ClipSetResult, EvaluationResult, ModelResult
 from tinymusician.html_report import html_note, html_picture, html_table, page
 from tinymusician.json_types import JsonObject
 
@@ -86,7 +86,9 @@ def _results(run: RunStore) -> dict[str, str]:
             result = run.report(EvaluationResult)
         except NotFoundError:
             return {}
-        return {f"{model.label}: {name}": text for model in result.models for name, text in _model_results(model)}
+        rows = [(model.label, name, text) for model in result.models for name, text in _model_results(model)]
+        rows += [(folder.label, name, text) for folder in result.folders for name, text in _set_results(folder)]
+        return {f"{label}: {name}": text for label, name, text in rows}
     return dict(_run_results(run.status().metrics))
 
 
@@ -98,10 +100,14 @@ def _run_results(metrics: JsonObject) -> Iterator[tuple[str, str]]:
 
 
 def _model_results(model: ModelResult) -> Iterator[tuple[str, str]]:
-    one = model.distribution
+    yield from _set_results(model)
+    yield "KL to the teacher", format_interval(model.agreement.forward if model.agreement else None)
+    yield "MB", f"{model.size / 1e6:.1f}"
+
+
+def _set_results(clips: ClipSetResult) -> Iterator[tuple[str, str]]:
+    one = clips.distribution
     yield from ((name, format_interval(value)) for name, value in (("FAD", one.fad), ("KAD", one.kad)))
     yield "CLAP score", format_interval(one.clap_score)
-    yield "KL to the teacher", format_interval(model.agreement.forward if model.agreement else None)
-    yield "quiet frames", f"{model.degenerate.quiet:.1%}"
-    yield "degenerate clips", str(model.degenerate.clips)
-    yield "MB", f"{model.size / 1e6:.1f}"
+    yield "quiet frames", f"{clips.degenerate.quiet:.1%}"
+    yield "degenerate clips", str(clips.degenerate.clips)

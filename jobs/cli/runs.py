@@ -23,13 +23,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 app = typer.Typer(
     rich_markup_mode="markdown",
     invoke_without_command=True,
-    help="List all runs in the store, oldest first, or compare some of them.",
+    help="List all runs in the store, oldest first, compare some of them, or save an evaluation's reference.",
 )
 
 
 @app.callback()
 def list_all(context: typer.Context, json: Json = False) -> None:
-    """List all runs in the store, oldest first, or compare some of them."""
+    """List all runs in the store, oldest first, compare some of them, or save an evaluation's reference."""
     if context.invoked_subcommand is not None:
         return
     summaries = list_runs(open_store(), warn)
@@ -69,6 +69,31 @@ def compare(
     facts = {"runs": runs, "settings": _by_name(settings), "results": _by_name(results), "page": str(output)}
     tables = [table(["SETTING", *runs], settings)] if settings else ["all settings are equal"]
     emit(facts, json, "\n\n".join([*tables, table(["RESULT", *runs], results), f"curves: {output}"]))
+
+
+@app.command()
+def reference(
+    run: RunName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.")] = Path("reference.npz"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    json: Json = False,
+) -> None:
+    """Save the statistics of an evaluation's reference set: mean, covariance and embeddings.
+
+    Later evaluations with the same embedding model need the real clips no longer.
+
+    Examples:
+    - `tmctl runs reference band-evaluate-20260101-120000-ab12 -o musiccaps.npz`
+
+    - `tmctl submit evaluate --audio ./mine --reference musiccaps.npz`
+    """
+    from tinymusician.artifacts.output_file import check_writable, write_output
+
+    check_writable(output, force)
+    folder = RunStore(open_store(), run)
+    folder.record()
+    write_output(output, content := folder.reference())
+    emit({"run": run, "file": str(output), "bytes": len(content)}, json, f"{output}: {len(content)} bytes")
 
 
 def _by_name(rows: list[list[str]]) -> dict[str, list[str]]:

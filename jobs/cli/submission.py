@@ -67,8 +67,9 @@ def _result_text(run: RunStore, summary: RunSummary) -> str:
         lines.append(
             f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats per code"
         )
-    if summary.kind == "evaluate":
+    if summary.kind == "evaluate" and metrics:
         lines += [_metrics_line(name, values) for name, values in metrics.items()]
+        lines += _evaluation_notes(run)
     if "share_of_float32" in metrics:
         lines.append(
             f"plan {metrics['plan']}: {metrics['size'] / 1e6:.1f} MB, {metrics['share_of_float32']:.3f} of float32, "
@@ -79,7 +80,29 @@ def _result_text(run: RunStore, summary: RunSummary) -> str:
     return "\n".join(lines)
 
 
+def _evaluation_notes(run: RunStore) -> list[str]:
+    """What the metrics were measured with, and why some of them could not be."""
+    from tinymusician.evaluate.results import EvaluationResult
+
+    result = run.report(EvaluationResult)
+    embedding, real = result.provenance.embedding, result.provenance.real_clips
+    reference = f"{real} real clips" if real else str(result.provenance.reference["reference"])
+    measured = f"distances from {reference} by {embedding.get('model') or embedding['kind']}"
+    if result.provenance.unreadable:
+        measured += f"; {len(result.provenance.unreadable)} could not be read"
+    notes = [f"{clips.label}: {note}" for clips in result.sets for note in clips.distribution.notes]
+    unread = [f"{one.label}: {reason}" for one in result.folders for reason in one.audio.unreadable]
+    return [measured, *notes, *unread]
+
+
 def _metrics_line(model: str, metrics: dict[str, float | None]) -> str:
-    names = {"fad_infinity": "FAD∞", "kad": "KAD", "clap": "CLAP", "clap_shuffled": "shuffled", "kl": "KL"}
+    names = {
+        "fad": "FAD",
+        "fad_infinity": "FAD∞",
+        "kad": "KAD",
+        "clap": "CLAP",
+        "clap_shuffled": "shuffled",
+        "kl": "KL",
+    }
     parts = [f"{shown} {metrics[name]:.3f}" for name, shown in names.items() if metrics.get(name) is not None]
     return f"{model:<20} {'  '.join(parts)}"

@@ -146,14 +146,30 @@ def quantize(
 # Long: its parameters are the options of the command.
 @app.command()
 def evaluate(
-    recipe: RecipeName,
+    recipe: RecipeName = "band",
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REF|DIR",
             help="A model to evaluate; can be given several times: a student, bundle, folder, hub id, `teacher` or "
             "`untrained`. `NAME=REF` names it in the report.",
-            show_default="the recipe's newest student",
+            show_default="the recipe's newest student, without --audio",
+        ),
+    ] = None,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of audio files to evaluate; can be given several times. `NAME=DIR` names it in the report.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|NPZ",
+            help="The real clips: a folder of audio, for models with captions (NAME.wav, NAME.txt), or statistics that "
+            "`tmctl runs reference` saved.",
+            show_default="the recipe's",
         ),
     ] = None,
     first: Annotated[
@@ -174,14 +190,17 @@ def evaluate(
     name: Name = None,
     json: Json = False,
 ) -> None:
-    """Evaluate models on the captions of a reference set: quality and cost, with confidence intervals.
+    """Evaluate models and folders of audio against real clips: quality and cost, with confidence intervals.
 
-    The steps are generate, embed, aggregate and render. Measures FAD, KAD, CLAP score, label divergence, agreement with
-    the teacher, degenerate clips, time and memory, and writes an HTML report with audio. The first model is the one
-    that the others are compared with. Clips and embeddings are cached in the store.
+    Models generate clips for the captions of the real ones, or for evaluate.prompts; folders are scored as they are.
+    Measures FAD, KAD and CLAP score of both, and of models also label divergence, agreement with the teacher, time and
+    memory; writes an HTML report with audio. The first model or folder is the one that the others are compared with.
+    The steps are generate, embed, aggregate and render; clips and embeddings are cached in the store.
 
     Examples:
     - `tmctl submit evaluate band --model "before=untrained" --model band --model band-bundle`
+
+    - `tmctl submit evaluate --audio ./mine --audio "other=./theirs" --reference ./recordings`
 
     - `tmctl submit evaluate band --resume RUN --from render`
 
@@ -189,7 +208,11 @@ def evaluate(
       --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
     """
     options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
-    sets = [f"evaluate.models={dumps(model)}"] if model else []
+    sets = [f"evaluate.{name}={dumps(value)}" for name, value in (("models", model), ("audio", audio)) if value]
+    if reference:
+        is_file = reference.lower().endswith(".npz")
+        source = {"kind": "statistics", "file": reference} if is_file else {"kind": "folder", "audio": reference}
+        sets.append(f"evaluate.reference={dumps(source)}")
     submit_and_follow("evaluate", options, sets + ([f"evaluate.first={first}"] if first else []))
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.evaluate.evaluator import Evaluator
 from jobs.evaluate.labels import labels
-from jobs.evaluate.steps import agreement_groups, clip_groups, evaluated_models
+from jobs.evaluate.open import has_clips
+from jobs.evaluate.samples import write_samples
+from jobs.evaluate.steps import agreement_groups, chunk_ranges, clip_groups, evaluated_models
 from tinymusician.artifacts.provenance import machine
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.shards import Arrays
@@ -23,83 +28,129 @@ from tinymusician.evaluate.aggregate import (
     distribution_metrics,
     worst_clips,
 )
-from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.bootstrap import paired_difference
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 from tinymusician.evaluate.degenerate import count_degenerate
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
 from tinymusician.evaluate.results import (
     REAL,
     RECONSTRUCTED,
     AgreementMetrics,
-    AudioClip,
+    DistributionMetrics,
     EvaluationResult,
+    FolderResult,
     ModelResult,
-    PromptSamples,
     Provenance,
+    RecordedAudio,
     clap_facts,
     distribution_facts,
     run_metrics,
+    set_metrics,
 )
-from tinymusician.runtime.audio_reader import Wave
-
-Groups = Sequence[range]
+from tinymusician.json_types import JsonObject
 
 
 def aggregate(evaluator: Evaluator) -> EvaluationResult:
-    """Compute all metrics, and write them and the audio samples to the run.
+    """Compute all metrics, and write them, the audio samples and the reference's statistics to the run.
 
     Raises:
         NotFoundError: clips, features or measurements are missing.
-        DataError: no real clip is usable.
+        DataError: no clip of the reference or of a folder is usable, or its statistics are of another embedding.
     """
     config, run, recipe = evaluator.config, evaluator.context.run, evaluator.context.recipe
-    groups = clip_groups(config)
-    prompts = evaluator.clap.text(evaluator.prompts(range(config.clips)))
-    real = reference_features(evaluator, groups)
-    reconstructed = reference_features(evaluator, groups, reconstructed=True)
-    model_ids = evaluated_models(recipe)
-    models: list[ModelResult] = []
-    for model_id, label in labels(model_ids).items():
+    real = recorded_features(evaluator, REAL) if has_clips(config) else None
+    reference = _statistics(evaluator, real)
+    compared = _Reference(reference, real if config.prompts_are_captions else None)
+    model_ids, models, folders = evaluated_models(recipe), list[ModelResult](), list[FolderResult]()
+    prompts = evaluator.features.embed_prompts(evaluator.prompts(range(config.clips) if model_ids else ()))
+    for model_id, label in labels([*model_ids, *config.audio]).items():
         print(f"metrics of {label}", flush=True)
-        first = models[0].clap_by_clip if models else None
-        models.append(_model_result(evaluator, model_id, label, real, prompts, first))
+        if model_id in config.audio:
+            folders.append(_folder_result(evaluator, model_id, label, compared))
+        else:
+            first = models[0].clap_by_clip if models else None
+            models.append(_model_result(evaluator, model_id, label, compared, prompts, first))
     result = EvaluationResult(
         recipe=recipe.name,
-        real=clap_metrics(real, prompts, config.seed),
-        reconstructed=distribution_metrics(reconstructed, real, prompts, config.seed, config.resamples),
+        real=real and clap_metrics(real, _caption_vectors(evaluator, REAL), config.seed),
+        reconstructed=_reconstructed(evaluator, compared) if real and model_ids else None,
         models=tuple(models),
-        samples=_write_samples(evaluator, models),
-        provenance=_provenance(evaluator, real, groups),
+        folders=tuple(folders),
+        samples=write_samples(evaluator, models, folders),
+        provenance=_provenance(evaluator, real, reference),
     )
+    for clips in result.sets:
+        for note in clips.distribution.notes:
+            print(f"{clips.label}: {note}", flush=True)
+    run.write_reference(reference.to_bytes())
     run.write_report(result)
-    metrics = {REAL: clap_facts(result.real), RECONSTRUCTED: distribution_facts(result.reconstructed)}
-    run.write_result(RunResult(metrics=metrics | {model.label: run_metrics(model) for model in result.models}))
+    metrics = {REAL: clap_facts(result.real)} if result.real else {}
+    metrics |= {RECONSTRUCTED: distribution_facts(result.reconstructed)} if result.reconstructed else {}
+    metrics |= {model.label: run_metrics(model) for model in result.models}
+    run.write_result(RunResult(metrics=metrics | {folder.label: set_metrics(folder) for folder in result.folders}))
     return result
 
 
-def reference_features(evaluator: Evaluator, groups: Groups, reconstructed: bool = False) -> ClipFeatures:
-    """The features of the real clips.
+@dataclass(frozen=True)
+class _Reference:
+    """What clips are compared with; `pairs` are the real clips of the models' prompts."""
+
+    statistics: ReferenceStatistics
+    pairs: ClipFeatures | None
+
+
+def _statistics(evaluator: Evaluator, real: ClipFeatures | None) -> ReferenceStatistics:
+    """The statistics of the real clips, or those of a file."""
+    facts, config = evaluator.features.embedder.facts, evaluator.config.reference
+    if real is not None:
+        return ReferenceStatistics.of(real.embeddings, facts)
+    assert config is not None
+    assert config.kind == "statistics"
+    statistics = load_reference_statistics(Path(config.file))
+    statistics.check_embedding(facts, config.file)
+    return statistics
+
+
+def recorded_features(evaluator: Evaluator, source: str) -> ClipFeatures:
+    """The features of a source of `Recordings`.
 
     Raises:
-        DataError: none of them is usable.
+        DataError: none of its clips is usable.
     """
-    features = _join([evaluator.reference_features(group, reconstructed) for group in groups])
+    recordings = evaluator.recordings
+    groups = _groups(evaluator, source)
+    features = _join([recordings.features(source, group) for group in groups])
     if len(features.indices) == 0:
-        name = RECONSTRUCTED if reconstructed else REAL
-        raise DataError(f"evaluation: none of the clips `{name}` is usable")
+        unreadable = [reason for group in groups for reason in recordings.audio(source, group).unreadable]
+        raise DataError(f"evaluation: none of the {len(unreadable)} clips `{source}` is usable; {unreadable[0]}")
     return features
 
 
-def model_features(evaluator: Evaluator, model_id: str, groups: Groups) -> ClipFeatures:
+def _groups(evaluator: Evaluator, source: str) -> list[range]:
+    return chunk_ranges(len(evaluator.recordings.clips(source).names), evaluator.config.batch_size)
+
+
+def model_features(evaluator: Evaluator, model_id: str, groups: Sequence[range]) -> ClipFeatures:
     """The features of a model's clips."""
-    return _join([evaluator.features(model_id, group) for group in groups])
+    return _join([evaluator.model_features(model_id, group) for group in groups])
+
+
+def _caption_vectors(evaluator: Evaluator, source: str) -> Floats:
+    """A vector of CLAP per clip of a source, NaN where it has no caption, [N, D]."""
+    return evaluator.features.embed_prompts(evaluator.recordings.captions(source))
+
+
+def _reconstructed(evaluator: Evaluator, compared: _Reference) -> DistributionMetrics:
+    features, config = recorded_features(evaluator, RECONSTRUCTED), evaluator.config
+    prompts = _caption_vectors(evaluator, RECONSTRUCTED)
+    return distribution_metrics(features, compared.statistics, compared.pairs, prompts, config.seed, config.resamples)
 
 
 def _model_result(
     evaluator: Evaluator,
     model_id: str,
     label: str,
-    real: ClipFeatures,
+    compared: _Reference,
     prompts: Floats,
     first: Sequence[float] | None,
 ) -> ModelResult:
@@ -111,13 +162,37 @@ def _model_result(
         model_id=model_id,
         label=label,
         size=evaluator.models.facts(model_id).size,
-        distribution=distribution_metrics(features, real, prompts, config.seed, config.resamples),
+        distribution=distribution_metrics(
+            features, compared.statistics, compared.pairs, prompts, config.seed, config.resamples
+        ),
         degenerate=count_degenerate(features.health, config.degenerate),
         agreement=_agreement(evaluator, model_id),
         cost=evaluator.cost(model_id) if config.cost_runs else None,
         clap_by_clip=scores,
         clap_difference=None if first is None else paired_difference(scores, first, config.seed),
-        worst=worst_clips(features, real, evaluator.prompts(range(config.clips))),
+        worst=worst_clips(features, compared.statistics, evaluator.prompts(range(config.clips))),
+    )
+
+
+def _folder_result(evaluator: Evaluator, source: str, label: str, compared: _Reference) -> FolderResult:
+    config, features = evaluator.config, recorded_features(evaluator, source)
+    assert features.health is not None
+    prompts = _caption_vectors(evaluator, source)
+    return FolderResult(
+        model_id=source,
+        label=label,
+        distribution=distribution_metrics(features, compared.statistics, None, prompts, config.seed, config.resamples),
+        degenerate=count_degenerate(features.health, config.degenerate),
+        worst=worst_clips(features, compared.statistics, evaluator.recordings.clips(source).names),
+        audio=_recorded_audio(evaluator, source),
+    )
+
+
+def _recorded_audio(evaluator: Evaluator, source: str) -> RecordedAudio:
+    parts = [evaluator.recordings.audio(source, group) for group in _groups(evaluator, source)]
+    return RecordedAudio(
+        conversions=dict(sum((Counter(part.conversions) for part in parts), Counter[str]())),
+        unreadable=tuple(reason for part in parts for reason in part.unreadable),
     )
 
 
@@ -152,47 +227,22 @@ def _join_embeddings(parts: Sequence[Arrays], name: str, valid: npt.NDArray[np.b
     return ClipEmbeddings.of(usable) if usable else ClipEmbeddings(parts[0][name][:0], np.zeros(0, np.int64))
 
 
-def _write_samples(evaluator: Evaluator, models: Sequence[ModelResult]) -> tuple[PromptSamples, ...]:
-    """Write the clips of the first prompts to the run: the real ones and those of every model."""
-    run, config = evaluator.context.run, evaluator.config
-    clips, rate = range(min(config.num_audio_samples, config.clips)), evaluator.embedder.rate
-    sources: list[tuple[str, str, int, Callable[[int], Wave]]] = [
-        (REAL, REAL, rate, lambda clip: evaluator.reference.wave(clip, rate).wave)
-    ]
-    for model in models:
-        waves = [clip["wave"].astype(np.float32) / 32767 for clip in evaluator.generated(model.model_id, clips)]
-        sources.append((model.model_id, model.label, evaluator.models.facts(model.model_id).rate, waves.__getitem__))
-    samples = []
-    for clip, prompt in zip(clips, evaluator.prompts(clips), strict=True):
-        files = []
-        for number, (model_id, label, source_rate, wave_of) in enumerate(sources):
-            try:
-                flac = encode_flac(wave_of(clip), source_rate)
-            except DataError as error:
-                print(f"skipped: {error}", flush=True)
-                continue
-            files.append(AudioClip(model_id=model_id, label=label, file=f"{clip}-{number}.flac"))
-            run.write_audio(files[-1].file, flac)
-        samples.append(PromptSamples(prompt=prompt, clips=tuple(files)))
-    return tuple(samples)
-
-
-def _provenance(evaluator: Evaluator, real: ClipFeatures, groups: Groups) -> Provenance:
+def _provenance(evaluator: Evaluator, real: ClipFeatures | None, reference: ReferenceStatistics) -> Provenance:
     config, record = evaluator.config, evaluator.context.record
-    audio = [evaluator.reference_audio(group) for group in groups]
-    embedding = {**config.embedding.model_dump(mode="json"), **evaluator.embedder.facts}
-    tagger = evaluator.tagger
+    audio = _recorded_audio(evaluator, REAL) if real else RecordedAudio(conversions={}, unreadable=())
+    embedding = {**config.embedding.model_dump(mode="json"), **evaluator.features.embedder.facts}
+    tagger = evaluator.features.tagger
     return Provenance(
-        reference=evaluator.reference.provenance,
-        real_clips=len(real.indices),
-        conversions=dict(sum((Counter(part.conversions) for part in audio), Counter[str]())),
-        unreadable=tuple(reason for part in audio for reason in part.unreadable),
-        clips=config.clips,
+        reference=evaluator.recordings.reference.provenance if real else _file_facts(evaluator, reference),
+        real_clips=len(real.indices) if real else 0,
+        conversions=audio.conversions,
+        unreadable=audio.unreadable,
+        clips=config.clips if config.evaluates_models else 0,
         seconds=config.seconds,
-        embedding={**embedding, "D": real.embeddings.dimension},
-        clap={"model": config.clap, **evaluator.clap.facts},
+        embedding={**embedding, "D": reference.dimension},
+        clap={"model": config.clap, **evaluator.features.clap.facts},
         tagger=None if tagger is None else {"model": config.tagger, **tagger.facts},
-        sampling=dict(evaluator.settings.__dict__),
+        sampling=dict(evaluator.settings.__dict__) if config.evaluates_models else {},
         seed=config.seed,
         resamples=config.resamples,
         thresholds=config.degenerate.model_dump(),
@@ -200,3 +250,17 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures, groups: Groups) -> Pro
         versions=record.versions,
         machine=f"{machine()}, {evaluator.context.device}",
     )
+
+
+def _file_facts(evaluator: Evaluator, statistics: ReferenceStatistics) -> JsonObject:
+    """The provenance of a reference that is given by its statistics."""
+    config = evaluator.config.reference
+    assert config is not None
+    assert config.kind == "statistics"
+    file = Path(config.file)
+    return {
+        "reference": f"statistics {file.name}",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "vectors": statistics.vectors or "not recorded",
+        "embedding": "checked" if statistics.embedding else "not recorded",
+    }

@@ -1,8 +1,8 @@
 """The computations of an evaluation, each cached in the store: generate, embed, agreement, cost.
 
 A clip's cache key is its model, prompt, seed and settings; the key of a group's features is its clips and the embedding
-models. Every run that needs the same clips or features reuses them. `generate`, `embed`, `embed_reference`,
-`measure_agreement` and `measure_cost` compute what the store lacks; the other methods only read.
+models. Every run that needs the same clips or features reuses them. `generate`, `embed`, `measure_agreement` and
+`measure_cost` compute what the store lacks; the other methods only read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
 from functools import cached_property
 from importlib import metadata
@@ -21,21 +20,19 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from jobs.evaluate.laion_clap_actor import LaionClapActor
+from jobs.evaluate.feature_models import AGAIN, FeatureModels, read_computed
 from jobs.evaluate.models import EvaluatedModels
-from jobs.evaluate.open import open_embedder, open_reference, open_tagger
+from jobs.evaluate.open import evaluation_prompts
+from jobs.evaluate.recordings import Recordings
 from jobs.worker.context import WorkerContext
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint
 from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
-from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.degenerate import ClipHealth, examine
-from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
-from tinymusician.evaluate.reference import ReferenceSet
-from tinymusician.evaluate.results import InferenceCost, ReferenceAudio
+from tinymusician.evaluate.results import InferenceCost
 from tinymusician.models.likelihood import code_entropies, cross_entropies
-from tinymusician.runtime.audio_reader import Wave, resampled
+from tinymusician.runtime.audio_reader import resampled
 
 
 class Evaluator:
@@ -44,6 +41,8 @@ class Evaluator:
     def __init__(self, context: WorkerContext) -> None:
         self.context, self.config, self.store = context, context.recipe.evaluate, context.run.store
         self.models = self.open_models()
+        self.features = FeatureModels(context)
+        self.recordings = Recordings(context, self.models, self.features)
 
     def open_models(self) -> EvaluatedModels:
         """The evaluated models."""
@@ -55,36 +54,17 @@ class Evaluator:
         return self.models.settings
 
     @cached_property
-    def reference(self) -> ReferenceSet:
-        """The real clips."""
-        config = self.config
-        assert config.reference is not None
-        corpus = self.context.cache / "corpus"
-        return open_reference(config.reference, config.clips, config.seconds, config.seed, corpus)
-
-    @cached_property
-    def embedder(self) -> Embedder:
-        """The embedding model of FAD and KAD."""
-        return open_embedder(self.config.embedding, self.context.device)
-
-    @cached_property
-    def clap(self) -> TextEmbedder:
-        """The embedding model of the CLAP score."""
-        shared = self.config.clap in ("embedding", getattr(self.config.embedding, "model", ""))
-        if shared and isinstance(self.embedder, ClapEmbedder | LaionClapActor):
-            return self.embedder
-        return ClapEmbedder(self.config.clap, self.context.device)
-
-    @cached_property
-    def tagger(self) -> AudioClassifier | None:
-        """The classifier, if the recipe names one."""
-        return open_tagger(self.config.tagger, self.context.device) if self.config.tagger else None
+    def all_prompts(self) -> list[str]:
+        """The prompts of the models: those of `evaluate.prompts`, or the captions of the real clips."""
+        if self.config.prompts is None:
+            return self.recordings.reference.captions
+        return evaluation_prompts(self.config, self.context.recipe.sequences.prompts)
 
     # Clips
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
-        """The captions of these clips."""
-        return [self.reference.captions[clip] for clip in clips]
+        """The prompts of these clips."""
+        return [self.all_prompts[clip] for clip in clips]
 
     def seed(self, clip: int) -> int:
         """The seed of a clip, the same for all models."""
@@ -95,7 +75,7 @@ class Evaluator:
         facts = {"model": self.models.facts(model_id).digest, **asdict(self.settings), "device": self.context.device}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
         facts |= {"health": [field.name for field in fields(ClipHealth)]}
-        names = [fingerprint({"prompt": self.reference.captions[clip], "seed": self.seed(clip)}) for clip in clips]
+        names = [fingerprint({"prompt": self.all_prompts[clip], "seed": self.seed(clip)}) for clip in clips]
         return ShardCache(self.store, "clips", facts, names=names)
 
     def generate(self, model_id: str, clips: Sequence[int]) -> None:
@@ -119,7 +99,7 @@ class Evaluator:
         cache = self.clip_cache(model_id, clips)
         if missing := cache.missing():
             numbers = ", ".join(str(clips[index]) for index in missing[:5])
-            raise NotFoundError(f"clips of {model_id}: {len(missing)} were not generated ({numbers}); {_AGAIN}")
+            raise NotFoundError(f"clips of {model_id}: {len(missing)} were not generated ({numbers}); {AGAIN}")
         return [cache.read(index) for index in range(len(clips))]
 
     # Features
@@ -131,109 +111,25 @@ class Evaluator:
             return
         rate, generated = self.models.facts(model_id).rate, self.generated(model_id, clips)
         waves = [clip["wave"].astype(np.float32) / 32767 for clip in generated]
-        arrays = self._embed(lambda target_rate: [resampled(wave, rate, target_rate) for wave in waves])
+        arrays = self.features.compute(lambda target_rate: [resampled(wave, rate, target_rate) for wave in waves])
         arrays["health"] = np.stack([clip["health"] for clip in generated])
         arrays["valid"] = arrays["health"][:, 0] > 0
         cache.write(0, arrays)
 
-    def features(self, model_id: str, clips: Sequence[int]) -> Arrays:
+    def model_features(self, model_id: str, clips: Sequence[int]) -> Arrays:
         """Embeddings, class probabilities and health of a model's clips; `valid` marks those that are finite.
 
         Raises:
             NotFoundError: they were not computed.
         """
-        return _read(self._clip_feature_cache(model_id, clips), f"features of {model_id}")
-
-    def embed_reference(self, clips: Sequence[int], reconstructed: bool = False) -> None:
-        """Compute the features of real clips, as they are or after the teacher's codec.
-
-        Raises:
-            DataError: a clip cannot be read, and `evaluate.on_unreadable` is `refuse`.
-        """
-        cache = self._reference_feature_cache(clips, reconstructed)
-        if cache.missing():
-            conversions, unreadable = Counter[str](), list[str]()
-            first = [
-                self._real_wave(clip, reconstructed, self.embedder.rate, conversions, unreadable) for clip in clips
-            ]
-
-            def at(rate: int) -> list[Wave]:
-                again = rate != self.embedder.rate
-                waves = (
-                    [self._real_wave(clip, reconstructed, rate, Counter(), []) for clip in clips] if again else first
-                )
-                return [np.zeros(rate, np.float32) if wave is None else wave for wave in waves]
-
-            arrays = self._embed(at)
-            arrays["valid"] = np.array([wave is not None for wave in first])
-            audio = ReferenceAudio(conversions=dict(conversions), unreadable=tuple(unreadable))
-            cache.write(0, arrays, audio.model_dump(mode="json"))
-        if self.config.on_unreadable == "refuse" and (unread := self.reference_audio(clips, reconstructed).unreadable):
-            raise DataError(unread[0])
-
-    def reference_features(self, clips: Sequence[int], reconstructed: bool = False) -> Arrays:
-        """Embeddings and class probabilities of real clips; `valid` marks those that could be read.
-
-        Raises:
-            NotFoundError: they were not computed.
-        """
-        return _read(self._reference_feature_cache(clips, reconstructed), "features of the real clips")
-
-    def reference_audio(self, clips: Sequence[int], reconstructed: bool = False) -> ReferenceAudio:
-        """How these real clips were read."""
-        return ReferenceAudio.model_validate(self._reference_feature_cache(clips, reconstructed).details(0))
-
-    def _real_wave(
-        self, clip: int, reconstructed: bool, rate: int, conversions: Counter[str], unreadable: list[str]
-    ) -> Wave | None:
-        """A real clip at a rate, None if it cannot be read; notes its conversions, or why it cannot be read."""
-        try:
-            loaded = self.reference.wave(clip, self.models.codec().rate if reconstructed else rate)
-        except DataError as error:
-            print(f"skipped: {error}", flush=True)
-            unreadable.append(str(error))
-            return None
-        conversions.update(loaded.changed)
-        if not reconstructed:
-            return loaded.wave
-        return resampled(self.models.codec().reconstruct(loaded.wave), self.models.codec().rate, rate)
-
-    def _embed(self, at: Callable[[int], list[Wave]]) -> Arrays:
-        """Embeddings (`vectors`, `clap`) with the owners of their windows, and classes; `at` gives clips at a rate."""
-        arrays: Arrays = {}
-        embedders: dict[str, Embedder] = {"vectors": self.embedder}
-        if self.clap is not self.embedder:
-            embedders["clap"] = self.clap
-        for name, embedder in embedders.items():
-            embeddings = embedder(at(embedder.rate))
-            arrays[name] = np.concatenate(embeddings).astype(np.float32)
-            arrays[f"{name}_owners"] = np.repeat(np.arange(len(embeddings)), [len(clip) for clip in embeddings])
-        if self.tagger is not None:
-            classes = self.tagger(at(self.tagger.rate))
-            arrays |= {f"classes/{question}": values for question, values in classes.items()}
-        return arrays
+        return read_computed(self._clip_feature_cache(model_id, clips), f"features of {model_id}")
 
     def _clip_feature_cache(self, model_id: str, clips: Sequence[int]) -> ShardCache:
-        return self._feature_cache({"clips": self._clip_keys(model_id, clips)})
-
-    def _reference_feature_cache(self, clips: Sequence[int], reconstructed: bool) -> ShardCache:
-        codec = {"codec": self.models.facts("teacher").digest} if reconstructed else {}
-        return self._feature_cache({"real": [self._reference_facts(clip) for clip in clips], **codec})
-
-    def _feature_cache(self, subject: Mapping[str, object]) -> ShardCache:
-        tagger = self.tagger.facts if self.tagger is not None else None
-        facts = {"embedding": self.embedder.facts, "clap": self.clap.facts, "tagger": tagger, "layout": 3}
-        return ShardCache(self.store, "features", facts, names=[fingerprint(subject)])
+        return self.features.cache({"clips": self._clip_keys(model_id, clips)})
 
     def _clip_keys(self, model_id: str, clips: Sequence[int]) -> list[str]:
         cache = self.clip_cache(model_id, clips)
         return [cache.fingerprint, *cache.names]
-
-    def _reference_facts(self, clip: int) -> dict[str, object]:
-        try:
-            return {**self.reference.facts(clip), "seconds": self.config.seconds}
-        except DataError as error:
-            return {"damaged": str(error)}
 
     # Agreement and cost
 
@@ -257,7 +153,7 @@ class Evaluator:
         Raises:
             NotFoundError: they were not measured.
         """
-        return _read(self._agreement_cache(model_id, clips), f"agreement of {model_id}")
+        return read_computed(self._agreement_cache(model_id, clips), f"agreement of {model_id}")
 
     def _agreement_cache(self, model_id: str, clips: Sequence[int]) -> ShardCache:
         keys = {"teacher": self._clip_keys("teacher", clips), "model": self._clip_keys(model_id, clips)}
@@ -300,17 +196,8 @@ class Evaluator:
         """
         cost = self.context.run.measurement("cost", model_id, InferenceCost)
         if cost is None:
-            raise NotFoundError(f"cost of {model_id}: was not measured; {_AGAIN}")
+            raise NotFoundError(f"cost of {model_id}: was not measured; {AGAIN}")
         return cost
-
-
-_AGAIN = "run the evaluation again with `--from generate`"
-
-
-def _read(cache: ShardCache, what: str) -> Arrays:
-    if cache.missing():
-        raise NotFoundError(f"{what}: not in {cache.store.url}; {_AGAIN}")
-    return cache.read(0)
 
 
 def _as_arrays(clip: GeneratedClip, rate: int) -> Arrays:

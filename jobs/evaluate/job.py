@@ -1,8 +1,8 @@
 """The evaluate job: generate → embed → aggregate → render, spread over actors.
 
-`generate` makes every model's clips for the captions of the reference; `embed` computes the features of all clips,
-the agreement with the teacher, and the cost of each model alone; `aggregate` computes the metrics; `render` writes the
-report. The store caches what each step computes, and `evaluate.first` (`--from STEP`) starts at a later one.
+`generate` makes the clips of every model; `embed` computes the features of all clips, those of files too, the agreement
+with the teacher, and the cost of each model alone; `aggregate` computes the metrics; `render` writes the report. The
+store caches what each step computes, and `evaluate.first` (`--from STEP`) starts at a later one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import get_args
 
 from jobs.evaluate.aggregate import aggregate
 from jobs.evaluate.evaluator import Evaluator
+from jobs.evaluate.open import count_recordings
 from jobs.evaluate.render import render
 from jobs.evaluate.steps import (
     EvalTask,
@@ -19,7 +20,7 @@ from jobs.evaluate.steps import (
     evaluated_models,
     generate_tasks,
     open_pool,
-    reference_tasks,
+    recording_tasks,
 )
 from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
@@ -41,8 +42,8 @@ class EvalWorker:
         """Run a task; what the store has is not computed again."""
         if task.kind == "generate":
             self.evaluator.generate(task.model_id, task.clips)
-        elif task.kind == "embed" and task.model_id in (REAL, RECONSTRUCTED):
-            self.evaluator.embed_reference(task.clips, task.model_id == RECONSTRUCTED)
+        elif task.kind == "embed" and task.model_id in (REAL, RECONSTRUCTED, *self.evaluator.config.audio):
+            self.evaluator.recordings.embed(task.model_id, task.clips)
         elif task.kind == "embed":
             self.evaluator.embed(task.model_id, task.clips)
         elif task.kind == "agreement":
@@ -71,14 +72,16 @@ def run(run_id: str) -> None:
     config, model_ids = recipe.evaluate, evaluated_models(recipe)
     steps: tuple[EvaluateStep, ...] = get_args(EvaluateStep)
     requested = steps[steps.index(config.first) :]
-    groups, compared = clip_groups(config), agreement_groups(config)
-    if "generate" in requested:
+    groups, compared, recorded = clip_groups(config), agreement_groups(config), count_recordings(config)
+    real = recording_tasks(config, {REAL: recorded[REAL]} if REAL in recorded else {})
+    if "embed" in requested:
         # One actor reads the reference first: the tunes of the house band are parsed once per machine.
-        run_stage("reference", reference_tasks(config)[:1])
+        run_stage("reference", real[:1])
+    if "generate" in requested and model_ids:
         teacher_clips = compared[-1].stop if compared else 0
         run_stage("generate", generate_tasks(model_ids, config.clips, teacher_clips, config.batch_size))
     if "embed" in requested:
-        tasks = reference_tasks(config) + reference_tasks(config, reconstructed=True)
+        tasks = recording_tasks(config, recorded)
         tasks += [EvalTask("embed", model_id, group) for model_id in model_ids for group in groups]
         run_stage("embed", tasks)
         run_stage("agreement", [EvalTask("agreement", model_id, group) for model_id in model_ids for group in compared])

@@ -8,39 +8,116 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jobs.worker.model_refs import parse_label
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
-from tinymusician.evaluate.reference import FileClips, ReferenceSet
+from tinymusician.evaluate.reference import FileClips, ReferenceSet, choose_clips
+from tinymusician.evaluate.results import REAL, RECONSTRUCTED
 from tinymusician.models.musicgen import model_location
 from tinymusician.recipe.evaluation import (
     ClapEmbeddingConfig,
     Embedding,
     EncodecEmbeddingConfig,
+    EvaluateConfig,
     LaionClapEmbeddingConfig,
-    Reference,
 )
 
 
-def open_reference(config: Reference, count: int, seconds: float, seed: int, corpus: Path) -> ReferenceSet:
+def has_clips(config: EvaluateConfig) -> bool:
+    """Whether the reference is a set of clips, not their statistics."""
+    return config.reference is not None and config.reference.kind != "statistics"
+
+
+def open_reference(config: EvaluateConfig, corpus: Path) -> ReferenceSet:
     """The clips of `evaluate.reference`; the house band's tunes are rendered into `corpus`.
+
+    They are `evaluate.clips` clips with captions if these are prompts, else all clips of the set.
 
     Raises:
         DataError: a table or audio file is missing; the message says where it belongs.
     """
-    from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps
+    from tinymusician.data.captioned import load_folder, load_musicbench, load_musiccaps, load_recordings
 
-    if config.kind == "band":
+    reference, seconds, seed = config.reference, config.seconds, config.seed
+    assert reference is not None
+    assert reference.kind != "statistics", "these have no clips"
+    if reference.kind == "band":
         from tinymusician.house_band.corpus import HELD_OUT_CLIPS, load_test_split
         from tinymusician.house_band.reference import RenderedClips
 
-        return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), count, seconds, seed)
-    audio = Path(config.audio).expanduser()
-    if config.kind == "folder":
-        return FileClips(load_folder(audio), f"folder {audio.name}", count, seconds, seed)
-    table = Path(config.table).expanduser()
-    if config.kind == "musiccaps":
-        captioned = load_musiccaps(table, audio, config.subset)
-        return FileClips(captioned, f"MusicCaps ({config.subset})", count, seconds, seed)
+        return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), config.clips, seconds, seed)
+    count = config.clips if config.prompts_are_captions else None
+    audio = Path(reference.audio).expanduser()
+    if reference.kind == "folder":
+        load = load_folder if config.prompts_are_captions else load_recordings
+        return FileClips(load(audio), f"folder {audio.name}", count, seconds, seed)
+    table = Path(reference.table).expanduser()
+    if reference.kind == "musiccaps":
+        captioned = load_musiccaps(table, audio, reference.subset)
+        return FileClips(captioned, f"MusicCaps ({reference.subset})", count, seconds, seed)
     return FileClips(load_musicbench(table, audio), f"MusicBench ({table.name})", count, seconds, seed)
+
+
+def open_audio(source: str, seconds: float) -> ReferenceSet:
+    """The clips of an entry of `evaluate.audio`.
+
+    Raises:
+        DataError: there is no such folder, or no audio in it.
+    """
+    from tinymusician.data.captioned import load_recordings
+
+    folder = Path(parse_label(source)[1]).expanduser()
+    return FileClips(load_recordings(folder), f"folder {folder.name}", None, seconds, 0)
+
+
+def count_recordings(config: EvaluateConfig) -> dict[str, int]:
+    """The number of clips of every source that no model generates: real clips, after the codec, folders of audio.
+
+    Raises:
+        DataError: a folder or table cannot be read.
+    """
+    counts: dict[str, int] = {}
+    if has_clips(config):
+        assert config.reference is not None
+        by_clips = config.prompts_are_captions or config.reference.kind == "band"
+        counts[REAL] = config.clips if by_clips else len(open_reference(config, Path()).names)
+        if config.evaluates_models:
+            counts[RECONSTRUCTED] = counts[REAL]
+    return counts | {source: len(open_audio(source, config.seconds).names) for source in config.audio}
+
+
+def evaluation_prompts(config: EvaluateConfig, training_prompts: str) -> list[str]:
+    """The prompts of the models in `evaluate.prompts`; of those that students are trained on, of the test split.
+
+    Raises:
+        DataError: the file cannot be read, or has fewer than `evaluate.clips`.
+    """
+    from tinymusician.data.prompts import load_prompts
+
+    assert config.prompts is not None
+    prompts, kind = load_prompts(config.prompts), f"prompts {config.prompts}"
+    if config.prompts == training_prompts:
+        prompts, kind = [prompt for prompt in prompts if prompt.split == "test"], f"the test split of {kind}"
+    return [prompts[index].text for index in choose_clips(len(prompts), config.clips, config.seed, kind)]
+
+
+def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
+    """Check that reference, folders of audio and prompts can be read.
+
+    Raises:
+        DataError: one of them cannot.
+    """
+    reference = config.reference
+    assert reference is not None
+    if reference.kind == "statistics":
+        from tinymusician.evaluate.reference_statistics import load_reference_statistics
+
+        load_reference_statistics(Path(reference.file))
+    elif reference.kind != "band":
+        open_reference(config, Path())
+    for source in config.audio:
+        open_audio(source, config.seconds)
+    if config.prompts is not None:
+        evaluation_prompts(config, training_prompts)
 
 
 def open_embedder(config: Embedding, device: str = "cpu") -> Embedder:

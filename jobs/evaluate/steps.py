@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,6 @@ from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
 from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.evaluate.results import REAL, RECONSTRUCTED
 from tinymusician.recipe import EvaluateConfig, Recipe, parse_recipe
 
 AGREEMENT_GROUP = 8
@@ -19,7 +18,7 @@ AGREEMENT_GROUP = 8
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A unit of work: what to do with some clips of a model, or of the real ones (`REAL`, `RECONSTRUCTED`)."""
+    """A unit of work: what to do with some clips of a model, or of a source of `Recordings`."""
 
     kind: Literal["train", "generate", "embed", "agreement", "cost", "aggregate", "render"]
     model_id: str = ""
@@ -56,9 +55,13 @@ def generate_tasks(model_ids: Sequence[str], clips: int, teacher_clips: int, bat
     ]
 
 
-def reference_tasks(config: EvaluateConfig, reconstructed: bool = False) -> list[EvalTask]:
-    """The embedding of the real clips."""
-    return [EvalTask("embed", RECONSTRUCTED if reconstructed else REAL, group) for group in clip_groups(config)]
+def recording_tasks(config: EvaluateConfig, sources: Mapping[str, int]) -> list[EvalTask]:
+    """The embedding of the clips of sources, given by their numbers of clips (`count_recordings`)."""
+    return [
+        EvalTask("embed", source, group)
+        for source, count in sources.items()
+        for group in chunk_ranges(count, config.batch_size)
+    ]
 
 
 def open_pool(run_id: str, factory: ActorFactory) -> tuple[Recipe, Callable[..., None]]:

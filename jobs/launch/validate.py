@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.launch.estimate import frames_of, student_shape
 from jobs.registry import JobKind
+from jobs.worker.model_refs import parse_label
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
@@ -54,17 +55,27 @@ def with_local_paths(recipe: Recipe) -> Recipe:
         ("sequences", "clips"),
         ("evaluate", "clap"),
         ("evaluate", "tagger"),
+        ("evaluate", "prompts"),
     )
     for part, field in paths:
-        name = content[part].get(field)
-        if name and not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
-            content[part][field] = str(Path(name).expanduser().absolute())
+        if name := content[part].get(field):
+            content[part][field] = _absolute(name)
     for kind in ("reference", "embedding"):
         named = content["evaluate"][kind] or {}
-        for field in {"audio", "table", "model", "checkpoint", "tokenizer", "environment"} & set(named):
-            if not is_packaged(named[field]) and Path(named[field]).expanduser().exists():
-                named[field] = str(Path(named[field]).expanduser().absolute())
+        for field in {"audio", "table", "file", "model", "checkpoint", "tokenizer", "environment"} & set(named):
+            named[field] = _absolute(named[field])
+    folders = [parse_label(entry) for entry in content["evaluate"]["audio"]]
+    content["evaluate"]["audio"] = [
+        f"{label}={_absolute(name)}" if label else _absolute(name) for label, name in folders
+    ]
     return Recipe.model_validate(content)
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of a name, if it is that of a file or folder and of nothing packaged."""
+    if not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
+        return str(Path(name).expanduser().absolute())
+    return name
 
 
 def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None:
@@ -103,6 +114,8 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         return
     if kind in ("sweep", "pipeline"):
         _check_evaluate(recipe, here)
+    if kind == "sweep" and (recipe.evaluate.audio or recipe.evaluate.prompts is not None):
+        raise RecipeError("sweep: compares students with real clips of their prompts; no evaluate.audio or .prompts")
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
     from_actors = recipe.signals.source == "actors"
     if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_components or ranged or split or from_actors):
@@ -153,18 +166,15 @@ def _check_quantize(recipe: Recipe, here: bool) -> None:
 
 
 def _check_evaluate(recipe: Recipe, here: bool) -> None:
-    """Check that there is a reference, and that its files exist."""
+    """Check that there is a reference, and that its files, the prompts and the folders of audio exist."""
     config = recipe.evaluate
     if config.reference is None:
-        kinds = "band, folder, musiccaps or musicbench"
-        raise RecipeError(
-            f"evaluate.reference: none is given; allowed are {kinds}, such as --set evaluate.reference.kind=folder "
-            f"--set evaluate.reference.audio=FOLDER"
-        )
-    if here and config.reference.kind != "band":
-        from jobs.evaluate.open import open_reference
+        kinds = "band, folder, musiccaps, musicbench or statistics"
+        raise RecipeError(f"evaluate.reference: none is given; allowed are {kinds}, such as --reference FOLDER")
+    if here:
+        from jobs.evaluate.open import check_inputs
 
-        open_reference(config.reference, config.clips, config.seconds, config.seed, Path())
+        check_inputs(config, recipe.sequences.prompts)
 
 
 def _check_release(recipe: Recipe, here: bool) -> None:

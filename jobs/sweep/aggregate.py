@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from jobs.evaluate.aggregate import model_features, reference_features
-from jobs.evaluate.steps import AGREEMENT_GROUP, chunk_ranges, clip_groups
+from jobs.evaluate.aggregate import model_features, recorded_features
+from jobs.evaluate.steps import AGREEMENT_GROUP, chunk_ranges
 from jobs.sweep.evaluator import SweepEvaluator
 from jobs.sweep.trials import GRIDS, SweepTrial, trials_of
 from tinymusician.artifacts.run_state import RunResult
-from tinymusician.evaluate.aggregate import ClipFeatures
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.kad import kad
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
+from tinymusician.evaluate.results import REAL
 from tinymusician.evaluate.sweep_claims import fluctuation, objective_claims
 from tinymusician.evaluate.sweep_results import Grid, SeedResult, StudentMetrics, SweepResult, TrialCurves
 from tinymusician.recipe import Recipe
@@ -39,8 +40,9 @@ def aggregate(evaluator: SweepEvaluator) -> SweepResult:
         NotFoundError: trainings, features or measurements are missing.
     """
     recipe, run = evaluator.context.recipe, evaluator.context.run
-    real = reference_features(evaluator, clip_groups(recipe.evaluate))
-    prompts = evaluator.clap.text(evaluator.prompts(range(sweep_clips(recipe))))
+    real = recorded_features(evaluator, REAL)
+    reference = ReferenceStatistics.of(real.embeddings)
+    prompts = evaluator.features.embed_prompts(evaluator.prompts(range(sweep_clips(recipe))))
     trainings: dict[str, tuple[TrialCurves, StudentMetrics]] = {}
     grids: dict[str, dict[str, list[SeedResult]]] = {
         grid: {value: [] for value in values} for grid, values in GRIDS.items() if grid in recipe.sweep.over
@@ -48,7 +50,7 @@ def aggregate(evaluator: SweepEvaluator) -> SweepResult:
     for trial in trials_of(recipe):
         if trial.model_id not in trainings:
             curves = evaluator.models.trainer.curves(trial)
-            trainings[trial.model_id] = curves, _student_metrics(evaluator, trial, curves, real, prompts)
+            trainings[trial.model_id] = curves, _student_metrics(evaluator, trial, curves, reference, prompts)
         curves, final = trainings[trial.model_id]
         grids[trial.grid][trial.value].append(SeedResult(seed=trial.seed, curves=curves, final=final))
     results: dict[str, Grid] = {
@@ -62,7 +64,7 @@ def aggregate(evaluator: SweepEvaluator) -> SweepResult:
 
 
 def _student_metrics(
-    evaluator: SweepEvaluator, trial: SweepTrial, curves: TrialCurves, real: ClipFeatures, prompts: Floats
+    evaluator: SweepEvaluator, trial: SweepTrial, curves: TrialCurves, reference: ReferenceStatistics, prompts: Floats
 ) -> StudentMetrics:
     recipe = evaluator.context.recipe
     groups = chunk_ranges(sweep_clips(recipe), recipe.evaluate.batch_size)
@@ -76,7 +78,7 @@ def _student_metrics(
         agreement=last["held_out/test/agreement"],
         test_loss=last["held_out/test/loss"],
         fluctuation=fluctuation([row["held_out/validation/loss"] for row in validated]),
-        kad=kad(features.embeddings, real.embeddings, resamples=0).value,
+        kad=kad(features.embeddings, reference, resamples=0).value,
         clap=clap_score(features.clap, prompts[features.indices], shuffles=1).score.value,
         teacher_nll=float(np.concatenate([part["teacher_nll"] for part in forced]).mean()),
         code_entropy=float(np.concatenate([part["code_entropy"] for part in forced]).mean()),
@@ -101,7 +103,7 @@ def _provenance(evaluator: SweepEvaluator) -> dict[str, str]:
         "student": str(recipe.student.model_dump()),
         "trainings": f"{training.steps} steps of {training.batch_size} sequences of {recipe.sequences.seconds:g} s",
         "seeds": str(recipe.sweep.seeds),
-        "prompts": f"{sweep_clips(recipe)} captions of {evaluator.reference.provenance['reference']}",
+        "prompts": f"{sweep_clips(recipe)} captions of {evaluator.recordings.reference.provenance['reference']}",
         "models of KAD and CLAP": f"{recipe.evaluate.embedding.model_dump()}, {recipe.evaluate.clap}",
         "run": record.id,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),

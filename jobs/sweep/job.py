@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jobs.distill import precompute
 from jobs.evaluate.job import EvalWorker
-from jobs.evaluate.steps import EvalTask, chunk_ranges, generate_tasks, open_pool, reference_tasks
+from jobs.evaluate.steps import EvalTask, chunk_ranges, generate_tasks, open_pool, recording_tasks
 from jobs.sweep.aggregate import aggregate, forced_groups, sweep_clips
 from jobs.sweep.evaluator import SweepEvaluator
 from jobs.sweep.render import render
@@ -17,6 +17,7 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.evaluate.results import REAL
 
 
 class SweepWorker(EvalWorker):
@@ -51,7 +52,7 @@ def run(run_id: str) -> None:
     recipe, run_stage = open_pool(run_id, SweepWorker)
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     clips, batch, forced = sweep_clips(recipe), recipe.evaluate.batch_size, forced_groups(recipe)
-    reference = reference_tasks(recipe.evaluate)
+    reference = recording_tasks(recipe.evaluate, {REAL: recipe.evaluate.clips})
     # One actor reads the reference first: the tunes of the house band are parsed once per machine.
     run_stage("reference", reference[:1])
     run_stage("train", [EvalTask("train", model_id) for model_id in model_ids])

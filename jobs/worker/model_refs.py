@@ -26,6 +26,8 @@ def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
         name = _resolve_one(store, model, "quantize.model", here, MODELS)
         return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
     if kind == "evaluate":
+        if not recipe.evaluate.evaluates_models:
+            return recipe
         models = recipe.evaluate.models or (_newest_student(store, recipe, "evaluate.models"),)
         names = tuple(_resolve_evaluated(store, name, here) for name in models)
         return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from scipy.linalg import eigvals
 
 from tests.ray_cluster import Ray, settings, tmctl, tmctl_json, wait_for
 from tests.tiny import CLIPS, DAMAGED
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
+from tinymusician.evaluate.codec_model import EncodecEmbedder
 from tinymusician.evaluate.results import EvaluationResult
 from tinymusician.evaluate.sweep_results import SweepResult
 
@@ -91,6 +95,54 @@ def test_unreadable_clip_can_end_the_run(ray: Ray, evaluate_options: list[str], 
     assert ended.returncode == 1
     assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_folders_of_audio_alone(ray: Ray, evaluate_options: list[str], recipe: Path, tmp_path: Path) -> None:
+    """No captions, no models: FAD equals that of SciPy's eigenvalues, also against the saved statistics."""
+    store, random = LocalStore(tmp_path / "store"), np.random.default_rng(0)
+    embedder = EncodecEmbedder(str(recipe.parent / "teacher"))
+    length = round(0.4 * embedder.rate)
+    for name, level in (("real", 0.1), ("mine", 0.2), ("theirs", 0.3)):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            soundfile.write(tmp_path / name / f"{number}.wav", random.normal(0, level, length), embedder.rate, "DOUBLE")
+    (tmp_path / "theirs" / "2.mp3").write_bytes(b"no sound")
+    (tmp_path / "real" / "3.txt").write_text("a slow fiddle reel")
+    folders = ["--audio", f"{tmp_path / 'mine'}", "--audio", f"other={tmp_path / 'theirs'}"]
+    submit = ("submit", "evaluate", *evaluate_options)
+    run = tmctl_json(ray, store, *submit, *folders, "--reference", str(tmp_path / "real"), "--name", "a1")
+    result = RunStore(store, "a1").report(EvaluationResult)
+    assert result.models == ()
+    assert result.reconstructed is None
+    assert (result.provenance.real_clips, result.provenance.clips) == (5, 0)
+
+    means, covariances = [], []
+    for name in ("real", "mine"):
+        waves = [soundfile.read(path, dtype="float32")[0] for path in sorted((tmp_path / name).glob("*.wav"))]
+        vectors = np.concatenate(embedder(waves)).astype(np.float64)
+        means.append(vectors.mean(axis=0))
+        covariances.append(np.cov(vectors.T))
+    roots = np.sqrt(eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
+    expected = np.square(means[0] - means[1]).sum() + sum(map(np.trace, covariances)) - 2 * roots
+    mine, other = result.folders
+    assert (mine.label, other.label) == ("mine", "other")
+    assert mine.distribution.fad is not None
+    assert mine.distribution.fad.value == pytest.approx(expected, rel=1e-3)
+    assert mine.distribution.clap is not None, "file 3 has the caption of the real clip of its name"
+    assert len(mine.distribution.clap.score.values) == 1
+    assert (mine.distribution.clips, other.distribution.clips) == (5, 5)
+    assert "2.mp3: cannot be read as audio" in other.audio.unreadable[0]
+    assert run["metrics"]["mine"]["fad"] == mine.distribution.fad.value
+    assert RunStore(store, "a1").report_files()["html"].count(b"data:audio/flac") == 3 * 2
+
+    file = tmp_path / "reference.npz"
+    assert tmctl(ray, store, "runs", "reference", "a1", "-o", str(file)).returncode == 0
+    again = tmctl_json(ray, store, *submit, *folders[:2], "--reference", str(file), "--name", "a2")
+    assert again["metrics"]["mine"]["fad"] == mine.distribution.fad.value
+    assert again["metrics"]["mine"]["kad"] == run["metrics"]["mine"]["kad"]
+    prompts = tmctl(ray, store, *submit, "--model", "teacher", "--reference", str(file), "--dry-run")
+    assert prompts.returncode == 1
+    assert "reference statistics have no captions; give the models' prompts by path" in prompts.stderr
 
 
 def test_a_sweep_trains_each_student_once(ray: Ray, evaluate_options: list[str], tmp_path: Path) -> None:

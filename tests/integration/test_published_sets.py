@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from jobs.evaluate.open import open_reference
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clap_score import clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
-from tinymusician.evaluate.reference import ReferenceSet
 from tinymusician.house_band.corpus import SEED, RenderedSplit, load_split
 from tinymusician.house_band.tunes import corpus_files, tunes_in, with_splits
+from tinymusician.recipe import EvaluateConfig
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +67,9 @@ def as_musicbench(split: RenderedSplit, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("layout", [as_musiccaps, as_musicbench])
 def test_the_same_clips_and_captions(split: RenderedSplit, layout: Any, tmp_path: Path) -> None:
     """Every clip sounds as it was rendered, and band-clap knows its caption from those of others."""
-    config = SimpleNamespace(**layout(split, tmp_path))
-    result: ReferenceSet = open_reference(config, CLIPS, SECONDS, 0, tmp_path)
+    reference = {name: str(value) for name, value in layout(split, tmp_path).items()}
+    config = EvaluateConfig.model_validate({"reference": reference, "clips": CLIPS, "seconds": SECONDS})
+    result = open_reference(config, tmp_path)
     assert result.captions == split.captions
     waves = [result.wave(number, RATE).wave for number in range(CLIPS)]
     for wave, rendered in zip(waves, split.samples, strict=True):

@@ -6,7 +6,9 @@ import numpy as np
 
 from tinymusician.evaluate.aggregate import ClipFeatures, agreement_metrics, clap_scores, distribution_metrics
 from tinymusician.evaluate.bootstrap import paired_difference
+from tinymusician.evaluate.clap_score import clap_by_clip
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 
 
 def features(clips: int, classes: bool = True) -> ClipFeatures:
@@ -23,7 +25,8 @@ def without_clips(like: ClipFeatures) -> ClipFeatures:
 
 def test_model_with_non_finite_audio_is_reported() -> None:
     prompts, real = np.random.default_rng(1).normal(size=(30, 4)), features(30)
-    result = distribution_metrics(without_clips(real), real, prompts, seed=0, resamples=20)
+    statistics = ReferenceStatistics.of(real.embeddings)
+    result = distribution_metrics(without_clips(real), statistics, real, prompts, seed=0, resamples=20)
     assert result.clips == 0
     assert result.fad is result.fad_infinity is result.kad is None
     assert result.clap is None
@@ -34,13 +37,26 @@ def test_model_with_non_finite_audio_is_reported() -> None:
 
 def test_a_set_compared_with_itself() -> None:
     prompts, real = np.random.default_rng(1).normal(size=(30, 4)), features(30)
-    result = distribution_metrics(real, real, prompts, seed=0, resamples=20)
+    statistics = ReferenceStatistics.of(real.embeddings)
+    result = distribution_metrics(real, statistics, real, prompts, seed=0, resamples=20)
     assert result.fad is not None
     assert result.fad.value < 1e-9
     assert result.labels["key"].agreement.value == 1
     scores = clap_scores(real.at(np.array([2, 5])), prompts)
     assert np.flatnonzero(np.isfinite(scores)).tolist() == [2, 5]
     assert scores[5] == np.round(clap_scores(real, prompts)[5], 5)
+
+
+def test_clips_without_captions_have_no_clap_score() -> None:
+    """The score is of those that have one; without pairs of the same prompt there are no labels."""
+    prompts, clips = np.random.default_rng(1).normal(size=(30, 4)), features(30)
+    statistics = ReferenceStatistics.of(clips.embeddings)
+    prompts[5:] = np.nan
+    some = distribution_metrics(clips, statistics, None, prompts, seed=0, resamples=20)
+    assert some.clap is not None
+    assert some.clap.score.value == np.mean(clap_by_clip(clips.clap.select(np.arange(5)), prompts[:5]))
+    assert some.labels == {}
+    assert distribution_metrics(clips, statistics, None, np.full((30, 1), np.nan), 0, 20).clap is None
 
 
 def test_agreement_is_joined_over_groups() -> None:

@@ -134,7 +134,7 @@ class TestFolders:
         result = load_folder(tmp_path)
         assert [clip.caption for clip in result.clips] == ["first", "second"]
         assert result.left_out == {"no caption": [tmp_path / "alone.wav"]}
-        with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 with their audio"):
+        with pytest.raises(DataError, match=r"evaluate.clips = 3: folder x has 2 usable ones"):
             FileClips(result, "folder x", 3, 1.0, 0)
 
     def test_empty_bundle(self, tmp_path: Path) -> None:

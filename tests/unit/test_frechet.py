@@ -10,7 +10,6 @@ from scipy.stats import ortho_group
 from tinymusician.errors import DataError
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.frechet import (
-    Gaussian,
     fad,
     fad_by_clip,
     fad_infinity,
@@ -18,6 +17,7 @@ from tinymusician.evaluate.frechet import (
     fad_interval,
     frechet_distance,
 )
+from tinymusician.evaluate.reference_statistics import Gaussian, ReferenceStatistics
 
 
 def drawn(
@@ -25,6 +25,10 @@ def drawn(
 ) -> ClipEmbeddings:
     random = np.random.default_rng(seed)
     return ClipEmbeddings.of(list(shift + scale * random.normal(size=(clips, windows, dimension))))
+
+
+def drawn_reference(clips: int, dimension: int, seed: int, windows: int = 1) -> ReferenceStatistics:
+    return ReferenceStatistics.of(drawn(clips, dimension, seed, windows=windows))
 
 
 def standard(dimension: int, shift: float = 0.0, scale: float = 1.0) -> Gaussian:
@@ -55,10 +59,11 @@ def test_singular_covariances() -> None:
 
 def test_distance_to_itself_is_zero_and_rotation_invariant() -> None:
     clips, others = drawn(300, 24, 0, windows=2), drawn(200, 24, 1, 0.3, 1.2)
-    assert fad(clips, clips) == pytest.approx(0, abs=1e-9)
+    assert fad(clips, ReferenceStatistics.of(clips)) == pytest.approx(0, abs=1e-9)
     turn = ortho_group.rvs(24, random_state=0)
-    turned = [ClipEmbeddings(side.values @ turn, side.owners) for side in (clips, others)]
-    assert fad(*turned) == pytest.approx(fad(clips, others), rel=1e-9)
+    turned, turned_others = (ClipEmbeddings(side.values @ turn, side.owners) for side in (clips, others))
+    expected = fad(clips, ReferenceStatistics.of(others))
+    assert fad(turned, ReferenceStatistics.of(turned_others)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_bias_equals_the_formula() -> None:
@@ -73,7 +78,7 @@ def test_extrapolation_removes_the_bias() -> None:
     truth = 8 * (0.3**2)
     plain, without = [], []
     for seed in range(40):
-        clips, reference = drawn(160, 8, seed, 0.3), drawn(160, 8, 1000 + seed)
+        clips, reference = drawn(160, 8, seed, 0.3), drawn_reference(160, 8, 1000 + seed)
         plain.append(fad(clips, reference))
         without.append(fad_infinity(clips, reference, seed).value)
     error = np.std(without) / np.sqrt(len(without))
@@ -82,7 +87,7 @@ def test_extrapolation_removes_the_bias() -> None:
 
 
 def test_the_extrapolation_shows_its_points() -> None:
-    result = fad_infinity(drawn(120, 4, 0), drawn(120, 4, 1))
+    result = fad_infinity(drawn(120, 4, 0), drawn_reference(120, 4, 1))
     assert result.points[0][0] == 120
     assert result.points[-1][0] == 60
     assert result.slope > 0
@@ -91,7 +96,9 @@ def test_the_extrapolation_shows_its_points() -> None:
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     truth, held = 6 * 0.4**2, 0
     for seed in range(40):
-        interval, _ = fad_infinity_interval(drawn(120, 6, seed, 0.4), drawn(2000, 6, 900 + seed), seed, resamples=60)
+        interval, _ = fad_infinity_interval(
+            drawn(120, 6, seed, 0.4), drawn_reference(2000, 6, 900 + seed), seed, resamples=60
+        )
         assert interval.low is not None
         assert interval.high is not None
         held += interval.low <= truth <= interval.high
@@ -99,7 +106,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_intervals_narrow_with_more_clips() -> None:
-    reference = drawn(500, 4, 5)
+    reference = drawn_reference(500, 4, 5)
     widths = []
     for count in (50, 800):
         interval = fad_interval(drawn(count, 4, 6, 0.5), reference)
@@ -111,10 +118,10 @@ def test_intervals_narrow_with_more_clips() -> None:
 
 
 def test_folder_of_clips() -> None:
-    reference = drawn(400, 5, 0)
+    reference = drawn_reference(400, 5, 0)
     near, far = drawn(1, 5, 1, windows=30), drawn(1, 5, 1, 4.0, windows=30)
     single = ClipEmbeddings.of([np.full((1, 5), 2.0)])
-    fixed = Gaussian.of(reference.values)
+    fixed = reference.gaussian
     scores = [fad_by_clip(side, reference)[0] for side in (near, far, single)]
     assert scores[0] < scores[1]
     assert scores[2] == pytest.approx(np.square(2 - fixed.mean).sum() + np.trace(fixed.covariance))
@@ -122,11 +129,11 @@ def test_folder_of_clips() -> None:
 
 def test_too_few_or_unlike_vectors_are_refused_by_their_numbers() -> None:
     with pytest.raises(DataError, match=r"FAD: 16 vectors of clips .* in 16 dimensions; at least 17 are needed"):
-        fad(drawn(16, 16, 0), drawn(40, 16, 1))
+        fad(drawn(16, 16, 0), drawn_reference(40, 16, 1))
     with pytest.raises(DataError, match=r"20 vectors of clips .* at least 33 are needed to extrapolate"):
-        fad_infinity(drawn(20, 16, 0), drawn(40, 16, 1))
+        fad_infinity(drawn(20, 16, 0), drawn_reference(40, 16, 1))
     with pytest.raises(DataError, match="16 and 8 dimensions"):
-        fad(drawn(40, 16, 0), drawn(40, 8, 1))
+        fad(drawn(40, 16, 0), drawn_reference(40, 8, 1))
     with pytest.raises(DataError, match="clip 1 and 0 others hold numbers that are not finite"):
         ClipEmbeddings.of([np.zeros((1, 2)), np.full((1, 2), np.nan)])
     with pytest.raises(DataError, match="without windows"):
@@ -135,7 +142,7 @@ def test_too_few_or_unlike_vectors_are_refused_by_their_numbers() -> None:
 
 def test_few_clips_of_many_frames() -> None:
     """Frames make a covariance, but only clips make an interval and a line."""
-    reference = drawn(40, 4, 1, windows=20)
+    reference = drawn_reference(40, 4, 1, windows=20)
     alone, few = drawn(1, 4, 0, windows=200), drawn(7, 4, 0, windows=50)
     assert fad_interval(alone, reference).low is None
     assert fad_interval(alone, reference).value == fad(alone, reference)
@@ -147,7 +154,7 @@ def test_few_clips_of_many_frames() -> None:
 
 def test_identical_clips_have_no_spread() -> None:
     same = ClipEmbeddings.of([np.ones((1, 3))] * 10)
-    assert fad(same, drawn(500, 3, 0)) == pytest.approx(3 * 1 + 3, rel=0.2)  # |μ|² + tr Σ
+    assert fad(same, drawn_reference(500, 3, 0)) == pytest.approx(3 * 1 + 3, rel=0.2)  # |μ|² + tr Σ
 
 
 def test_subsets_are_of_clips_in_order() -> None:

@@ -14,8 +14,9 @@ from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_diff
 from tinymusician.evaluate.clap_score import clap_by_clip, clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.degenerate import count_degenerate, examine, loop, problems
-from tinymusician.evaluate.kad import bandwidth, kad, subsample
+from tinymusician.evaluate.kad import bandwidth, kad
 from tinymusician.evaluate.label_kl import label_divergence
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 from tinymusician.evaluate.report_tables import format_interval
 from tinymusician.settings import DegenerateThresholds
 
@@ -40,7 +41,7 @@ class TestKad:
             return float(np.mean(values))
 
         expected = 100 * (mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False))
-        assert kad(one, other, resamples=0).value == pytest.approx(expected, rel=1e-9)
+        assert kad(one, ReferenceStatistics.of(other), resamples=0).value == pytest.approx(expected, rel=1e-9)
 
     def test_the_closed_form_of_gaussians(self) -> None:
         """E k of normals with difference N(m, 2I) is (σ²/(σ²+2))^(d/2) · exp(-|m|² / 2(σ²+2))."""
@@ -49,29 +50,32 @@ class TestKad:
         square = bandwidth(other) ** 2
         peak = (square / (square + 2)) ** (dimension / 2)
         expected = 100 * 2 * peak * (1 - np.exp(-dimension * shift**2 / (2 * (square + 2))))
-        actual = kad(one, other, resamples=50)
+        actual = kad(one, ReferenceStatistics.of(other), resamples=50)
         assert actual.low is not None
         assert actual.high is not None
         assert actual.low < expected < actual.high
         assert actual.value == pytest.approx(expected, rel=0.15)
 
     def test_it_is_unbiased(self) -> None:
-        result = [kad(drawn(40, 6, seed), drawn(40, 6, 500 + seed), resamples=0).value for seed in range(60)]
+        result = [
+            kad(drawn(40, 6, seed), ReferenceStatistics.of(drawn(40, 6, 500 + seed)), resamples=0).value
+            for seed in range(60)
+        ]
         assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(len(result))
         assert min(result) < 0
 
     def test_undecidable_cases(self) -> None:
         with pytest.raises(DataError, match="all the same"):
-            kad(drawn(4, 2, 0), ClipEmbeddings.of([np.ones((1, 2))] * 3))
+            kad(drawn(4, 2, 0), ReferenceStatistics.of(ClipEmbeddings.of([np.ones((1, 2))] * 3)))
         with pytest.raises(DataError, match="1 clip of clips; at least 2"):
-            kad(drawn(1, 2, 0, windows=5), drawn(4, 2, 1))
+            kad(drawn(1, 2, 0, windows=5), ReferenceStatistics.of(drawn(4, 2, 1)))
         with pytest.raises(DataError, match="2 and 3 dimensions"):
-            kad(drawn(4, 2, 0), drawn(4, 3, 1))
+            kad(drawn(4, 2, 0), ReferenceStatistics.of(drawn(4, 3, 1)))
 
     def test_two_clips_have_a_value_without_interval(self) -> None:
         """Half of all draws of two clips hold one of them twice, and no pair."""
         random = np.random.default_rng(0)
-        reference = ClipEmbeddings.of(list(random.normal(size=(30, 5, 4))))
+        reference = ReferenceStatistics.of(ClipEmbeddings.of(list(random.normal(size=(30, 5, 4)))))
         for count in (2, 3):
             result = kad(ClipEmbeddings.of(list(random.normal(size=(count, 5, 4)))), reference)
             assert np.isfinite(result.value)
@@ -80,12 +84,12 @@ class TestKad:
     def test_frames_are_thinned_evenly(self) -> None:
         """More vectors than can be held against each other: every clip keeps the same number, from end to end."""
         frames = np.arange(2 * 9000, dtype=np.float64).reshape(2, 9000, 1)
-        result = subsample(ClipEmbeddings.of(list(frames)))
+        result = ClipEmbeddings.of(list(frames)).subsampled()
         assert result.windows.tolist() == [4000, 4000]
         assert result.clip(0)[[0, -1], 0].tolist() == [0, 8999]
         assert np.diff(result.clip(1)[:, 0]).max() <= 3
         small = ClipEmbeddings.of(list(frames[:, :100]))
-        assert subsample(small) is small
+        assert small.subsampled() is small
 
 
 class TestClapScore:

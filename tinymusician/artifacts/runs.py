@@ -12,6 +12,7 @@ Only this module knows their names:
     runs/ID/refused.txt              an error that every further attempt would meet again
     runs/ID/measurements/KIND-….json  what a worker measured of a subject, such as the cost of a model
     runs/ID/audio/NAME.flac          the audio samples of a report
+    runs/ID/reference.npz            the statistics of an evaluation's reference set
     runs/ID/training.png, components.png, tensorboard/…
     runs/ID/trials/….jsonl           of a sweep: the metrics of each training
     runs/ID/skipped-steps-STAGE.json training steps that update nothing
@@ -260,6 +261,21 @@ class RunStore:
             NotFoundError: there is none of this name.
         """
         return self.store.get(self.key(f"audio/{name}"))
+
+    def write_reference(self, npz: bytes) -> None:
+        """Set the statistics of the reference set, as `ReferenceStatistics.to_bytes` gives them."""
+        self.store.put(self.key("reference.npz"), npz)
+
+    def reference(self) -> bytes:
+        """The statistics of the reference set.
+
+        Raises:
+            RunError: the run is no evaluation, or has not computed them.
+        """
+        content = self._bytes("reference.npz")
+        if content is None:
+            raise RunError(f"run {self.id!r}: has no reference statistics; finished `tmctl submit evaluate` runs have")
+        return content
 
     # Training
 

@@ -114,17 +114,31 @@ def load_folder(audio: Path) -> CaptionedSet:
     """
     clips, left_out = [], dict[str, list[Path]]()
     for path in audio_files(audio):
-        text = _caption_file(path)
-        caption = "" if text is None else _read_text(text).strip()
+        caption = _read_caption(path)
         if caption:
             clips.append(CaptionedClip(path.relative_to(audio).as_posix(), caption, path))
         else:
-            reason = "no caption" if text is None else "an empty caption"
+            reason = "no caption" if caption is None else "an empty caption"
             left_out.setdefault(reason, []).append(path)
     if not clips:
         seen = "".join(f"; {len(paths)} have {reason}" for reason, paths in left_out.items())
         raise DataError(f"{audio}: no clip with a caption; put NAME.wav and NAME.txt there, one pair a clip{seen}")
     return CaptionedSet(clips, left_out)
+
+
+def load_recordings(audio: Path) -> CaptionedSet:
+    """All clips of a folder; their captions are empty where there is none beside them.
+
+    Raises:
+        DataError: there is no such folder, no audio in it, or a caption is not UTF-8.
+    """
+    clips = [
+        CaptionedClip(path.relative_to(audio).as_posix(), _read_caption(path) or "", path)
+        for path in audio_files(audio)
+    ]
+    if not clips:
+        raise DataError(f"{audio}: no audio file in it; allowed are {', '.join(SUFFIXES)}")
+    return CaptionedSet(clips, {})
 
 
 def load_training_clips(folder: Path) -> list[CaptionedClip]:
@@ -154,10 +168,11 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _caption_file(path: Path) -> Path | None:
-    """The text file of a clip's name, whatever the case of its suffix."""
+def _read_caption(path: Path) -> str | None:
+    """The content of the text file of a clip's name, whatever the case of its suffix; None if there is none."""
     candidates = (path.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt"))
-    return next((text for text in candidates if text.is_file()), None)
+    file = next((text for text in candidates if text.is_file()), None)
+    return None if file is None else _read_text(file).strip()
 
 
 def _read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats, Indice
 from tinymusician.evaluate.frechet import fad_by_clip, fad_infinity_interval, fad_interval
 from tinymusician.evaluate.kad import kad
 from tinymusician.evaluate.label_kl import label_divergence
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 from tinymusician.evaluate.results import AgreementMetrics, ClapScore, DistributionMetrics, LabelDivergence, WorstClip
 
 NUM_WORST_CLIPS = 5
@@ -25,9 +26,9 @@ _Metric = TypeVar("_Metric")
 class ClipFeatures:
     """The features of a model's finite clips, N of them.
 
-    `indices` [N] are the clips' numbers in the reference set, `embeddings` those of FAD and KAD, `clap` those of CLAP,
+    `indices` [N] are the clips' numbers in their set, `embeddings` those of FAD and KAD, `clap` those of CLAP,
     `classes` [N, C] the class probabilities by question. `health` [all clips, F] holds the fields of `ClipHealth`; it
-    is None for real clips.
+    is None for the reference.
     """
 
     indices: Indices
@@ -45,9 +46,17 @@ class ClipFeatures:
 
 
 def distribution_metrics(
-    features: ClipFeatures, real: ClipFeatures, prompts_ND: Floats, seed: int, resamples: int
+    features: ClipFeatures,
+    reference: ReferenceStatistics,
+    pairs: ClipFeatures | None,
+    prompts_ND: Floats,
+    seed: int,
+    resamples: int,
 ) -> DistributionMetrics:
-    """Compare clips with the real ones and with their prompts, embedded by CLAP."""
+    """Compare clips with the reference, with the real clips of the same prompts (`pairs`), and with their prompts.
+
+    `prompts_ND` are embedded by CLAP; a row of NaN stands for no prompt.
+    """
     notes: list[str] = []
 
     def attempt(measure: Callable[[], _Metric]) -> _Metric | None:
@@ -58,28 +67,25 @@ def distribution_metrics(
             return None
 
     few = max(20, resamples // 2)
-    infinity = attempt(lambda: fad_infinity_interval(features.embeddings, real.embeddings, seed, few))
+    infinity = attempt(lambda: fad_infinity_interval(features.embeddings, reference, seed, few))
     if len(features.indices) == 0:
         notes.append("no clip is finite; see the degenerate clips")
     return DistributionMetrics(
         clips=len(features.indices),
-        fad=attempt(lambda: fad_interval(features.embeddings, real.embeddings, seed, resamples)),
+        fad=attempt(lambda: fad_interval(features.embeddings, reference, seed, resamples)),
         fad_infinity=infinity[0] if infinity else None,
         fad_points=infinity[1].points if infinity else (),
-        kad=attempt(lambda: kad(features.embeddings, real.embeddings, seed, resamples)),
-        clap=clap_metrics(features, prompts_ND, seed) if len(features.indices) else None,
-        labels=_labels(features, real, seed),
+        kad=attempt(lambda: kad(features.embeddings, reference, seed, resamples)),
+        clap=clap_metrics(features, prompts_ND, seed),
+        labels=_labels(features, pairs, seed) if pairs is not None else {},
         notes=tuple(notes),
     )
 
 
-def clap_metrics(features: ClipFeatures, prompts_ND: Floats, seed: int) -> ClapScore:
-    """The CLAP score of clips, each with its prompt.
-
-    Raises:
-        DataError: there are no clips.
-    """
-    return clap_score(features.clap, prompts_ND[features.indices], seed)
+def clap_metrics(features: ClipFeatures, prompts_ND: Floats, seed: int) -> ClapScore | None:
+    """The CLAP score of the clips that have a prompt (no row of NaN); None if none has."""
+    prompted = features.indices[np.isfinite(prompts_ND[features.indices]).all(axis=1)]
+    return clap_score(features.at(prompted).clap, prompts_ND[prompted], seed) if len(prompted) else None
 
 
 def clap_scores(features: ClipFeatures, prompts_ND: Floats) -> tuple[float, ...]:
@@ -100,10 +106,12 @@ def agreement_metrics(groups: Sequence[Mapping[str, Floats]], seed: int) -> Agre
     return AgreementMetrics(clips=len(joined["forward"]), forward_by_codebook=forward, **intervals)
 
 
-def worst_clips(features: ClipFeatures, real: ClipFeatures, prompts: Sequence[str]) -> tuple[WorstClip, ...]:
+def worst_clips(
+    features: ClipFeatures, reference: ReferenceStatistics, prompts: Sequence[str]
+) -> tuple[WorstClip, ...]:
     """The clips with the highest FAD of their own; none where the reference is too small for one."""
     try:
-        distances = fad_by_clip(features.embeddings, real.embeddings)
+        distances = fad_by_clip(features.embeddings, reference)
     except DataError:
         return ()
     order = np.argsort(distances)[::-1][:NUM_WORST_CLIPS]

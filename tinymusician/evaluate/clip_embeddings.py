@@ -14,6 +14,8 @@ from tinymusician.errors import DataError
 
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
+MAX_PAIRED_VECTORS = 8000
+"""The most vectors that are compared with each other in pairs."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,13 @@ class ClipEmbeddings:
         first = np.cumsum(counts) - counts
         indices = np.arange(counts.sum()) - np.repeat(first - starts, counts)
         return ClipEmbeddings(self.values[indices], np.repeat(np.arange(len(clips)), counts))
+
+    def subsampled(self) -> ClipEmbeddings:
+        """At most `MAX_PAIRED_VECTORS` vectors, or one per clip: evenly spaced ones of each clip."""
+        if len(self.values) <= MAX_PAIRED_VECTORS:
+            return self
+        share = max(1, MAX_PAIRED_VECTORS // self.clips)
+        whole = [self.clip(number) for number in range(self.clips)]
+        return ClipEmbeddings.of(
+            [clip[np.linspace(0, len(clip) - 1, min(share, len(clip))).round().astype(int)] for clip in whole]
+        )

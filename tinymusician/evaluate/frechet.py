@@ -17,24 +17,11 @@ import numpy.typing as npt
 
 from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import MIN_CLIPS, Interval, centred_interval, resampled_clips
-from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
+from tinymusician.evaluate.reference_statistics import Gaussian, ReferenceStatistics
 
 _SIZES, _DRAWS = 8, 4
 _SMALLEST_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """`mean` [D] and `covariance` [D, D]."""
-
-    mean: Floats
-    covariance: Floats
-
-    @classmethod
-    def of(cls, values: Floats) -> Gaussian:
-        """The moments of vectors [M, D]; a single one has no covariance."""
-        centred = values - values.mean(axis=0)
-        return cls(values.mean(axis=0), centred.T @ centred / max(len(values) - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -60,17 +47,19 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     return max(0.0, float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * shared))
 
 
-def fad(clips: ClipEmbeddings, reference: ClipEmbeddings) -> float:
+def fad(clips: ClipEmbeddings, reference: ReferenceStatistics) -> float:
     """FAD of two sets.
 
     Raises:
         DataError: the dimensions differ, or a set has too few vectors for a covariance.
     """
     _check(clips, reference)
-    return frechet_distance(Gaussian.of(clips.values), Gaussian.of(reference.values))
+    return frechet_distance(Gaussian.of(clips.values), reference.gaussian)
 
 
-def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
+def fad_interval(
+    clips: ClipEmbeddings, reference: ReferenceStatistics, seed: int = 0, resamples: int = 200
+) -> Interval:
     """FAD, with the interval for other sets of as many clips against this reference."""
     value = fad(clips, reference)
     if clips.clips < MIN_CLIPS:
@@ -79,45 +68,49 @@ def fad_interval(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0
 
 
 def _resampled_fad(
-    clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int, resamples: int
+    clips: ClipEmbeddings, reference: ReferenceStatistics, seed: int, resamples: int
 ) -> npt.NDArray[np.float64]:
     """FAD of every resample of the clips."""
-    fixed = Gaussian.of(reference.values)
+    fixed = reference.gaussian
     draws = resampled_clips(clips.clips, resamples, seed)
     return np.array([frechet_distance(Gaussian.of(clips.select(draw).values), fixed) for draw in draws])
 
 
-def fad_infinity(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, draws: int = _DRAWS) -> FadInfinity:
+def fad_infinity(
+    clips: ClipEmbeddings, reference: ReferenceStatistics, seed: int = 0, draws: int = _DRAWS
+) -> FadInfinity:
     """FAD extrapolated to infinitely many clips on both sides.
 
     Both sets are subsampled to the same share, from a half to all of their clips, so the bias of both falls together;
-    Gui et al. keep the whole reference, and with it its share of the bias.
+    Gui et al. keep the whole reference, and with it its share of the bias. So does this where the reference's vectors
+    are not all known.
 
     Raises:
         DataError: half of the clips are too few for a covariance, or all of them for a line through several sizes.
     """
     _check(clips, reference, _SMALLEST_SHARE)
-    if min(clips.clips, reference.clips) < _SIZES:
+    drawable = reference.all_embeddings
+    if min(clips.clips, drawable.clips if drawable else _SIZES) < _SIZES:
         raise DataError(
-            f"FAD∞: {clips.clips} clips against {reference.clips}; at least {_SIZES} of each are needed, or there is "
-            f"nothing to extrapolate over"
+            f"FAD∞: {clips.clips} clips against {drawable.clips if drawable else 'a whole reference'}; at least "
+            f"{_SIZES} of each are needed, or there is nothing to extrapolate over"
         )
     random = np.random.default_rng(seed)
     shares = 1 / np.linspace(1, 1 / _SMALLEST_SHARE, _SIZES)
     points = []
     for share in shares:
-        count, beside = (max(2, round(share * side.clips)) for side in (clips, reference))
-        distances = [
-            frechet_distance(_drawn(clips, count, random), _drawn(reference, beside, random))
-            for _ in range(1 if share == 1 else draws)
-        ]
-        points.append((count, float(np.mean(distances))))
+        distances = []
+        for _ in range(1 if share == 1 else draws):
+            some = _drawn(clips, share, random)
+            other = _drawn(drawable, share, random) if drawable else reference.gaussian
+            distances.append(frechet_distance(some, other))
+        points.append((_count(clips, share), float(np.mean(distances))))
     slope, value = np.polyfit([1 / count for count, _ in points], [distances for _, distances in points], 1)
     return FadInfinity(float(value), float(slope), tuple(points))
 
 
 def fad_infinity_interval(
-    clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 100
+    clips: ClipEmbeddings, reference: ReferenceStatistics, seed: int = 0, resamples: int = 100
 ) -> tuple[Interval, FadInfinity]:
     """FAD∞ with its interval, from extrapolations of resampled clips, and the extrapolation itself."""
     estimate = fad_infinity(clips, reference, seed)
@@ -128,30 +121,42 @@ def fad_infinity_interval(
     return centred_interval(estimate.value, again), estimate
 
 
-def fad_by_clip(clips: ClipEmbeddings, reference: ClipEmbeddings) -> npt.NDArray[np.float64]:
+def fad_by_clip(clips: ClipEmbeddings, reference: ReferenceStatistics) -> npt.NDArray[np.float64]:
     """Per-song FAD: of each clip by itself against the reference, [N] (Gui et al., section 3.3).
 
     A clip with one window has a covariance of 0: the rest measures its distance from the reference's mean.
     """
-    _check(reference, reference)
-    fixed = Gaussian.of(reference.values)
+    _check_vectors("reference", reference.vectors, None, reference.dimension)
+    fixed = reference.gaussian
     return np.array([frechet_distance(Gaussian.of(clips.clip(n)), fixed) for n in range(clips.clips)])
 
 
-def _drawn(clips: ClipEmbeddings, count: int, random: np.random.Generator) -> Gaussian:
-    return Gaussian.of(clips.select(random.permutation(clips.clips)[:count]).values)
+def _count(clips: ClipEmbeddings, share: float) -> int:
+    return max(2, round(share * clips.clips))
 
 
-def _check(clips: ClipEmbeddings, reference: ClipEmbeddings, share: float = 1.0) -> None:
+def _drawn(clips: ClipEmbeddings, share: float, random: np.random.Generator) -> Gaussian:
+    return Gaussian.of(clips.select(random.permutation(clips.clips)[: _count(clips, share)]).values)
+
+
+def _check(clips: ClipEmbeddings, reference: ReferenceStatistics, share: float = 1.0) -> None:
     if clips.dimension != reference.dimension:
         raise DataError(
             f"FAD: embeddings of {clips.dimension} and {reference.dimension} dimensions; equal ones are needed"
         )
-    for name, side in (("clips", clips), ("reference", reference)):
-        if share * len(side.values) <= side.dimension:
-            needed = int(side.dimension / share) + 1
-            raise DataError(
-                f"FAD: {len(side.values)} vectors of {name} (windows of {side.clips} clips) in {side.dimension} "
-                f"dimensions; at least {needed} are needed{'' if share == 1 else ' to extrapolate'}, or the covariance "
-                f"says nothing. Take more clips, or KAD, which needs none"
-            )
+    _check_vectors("clips", len(clips.values), clips.clips, clips.dimension, share)
+    whole = reference.all_embeddings
+    number = None if whole is None else whole.clips
+    _check_vectors("reference", reference.vectors, number, clips.dimension, share if whole else 1.0)
+
+
+def _check_vectors(name: str, vectors: int | None, clips: int | None, dimension: int, share: float = 1.0) -> None:
+    """Check that a share of a set's vectors is enough for a covariance, if their number is known."""
+    if vectors is not None and share * vectors <= dimension:
+        needed = int(dimension / share) + 1
+        windows = "" if clips is None else f" (windows of {clips} clips)"
+        purpose = "" if share == 1 else " to extrapolate"
+        raise DataError(
+            f"FAD: {vectors} vectors of {name}{windows} in {dimension} dimensions; at least {needed} are needed"
+            f"{purpose}, or the covariance says nothing. Take more clips, or KAD, which needs none"
+        )

@@ -17,9 +17,10 @@ from scipy.spatial.distance import cdist, pdist
 from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import MIN_CLIPS, Interval, centred_interval, resampled_clips
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 
 SCALE = 100.0
-_BLOCK, _MOST_FOR_MEDIAN, _MOST = 1024, 2000, 8000
+_BLOCK, _MOST_FOR_MEDIAN = 1024, 2000
 
 
 def bandwidth(reference: ClipEmbeddings) -> float:
@@ -35,12 +36,15 @@ def bandwidth(reference: ClipEmbeddings) -> float:
     return median
 
 
-def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resamples: int = 200) -> Interval:
+def kad(clips: ClipEmbeddings, statistics: ReferenceStatistics, seed: int = 0, resamples: int = 200) -> Interval:
     """KAD, with the interval for other sets of as many clips against this reference.
 
     Raises:
-        DataError: the dimensions differ, or a set has a single clip.
+        DataError: the dimensions differ, a set has a single clip, or the reference has no embeddings.
     """
+    reference = statistics.embeddings
+    if reference is None:
+        raise DataError("KAD: the reference statistics have mean and covariance only; the embeddings are needed")
     if clips.dimension != reference.dimension:
         raise DataError(
             f"KAD: embeddings of {clips.dimension} and {reference.dimension} dimensions; equal ones are needed"
@@ -48,7 +52,7 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     for name, side in (("clips", clips), ("reference", reference)):
         if side.clips < 2:
             raise DataError(f"KAD: {side.clips} clip of {name}; at least 2 are needed")
-    clips, reference = subsample(clips), subsample(reference)
+    clips, reference = clips.subsampled(), reference.subsampled()
     width = bandwidth(reference)
     every, resamples = np.ones((1, clips.clips)), resamples if clips.clips >= MIN_CLIPS else 0
     draws = resampled_clips(clips.clips, resamples, seed)
@@ -59,17 +63,6 @@ def kad(clips: ClipEmbeddings, reference: ClipEmbeddings, seed: int = 0, resampl
     distances = SCALE * (within - 2 * _between(clips, weights, reference, width))
     drawn = distances[1:][np.isfinite(distances[1:])]  # a draw of one clip alone has no pair
     return centred_interval(float(distances[0]), drawn) if len(drawn) else Interval(float(distances[0]))
-
-
-def subsample(side: ClipEmbeddings) -> ClipEmbeddings:
-    """At most 8,000 vectors, or one per clip: evenly spaced ones of each clip."""
-    if len(side.values) <= _MOST:
-        return side
-    share = max(1, _MOST // side.clips)
-    whole = [side.clip(number) for number in range(side.clips)]
-    return ClipEmbeddings.of(
-        [clip[np.linspace(0, len(clip) - 1, min(share, len(clip))).round().astype(int)] for clip in whole]
-    )
 
 
 def _within(side: ClipEmbeddings, weights_RN: Floats, width: float) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from tinymusician.evaluate.report_tables import (
     cost_table,
     degenerate_table,
     difference_table,
+    folder_table,
     label_table,
     summary_table,
     worst_table,
@@ -53,15 +54,16 @@ def html_report(
     `samples` are the clips of each prompt, `curves` the training metrics of students by label, `sensitivities` the
     PNG plots of bundles with their labels.
     """
-    models = result.models
-    parts = [
-        ("Summary", html_table(*summary_table(result)) + html_note(_SUMMARY)),
-        ("Difference from the first model", html_table(*difference_table(models)) + html_note(_DIFFERENCE)),
-        ("Listen", "".join(_players(prompt, clips) for prompt, clips in samples)),
-        ("Size against quality", html_picture(plot_front(models), "size of each model against its FAD and CLAP score")),
-    ]
-    if any(model.distribution.fad_points for model in models):
-        picture = html_picture(plot_extrapolation(models), "FAD over one over the number of clips")
+    models, sets = result.models, result.sets
+    parts = [("Summary", html_table(*summary_table(result)) + html_note(_SUMMARY))]
+    if len(sets) > 1:
+        parts.append((f"Difference from {sets[0].label}", html_table(*difference_table(sets)) + html_note(_DIFFERENCE)))
+    parts.append(("Listen", "".join(_players(prompt, clips) for prompt, clips in samples)))
+    if models:
+        picture = html_picture(plot_front(models), "size of each model against its FAD and CLAP score")
+        parts.append(("Size against quality", picture))
+    if any(clips.distribution.fad_points for clips in sets):
+        picture = html_picture(plot_extrapolation(sets), "FAD over one over the number of clips")
         parts.append(("FAD and the number of clips", picture))
     if any(model.agreement for model in models):
         picture = html_picture(plot_codebooks(models), "KL to the teacher by codebook")
@@ -72,8 +74,11 @@ def html_report(
         picture = html_picture(plot_cost(models), "cost of generation")
         parts.append(("Cost", html_table(*cost_table(models)) + picture + html_note(_COST)))
     parts += _origin_parts(curves, sensitivities)
-    parts.append(("Degenerate clips", html_table(*degenerate_table(models))))
-    parts.append(("Clips furthest from the reference", html_table(*worst_table(models))))
+    parts.append(("Degenerate clips", html_table(*degenerate_table(sets))))
+    if any(clips.worst for clips in sets):
+        parts.append(("Clips furthest from the reference", html_table(*worst_table(sets))))
+    if result.folders:
+        parts.append(("Folders of audio", html_table(*folder_table(result.folders))))
     if notes := _notes(result):
         parts.append(("Metrics that could not be computed", html_text("\n".join(notes))))
     parts.append(("Measurement", html_table(*_provenance_table(result))))
@@ -97,11 +102,12 @@ def markdown_report(result: EvaluationResult) -> str:
     models = result.models
     tables = [
         ("Summary", summary_table(result)),
-        ("Difference from the first model", difference_table(models)),
+        (f"Difference from {result.sets[0].label}", difference_table(result.sets)),
         ("Agreement with the teacher", agreement_table(models)),
         ("Labels by a classifier", label_table(result)),
         ("Cost", cost_table(models)),
-        ("Degenerate clips", degenerate_table(models)),
+        ("Degenerate clips", degenerate_table(result.sets)),
+        ("Folders of audio", folder_table(result.folders)),
         ("Measurement", _provenance_table(result)),
     ]
     text = [f"# {result.recipe}: evaluation\n"]
@@ -137,7 +143,7 @@ def _players(prompt: str, clips: Sequence[AudioSample]) -> str:
 
 
 def _notes(result: EvaluationResult) -> list[str]:
-    return [f"{model.label}: {note}" for model in result.models for note in model.distribution.notes]
+    return [f"{clips.label}: {note}" for clips in result.sets for note in clips.distribution.notes]
 
 
 def _provenance_table(result: EvaluationResult) -> Table:

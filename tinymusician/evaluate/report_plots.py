@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinymusician.evaluate.bootstrap import Interval
-from tinymusician.evaluate.results import ModelResult
+from tinymusician.evaluate.results import ClipSetResult, ModelResult
 from tinymusician.plots import COLOURS, png, pyplot
 from tinymusician.training.metrics import Row
 
@@ -32,7 +32,7 @@ def plot_front(models: Sequence[ModelResult]) -> bytes:
     return png(figure)
 
 
-def plot_extrapolation(models: Sequence[ModelResult]) -> bytes:
+def plot_extrapolation(models: Sequence[ClipSetResult]) -> bytes:
     """FAD over 1/N with the line to infinitely many clips."""
     figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
     for colour, model in zip(cycle(COLOURS), models, strict=False):

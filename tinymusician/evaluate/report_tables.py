@@ -10,8 +10,10 @@ from tinymusician.evaluate.results import (
     REAL,
     RECONSTRUCTED,
     ClapScore,
+    ClipSetResult,
     DistributionMetrics,
     EvaluationResult,
+    FolderResult,
     ModelResult,
 )
 
@@ -22,27 +24,37 @@ _EMPTY = "—"
 def summary_table(result: EvaluationResult) -> Table:
     """The main metrics of every model."""
     columns = ("model", "MB", "FAD", "FAD∞", "KAD", "CLAP", "CLAP, shuffled", "KL to teacher", "degenerate", "RTF")
-    rows: list[Sequence[object]] = [(REAL, *[_EMPTY] * 4, *_clap_cells(result.real), *[_EMPTY] * 3)]
-    rows.append((RECONSTRUCTED, _EMPTY, *_distribution_cells(result.reconstructed), *[_EMPTY] * 3))
+    rows: list[Sequence[object]] = []
+    if result.real is not None:
+        rows.append((REAL, *[_EMPTY] * 4, *_clap_cells(result.real), *[_EMPTY] * 3))
+    if result.reconstructed is not None:
+        rows.append((RECONSTRUCTED, _EMPTY, *_distribution_cells(result.reconstructed), *[_EMPTY] * 3))
     for model in result.models:
         cells = _distribution_cells(model.distribution)
         kl = format_interval(model.agreement.forward if model.agreement else None)
-        degenerate = f"{model.degenerate.clips} of {model.distribution.clips}"
+        degenerate = _degenerate(model)
         factor = f"{model.cost.real_time_factor:.2f}" if model.cost else _EMPTY
         rows.append((model.label, f"{model.size / 1e6:.1f}", *cells, kl, degenerate, factor))
+    for folder in result.folders:
+        cells = _distribution_cells(folder.distribution)
+        rows.append((folder.label, _EMPTY, *cells, _EMPTY, _degenerate(folder), _EMPTY))
     return columns, rows
 
 
-def difference_table(models: Sequence[ModelResult]) -> Table:
-    """Each model's difference from the first one: CLAP paired by clip, distances by value."""
-    first, *others = models
+def _degenerate(clips: ClipSetResult) -> str:
+    return f"{clips.degenerate.clips} of {clips.distribution.clips}"
+
+
+def difference_table(sets: Sequence[ClipSetResult]) -> Table:
+    """The difference of each model or folder from the first one: CLAP paired by clip, distances by value."""
+    first, *others = sets
     base = first.distribution
     rows = []
-    for model in others:
-        one = model.distribution
+    for clips in others:
+        one = clips.distribution
         pairs = ((one.fad, base.fad), (one.fad_infinity, base.fad_infinity), (one.kad, base.kad))
-        clap = format_interval(model.clap_difference, signed=True)
-        rows.append((model.label, clap, *(_difference(*pair) for pair in pairs)))
+        clap = format_interval(clips.clap_difference if isinstance(clips, ModelResult) else None, signed=True)
+        rows.append((clips.label, clap, *(_difference(*pair) for pair in pairs)))
     return (f"minus {first.label}", "CLAP", "FAD", "FAD∞", "KAD"), rows
 
 
@@ -60,7 +72,9 @@ def agreement_table(models: Sequence[ModelResult]) -> Table:
 def label_table(result: EvaluationResult) -> Table:
     """The label divergence of each question that the classifier answers."""
     columns = ("model", "question", "KL(real‖generated)", "KL(generated‖real)", "same top label")
-    sets = [(RECONSTRUCTED, result.reconstructed), *((model.label, model.distribution) for model in result.models)]
+    sets = [(model.label, model.distribution) for model in result.models]
+    if result.reconstructed is not None:
+        sets.insert(0, (RECONSTRUCTED, result.reconstructed))
     rows = [
         (label, question, *(format_interval(value) for value in (one.forward, one.reverse, one.agreement)))
         for label, metrics in sets
@@ -90,7 +104,21 @@ def cost_table(models: Sequence[ModelResult]) -> Table:
     return (*columns, "GFLOP per second of audio", "J per second of audio", "components MB"), rows
 
 
-def degenerate_table(models: Sequence[ModelResult]) -> Table:
+def folder_table(folders: Sequence[FolderResult]) -> Table:
+    """How the files of each folder were read."""
+    rows = [
+        (
+            folder.label,
+            folder.distribution.clips,
+            ", ".join(f"{change}: {clips}" for change, clips in folder.audio.conversions.items()) or _EMPTY,
+            "; ".join(folder.audio.unreadable) or _EMPTY,
+        )
+        for folder in folders
+    ]
+    return ("folder", "files", "conversions", "unreadable"), rows
+
+
+def degenerate_table(models: Sequence[ClipSetResult]) -> Table:
     """The number of clips with each fault."""
     rows = []
     for model in models:
@@ -100,10 +128,10 @@ def degenerate_table(models: Sequence[ModelResult]) -> Table:
     return ("model", "clips", "any fault", *FAULTS, "quiet frames"), rows
 
 
-def worst_table(models: Sequence[ModelResult]) -> Table:
+def worst_table(models: Sequence[ClipSetResult]) -> Table:
     """The clips that are furthest from the reference."""
     rows = [(model.label, one.clip, one.fad, one.prompt) for model in models for one in model.worst]
-    return ("model", "clip", "FAD of the clip", "prompt"), rows
+    return ("model", "clip", "FAD of the clip", "prompt or file"), rows
 
 
 def format_interval(value: Interval | None, signed: bool = False) -> str:

@@ -108,37 +108,48 @@ class DegenerateCounts(Document):
 
 
 class WorstClip(Document):
-    """A clip far from the reference, by its own FAD."""
+    """A clip far from the reference, by its own FAD; of a folder of audio, `prompt` is the name of the file."""
 
     clip: int
     fad: float
     prompt: str
 
 
-class ModelResult(Document):
+class RecordedAudio(Document):
+    """How audio files were read: the number of clips by conversion, and why clips cannot be read."""
+
+    conversions: dict[str, int]
+    unreadable: tuple[str, ...]
+
+
+class ClipSetResult(Document):
+    """The clips of one model or folder."""
+
+    model_id: str
+    label: str
+    distribution: DistributionMetrics
+    degenerate: DegenerateCounts
+    worst: tuple[WorstClip, ...]
+
+
+class FolderResult(ClipSetResult):
+    """One evaluated folder of audio, with how its files were read; `model_id` is its entry in `evaluate.audio`."""
+
+    audio: RecordedAudio
+
+
+class ModelResult(ClipSetResult):
     """One evaluated model.
 
     `size` is in bytes. `clap_by_clip` has one CLAP score per prompt, NaN where the clip is not finite;
     `clap_difference` is the paired difference from the first model, None for that model itself.
     """
 
-    model_id: str
-    label: str
     size: int
-    distribution: DistributionMetrics
-    degenerate: DegenerateCounts
     agreement: AgreementMetrics | None
     cost: InferenceCost | None
     clap_by_clip: tuple[Number, ...]
     clap_difference: Interval | None
-    worst: tuple[WorstClip, ...]
-
-
-class ReferenceAudio(Document):
-    """How real clips were read: the number of clips by conversion, and why clips cannot be read."""
-
-    conversions: dict[str, int]
-    unreadable: tuple[str, ...]
 
 
 class Provenance(Document):
@@ -188,28 +199,39 @@ class PromptSamples(Document):
 class EvaluationResult(Document):
     """Everything that an evaluation measured.
 
-    `real` is the CLAP score of the real clips; `reconstructed` the metrics of the real clips after the teacher's codec.
+    `real` is the CLAP score of the real clips, None without captions; `reconstructed` the metrics of the real clips
+    after the teacher's codec, None where only audio was evaluated, or the reference is given by its statistics.
     """
 
     recipe: str
-    real: ClapScore
-    reconstructed: DistributionMetrics
+    real: ClapScore | None
+    reconstructed: DistributionMetrics | None
     models: tuple[ModelResult, ...]
+    folders: tuple[FolderResult, ...] = ()
     samples: tuple[PromptSamples, ...]
     provenance: Provenance
+
+    @property
+    def sets(self) -> tuple[ClipSetResult, ...]:
+        """The models and the folders."""
+        return *self.models, *self.folders
 
 
 Facts = dict[str, float | None]
 
 
+def set_metrics(clips: ClipSetResult) -> Facts:
+    """The main metrics of a model or a folder, as `tmctl runs` shows them."""
+    quality = {"degenerate": clips.degenerate.clips, "quiet": clips.degenerate.quiet}
+    return {**distribution_facts(clips.distribution), **quality}
+
+
 def run_metrics(model: ModelResult) -> Facts:
-    """A model's main metrics, as `tmctl runs` shows them and releases sign them."""
+    """A model's main metrics, as releases sign them."""
     kl = model.agreement.forward if model.agreement else None
     return {
-        **distribution_facts(model.distribution),
+        **set_metrics(model),
         "kl": _value(kl),
-        "degenerate": model.degenerate.clips,
-        "quiet": model.degenerate.quiet,
         "bytes": model.size,
         "real_time_factor": model.cost.real_time_factor if model.cost else None,
     }

@@ -26,6 +26,7 @@ class RenderedClips:
         self._split = RenderedSplit(split.samples[chosen], [split.clips[index] for index in chosen])
         self._samples = round(seconds * self.rate)
         self.captions = self._split.captions
+        self.names = [f"tune {index}" for index in chosen]
         self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
 
     def facts(self, index: int) -> JsonObject:
@@ -33,8 +34,8 @@ class RenderedClips:
         samples = self._split.samples[index][: self._samples]
         return {"sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
 
-    def wave(self, index: int, rate: int) -> LoadedClip:
-        """A clip at a rate."""
-        wave = self._split.audio(slice(index, index + 1))[0][: self._samples]
+    def wave(self, index: int, rate: int | None) -> LoadedClip:
+        """A clip at a rate, or as it was rendered."""
+        wave, rate = self._split.audio(slice(index, index + 1))[0][: self._samples], rate or self.rate
         changed = () if rate == self.rate else (f"resampled from {self.rate} Hz",)
-        return LoadedClip(resampled(wave, self.rate, rate), changed)
+        return LoadedClip(resampled(wave, self.rate, rate), rate, self._split.samples.shape[1] / self.rate, changed)

@@ -17,7 +17,7 @@ class BandReferenceConfig(ConfigModel):
 
 
 class FolderReferenceConfig(ConfigModel):
-    """A folder of clips, each with its caption in a .txt of the same name."""
+    """A folder of clips, each with its caption in a .txt of the same name; models need captions, recordings do not."""
 
     kind: Literal["folder"] = "folder"
     audio: str = Field(description="the folder")
@@ -40,8 +40,19 @@ class MusicBenchReferenceConfig(ConfigModel):
     audio: str = Field(description="the folder of the table's locations")
 
 
+class StatisticsReferenceConfig(ConfigModel):
+    """The statistics of a reference set instead of its clips, as `tmctl runs reference` saves them."""
+
+    kind: Literal["statistics"] = "statistics"
+    file: str = Field(description="an .npz file: mean, covariance and embeddings; or mu and sigma of another tool")
+
+
 Reference = Annotated[
-    BandReferenceConfig | FolderReferenceConfig | MusicCapsReferenceConfig | MusicBenchReferenceConfig,
+    BandReferenceConfig
+    | FolderReferenceConfig
+    | MusicCapsReferenceConfig
+    | MusicBenchReferenceConfig
+    | StatisticsReferenceConfig,
     Field(discriminator="kind"),
 ]
 
@@ -92,7 +103,16 @@ class EvaluateConfig(ConfigModel):
     """Reference clips, embedding models and sizes of an evaluation."""
 
     models: tuple[str, ...] = Field((), description="the evaluated models; if none, the newest student of this recipe")
+    audio: tuple[str, ...] = Field(
+        (),
+        description="folders of audio files that are scored whole, beside the models or alone; NAME=FOLDER names one",
+    )
     reference: Reference | None = Field(None, description="the real clips; their captions are the prompts")
+    prompts: str | None = Field(
+        None,
+        description="the models' prompts, a packaged set or a file, if not the captions of the reference, which then "
+        "counts whole; of the prompts that students are trained on (sequences.prompts), the test split",
+    )
     clips: Annotated[int, Field(ge=2)] = Field(
         1100, description="clips per model; FAD needs more windows than dimensions"
     )
@@ -123,6 +143,28 @@ class EvaluateConfig(ConfigModel):
     first: EvaluateStep = Field(
         "generate", description="the first step to run (`--from`); earlier steps are read from the store"
     )
+
+    @property
+    def evaluates_models(self) -> bool:
+        """Whether models generate clips; without any named, the recipe's newest student does, unless there is audio."""
+        return bool(self.models) or not self.audio
+
+    @property
+    def prompts_are_captions(self) -> bool:
+        """Whether each clip of a model has a real clip with the same caption beside it."""
+        return self.evaluates_models and self.prompts is None
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Self:
+        if repeated := set(self.models) & set(self.audio):
+            raise ValueError(f"audio {min(repeated)}: is given as a model, too")
+        return self
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> Self:
+        if isinstance(self.reference, StatisticsReferenceConfig) and self.prompts_are_captions:
+            raise ValueError("prompts: reference statistics have no captions; give the models' prompts by path")
+        return self
 
     @model_validator(mode="after")
     def _knows_texts(self) -> Self:

@@ -27,14 +27,19 @@ _SHORTEST_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A clip as a mono `wave` in [-1, 1], and the conversions that it needed (`changed`)."""
+    """A clip as a mono `wave` in [-1, 1] at `rate` Hz, and the conversions that it needed (`changed`).
+
+    `file_seconds` is the length of the whole file.
+    """
 
     wave: Wave
+    rate: int
+    file_seconds: float
     changed: tuple[str, ...] = ()
 
 
-def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None = None) -> LoadedClip:
-    """Read `seconds` of a file from `start` on, or all of it.
+def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float | None = None) -> LoadedClip:
+    """Read `seconds` of a file from `start` on, or all of it, at a rate or at its own.
 
     Raises:
         DataError: it cannot be read, ends before `start`, is shorter than 0.1 s or has samples that are not finite.
@@ -46,10 +51,10 @@ def read_clip(path: Path, rate: int, start: float = 0.0, seconds: float | None =
     if not np.isfinite(frames).all():
         raise DataError(f"{path}: has samples that are not finite")
     changed = () if frames.shape[1] == 1 else (f"{frames.shape[1]} channels averaged",)
-    wave = frames.mean(axis=1)
-    if file_rate != rate:
-        return LoadedClip(resampled(wave, file_rate, rate), (*changed, f"resampled from {file_rate} Hz"))
-    return LoadedClip(wave, changed)
+    wave, whole = frames.mean(axis=1), length / file_rate
+    if rate is None or file_rate == rate:
+        return LoadedClip(wave, file_rate, whole, changed)
+    return LoadedClip(resampled(wave, file_rate, rate), rate, whole, (*changed, f"resampled from {file_rate} Hz"))
 
 
 def check_readable(path: Path) -> None:
