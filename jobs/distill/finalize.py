@@ -168,6 +168,7 @@ def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, te
 
 def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
     """The origin of a student."""
+    from tinymusician.models.musicgen import model_commit
     from tinymusician.models.prune_layers import weights_digest
 
     recipe, record = context.recipe, context.record
@@ -175,6 +176,7 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
         "run": record.id,
         "teacher": recipe.teacher.model,
         "teacher_sha256": pair.teacher_digest,
+        "teacher_commit": model_commit(recipe.teacher.model),
         **(
             {}
             if isinstance(recipe.student, LayerSubset)
@@ -189,7 +191,10 @@ def lineage(context: WorkerContext, pair: TeacherStudent) -> JsonObject:
     }
 
 
-def _initial_weights_lineage(recipe: Recipe, digest: str) -> dict[str, str]:
+def _initial_weights_lineage(recipe: Recipe, digest: str) -> dict[str, str | None]:
     """The initial weights of a student that was not pruned from its teacher."""
+    from tinymusician.models.musicgen import model_commit
+
     model = getattr(recipe.student, "model", None)
-    return {"started_from_sha256": digest, **({"started_from": model} if model else {})}
+    named = {"started_from": model, "started_from_commit": model_commit(model)} if model else {}
+    return {"started_from_sha256": digest, **named}

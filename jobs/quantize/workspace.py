@@ -155,11 +155,14 @@ class QuantizationWorkspace:
 
     def lineage(self) -> JsonObject:
         """The origin of a bundle."""
+        from tinymusician.models.musicgen import model_commit
+
         record = self.context.record
         return {
             "run": record.id,
             "model": self.config.model,
             "model_sha256": self.digest,
+            "model_commit": None if self.artifact else model_commit(str(self.config.model)),
             "versions": record.versions,
             "git": record.git,
             "seeds": record.seeds,

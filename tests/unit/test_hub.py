@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tinymusician.errors import ModelError
 from tinymusician.models.checkpoint_files import check_hub_model
 from tinymusician.models.hub import download
-from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_commit
 from tinymusician.models.shape import RELEASED, shape_of
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -86,6 +86,8 @@ def test_a_model_and_its_revisions(hub: list[str]) -> None:
     newest, older = download("me/tiny"), download("me/tiny@v1")
     assert (newest.name, older.name) == (COMMIT, OLDER)
     assert download(f"me/tiny@{OLDER}") == older
+    assert (model_commit("me/tiny"), model_commit("me/tiny@v1")) == (COMMIT, OLDER)
+    assert model_commit(str(older)) is None
     count = len(hub)
     assert load_musicgen("me/tiny@v1").config.decoder.num_codebooks == 4
     assert load_tokenizer("me/tiny")("a reel")["input_ids"]

@@ -42,6 +42,12 @@ def cached_file(name: str, file: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def cached_commit(name: str) -> str | None:
+    """The commit hash of a hub model in the cache; None if it is not there."""
+    path = cached_file(name, "config.json")
+    return path.parent.name if path else None
+
+
 def _advice(error: Exception, repository: str, revision: str | None) -> str:
     """What is wrong, and what to do: the first type that fits, from special to general."""
     from huggingface_hub import constants, errors

@@ -18,7 +18,7 @@ from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import convert_cached
 from tinymusician.models.checkpoint_files import check_layout, check_tensors
 from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_embedding
-from tinymusician.models.hub import download
+from tinymusician.models.hub import cached_commit, download
 from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
 from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged, is_release
@@ -148,6 +148,11 @@ def model_location(name: str) -> Path:
             cannot be had.
     """
     return local_folder(name) or download(name)
+
+
+def model_commit(name: str) -> str | None:
+    """The commit hash of a downloaded hub model; None for every other model."""
+    return None if local_folder(name) else cached_commit(name)
 
 
 def local_folder(name: str) -> Path | None:
