@@ -33,7 +33,7 @@ def model(label: str, extrapolated: bool) -> ModelResult:
         notes=() if extrapolated else ("FAD: 9 vectors; at least 129 are needed",),
     )  # fmt: skip
     agreement = AgreementMetrics(
-        clips=4, forward=interval(0.5), reverse=interval(0.5), top_1=interval(0.5), with_text=Interval(NAN),
+        clips=4, forward=interval(0.5), reverse=interval(0.5), top_1=interval(0.5), with_text=None,
         forward_by_codebook=(0.1, 0.2), teacher_nll=interval(0.5), code_entropy=interval(0.5),
     )  # fmt: skip
     cost = InferenceCost(

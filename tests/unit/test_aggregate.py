@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from tinymusician.evaluate.aggregate import ClipFeatures, agreement_metrics, clap_scores, distribution_metrics
+from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.bootstrap import paired_difference
 from tinymusician.evaluate.clap_score import clap_by_clip
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
@@ -72,4 +74,15 @@ def test_agreement_is_joined_over_groups() -> None:
     assert result.clips == 5
     assert np.isclose(result.forward.value, forward.mean())
     assert np.allclose(result.forward_by_codebook, forward.mean(axis=0))
+    assert result.with_text is not None
+    assert np.isclose(result.with_text.value, np.concatenate([group["with_text"] for group in groups]).mean())
     assert np.isclose(result.teacher_nll.value, np.mean([*groups[0]["teacher_nll"], *groups[1]["teacher_nll"]]))
+
+
+def test_agreement_of_a_model_with_one_pass() -> None:
+    """It has no KL without guidance."""
+    teacher = torch.randn(6, 4, 9, 7, generator=torch.Generator().manual_seed(0))
+    arrays = agreement(teacher, teacher[:3], 3.0).arrays()
+    result = agreement_metrics([{**arrays, "teacher_nll": np.ones(3), "code_entropy": np.ones(3)}], seed=0)
+    assert result.with_text is None
+    assert result.forward.value > 0

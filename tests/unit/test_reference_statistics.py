@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,28 @@ def test_mean_and_covariance_of_another_tool(names: tuple[str, str], tmp_path: P
             {"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.zeros((4, 3)), "owners": np.zeros(4)},
             "embeddings of 3",
         ),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.eye(2), "owners": np.array([1, 0])}, "is damaged"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "embedding": np.array("{")}, "is damaged"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "embedding": np.array("[1]")}, "is damaged"),
+        ({"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])}, "negative eigenvalues"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "mean .0,. and covariance"),
     ],
 )
 def test_unusable_files_are_refused_by_name(arrays: dict[str, Any], problem: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(DataError, match=f"r.npz: .*{problem}"):
         load_reference_statistics(tmp_path / "r.npz")
+
+
+def test_any_damaged_byte_is_one_line(tmp_path: Path) -> None:
+    """Whatever a changed byte makes of the file: it is refused by name, or reads as another valid one."""
+    content, random = ReferenceStatistics.of(drawn(40, 1), FACTS).to_bytes(), np.random.default_rng(0)
+    for position in random.integers(0, len(content), 150):
+        changed = bytearray(content)
+        changed[position] ^= 0xFF
+        (tmp_path / "r.npz").write_bytes(changed)
+        with contextlib.suppress(DataError):
+            load_reference_statistics(tmp_path / "r.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])

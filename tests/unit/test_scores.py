@@ -7,10 +7,10 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, entropy
+from scipy.stats import binomtest, entropy, sem, t
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_difference
+from tinymusician.evaluate.bootstrap import Interval, mean_interval, paired_difference, proportion_interval
 from tinymusician.evaluate.clap_score import clap_by_clip, clap_score
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.degenerate import count_degenerate, examine, loop, problems
@@ -172,8 +172,9 @@ class TestIntervals:
             (lambda random, size: random.lognormal(0, 1, size), np.exp(0.5)),
             (lambda random, size: random.random(size) < 0.05, 0.05),
             (lambda random, size: random.random(size) < 0.5, 0.5),
+            (lambda random, size: random.integers(1, 4, size), 2.0),
         ],
-        ids=["normal", "uniform", "lognormal", "Bernoulli .05", "Bernoulli .5"],
+        ids=["normal", "uniform", "lognormal", "Bernoulli .05", "Bernoulli .5", "three values"],
     )
     @pytest.mark.parametrize("clips", [20, 50])
     def test_intervals_of_means_contain_the_truth(
@@ -181,18 +182,31 @@ class TestIntervals:
     ) -> None:
         """In 90 % of simulated evaluations or more, where 95 % are stated."""
         random, trials = np.random.default_rng(0), 1000
-        intervals = [mean_interval(distribution(random, clips), seed, 500) for seed in range(trials)]
+        samples = [distribution(random, clips) for _ in range(trials)]
+        intervals = [
+            proportion_interval(sample) if sample.dtype == bool else mean_interval(sample, seed, 500)
+            for seed, sample in enumerate(samples)
+        ]
         assert np.mean([one.low <= truth <= one.high for one in intervals]) >= 0.90
 
     @pytest.mark.parametrize("successes", [0, 1, 7, 20])
     def test_proportions_have_exact_intervals(self, successes: int) -> None:
         """Those of SciPy's binomial test."""
-        result = mean_interval([1] * successes + [0] * (20 - successes))
+        result = proportion_interval([1] * successes + [0] * (20 - successes))
         expected = binomtest(successes, 20).proportion_ci(0.95, "exact")
         assert (result.low, result.high) == pytest.approx(tuple(expected), abs=1e-9)
 
     def test_equal_values(self) -> None:
         assert mean_interval([2.5] * 12) == Interval(2.5, 2.5, 2.5)
+        assert paired_difference([0.3] * 20, [0.3] * 20) == Interval(0, 0, 0)
+
+    @pytest.mark.parametrize("values", [[0.1] * 19 + [0.9], [0.7] * 19 + [0.9], [0.3] * 9 + [0.9], [0.0] * 19 + [0.4]])
+    def test_almost_equal_values_have_students_interval(self, values: list[float]) -> None:
+        """Many resamples have no spread, or that of rounding alone."""
+        result = mean_interval(values)
+        assert (result.low, result.high) == pytest.approx(
+            t.interval(0.95, len(values) - 1, np.mean(values), sem(values)), rel=1e-9
+        )
 
     def test_paired_difference_removes_common_spread(self) -> None:
         common = np.random.default_rng(1).normal(0, 5, 50)

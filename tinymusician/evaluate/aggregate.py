@@ -101,9 +101,14 @@ def agreement_metrics(groups: Sequence[Mapping[str, Floats]], seed: int) -> Agre
     joined = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     by_clip = {name: joined[name].mean(axis=1) for name in ("forward", "reverse", "top_1", "with_text")}
     by_clip |= {name: joined[name] for name in ("teacher_nll", "code_entropy")}
-    intervals = {name: mean_interval(values, seed) for name, values in by_clip.items()}
-    forward = tuple(joined["forward"].mean(axis=0).tolist())
-    return AgreementMetrics(clips=len(joined["forward"]), forward_by_codebook=forward, **intervals)
+    intervals = {name: mean_interval(values, seed) for name, values in by_clip.items() if name != "with_text"}
+    has_two_passes = not np.isnan(by_clip["with_text"]).all()
+    return AgreementMetrics(
+        clips=len(joined["forward"]),
+        forward_by_codebook=tuple(joined["forward"].mean(axis=0).tolist()),
+        with_text=mean_interval(by_clip["with_text"], seed) if has_two_passes else None,
+        **intervals,
+    )
 
 
 def worst_clips(

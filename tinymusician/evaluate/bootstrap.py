@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
+from scipy.stats import t as student_t
 
 from tinymusician.config_model import Number
 from tinymusician.errors import DataError
@@ -19,6 +20,7 @@ from tinymusician.errors import DataError
 LEVEL = 0.95
 MIN_CLIPS = 10
 """The least number of clips for an interval."""
+_NO_SPREAD, _MAX_SHARE_WITHOUT_SPREAD = 1e-9, 0.01
 _EDGES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
@@ -38,10 +40,11 @@ def resampled_clips(clips: int, resamples: int, seed: int) -> npt.NDArray[np.int
 
 
 def mean_interval(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000) -> Interval:
-    """The mean over clips with its interval: the bootstrap-t, or that of a proportion if all values are 0 or 1.
+    """The mean over clips with its interval, the bootstrap-t (Efron and Tibshirani, 1993, section 12.5).
 
-    The bootstrap-t (Efron and Tibshirani, 1993, section 12.5) resamples t = (mean* - mean) / se*, and so follows
-    skewness, which the percentile interval misses.
+    It resamples t = (mean* - mean) / se*, and so follows skewness, which the percentile interval misses. Where almost
+    all values are equal, many resamples have no spread and no t; then it is Student's interval. Proportions have
+    `proportion_interval`.
 
     Raises:
         DataError: there are no values, or some are not finite.
@@ -52,20 +55,30 @@ def mean_interval(values: npt.ArrayLike, seed: int = 0, resamples: int = 2000) -
     mean, count = float(array.mean()), len(array)
     if count < MIN_CLIPS:
         return Interval(mean, values=tuple(array.tolist()))
-    if np.isin(array, (0, 1)).all():
-        return proportion_interval(int(array.sum()), count)
+    deviation = float(array.std(ddof=1))
     drawn = array[resampled_clips(count, resamples, seed)]
     errors = drawn.std(axis=1, ddof=1)
-    varied = errors > 0
-    if not varied.any():
-        return Interval(mean, mean, mean)
-    t = (drawn.mean(axis=1)[varied] - mean) / errors[varied]
-    low, high = (float(mean - edge * array.std(ddof=1)) for edge in np.quantile(t, _EDGES)[::-1])
+    varied = errors > _NO_SPREAD * deviation
+    if varied.mean() < 1 - _MAX_SHARE_WITHOUT_SPREAD:
+        edges = student_t.ppf(_EDGES, count - 1) / np.sqrt(count)
+    else:
+        edges = np.quantile((drawn.mean(axis=1)[varied] - mean) / errors[varied], _EDGES)
+    low, high = (float(mean - edge * deviation) for edge in edges[::-1])
     return Interval(mean, low, high)
 
 
-def proportion_interval(successes: int, count: int) -> Interval:
-    """A proportion with its exact interval (Clopper and Pearson, 1934)."""
+def proportion_interval(outcomes: npt.ArrayLike) -> Interval:
+    """The share of true outcomes, one per clip, with its exact interval (Clopper and Pearson, 1934).
+
+    Raises:
+        DataError: there are no outcomes.
+    """
+    array = np.asarray(outcomes, bool)
+    if len(array) == 0:
+        raise DataError("proportion of 0 clips: at least one is needed")
+    successes, count = int(array.sum()), len(array)
+    if count < MIN_CLIPS:
+        return Interval(successes / count, values=tuple(array.astype(float).tolist()))
     low = beta.ppf(_EDGES[0], successes, count - successes + 1) if successes else 0.0
     high = beta.ppf(_EDGES[1], successes + 1, count - successes) if successes < count else 1.0
     return Interval(successes / count, float(low), float(high))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import mean_interval
+from tinymusician.evaluate.bootstrap import mean_interval, proportion_interval
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.results import LabelDivergence
 
@@ -34,7 +34,7 @@ def label_divergence(real_NC: Floats, generated_NC: Floats, seed: int = 0) -> La
     return LabelDivergence(
         forward=mean_interval(_divergence(real_NC, generated_NC), seed),
         reverse=mean_interval(_divergence(generated_NC, real_NC), seed),
-        agreement=mean_interval(same, seed),
+        agreement=proportion_interval(same),
     )
 
 

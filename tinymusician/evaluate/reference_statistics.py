@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
-from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
+from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats, Indices
 from tinymusician.json_types import JsonObject
 
 
@@ -104,22 +105,41 @@ def load_reference_statistics(path: Path) -> ReferenceStatistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        AttributeError,
+    ) as error:
         reason = getattr(error, "strerror", None) or "no .npz file of plain arrays"
         raise DataError(f"{path}: cannot be read as reference statistics ({reason})") from error
     gaussian = _gaussian(arrays, path)
     try:
-        embeddings = None
-        if "embeddings" in arrays:
-            counts = np.unique(arrays["owners"], return_counts=True)[1]
-            embeddings = ClipEmbeddings.of(np.split(arrays["embeddings"], np.cumsum(counts)[:-1]))
+        embeddings = _embeddings(arrays["embeddings"], arrays["owners"]) if "embeddings" in arrays else None
         vectors = int(arrays["vectors"]) if "vectors" in arrays else None
-        embedding = json.loads(str(arrays["embedding"])) if "embedding" in arrays else None
+        embedding = dict(json.loads(str(arrays["embedding"]))) if "embedding" in arrays else None
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{path}: is damaged ({error}); save these reference statistics again") from error
     if embeddings is not None and embeddings.dimension != len(gaussian.mean):
-        raise DataError(f"{path}: embeddings of {embeddings.dimension} and mean of {len(gaussian.mean)} dimensions")
+        raise DataError(
+            f"{path}: is damaged: embeddings of {embeddings.dimension} and mean of {len(gaussian.mean)} dimensions"
+        )
     return ReferenceStatistics(gaussian, vectors, embeddings, embedding)
+
+
+def _embeddings(values: Floats, owners: Indices) -> ClipEmbeddings:
+    """The embeddings of clips, whose vectors follow each other.
+
+    Raises:
+        ValueError: `owners` are not those of the vectors.
+    """
+    if owners.shape != values.shape[:1] or (np.diff(owners) < 0).any():
+        raise ValueError(f"{owners.shape} owners of {values.shape} embeddings")
+    counts = np.unique(owners, return_counts=True)[1]
+    return ClipEmbeddings.of(np.split(values, np.cumsum(counts)[:-1]))
 
 
 def _gaussian(arrays: Arrays, path: Path) -> Gaussian:
@@ -136,7 +156,7 @@ def _gaussian(arrays: Arrays, path: Path) -> Gaussian:
         raise DataError(
             f"{path}: has {', '.join(arrays) or 'no arrays'}; needed are mean and covariance, or mu and sigma"
         )
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path}: mean {mean.shape} and covariance {covariance.shape}; needed are [D] and [D, D]")
     if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
         raise DataError(f"{path}: mean or covariance are not numbers ({mean.dtype}, {covariance.dtype})")
@@ -145,4 +165,7 @@ def _gaussian(arrays: Arrays, path: Path) -> Gaussian:
         raise DataError(f"{path}: mean or covariance has numbers that are not finite")
     if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * float(np.abs(covariance).max(initial=0))):
         raise DataError(f"{path}: the covariance is not symmetric")
+    values = np.linalg.eigvalsh((covariance + covariance.T) / 2)
+    if values[0] < -1e-4 * max(values[-1], 0):
+        raise DataError(f"{path}: the covariance has negative eigenvalues, such as {values[0]:.3g}")
     return Gaussian(mean, (covariance + covariance.T) / 2)

@@ -64,6 +64,7 @@ class AgreementMetrics(Document):
     """Agreement with the teacher in nats per code and shares, and two statistics of the model's own samples.
 
     `forward`, `reverse`, `top_1` and `with_text` are defined in `agreement.Agreement`; their lists are by codebook.
+    `with_text` is None for a model with one pass.
     `teacher_nll` is the teacher's mean negative log-likelihood of the model's own codes, `code_entropy` their entropy.
     """
 
@@ -71,7 +72,7 @@ class AgreementMetrics(Document):
     forward: Interval
     reverse: Interval
     top_1: Interval
-    with_text: Interval
+    with_text: Interval | None
     forward_by_codebook: tuple[Number, ...]
     teacher_nll: Interval
     code_entropy: Interval

@@ -29,8 +29,9 @@ from transformers import (
 
 from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.checkpoint_files import check_keys
 from tinymusician.models.hub import download
-from tinymusician.models.pretrained import load_pretrained
+from tinymusician.models.pretrained import check_finite, load_pretrained
 from tinymusician.models.protocols import Codec, Model, MusicgenDecoder, TextEncoderModel, Tokenizer
 from tinymusician.models.shape import RELEASE, RELEASED_SECONDS
 from tinymusician.models.tokenizer import read_tokenizer
@@ -86,10 +87,10 @@ def convert(folder: Path, to: Path) -> None:
     model = MusicgenForConditionalGeneration(text_encoder=text, audio_encoder=codec, decoder=decoder)
     prefix = "condition_provider.conditioners.description.output_proj."
     projection = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    if projection and not hasattr(model, "enc_to_dec_proj"):
+    if hasattr(model, "enc_to_dec_proj"):
+        _load(model.enc_to_dec_proj, projection, "projection of the text")
+    elif projection:
         raise ModelError(f"audiocraft release {folder}: projects text states that are as wide as its decoder")
-    if projection:
-        model.enc_to_dec_proj.load_state_dict(projection)
     card = settings["transformer_lm"]["card"]
     num_codebooks = settings["transformer_lm"]["n_q"]
     model.generation_config = GenerationConfig(
@@ -159,7 +160,7 @@ def _decoder(weights: dict[str, Tensor], shape: JsonObject) -> MusicgenDecoder:
         hidden_size=width,
         num_hidden_layers=shape["num_layers"],
         num_attention_heads=shape["num_heads"],
-        ffn_dim=width * shape["hidden_scale"],
+        ffn_dim=int(width * shape["hidden_scale"]),
         num_codebooks=shape["n_q"],
         activation_function="gelu",
         pad_token_id=shape["card"],
@@ -254,8 +255,11 @@ def _text_encoder(folder: Path, name: str) -> tuple[TextEncoderModel, Tokenizer]
 
 def _load(module: Model, weights: dict[str, Tensor], part: str) -> None:
     """Load every tensor; sinusoidal positions are computed, not loaded."""
-    result = module.load_state_dict(weights, strict=False)
-    missing, unexpected = result.missing_keys, result.unexpected_keys
-    lacking = [name for name in missing if "embed_positions" not in name]
-    if lacking or unexpected:
-        raise ModelError(f"audiocraft {part}: lacks {lacking[:3]}, has unknown {list(unexpected)[:3]}")
+    expected = {name: value.shape for name, value in module.state_dict().items() if "embed_positions" not in name}
+    actual = {name: value.shape for name, value in weights.items()}
+    mismatched = {
+        name: (actual[name], expected[name]) for name in expected.keys() & actual if actual[name] != expected[name]
+    }
+    check_keys(f"audiocraft {part}", len(expected), expected.keys() - actual, actual.keys() - expected, mismatched)
+    module.load_state_dict(weights, strict=False)
+    check_finite(f"audiocraft {part}", module)

@@ -69,13 +69,12 @@ def architecture_of(model: Musicgen, text_tokens: int = MAX_TEXT_TOKENS) -> Arch
 def _trained_frames(model: Musicgen) -> int:
     """The length of the training clips, from generation_config; transformers' default of 20 is not one.
 
-    Without one it is that of all released models and of audiocraft's default, 30 seconds.
+    It is at most that of all released models and of audiocraft's default, 30 seconds, and without one exactly that.
     """
     config = model.generation_config
+    longest = round(RELEASED_SECONDS * model.config.audio_encoder.frame_rate)
     length = config.max_new_tokens or config.max_length or 0
-    if length > GenerationConfig().max_length:
-        return int(length)
-    return round(RELEASED_SECONDS * model.config.audio_encoder.frame_rate)
+    return min(int(length), longest) if length > GenerationConfig().max_length else longest
 
 
 def decoder_weights(model: Musicgen) -> dict[str, npt.NDArray[np.float32]]:

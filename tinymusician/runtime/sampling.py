@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,7 +43,7 @@ def check_real(field: str, value: object, is_allowed: Callable[[float], bool], a
     Raises:
         RequestError: it is not a number, or not allowed.
     """
-    if not isinstance(value, Real) or isinstance(value, bool) or not is_allowed(float(value)):
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not _is_in(value, is_allowed):
         raise RequestError(f"{field} {_shown(value)}: {allowed} is allowed", field)
 
 
@@ -54,8 +53,15 @@ def check_integer(field: str, value: object, allowed: str) -> None:
     Raises:
         RequestError: it is not an integer, or negative.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
         raise RequestError(f"{field} {_shown(value)}: {allowed} is allowed", field)
+
+
+def _is_in(value: float | np.number[Any], is_allowed: Callable[[float], bool]) -> bool:
+    try:
+        return is_allowed(float(value))
+    except (OverflowError, TypeError):  # an integer beyond every float, a complex number
+        return False
 
 
 def _shown(value: object) -> str:
