@@ -31,7 +31,7 @@ from tinymusician.evaluate.aggregate import (
 from tinymusician.evaluate.bootstrap import paired_difference
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings, Floats
 from tinymusician.evaluate.degenerate import count_degenerate
-from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics
 from tinymusician.evaluate.results import (
     REAL,
     RECONSTRUCTED,
@@ -59,7 +59,8 @@ def aggregate(evaluator: Evaluator) -> EvaluationResult:
     """
     config, run, recipe = evaluator.config, evaluator.context.run, evaluator.context.recipe
     real = recorded_features(evaluator, REAL) if has_clips(config) else None
-    reference = _statistics(evaluator, real)
+    facts = evaluator.features.embedder.facts
+    reference = evaluator.given_statistics if real is None else ReferenceStatistics.of(real.embeddings, facts)
     compared = _Reference(reference, real if config.prompts_are_captions else None)
     model_ids, models, folders = evaluated_models(recipe), list[ModelResult](), list[FolderResult]()
     prompts = evaluator.features.embed_prompts(evaluator.prompts(range(config.clips) if model_ids else ()))
@@ -97,18 +98,6 @@ class _Reference:
 
     statistics: ReferenceStatistics
     pairs: ClipFeatures | None
-
-
-def _statistics(evaluator: Evaluator, real: ClipFeatures | None) -> ReferenceStatistics:
-    """The statistics of the real clips, or those of a file."""
-    facts, config = evaluator.features.embedder.facts, evaluator.config.reference
-    if real is not None:
-        return ReferenceStatistics.of(real.embeddings, facts)
-    assert config is not None
-    assert config.kind == "statistics"
-    statistics = load_reference_statistics(Path(config.file))
-    statistics.check_embedding(facts, config.file)
-    return statistics
 
 
 def recorded_features(evaluator: Evaluator, source: str) -> ClipFeatures:
@@ -184,6 +173,7 @@ def _folder_result(evaluator: Evaluator, source: str, label: str, compared: _Ref
         distribution=distribution_metrics(features, compared.statistics, None, prompts, config.seed, config.resamples),
         degenerate=count_degenerate(features.health, config.degenerate),
         worst=worst_clips(features, compared.statistics, evaluator.recordings.clips(source).names),
+        files=evaluator.recordings.clips(source).provenance,
         audio=_recorded_audio(evaluator, source),
     )
 
@@ -242,6 +232,7 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures | None, reference: Refe
         embedding={**embedding, "D": reference.dimension},
         clap={"model": config.clap, **evaluator.features.clap.facts},
         tagger=None if tagger is None else {"model": config.tagger, **tagger.facts},
+        commits=_commits(evaluator),
         sampling=dict(evaluator.settings.__dict__) if config.evaluates_models else {},
         seed=config.seed,
         resamples=config.resamples,
@@ -252,12 +243,18 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures | None, reference: Refe
     )
 
 
+def _commits(evaluator: Evaluator) -> dict[str, str]:
+    """By model, the commit on the hub, where it has one."""
+    facts = {model_id: evaluator.models.facts(model_id) for model_id in evaluated_models(evaluator.context.recipe)}
+    return {model_id: one.commit for model_id, one in facts.items() if one.commit is not None}
+
+
 def _file_facts(evaluator: Evaluator, statistics: ReferenceStatistics) -> JsonObject:
     """The provenance of a reference that is given by its statistics."""
     config = evaluator.config.reference
     assert config is not None
     assert config.kind == "statistics"
-    file = Path(config.file)
+    file = Path(config.file).expanduser()
     return {
         "reference": f"statistics {file.name}",
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -30,9 +30,11 @@ from tinymusician.errors import DataError, NotFoundError
 from tinymusician.evaluate.agreement import agreement
 from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
+from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
 from tinymusician.evaluate.results import InferenceCost
 from tinymusician.models.likelihood import code_entropies, cross_entropies
 from tinymusician.runtime.audio_reader import resampled
+from tinymusician.runtime.cpus import available_cpus
 
 
 class Evaluator:
@@ -59,6 +61,25 @@ class Evaluator:
         if self.config.prompts is None:
             return self.recordings.reference.captions
         return evaluation_prompts(self.config, self.context.recipe.sequences.prompts)
+
+    @cached_property
+    def given_statistics(self) -> ReferenceStatistics:
+        """The statistics that are given instead of real clips.
+
+        Raises:
+            DataError: they cannot be read, or are of another embedding model.
+        """
+        config, embedder = self.config.reference, self.features.embedder
+        assert config is not None
+        assert config.kind == "statistics"
+        statistics = load_reference_statistics(Path(config.file).expanduser())
+        statistics.check_embedding(embedder.facts, config.file)
+        (vectors,) = embedder([np.zeros(embedder.rate, np.float32)])
+        if vectors.shape[1] != statistics.dimension:
+            raise DataError(
+                f"{config.file}: has {statistics.dimension} dimensions, and evaluate.embedding {vectors.shape[1]}"
+            )
+        return statistics
 
     # Clips
 
@@ -174,7 +195,7 @@ class Evaluator:
             "device": self.context.device,
             "prompts": list(self.prompts(range(min(self.config.cost_runs, self.config.clips)))),
         }
-        everything = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        everything = {**os.environ, "OMP_NUM_THREADS": str(available_cpus())}
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "jobs.evaluate.cost_process", json.dumps(request)],
             cwd=Path(__file__).parents[2],

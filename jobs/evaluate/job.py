@@ -40,7 +40,9 @@ class EvalWorker:
 
     def run(self, task: EvalTask) -> None:
         """Run a task; what the store has is not computed again."""
-        if task.kind == "generate":
+        if task.kind == "check":
+            _ = self.evaluator.given_statistics
+        elif task.kind == "generate":
             self.evaluator.generate(task.model_id, task.clips)
         elif task.kind == "embed" and task.model_id in (REAL, RECONSTRUCTED, *self.evaluator.config.audio):
             self.evaluator.recordings.embed(task.model_id, task.clips)
@@ -75,8 +77,8 @@ def run(run_id: str) -> None:
     groups, compared, recorded = clip_groups(config), agreement_groups(config), count_recordings(config)
     real = recording_tasks(config, {REAL: recorded[REAL]} if REAL in recorded else {})
     if "embed" in requested:
-        # One actor reads the reference first: the tunes of the house band are parsed once per machine.
-        run_stage("reference", real[:1])
+        # One actor reads the reference first: tunes are parsed once per machine, and a wrong file is named at once.
+        run_stage("reference", real[:1] or [EvalTask("check")])
     if "generate" in requested and model_ids:
         teacher_clips = compared[-1].stop if compared else 0
         run_stage("generate", generate_tasks(model_ids, config.clips, teacher_clips, config.batch_size))

@@ -11,15 +11,17 @@ from tinymusician.artifacts.manifest import fetch_once, find
 from tinymusician.config_model import Document
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.generators import Generator, SamplingSettings, TorchGenerator, open_generator
+from tinymusician.models.musicgen import model_commit
 from tinymusician.runtime.bundle import MANIFEST
 
 
 class ModelFacts(Document):
-    """A model's weights `digest`, the sampling `rate` of its clips in Hz, and its `size` in bytes."""
+    """A model's weights `digest`, the sampling `rate` of its clips in Hz, its `size` in bytes, and a hub's commit."""
 
     digest: str
     rate: int
     size: int
+    commit: str | None = None
 
 
 class EvaluatedModels:
@@ -74,10 +76,13 @@ class EvaluatedModels:
             check_guidance(reference, self.settings.guidance, generator.guidance_range)
         return generator
 
+    def name(self, reference: str) -> str:
+        """The folder, hub id, artifact or packaged name that a reference stands for."""
+        return self._context.recipe.teacher.model if reference == "teacher" else reference
+
     def _location(self, reference: str) -> str:
         """The folder, hub id or packaged name of a model; an artifact is downloaded first."""
-        store, cache = self._context.run.store, self._context.cache
-        name = self._context.recipe.teacher.model if reference == "teacher" else reference
+        store, cache, name = self._context.run.store, self._context.cache, self.name(reference)
         if "@sha256:" not in name:
             return name
         manifest = find(store, name)
@@ -86,7 +91,9 @@ class EvaluatedModels:
         return str(fetch_once(store, manifest, cache / "bundles"))
 
     def _record_facts(self, reference: str, generator: Generator) -> ModelFacts:
-        facts = ModelFacts(digest=generator.digest, rate=generator.rate, size=sum(generator.sizes.values()))
+        commit = model_commit(name) if "/" in (name := self.name(reference)) else None
+        size = sum(generator.sizes.values())
+        facts = ModelFacts(digest=generator.digest, rate=generator.rate, size=size, commit=commit)
         recorded = self._context.run.measurement("model", reference, ModelFacts)
         if recorded is not None and recorded.digest != facts.digest:
             raise ModelError(f"model {reference}: its weights have changed since the run started; start a new run")

@@ -6,6 +6,7 @@ A model's libraries are imported only when the recipe names it.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from jobs.worker.model_refs import parse_label
@@ -111,13 +112,19 @@ def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
     if reference.kind == "statistics":
         from tinymusician.evaluate.reference_statistics import load_reference_statistics
 
-        load_reference_statistics(Path(reference.file))
+        load_reference_statistics(Path(reference.file).expanduser())
     elif reference.kind != "band":
-        open_reference(config, Path())
+        _tell_left_out("evaluate.reference", open_reference(config, Path()))
     for source in config.audio:
-        open_audio(source, config.seconds)
+        _tell_left_out(f"evaluate.audio {source}", open_audio(source, config.seconds))
     if config.prompts is not None:
         evaluation_prompts(config, training_prompts)
+
+
+def _tell_left_out(name: str, clips: ReferenceSet) -> None:
+    left_out = [f"{reason}: {count}" for reason, count in clips.provenance.items() if reason.startswith("left out")]
+    if left_out:
+        print(f"{name}: {len(clips.names)} clips; {', '.join(left_out)}", file=sys.stderr)
 
 
 def open_embedder(config: Embedding, device: str = "cpu") -> Embedder:

@@ -23,7 +23,7 @@ from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.reference import ReferenceSet
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED, RecordedAudio
-from tinymusician.runtime.audio_reader import Wave, resampled
+from tinymusician.runtime.audio_reader import Wave, optional_decoder, resampled
 
 
 class Recordings:
@@ -101,8 +101,8 @@ class Recordings:
         facts = [self._facts(source, clip) for clip in clips]
         if source in (REAL, RECONSTRUCTED):
             codec = {"codec": self._models.facts("teacher").digest} if source == RECONSTRUCTED else {}
-            return self._features.cache({"real": facts, **codec})
-        return self._features.cache({"audio": facts})
+            return self._features.cache({"real": facts, "decoder": optional_decoder(), **codec})
+        return self._features.cache({"audio": facts, "decoder": optional_decoder()})
 
     def _facts(self, source: str, clip: int) -> dict[str, object]:
         try:

@@ -20,7 +20,7 @@ AGREEMENT_GROUP = 8
 class EvalTask:
     """A unit of work: what to do with some clips of a model, or of a source of `Recordings`."""
 
-    kind: Literal["train", "generate", "embed", "agreement", "cost", "aggregate", "render"]
+    kind: Literal["train", "check", "generate", "embed", "agreement", "cost", "aggregate", "render"]
     model_id: str = ""
     clips: range = range(0)
 

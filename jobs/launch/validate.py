@@ -12,7 +12,7 @@ from jobs.worker.model_refs import parse_label
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import PACKAGED, load_prompts
 from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
-from tinymusician.models.checkpoint_files import check_checkpoint, check_hub_model
+from tinymusician.models.checkpoint_files import check_model
 from tinymusician.models.component_shapes import (
     check_codec_size,
     check_piece,
@@ -24,9 +24,7 @@ from tinymusician.models.shape import (
     RELEASE,
     check_pruned_width,
     check_tensor_parallel,
-    check_weights,
     is_packaged,
-    is_release,
     shape_of,
 )
 from tinymusician.models.tensor_shapes import DecoderShape
@@ -58,12 +56,13 @@ def with_local_paths(recipe: Recipe) -> Recipe:
         ("evaluate", "prompts"),
     )
     for part, field in paths:
-        if name := content[part].get(field):
+        if (name := content[part].get(field)) and not is_packaged(name) and name not in PACKAGED:
             content[part][field] = _absolute(name)
     for kind in ("reference", "embedding"):
         named = content["evaluate"][kind] or {}
         for field in {"audio", "table", "file", "model", "checkpoint", "tokenizer", "environment"} & set(named):
-            named[field] = _absolute(named[field])
+            if field != "model" or not is_packaged(named[field]):
+                named[field] = _absolute(named[field])
     folders = [parse_label(entry) for entry in content["evaluate"]["audio"]]
     content["evaluate"]["audio"] = [
         f"{label}={_absolute(name)}" if label else _absolute(name) for label, name in folders
@@ -72,10 +71,9 @@ def with_local_paths(recipe: Recipe) -> Recipe:
 
 
 def _absolute(name: str) -> str:
-    """The absolute path of a name, if it is that of a file or folder and of nothing packaged."""
-    if not is_packaged(name) and name not in PACKAGED and Path(name).expanduser().exists():
-        return str(Path(name).expanduser().absolute())
-    return name
+    """The absolute path of a name, if it is that of a file or folder."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None:
@@ -114,10 +112,10 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         return
     if kind in ("sweep", "pipeline"):
         _check_evaluate(recipe, here)
-    if kind == "sweep" and (recipe.evaluate.audio or recipe.evaluate.prompts is not None):
-        raise RecipeError("sweep: compares students with real clips of their prompts; no evaluate.audio or .prompts")
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
     from_actors = recipe.signals.source == "actors"
+    if kind == "sweep":
+        _check_sweep_evaluation(recipe)
     if kind == "sweep" and (recipe.needs_teacher or recipe.has_small_components or ranged or split or from_actors):
         raise RecipeError(
             "sweep: its trainings learn from shards, one a worker; on_policy.share, hidden.weight, text_encoder, "
@@ -175,6 +173,13 @@ def _check_evaluate(recipe: Recipe, here: bool) -> None:
         from jobs.evaluate.open import check_inputs
 
         check_inputs(config, recipe.sequences.prompts)
+        if config.evaluates_models:
+            check_model(recipe.teacher.model)
+
+
+def _check_sweep_evaluation(recipe: Recipe) -> None:
+    if recipe.evaluate.audio or recipe.evaluate.prompts is not None:
+        raise RecipeError("sweep: compares students with real clips of their prompts; no evaluate.audio or .prompts")
 
 
 def _check_release(recipe: Recipe, here: bool) -> None:
@@ -204,14 +209,10 @@ def _check_files(recipe: Recipe) -> None:
         ("teacher.model", recipe.teacher.model),
         ("student.model", getattr(recipe.student, "model", "")),
     ):
-        folder = Path(name).expanduser()
-        if name.startswith((".", "/", "~")) and not folder.is_dir():
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise ModelError(f"{field} = {name!r}: no such folder")
-        if "/" in name and folder.is_dir() and not is_release(folder):
-            check_checkpoint(folder)
-        elif "/" in name and not folder.is_dir():
-            check_hub_model(name)
-        check_weights(name)
+        if name:
+            check_model(name)
 
 
 def check_shapes(recipe: Recipe) -> None:

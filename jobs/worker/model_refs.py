@@ -7,8 +7,8 @@ from pathlib import Path
 from tinymusician.artifacts.manifest import Manifest, fetch_once, find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
-from tinymusician.models.checkpoint_files import check_checkpoint
-from tinymusician.models.shape import check_weights, is_packaged, is_release
+from tinymusician.models.checkpoint_files import check_model
+from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
@@ -65,14 +65,12 @@ def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
 
 def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if here and not (folder / BUNDLE).is_file() and not is_release(folder):
-            check_checkpoint(folder)
-        return str(folder.absolute())
-    if here and name.startswith((".", "/", "~")):
+    if here and name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"{field} = {name!r}: no such folder")
-    if here:
-        check_weights(name)
+    if here and not (folder / BUNDLE).is_file() and "@sha256:" not in name:
+        check_model(name)
+    if folder.is_dir():
+        return str(folder.absolute())
     return name if is_packaged(name) or "/" in name else _find_artifact(store, name, files)
 
 

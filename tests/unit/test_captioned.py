@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tinymusician.data.captioned import check_clip_folder, load_folder, load_musicbench, load_musiccaps
+from tinymusician.data.captioned import check_clip_folder, load_folder, load_musicbench, load_musiccaps, load_recordings
 from tinymusician.errors import DataError
 from tinymusician.evaluate.audio import encode_flac
 from tinymusician.evaluate.reference import FileClips
@@ -160,6 +160,43 @@ class TestFolders:
         with pytest.raises(DataError, match=r"1 of 3 have an empty caption, first of all silent\.wav"):
             check_clip_folder(tmp_path)
 
+    def test_everything_else_is_counted(self, tmp_path: Path) -> None:
+        """Other files, captions alone, captions of any case, links to folders, and one to the folder itself."""
+        folder, elsewhere = tmp_path / "clips", tmp_path / "elsewhere"
+        for one in (folder, elsewhere):
+            one.mkdir()
+        for path in (folder / "a.wav", elsewhere / "b.WAVE"):
+            soundfile.write(path, tone(1), 16_000, format="WAV")
+        (folder / "a.tXt").write_text("a jig")
+        (elsewhere / "b.txt").write_text("Märchen", "latin-1")
+        (folder / "c.txt").write_text("a reel")
+        (folder / "notes.pdf").touch()
+        (folder / "linked").symlink_to(elsewhere)
+        (folder / "again").symlink_to(folder)
+        result = load_recordings(folder)
+        assert [(clip.name, clip.caption) for clip in result.clips] == [("a.wav", "a jig"), ("linked/b.WAVE", "")]
+        assert {reason: [path.name for path in paths] for reason, paths in result.left_out.items()} == {
+            "a caption that is not UTF-8": ["b.txt"],
+            "a caption without audio": ["c.txt"],
+            "no audio file": ["notes.pdf"],
+        }
+        assert FileClips(result, "folder", None, 1.0, 0).provenance["left out, no audio file"] == 1
+        (empty := folder / "none").mkdir()
+        with pytest.raises(DataError, match=r"no audio file in it; allowed are \.wav"):
+            load_recordings(empty)
+
+    def test_empty_captions_of_tables_are_none(self, tmp_path: Path) -> None:
+        table, audio = write_musiccaps(tmp_path, ["x", "y"], {"x.wav": tone(1), "y.wav": tone(1)})
+        (audio / "more").mkdir()
+        soundfile.write(audio / "more" / "y.wav", tone(1), 16_000)
+        table.write_text(table.read_text().replace("caption 0, with a comma\nand a line", " "))
+        result = load_musiccaps(table, audio)
+        assert [clip.name for clip in result.clips] == ["y"]
+        assert {reason: len(paths) for reason, paths in result.left_out.items()} == {
+            "an empty caption": 1,
+            "the name of another file": 1,
+        }
+
     def test_captions_in_another_encoding_are_refused_by_name(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "a.wav", tone(1), 16_000)
         (tmp_path / "a.txt").write_text("Märchen", "latin-1")
@@ -233,6 +270,20 @@ class TestReading:
     def test_flac_holds_sixteen_bits(self, tmp_path: Path) -> None:
         (tmp_path / "a.flac").write_bytes(encode_flac(tone(0.5), 16_000))
         np.testing.assert_allclose(read_clip(tmp_path / "a.flac", 16_000).wave, tone(0.5), atol=1 / 32768)
+
+    def test_another_format_than_the_suffix_says(self, tmp_path: Path) -> None:
+        """An M4A named .wav; a video without sound is no audio."""
+        encode_with_av(tmp_path / "a.m4a", np.stack([tone(1)] * 2, axis=1), 16_000, "aac")
+        (tmp_path / "a.m4a").rename(tmp_path / "a.wav")
+        assert audio_seconds(tmp_path / "a.wav") == pytest.approx(1, abs=0.1)
+        assert len(read_clip(tmp_path / "a.wav", 16_000, 0.5).wave) == pytest.approx(8000, abs=1600)
+        with av.open(str(tmp_path / "v.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width = stream.height = 16
+            for packet in [*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode(None)]:
+                container.mux(packet)
+        with pytest.raises(DataError, match="no audio stream"):
+            read_clip(tmp_path / "v.mp4", 16_000)
 
     def test_files_that_are_not_audio(self, tmp_path: Path) -> None:
         (tmp_path / "broken.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
+import torch
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
+from jobs.cli.main import app
 from jobs.launch.prepare import with_sampling_defaults
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.errors import DataError, ModelError
@@ -52,6 +56,11 @@ def test_a_complete_model_passes(folder: Path) -> None:
         ({"decoder__audio_channels": 2}, "has 2 audio channels"),
         ({"text_encoder__model_type": "umt5"}, r"text_encoder\.model_type 'umt5'; allowed is t5"),
         ({"audio_encoder__model_type": "dac"}, r"audio_encoder\.model_type 'dac'; allowed is encodec"),
+        ({"audio_encoder__audio_channels": 2}, "has 2 audio channels"),
+        ({"decoder": None}, "has no section decoder"),
+        ({"text_encoder": [1]}, "has no section text_encoder"),
+        ({"audio_encoder__upsampling_ratios": "x"}, "is not a MusicGen's"),
+        ({"decoder__num_codebooks": 9}, "the decoder has 9 codebooks of"),
     ],
 )
 def test_kinds_that_are_not_supported(folder: Path, changes: dict[str, object], message: str) -> None:
@@ -82,6 +91,63 @@ def test_missing_files(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         check_checkpoint(folder)
+
+
+def test_pickled_weights_in_several_files(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(ModelError, match="has pickled weights alone; `tmctl models convert"):
+        check_checkpoint(folder)
+
+
+def test_one_file_is_read_before_an_index(folder: Path) -> None:
+    """As transformers does."""
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    check_checkpoint(folder)
+    load_musicgen(str(folder))
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": ["a"]}', "{}", "[]"])
+def test_an_index_that_is_none(folder: Path, content: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json (has no weight_map|is no JSON object)"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_types_of_weights(folder: Path, dtype: str) -> None:
+    """Half precision is loaded; integers are named."""
+    tensors = {
+        name: value.to(getattr(torch, dtype))
+        for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()
+    }
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if dtype == "int8":
+        with pytest.raises(ModelError, match=r"tensors are not F16, BF16, F32, F64, such as .*: I8"):
+            check_checkpoint(folder)
+    else:
+        check_checkpoint(folder)
+        assert load_musicgen(str(folder)).decoder.lm_heads[0].weight.dtype == torch.float32
+
+
+def test_dry_run_names_what_is_wrong_with_a_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As teacher, as a model to compress and as one to evaluate."""
+    monkeypatch.setenv("TMCTL_STORE", f"file://{tmp_path}/store")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(HEAD)
+    save_file(tensors, folder / "model.safetensors")
+    for words in (
+        ("distill", "band", "--set", f"teacher.model={folder}"),
+        ("quantize", "band", "--model", str(folder)),
+        ("evaluate", "band", "--model", str(folder)),
+        ("evaluate", "band", "--model", "untrained", "--set", f"teacher.model={folder}"),
+    ):
+        ended = CliRunner().invoke(app, ["submit", *words, "--dry-run"])
+        assert isinstance(ended.exception, ModelError), words
+        assert f"1 of 109 tensors are missing, such as {HEAD}" in str(ended.exception)
 
 
 def test_an_audiocraft_training_checkpoint(tmp_path: Path) -> None:
@@ -153,7 +219,13 @@ def test_a_guidance_conditioned_student_passes(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tokenizer_class": "TokenizersBackend"}, {"extra_special_tokens": ["<extra_id_0>", "<extra_id_1>"]}]
+    "changes",
+    [
+        {"tokenizer_class": "TokenizersBackend"},
+        {"extra_special_tokens": ["<extra_id_0>", "<extra_id_1>"]},
+        {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": {"first": "<extra_id_0>"}},
+        {"tokenizer_class": "TokenizersBackend", "pad_token": {"__type": "AddedToken", "content": "<pad>"}},
+    ],
 )
 def test_tokenizers_of_transformers_5(folder: Path, changes: dict[str, object]) -> None:
     before = load_tokenizer(str(folder))(["a fast reel", "a waltz"], padding=True)

@@ -55,6 +55,41 @@ def test_a_pickle_with_code_is_refused_and_nothing_is_written(folder: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_weights_as_a_trainer_saves_them(folder: Path, tmp_path: Path) -> None:
+    tensors = pickle_weights(folder)
+    torch.save({"state_dict": tensors, "step": 3}, folder / "pytorch_model.bin")
+    convert(folder, tmp_path / "new")
+    assert torch.equal(
+        load_musicgen(str(tmp_path / "new")).decoder.lm_heads[0].weight, tensors["decoder.lm_heads.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, [1], {"a": {"b": torch.zeros(1)}}])
+def test_a_pickle_without_tensors(folder: Path, tmp_path: Path, content: object) -> None:
+    pickle_weights(folder)
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is no file of tensors alone"):
+        convert(folder, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [("{", "adapter_config.json cannot be read"), ("{}", "names no base model")]
+)
+def test_damaged_adapters(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=message):
+        convert(tmp_path / "adapter", tmp_path / "new")
+
+
+def test_an_adapter_of_an_older_peft(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "band-large"}')
+    (tmp_path / "adapter" / "adapter_model.bin").touch()
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors; save it again with peft"):
+        convert(tmp_path / "adapter", tmp_path / "new")
+
+
 def test_a_sentencepiece_tokenizer(folder: Path, tmp_path: Path) -> None:
     """The ids are those of SentencePiece itself, and the end of the text."""
     (folder / "tokenizer.json").unlink()

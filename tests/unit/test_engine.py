@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,8 @@ def test_continuation_of_a_clip(generator: MusicGenerator, model: Any) -> None:
         (GenerationRequest("x", seconds=1, top_k=-5), "top_k -5"),
         (GenerationRequest("x", seconds=1, top_p=0), "top_p 0: more than 0"),
         (GenerationRequest("x", seconds=1, top_k=2.5), "top_k 2.5: 0 (all codes) or more is allowed"),
+        (GenerationRequest("x", seconds=1, temperature=Fraction(1, 2)), "temperature Fraction(1, 2): 0 (greedy), or"),
+        (GenerationRequest("x", seconds=1, temperature=10**400), "0 (greedy), or 0.01 to 100 is allowed"),
         (GenerationRequest("x", seconds=1, top_k=float("nan")), "top_k nan"),
         (GenerationRequest("x", seconds=1, top_k=True), "top_k 1"),
         (GenerationRequest("x", seconds=1, top_p=float("nan")), "top_p nan"),
@@ -301,6 +304,14 @@ def test_the_engine_takes_no_wrong_request(generator: MusicGenerator) -> None:
             replace(state.request, **{field: value})
     generator.engine.run(state)
     assert state.status is RequestStatus.FINISHED
+
+
+def test_a_final_status_stays(generator: MusicGenerator) -> None:
+    state = generator.engine.start(generator.request(GenerationRequest(PROMPT, seconds=0.4)))
+    state.cancel()
+    state.fail(EngineError("later"))
+    state.transition(RequestStatus.FINISHED)
+    assert (state.status, state.error) == (RequestStatus.CANCELLED, None)
 
 
 @pytest.mark.parametrize("words", [10, 80])

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from tinymusician.errors import ModelError
-from tinymusician.models.checkpoint_files import check_hub_model
+from tinymusician.models.checkpoint_files import check_model
 from tinymusician.models.hub import download
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer, model_commit
 from tinymusician.models.shape import RELEASED, shape_of
@@ -132,17 +132,37 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         download("me/tiny")
 
 
+@pytest.mark.usefixtures("hub")
+def test_a_full_disk_while_xet_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf_xet raises a RuntimeError with the system's words."""
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Data processing error: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(ModelError, match=r"the disk of .*cache is full"):
+        download("me/tiny")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_model_without_safetensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only pickles are on the hub, or a download ended early."""
+    monkeypatch.setattr("tinymusician.models.hub.FILES", ("*.json",))
+    with pytest.raises(ModelError, match=r"has no safetensors on the hub, .*`hf download me/tiny --local-dir FOLDER`"):
+        download("me/tiny")
+
+
 def test_the_kind_of_a_cached_model_is_checked(hub: list[str]) -> None:
     """By `--dry-run`, which requests nothing."""
     folder = download("me/tiny")
     count = len(hub)
-    check_hub_model("me/tiny")
-    check_hub_model("me/other")
+    check_model("me/tiny")
+    check_model("me/other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").unlink()  # a link to the cache's blob
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "musicgen_melody"}))
     with pytest.raises(ModelError, match="'me/tiny': is conditioned on melodies"):
-        check_hub_model("me/tiny")
+        check_model("me/tiny")
     assert len(hub) == count
 
 

@@ -48,7 +48,9 @@ def test_playing_and_pulling_without_unix_modules(world: World, tmp_path: Path) 
     assert int(ended.stderr.splitlines()[-1]) >= 1
 
 
-@pytest.mark.parametrize("name", ["CON", "nul.txt", "Com1.onnx", "a.", "a ", "a:b", "what?", "a|b", "a\tb", "lpt9"])
+@pytest.mark.parametrize(
+    "name", ["CON", "nul.txt", "Com1.onnx", "a.", "a ", "a:b", "what?", "a|b", "a\tb", "lpt9", "CONIN$", "com¹"]
+)
 def test_names_that_windows_refuses(name: str) -> None:
     assert not is_portable(name)
 

@@ -65,6 +65,22 @@ def test_mistakes(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,caption\n1,a reel, slow\n2,a jig", "row 1 has more values than the table has columns"),
+        ("id,text\n1,a reel", "has no column `caption`, but id, text"),
+        ("1,2,3\n1,2,3,4", "row 1 has more values"),
+        ('caption\n"' + "a" * 200_000, "not a CSV table"),
+        ("caption\n \na jig", "1 captions are empty, first of all that of row 1"),
+    ],
+)
+def test_mistakes_in_tables(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "prompts.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        load_prompts(str(tmp_path / "prompts.csv"))
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_prompts_without_splits(tmp_path: Path, suffix: str) -> None:
     """The splits depend on the texts alone: their order does not matter, and blank lines and a BOM do not count."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +54,7 @@ def test_of_many_vectors_some_are_saved(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("names", [("mu", "sigma"), ("mean", "covariance"), ("mu", "cov")])
 def test_mean_and_covariance_of_another_tool(names: tuple[str, str], tmp_path: Path) -> None:
     clips, values = drawn(30, 0), drawn(40, 1).values
-    arrays: Any = dict(zip(names, (values.mean(axis=0), np.cov(values.T)), strict=True))
+    arrays: dict[str, np.ndarray] = dict(zip(names, (values.mean(axis=0), np.cov(values.T)), strict=True))
     np.savez(tmp_path / "theirs.npz", **arrays)
     theirs = load_reference_statistics(tmp_path / "theirs.npz")
     theirs.check_embedding(FACTS, "theirs.npz")
@@ -85,7 +84,7 @@ def test_mean_and_covariance_of_another_tool(names: tuple[str, str], tmp_path: P
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "mean .0,. and covariance"),
     ],
 )
-def test_unusable_files_are_refused_by_name(arrays: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_unusable_files_are_refused_by_name(arrays: dict[str, np.ndarray], problem: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(DataError, match=f"r.npz: .*{problem}"):
         load_reference_statistics(tmp_path / "r.npz")

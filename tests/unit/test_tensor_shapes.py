@@ -15,7 +15,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tinymusician.json_types import JsonObject
 from tinymusician.models.component_shapes import codec_shape, text_shape
+from tinymusician.models.config_defaults import DECODER, ENCODEC, T5
 from tinymusician.models.tensor_shapes import DecoderShape, Tensors
 
 
@@ -55,3 +57,11 @@ def test_decoders() -> None:
     )
     shape = DecoderShape(3, 32, 48, codebooks=2, vocabulary=16, heads=4)
     assert shape.tensors() == built(MusicgenForCausalLM, config)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "kind"), [(T5, T5Config), (ENCODEC, EncodecConfig), (DECODER, MusicgenDecoderConfig)]
+)
+def test_values_that_a_config_omits(defaults: JsonObject, kind: type) -> None:
+    config = kind().to_dict()
+    assert {name: config[name] for name in defaults} == defaults

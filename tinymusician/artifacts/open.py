@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.request import url2pathname
 
 from tinymusician.artifacts.retry import RetryingStore
 from tinymusician.artifacts.s3 import S3Store
@@ -27,10 +27,12 @@ def open_store(url: str | None = None) -> Store:
     scheme, _, rest = address.partition("://")
     host, slash, path = rest.partition("/")  # `?` and `#` are characters of paths and keys, not of a web address
     if scheme == "file" and host in {"", "localhost"} and slash:
-        root = Path(unquote(f"/{path}"))
+        root = Path(url2pathname(f"/{path}"))
         if root.exists() and not root.is_dir():
             raise StoreError(f"{STORE_VARIABLE} {address!r}: {root} is a file; a folder is needed")
         return LocalStore(root)
+    if scheme == "s3" and "@" in host:
+        raise StoreError(f"{STORE_VARIABLE}: s3://bucket/prefix is needed; credentials belong into AWS_ACCESS_KEY_ID")
     if scheme == "s3" and host:
         store, timeout = S3Store(host, path.strip("/")), os.environ.get(STORE_TIMEOUT_VARIABLE)
         return RetryingStore(store, _seconds(timeout)) if timeout else store

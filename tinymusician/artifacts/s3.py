@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {
+_KINDS_BY_CODE = {
     "401": "credentials",
     "403": "permission",
     "AccessDenied": "permission",
     "InvalidAccessKeyId": "credentials",
     "SignatureDoesNotMatch": "signature",
     "RequestTimeTooSkewed": "clock",
+    "ExpiredToken": "expired",
+    "InvalidToken": "expired",
+    "TokenRefreshRequired": "expired",
+    "AuthorizationHeaderMalformed": "region",
+    "PermanentRedirect": "region",
     "NoSuchBucket": "bucket",
     "SlowDown": "load",
 }
@@ -36,6 +41,8 @@ _ADVICE = {
     "s3:ListBucket; check AWS_ACCESS_KEY_ID, and allow s3:ListBucket and s3:GetObject",
     "signature": "the signature does not match; check AWS_SECRET_ACCESS_KEY and the region, and that no proxy changes "
     "requests",
+    "expired": "the server refuses the session token, which may have expired; log in again, or renew AWS_SESSION_TOKEN",
+    "region": "the bucket is in another region; set AWS_REGION to it",
     "clock": "this machine's clock and the server's differ by more than the server allows; set the clock",
     "bucket": "no such bucket; create it first, or change TMCTL_STORE",
     "load": "the server asks for fewer requests (SlowDown); try again later, or with fewer workers",
@@ -57,7 +64,7 @@ class S3Store:
     """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
-        """Prepare a client; nothing is requested yet.
+        """Prepare a client, with the credentials that boto3 finds; the store itself is not asked yet.
 
         Raises:
             StoreError: the profile does not exist, or a credential contains white space.
@@ -191,7 +198,7 @@ class S3Store:
                 raise NotFoundError(f"store s3://{self._bucket}: nothing under {key!r}") from error
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             kind = AccessDeniedError if status == 403 else TransientStoreError if status in _LATER else StoreError
-            raise kind(f"{where}: {_ADVICE.get(_REFUSED.get(code, ''), self._safe(error))}") from error
+            raise kind(f"{where}: {_ADVICE.get(_KINDS_BY_CODE.get(code, ''), self._safe(error))}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise TransientStoreError(f"{where}: {self._safe(error)}") from error
         except (OSError, ValueError) as error:
@@ -201,7 +208,7 @@ class S3Store:
         """An error's message without credentials: not those of the store, nor of a proxy's address."""
         text = _USER_INFORMATION.sub("://…@", str(error))
         for secret in self._secrets:
-            text = text.replace(secret, "…")
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "…", text)
         return text
 
 

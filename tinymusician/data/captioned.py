@@ -9,14 +9,15 @@ This package contains neither their tables nor their audio; both are read from t
                 `location` below the audio folder and `main_caption`
     a folder    clips, also in sub-folders, each with its caption in a .txt of the same name
 
-Suffixes count in any case, a byte-order mark is no text, and hidden files are ignored, such as the `._NAME` that a Mac
-writes beside files on other disks. What is left out is listed by reason.
+Suffixes count in any case, a byte-order mark is no text, links to folders are followed, and hidden files are ignored,
+such as the `._NAME` that a Mac writes beside files on other disks. What is left out is listed by reason.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class CaptionedClip:
 
 @dataclass(frozen=True)
 class CaptionedSet:
-    """The clips that have audio and caption, and by reason the paths of the others, where something was expected."""
+    """The clips, and by reason the paths of files that are no clip, or of captions and audio that are missing."""
 
     clips: list[CaptionedClip]
     left_out: dict[str, list[Path]]
@@ -56,9 +57,12 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
         DataError: there is no such table or folder, the table has other columns, or no clip has audio.
     """
     rows = _csv(table, ("ytid", "start_s", "end_s", "caption", *_FLAGS.values()))
-    by_stem = {path.stem: path for path in audio_files(audio)}
+    by_stem, left_out = dict[str, Path](), dict[str, list[Path]]()
+    for path in audio_files(audio):
+        if by_stem.setdefault(path.stem, path) is not path:
+            left_out.setdefault("the name of another file", []).append(path)
     chosen = rows if subset == "all" else [row for row in rows if row[_FLAGS[subset]].strip().lower() == "true"]
-    clips, missing = [], []
+    clips = []
     for row in chosen:
         try:
             start, end = float(row["start_s"]), float(row["end_s"])
@@ -66,14 +70,17 @@ def load_musiccaps(table: Path, audio: Path, subset: Subset = "all") -> Captione
             raise DataError(f"{table}: {row['ytid']}: start_s and end_s must be numbers") from error
         clip_id = row["ytid"]
         cut = (f"{clip_id}_{row['start_s']}_{row['end_s']}", f"[{clip_id}]-[{row['start_s']}-{row['end_s']}]")
-        path = next((by_stem[stem] for stem in cut if stem in by_stem), None)
-        if path is not None:
-            clips.append(CaptionedClip(clip_id, row["caption"], path))
-        elif clip_id in by_stem:
-            clips.append(CaptionedClip(clip_id, row["caption"], by_stem[clip_id], start, end))
-        else:
-            missing.append(audio / f"{clip_id}.wav")
-    return _non_empty(clips, missing, table)
+        file, caption = next((by_stem[stem] for stem in cut if stem in by_stem), None), row["caption"].strip()
+        whole = by_stem.get(clip_id)
+        if file is None and whole is None:
+            left_out.setdefault("no audio", []).append(audio / f"{clip_id}.wav")
+        elif not caption:
+            left_out.setdefault("an empty caption", []).append(table)
+        elif file is not None:
+            clips.append(CaptionedClip(clip_id, caption, file))
+        elif whole is not None:
+            clips.append(CaptionedClip(clip_id, caption, whole, start, end))
+    return _non_empty(clips, left_out, table)
 
 
 def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
@@ -83,7 +90,7 @@ def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
         DataError: there is no such table or folder, the table lacks `location` or `main_caption`, or no clip has audio.
     """
     _folder(audio)
-    clips, missing = [], []
+    clips, left_out = [], dict[str, list[Path]]()
     for number, row in enumerate(_json_rows(table), 1):
         location, caption = row.get("location"), row.get("main_caption")
         if not isinstance(location, str) or not isinstance(caption, str):
@@ -91,8 +98,11 @@ def load_musicbench(table: Path, audio: Path) -> CaptionedSet:
         path = audio / location
         if not path.resolve().is_relative_to(audio.resolve()):
             raise DataError(f"{table}: row {number}: location {location!r} leads out of {audio}")
-        clips.append(CaptionedClip(location, caption, path)) if path.is_file() else missing.append(path)
-    return _non_empty(clips, missing, table)
+        if not path.is_file() or not caption.strip():
+            left_out.setdefault("an empty caption" if path.is_file() else "no audio", []).append(path)
+        else:
+            clips.append(CaptionedClip(location, caption.strip(), path))
+    return _non_empty(clips, left_out, table)
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -101,9 +111,43 @@ def audio_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there is no such folder.
     """
-    _folder(folder)
-    visible = (path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder)))
-    return sorted(path for path in visible if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder's audio files with their captions, None for none, and by reason what is left out of it."""
+
+    captions: dict[Path, str | None]
+    left_out: dict[str, list[Path]]
+
+
+def _read_folder(folder: Path, other_encodings: bool = False) -> _Folder:
+    """Pair audio files and captions of the same name; with `other_encodings`, a caption that is not UTF-8 is left out.
+
+    Raises:
+        DataError: there is no such folder, or a caption is not UTF-8.
+    """
+    files, left_out = _visible_files(folder), dict[str, list[Path]]()
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    audio = [path for path in files if path.suffix.lower() in SUFFIXES]
+    captions: dict[Path, str | None] = {}
+    for path in audio:
+        text = texts.get(path.with_suffix(""))
+        try:
+            captions[path] = None if text is None else _read_text(text).strip()
+        except DataError:
+            if not other_encodings or text is None:
+                raise
+            captions[path] = None
+            left_out.setdefault("a caption that is not UTF-8", []).append(text)
+    used = {path.with_suffix("") for path in audio}
+    for path in files:
+        if path.suffix.lower() == ".txt" and path.with_suffix("") not in used:
+            left_out.setdefault("a caption without audio", []).append(path)
+        elif path.suffix.lower() not in (*SUFFIXES, ".txt"):
+            left_out.setdefault("no audio file", []).append(path)
+    return _Folder(captions, left_out)
 
 
 def load_folder(audio: Path) -> CaptionedSet:
@@ -112,9 +156,9 @@ def load_folder(audio: Path) -> CaptionedSet:
     Raises:
         DataError: there is no such folder, no clip with a caption in it, or a caption is not UTF-8.
     """
-    clips, left_out = [], dict[str, list[Path]]()
-    for path in audio_files(audio):
-        caption = _read_caption(path)
+    folder, clips = _read_folder(audio), []
+    left_out = {reason: list(paths) for reason, paths in folder.left_out.items()}
+    for path, caption in folder.captions.items():
         if caption:
             clips.append(CaptionedClip(path.relative_to(audio).as_posix(), caption, path))
         else:
@@ -127,18 +171,19 @@ def load_folder(audio: Path) -> CaptionedSet:
 
 
 def load_recordings(audio: Path) -> CaptionedSet:
-    """All clips of a folder; their captions are empty where there is none beside them.
+    """All clips of a folder; their captions are empty where there is no readable one beside them.
 
     Raises:
-        DataError: there is no such folder, no audio in it, or a caption is not UTF-8.
+        DataError: there is no such folder, or no audio in it.
     """
+    folder = _read_folder(audio, other_encodings=True)
     clips = [
-        CaptionedClip(path.relative_to(audio).as_posix(), _read_caption(path) or "", path)
-        for path in audio_files(audio)
+        CaptionedClip(path.relative_to(audio).as_posix(), caption or "", path)
+        for path, caption in folder.captions.items()
     ]
     if not clips:
         raise DataError(f"{audio}: no audio file in it; allowed are {', '.join(SUFFIXES)}")
-    return CaptionedSet(clips, {})
+    return CaptionedSet(clips, folder.left_out)
 
 
 def load_training_clips(folder: Path) -> list[CaptionedClip]:
@@ -148,8 +193,11 @@ def load_training_clips(folder: Path) -> list[CaptionedClip]:
         DataError: there are none, or one has no caption.
     """
     captioned = load_folder(folder)
-    for reason, paths in captioned.left_out.items():
-        total = len(captioned.clips) + sum(map(len, captioned.left_out.values()))
+    without = {reason: captioned.left_out.get(reason, []) for reason in ("no caption", "an empty caption")}
+    for reason, paths in without.items():
+        total = len(captioned.clips) + sum(map(len, without.values()))
+        if not paths:
+            continue
         raise DataError(f"clips {folder}: {len(paths)} of {total} have {reason}, first of all {paths[0].name}")
     return captioned.clips
 
@@ -164,15 +212,18 @@ def check_clip_folder(folder: Path) -> None:
         check_readable(clip.path)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _read_caption(path: Path) -> str | None:
-    """The content of the text file of a clip's name, whatever the case of its suffix; None if there is none."""
-    candidates = (path.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt"))
-    file = next((text for text in candidates if text.is_file()), None)
-    return None if file is None else _read_text(file).strip()
+def _visible_files(folder: Path) -> list[Path]:
+    """The files in a folder and its sub-folders, links followed, in order, without hidden ones."""
+    _folder(folder)
+    files, seen = [], set[str]()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())
 
 
 def _read_text(path: Path) -> str:
@@ -220,8 +271,9 @@ def _folder(audio: Path) -> None:
         raise DataError(f"{audio}: no such folder; the clips' audio belongs there")
 
 
-def _non_empty(clips: list[CaptionedClip], missing: list[Path], table: Path) -> CaptionedSet:
+def _non_empty(clips: list[CaptionedClip], left_out: dict[str, list[Path]], table: Path) -> CaptionedSet:
     if not clips:
+        missing = left_out.get("no audio", [])
         where = f", first of all {missing[0]}" if missing else ""
         raise DataError(f"{table}: none of its {len(missing)} clips has its audio here{where}")
-    return CaptionedSet(clips, {"no audio": missing} if missing else {})
+    return CaptionedSet(clips, left_out)

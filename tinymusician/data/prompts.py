@@ -92,7 +92,15 @@ def _lines(name: str) -> list[str]:
 
 
 def _read_table(name: str) -> list[Prompt]:
-    rows = list(csv.DictReader(io.StringIO("\n".join(_lines(name)), newline="")))
+    try:
+        rows = list(csv.DictReader(io.StringIO("\n".join(_lines(name)), newline="")))
+    except csv.Error as error:
+        raise DataError(f"prompts {name}: not a CSV table ({error})") from error
+    if longer := [number for number, row in enumerate(rows, 1) if None in row]:
+        raise DataError(
+            f"prompts {name}: row {longer[0]} has more values than the table has columns; a caption with a comma needs "
+            f"quotation marks"
+        )
     if rows and "caption" not in rows[0]:
         raise DataError(f"prompts {name}: has no column `caption`, but {', '.join(rows[0])}")
     if empty := [number for number, row in enumerate(rows, 1) if not (row["caption"] or "").strip()]:

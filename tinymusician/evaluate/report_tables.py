@@ -105,17 +105,19 @@ def cost_table(models: Sequence[ModelResult]) -> Table:
 
 
 def folder_table(folders: Sequence[FolderResult]) -> Table:
-    """How the files of each folder were read."""
+    """The files of each folder, and how they were read."""
     rows = [
         (
             folder.label,
+            folder.files["clips there"],
             folder.distribution.clips,
+            ", ".join(f"{name}: {files}" for name, files in folder.files.items() if "left out" in name) or _EMPTY,
             ", ".join(f"{change}: {clips}" for change, clips in folder.audio.conversions.items()) or _EMPTY,
             "; ".join(folder.audio.unreadable) or _EMPTY,
         )
         for folder in folders
     ]
-    return ("folder", "files", "conversions", "unreadable"), rows
+    return ("folder", "audio files", "usable", "other files", "conversions", "unreadable"), rows
 
 
 def degenerate_table(models: Sequence[ClipSetResult]) -> Table:

@@ -134,8 +134,12 @@ class ClipSetResult(Document):
 
 
 class FolderResult(ClipSetResult):
-    """One evaluated folder of audio, with how its files were read; `model_id` is its entry in `evaluate.audio`."""
+    """One evaluated folder of audio; `model_id` is its entry in `evaluate.audio`.
 
+    `files` describes the folder with what is left out of it, `audio` how its files were read.
+    """
+
+    files: JsonObject
     audio: RecordedAudio
 
 
@@ -165,6 +169,7 @@ class Provenance(Document):
     embedding: JsonObject = Field(description="embedding of FAD and KAD")
     clap: JsonObject = Field(description="model of the CLAP score")
     tagger: JsonObject | None = Field(description="classifier of the labels")
+    commits: dict[str, str] = Field(default_factory=dict, description="commits of hub models")
     sampling: dict[str, float] = Field(description="sampling")
     seed: int = Field(description="seed")
     resamples: int = Field(description="resamples per interval")

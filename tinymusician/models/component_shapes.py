@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinymusician.errors import RecipeError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.config_defaults import ENCODEC, T5
 from tinymusician.models.hub import split_revision
 from tinymusician.models.shape import RELEASED, WEIGHTS
 from tinymusician.models.tensor_shapes import CodecShape, TextShape
@@ -20,9 +21,9 @@ def component_shapes(name: str) -> tuple[TextShape, CodecShape] | None:
         return TextShape(), CodecShape()
     folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8-sig"))
         return text_shape(config["text_encoder"]), codec_shape(config["audio_encoder"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -101,11 +102,8 @@ def check_codec_size(filters: int, residual_layers: int, teacher_filters: int, t
 
 
 def text_shape(config: JsonObject) -> TextShape:
-    """The shape of a T5 by its configuration.
-
-    Raises:
-        KeyError: a size is missing.
-    """
+    """The shape of a T5 by its configuration."""
+    config = T5 | config
     return TextShape(
         layers=config["num_layers"],
         width=config["d_model"],
@@ -119,11 +117,8 @@ def text_shape(config: JsonObject) -> TextShape:
 
 
 def codec_shape(config: JsonObject) -> CodecShape:
-    """The shape of an EnCodec by its configuration.
-
-    Raises:
-        KeyError: a size is missing.
-    """
+    """The shape of an EnCodec by its configuration."""
+    config = ENCODEC | config
     ratios = tuple(config["upsampling_ratios"])
     frame_rate = math.ceil(config["sampling_rate"] / math.prod(ratios))
     bits = math.ceil(math.log2(config["codebook_size"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,11 +10,21 @@ from torch import Tensor
 
 from tinymusician.errors import ModelError
 from tinymusician.models.audiocraft import convert as convert_release
-from tinymusician.models.checkpoint_files import ADAPTER, PICKLED, SENTENCEPIECE, TOKENIZER, WEIGHTS_FILE
+from tinymusician.models.checkpoint_files import (
+    ADAPTER,
+    PICKLED,
+    PICKLED_INDEX,
+    SENTENCEPIECE,
+    TOKENIZER,
+    WEIGHTS_FILE,
+    files_of_index,
+    has_weights,
+    read_json,
+)
 from tinymusician.models.pretrained import first_line
 from tinymusician.models.shape import is_release
 
-_PICKLED_INDEX = f"{PICKLED}.index.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def convert_checkpoint(source: Path, to: Path, base: str | None = None) -> list[str]:
@@ -37,7 +46,7 @@ def convert_checkpoint(source: Path, to: Path, base: str | None = None) -> list[
     for file in source.iterdir():
         if file.is_file() and not file.name.startswith((".", PICKLED.removesuffix(".bin"))):
             shutil.copy(file, to / file.name)
-    if not (source / WEIGHTS_FILE).is_file() and _pickled_files(source):
+    if not has_weights(source) and _pickled_files(source):
         count = _convert_pickled(source, to / WEIGHTS_FILE)
         done.append(f"{count} tensors are safetensors")
     if (source / SENTENCEPIECE).is_file() and not (source / TOKENIZER).is_file():
@@ -56,12 +65,19 @@ def _merge_adapter(source: Path, to: Path, base: str | None) -> str:
     from tinymusician.models.musicgen import load_musicgen, load_tokenizer
     from tinymusician.models.saving import save_musicgen
 
-    name = base or json.loads((source / ADAPTER).read_text("utf-8-sig")).get("base_model_name_or_path")
-    if not name:
+    config = read_json(source / ADAPTER, str(source))
+    name = base or config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise ModelError(f"LoRA adapter {str(source)!r}: {ADAPTER} names no base model; give it with --base")
+    if not (source / _ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"LoRA adapter {str(source)!r}: has no {_ADAPTER_WEIGHTS}; save it again with peft 0.6 or newer"
+        )
+    if not base and config.get("revision") and "/" in name and "@" not in name:
+        name = f"{name}@{config['revision']}"
     try:
         adapted = PeftModel.from_pretrained(load_musicgen(name), source)
-        with safe_open(source / "adapter_model.safetensors", "pt") as file:
+        with safe_open(source / _ADAPTER_WEIGHTS, "pt") as file:
             actual = set(file.keys())
     except ModelError:
         raise
@@ -77,8 +93,8 @@ def _merge_adapter(source: Path, to: Path, base: str | None) -> str:
 
 
 def _pickled_files(source: Path) -> list[str]:
-    if (source / _PICKLED_INDEX).is_file():
-        return sorted(set(json.loads((source / _PICKLED_INDEX).read_text("utf-8-sig"))["weight_map"].values()))
+    if (source / PICKLED_INDEX).is_file():
+        return files_of_index(source / PICKLED_INDEX, str(source))
     return [PICKLED] if (source / PICKLED).is_file() else []
 
 
@@ -89,10 +105,17 @@ def _convert_pickled(source: Path, to: Path) -> int:
     tensors: dict[str, Tensor] = {}
     for name in _pickled_files(source):
         try:
-            tensors |= torch.load(source / name, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(source / name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError and others
             raise ModelError(f"model {str(source)!r}: {name} is no file of tensors ({first_line(error)})") from error
-    unique = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(tensors.items())}
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]  # as trainers save it, beside their own state
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise ModelError(f"model {str(source)!r}: {name} is no file of tensors alone")
+        tensors |= content
+    unique = {
+        (tensor.data_ptr() or name, tensor.dtype, tensor.shape): name for name, tensor in reversed(tensors.items())
+    }
     tensors_to_save = {name: tensors[name].contiguous() for name in sorted(unique.values())}
     save_file(tensors_to_save, to, metadata={"format": "pt"})
     return len(tensors_to_save)

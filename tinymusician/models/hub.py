@@ -11,6 +11,9 @@ FILES = ("*.json", "*.safetensors", "spiece.model")
 """What is downloaded: configurations, weights, tokenizers. Nothing that needs pickle."""
 
 
+_DISK_FULL = "No space left on device"
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """Id and revision of a hub model; the revision is None if the name has none."""
     repository, _, revision = name.partition("@")
@@ -28,9 +31,15 @@ def download(name: str) -> Path:
 
     repository, revision = split_revision(name)
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
-    except (OSError, HFValidationError) as error:  # errors of HTTP and of missing files are OSErrors too
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, RuntimeError, HFValidationError) as error:  # HTTP's are OSErrors, those of hf_xet RuntimeErrors
         raise ModelError(f"model {name!r}: {_advice(error, repository, revision)}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model {name!r}: has no safetensors on the hub, or only a part of it is in the cache; download all of it "
+            f"(`hf download {repository} --local-dir FOLDER`), and `tmctl models convert FOLDER NEW` converts it"
+        )
+    return folder
 
 
 def cached_file(name: str, file: str) -> Path | None:
@@ -54,7 +63,7 @@ def _advice(error: Exception, repository: str, revision: str | None) -> str:
 
     page = f"{constants.ENDPOINT}/{repository}"
     if isinstance(error, errors.GatedRepoError):
-        return f"is gated; accept its terms on {page}, and log in with `huggingface-cli login`"
+        return f"is gated; accept its terms on {page}, and log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {revision}; {page}/tree/main lists them"
     if isinstance(error, errors.LocalEntryNotFoundError):  # an HTTP error too, without a response
@@ -67,17 +76,19 @@ def _advice(error: Exception, repository: str, revision: str | None) -> str:
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _http_advice(error, page)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _DISK_FULL in str(error):
         return f"the disk of {constants.HF_HUB_CACHE} is full; free some of it, or set HF_HOME to a folder elsewhere"
     return f"cannot be downloaded ({_reason(error)})"
 
 
 def _http_advice(error: Exception, page: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return f"the hub cannot be reached ({_reason(error)}); try again later"
     if status in (401, 403):
         return (
             f"the hub answers {status}: no such model, or a private one; check {page}, and log in with "
-            "`huggingface-cli login` or HF_TOKEN"
+            "`hf auth login` or HF_TOKEN"
         )
     if status == 404:
         return f"the hub answers 404: no such model; check {page}"

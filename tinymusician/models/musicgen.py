@@ -21,7 +21,7 @@ from tinymusician.models.guidance import GuidanceConditionedMusicgen, guidance_e
 from tinymusician.models.hub import cached_commit, download
 from tinymusician.models.pretrained import first_line, load_pretrained
 from tinymusician.models.protocols import HasTextEncoder, Musicgen, Tokenizer
-from tinymusician.models.shape import WEIGHTS, check_weights, is_packaged, is_release
+from tinymusician.models.shape import is_release, local_model_folder
 from tinymusician.models.tokenizer import read_tokenizer
 
 
@@ -117,7 +117,7 @@ def load_musicgen(name: str) -> Musicgen:
             random values, or is not finite.
     """
     folder = model_location(name)
-    check_layout(folder)
+    check_layout(folder, name)
     check_tensors(folder, name)
     try:
         ranged = getattr(AutoConfig.from_pretrained(folder), "guidance_range", None)
@@ -157,12 +157,5 @@ def model_commit(name: str) -> str | None:
 
 def local_folder(name: str) -> Path | None:
     """The same, but None for a hub id, which is not downloaded."""
-    check_weights(name)
-    if is_packaged(name):
-        return WEIGHTS / name
-    folder = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ModelError(f"model {name!r}: no such folder")
-    if is_release(folder):
-        return convert_cached(folder)
-    return folder if folder.is_dir() else None
+    folder = local_model_folder(name)
+    return convert_cached(folder) if folder is not None and is_release(folder) else folder

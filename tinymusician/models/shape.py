@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tinymusician.errors import ModelError, RecipeError
 from tinymusician.json_types import JsonObject
+from tinymusician.models.config_defaults import DECODER, ENCODEC, T5
 from tinymusician.models.hub import split_revision
 from tinymusician.models.tensor_shapes import DecoderShape
 
@@ -55,6 +56,23 @@ def check_weights(name: str) -> None:
         )
 
 
+def local_model_folder(name: str) -> Path | None:
+    """The folder of a packaged model, or a local folder; None for the id of a hub model or artifact.
+
+    Raises:
+        ModelError: a path has no folder, or a packaged model no weights.
+    """
+    check_weights(name)
+    if is_packaged(name):
+        return WEIGHTS / name
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model {name!r}: no such folder")
+    return None
+
+
 def shape_of(name: str) -> DecoderShape | None:
     """The decoder's shape of a packaged, local or released model.
 
@@ -83,12 +101,13 @@ def shape_of(name: str) -> DecoderShape | None:
 
 
 def decoder_shape(config: JsonObject) -> DecoderShape:
-    """The shape of a MusicGen's decoder by its configuration.
+    """The shape of a MusicGen's decoder by its configuration; where that is silent, transformers' default.
 
     Raises:
-        KeyError: a size is missing.
+        KeyError: a section is missing.
     """
-    decoder, text, codec = config["decoder"], config["text_encoder"], config["audio_encoder"]
+    decoder = DECODER | config["decoder"]
+    text, codec = T5 | config["text_encoder"], ENCODEC | config["audio_encoder"]
     return DecoderShape(
         layers=decoder["num_hidden_layers"],
         width=decoder["hidden_size"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
@@ -41,11 +41,21 @@ def _is_from_transformers_5(config: JsonObject) -> bool:
 
 def _read_backend(folder: Path, config: JsonObject) -> Tokenizer:
     """The tokenizer of tokenizer.json, which says all but the roles of the special tokens."""
-    special = {key: config[key] for key in (*_SPECIAL_TOKENS, "model_max_length") if config.get(key) is not None}
+    special = {key: _token(config[key]) for key in _SPECIAL_TOKENS if config.get(key) is not None}
+    length = {"model_max_length": config["model_max_length"]} if config.get("model_max_length") else {}
+    extra = config.get("extra_special_tokens") or []
     tokenizer: Tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
-        additional_special_tokens=config.get("extra_special_tokens") or None,
+        additional_special_tokens=[_token(token) for token in (extra.values() if isinstance(extra, dict) else extra)],
         model_input_names=["input_ids", "attention_mask"],
         **special,
+        **length,
     )
     return tokenizer
+
+
+def _token(token: str | JsonObject) -> str | AddedToken:
+    """A token as text, or with the properties of an `AddedToken` as JSON writes them."""
+    if isinstance(token, str):
+        return token
+    return AddedToken(**{name: value for name, value in token.items() if not name.startswith("__")})

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,39 @@ import numpy.typing as npt
 from tinymusician.errors import DataError
 
 Wave = npt.NDArray[np.float32]
-_SNDFILE = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64", ".au")
-_FFMPEG = (".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".mov", ".3gp")
+_SNDFILE = (
+    ".wav",
+    ".wave",
+    ".rf64",
+    ".flac",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".mp3",
+    ".aif",
+    ".aiff",
+    ".aifc",
+    ".caf",
+    ".w64",
+    ".au",
+)
+_FFMPEG = (
+    ".m4a",
+    ".m4b",
+    ".mp4",
+    ".aac",
+    ".webm",
+    ".mka",
+    ".mkv",
+    ".wma",
+    ".mov",
+    ".avi",
+    ".3gp",
+    ".amr",
+    ".wv",
+    ".ape",
+    ".mp2",
+)
 SUFFIXES = (*_SNDFILE, *_FFMPEG)
 """The suffixes of audio files, in lower case; files are recognized in any case."""
 _SHORTEST_SECONDS = 0.1
@@ -57,6 +90,11 @@ def read_clip(path: Path, rate: int | None, start: float = 0.0, seconds: float |
     return LoadedClip(resampled(wave, file_rate, rate), rate, whole, (*changed, f"resampled from {file_rate} Hz"))
 
 
+def optional_decoder() -> str | None:
+    """The version of PyAV, on which depends which files can be read; None without it."""
+    return metadata.version("av") if find_spec("av") else None
+
+
 def check_readable(path: Path) -> None:
     """Check that a file can be read, by its header where libsndfile reads it.
 
@@ -80,7 +118,8 @@ def audio_seconds(path: Path) -> float:
     try:
         return float(soundfile.info(path).duration)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
+        frames, rate, _ = _read_as_another_format(path, error)
+        return len(frames) / rate
 
 
 def resampled(wave: Wave, source_rate: int, rate: int) -> Wave:
@@ -103,9 +142,7 @@ def _read(path: Path, start: float, seconds: float | None) -> tuple[Wave, int, i
     import soundfile
 
     if _needs_av(path):
-        whole, rate, length = _read_av(path)
-        begin = round(start * rate)
-        return whole[begin : None if seconds is None else begin + round(seconds * rate)], rate, length
+        return _part(_read_av(path), start, seconds)
     try:
         with soundfile.SoundFile(path) as file:
             rate, length = int(file.samplerate), int(file.frames)
@@ -113,6 +150,22 @@ def _read(path: Path, start: float, seconds: float | None) -> tuple[Wave, int, i
             count = -1 if seconds is None else round(seconds * rate)
             return file.read(count, dtype="float32", always_2d=True), rate, length
     except (soundfile.SoundFileError, OSError) as error:
+        return _part(_read_as_another_format(path, error), start, seconds)
+
+
+def _part(whole: tuple[Wave, int, int], start: float, seconds: float | None) -> tuple[Wave, int, int]:
+    samples, rate, length = whole
+    begin = round(start * rate)
+    return samples[begin : None if seconds is None else begin + round(seconds * rate)], rate, length
+
+
+def _read_as_another_format(path: Path, error: Exception) -> tuple[Wave, int, int]:
+    """A file that is not what its suffix says, such as an M4A named .wav; with PyAV, if it is installed."""
+    if isinstance(error, OSError):
+        raise _unreadable(path, error) from error
+    try:
+        return _read_av(path)
+    except DataError:
         raise _unreadable(path, error) from error
 
 
@@ -130,6 +183,8 @@ def _read_av(path: Path) -> tuple[Wave, int, int]:
         ) from None
     try:
         with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise DataError(f"{path}: cannot be read as audio (it has no audio stream)")
             stream = container.streams.audio[0]
             rate, resampler = int(stream.rate), av.AudioResampler(format="fltp")
             decoded = [part for frame in container.decode(stream) for part in resampler.resample(frame)]

@@ -81,6 +81,7 @@ class RequestState:
         self.request, self.id = request, next(_numbers)
         self.status = RequestStatus.WAITING
         self.error: EngineError | None = None
+        self._status_lock = threading.Lock()
         self.rows: list[BatchSlot] = []
         self._random = random_stream(request.seed, request.window)
         self._num_codebooks, self._pad = num_codebooks, pad
@@ -118,14 +119,17 @@ class RequestState:
         self._cancel(self)
 
     def fail(self, error: EngineError) -> None:
-        """End the request with an error."""
-        self.error = error
-        self.transition(RequestStatus.FAILED)
+        """End the request with an error, unless it has ended."""
+        self.transition(RequestStatus.FAILED, error)
 
-    def transition(self, status: RequestStatus) -> None:
-        """Change the status, and log it."""
-        _logger.debug("request %d: %s -> %s at step %d", self.id, self.status.name, status.name, self.steps_done)
-        self.status = status
+    def transition(self, status: RequestStatus, error: EngineError | None = None) -> None:
+        """Change the status, and log it; a final one stays, whichever thread is later."""
+        with self._status_lock:
+            if self.is_finished:
+                return
+            _logger.debug("request %d: %s -> %s at step %d", self.id, self.status.name, status.name, self.steps_done)
+            self.error = error
+            self.status = status
 
     def last_codes(self) -> npt.NDArray[np.int64]:
         """The codes [K] of the previous step, which the next step reads."""

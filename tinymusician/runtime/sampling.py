@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,7 @@ def check_integer(field: str, value: object, allowed: str) -> None:
         raise RequestError(f"{field} {_shown(value)}: {allowed} is allowed", field)
 
 
-def _is_in(value: float | np.number[Any], is_allowed: Callable[[float], bool]) -> bool:
+def _is_in(value: SupportsFloat, is_allowed: Callable[[float], bool]) -> bool:
     try:
         return is_allowed(float(value))
     except (OverflowError, TypeError):  # an integer beyond every float, a complex number
@@ -65,7 +65,10 @@ def _is_in(value: float | np.number[Any], is_allowed: Callable[[float], bool]) -
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float | int) else repr(value)
+    try:
+        return f"{value:g}" if isinstance(value, float | int) else repr(value)
+    except OverflowError:  # an integer beyond every float
+        return "beyond 1e308"
 
 
 def guide(conditional: Array, unconditional: Array, scale: float | Array) -> Array:
