@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tinymusician.evaluate.bootstrap import Interval, mean_interval
+from benchmarks.report import report
+from tinymusician.evaluate.bootstrap import Interval, mean_interval, proportion_interval
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.frechet import fad_interval
 from tinymusician.evaluate.kad import kad
@@ -23,8 +24,8 @@ DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
     "normal": (lambda random, size: random.normal(3, 2, size), 3.0),
     "uniform": (lambda random, size: random.uniform(0, 1, size), 0.5),
     "lognormal": (lambda random, size: random.lognormal(0, 1, size), float(np.exp(0.5))),
-    "Bernoulli .05": (lambda random, size: (random.random(size) < 0.05).astype(float), 0.05),
-    "Bernoulli .5": (lambda random, size: (random.random(size) < 0.5).astype(float), 0.5),
+    "Bernoulli .05": (lambda random, size: random.random(size) < 0.05, 0.05),
+    "Bernoulli .5": (lambda random, size: random.random(size) < 0.5, 0.5),
 }
 
 
@@ -47,20 +48,33 @@ def clips_of(random: np.random.Generator, count: int, scale: float) -> ClipEmbed
 
 
 def main() -> None:
-    """Print both tables."""
-    print(f"means, {TRIALS} trials each: coverage of mean_interval, and of the percentile interval")
+    """Print both tables, and record them."""
+    figures: dict[str, float] = {}
+    print(f"means, {TRIALS} trials each: coverage of the interval, and of the percentile interval")
     for name, (draw, truth) in DISTRIBUTIONS.items():
         for clips in CLIPS:
             random = np.random.default_rng(0)
             values = [draw(random, clips) for _ in range(TRIALS)]
-            ours = coverage([mean_interval(one, seed) for seed, one in enumerate(values)], truth)
-            theirs = coverage([percentile_interval(one, seed) for seed, one in enumerate(values)], truth)
-            print(f"  {name:14} n = {clips:3}: {ours:.3f}  {theirs:.3f}", flush=True)
+            covered = coverage([interval_of(one, seed) for seed, one in enumerate(values)], truth)
+            before = coverage([percentile_interval(one, seed) for seed, one in enumerate(values)], truth)
+            figures |= {f"{name}, {clips} clips": covered, f"{name}, {clips} clips, percentiles": before}
+            print(f"  {name:14} n = {clips:3}: {covered:.3f}  {before:.3f}", flush=True)
     print(f"distances of {DIMENSION}-dimensional sets, {SET_TRIALS} trials each: coverage of their mean distance")
     for clips in CLIPS[1:]:
         reference = ReferenceStatistics.of(clips_of(np.random.default_rng(1), REFERENCE, 1.0))
         for name, interval in (("FAD", fad_interval), ("KAD", kad)):
-            print(f"  {name} n = {clips:3}: {set_coverage(interval, clips, reference):.3f}", flush=True)
+            figures[f"{name}, {clips} clips"] = set_coverage(interval, clips, reference)
+            print(f"  {name} n = {clips:3}: {figures[f'{name}, {clips} clips']:.3f}", flush=True)
+    report(
+        "intervals",
+        figures,
+        {"trials": TRIALS, "set_trials": SET_TRIALS, "dimension": DIMENSION, "reference": REFERENCE},
+    )
+
+
+def interval_of(values: np.ndarray, seed: int) -> Interval:
+    """The interval of a proportion for outcomes, of a mean for numbers."""
+    return proportion_interval(values) if values.dtype == bool else mean_interval(values, seed)
 
 
 def set_coverage(interval: Callable[..., Interval], clips: int, reference: ReferenceStatistics) -> float:

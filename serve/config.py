@@ -45,7 +45,7 @@ class ServeConfig(ConfigModel):
     api_keys: Path | None = Field(None, description="API key file; required on interfaces other than loopback")
     replicas: Count = Field(1, description="minimum number of engine replicas")
     max_replicas: Count = Field(1, description="maximum number of engine replicas; scaled with the load")
-    threads: int = Field(0, ge=0, description="CPU threads per engine; 0 is all cores of its node")
+    threads: int = Field(0, ge=0, description="CPU threads per engine; 0 is as many as its process may use")
     num_cpus: float | None = Field(
         None, ge=0, description="CPUs that each engine reserves in the cluster; by default its threads, or one"
     )

@@ -92,7 +92,7 @@ def generate(
     fade_out: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Fade the end out.", show_default="off")
     ] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; with 0, ONNX Runtime decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,
     provider: Annotated[str, typer.Option(help="ONNX Runtime's execution provider.")] = "CPUExecutionProvider",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:

@@ -53,7 +53,10 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="The minimum number of engines.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="The maximum number of engines, added under load.")] = 1,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads per engine; 0 is all cores, on a local Ray all but one.")
+        int,
+        typer.Option(
+            min=0, help="CPU threads per engine; 0 is as many as its process may use, on a local Ray all but one."
+        ),
     ] = 0,
     overrides: Annotated[
         list[str] | None,

@@ -33,6 +33,7 @@ class Recordings:
         self._config, self._corpus = context.recipe.evaluate, context.cache / "corpus"
         self._models, self._features = models, features
         self._folders: dict[str, ReferenceSet] = {}
+        self._facts_of_clips: dict[tuple[str, int], dict[str, object]] = {}
 
     @cached_property
     def reference(self) -> ReferenceSet:
@@ -105,10 +106,15 @@ class Recordings:
         return self._features.cache({"audio": facts, "decoder": optional_decoder()})
 
     def _facts(self, source: str, clip: int) -> dict[str, object]:
-        try:
-            return {**self.clips(source).facts(clip), "seconds": self._config.seconds}
-        except DataError as error:
-            return {"damaged": str(error)}
+        """What a clip depends on; its file is hashed once."""
+        key = (REAL if source == RECONSTRUCTED else source, clip)
+        if key not in self._facts_of_clips:
+            try:
+                facts = {**self.clips(source).facts(clip), "seconds": self._config.seconds}
+            except DataError as error:
+                facts = {"damaged": str(error)}
+            self._facts_of_clips[key] = facts
+        return self._facts_of_clips[key]
 
     def _wave(self, source: str, clip: int, rate: int, conversions: Counter[str], unreadable: list[str]) -> Wave | None:
         """A clip at a rate, None if it cannot be read; notes its conversions, or why it cannot be read."""
