@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import reset_sessions
 
 from tinymusician.errors import ModelError
 from tinymusician.models.checkpoint_files import check_model
@@ -77,7 +78,9 @@ def hub(tiny_musicgen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    reset_sessions()  # an earlier test may have left one without a connection
     yield handler.sent
+    reset_sessions()
     server.shutdown()
     server.server_close()
 

@@ -228,16 +228,20 @@ Facts = dict[str, float | None]
 
 def set_metrics(clips: ClipSetResult) -> Facts:
     """The main metrics of a model or a folder, as `tmctl runs` shows them."""
-    quality = {"degenerate": clips.degenerate.clips, "quiet": clips.degenerate.quiet}
-    return {**distribution_facts(clips.distribution), **quality}
+    return {**distribution_facts(clips.distribution), **_degenerate_facts(clips)}
+
+
+def _degenerate_facts(clips: ClipSetResult) -> Facts:
+    return {"degenerate": clips.degenerate.clips, "quiet": clips.degenerate.quiet}
 
 
 def run_metrics(model: ModelResult) -> Facts:
     """A model's main metrics, as releases sign them."""
     kl = model.agreement.forward if model.agreement else None
     return {
-        **set_metrics(model),
+        **distribution_facts(model.distribution),
         "kl": _value(kl),
+        **_degenerate_facts(model),
         "bytes": model.size,
         "real_time_factor": model.cost.real_time_factor if model.cost else None,
     }
