@@ -107,7 +107,10 @@ def _model_results(model: ModelResult) -> Iterator[tuple[str, str]]:
 
 def _set_results(clips: ClipSetResult) -> Iterator[tuple[str, str]]:
     one = clips.distribution
-    yield from ((name, format_interval(value)) for name, value in (("FAD", one.fad), ("KAD", one.kad)))
+    yield from (
+        (name, format_interval(value))
+        for name, value in (("FAD", one.fad), ("FAD∞", one.fad_infinity), ("KAD", one.kad))
+    )
     yield "CLAP score", format_interval(one.clap_score)
     yield "quiet frames", f"{clips.degenerate.quiet:.1%}"
     yield "degenerate clips", str(clips.degenerate.clips)

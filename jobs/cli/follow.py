@@ -57,6 +57,9 @@ class WaitNotice:
         now, position = time.monotonic(), (summary.state, summary.stage or "", summary.step)
         if position != self._position:
             self._position, self._text, self._ask_at = position, "", now + _WAITING_SECONDS
+        if summary.state == "WAITING":
+            is_new, self._text = summary.message != self._text, summary.message
+            return summary.message if is_new else ""
         if now < self._ask_at:
             return ""
         text = ", ".join(str(shortage) for shortage in current_shortages(self._cluster, run_holder(self._run_id)))

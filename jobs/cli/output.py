@@ -8,6 +8,7 @@ import sys
 from pydantic import BaseModel
 
 from jobs.registry import JobKind
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import Recipe
 
 
@@ -39,7 +40,10 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
     """Print every value of a recipe with its meaning, and the estimated cost of a run."""
     from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
 
-    if kind == "pretrain":
+    estimate: JsonObject
+    if kind == "evaluate":
+        estimate = {}
+    elif kind == "pretrain":
         estimate = pretrain_cost(recipe)
     else:
         estimate = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
@@ -48,7 +52,8 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
         return
     print(f"{recipe.name}: {recipe.description}\n")
     print_settings(recipe)
-    print("\ncost")
+    if estimate:
+        print("\ncost")
     for name, value in estimate.items():
         print(f"  {name.replace('_', ' ')}: {value}")
 

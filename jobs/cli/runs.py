@@ -57,7 +57,7 @@ def compare(
     - `tmctl runs compare band-evaluate-20260101-120000-ab12 band-evaluate-20260102-120000-cd34 -o evaluations.html`
     """
     from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
-    from tinymusician.artifacts.output_file import check_writable, write_output
+    from tinymusician.artifacts.output_file import STDOUT, check_writable, write_output
 
     if len(runs) < 2:
         raise RunError(f"runs compare {runs[0]}: two runs or more are needed; `tmctl runs` lists them")
@@ -66,6 +66,8 @@ def compare(
     compared = [read_run(RunStore(store, name)) for name in runs]
     settings, results = differing_settings(compared), result_rows(compared)
     write_output(output, comparison_page(compared).encode())
+    if output == STDOUT:
+        return
     facts = {"runs": runs, "settings": _by_name(settings), "results": _by_name(results), "page": str(output)}
     tables = [table(["SETTING", *runs], settings)] if settings else ["all settings are equal"]
     emit(facts, json, "\n\n".join([*tables, table(["RESULT", *runs], results), f"curves: {output}"]))
@@ -87,12 +89,16 @@ def reference(
 
     - `tmctl submit evaluate --audio ./mine --reference musiccaps.npz`
     """
-    from tinymusician.artifacts.output_file import check_writable, write_output
+    from tinymusician.artifacts.output_file import STDOUT, check_writable, write_output
 
+    if output != STDOUT and output.suffix.lower() != ".npz":
+        raise RunError(f"--output {output}: a name that ends in .npz is needed, as `--reference` expects it")
     check_writable(output, force)
     folder = RunStore(open_store(), run)
     folder.record()
     write_output(output, content := folder.reference())
+    if output == STDOUT:
+        return
     emit({"run": run, "file": str(output), "bytes": len(content)}, json, f"{output}: {len(content)} bytes")
 
 

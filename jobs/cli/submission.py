@@ -13,6 +13,7 @@ from jobs.cli.output import emit, print_recipe
 from jobs.registry import JobKind
 from tinymusician.artifacts.run_summary import RunSummary, summarize
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class SubmitOptions:
     overrides: list[str] | None
     cluster: str | None
     workers: int | None
+    gpus: int | None
     wait: bool
     dry_run: bool
     resume: str | None
@@ -40,14 +42,18 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
     from jobs.launch.prepare import prepare, runs_here
     from tinymusician.artifacts.open import open_store
 
-    store, overrides = open_store(), [*(options.overrides or []), *sets]
+    if options.gpus and options.workers not in (None, options.gpus):
+        raise RunError(f"--workers {options.workers} --gpus {options.gpus}: a worker has one GPU; give one of them")
+    workers = options.gpus or options.workers
+    device = ["training.device=gpu"] if options.gpus else []
+    store, overrides = open_store(), [*(options.overrides or []), *device, *sets]
     recipe = prepare(store, kind, options.recipe, overrides, options.cluster, options.resume)
     if options.dry_run:
-        print_recipe(recipe, options.json, options.workers or 1, kind)
+        print_recipe(recipe, options.json, workers or 1, kind)
         return
     from jobs.launch.submit import submit
 
-    run = submit(store, kind, recipe, options.workers, options.cluster, options.name, options.resume)
+    run = submit(store, kind, recipe, workers, options.cluster, options.name, options.resume)
     if not runs_here(options.cluster) and store.url.startswith("file:"):
         print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     if not options.json:
@@ -67,6 +73,8 @@ def _result_text(run: RunStore, summary: RunSummary) -> str:
         lines.append(
             f"held-out KL to the teacher {metrics['kl_initial']:.4f} → {metrics['kl_final']:.4f} nats per code"
         )
+    if summary.state != "SUCCEEDED":
+        return "\n".join(lines)
     if summary.kind == "evaluate" and metrics:
         lines += [_metrics_line(name, values) for name, values in metrics.items()]
         lines += _evaluation_notes(run)

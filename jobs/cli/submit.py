@@ -22,8 +22,13 @@ Overrides = Annotated[
 ]
 Cluster = Annotated[str | None, typer.Option(help="The Ray dashboard's address, e.g. http://HEAD:8265.")]
 Workers = Annotated[
+    int | None, typer.Option(min=1, show_default="1", help="Workers, on the device that training.device says.")
+]
+Gpus = Annotated[
     int | None,
-    typer.Option(min=1, show_default="1", help="Workers, each with a GPU if the cluster has them."),
+    typer.Option(
+        min=1, show_default=False, help="Workers with a GPU each; a cluster that scales from zero brings them."
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job until it ends.")]
 DryRun = Annotated[
@@ -40,6 +45,7 @@ def distill(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -58,11 +64,11 @@ def distill(
 
     - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
 
-    - `tmctl submit distill tinymusician --workers 8 --set signals.source=actors --set signals.actors=4`
+    - `tmctl submit distill tinymusician --gpus 8 --set signals.source=actors --set signals.actors=4`
 
     - `tmctl submit distill band --set teacher.target=guided --set 'teacher.guidance_range=[1, 5]'`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("distill", options)
 
 
@@ -72,6 +78,7 @@ def precompute(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -85,7 +92,7 @@ def precompute(
 
     Example: `tmctl submit precompute band --workers 2`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("precompute", options)
 
 
@@ -95,6 +102,7 @@ def pretrain(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -107,7 +115,7 @@ def pretrain(
 
     Example: `tmctl submit pretrain band --no-wait`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("pretrain", options)
 
 
@@ -121,6 +129,7 @@ def quantize(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -139,7 +148,7 @@ def quantize(
 
     - `tmctl submit quantize band --model ./student --set quantize.plan=paper`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("quantize", options, [f"quantize.model={model}"] if model else [])
 
 
@@ -184,6 +193,7 @@ def evaluate(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -207,9 +217,9 @@ def evaluate(
     - `tmctl submit evaluate tinymusician --set evaluate.reference.kind=musiccaps
       --set evaluate.reference.table=musiccaps-public.csv --set evaluate.reference.audio=./musiccaps`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     sets = [f"evaluate.{name}={dumps(value)}" for name, value in (("models", model), ("audio", audio)) if value]
-    if reference:
+    if reference is not None:
         is_file = reference.lower().endswith(".npz")
         source = {"kind": "statistics", "file": reference} if is_file else {"kind": "folder", "audio": reference}
         sets.append(f"evaluate.reference={dumps(source)}")
@@ -229,6 +239,7 @@ def sweep(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -246,7 +257,7 @@ def sweep(
 
     - `tmctl submit sweep tinymusician --over skew --over switch --workers 8`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("sweep", options, [f"sweep.over={dumps(over)}"] if over else [])
 
 
@@ -260,6 +271,7 @@ def pipeline(
     overrides: Overrides = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
     resume: Resume = None,
@@ -277,7 +289,7 @@ def pipeline(
 
     - `tmctl submit pipeline band --until evaluate --set quantize.kl_budget=0.05`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow(
         "pipeline", options, [f"pipeline.{key}={step}" for key, step in (("first", first), ("last", last)) if step]
     )

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from jobs.distill.components import StudentComponents, train_components, train_jointly
 from jobs.distill.finalize import MONITOR, finish, load_distilled
-from jobs.distill.models import TeacherStudent, load_models, new_student, shard_teacher
+from jobs.distill.models import TeacherStudent, input_digests, load_models, new_student, shard_teacher
 from jobs.distill.signals import open_signals
-from jobs.distill.teacher import make_sequences, open_sequences
+from jobs.distill.teacher import make_sequences, open_sequences, sequences_digest
 from jobs.distill.teacher_actors import TeacherPool
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import NO_SIDECARS, SidecarActors, run_training_driver
+from jobs.worker.same_inputs import check_same_inputs
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -37,11 +38,14 @@ def work(context: WorkerContext) -> None:
     training, hidden = recipe.training, recipe.hidden
     torch.manual_seed(training.seed)
     models = load_models(recipe)
+    check_same_inputs(context, input_digests(recipe, models))
     if recipe.signals.source == "online":
         models = shard_teacher(context, models)
         make_sequences(context, models)
         context.barrier()
     train_tokens, held_out = open_sequences(context, models, "train"), open_sequences(context, models, "validation")
+    digests = {"training sequences": sequences_digest(train_tokens), "validation sequences": sequences_digest(held_out)}
+    check_same_inputs(context, digests)
     if recipe.has_small_components:
         components = train_components(context, models.teacher, train_tokens, held_out)
         models = models._replace(student=new_student(recipe, models.teacher, components))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.distill.components import StudentComponents, build_components
 from jobs.worker.context import WorkerContext
+from tinymusician.data.prompts import load_prompts
+from tinymusician.data.shards import fingerprint
 from tinymusician.errors import ClusterError, ModelError
 from tinymusician.recipe import LayerPrunedStudent, LayerSubset, Recipe, WidthPrunedStudent
 
@@ -51,6 +53,18 @@ def load_models(recipe: Recipe) -> TeacherStudent:
     check_pair(teacher, student)
     _check_length(recipe, teacher)
     return TeacherStudent(teacher, student, load_tokenizer(recipe.teacher.model), weights_digest(teacher))
+
+
+def input_digests(recipe: Recipe, pair: TeacherStudent) -> dict[str, str]:
+    """The digests of everything that a worker reads from its own disk before it samples."""
+    from tinymusician.models.prune_layers import weights_digest
+
+    prompts = [prompt.model_dump() for prompt in load_prompts(recipe.sequences.prompts)]
+    return {
+        f"teacher.model {recipe.teacher.model}": pair.teacher_digest,
+        "the student's initial weights": weights_digest(pair.student),
+        f"sequences.prompts {recipe.sequences.prompts}": fingerprint({"prompts": prompts}),
+    }
 
 
 def shard_teacher(context: WorkerContext, pair: TeacherStudent) -> TeacherStudent:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from jobs.distill.models import TeacherStudent, load_models, shard_teacher
+from jobs.distill.models import TeacherStudent, input_digests, load_models, shard_teacher
 from jobs.distill.teacher import make_sequences, make_shards, open_sequences, signal_shard_cache, signal_shard_maker
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_ray_train
+from jobs.worker.same_inputs import check_same_inputs
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
@@ -16,7 +17,9 @@ from tinymusician.data.tokens import TokenDataset
 
 def work(context: WorkerContext) -> None:
     """Compute this worker's share of the missing shards."""
-    pair = shard_teacher(context, load_models(context.recipe))
+    models = load_models(context.recipe)
+    check_same_inputs(context, input_digests(context.recipe, models))
+    pair = shard_teacher(context, models)
     make_sequences(context, pair)
     context.barrier()
     tokens = {split: open_sequences(context, pair, split) for split in SPLITS}

@@ -152,13 +152,20 @@ def online_signals(
     return TensorParallelTeacher(teacher, pair.tp_group.process_group) if pair.tp_group else teacher
 
 
+def sequences_digest(tokens: TokenDataset) -> str:
+    """The SHA-256 of sequences: codes and texts."""
+    digest = hashlib.sha256()
+    for array in (tokens.codes, tokens.text_ids, tokens.text_mask):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def signal_shard_cache(context: WorkerContext, pair: TeacherStudent, tokens: TokenDataset) -> ShardCache:
     """The shards of the teacher's logits on `tokens`; their key includes teacher, target and sequences."""
     from tinymusician.distill.cached import FORMAT, SHARD_ROWS, shard_count
 
-    content = hashlib.sha256(tokens.codes.tobytes() + tokens.text_ids.tobytes() + tokens.text_mask.tobytes())
-    teacher = context.recipe.teacher
-    facts: JsonObject = {"teacher": pair.teacher_digest, "sequences": content.hexdigest(), "shard_rows": SHARD_ROWS}
+    teacher, content = context.recipe.teacher, sequences_digest(tokens)
+    facts: JsonObject = {"teacher": pair.teacher_digest, "sequences": content, "shard_rows": SHARD_ROWS}
     facts |= {
         "device": context.device,
         "precision": context.precision(),

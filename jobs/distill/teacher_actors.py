@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.distill.models import TeacherStudent, load_models
 from jobs.distill.teacher import make_sequences, online_signals
 from jobs.worker.context import WorkerContext
+from jobs.worker.resources import WorkerResources
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import ClusterError
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
 class TeacherPool:
     """The teacher actors of a run; they end with this context."""
 
-    def __init__(self, run: RunStore, gpu: bool, cpus: int) -> None:
-        """Create the actors; each has a GPU, or `cpus` CPUs."""
+    def __init__(self, run: RunStore, resources: WorkerResources) -> None:
+        """Create the actors."""
         import ray
 
         recipe = parse_recipe(run.record().recipe, run.id)
         assert isinstance(recipe.signals, ActorSignalsConfig)
         count, restarts = recipe.signals.actors, recipe.training.max_restarts
-        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(
-            TeacherActor
-        )
+        kind = ray.remote(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=restarts, max_task_retries=restarts
+        )(TeacherActor)
         self._actors = [
             kind.options(name=_actor_name(run.id, rank)).remote(
-                WorkerContext(run.store.url, run.id, rank, count, "cuda" if gpu else "cpu")
+                WorkerContext(run.store.url, run.id, rank, count, resources.device)
             )
             for rank in range(count)
         ]

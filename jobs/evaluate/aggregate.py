@@ -59,7 +59,7 @@ def aggregate(evaluator: Evaluator) -> EvaluationResult:
     """
     config, run, recipe = evaluator.config, evaluator.context.run, evaluator.context.recipe
     real = recorded_features(evaluator, REAL) if has_clips(config) else None
-    facts = evaluator.features.embedder.facts
+    facts = evaluator.vector_facts
     reference = evaluator.given_statistics if real is None else ReferenceStatistics.of(real.embeddings, facts)
     compared = _Reference(reference, real if config.prompts_are_captions else None)
     model_ids, models, folders = evaluated_models(recipe), list[ModelResult](), list[FolderResult]()

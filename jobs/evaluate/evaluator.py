@@ -32,6 +32,7 @@ from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
 from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
 from tinymusician.evaluate.results import InferenceCost
+from tinymusician.json_types import JsonObject
 from tinymusician.models.likelihood import code_entropies, cross_entropies
 from tinymusician.runtime.audio_reader import resampled
 from tinymusician.runtime.cpus import available_cpus
@@ -62,6 +63,11 @@ class Evaluator:
             return self.recordings.reference.captions
         return evaluation_prompts(self.config, self.context.recipe.sequences.prompts)
 
+    @property
+    def vector_facts(self) -> JsonObject:
+        """What the vectors of clips depend on beside their audio: the embedding model, and the length of clips."""
+        return {**self.features.embedder.facts, "clip_seconds": self.config.seconds}
+
     @cached_property
     def given_statistics(self) -> ReferenceStatistics:
         """The statistics that are given instead of real clips.
@@ -73,7 +79,7 @@ class Evaluator:
         assert config is not None
         assert config.kind == "statistics"
         statistics = load_reference_statistics(Path(config.file).expanduser())
-        statistics.check_embedding(embedder.facts, config.file)
+        statistics.check_embedding(self.vector_facts, config.file)
         (vectors,) = embedder([np.zeros(embedder.rate, np.float32)])
         if vectors.shape[1] != statistics.dimension:
             raise DataError(
@@ -93,7 +99,8 @@ class Evaluator:
 
     def clip_cache(self, model_id: str, clips: Sequence[int]) -> ShardCache:
         """The cache of a model's clips, one shard each."""
-        facts = {"model": self.models.facts(model_id).digest, **asdict(self.settings), "device": self.context.device}
+        facts = {"model": self.models.facts(model_id).digest, **asdict(self.settings)}
+        facts |= {"device": self.models.device(model_id)}
         facts |= {"torch": metadata.version("torch"), "onnxruntime": metadata.version("onnxruntime")}
         facts |= {"health": [field.name for field in fields(ClipHealth)]}
         names = [fingerprint({"prompt": self.all_prompts[clip], "seed": self.seed(clip)}) for clip in clips]

@@ -43,12 +43,12 @@ class FeatureModels:
         return open_tagger(self._config.tagger, self._device) if self._config.tagger else None
 
     def embed_prompts(self, prompts: Sequence[str]) -> Floats:
-        """A vector of CLAP per prompt, [N, D]; NaN for an empty one."""
-        given = [index for index, prompt in enumerate(prompts) if prompt]
-        vectors = self.clap.text([prompts[index] for index in given]) if given else np.zeros((0, 1))
-        rows = np.full((len(prompts), vectors.shape[1]), np.nan)
-        rows[given] = vectors
-        return rows
+        """A vector of CLAP per prompt, [N, D]; equal for equal prompts, NaN for an empty one."""
+        texts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+        vectors = self.clap.text(texts) if texts else np.zeros((0, 1))
+        by_text = dict(zip(texts, vectors, strict=True))
+        nothing = np.full(vectors.shape[1], np.nan)
+        return np.array([by_text.get(prompt, nothing) for prompt in prompts]).reshape(len(prompts), len(nothing))
 
     def compute(self, at: Callable[[int], Sequence[Wave]]) -> Arrays:
         """Embeddings (`vectors`, `clap`) with the owners of their windows, and classes; `at` gives clips at a rate."""

@@ -15,14 +15,15 @@ from jobs.evaluate.open import count_recordings
 from jobs.evaluate.render import render
 from jobs.evaluate.steps import (
     EvalTask,
+    StagePools,
     agreement_groups,
     clip_groups,
     evaluated_models,
     generate_tasks,
-    open_pool,
     recording_tasks,
 )
 from jobs.worker.context import WorkerContext
+from jobs.worker.model_refs import is_bundle, parse_label
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
 from tinymusician.recipe import EvaluateStep
 
@@ -70,24 +71,34 @@ class EvalWorker:
 
 def run(run_id: str) -> None:
     """The driver."""
-    recipe, run_stage = open_pool(run_id, EvalWorker)
+    pools = StagePools(run_id, EvalWorker)
+    recipe, run_stage = pools.recipe, pools.run_stage
     config, model_ids = recipe.evaluate, evaluated_models(recipe)
+    bundles = [model_id for model_id in model_ids if is_bundle(pools.run.store, parse_label(model_id)[1])]
+    models = [model_id for model_id in model_ids if model_id not in bundles]
     steps: tuple[EvaluateStep, ...] = get_args(EvaluateStep)
     requested = steps[steps.index(config.first) :]
-    groups, compared, recorded = clip_groups(config), agreement_groups(config), count_recordings(config)
+    groups, compared = clip_groups(config), agreement_groups(config)
+    recorded = count_recordings(config) if "embed" in requested else {}
     real = recording_tasks(config, {REAL: recorded[REAL]} if REAL in recorded else {})
     if "embed" in requested:
         # One actor reads the reference first: tunes are parsed once per machine, and a wrong file is named at once.
-        run_stage("reference", real[:1] or [EvalTask("check")])
-    if "generate" in requested and model_ids:
-        teacher_clips = compared[-1].stop if compared else 0
-        run_stage("generate", generate_tasks(model_ids, config.clips, teacher_clips, config.batch_size))
+        run_stage("reference", real[:1] or [EvalTask("check")], on_cpu=bool(bundles))
+    if "generate" in requested:
+        if bundles:
+            tasks = generate_tasks(bundles, config.clips, 0, config.batch_size)
+            run_stage("generate by bundles", tasks, on_cpu=True)
+        if model_ids:
+            teacher_clips = compared[-1].stop if compared else 0
+            run_stage("generate", generate_tasks(models, config.clips, teacher_clips, config.batch_size))
     if "embed" in requested:
         tasks = recording_tasks(config, recorded)
         tasks += [EvalTask("embed", model_id, group) for model_id in model_ids for group in groups]
         run_stage("embed", tasks)
         run_stage("agreement", [EvalTask("agreement", model_id, group) for model_id in model_ids for group in compared])
-        run_stage("cost", [EvalTask("cost", model_id) for model_id in model_ids if config.cost_runs], max_concurrency=1)
+        if config.cost_runs:
+            run_stage("cost", [EvalTask("cost", model_id) for model_id in models], max_concurrency=1)
+            run_stage("cost of bundles", [EvalTask("cost", model_id) for model_id in bundles], 1, on_cpu=True)
     if "aggregate" in requested:
         run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
     run_stage("render", [EvalTask("render")], max_concurrency=1)

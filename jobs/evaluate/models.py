@@ -6,7 +6,7 @@ from functools import cached_property
 
 from jobs.distill.models import untrained_student
 from jobs.worker.context import WorkerContext
-from jobs.worker.model_refs import check_guidance, fetch_artifact, parse_label
+from jobs.worker.model_refs import check_guidance, fetch_artifact, is_bundle, parse_label
 from tinymusician.artifacts.manifest import fetch_once, find
 from tinymusician.config_model import Document
 from tinymusician.errors import ModelError
@@ -30,6 +30,7 @@ class EvaluatedModels:
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self._loaded: dict[str, Generator] = {}
+        self._devices: dict[str, str] = {}
 
     @cached_property
     def settings(self) -> SamplingSettings:
@@ -55,6 +56,13 @@ class EvaluatedModels:
         reference = parse_label(model_id)[1]
         recorded = self._context.run.measurement("model", reference, ModelFacts)
         return recorded or self._record_facts(reference, self.load(reference))
+
+    def device(self, model_id: str) -> str:
+        """The device on which a model generates: a bundle always on CPUs."""
+        name = parse_label(model_id)[1]
+        if name not in self._devices:
+            self._devices[name] = "cpu" if is_bundle(self._context.run.store, name) else self._context.device
+        return self._devices[name]
 
     def codec(self) -> TorchGenerator:
         """The teacher, for its codec."""

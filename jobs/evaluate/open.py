@@ -114,17 +114,20 @@ def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
 
         load_reference_statistics(Path(reference.file).expanduser())
     elif reference.kind != "band":
-        _tell_left_out("evaluate.reference", open_reference(config, Path()))
+        _check_clips("evaluate.reference", open_reference(config, Path()), config)
     for source in config.audio:
-        _tell_left_out(f"evaluate.audio {source}", open_audio(source, config.seconds))
+        _check_clips(f"evaluate.audio {source}", open_audio(source, config.seconds), config)
     if config.prompts is not None:
         evaluation_prompts(config, training_prompts)
 
 
-def _tell_left_out(name: str, clips: ReferenceSet) -> None:
+def _check_clips(name: str, clips: ReferenceSet, config: EvaluateConfig) -> None:
+    """Say what is left out of a set of files, and check that they can be read."""
     left_out = [f"{reason}: {count}" for reason, count in clips.provenance.items() if reason.startswith("left out")]
     if left_out:
         print(f"{name}: {len(clips.names)} clips; {', '.join(left_out)}", file=sys.stderr)
+    if isinstance(clips, FileClips):
+        clips.check_readable(all_of_them=config.on_unreadable == "refuse")
 
 
 def open_embedder(config: Embedding, device: str = "cpu") -> Embedder:

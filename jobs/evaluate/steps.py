@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
 from jobs.worker.model_refs import parse_label
+from jobs.worker.resources import decide_device
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import EvaluateConfig, Recipe, parse_recipe
@@ -64,11 +65,21 @@ def recording_tasks(config: EvaluateConfig, sources: Mapping[str, int]) -> list[
     ]
 
 
-def open_pool(run_id: str, factory: ActorFactory) -> tuple[Recipe, Callable[..., None]]:
-    """The recipe of a run, and a function that runs a stage's tasks on the run's actors."""
-    store = open_store()
-    run = RunStore(store, run_id)
-    record = run.record()
-    recipe = parse_recipe(record.recipe, run_id)
-    pool = ActorPool(factory, store.url, run_id, record.workers, recipe.training.max_restarts)
-    return recipe, stage_runner(pool, run)
+class StagePools:
+    """The actors of a run, one pool at a time: on CPUs for what ONNX Runtime does, so that it holds no GPU."""
+
+    def __init__(self, run_id: str, factory: ActorFactory) -> None:
+        self.run, self._factory = RunStore(open_store(), run_id), factory
+        self.recipe = parse_recipe(self.run.record().recipe, run_id)
+        self._device = decide_device(self.recipe.training.device)
+        self._pool: ActorPool | None = None
+
+    def run_stage(self, stage: str, tasks: Sequence[EvalTask], max_concurrency: int = 0, on_cpu: bool = False) -> None:
+        """Run the tasks of a stage on the recipe's device, or on CPUs."""
+        device = "cpu" if on_cpu else self._device
+        if self._pool is not None and self._pool.device != device:
+            self._pool.scale_to(0)
+            self._pool = None
+        if self._pool is None:
+            self._pool = ActorPool(self._factory, self.run, device="gpu" if device == "cuda" else "cpu")
+        stage_runner(self._pool, self.run)(stage, tasks, max_concurrency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,11 +80,24 @@ def current_shortages(address: str, waiting: str) -> list[Shortage]:
         return []
 
 
-def _cluster_claims(client: JobSubmissionClient, address: str) -> tuple[list[ResourceClaim], Mapping[str, float]]:
+def own_shortages(waiting: str) -> list[Shortage]:
+    """The same on the cluster that this process runs on, as the environment of Ray's jobs names it."""
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return shortages(*_cluster_claims(JobSubmissionClient(), None), waiting)
+    except (RayStateApiException, RuntimeError, OSError):
+        return []
+
+
+def _cluster_claims(
+    client: JobSubmissionClient, address: str | None
+) -> tuple[list[ResourceClaim], Mapping[str, float]]:
     from ray.util.state import list_actors, list_nodes, list_placement_groups
 
     options = {"address": address, "limit": _LIMIT, "raise_on_missing_output": False}
-    with explicit_address():
+    with explicit_address() if address else contextlib.nullcontext():
         nodes = list_nodes(**options, filters=[("state", "=", "ALIVE")])
         actors = list_actors(**options, detail=True, filters=[("state", "!=", "DEAD")])
         groups = list_placement_groups(**options, detail=True, filters=[("state", "!=", "REMOVED")])

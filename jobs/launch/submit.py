@@ -97,6 +97,8 @@ def _check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
 
 
 RESUMABLE_KEYS = (
+    "training.device",
+    "training.cpus_per_worker",
     "training.zero_stage",
     "training.activation_checkpointing",
     "training.min_workers",

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from jobs.launch.shortage import own_shortages, run_holder
+from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
@@ -97,9 +99,11 @@ def supervise(run_id: str, submission: str) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     assert child.stdout is not None
-    for line in child.stdout:
-        log.line(line)
-    code = child.wait()
+    holder = run_holder(run_id)
+    with WaitState(run, is_owner, lambda: own_shortages(holder)):
+        for line in child.stdout:
+            log.line(line)
+        code = child.wait()
     message = _failure(run, code) if code != 0 and not stopped.is_set() else ""
     state = "SUCCEEDED" if code == 0 else "STOPPED" if stopped.is_set() else "FAILED"
     log.line(f"{time.strftime(_STAMP)} {state} {message}\n")

@@ -32,6 +32,8 @@ from tinymusician.recipe import CachedSignalsConfig, LayerSubset, Recipe, WidthP
 
 PRETRAIN_KEYS = (
     "pretrain.",
+    "training.device",
+    "training.cpus_per_worker",
     "training.precision",
     "training.seed",
     "training.log_every",
@@ -169,7 +171,7 @@ def _check_evaluate(recipe: Recipe, here: bool) -> None:
     if config.reference is None:
         kinds = "band, folder, musiccaps, musicbench or statistics"
         raise RecipeError(f"evaluate.reference: none is given; allowed are {kinds}, such as --reference FOLDER")
-    if here:
+    if here and config.first in ("generate", "embed"):
         from jobs.evaluate.open import check_inputs
 
         check_inputs(config, recipe.sequences.prompts)

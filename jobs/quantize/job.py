@@ -69,7 +69,7 @@ def run(run_id: str) -> None:
     store = open_store()
     folder = RunStore(store, run_id)
     record = folder.record()
-    pool = ActorPool(QuantWorker, store.url, run_id, record.workers, record.recipe["training"]["max_restarts"])
+    pool = ActorPool(QuantWorker, folder, device="cpu")  # it measures ONNX graphs
     run_stage, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
     run_stage("first trials", [QuantTask("measure", 0, shares)])  # one actor samples the sequences for all
     run_stage("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])

@@ -10,6 +10,7 @@ from jobs.launch.prepare import prepare
 from jobs.launch.submit import submit
 from jobs.registry import JobKind
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import ENDED
 from tinymusician.artifacts.run_summary import effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import fingerprint
@@ -38,7 +39,7 @@ class Reproduction:
         digest = fingerprint({"kind": kind, "recipe": content})[:8]
         run = RunStore(store, f"{self.prefix}-{name}-{digest}")
         state = effective_status(run).state if run.exists() else None
-        if state in ("PENDING", "RUNNING"):  # from an interrupted reproduction
+        if state is not None and state not in ENDED:  # from an interrupted reproduction
             print(f"== {name}: {run.id} is still running", flush=True)
             state = follow(run, quiet=False)
         if state != "SUCCEEDED":

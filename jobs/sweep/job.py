@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jobs.distill import precompute
 from jobs.evaluate.job import EvalWorker
-from jobs.evaluate.steps import EvalTask, chunk_ranges, generate_tasks, open_pool, recording_tasks
+from jobs.evaluate.steps import EvalTask, StagePools, chunk_ranges, generate_tasks, recording_tasks
 from jobs.sweep.aggregate import aggregate, forced_groups, sweep_clips
 from jobs.sweep.evaluator import SweepEvaluator
 from jobs.sweep.render import render
@@ -49,7 +49,8 @@ class SweepWorker(EvalWorker):
 def run(run_id: str) -> None:
     """The driver."""
     run_ray_train(precompute.work, RunStore(open_store(), run_id))
-    recipe, run_stage = open_pool(run_id, SweepWorker)
+    pools = StagePools(run_id, SweepWorker)
+    recipe, run_stage = pools.recipe, pools.run_stage
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     clips, batch, forced = sweep_clips(recipe), recipe.evaluate.batch_size, forced_groups(recipe)
     reference = recording_tasks(recipe.evaluate, {REAL: recipe.evaluate.clips})

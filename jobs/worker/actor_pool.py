@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
+from tinymusician.artifacts.run_state import RunRecord
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import StoreError, TinyMusicianError
+from tinymusician.recipe import parse_recipe
 
 
 class TaskRunner(Protocol):
@@ -31,21 +33,32 @@ ActorFactory = Callable[[WorkerContext], TaskRunner]
 class ActorPool:
     """Actors on the cluster that runs this job."""
 
-    def __init__(self, factory: ActorFactory, store_url: str, run_id: str, workers: int, restarts: int) -> None:
-        """Each actor has a GPU if the cluster has any, otherwise an equal share of a node's CPUs.
+    def __init__(
+        self,
+        factory: ActorFactory,
+        run: RunStore,
+        workers: int | None = None,
+        device: Literal["gpu", "cpu"] | None = None,
+    ) -> None:
+        """`workers` actors, as many as the run has by default, on `device`, by default the recipe's.
 
         Raises:
-            ClusterError: there are fewer CPUs than workers, or GPUs but fewer of them.
+            ClusterError: they do not fit on the cluster.
         """
         import ray
 
-        gpu, cpus = allocate_resources(workers)
-        kind = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_restarts=restarts, max_task_retries=restarts)(
-            _LazyActor
-        )
-        device = "cuda" if gpu else "cpu"
+        record = run.record()
+        training, count = parse_recipe(record.recipe, run.id).training, workers or record.workers
+        if device is not None:
+            training = training.model_copy(update={"device": device})
+        resources = allocate_resources(training, count, spare_cpus=spare_cpus(record))
+        self.device, restarts = resources.device, training.max_restarts
+        kind = ray.remote(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=restarts, max_task_retries=restarts
+        )(_LazyActor)
         self._actors = [
-            kind.remote(factory, WorkerContext(store_url, run_id, rank, workers, device)) for rank in range(workers)
+            kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device))
+            for rank in range(count)
         ]
 
     def map(
@@ -94,9 +107,14 @@ def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
     return run_stage
 
 
-def run_once(work: Work, store_url: str, run_id: str, restarts: int) -> None:
+def spare_cpus(record: RunRecord) -> int:
+    """The CPUs that a run leaves to others: none on the Ray that was started on this machine for one user."""
+    return 0 if record.local_ray else 1
+
+
+def run_once(work: Work, run: RunStore) -> None:
     """Run `work` on one actor, which is restarted if it dies."""
-    ActorPool(partial(_SingleTask, work), store_url, run_id, 1, restarts).map([None])
+    ActorPool(partial(_SingleTask, work), run, workers=1).map([None])
 
 
 class _SingleTask:

@@ -64,6 +64,10 @@ def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
 
 
 def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
+    if is_packaged(name):
+        if here:
+            check_model(name)
+        return name
     folder = Path(name).expanduser()
     if here and name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"{field} = {name!r}: no such folder")
@@ -71,7 +75,7 @@ def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[s
         check_model(name)
     if folder.is_dir():
         return str(folder.absolute())
-    return name if is_packaged(name) or "/" in name else _find_artifact(store, name, files)
+    return name if "/" in name else _find_artifact(store, name, files)
 
 
 def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
@@ -80,6 +84,13 @@ def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
         kinds = "a student, a folder or a hub id" + (", or a bundle" if BUNDLE in files else "")
         raise ModelError(f"model {reference!r}: is a {manifest.kind}; {kinds} is needed")
     return manifest.reference
+
+
+def is_bundle(store: Store, reference: str) -> bool:
+    """Whether a resolved reference is a bundle, which ONNX Runtime plays on CPUs."""
+    if "@sha256:" in reference:
+        return any(file.path == BUNDLE for file in find(store, reference).files)
+    return (Path(reference).expanduser() / BUNDLE).is_file()
 
 
 def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:

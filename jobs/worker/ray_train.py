@@ -8,38 +8,40 @@ import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jobs.worker.actor_pool import run_once
+from jobs.worker.actor_pool import run_once, spare_cpus
 from jobs.worker.context import Work, WorkerContext
-from jobs.worker.resources import allocate_resources
+from jobs.worker.resources import WorkerResources, allocate_resources
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import RunError, StoreError, TinyMusicianError
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import parse_recipe
 
 _COLLECTIVE_TIMEOUT_SECONDS = 24 * 3600
+_PLACEMENT_TIMEOUT_SECONDS = 30 * 24 * 3600
+"""Workers wait this long for free resources: the run is WAITING, and a user who has enough of it stops it."""
 
 
 class SidecarActors(NamedTuple):
     """`number` actors beside the workers, each with the resources of a worker.
 
-    `start` takes the run, whether the actors have GPUs, and their CPUs; its context manager owns the actors.
+    `start` takes the run and the resources of each; its context manager owns the actors.
     """
 
     number: int
-    start: Callable[[RunStore, bool, int], contextlib.AbstractContextManager[object]]
+    start: Callable[[RunStore, WorkerResources], contextlib.AbstractContextManager[object]]
 
 
-NO_SIDECARS = SidecarActors(0, lambda run, gpu, cpus: contextlib.nullcontext())
+NO_SIDECARS = SidecarActors(0, lambda run, resources: contextlib.nullcontext())
 
 
 def run_training_driver(run: RunStore, work: Work, finish: Work, sidecars: SidecarActors = NO_SIDECARS) -> None:
     """The driver of a training job: `work` on all workers, then `finish` on one actor."""
     run_ray_train(work, run, sidecars)
-    run_once(finish, run.store.url, run.id, run.record().recipe["training"]["max_restarts"])
+    run_once(finish, run)
 
 
 def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECARS) -> None:
-    """Run `work` on the run's workers, each with a GPU if the cluster has any.
+    """Run `work` on the run's workers, each with a GPU as `training.device` says.
 
     If the recipe allows fewer workers (`training.min_workers`), Ray Train continues with those that remain, and adds
     workers when nodes return.
@@ -50,16 +52,20 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
     record = run.record()
     training, workers = parse_recipe(record.recipe, run.id).training, record.workers
     min_workers = min(training.min_workers or workers, workers)
-    gpu, cpus = allocate_resources(workers + sidecars.number, min_workers + sidecars.number)
-    with tempfile.TemporaryDirectory() as folder, sidecars.start(run, gpu, cpus):
+    actors = sidecars.number
+    resources = allocate_resources(training, workers + actors, min_workers + actors, spare_cpus(record))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
+    with tempfile.TemporaryDirectory() as folder, sidecars.start(run, resources):
         trainer = TorchTrainer(
             _worker_entry_point,
-            train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "gpu": gpu},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+            train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "device": resources.device},
+            torch_config=TorchConfig(
+                backend="nccl" if resources.gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
+            ),
             scaling_config=ScalingConfig(
                 num_workers=workers if min_workers == workers else (min_workers, workers),
-                use_gpu=gpu,
-                resources_per_worker={"CPU": cpus},
+                use_gpu=bool(resources.gpus),
+                resources_per_worker={"CPU": resources.cpus},
             ),
             run_config=RunConfig(
                 name=run.id,
@@ -74,10 +80,10 @@ def _worker_entry_point(config: JsonObject) -> None:
     """Ray Train calls this in every worker process."""
     import ray.train
 
-    if not config["gpu"]:
+    device = config["device"]
+    if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     train = ray.train.get_context()
-    device = "cuda" if config["gpu"] else "cpu"
     context = WorkerContext(
         config["store_url"], config["run_id"], train.get_world_rank(), train.get_world_size(), device
     )

@@ -93,7 +93,7 @@ def test_unreadable_clip_can_end_the_run(ray: Ray, evaluate_options: list[str], 
     )
     ended = tmctl(ray, store, "submit", "evaluate", *evaluate_options, *few, "--set", "evaluate.on_unreadable=refuse")
     assert ended.returncode == 1
-    assert f"{DAMAGED}: cannot be read as audio" in ended.stdout
+    assert f"{DAMAGED}: cannot be read as audio" in ended.stderr, "before a job starts"
     assert "Traceback" not in ended.stdout + ended.stderr
 
 

@@ -11,9 +11,9 @@ import pytest
 from tinymusician.errors import DataError
 from tinymusician.evaluate import clip_embeddings
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
-from tinymusician.evaluate.frechet import fad, fad_infinity
+from tinymusician.evaluate.frechet import fad, fad_by_clip, fad_infinity
 from tinymusician.evaluate.kad import kad
-from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
+from tinymusician.evaluate.reference_statistics import Gaussian, ReferenceStatistics, load_reference_statistics
 
 FACTS = {"kind": "clap", "model": "band-clap", "rate": 16_000}
 
@@ -74,13 +74,20 @@ def test_mean_and_covariance_of_another_tool(names: tuple[str, str], tmp_path: P
         ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "no .npz file of plain arrays"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.zeros((4, 2))}, "is damaged"),
         (
-            {"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.zeros((4, 3)), "owners": np.zeros(4)},
+            {"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.zeros((4, 3)), "owners": np.zeros(4, int)},
             "embeddings of 3",
         ),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.eye(2), "owners": np.array([1, 0])}, "is damaged"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "embedding": np.array("{")}, "is damaged"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "embedding": np.array("[1]")}, "is damaged"),
         ({"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])}, "negative eigenvalues"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "vectors": np.array(np.inf)}, "is damaged"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "vectors": np.array(-5)}, "is damaged"),
+        (
+            {"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.eye(2) * np.nan, "owners": np.arange(2)},
+            "is damaged",
+        ),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "embeddings": np.eye(2), "owners": np.array([0, 0.5])}, "is damaged"),
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "mean .0,. and covariance"),
     ],
 )
@@ -88,6 +95,26 @@ def test_unusable_files_are_refused_by_name(arrays: dict[str, np.ndarray], probl
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(DataError, match=f"r.npz: .*{problem}"):
         load_reference_statistics(tmp_path / "r.npz")
+
+
+def test_an_array_alone_is_no_statistics(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.eye(2))
+    with pytest.raises(DataError, match=r"r.npy: cannot be read as reference statistics"):
+        load_reference_statistics(tmp_path / "r.npy")
+
+
+def test_distances_that_are_not_finite(tmp_path: Path) -> None:
+    """Of values that are finite, but whose squares are not."""
+    clips = drawn(30, 0)
+    far = ReferenceStatistics(
+        Gaussian(np.full(4, 1e300), np.eye(4)), 40, ClipEmbeddings(clips.values * 1e200, clips.owners)
+    )
+    with pytest.raises(DataError, match="FAD: is not finite"):
+        fad(clips, far)
+    with pytest.raises(DataError, match="KAD: is not finite"):
+        kad(clips, far)
+    with pytest.raises(DataError, match="FAD: embeddings of 4 and 3 dimensions"):
+        fad_by_clip(clips, ReferenceStatistics(Gaussian(np.zeros(3), np.eye(3))))
 
 
 def test_any_damaged_byte_is_one_line(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class TestKad:
     def test_undecidable_cases(self) -> None:
         with pytest.raises(DataError, match="all the same"):
             kad(drawn(4, 2, 0), ReferenceStatistics.of(ClipEmbeddings.of([np.ones((1, 2))] * 3)))
-        with pytest.raises(DataError, match="1 clip of clips; at least 2"):
+        with pytest.raises(DataError, match="the set has 1 clip; at least 2"):
             kad(drawn(1, 2, 0, windows=5), ReferenceStatistics.of(drawn(4, 2, 1)))
         with pytest.raises(DataError, match="2 and 3 dimensions"):
             kad(drawn(4, 2, 0), ReferenceStatistics.of(drawn(4, 3, 1)))

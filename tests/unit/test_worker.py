@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.launch.supervisor import to_user_error
-from jobs.worker.resources import cpus_per_worker, has_gpus_for
+from jobs.worker.resources import GpuNode, check_gpu_count, check_gpus, choose_device, cpus_per_worker
 from tinymusician.errors import ClusterError
 
 
@@ -36,11 +36,20 @@ def test_every_worker_fits_on_one_node(nodes: list[int], workers: int, cpus: int
     assert cpus_per_worker(nodes, workers) == cpus
 
 
-def test_autoscaler_capacity_is_counted() -> None:
-    assert cpus_per_worker([0, 4], 8, max_cpus=36) == 1
-    assert cpus_per_worker([0, 4], 2, max_cpus=36) == 2, "what is here is taken as it is"
-    with pytest.raises(ClusterError, match="--workers 37: the cluster has 4 CPUs"):
-        cpus_per_worker([0, 4], 37, max_cpus=36)
+def test_a_cpu_is_left_to_others() -> None:
+    """Where more than one per worker is there."""
+    assert cpus_per_worker([8], 1, spare=1) == 7
+    assert cpus_per_worker([2], 1, spare=1) == 1
+    assert cpus_per_worker([2], 2, spare=1) == 1
+    assert cpus_per_worker([8, 8], 2, spare=1) == 7
+    assert cpus_per_worker([8, 8], 1, spare=1) == 8
+
+
+def test_a_cluster_that_grows() -> None:
+    assert cpus_per_worker([0, 4], 8, grows=True) == 1
+    assert cpus_per_worker([0, 4], 2, grows=True) == 2, "what is here is taken as it is"
+    assert cpus_per_worker([], 3, grows=True) == 1
+    check_gpu_count(0, 64, grows=True)
 
 
 def test_more_workers_than_cpus() -> None:
@@ -48,12 +57,26 @@ def test_more_workers_than_cpus() -> None:
         cpus_per_worker([2, 1], 4)
 
 
+def test_the_device() -> None:
+    """What is asked for; auto never takes CPUs where GPUs may come."""
+    assert [choose_device(device, 0, grows=True) for device in ("gpu", "cpu")] == ["cuda", "cpu"]
+    assert [choose_device("auto", gpus, grows=False) for gpus in (0, 2)] == ["cpu", "cuda"]
+    assert choose_device("auto", 1, grows=True) == "cuda"
+    with pytest.raises(ClusterError, match=r"training\.device = auto: .*say --gpus N or --set training\.device=cpu"):
+        choose_device("auto", 0, grows=True)
+
+
 def test_too_few_gpus_are_an_error() -> None:
-    assert has_gpus_for(2, 8)
-    assert not has_gpus_for(2, 0)
-    assert has_gpus_for(8, 4, min_workers=4), "an elastic run begins with those that are there"
-    with pytest.raises(ClusterError, match=r"the cluster has 4 GPU\(s\) for 8 workers and actors"):
-        has_gpus_for(8, 4)
+    check_gpu_count(8, 2, grows=False)
+    check_gpu_count(4, 8, grows=False, min_workers=4)
+    with pytest.raises(ClusterError, match=r"the cluster has 4 GPU\(s\) for 8 workers and actors.* no autoscaler"):
+        check_gpu_count(4, 8, grows=False)
+
+
+def test_gpus_that_torch_does_not_see() -> None:
+    check_gpus([GpuNode("a", "2.13.0", True, 8)])
+    with pytest.raises(ClusterError, match=r"node b \(torch 2\.13\.0\+cpu\): Ray assigned a GPU, and torch sees none"):
+        check_gpus([GpuNode("a", "2.13.0", True, 8), *[GpuNode("b", "2.13.0+cpu", False, 8)] * 2])
 
 
 def test_gpu_out_of_memory_is_one_line() -> None:

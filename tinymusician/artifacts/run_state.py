@@ -13,20 +13,23 @@ from tinymusician.config_model import Document
 from tinymusician.errors import RunError
 from tinymusician.json_types import JsonObject
 
-State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+State = Literal["PENDING", "RUNNING", "WAITING", "STOPPED", "SUCCEEDED", "FAILED"]
+ACTIVE: tuple[State, ...] = ("RUNNING", "WAITING")
 ENDED: tuple[State, ...] = ("STOPPED", "SUCCEEDED", "FAILED")
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "PENDING": ("PENDING", "RUNNING", "STOPPED", "FAILED"),
-    "RUNNING": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
+    "RUNNING": ("PENDING", "RUNNING", "WAITING", "STOPPED", "SUCCEEDED", "FAILED"),
+    "WAITING": ("PENDING", "RUNNING", "WAITING", "STOPPED", "SUCCEEDED", "FAILED"),
     "STOPPED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
     "FAILED": ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"),
     "SUCCEEDED": ("PENDING", "RUNNING"),
 }
 """The states that may follow each state.
 
-A run becomes PENDING when it is submitted or resumed; one whose cluster died is RUNNING in the store until then. A run
-that a client declared STOPPED or FAILED, because the cluster said so, may still be corrected by its supervisor. A step
-of a pipeline that has succeeded runs again if its artifact was removed, and an evaluation if a user repeats a step.
+A run becomes PENDING when it is submitted or resumed; it is WAITING while its workers wait for resources. One whose
+cluster died is RUNNING in the store until then. A run that a client declared STOPPED or FAILED, because the cluster
+said so, may still be corrected by its supervisor. A step of a pipeline that has succeeded runs again if its artifact
+was removed, and an evaluation if a user repeats a step.
 """
 _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,80}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from tinymusician.artifacts.run_state import PipelineStep, RunStatus, State, now
+from tinymusician.artifacts.run_state import ACTIVE, PipelineStep, RunStatus, State, now
 from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import Store
 from tinymusician.config_model import Document
@@ -22,7 +22,7 @@ def effective_status(run: RunStore) -> RunStatus:
     The heartbeat has the cluster's clock and the minute this machine's, so the clocks must agree to some seconds.
     """
     status, heartbeat = run.status(), run.last_heartbeat()
-    if status.state != "RUNNING" or heartbeat is None or now() - heartbeat < HEARTBEAT_TIMEOUT:
+    if status.state not in ACTIVE or heartbeat is None or now() - heartbeat < HEARTBEAT_TIMEOUT:
         return status
     silence = int((now() - heartbeat).total_seconds())
     message = f"no heartbeat for {silence} s: its cluster died; continue it with --resume"

@@ -110,13 +110,29 @@ class RunStore:
         self.clear_errors()
         self._transition("RUNNING", started=self.status().started or self._clock(), ended=None, message="")
 
+    def wait(self, message: str) -> None:
+        """Transition to WAITING: the workers wait for resources, as the message says.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
+        self._transition("WAITING", message=message)
+
+    def proceed(self) -> None:
+        """Transition from WAITING to RUNNING: the workers have their resources.
+
+        Raises:
+            RunError: its state does not allow this.
+        """
+        self._transition("RUNNING", message="")
+
     def succeed(self, result: RunResult) -> None:
         """Transition to SUCCEEDED.
 
         Raises:
             RunError: its state does not allow this.
         """
-        self._transition("SUCCEEDED", ended=self._clock(), artifact=result.artifact, metrics=result.metrics)
+        self._transition("SUCCEEDED", message="", ended=self._clock(), artifact=result.artifact, metrics=result.metrics)
 
     def fail(self, message: str) -> None:
         """Transition to FAILED.

@@ -111,7 +111,7 @@ def audio_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there is no such folder.
     """
-    return [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES and _has_text_name(path)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,10 @@ def _read_folder(folder: Path, other_encodings: bool = False) -> _Folder:
     Raises:
         DataError: there is no such folder, or a caption is not UTF-8.
     """
-    files, left_out = _visible_files(folder), dict[str, list[Path]]()
+    everything, left_out = _visible_files(folder), dict[str, list[Path]]()
+    files = [path for path in everything if _has_text_name(path)]
+    if len(files) < len(everything):
+        left_out["a name that is not UTF-8"] = [path for path in everything if not _has_text_name(path)]
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     audio = [path for path in files if path.suffix.lower() in SUFFIXES]
     captions: dict[Path, str | None] = {}
@@ -266,7 +269,18 @@ def _absent(table: Path, error: Exception) -> str:
     return f"{table}: {reason}; download the table from its dataset's page, and give its path"
 
 
+def _has_text_name(path: Path) -> bool:
+    """Whether a path can be written as UTF-8, as reports and errors do."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _folder(audio: Path) -> None:
+    if audio.is_file():
+        raise DataError(f"{audio}: is a file; a folder is needed")
     if not audio.is_dir():
         raise DataError(f"{audio}: no such folder; the clips' audio belongs there")
 

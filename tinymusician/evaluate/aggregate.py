@@ -70,13 +70,16 @@ def distribution_metrics(
     infinity = attempt(lambda: fad_infinity_interval(features.embeddings, reference, seed, few))
     if len(features.indices) == 0:
         notes.append("no clip is finite; see the degenerate clips")
+    clap = clap_metrics(features, prompts_ND, seed)
+    if clap is not None and (prompted := len(_prompted(features, prompts_ND))) < len(features.indices):
+        notes.append(f"CLAP: only {prompted} of {len(features.indices)} clips have a caption")
     return DistributionMetrics(
         clips=len(features.indices),
         fad=attempt(lambda: fad_interval(features.embeddings, reference, seed, resamples)),
         fad_infinity=infinity[0] if infinity else None,
         fad_points=infinity[1].points if infinity else (),
         kad=attempt(lambda: kad(features.embeddings, reference, seed, resamples)),
-        clap=clap_metrics(features, prompts_ND, seed),
+        clap=clap,
         labels=_labels(features, pairs, seed) if pairs is not None else {},
         notes=tuple(notes),
     )
@@ -84,8 +87,13 @@ def distribution_metrics(
 
 def clap_metrics(features: ClipFeatures, prompts_ND: Floats, seed: int) -> ClapScore | None:
     """The CLAP score of the clips that have a prompt (no row of NaN); None if none has."""
-    prompted = features.indices[np.isfinite(prompts_ND[features.indices]).all(axis=1)]
+    prompted = _prompted(features, prompts_ND)
     return clap_score(features.at(prompted).clap, prompts_ND[prompted], seed) if len(prompted) else None
+
+
+def _prompted(features: ClipFeatures, prompts_ND: Floats) -> Indices:
+    """The clips that have a prompt."""
+    return features.indices[np.isfinite(prompts_ND[features.indices]).all(axis=1)]
 
 
 def clap_scores(features: ClipFeatures, prompts_ND: Floats) -> tuple[float, ...]:

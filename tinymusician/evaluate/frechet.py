@@ -38,13 +38,22 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
     (Σ Τ)^½ has the trace of (Σ^½ Τ Σ^½)^½, which is symmetric: its eigenvalues are real, and those that are negative by
     rounding are 0. This needs no general matrix square root, and no offset on the diagonals.
+
+    Raises:
+        DataError: it is not finite.
     """
-    values, axes = np.linalg.eigh(one.covariance)
-    root = axes * np.sqrt(np.maximum(values, 0))
-    products = np.linalg.eigvalsh(root.T @ other.covariance @ root)
+    try:
+        values, axes = np.linalg.eigh(one.covariance)
+        root = axes * np.sqrt(np.maximum(values, 0))
+        products = np.linalg.eigvalsh(root.T @ other.covariance @ root)
+    except np.linalg.LinAlgError as error:
+        raise DataError(f"FAD: the covariances have no eigenvalues ({error})") from error
     shared = np.sqrt(np.maximum(products, 0)).sum()
     apart = np.square(one.mean - other.mean).sum()
-    return max(0.0, float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * shared))
+    distance = float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * shared)
+    if not np.isfinite(distance):
+        raise DataError("FAD: is not finite; the vectors of the clips or of the reference are too large")
+    return max(0.0, distance)
 
 
 def fad(clips: ClipEmbeddings, reference: ReferenceStatistics) -> float:
@@ -126,6 +135,7 @@ def fad_by_clip(clips: ClipEmbeddings, reference: ReferenceStatistics) -> npt.ND
 
     A clip with one window has a covariance of 0: the rest measures its distance from the reference's mean.
     """
+    _check_dimension(clips, reference)
     _check_vectors("reference", reference.vectors, None, reference.dimension)
     fixed = reference.gaussian
     return np.array([frechet_distance(Gaussian.of(clips.clip(n)), fixed) for n in range(clips.clips)])
@@ -139,11 +149,15 @@ def _drawn(clips: ClipEmbeddings, share: float, random: np.random.Generator) -> 
     return Gaussian.of(clips.select(random.permutation(clips.clips)[: _count(clips, share)]).values)
 
 
-def _check(clips: ClipEmbeddings, reference: ReferenceStatistics, share: float = 1.0) -> None:
+def _check_dimension(clips: ClipEmbeddings, reference: ReferenceStatistics) -> None:
     if clips.dimension != reference.dimension:
         raise DataError(
             f"FAD: embeddings of {clips.dimension} and {reference.dimension} dimensions; equal ones are needed"
         )
+
+
+def _check(clips: ClipEmbeddings, reference: ReferenceStatistics, share: float = 1.0) -> None:
+    _check_dimension(clips, reference)
     _check_vectors("clips", len(clips.values), clips.clips, clips.dimension, share)
     whole = reference.all_embeddings
     number = None if whole is None else whole.clips

@@ -22,7 +22,7 @@ from tinymusician.models.musicgen import TextCondition, guidance_condition, load
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
-from tinymusician.models.shape import RELEASE, is_release
+from tinymusician.models.shape import RELEASE, is_packaged, is_release
 from tinymusician.runtime.audio_reader import Wave
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
 from tinymusician.runtime.generator import GenerationRequest, load_generator
@@ -181,6 +181,8 @@ def open_generator(name: str, device: str = "cpu", threads: int = 0) -> Generato
     Raises:
         ModelError, BundleError: it is neither.
     """
+    if is_packaged(name):  # whatever folder of this name the process runs in
+        return TorchGenerator(load_musicgen(name), load_tokenizer(name), device)
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file():
         read_manifest(folder)

@@ -49,9 +49,9 @@ def kad(clips: ClipEmbeddings, statistics: ReferenceStatistics, seed: int = 0, r
         raise DataError(
             f"KAD: embeddings of {clips.dimension} and {reference.dimension} dimensions; equal ones are needed"
         )
-    for name, side in (("clips", clips), ("reference", reference)):
+    for name, side in (("set", clips), ("reference", reference)):
         if side.clips < 2:
-            raise DataError(f"KAD: {side.clips} clip of {name}; at least 2 are needed")
+            raise DataError(f"KAD: the {name} has {side.clips} clip; at least 2 are needed")
     clips, reference = clips.subsampled(), reference.subsampled()
     width = bandwidth(reference)
     every, resamples = np.ones((1, clips.clips)), resamples if clips.clips >= MIN_CLIPS else 0
@@ -61,6 +61,8 @@ def kad(clips: ClipEmbeddings, statistics: ReferenceStatistics, seed: int = 0, r
     reference_weights = np.ones((len(weights), reference.clips))
     within = _within(clips, weights, width) + _within(reference, reference_weights[:1], width)
     distances = SCALE * (within - 2 * _between(clips, weights, reference, width))
+    if not np.isfinite(distances[0]):
+        raise DataError("KAD: is not finite; the vectors of the clips or of the reference are too large")
     drawn = distances[1:][np.isfinite(distances[1:])]  # a draw of one clip alone has no pair
     return centred_interval(float(distances[0]), drawn) if len(drawn) else Interval(float(distances[0]))
 

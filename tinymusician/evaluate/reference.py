@@ -6,7 +6,7 @@ Clip `n` of a set is the same on every machine: files are in their table's order
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from tinymusician.data.captioned import CaptionedClip, CaptionedSet
 from tinymusician.errors import DataError
 from tinymusician.json_types import JsonObject
-from tinymusician.runtime.audio_reader import LoadedClip, audio_seconds, read_clip
+from tinymusician.runtime.audio_reader import LoadedClip, audio_seconds, check_readable, read_clip
 
 
 class ReferenceSet(Protocol):
@@ -24,6 +24,13 @@ class ReferenceSet(Protocol):
     names: list[str]
     captions: list[str]
     provenance: JsonObject
+
+    @property
+    def captions_by_name(self) -> Mapping[str, str]:
+        """The captions of all clips of the set, those that were not selected included."""
+
+    def location(self, index: int) -> str:
+        """The path or name of a clip, as errors name it."""
 
     def facts(self, index: int) -> JsonObject:
         """Everything that a clip's audio depends on."""
@@ -46,8 +53,33 @@ class FileClips:
         self._seconds = seconds
         self.names = [clip.name for clip in self._clips]
         self.captions = [clip.caption for clip in self._clips]
+        self.captions_by_name = {clip.name: clip.caption for clip in captioned.clips}
         left_out = {f"left out, {reason}": len(paths) for reason, paths in captioned.left_out.items()}
         self.provenance = {"reference": kind, "clips there": len(captioned.clips), **left_out}
+
+    def location(self, index: int) -> str:
+        """The path of a clip's file."""
+        return str(self._clips[index].path)
+
+    def check_readable(self, all_of_them: bool) -> None:
+        """Check that all clips can be read, or that one can.
+
+        Raises:
+            DataError: the first that cannot, or that none can.
+        """
+        problem = None
+        for clip in self._clips:
+            try:
+                check_readable(clip.path)
+            except DataError as error:
+                problem = problem or error
+                if all_of_them:
+                    raise
+            else:
+                if not all_of_them:
+                    return
+        if problem is not None:
+            raise DataError(f"none of {len(self._clips)} files can be read; {problem}")
 
     def facts(self, index: int) -> JsonObject:
         """Everything that a clip's audio depends on: its position, and the bytes of its file."""

@@ -103,17 +103,9 @@ def load_reference_statistics(path: Path) -> ReferenceStatistics:
         DataError: the file cannot be read, or has no usable mean and covariance.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # an array, if the file is an .npy, is no context manager
             arrays = {name: file[name] for name in file.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        AttributeError,
-    ) as error:
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "no .npz file of plain arrays"
         raise DataError(f"{path}: cannot be read as reference statistics ({reason})") from error
     gaussian = _gaussian(arrays, path)
@@ -121,7 +113,9 @@ def load_reference_statistics(path: Path) -> ReferenceStatistics:
         embeddings = _embeddings(arrays["embeddings"], arrays["owners"]) if "embeddings" in arrays else None
         vectors = int(arrays["vectors"]) if "vectors" in arrays else None
         embedding = dict(json.loads(str(arrays["embedding"]))) if "embedding" in arrays else None
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if vectors is not None and vectors < 1:
+            raise ValueError(f"{vectors} vectors")
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, DataError) as error:
         raise DataError(f"{path}: is damaged ({error}); save these reference statistics again") from error
     if embeddings is not None and embeddings.dimension != len(gaussian.mean):
         raise DataError(
@@ -136,7 +130,9 @@ def _embeddings(values: Floats, owners: Indices) -> ClipEmbeddings:
     Raises:
         ValueError: `owners` are not those of the vectors.
     """
-    if owners.shape != values.shape[:1] or (np.diff(owners) < 0).any():
+    if values.dtype.kind not in "fiu" or owners.dtype.kind not in "iu":
+        raise ValueError(f"embeddings of type {values.dtype}, owners of type {owners.dtype}")
+    if values.ndim != 2 or owners.shape != values.shape[:1] or (np.diff(owners) < 0).any():
         raise ValueError(f"{owners.shape} owners of {values.shape} embeddings")
     counts = np.unique(owners, return_counts=True)[1]
     return ClipEmbeddings.of(np.split(values, np.cumsum(counts)[:-1]))

@@ -27,7 +27,12 @@ class RenderedClips:
         self._samples = round(seconds * self.rate)
         self.captions = self._split.captions
         self.names = [f"tune {index}" for index in chosen]
+        self.captions_by_name = dict(zip(self.names, self.captions, strict=True))
         self.provenance = {"reference": "rendered test tunes of the house band", "clips there": len(split.clips)}
+
+    def location(self, index: int) -> str:
+        """The name of a clip."""
+        return self.names[index]
 
     def facts(self, index: int) -> JsonObject:
         """Everything that a clip's audio depends on."""

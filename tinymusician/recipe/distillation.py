@@ -220,6 +220,13 @@ class TrainingConfig(ConfigModel):
     parts: Count | None = Field(
         None, description="microbatches per step; if not given, the number of workers of the submission"
     )
+    device: Literal["auto", "gpu", "cpu"] = Field(
+        "auto",
+        description="auto: a GPU per worker if the cluster has any; refused where an autoscaler may add some",
+    )
+    cpus_per_worker: Count | None = Field(
+        None, description="CPUs of each worker; if not given, its share of its node, less one for others"
+    )
     min_workers: Count | None = Field(
         None, description="continue with this many workers while machines are lost; if not given, wait for all"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinymusician.config_model import ConfigModel, Count, Positive
+from tinymusician.config_model import ConfigModel, Count
 from tinymusician.settings import DegenerateThresholds
 
 
@@ -20,7 +20,7 @@ class FolderReferenceConfig(ConfigModel):
     """A folder of clips, each with its caption in a .txt of the same name; models need captions, recordings do not."""
 
     kind: Literal["folder"] = "folder"
-    audio: str = Field(description="the folder")
+    audio: str = Field(min_length=1, description="the folder")
 
 
 class MusicCapsReferenceConfig(ConfigModel):
@@ -116,7 +116,7 @@ class EvaluateConfig(ConfigModel):
     clips: Annotated[int, Field(ge=2)] = Field(
         1100, description="clips per model; FAD needs more windows than dimensions"
     )
-    seconds: Positive = Field(10.0, le=30.0, description="length of every clip, in seconds")
+    seconds: float = Field(10.0, ge=0.1, le=30.0, description="length of every clip, in seconds")
     embedding: Embedding = Field(ClapEmbeddingConfig(), description="the embedding model of FAD and KAD")
     clap: str = Field(
         "laion/larger_clap_music",
@@ -158,6 +158,10 @@ class EvaluateConfig(ConfigModel):
     def _names_each_once(self) -> Self:
         if repeated := set(self.models) & set(self.audio):
             raise ValueError(f"audio {min(repeated)}: is given as a model, too")
+        if len(set(self.audio)) < len(self.audio):
+            raise ValueError("audio: a folder is given twice")
+        if any(not entry or entry.endswith("=") for entry in self.audio):
+            raise ValueError("audio: an entry names no folder")
         return self
 
     @model_validator(mode="after")
