@@ -82,7 +82,7 @@ def _trainer_config(context: WorkerContext, steps: int, rate: float, stage: str)
         max(1, every // 2),
         MONITORS[stage],
         seed=training.seed,
-        microbatches=training.parts or 0,
+        microbatches=1,
     )
 
 

@@ -255,7 +255,7 @@ def sweep(
     Examples:
     - `tmctl submit sweep band --over objectives --workers 2 --set training.steps=60`
 
-    - `tmctl submit sweep tinymusician --over skew --over switch --workers 8`
+    - `tmctl submit sweep tinymusician --over skew --over switch --gpus 8`
     """
     options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
     submit_and_follow("sweep", options, [f"sweep.over={dumps(over)}"] if over else [])

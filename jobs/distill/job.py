@@ -113,10 +113,10 @@ def on_policy_sampler(context: WorkerContext, models: TeacherStudent, tokens: To
     from tinymusician.distill.on_policy import OnPolicySampler, SamplingOptions
 
     recipe, teacher, batch_size = context.recipe, context.recipe.teacher, context.recipe.sequences.sampling_batch_size
-    on_policy, steps, parts = recipe.on_policy, recipe.training.steps, recipe.training.parts or context.world
+    on_policy, steps, microbatches = recipe.on_policy, recipe.training.steps, recipe.training.microbatches
     one_pass = teacher.target == "guided"
     options = SamplingOptions(teacher.guidance_scale, one_pass, teacher.top_k, teacher.temperature, batch_size)
-    shards = -(-steps // on_policy.refresh) * parts
+    shards = -(-steps // on_policy.refresh) * microbatches
     return OnPolicySampler(
         models.student,
         tokens,

@@ -29,7 +29,7 @@ def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
     estimate |= _component_costs(recipe, teacher, student)
     if teacher and student:
         codes_per_row = frames_of(recipe, teacher) * teacher.codebooks
-        estimate["codes_seen"] = training.steps * training.batch_size * (training.parts or workers) * codes_per_row
+        estimate["codes_seen"] = training.steps * training.batch_size * training.microbatches * codes_per_row
         estimate["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
         estimate["memory_per_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
         estimate["memory_counts"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jobs.launch.cluster import configured_address, is_here
@@ -11,7 +12,8 @@ from jobs.registry import JobKind
 from jobs.worker.model_refs import resolve
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import RunError
+from tinymusician.data.prompts import load_prompts, texts_of
+from tinymusician.errors import RecipeError, RunError
 from tinymusician.models.shape import sampling_defaults
 from tinymusician.recipe import Recipe, apply_overrides, load_recipe, parse_recipe
 
@@ -24,9 +26,10 @@ def prepare(
     Raises:
         TinyMusicianError: the recipe, the store or a model cannot be used; `resume` is not a run of this recipe.
     """
+    if any(one.startswith("training.steps=") for one in overrides):
+        overrides = ["training.epochs=null", *overrides]  # unless these say otherwise, too
     recipe = with_sampling_defaults(load_recipe(recipe_name, tuple(overrides)))
-    if resume:
-        recipe = resumed_recipe(store, resume, recipe, overrides)
+    recipe = resumed_recipe(store, resume, recipe, overrides) if resume else with_steps(recipe)
     check_overrides(kind, list(overrides), recipe)
     is_local = runs_here(cluster)
     recipe = with_local_paths(recipe) if is_local else recipe
@@ -45,6 +48,27 @@ def with_sampling_defaults(recipe: Recipe) -> Recipe:
     content = recipe.model_dump(mode="json")
     content["teacher"] |= defaults
     return parse_recipe(content, recipe.name) if defaults else recipe
+
+
+def with_steps(recipe: Recipe) -> Recipe:
+    """The recipe with the steps of its `training.epochs`, if it has any.
+
+    Raises:
+        RecipeError: the sequences include clips, whose number is not known before they are encoded.
+        DataError: the prompts cannot be read.
+    """
+    training, sequences = recipe.training, recipe.sequences
+    if training.epochs is None:
+        return recipe
+    if sequences.clips is not None:
+        raise RecipeError(
+            "training.epochs: the number of sequences of sequences.clips is not known; give training.steps"
+        )
+    count = len(texts_of(load_prompts(sequences.prompts), "train")) * sequences.samples_per_prompt
+    steps = math.ceil(training.epochs * count / (training.microbatches * training.batch_size))
+    content = recipe.model_dump(mode="json")
+    content["training"]["steps"] = steps
+    return parse_recipe(content, recipe.name)
 
 
 def runs_here(cluster: str | None) -> bool:

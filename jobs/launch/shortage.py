@@ -80,7 +80,7 @@ def current_shortages(address: str, waiting: str) -> list[Shortage]:
         return []
 
 
-def own_shortages(waiting: str) -> list[Shortage]:
+def shortages_here(waiting: str) -> list[Shortage]:
     """The same on the cluster that this process runs on, as the environment of Ray's jobs names it."""
     from ray.job_submission import JobSubmissionClient
     from ray.util.state.exception import RayStateApiException

@@ -21,7 +21,7 @@ from tinymusician.recipe import Recipe
 
 STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job retries requests to a store that does not respond."""
-_TRAINING: tuple[JobKind, ...] = ("pretrain", "distill", "pipeline")
+_TRAINING: tuple[JobKind, ...] = ("distill", "pipeline")
 
 
 def submit(
@@ -49,7 +49,7 @@ def submit(
     environment = cluster.runtime_environment(store, where)
     environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     submission = f"{run.id}-{secrets.token_hex(3)}"
-    _check_tensor_parallel(recipe.teacher.tensor_parallel_size, workers or 1, kind)
+    check_workers(kind, recipe, workers or 1)
     record = _new_record(run, kind, recipe, workers or 1, where, submission)
     run.write_record(record.model_copy(update={"local_ray": is_local}))
     run.submit()
@@ -67,11 +67,9 @@ def submit(
 
 
 def _new_record(run: RunStore, kind: JobKind, recipe: Recipe, workers: int, where: str, submission: str) -> RunRecord:
-    """The record of a submission; a resumed run keeps its date, and the microbatches of its first workers."""
+    """The record of a submission; a resumed run keeps its date."""
     before = run.record() if run.exists() else None
     content = recipe.model_dump(mode="json")
-    if kind in _TRAINING:
-        content["training"]["parts"] = content["training"]["parts"] or (before.workers if before else workers)
     return RunRecord(
         id=run.id,
         kind=kind,
@@ -86,12 +84,19 @@ def _new_record(run: RunStore, kind: JobKind, recipe: Recipe, workers: int, wher
     )
 
 
-def _check_tensor_parallel(split: int, workers: int, kind: JobKind) -> None:
-    """Check that the number of workers is a multiple of the teacher's tensor-parallel size.
+def check_workers(kind: JobKind, recipe: Recipe, workers: int) -> None:
+    """Check that every worker has something to do: a microbatch of each step, and its slice of the teacher.
 
     Raises:
-        RunError: it is not.
+        RunError: there are too many workers, or their number is no multiple of the teacher's tensor-parallel size.
     """
+    training, split = recipe.training, recipe.teacher.tensor_parallel_size
+    most = 1 if kind == "pretrain" else training.microbatches if kind in _TRAINING else workers
+    if workers > most:
+        raise RunError(
+            f"--workers {workers}: a step has {most} microbatches (training.global_batch ÷ training.batch_size), so at "
+            f"most {most} workers are allowed; a lower training.batch_size allows more"
+        )
     if kind in ("precompute", "distill", "pipeline") and workers % split:
         raise RunError(f"--workers {workers}: teacher.tensor_parallel_size = {split} needs a multiple of it")
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from jobs.launch.shortage import own_shortages, run_holder
+from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
 from tinymusician.artifacts.open import open_store
@@ -100,7 +100,7 @@ def supervise(run_id: str, submission: str) -> int:
     signal.signal(signal.SIGTERM, stop)
     assert child.stdout is not None
     holder = run_holder(run_id)
-    with WaitState(run, is_owner, lambda: own_shortages(holder)):
+    with WaitState(run, is_owner, lambda: shortages_here(holder)):
         for line in child.stdout:
             log.line(line)
         code = child.wait()

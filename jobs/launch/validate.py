@@ -38,7 +38,6 @@ PRETRAIN_KEYS = (
     "training.seed",
     "training.log_every",
     "training.max_restarts",
-    "training.parts",
     "training.max_skipped_steps",
     "training.min_workers",
 )

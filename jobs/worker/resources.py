@@ -178,8 +178,8 @@ def _gpu_worker_cpus(cpus: int | None, workers: int) -> int:
         while not group.wait(_POLL_SECONDS):
             pass
         look = ray.remote(num_cpus=1, num_gpus=1)(_look_at_gpu)
-        places = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(workers)]
-        nodes = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
+        strategies = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(workers)]
+        nodes = ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in strategies])
     finally:
         remove_placement_group(group)
     check_gpus(nodes)

@@ -48,7 +48,7 @@ def trainer_config(
         monitor=monitor,
         codes_per_microbatch=codes_per_microbatch,
         seed=training.seed,
-        microbatches=training.parts or 0,
+        microbatches=training.microbatches,
     )
 
 
@@ -74,7 +74,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {config.steps} steps", flush=True)
     rank, state = RankInfo(context.rank, context.world), start.state if start is not None else None
-    grad_accum_steps = rank.grad_accum_steps(config.microbatches or context.world)
+    grad_accum_steps = rank.grad_accum_steps(config.microbatches)
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
     engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
     resume_at = start.step if start is not None else -1

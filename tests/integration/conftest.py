@@ -54,8 +54,8 @@ teacher: {{model: {folder / "teacher"}}}
 student: {{kind: prune_layers, layers: [0, 3]}}
 sequences: {{prompts: band, seconds: 0.4, samples_per_prompt: 1, prompts_per_shard: 40}}
 training:
-  {{steps: 12, batch_size: 4, learning_rate: 0.003, warmup_steps: 2, validate_every: 6, checkpoint_every: 6,
-  log_every: 1}}
+  {{steps: 12, global_batch: 8, batch_size: 4, learning_rate: 0.003, warmup_steps: 2, validate_every: 6,
+  checkpoint_every: 6, log_every: 1}}
 """
     )
     return path

@@ -16,7 +16,7 @@ import pytest
 import ray as ray_library
 
 from tests.fork_server.start import fork_server
-from tests.ray_cluster import BIN, Ray, tmctl, wait_for
+from tests.ray_cluster import BIN, Ray, check_same_losses, losses, settings, tmctl, tmctl_json, wait_for
 from tests.s3_server import free_port
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -147,6 +147,20 @@ def test_more_gpus_than_the_pool_may_have(growing_ray: GrowingRay, recipe: Path,
     assert "state: WAITING" in shown
     assert "waiting for 3 GPUs" in shown
     assert tmctl(growing_ray, store, "stop", "g3").stdout == "run g3: STOPPED\n"
+
+
+def test_any_number_of_workers_learns_the_same(growing_ray: GrowingRay, recipe: Path, store: LocalStore) -> None:
+    """Four microbatches on one, two and three workers; five workers are too many."""
+    words = ("submit", "distill", str(recipe), *settings(("training.batch_size=2", "training.device=cpu")))
+    for workers in (1, 2, 3):
+        name = ("--workers", str(workers), "--name", f"w{workers}")
+        assert tmctl_json(growing_ray, store, *words, *name)["state"] == "SUCCEEDED"
+    assert len(losses(store, "w1")) == 12
+    for name in ("w2", "w3"):
+        check_same_losses(losses(store, name), losses(store, "w1"))
+    refused = tmctl(growing_ray, store, *words, "--workers", "5")
+    assert "--workers 5: a step has 4 microbatches" in refused.stderr
+    assert "at most 4 workers are allowed" in refused.stderr
 
 
 def test_a_worker_has_one_gpu(growing_ray: GrowingRay, recipe: Path, store: LocalStore) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.launch.prepare import prepare, with_steps
+from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RecipeError
 from tinymusician.recipe import Recipe, load_recipe, recipe_names, recipe_yaml
 
@@ -111,3 +113,23 @@ def test_mistakes_in_extends_are_named(tmp_path: Path, content: str, message: st
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_the_batch_of_a_step_is_the_recipes() -> None:
+    assert load_recipe("tinymusician").training.microbatches == 8
+    assert load_recipe("band", ("training.global_batch=null",)).training.microbatches == 1
+    with pytest.raises(RecipeError, match=r"global_batch 8: a multiple of batch_size \(3\) is needed"):
+        load_recipe("band", ("training.batch_size=3",))
+
+
+def test_epochs_are_steps(tmp_path: Path) -> None:
+    """The paper's ten epochs of 160 prompts with eight samples each; steps that a user gives win."""
+    assert with_steps(load_recipe("tinymusician")).training.steps == 10 * 160 * 8 / 32 == 400
+    assert with_steps(load_recipe("tinymusician", ("training.global_batch=128",))).training.steps == 100
+    with pytest.raises(RecipeError, match=r"the number of sequences of sequences\.clips is not known"):
+        with_steps(load_recipe("tinymusician", ("sequences.clips=x", "sequences.clip_share=0.5")))
+    store, epochs = LocalStore(tmp_path / "store"), "training.epochs=3"
+    given = ["training.steps=17", "training.warmup_steps=2"]
+    samples = load_recipe("band").sequences.samples_per_prompt
+    assert prepare(store, "distill", "band", [epochs], None, None).training.steps == 3 * 160 * samples / 8
+    assert prepare(store, "distill", "band", given, None, None).training.steps == 17

@@ -38,13 +38,13 @@ def test_progress_is_no_waiting(tmp_path: Path) -> None:
     """Another stage of the run may have its resources: the cluster is not asked then."""
     run = RunStore(LocalStore(tmp_path), "r1")
     run.start()
-    asked = []
-    state = WaitState(run, lambda: True, lambda: asked.append(1) or [GPUS])
+    questions = []
+    state = WaitState(run, lambda: True, lambda: questions.append(1) or [GPUS])
     run.report_progress("samples", 1, 2)
     state.update()
-    assert not asked
+    assert not questions
     state.update()
-    assert asked
+    assert questions
     assert run.status().state == "WAITING"
 
 

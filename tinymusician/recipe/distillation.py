@@ -212,14 +212,16 @@ Objective = Annotated[
 class TrainingConfig(ConfigModel):
     """Steps, sizes and rates. The learning rate warms up, then follows half a cosine.
 
-    A step's batch consists of `parts` microbatches of `batch_size` sequences, which the workers share.
+    A step takes `global_batch` sequences, in microbatches of `batch_size`, which the workers share. The number of
+    workers never changes what is learned.
     """
 
     steps: Count = 1000
-    batch_size: Count = Field(8, description="sequences per microbatch")
-    parts: Count | None = Field(
-        None, description="microbatches per step; if not given, the number of workers of the submission"
+    epochs: Positive | None = Field(
+        None, description="passes over the training sequences; if given, it sets steps at submission"
     )
+    global_batch: Count | None = Field(None, description="sequences per step; if not given, batch_size")
+    batch_size: Count = Field(8, description="sequences per microbatch: what a worker computes at once")
     device: Literal["auto", "gpu", "cpu"] = Field(
         "auto",
         description="auto: a GPU per worker if the cluster has any; refused where an autoscaler may add some",
@@ -249,6 +251,19 @@ class TrainingConfig(ConfigModel):
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="maximum number of skipped steps, whose loss or gradient is not finite; 0 stops at the first"
     )
+
+    @property
+    def microbatches(self) -> int:
+        """The number of microbatches of a step, which is also the most workers that have something to do."""
+        return (self.global_batch or self.batch_size) // self.batch_size
+
+    @model_validator(mode="after")
+    def _has_whole_microbatches(self) -> Self:
+        if self.global_batch is not None and self.global_batch % self.batch_size:
+            raise ValueError(
+                f"global_batch {self.global_batch}: a multiple of batch_size ({self.batch_size}) is needed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> Self:
