@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,5 +49,14 @@ def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, 
     first = (step * parts + part) * batch_size
     positions = np.arange(first, first + batch_size)
     epochs = positions // count
-    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][position % count] for epoch, position in zip(epochs, positions, strict=True)])
+    return np.array(
+        [_order(seed, int(epoch), count)[position % count] for epoch, position in zip(epochs, positions, strict=True)]
+    )
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """The permutation of an epoch, kept for its steps: of a million rows it takes 20 ms."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
