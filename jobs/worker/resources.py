@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tinymusician.errors import ClusterError
+from tinymusician.json_types import JsonObject
 from tinymusician.recipe import TrainingConfig
 
 Device = Literal["cuda", "cpu"]
@@ -50,17 +51,24 @@ def allocate_resources(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         device = choose_device(training.device, gpus, grows)
         try:
+            if training.cpus_per_worker is not None and not grows:
+                check_room(_alive(nodes), training.cpus_per_worker, int(device == "cuda"), min_workers or workers)
             if device == "cuda":
                 check_gpu_count(gpus, workers, grows, min_workers)
                 return WorkerResources(device, _gpu_worker_cpus(training.cpus_per_worker, min_workers or workers))
-            free = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-            share = cpus_per_worker(free, workers, grows, min_workers, spare_cpus)
+            cpus = [int(node.get("CPU", 0)) for node in _alive(nodes)]
+            share = cpus_per_worker(cpus, workers, grows, min_workers, spare_cpus)
             return WorkerResources(device, training.cpus_per_worker or share)
         except ClusterError:
             if grows or all(node["Alive"] for node in nodes) or time.monotonic() > deadline:
                 raise
         print("a node was lost: waiting for a replacement", flush=True)
         time.sleep(_POLL_SECONDS)
+
+
+def _alive(nodes: Sequence[JsonObject]) -> list[dict[str, float]]:
+    """The resources of the nodes that live."""
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def decide_device(device: Literal["auto", "gpu", "cpu"]) -> Device:
@@ -120,6 +128,22 @@ def check_gpu_count(gpus: int, workers: int, grows: bool, min_workers: int | Non
         raise ClusterError(
             f"the cluster has {gpus} GPU(s) for {workers} workers and actors, which need one each, and no autoscaler "
             f"that adds some; ask for fewer, or for training.device=cpu"
+        )
+
+
+def check_room(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int, workers: int) -> None:
+    """Check that the nodes have room for workers of `cpus` CPUs and `gpus` GPUs each.
+
+    Raises:
+        ClusterError: they have not.
+    """
+    room = 0
+    for node in nodes:
+        by_cpu = int(node.get("CPU", 0) // cpus)
+        room += min(by_cpu, int(node.get("GPU", 0) // gpus)) if gpus else by_cpu
+    if room < workers:
+        raise ClusterError(
+            f"training.cpus_per_worker = {cpus}: the nodes have room for {room} such workers, and {workers} are needed"
         )
 
 
