@@ -18,7 +18,7 @@ from tinymusician.recipe import parse_recipe
 
 _COLLECTIVE_TIMEOUT_SECONDS = 24 * 3600
 _PLACEMENT_TIMEOUT_SECONDS = 30 * 24 * 3600
-"""Workers wait this long for free resources: the run is WAITING, and a user who has enough of it stops it."""
+"""A fixed number of workers waits this long for free resources: the run is WAITING, and its user may stop it."""
 
 
 class SidecarActors(NamedTuple):
@@ -54,7 +54,8 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
     min_workers = min(training.min_workers or workers, workers)
     actors = sidecars.number
     resources = allocate_resources(training, workers + actors, min_workers + actors, spare_cpus(record))
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
+    if min_workers == workers:  # Ray Train decides again how many workers there are only after a timeout
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
     with tempfile.TemporaryDirectory() as folder, sidecars.start(run, resources):
         trainer = TorchTrainer(
             _worker_entry_point,

@@ -52,7 +52,7 @@ def allocate_resources(
         device = choose_device(training.device, gpus, grows)
         try:
             if training.cpus_per_worker is not None and not grows:
-                check_room(_alive(nodes), training.cpus_per_worker, int(device == "cuda"), min_workers or workers)
+                check_capacity(_alive(nodes), training.cpus_per_worker, int(device == "cuda"), min_workers or workers)
             if device == "cuda":
                 check_gpu_count(gpus, workers, grows, min_workers)
                 return WorkerResources(device, _gpu_worker_cpus(training.cpus_per_worker, min_workers or workers))
@@ -131,19 +131,19 @@ def check_gpu_count(gpus: int, workers: int, grows: bool, min_workers: int | Non
         )
 
 
-def check_room(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int, workers: int) -> None:
-    """Check that the nodes have room for workers of `cpus` CPUs and `gpus` GPUs each.
+def check_capacity(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int, workers: int) -> None:
+    """Check that the nodes have the capacity for workers of `cpus` CPUs and `gpus` GPUs each.
 
     Raises:
         ClusterError: they have not.
     """
-    room = 0
+    capacity = 0
     for node in nodes:
         by_cpu = int(node.get("CPU", 0) // cpus)
-        room += min(by_cpu, int(node.get("GPU", 0) // gpus)) if gpus else by_cpu
-    if room < workers:
+        capacity += min(by_cpu, int(node.get("GPU", 0) // gpus)) if gpus else by_cpu
+    if capacity < workers:
         raise ClusterError(
-            f"training.cpus_per_worker = {cpus}: the nodes have room for {room} such workers, and {workers} are needed"
+            f"training.cpus_per_worker = {cpus}: the nodes have the capacity for {capacity} such workers, of {workers}"
         )
 
 

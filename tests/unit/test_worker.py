@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.launch.supervisor import to_user_error
-from jobs.worker.resources import GpuNode, check_gpu_count, check_gpus, check_room, choose_device, cpus_per_worker
+from jobs.worker.resources import GpuNode, check_capacity, check_gpu_count, check_gpus, choose_device, cpus_per_worker
 from tinymusician.errors import ClusterError
 
 
@@ -75,12 +75,14 @@ def test_too_few_gpus_are_an_error() -> None:
 
 def test_workers_with_more_cpus_than_nodes_have() -> None:
     nodes = [{"CPU": 8, "GPU": 2}, {"CPU": 4}, {}]
-    check_room(nodes, 4, 0, 3)
-    check_room(nodes, 4, 1, 2)
-    with pytest.raises(ClusterError, match=r"cpus_per_worker = 4: the nodes have room for 2 such workers, and 3 are"):
-        check_room(nodes, 4, 1, 3)
-    with pytest.raises(ClusterError, match="room for 1 such workers"):
-        check_room(nodes, 8, 0, 2)
+    check_capacity(nodes, 4, 0, 3)
+    check_capacity(nodes, 4, 1, 2)
+    with pytest.raises(
+        ClusterError, match=r"cpus_per_worker = 4: the nodes have the capacity for 2 such workers, of 3"
+    ):
+        check_capacity(nodes, 4, 1, 3)
+    with pytest.raises(ClusterError, match="capacity for 1 such workers"):
+        check_capacity(nodes, 8, 0, 2)
 
 
 def test_gpus_that_torch_does_not_see() -> None:
