@@ -91,7 +91,9 @@ def check_workers(kind: JobKind, recipe: Recipe, workers: int) -> None:
         RunError: there are too many workers, or their number is no multiple of the teacher's tensor-parallel size.
     """
     training, split = recipe.training, recipe.teacher.tensor_parallel_size
-    most = 1 if kind == "pretrain" else training.microbatches if kind in _TRAINING else workers
+    if kind == "pretrain" and workers > 1:
+        raise RunError(f"--workers {workers}: pretraining computes a step at once; 1 worker is allowed")
+    most = training.microbatches if kind in _TRAINING else workers
     if workers > most:
         raise RunError(
             f"--workers {workers}: a step has {most} microbatches (training.global_batch ÷ training.batch_size), so at "

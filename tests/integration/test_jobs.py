@@ -171,7 +171,7 @@ def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -
         "tagger_batch_size=4",
     )
     values = tuple(f"pretrain.{value}" for value in short)
-    run = tmctl_json(ray, store, "submit", "pretrain", "band", *settings(values), *TWO, "--name", "p")
+    run = tmctl_json(ray, store, "submit", "pretrain", "band", *settings(values), "--name", "p")
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]) == {"codec", "band-large", "band-small", "band-clap", "band-tagger"}
     assert run["metrics"]["codec"]["si_sdr/4"] > 0

@@ -11,7 +11,7 @@ from tinymusician.errors import ModelError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.component_shapes import codec_shape, text_shape
 from tinymusician.models.hub import cached_file
-from tinymusician.models.shape import decoder_shape, is_release, local_model_folder
+from tinymusician.models.shape import decoder_shape, is_packaged, is_release, local_model_folder
 from tinymusician.models.tensor_shapes import Tensors, guidance_tensors
 
 ADAPTER, PICKLED, SENTENCEPIECE = "adapter_config.json", "pytorch_model.bin", "spiece.model"
@@ -59,16 +59,17 @@ def check_checkpoint(folder: Path, name: str | None = None) -> None:
 
 
 def check_model(name: str) -> None:
-    """`check_checkpoint` of a local or packaged model, or of a hub model as far as it is in the cache.
+    """`check_checkpoint` of a local model, or of a hub model as far as it is in the cache.
 
-    Nothing is downloaded, and no weights are loaded. An audiocraft release is checked when it is converted.
+    Nothing is downloaded, and no weights are loaded. An audiocraft release is checked when it is converted; packaged
+    models are complete.
 
     Raises:
         ModelError: it cannot be used, or does not exist.
     """
     folder = local_model_folder(name)
     if folder is not None:
-        if not is_release(folder):
+        if not is_packaged(name) and not is_release(folder):
             check_checkpoint(folder, name)
     elif "/" in name and (config := cached_file(name, "config.json")) is not None:
         if has_weights(config.parent):
