@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -32,20 +32,6 @@ QUICK = {
 as much of the machine as the other tests' processes."""
 ENDS_WITHOUT_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
 """So long a node looks for a lost head; by itself a minute."""
-
-
-@contextlib.contextmanager
-def running_ray(environment: dict[str, str]) -> Iterator[Ray]:
-    """A Ray whose workers and jobs are forks of one server; nothing of it is left at the end."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        ray = Ray(Path(folder), environment)
-        with fork_server(ray.folder / "fork-server", ray.environment) as variables:
-            ray.environment |= variables
-            ray.start()
-            try:
-                yield ray
-            finally:
-                ray.kill()
 
 
 class Ray:
@@ -102,6 +88,23 @@ class Ray:
                 if (self.address in text or str(self.folder) in text) and all(w in line + text for w in words):
                     pids.append(int(entry.name))
         return pids
+
+
+AnyRay = TypeVar("AnyRay", bound=Ray)
+
+
+@contextlib.contextmanager
+def running_ray(environment: dict[str, str], kind: type[AnyRay]) -> Iterator[AnyRay]:
+    """A Ray whose workers and jobs are forks of one server; nothing of it is left at the end."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray = kind(Path(folder), environment)
+        with fork_server(ray.folder / "fork-server", ray.environment) as variables:
+            ray.environment |= variables
+            ray.start()
+            try:
+                yield ray
+            finally:
+                ray.kill()
 
 
 def tmctl(ray: Ray, store: Store, *words: str) -> subprocess.CompletedProcess[str]:

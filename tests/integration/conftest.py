@@ -19,7 +19,7 @@ from tinymusician.artifacts.store import LocalStore
 @pytest.fixture(scope="package")
 def ray(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """One Ray for all tests; the S3 server's address and keys are in its environment."""
-    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
+    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}, Ray) as ray:
         yield ray
 
 

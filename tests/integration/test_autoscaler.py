@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray as ray_library
 
-from tests.fork_server.start import fork_server
-from tests.ray_cluster import BIN, Ray, check_same_losses, losses, settings, tmctl, tmctl_json, wait_for
+from tests.ray_cluster import BIN, Ray, check_same_losses, losses, running_ray, settings, tmctl, tmctl_json, wait_for
 from tests.s3_server import free_port
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -86,15 +84,8 @@ def autoscaler(gcs_address: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def growing_ray() -> Iterator[GrowingRay]:
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        ray = GrowingRay(Path(folder), {})
-        with fork_server(ray.folder / "fork-server", ray.environment) as variables:
-            ray.environment |= variables
-            ray.start()
-            try:
-                yield ray
-            finally:
-                ray.kill()
+    with running_ray({}, GrowingRay) as ray:
+        yield ray
 
 
 def nodes(ray: Ray) -> int:

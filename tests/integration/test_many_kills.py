@@ -48,7 +48,7 @@ OF_A_JOB = ("ray::RayTrainWorker", "ray::TeacherActor", "jobs.launch.supervisor"
 @pytest.fixture
 def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     """A Ray cluster of this test alone."""
-    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}) as ray:
+    with running_ray({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}, Ray) as ray:
         yield ray
 
 

@@ -397,7 +397,7 @@ def test_threads_may_generate_concurrently(generator: MusicGenerator) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(one).max())
 
 
-def test_non_numeric_fields_are_rejected(generator: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
+def test_a_decoder_that_gives_nan(generator: MusicGenerator, model: Any, name: str, tmp_path: Path) -> None:
     """A decoder that gives NaN ends the request with an error, and no other one."""
     broken = load_musicgen(name)
     with torch.no_grad():
