@@ -11,7 +11,7 @@ from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
-from tinymusician.models.sampling import sample_codes
+from tinymusician.models.sampling import sample_codes, sample_seed
 
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 
@@ -22,5 +22,6 @@ def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tupl
     ids, mask = tokenize_captions(tokenizer, texts_of(load_prompts("band"), split)[:clips])
     with torch.no_grad():
         text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
-        codes = sample_codes(teacher, text, frames, torch.Generator().manual_seed(seed), GUIDANCE, TOP_K, TEMPERATURE)
+        seeds = [sample_seed(seed, row) for row in range(len(ids))]
+        codes = sample_codes(teacher, text, frames, seeds, GUIDANCE, TOP_K, TEMPERATURE)
     return teacher, TokenDataset(codes.numpy().astype(np.int16), ids, mask)

@@ -119,12 +119,12 @@ def prompts(side: int) -> list[tuple[str, str, str]]:
 def generate(model: Musicgen, tokenizer: Tokenizer, texts: list[str], frames: int) -> Wave:
     """Sampled clips, as the band is asked to play."""
     waves = []
-    generator = torch.Generator().manual_seed(0)
     for start in range(0, len(texts), 48):
         text = tokenizer(texts[start : start + 48], padding=True, return_tensors="pt")
         with torch.no_grad():
             condition = encode_text(model, text["input_ids"], text["attention_mask"])
-            codes = sample_codes(model, condition, frames, generator, GUIDANCE, TOP_K, TEMPERATURE)
+            seeds = range(start, start + len(condition.states))
+            codes = sample_codes(model, condition, frames, seeds, GUIDANCE, TOP_K, TEMPERATURE)
         waves.append(decode_audio(model, codes).numpy())
         print(f"generated {min(start + 48, len(texts))} of {len(texts)} clips", flush=True)
     return np.concatenate(waves)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jobs.distill.batch_inference import compute_on_pool
 from jobs.distill.components import StudentComponents, train_components, train_jointly
 from jobs.distill.finalize import MONITOR, finish, load_distilled
 from jobs.distill.models import TeacherStudent, input_digests, load_models, new_student, shard_teacher
@@ -131,8 +132,11 @@ def on_policy_sampler(context: WorkerContext, models: TeacherStudent, tokens: To
 
 
 def run(run_id: str) -> None:
-    """The driver: all workers train, beside the teacher's actors if the recipe has them; one writes the report."""
+    """The driver: actors sample, then all workers train, beside the teacher's actors if the recipe has them."""
     run = RunStore(open_store(), run_id)
-    signals = parse_recipe(run.record().recipe, run_id).signals
+    recipe = parse_recipe(run.record().recipe, run_id)
+    signals = recipe.signals
+    if signals.source == "online":
+        compute_on_pool(run, recipe, ("sequences",))
     sidecars = SidecarActors(signals.actors, TeacherPool) if isinstance(signals, ActorSignalsConfig) else NO_SIDECARS
     run_training_driver(run, work, finish, sidecars)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.distill.models import TeacherStudent
 from jobs.worker.context import WorkerContext
@@ -23,29 +22,52 @@ if TYPE_CHECKING:
     from tinymusician.distill.signals import SignalSource, Target
 
 
+class ShardSet(NamedTuple):
+    """Shards, and the function that makes one of them on this worker's device."""
+
+    shards: ShardCache
+    make: Make
+
+
+def sequence_shards(context: WorkerContext, pair: TeacherStudent) -> dict[str, ShardSet]:
+    """The shards of the recipe's sequences, by what they are: samples of each split, and the codes of clips."""
+    clip_share = context.recipe.sequences.clip_share
+    splits = [split for split in SPLITS if split != "train" or clip_share < 1]
+    sources: dict[str, tuple[ShardedSource, ShardCache]]
+    sources = {f"{split} samples": _sample_sequences(context, pair, split) for split in splits}
+    if clip_share:
+        sources["clips"] = _clip_sequences(context, pair)
+    return {name: ShardSet(shards, _sequence_maker(context, pair, each)) for name, (each, shards) in sources.items()}
+
+
+def signal_shards(context: WorkerContext, pair: TeacherStudent) -> dict[str, ShardSet]:
+    """The shards of the teacher's logits on the training and validation sequences, by split.
+
+    Raises:
+        RunError: sequences are missing.
+    """
+    splits: tuple[Split, ...] = ("train", "validation")
+    tokens = {split: open_sequences(context, pair, split) for split in splits}
+    return {
+        split: ShardSet(signal_shard_cache(context, pair, each), signal_shard_maker(context, pair, each))
+        for split, each in tokens.items()
+    }
+
+
 def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """Make this worker's share of the clips' codes and the teacher's samples that the store lacks."""
-    part = context.recipe.sequences
-    makers: dict[str, Callable[[WorkerContext, TeacherStudent], tuple[ShardedSource, ShardCache]]]
-    makers = {f"{split} samples": partial(_sample_sequences, split=split) for split in SPLITS}
-    if part.clip_share:
-        makers["clips"] = _clip_sequences
-    if part.clip_share == 1:
-        del makers["train samples"]
-    for name, of in makers.items():
-        source, shards = of(context, pair)
-
-        def on_progress(index: int, name: str = name, count: int = shards.count) -> None:
-            print(f"{name}: shard {index + 1} of {count}", flush=True)
-            context.run.report_progress(name, index + 1, count)
-
-        make_shards(context, pair, shards, _sequence_maker(context, pair, source), on_progress)
+    for name, shard_set in sequence_shards(context, pair).items():
+        make_shards(context, pair, name, shard_set)
 
 
-def make_shards(
-    context: WorkerContext, pair: TeacherStudent, shards: ShardCache, make: Make, on_progress: Callable[[int], None]
-) -> None:
+def make_shards(context: WorkerContext, pair: TeacherStudent, name: str, shard_set: ShardSet) -> None:
     """Make the missing shards: each worker, or each tensor-parallel group, makes its share."""
+    shards, make = shard_set
+
+    def on_progress(index: int) -> None:
+        print(f"{name}: shard {index + 1} of {shards.count}", flush=True)
+        context.run.report_progress(name, index + 1, shards.count)
+
     if pair.tp_group is None:
         make_missing(shards, make, context.rank, context.world, on_progress)
         return
@@ -104,6 +126,8 @@ def _clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipC
 
 def _sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split) -> tuple[TeacherSamples, ShardCache]:
     """The teacher's samples for one split, and their shards."""
+    import torch
+
     from tinymusician.distill.sequences import TeacherSamples
 
     recipe = context.recipe
@@ -117,10 +141,18 @@ def _sample_sequences(context: WorkerContext, pair: TeacherStudent, split: Split
         "temperature": teacher.temperature,
         "seed": recipe.training.seed,
         "prompts_per_shard": section.prompts_per_shard,
-        "batch_size": section.sampling_batch_size,
     }
-    source = TeacherSamples(pair.teacher, pair.tokenizer, texts, **sampling)
-    facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, **sampling}
+    precision = context.precision()
+    source = TeacherSamples(
+        pair.teacher,
+        pair.tokenizer,
+        texts,
+        batch_size=section.sampling_batch_size,
+        dtype=getattr(torch, precision),
+        **sampling,
+    )
+    facts = {"teacher": pair.teacher_digest, "texts": texts, "device": context.device, "precision": precision}
+    facts |= sampling
     return source, ShardCache(context.run.store, "samples", facts, source.shards)
 
 

@@ -167,8 +167,7 @@ def _generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Pat
     sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature)
     with torch.no_grad():
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
-        generator = torch.Generator().manual_seed(0)
-        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), generator, *sampling)
+        codes = sample_codes(model, condition, round(SECONDS * codec.frame_rate), range(len(PROMPTS)), *sampling)
         waves = decode_audio(model, codes)
     seconds = time.monotonic() - began
     files = [folder / f"{name.replace(' ', '-')}-{number}.wav" for number in range(1, len(PROMPTS) + 1)]

@@ -25,7 +25,7 @@ from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
@@ -168,6 +168,8 @@ def run_child(kind: JobKind, run_id: str) -> int:
 def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
     """The error for users behind what Ray Train raises for its workers, if there is one."""
     while error is not None:
+        if isinstance(error, ClusterError) and (behind := to_user_error(error.__cause__)) is not None:
+            return behind  # what killed a worker says more than that it was lost
         if isinstance(error, TinyMusicianError):
             return error
         if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL_ERRORS):

@@ -14,7 +14,6 @@ from jobs.sweep.evaluator import SweepEvaluator
 from jobs.sweep.render import render
 from jobs.sweep.trials import trials_of
 from jobs.worker.context import WorkerContext
-from jobs.worker.ray_train import run_ray_train
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.results import REAL
@@ -48,7 +47,7 @@ class SweepWorker(EvalWorker):
 
 def run(run_id: str) -> None:
     """The driver."""
-    run_ray_train(precompute.work, RunStore(open_store(), run_id))
+    precompute.compute(RunStore(open_store(), run_id))
     pools = StagePools(run_id, SweepWorker)
     recipe, run_stage = pools.recipe, pools.run_stage
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))

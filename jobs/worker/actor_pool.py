@@ -1,28 +1,33 @@
 """Runs independent tasks on a pool of Ray actors; each actor takes the next task as soon as it is free.
 
-Ray restarts an actor that dies, and retries its task. Tasks must therefore find out which parts of them are done
-already; a resumed run relies on the same.
+Ray restarts an actor that dies. Its task goes to the next free actor, so a lost node costs the tasks that ran on it,
+and the others do not wait for its return. Tasks must find out which parts of them are done already; a resumed run
+relies on the same.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.run_state import RunRecord
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
 from tinymusician.recipe import parse_recipe
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 
 class TaskRunner(Protocol):
     """Runs the tasks of one actor."""
 
-    def run(self, task: Any) -> None:
+    def run(self, task: Any) -> object:
         """Run a task, or what is left of it."""
 
 
@@ -51,50 +56,107 @@ class ActorPool:
         training, count = parse_recipe(record.recipe, run.id).training, workers or record.workers
         if device is not None:
             training = training.model_copy(update={"device": device})
-        resources = allocate_resources(training, count, spare_cpus=spare_cpus(record))
-        self.device, restarts = resources.device, training.max_restarts
-        kind = ray.remote(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=restarts, max_task_retries=restarts
-        )(_LazyActor)
+        min_count = min(training.min_workers or count, count)
+        resources = allocate_resources(training, count, min_count, spare_cpus(record))
+        self.device, self._max_losses = resources.device, training.max_restarts
+        kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1)(_LazyActor)
         self._actors = [
             kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device))
             for rank in range(count)
         ]
+        self._idle: deque[ActorHandle] = deque()
+        self._start_failures = 0
+        self._starting = {actor.ping.remote(): actor for actor in self._actors}
 
     def map(
         self,
         tasks: Sequence[object],
         on_progress: Callable[[int], None] = lambda done: None,
         max_concurrency: int = 0,
-    ) -> None:
-        """Run all tasks; `on_progress` receives the number that are done. 0 as `max_concurrency` is no limit.
+    ) -> list[object]:
+        """Run all tasks; their results. `on_progress` receives the number that are done. 0 concurrency is no limit.
 
-        The first error is raised here as it was raised on the actor; tasks that run are completed. A task whose store
-        did not respond is retried, like one whose actor died.
+        A task whose actor died, or whose store did not respond, is run again, `training.max_restarts` times at most;
+        preempted machines do not count.
+
+        Raises:
+            ClusterError: a task lost its actor too often.
+            TinyMusicianError: the first error of a task, as it was raised on the actor.
+        """
+        import ray
+
+        queue = _TaskQueue(len(tasks), self._max_losses)
+        running: dict[ObjectRef, tuple[ActorHandle, int]] = {}
+        while queue.waiting or running:
+            while queue.waiting and self._idle and len(running) < (max_concurrency or len(tasks)):
+                actor, index = self._idle.popleft(), queue.waiting.popleft()
+                running[actor.run.remote(tasks[index])] = actor, index
+            (ready, *_), _ = ray.wait([*running, *self._starting])
+            if ready in self._starting:
+                self._on_started(ready)
+            elif self._is_done(ready, *running.pop(ready), queue):
+                queue.done += 1
+                on_progress(queue.done)
+        return queue.results
+
+    def _is_done(self, ready: ObjectRef, actor: ActorHandle, index: int, queue: _TaskQueue) -> bool:
+        """Take a task's result, or queue it again."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            queue.results[index] = ray.get(ready)
+        except RayActorError as error:
+            if not error.preempted and not queue.may_fail(index):
+                raise _lost(self._max_losses + 1) from error
+            print(f"a worker was lost: {_first_line(error)}; its task is run again", flush=True)
+            queue.waiting.appendleft(index)
+            self._starting[actor.ping.remote()] = actor
+            return False
+        except RayTaskError as error:
+            self._idle.append(actor)
+            if isinstance(error.cause, StoreError) and queue.may_fail(index):
+                queue.waiting.append(index)
+                return False
+            raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
+        self._idle.append(actor)
+        return True
+
+    def broadcast(self, task: object) -> list[object]:
+        """Run a task on every actor; its results. For short tasks: an actor that dies is an error.
+
+        Raises:
+            TinyMusicianError: the first error of a task, as it was raised on the actor.
         """
         import ray
         from ray.exceptions import RayTaskError
 
-        waiting, free = deque(tasks), deque(self._actors[: max_concurrency or len(self._actors)])
-        running: dict[Any, Any] = {}
-        done = 0
-        while waiting or running:
-            while waiting and free:
-                actor = free.popleft()
-                method = actor.run.options(retry_exceptions=[StoreError])
-                running[method.remote(waiting.popleft())] = actor
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            free.append(running.pop(ready))
-            try:
-                ray.get(ready)
-            except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
-            done += 1
-            on_progress(done)
+        try:
+            return list(ray.get([actor.run.remote(task) for actor in self._actors]))
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
+
+    def _on_started(self, ready: ObjectRef) -> None:
+        """An actor answers for the first time, or again; one that dies before it answers is asked again."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        actor = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            self._start_failures += 1
+            if self._start_failures > self._max_losses * len(self._actors):
+                raise _lost(self._start_failures) from error
+            self._starting[actor.ping.remote()] = actor
+        else:
+            self._idle.append(actor)
 
     def scale_to(self, count: int) -> None:
         """Release all actors but `count`, with their resources."""
         self._actors = self._actors[:count]
+        self._idle = deque(actor for actor in self._idle if actor in self._actors)
+        self._starting = {ping: actor for ping, actor in self._starting.items() if actor in self._actors}
 
 
 def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
@@ -127,6 +189,20 @@ class _SingleTask:
         self._work(self._context)
 
 
+class _TaskQueue:
+    """The tasks of one `map`, by index: those that wait, the results, and how often each failed."""
+
+    def __init__(self, count: int, max_failures: int) -> None:
+        self.waiting, self.done = deque(range(count)), 0
+        self.results: list[object] = [None] * count
+        self._failures, self._max_failures = Counter[int](), max_failures
+
+    def may_fail(self, index: int) -> bool:
+        """Count a failure of a task; whether it may be run again."""
+        self._failures[index] += 1
+        return self._failures[index] <= self._max_failures
+
+
 class _LazyActor:
     """An actor whose task runner is created with its first task, so that an error in it is that task's error."""
 
@@ -134,7 +210,18 @@ class _LazyActor:
         self._factory, self._context = factory, context
         self._runner: TaskRunner | None = None
 
-    def run(self, task: Any) -> None:
+    def ping(self) -> None:
+        """Answers once the actor runs."""
+
+    def run(self, task: Any) -> object:
         if self._runner is None:
             self._runner = self._factory(self._context)
-        self._runner.run(task)
+        return self._runner.run(task)
+
+
+def _lost(times: int) -> ClusterError:
+    return ClusterError(f"a task lost its worker {times} times (training.max_restarts allows fewer); the log says how")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -65,7 +65,7 @@ def test_on_policy_step_mixes_given_and_sampled_sequences(tiny_musicgen: Path, t
     torch.testing.assert_close(batch.logits[:2], given.logits)
     ids, mask = torch.from_numpy(tokens.text_ids[rows[2:]]), torch.from_numpy(tokens.text_mask[rows[2:]])
     with torch.no_grad():
-        likeliest = sample_codes(task.student, encode_text(task.student, ids, mask), 12, None, 1.0, 1, 1.0)
+        likeliest = sample_codes(task.student, encode_text(task.student, ids, mask), 12, [0, 1], 1.0, 1, 1.0)
     played = TokenDataset(likeliest.numpy().astype(np.int16), ids.numpy(), mask.numpy())
     expected = judge(played)(np.arange(2))
     assert torch.equal(batch.sequences.inputs[2:], expected.sequences.inputs)

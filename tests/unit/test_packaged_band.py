@@ -62,7 +62,7 @@ def test_teacher_generates_pitched_notes() -> None:
     text = tokenizer(["a slow flute waltz", "a slow trumpet march"], padding=True, return_tensors="pt")
     with torch.no_grad():
         condition = encode_text(model, text["input_ids"], text["attention_mask"])
-        codes = sample_codes(model, condition, 100, torch.Generator().manual_seed(0))
+        codes = sample_codes(model, condition, 100, [0, 1])
     for wave in decode_audio(model, codes).numpy():
         track = pitch_track(wave, 16_000)
         assert np.sqrt(np.mean(wave**2)) > 0.02

@@ -158,7 +158,9 @@ def test_prefetch_depth_is_respected() -> None:
 
 
 def sampler(teacher: Any, folder: Path, samples: int = 2) -> TeacherSamples:
-    return TeacherSamples(teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3, 4)
+    return TeacherSamples(
+        teacher, load_tokenizer(str(folder)), CAPTIONS, samples, FRAMES, 3.0, 16, 1.0, 7, 3, 4, torch.float32
+    )
 
 
 def test_samples_do_not_depend_on_the_worker(teacher: Any, tiny_musicgen: Path, tmp_path: Path) -> None:

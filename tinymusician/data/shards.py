@@ -49,6 +49,14 @@ class ShardCache:
         present = {entry.key for entry in self.store.list(f"{self._prefix}/")}
         return [index for index in range(self.count) if self._key(index) not in present]
 
+    def contains(self, index: int) -> bool:
+        """Whether the store has one shard."""
+        try:
+            self.store.get(self._key(index))
+        except NotFoundError:
+            return False
+        return True
+
     def write(self, index: int, arrays: Arrays, details: Mapping[str, JsonValue] | None = None) -> None:
         """Store one shard, with a JSON object that describes it."""
         with tempfile.TemporaryDirectory() as folder:

@@ -39,8 +39,11 @@ class TokenDataset:
 def tokenize_captions(
     tokenizer: CaptionTokenizer, captions: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Token ids and mask [N, L], padded to the longest caption."""
-    encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="np")
+    """Token ids and mask [N, L], padded to the longest caption and a multiple of 8.
+
+    So a text encoder's products have a multiple of 8 rows for any batch, and give each text the same states.
+    """
+    encoded = tokenizer(captions, padding=True, pad_to_multiple_of=8, truncation=True, return_tensors="np")
     return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 

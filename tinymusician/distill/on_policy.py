@@ -19,7 +19,7 @@ from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals
 from tinymusician.models.musicgen import TextCondition, guidance_condition
 from tinymusician.models.protocols import Musicgen
-from tinymusician.models.sampling import sample_codes
+from tinymusician.models.sampling import CodeSampler, sample_seed
 
 
 @dataclass(frozen=True)
@@ -84,28 +84,22 @@ class OnPolicySampler:
         prompts = self._tokens.select(np.concatenate(list(rows.values())))
         index = first // self._refresh * parts + part
         if index in self._cache.missing():
-            self._cache.write(index, {"codes": self._sample(prompts, first, part)})
+            seeds = [sample_seed(self._seed, step, int(row)) for step, indices in rows.items() for row in indices]
+            self._cache.write(index, {"codes": self._sample(prompts, seeds)})
         tokens = TokenDataset(self._cache.read(index)["codes"], prompts.text_ids, prompts.text_mask)
         self.seconds += time.monotonic() - began
         return self._signals_of(tokens), positions
 
     @torch.no_grad()
-    def _sample(self, prompts: TokenDataset, first: int, part: int) -> npt.NDArray[np.int16]:
-        decoder, options = self._student.decoder, self._options
-        weight = next(decoder.parameters())
+    def _sample(self, prompts: TokenDataset, seeds: list[int]) -> npt.NDArray[np.int16]:
+        options, weight = self._options, next(self._student.decoder.parameters())
         ids, mask = (torch.from_numpy(array).to(weight.device) for array in (prompts.text_ids, prompts.text_mask))
-        seed = np.random.SeedSequence((self._seed, first, part)).generate_state(1)[0]
-        generator = torch.Generator(weight.device).manual_seed(int(seed))
-        trained = decoder.training
         frames, passes = prompts.codes.shape[2], 1.0 if options.one_pass else options.guidance
-        decoder.eval()
-        codes = []
-        for batch_ids, batch_mask in zip(*(torch.split(each, options.batch_size) for each in (ids, mask)), strict=True):
-            text = guidance_condition(self._student, batch_ids, batch_mask, options.guidance)
+        sampler, codes = CodeSampler(self._student), []
+        for first in range(0, len(ids), options.batch_size):
+            batch = slice(first, first + options.batch_size)
+            text = guidance_condition(self._student, ids[batch], mask[batch], options.guidance)
             text = TextCondition(text.states.to(weight.dtype), text.mask)
-            codes.append(
-                sample_codes(self._student, text, frames, generator, passes, options.top_k, options.temperature)
-            )
-        decoder.train(trained)
+            codes.append(sampler.sample(text, frames, seeds[batch], passes, options.top_k, options.temperature))
         result: npt.NDArray[np.int16] = torch.cat(codes).cpu().numpy().astype(np.int16)
         return result

@@ -14,7 +14,7 @@ from tinymusician.models.guidance import plays_in_one_pass, sampling_scale
 from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
 from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.models.protocols import Musicgen
-from tinymusician.models.sampling import sample_codes
+from tinymusician.models.sampling import CodeSampler, sample_seed
 from tinymusician.runtime.sampling import guide
 
 
@@ -47,13 +47,14 @@ def sample_stats(
     """
     device = next(teacher.parameters()).device
     frames, passes = prompts.codes.shape[2], sampling_scale(student, guidance)
-    generator = torch.Generator(device).manual_seed(seed)
+    sampler = CodeSampler(student)
     nlls, entropies = [], []
     for first in range(0, len(prompts.codes), batch_size):
         rows = slice(first, first + batch_size)
         ids, mask = (torch.from_numpy(part[rows]).to(device) for part in (prompts.text_ids, prompts.text_mask))
         text = guidance_condition(student, ids, mask, guidance)
-        codes = sample_codes(student, text, frames, generator, passes, top_k, temperature).numpy()
+        seeds = [sample_seed(seed, row) for row in range(first, first + len(ids))]
+        codes = sampler.sample(text, frames, seeds, passes, top_k, temperature).numpy()
         logits, _ = forced_logits(teacher, encode_text(teacher, ids, mask), codes)
         nlls.append(np.asarray(cross_entropies(logits, codes).cpu()))
         entropies.append(code_entropies(codes))

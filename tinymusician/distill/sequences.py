@@ -18,7 +18,7 @@ from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.musicgen import encode_text
 from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
-from tinymusician.models.sampling import sample_codes
+from tinymusician.models.sampling import INVARIANT_ROWS, CodeSampler, sample_seed
 from tinymusician.runtime.audio_reader import count_changes, read_clip
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class ShardedSource(Protocol):
 class TeacherSamples:
     """The teacher's samples for `texts`, `samples` each, as shards of `prompts_per_shard` prompts.
 
-    A shard depends only on its prompts and the seed, so any worker can compute it in any order.
+    A sample depends only on its prompt, its number among the prompt's samples, and the seed.
     """
 
     def __init__(
@@ -59,10 +59,13 @@ class TeacherSamples:
         seed: int,
         prompts_per_shard: int,
         batch_size: int,
+        dtype: torch.dtype,
     ) -> None:
-        self._teacher, self._frames, self._samples = teacher, frames, samples
+        self._teacher, self._frames, self._samples, self._dtype = teacher, frames, samples, dtype
         self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
-        self._seed, self._shard, self._batch_size = seed, prompts_per_shard, batch_size
+        self._shard, self._batch_size = prompts_per_shard, batch_size
+        self._seeds = [sample_seed(seed, text, sample) for text in texts for sample in range(samples)]
+        self._sampler: CodeSampler | None = None
         ids, mask = tokenize_captions(tokenizer, texts)
         self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
 
@@ -76,12 +79,8 @@ class TeacherSamples:
         size = self._shard * self._samples
         rows = slice(index * size, (index + 1) * size)
         ids, mask = self._ids[rows], self._mask[rows]
-        device = next(self._teacher.decoder.parameters()).device
-        generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + index)
-        pieces = range(0, len(ids), self._batch_size)
-        codes = [
-            self._sample(ids[at : at + self._batch_size], mask[at : at + self._batch_size], generator) for at in pieces
-        ]
+        pieces = [slice(at, at + self._batch_size) for at in range(0, len(ids), self._batch_size)]
+        codes = [self._sample(ids[piece], mask[piece], self._seeds[rows][piece]) for piece in pieces]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
@@ -91,13 +90,11 @@ class TeacherSamples:
         return TokenDataset(*(np.concatenate([part[name] for part in parts]) for name in names))
 
     @torch.no_grad()
-    def _sample(self, ids: Ids, mask: Ids, generator: torch.Generator) -> npt.NDArray[np.int16]:
-        text = encode_text(
-            self._teacher, torch.from_numpy(ids).to(generator.device), torch.from_numpy(mask).to(generator.device)
-        )
-        codes = sample_codes(
-            self._teacher, text, self._frames, generator, self._guidance, self._top_k, self._temperature
-        )
+    def _sample(self, ids: Ids, mask: Ids, seeds: list[int]) -> npt.NDArray[np.int16]:
+        self._sampler = self._sampler or CodeSampler(self._teacher, self._dtype, INVARIANT_ROWS)
+        device = next(self._teacher.decoder.parameters()).device
+        text = encode_text(self._teacher, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        codes = self._sampler.sample(text, self._frames, seeds, self._guidance, self._top_k, self._temperature)
         return codes.numpy().astype(np.int16)
 
 

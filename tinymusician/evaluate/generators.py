@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from tinymusician.models.likelihood import forced_logits
 from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.prune_layers import weights_digest
-from tinymusician.models.sampling import decode_audio, sample_codes
+from tinymusician.models.sampling import CodeSampler, decode_audio
 from tinymusician.models.shape import RELEASE, is_packaged, is_release
 from tinymusician.runtime.audio_reader import Wave
 from tinymusician.runtime.bundle import MANIFEST, read_manifest
@@ -87,17 +88,19 @@ class TorchGenerator:
             name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
         }
 
+    @cached_property
+    def _sampler(self) -> CodeSampler:
+        return CodeSampler(self.model)
+
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings) -> list[GeneratedClip]:
         """One clip per prompt, each with its own seed."""
-        codes = sample_codes(
-            self.model,
+        codes = self._sampler.sample(
             self._condition(prompts, settings.guidance),
             round(settings.seconds * self.frame_rate),
-            None,
+            seeds,
             sampling_scale(self.model, settings.guidance),
             settings.top_k,
             settings.temperature,
-            seeds,
         )
         waves = decode_audio(self.model, codes.to(self._device)).float().cpu().numpy()
         return [GeneratedClip(clip_codes, wave) for clip_codes, wave in zip(codes.cpu().numpy(), waves, strict=True)]

@@ -249,12 +249,39 @@ class Positions(Protocol):
 
     weights: Tensor
 
+    def get_embedding(self, steps: int, width: int) -> Tensor: ...
+
+
+class Attention(Protocol):
+    """An attention of the language model, without biases."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+
+class DecoderLayer(Protocol):
+    """A layer of the language model."""
+
+    self_attn: Attention
+    self_attn_layer_norm: nn.LayerNorm
+    encoder_attn: Attention
+    encoder_attn_layer_norm: nn.LayerNorm
+    fc1: nn.Linear
+    fc2: nn.Linear
+    final_layer_norm: nn.LayerNorm
+
+    def activation_fn(self, values: Tensor) -> Tensor: ...
+
 
 class DecoderBody(Protocol):
-    """The layers of the language model, and its embeddings of positions."""
+    """The layers of the language model, its embeddings of codes and positions, and its final norm."""
 
-    layers: nn.ModuleList
+    embed_tokens: nn.ModuleList
     embed_positions: Positions
+    layers: nn.ModuleList
+    layer_norm: nn.LayerNorm
 
 
 class InnerDecoder(Protocol):

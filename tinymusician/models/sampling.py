@@ -1,98 +1,111 @@
-"""Samples codes from a MusicGen in PyTorch, with a cache, and with the engine's guidance and draws.
+"""Samples codes from a MusicGen in PyTorch, with the engine's guidance and random numbers.
 
-Greedy codes equal those of transformers' `MusicgenForConditionalGeneration.generate`, step by step. Unlike `generate`,
-this returns the codes, and draws from its own generator.
+Greedy codes equal those of transformers' `MusicgenForConditionalGeneration.generate`. Unlike `generate`, this returns
+the codes, and each row has its own seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.errors import ModelError
+from tinymusician.models.decode_loop import DecodeLoop, DecodeShape
+from tinymusician.models.decoder_weights import decoder_weights
 from tinymusician.models.musicgen import TextCondition
 from tinymusician.models.protocols import Musicgen
-from tinymusician.runtime.sampling import SamplingParams, draw, guide, random_stream
+from tinymusician.runtime.sampling import SamplingParams, random_stream
+
+INVARIANT_ROWS = 8
+"""Products of matrices with a multiple of this number of rows give a row the same result, whatever the number is."""
 
 
-@torch.no_grad()
+class CodeSampler:
+    """Samples from one model, whose weights must not change. Buffers and CUDA graphs of a batch serve the next one."""
+
+    def __init__(self, model: Musicgen, dtype: torch.dtype | None = None, row_multiple: int = 1) -> None:
+        """The layers' products run in `dtype`, by default that of the weights; heads and sums in float32.
+
+        A batch is filled up to a multiple of `row_multiple` rows. With `INVARIANT_ROWS`, a row's codes do not depend on
+        the size of its batch; otherwise codes whose chances differ by less than rounding may change places.
+        """
+        self._model, self._row_multiple = model, row_multiple
+        self._weights = decoder_weights(model, dtype)
+        self._loop: DecodeLoop | None = None
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: TextCondition,
+        frames: int,
+        seeds: Sequence[int] | None,
+        guidance: float = 3.0,
+        top_k: int = 250,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Codes [B, K, frames] on the CPU for each row of `text`, with a seed each; greedy without seeds.
+
+        With `guidance` 1 only the conditional pass runs. A row has the random numbers that the engine uses for its
+        seed: a bundle generates the same up to rounding.
+
+        Raises:
+            ModelError: logits are not finite.
+        """
+        num_codebooks, rows = self._weights.num_codebooks, len(text.states)
+        text, row_seeds = _padded(text, seeds, self._row_multiple)
+        carries = torch.from_numpy(valid(num_codebooks, frames).T)
+        sampling = SamplingParams(0 if seeds is None else temperature, top_k)
+        loop = self._loop_of(DecodeShape(len(text.states), len(carries), text.states.shape[1], guidance, sampling))
+        uniforms = _uniforms(row_seeds, len(carries), num_codebooks) if row_seeds else torch.zeros(1)
+        delayed = loop.run(_project(self._model, text), text.mask, carries, uniforms)
+        if delayed is None:
+            raise ModelError("sampling: the decoder gave no finite numbers; its weights are not usable")
+        return torch.from_numpy(undelay(delayed[:rows].cpu().numpy()))
+
+    def _loop_of(self, shape: DecodeShape) -> DecodeLoop:
+        if self._loop is None or self._loop.shape != shape:
+            self._loop = None  # frees its buffers before the next ones are allocated
+            self._loop = DecodeLoop(self._weights, shape)
+        return self._loop
+
+
 def sample_codes(
     model: Musicgen,
     text: TextCondition,
     frames: int,
-    generator: torch.Generator | None,
+    seeds: Sequence[int] | None,
     guidance: float = 3.0,
     top_k: int = 250,
     temperature: float = 1.0,
-    seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes [B, K, frames] for each row of `text`; greedy without a generator or seeds.
-
-    With `guidance` 1 only the conditional pass runs. With `seeds`, each row has the random numbers that the engine uses
-    for its seed: a row does not depend on the others, and a bundle generates the same up to rounding.
-
-    Raises:
-        ModelError: logits are not finite.
-    """
-    numbers = _numbers(rows := len(text.states), generator, seeds)
-    num_codebooks, pad = model.decoder.config.num_codebooks, model.decoder.config.vocab_size
-    both = _with_null(text) if guidance != 1 else text
-    states, mask = _project(model, both), both.mask
-    carries = torch.from_numpy(valid(num_codebooks, frames)).to(states.device)
-    sampling = SamplingParams(temperature if numbers else 0, top_k)
-    delayed = torch.full((rows, num_codebooks, carries.shape[1]), pad, device=states.device)
-    column, past = torch.full((rows, num_codebooks), pad, device=states.device), None
-    for step in range(carries.shape[1]):
-        copies = column.repeat(len(states) // rows, 1)
-        output = model.decoder(
-            input_ids=copies.reshape(-1, 1),
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            past_key_values=past,
-            use_cache=True,
-        )
-        past = output.past_key_values
-        logits = _guided(output.logits[:, -1].view(len(states), num_codebooks, -1).float(), rows, guidance)
-        column = torch.where(carries[:, step], _drawn(logits, numbers, sampling), pad)
-        delayed[:, :, step] = column
-    return torch.from_numpy(undelay(delayed.cpu().numpy()))
+    """`CodeSampler.sample` for a single batch."""
+    return CodeSampler(model).sample(text, frames, seeds, guidance, top_k, temperature)
 
 
-def _guided(logits_PKV: Tensor, rows: int, guidance: float) -> Tensor:
-    """The logits [rows, K, V] that codes are drawn from, of one pass or two."""
-    logits = logits_PKV if guidance == 1 else guide(logits_PKV[:rows], logits_PKV[rows:], guidance)
-    if not torch.isfinite(logits).all():
-        raise ModelError("sampling: the decoder gave no finite numbers; its weights are not usable")
-    return logits
+def sample_seed(seed: int, *parts: object) -> int:
+    """The seed, 0 to 2⁶³ - 1, of one of many samples, from a common seed and what tells this one apart."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
-Numbers = Callable[[int], npt.NDArray[np.float64]]
-"""The uniform random numbers of a step: for K codebooks, [B, K]."""
+def _padded(text: TextCondition, seeds: Sequence[int] | None, multiple: int) -> tuple[TextCondition, list[int]]:
+    """A batch filled up with its last row to a multiple of `multiple` rows."""
+    rows = len(text.states)
+    index = torch.arange(-(-rows // multiple) * multiple).clamp(max=rows - 1)
+    device = text.states.device
+    padded = TextCondition(text.states[index.to(device)], text.mask[index.to(device)])
+    return padded, [] if seeds is None else [seeds[row] for row in index.tolist()]
 
 
-def _numbers(rows: int, generator: torch.Generator | None, seeds: Sequence[int] | None) -> Numbers | None:
-    if seeds is not None:
-        assert len(seeds) == rows, "one seed a row"
-        generators = [random_stream(seed) for seed in seeds]
-        return lambda num_codebooks: np.stack([row.random(num_codebooks) for row in generators])
-    if generator is None:
-        return None
-    device = generator.device
-    return lambda num_codebooks: (
-        torch.rand((rows, num_codebooks), generator=generator, device=device).double().cpu().numpy()
-    )
-
-
-def _drawn(logits_BKV: Tensor, numbers: Numbers | None, sampling: SamplingParams) -> Tensor:
-    """Sample with the engine's `draw`."""
-    num_codebooks = logits_BKV.shape[1]
-    uniforms = numbers(num_codebooks) if numbers is not None else np.zeros(logits_BKV.shape[:-1])
-    return torch.from_numpy(draw(logits_BKV.cpu().numpy(), uniforms, sampling)).to(logits_BKV.device)
+def _uniforms(seeds: Sequence[int], steps: int, num_codebooks: int) -> Tensor:
+    """The uniform random number of each code, [S, B, K]: a row's depend on its seed, the step and the codebook."""
+    rows = [random_stream(seed).random((steps, num_codebooks)) for seed in seeds]
+    return torch.from_numpy(np.stack(rows, 1))
 
 
 def decode_audio(model: Musicgen, codes_BKT: Tensor) -> Tensor:
@@ -100,11 +113,6 @@ def decode_audio(model: Musicgen, codes_BKT: Tensor) -> Tensor:
     with torch.no_grad():
         wave: Tensor = model.audio_encoder.decode(codes_BKT[None], [None]).audio_values[:, 0]
     return wave
-
-
-def _with_null(text: TextCondition) -> TextCondition:
-    null = text.without_text()
-    return TextCondition(torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask]))
 
 
 def _project(model: Musicgen, text: TextCondition) -> Tensor:
