@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, cast
+from functools import cached_property, partial
+from typing import Literal
 
 from jobs.distill.models import TeacherStudent, input_digests, load_models
 from jobs.distill.teacher import ShardSet, sequence_shards, signal_shards
@@ -24,13 +24,8 @@ Kind = Literal["sequences", "signals"]
 
 
 @dataclass(frozen=True)
-class ReadInputs:
-    """Read what the teacher's work depends on; the result is the node and the digests."""
-
-
-@dataclass(frozen=True)
 class FindMissing:
-    """Find the shards of a kind that the store lacks; the result is a task for each."""
+    """Find the shards of a kind that the store lacks."""
 
     kind: Kind
 
@@ -44,7 +39,12 @@ class MakeShard:
     index: int
 
 
-Task = ReadInputs | FindMissing | MakeShard
+@dataclass(frozen=True)
+class TaskReport:
+    """The result of a task: the actor's `inputs`, and the `missing` shards if they were looked for."""
+
+    inputs: Inputs
+    missing: list[MakeShard]
 
 
 def needs_gang(recipe: Recipe) -> bool:
@@ -62,18 +62,42 @@ def compute_on_pool(run: RunStore, recipe: Recipe, kinds: Sequence[Kind]) -> Non
     """
     if run.record().workers == 1 or needs_gang(recipe):
         return
-    pool = ActorPool(TeacherWorker, run)
-    if problems := differing_inputs(cast("list[Inputs]", pool.broadcast(ReadInputs()))):
-        raise ClusterError("; ".join(problems))
+    pool, inputs = ActorPool(TeacherWorker, run), _SameInputs()
     for kind in kinds:
-        tasks = cast("list[MakeShard]", pool.map([FindMissing(kind)])[0])
-
-        def on_progress(done: int, kind: Kind = kind, count: int = len(tasks)) -> None:
-            print(f"{kind}: {done} of {count} shards", flush=True)
-            run.report_progress(kind, done, count)
-
-        pool.map(tasks, on_progress)
+        missing: list[MakeShard] = []
+        pool.map([FindMissing(kind)], partial(_on_missing, inputs, missing))
+        pool.map(missing, partial(_on_shard, run, inputs, kind, len(missing)))
     pool.scale_to(0)
+
+
+def _on_missing(inputs: _SameInputs, missing: list[MakeShard], _: int, result: object) -> None:
+    missing.extend(inputs.check(result).missing)
+
+
+def _on_shard(run: RunStore, inputs: _SameInputs, kind: Kind, count: int, done: int, result: object) -> None:
+    inputs.check(result)
+    print(f"{kind}: {done} of {count} shards", flush=True)
+    run.report_progress(kind, done, count)
+
+
+class _SameInputs:
+    """Compares the inputs of every actor as soon as it has done a task."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Inputs] = []
+
+    def check(self, result: object) -> TaskReport:
+        """A task's report.
+
+        Raises:
+            ClusterError: its actor has read other files than another one.
+        """
+        assert isinstance(result, TaskReport)
+        if result.inputs not in self._inputs:
+            self._inputs.append(result.inputs)
+        if problems := differing_inputs(self._inputs):
+            raise ClusterError("; ".join(problems))
+        return result
 
 
 class TeacherWorker:
@@ -82,21 +106,25 @@ class TeacherWorker:
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
 
-    def run(self, task: Task) -> object:
+    def run(self, task: FindMissing | MakeShard) -> TaskReport:
         """Run one task."""
-        if isinstance(task, ReadInputs):
-            return socket.gethostname(), input_digests(self._context.recipe, self._pair)
         sets = self._sequences if task.kind == "sequences" else self._signals
+        missing = []
         if isinstance(task, FindMissing):
-            return [MakeShard(task.kind, name, index) for name, each in sets.items() for index in each.shards.missing()]
-        shards, make = sets[task.name]
-        if not shards.contains(task.index):
-            shards.write(task.index, make(task.index))
-        return None
+            missing = [
+                MakeShard(task.kind, name, index) for name, each in sets.items() for index in each.shards.missing()
+            ]
+        elif not (shards := sets[task.name].shards).contains(task.index):
+            shards.write(task.index, sets[task.name].make(task.index))
+        return TaskReport(self._inputs, missing)
 
     @cached_property
     def _pair(self) -> TeacherStudent:
         return load_models(self._context.recipe)
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        return socket.gethostname(), input_digests(self._context.recipe, self._pair)
 
     @cached_property
     def _sequences(self) -> Mapping[str, ShardSet]:

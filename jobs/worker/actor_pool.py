@@ -71,10 +71,10 @@ class ActorPool:
     def map(
         self,
         tasks: Sequence[object],
-        on_progress: Callable[[int], None] = lambda done: None,
+        on_result: Callable[[int, object], None] = lambda done, result: None,
         max_concurrency: int = 0,
-    ) -> list[object]:
-        """Run all tasks; their results. `on_progress` receives the number that are done. 0 concurrency is no limit.
+    ) -> None:
+        """Run all tasks. `on_result` receives the number that are done, and a task's result. 0 concurrency is no limit.
 
         A task whose actor died, or whose store did not respond, is run again, `training.max_restarts` times at most;
         preempted machines do not count.
@@ -95,9 +95,7 @@ class ActorPool:
             if ready in self._starting:
                 self._on_started(ready)
             elif self._is_done(ready, *running.pop(ready), queue):
-                queue.done += 1
-                on_progress(queue.done)
-        return queue.results
+                on_result(queue.done, queue.result)
 
     def _is_done(self, ready: ObjectRef, actor: ActorHandle, index: int, queue: _TaskQueue) -> bool:
         """Take a task's result, or queue it again."""
@@ -105,7 +103,7 @@ class ActorPool:
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            queue.results[index] = ray.get(ready)
+            queue.result = ray.get(ready)
         except RayActorError as error:
             if not error.preempted and not queue.may_fail(index):
                 raise _lost(self._max_losses + 1) from error
@@ -120,21 +118,8 @@ class ActorPool:
                 return False
             raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
         self._idle.append(actor)
+        queue.done += 1
         return True
-
-    def broadcast(self, task: object) -> list[object]:
-        """Run a task on every actor; its results. For short tasks: an actor that dies is an error.
-
-        Raises:
-            TinyMusicianError: the first error of a task, as it was raised on the actor.
-        """
-        import ray
-        from ray.exceptions import RayTaskError
-
-        try:
-            return list(ray.get([actor.run.remote(task) for actor in self._actors]))
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
 
     def _on_started(self, ready: ObjectRef) -> None:
         """An actor answers for the first time, or again; one that dies before it answers is asked again."""
@@ -164,7 +149,7 @@ def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
 
     def run_stage(stage: str, tasks: Sequence[object], max_concurrency: int = 0) -> None:
         run.report_progress(stage, 0, len(tasks))
-        pool.map(tasks, lambda done: run.report_progress(stage, done, len(tasks)), max_concurrency)
+        pool.map(tasks, lambda done, _: run.report_progress(stage, done, len(tasks)), max_concurrency)
 
     return run_stage
 
@@ -190,11 +175,11 @@ class _SingleTask:
 
 
 class _TaskQueue:
-    """The tasks of one `map`, by index: those that wait, the results, and how often each failed."""
+    """The tasks of one `map`, by index: which wait, how many are done, the last result, how often each failed."""
 
     def __init__(self, count: int, max_failures: int) -> None:
         self.waiting, self.done = deque(range(count)), 0
-        self.results: list[object] = [None] * count
+        self.result: object = None
         self._failures, self._max_failures = Counter[int](), max_failures
 
     def may_fail(self, index: int) -> bool:
