@@ -10,7 +10,8 @@ import torch
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.conditional_decoder import encode_text
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes, sample_seed
 
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7

@@ -24,8 +24,9 @@ from tinymusician.distill.closeness import held_out_closeness
 from tinymusician.distill.guidance_scales import FixedScaleSource
 from tinymusician.distill.sampling_stats import sampling_logits
 from tinymusician.distill.signals import OnlineTeacher, TeacherSignals
+from tinymusician.models.conditional_decoder import ConditionedDecoder
 from tinymusician.models.guidance import plays_in_one_pass
-from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.protocols import Musicgen
 
 

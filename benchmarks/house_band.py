@@ -44,7 +44,8 @@ from tinymusician.house_band.pretrain import encode_split, load_corpus
 from tinymusician.house_band.train_codec import codec_quality
 from tinymusician.house_band.train_lm import LanguageModelTask, unigram_entropy
 from tinymusician.house_band.tunes import KINDS
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.conditional_decoder import encode_text
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.plots import png, pyplot
 

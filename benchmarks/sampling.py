@@ -32,8 +32,9 @@ from torch.nn import functional
 from benchmarks.report import report
 from benchmarks.shapes import DECODERS, Size, musicgen
 from tinymusician.codebooks import valid
+from tinymusician.models.conditional_decoder import TextCondition
 from tinymusician.models.decoder_weights import DecoderWeights, decoder_weights
-from tinymusician.models.musicgen import TextCondition, load_musicgen
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import CodeSampler
 from tinymusician.runtime.sampling import SamplingParams, draw, guide

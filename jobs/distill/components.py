@@ -265,7 +265,7 @@ def monitored_metrics(context: WorkerContext, stage: str) -> tuple[Row, Row]:
 
 def load_joint_weights(student: Musicgen, weights: dict[str, Tensor]) -> None:
     """Load the weights of the joint tuning into a student, without the maps that only training needs."""
-    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.models.conditional_decoder import ConditionedDecoder
 
     targets = {
         "decoder.": ConditionedDecoder(student),
@@ -280,7 +280,7 @@ def load_joint_weights(student: Musicgen, weights: dict[str, Tensor]) -> None:
 
 def parameter_counts(model: Musicgen) -> dict[str, int]:
     """The number of parameters of each component that a device needs, and of all (`whole`)."""
-    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.models.conditional_decoder import ConditionedDecoder
 
     components: dict[str, HasParameters] = {
         "text_encoder": model.text_encoder,

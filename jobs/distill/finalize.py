@@ -83,7 +83,7 @@ def load_distilled(context: WorkerContext, student: Musicgen) -> int:
         RunError: there is none.
     """
     from tinymusician.distill.hidden_states import PROJECTIONS
-    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.models.conditional_decoder import ConditionedDecoder
 
     best = checkpoints(context, "distill").best()
     if best is None:
@@ -136,7 +136,7 @@ def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, te
     from tinymusician.distill.sampling_stats import sampling_logits
     from tinymusician.distill.signals import TeacherSignals, condition
     from tinymusician.evaluate.bootstrap import mean_interval
-    from tinymusician.models.musicgen import ConditionedDecoder
+    from tinymusician.models.conditional_decoder import ConditionedDecoder
 
     teacher = context.recipe.teacher
     decoder = ConditionedDecoder(student.to(context.device)).eval()

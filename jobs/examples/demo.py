@@ -158,7 +158,7 @@ def _generate(model: Musicgen, tokenizer: Tokenizer, recipe: Recipe, folder: Pat
     """Sample the prompts with the teacher's settings in one batch, and write `FOLDER/NAME-NUMBER.wav`."""
     import torch
 
-    from tinymusician.models.musicgen import encode_text
+    from tinymusician.models.conditional_decoder import encode_text
     from tinymusician.models.sampling import decode_audio, sample_codes
     from tinymusician.runtime.audio_output import write_wave
 

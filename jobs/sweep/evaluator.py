@@ -9,8 +9,8 @@ from jobs.sweep.trainer import TrialTrainer
 from jobs.sweep.trials import trials_of
 from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.generators import Generator, TorchGenerator
+from tinymusician.models.conditional_decoder import ConditionedDecoder
 from tinymusician.models.guidance import set_default_guidance
-from tinymusician.models.musicgen import ConditionedDecoder
 
 
 class SweepModels(EvaluatedModels):

@@ -12,7 +12,8 @@ from tests.environments.build import IN, answered
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.generators import SamplingSettings, open_generator
 from tinymusician.models.audiocraft import convert_cached
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.shape import is_release
 from tinymusician.recipe import load_recipe
 

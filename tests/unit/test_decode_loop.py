@@ -13,10 +13,11 @@ from tinymusician.codebooks import valid
 from tinymusician.data.tokens import tokenize_captions
 from tinymusician.distill.sequences import TeacherSamples
 from tinymusician.errors import ModelError
+from tinymusician.models.conditional_decoder import encode_text
 from tinymusician.models.decode_loop import DecodeLoop, DecodeShape
 from tinymusician.models.decoder_weights import decoder_weights
 from tinymusician.models.draw import draw_codes
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import CodeSampler, sample_codes, sample_seed
 from tinymusician.runtime.sampling import SamplingParams, draw

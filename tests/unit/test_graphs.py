@@ -13,7 +13,8 @@ from transformers import EncodecConfig, EncodecModel, T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from tinymusician.errors import ModelError
-from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
+from tinymusician.models.conditional_decoder import ConditionedDecoder
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.quantize.codec import codec_decoder_graph, codec_encoder_graph, codec_weights, frames_around
 from tinymusician.quantize.export import decoder_weights
 from tinymusician.quantize.fused import cross_graph, decoder_graph

@@ -18,13 +18,14 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
 from tinymusician.evaluate.generators import TorchGenerator
+from tinymusician.models.conditional_decoder import ConditionedDecoder, guidance_condition
 from tinymusician.models.guidance import (
     add_guidance_conditioning,
     is_guidance_conditioned,
     plays_in_one_pass,
     sampling_scale,
 )
-from tinymusician.models.musicgen import ConditionedDecoder, guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.saving import save_musicgen
 from tinymusician.recipe import load_recipe

@@ -25,8 +25,9 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import BundleError, ModelError, RecipeError, RequestError
 from tinymusician.evaluate.generators import OnnxGenerator, SamplingSettings, TorchGenerator
+from tinymusician.models.conditional_decoder import guidance_condition
 from tinymusician.models.guidance import add_guidance_conditioning
-from tinymusician.models.musicgen import guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.saving import save_musicgen
 from tinymusician.quantize.apply import apply_plan
 from tinymusician.quantize.parity import ReferenceOutputs, measure_fused

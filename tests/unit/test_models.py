@@ -14,8 +14,9 @@ from tests.bundles import write_bundle
 from tests.tiny import CAPTIONS, write_tiny_musicgen
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ModelError, RecipeError
+from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition, encode_text
 from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import check_pair, prune_layers, weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import RELEASE, RELEASED, is_release, shape_of

@@ -19,7 +19,8 @@ from tinymusician.distill.on_policy import OnPolicySampler, SamplingOptions
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import DistillTask
 from tinymusician.errors import RecipeError
-from tinymusician.models.musicgen import encode_text, load_musicgen
+from tinymusician.models.conditional_decoder import encode_text
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.sampling import sample_codes
 from tinymusician.recipe import OnPolicyConfig, load_recipe

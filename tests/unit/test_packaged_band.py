@@ -10,7 +10,8 @@ from tinymusician.data.prompts import load_prompts
 from tinymusician.house_band.attributes import INSTRUMENTS
 from tinymusician.house_band.audio_features import chroma_correlation, in_tune, pitch_track
 from tinymusician.house_band.synth import Note, SoundfontSynth
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.conditional_decoder import encode_text
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import decode_audio, sample_codes
 from tinymusician.models.shape import WEIGHTS, shape_of

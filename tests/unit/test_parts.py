@@ -33,8 +33,9 @@ from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.text_distill import TextEncoderDistillTask, fit_text, state_error
 from tinymusician.errors import RecipeError
 from tinymusician.models.component_shapes import component_shapes
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text
 from tinymusician.models.guidance import add_guidance_conditioning
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, load_musicgen
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.prune_width import prune_width
 from tinymusician.models.prune_width_codec import prune_codec, with_codec

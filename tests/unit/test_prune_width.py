@@ -16,7 +16,8 @@ from tinymusician.distill.hidden_states import ProjectedDecoder, followed_layers
 from tinymusician.distill.signals import OnlineTeacher
 from tinymusician.distill.task import HiddenLossConfig
 from tinymusician.errors import RecipeError
-from tinymusician.models.musicgen import ConditionedDecoder, load_musicgen
+from tinymusician.models.conditional_decoder import ConditionedDecoder
+from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.prune_layers import prune_layers
 from tinymusician.models.prune_width import channels, prune_width
 from tinymusician.recipe import load_recipe

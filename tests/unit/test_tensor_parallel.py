@@ -16,7 +16,8 @@ from tests.tiny import CAPTIONS
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.distill.signals import OnlineTeacher, TensorParallelTeacher
 from tinymusician.errors import ModelError
-from tinymusician.models.musicgen import encode_text, load_musicgen, load_tokenizer
+from tinymusician.models.conditional_decoder import encode_text
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.sampling import sample_codes
 from tinymusician.models.shape import check_tensor_parallel
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tinymusician.models.musicgen import ConditionedDecoder
+from tinymusician.models.conditional_decoder import ConditionedDecoder
 from tinymusician.models.protocols import Musicgen
 
 HiddenLoss = Literal["mse", "cosine"]

@@ -26,7 +26,7 @@ from tinymusician.distill.component import ComponentTask
 from tinymusician.distill.signals import DecoderBatch, TeacherSignals
 from tinymusician.distill.task import DistillTask
 from tinymusician.distill.text_distill import state_error
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
+from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition
 from tinymusician.models.protocols import Codec, TextEncoderModel
 from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.models.spectral import spectral_distance

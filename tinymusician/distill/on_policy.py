@@ -17,7 +17,7 @@ import torch
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, TeacherSignals
-from tinymusician.models.musicgen import TextCondition, guidance_condition
+from tinymusician.models.conditional_decoder import TextCondition, guidance_condition
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import CodeSampler, sample_seed
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.distill.signals import DecoderBatch, condition
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.models.guidance import plays_in_one_pass, sampling_scale
 from tinymusician.models.likelihood import code_entropies, cross_entropies, forced_logits
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text, guidance_condition
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import CodeSampler, sample_seed
 from tinymusician.runtime.sampling import guide

@@ -16,7 +16,7 @@ from tinymusician.data.captioned import load_training_clips
 from tinymusician.data.shards import Arrays, ShardCache, read_arrays
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
-from tinymusician.models.musicgen import encode_text
+from tinymusician.models.conditional_decoder import encode_text
 from tinymusician.models.protocols import Codec, Musicgen, Tokenizer
 from tinymusician.models.sampling import INVARIANT_ROWS, CodeSampler, sample_seed
 from tinymusician.runtime.audio_reader import count_changes, read_clip

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text
+from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition, encode_text
 from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import guide
 

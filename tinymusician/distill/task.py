@@ -25,8 +25,8 @@ from tinymusician.distill.signals import (
     condition,
     guided_at,
 )
+from tinymusician.models.conditional_decoder import ConditionedDecoder
 from tinymusician.models.divergences import mean_over_valid, mean_per_codebook
-from tinymusician.models.musicgen import ConditionedDecoder
 from tinymusician.models.protocols import Musicgen
 from tinymusician.training.task import Model
 

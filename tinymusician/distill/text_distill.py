@@ -17,8 +17,8 @@ from tinymusician.distill.hidden_states import relative_error
 from tinymusician.distill.least_squares import fit
 from tinymusician.distill.objective import chunked
 from tinymusician.distill.signals import DecoderBatch, Rows, sequences_of
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text
 from tinymusician.models.divergences import forward_kl, mean_over_valid
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.prune_width_text import ProjectedTextEncoder
 from tinymusician.training.task import Model, to_device

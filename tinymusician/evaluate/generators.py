@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.errors import ModelError
+from tinymusician.models.conditional_decoder import TextCondition, guidance_condition
 from tinymusician.models.guidance import plays_in_one_pass, range_of, sampling_scale
 from tinymusician.models.likelihood import forced_logits
-from tinymusician.models.musicgen import TextCondition, guidance_condition, load_musicgen, load_tokenizer
+from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.sampling import CodeSampler, decode_audio

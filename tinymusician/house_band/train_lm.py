@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenDataset, rows_of_step
-from tinymusician.models.musicgen import ConditionedDecoder, encode_text
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text
 from tinymusician.models.protocols import Musicgen
 from tinymusician.training.task import Model, to_device
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinymusician.codebooks import delay, inputs_for, valid
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition
+from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition
 from tinymusician.models.protocols import Musicgen
 
 

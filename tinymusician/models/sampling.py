@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tinymusician.codebooks import undelay, valid
 from tinymusician.errors import ModelError
+from tinymusician.models.conditional_decoder import TextCondition
 from tinymusician.models.decode_loop import DecodeLoop, DecodeShape
 from tinymusician.models.decoder_weights import decoder_weights
-from tinymusician.models.musicgen import TextCondition
 from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import SamplingParams, random_stream
 

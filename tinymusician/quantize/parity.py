@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from tinymusician.codebooks import delay, inputs_for
 from tinymusician.errors import ParityError
-from tinymusician.models.musicgen import ConditionedDecoder, TextCondition, encode_text, guidance_condition
+from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition, encode_text, guidance_condition
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.quantize.adaptive import snr
 from tinymusician.quantize.results import ParityReport
