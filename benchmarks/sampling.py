@@ -34,7 +34,6 @@ from benchmarks.shapes import DECODERS, Size, musicgen
 from tinymusician.codebooks import valid
 from tinymusician.models.conditional_decoder import TextCondition
 from tinymusician.models.decoder_weights import DecoderWeights, decoder_weights
-from tinymusician.models.musicgen import load_musicgen
 from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import CodeSampler
 from tinymusician.runtime.sampling import SamplingParams, draw, guide
@@ -44,6 +43,8 @@ GUIDANCE, TOP_K, TEXT_LENGTH, PRODUCT_STEPS = 3.0, 250, 16, 24
 
 def main() -> None:
     """Measure one model."""
+    from tinymusician.models.musicgen import load_musicgen
+
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="band-large", help="a size, a packaged model or a folder; band-large")
     options.add_argument("--rows", type=int, default=32)
@@ -101,11 +102,12 @@ def with_transformers(model: Musicgen, text: TextCondition, frames: int) -> int:
     """Sample a clip with transformers' decoder, a cache that grows, and draws in NumPy; the number of steps."""
     rows, config = len(text.states), model.decoder.config
     project = getattr(model, "enc_to_dec_proj", lambda states: states)
-    states = torch.cat([project(text.states), torch.zeros(rows, TEXT_LENGTH, config.hidden_size)])
+    states = project(text.states) * text.mask[..., None]
+    states = torch.cat([states, torch.zeros_like(states)])
     mask = torch.cat([text.mask, torch.zeros_like(text.mask)])
     carries, sampling = valid(config.num_codebooks, frames), SamplingParams(1.0, TOP_K)
     numbers, past = np.random.default_rng(0), None
-    column = torch.full((rows, config.num_codebooks), config.vocab_size)
+    column = torch.full((rows, config.num_codebooks), config.vocab_size, device=states.device)
     for step in range(carries.shape[1]):
         output = model.decoder(
             input_ids=column.repeat(2, 1).reshape(-1, 1),
@@ -116,9 +118,9 @@ def with_transformers(model: Musicgen, text: TextCondition, frames: int) -> int:
         )
         past = output.past_key_values
         logits = output.logits[:, -1].view(2, rows, config.num_codebooks, -1)
-        guided = guide(logits[0], logits[1], GUIDANCE).numpy()
+        guided = guide(logits[0], logits[1], GUIDANCE).cpu().numpy()
         drawn = torch.from_numpy(draw(guided, numbers.random(guided.shape[:-1]), sampling))
-        column = torch.where(torch.from_numpy(carries[:, step]), drawn, config.vocab_size)
+        column = torch.where(torch.from_numpy(carries[:, step]), drawn, config.vocab_size).to(states.device)
     return carries.shape[1]
 
 

@@ -1,6 +1,6 @@
 """Models of MusicGen's shapes with random weights, for measurements of speed and memory.
 
-    python benchmarks/shapes.py {small,medium,large} FOLDER [--dtype float16]
+    python benchmarks/shapes.py {small,medium,large,tiny} FOLDER [--dtype float16]
 
 writes a checkpoint in the hub's layout with a small tokenizer, for any command that takes a model's folder:
 
@@ -15,11 +15,12 @@ from typing import Literal
 
 from tinymusician.models.protocols import Musicgen
 
-Size = Literal["small", "medium", "large"]
+Size = Literal["small", "medium", "large", "tiny"]
 DECODERS: dict[Size, tuple[int, int, int, int]] = {
     "small": (24, 1024, 4096, 16),
     "medium": (48, 1536, 6144, 24),
     "large": (48, 2048, 8192, 32),
+    "tiny": (2, 64, 128, 4),
 }
 """Layers, width, feed-forward width and heads of each."""
 
@@ -28,10 +29,10 @@ FRAMES = 1500
 
 
 # Long: the configurations of three models, value by value.
-def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musicgen:
+def musicgen(size: Size = "small", seed: int = 0, max_layers: int = 48) -> Musicgen:
     """facebook/musicgen-SIZE as transformers builds it: T5-base, the size's decoder, EnCodec at 32 kHz.
 
-    Text encoder and decoder have `most_layers` layers at most: every layer has the same shape.
+    Text encoder and decoder have `max_layers` layers at most: every layer has the same shape.
     Heads are made larger than their start, so that the likeliest code is clear; codes sound apart, where transformers
     begins with empty codebooks.
     """
@@ -51,7 +52,7 @@ def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musi
         d_model=768,
         d_kv=64,
         d_ff=3072,
-        num_layers=min(12, most_layers),
+        num_layers=min(12, max_layers),
         num_heads=12,
         is_encoder_decoder=False,
         use_cache=False,
@@ -75,7 +76,7 @@ def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musi
         vocab_size=2048,
         hidden_size=width,
         ffn_dim=feed_forward,
-        num_hidden_layers=min(layers, most_layers),
+        num_hidden_layers=min(layers, max_layers),
         num_attention_heads=attention_heads,
         num_codebooks=4,
         max_position_embeddings=2048,
@@ -85,7 +86,9 @@ def musicgen(size: Size = "small", seed: int = 0, most_layers: int = 48) -> Musi
         tie_word_embeddings=False,
     )
     decoder.decoder_start_token_id = 2048
-    model = MusicgenForConditionalGeneration(MusicgenConfig.from_sub_models_config(text, codec, decoder))
+    parts = {"text_encoder": text, "audio_encoder": codec, "decoder": decoder}
+    config = MusicgenConfig(**{name: part.to_dict() for name, part in parts.items()})
+    model = MusicgenForConditionalGeneration(config)
     with torch.no_grad():
         for head in model.decoder.lm_heads:
             head.weight.mul_(20)

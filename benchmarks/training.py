@@ -8,9 +8,8 @@ started here. A case is `zeroN`, with `,recompute` and `,bfloat16` as it is want
 
     CASE_seconds    a step
     CASE_gib        the most memory that the first worker took: of its GPU, or resident
-    CASE_mfu        floating-point operations that the step needs (2 a weight and position forward, 4 back; what is
-                    computed again does not count) over what a large product of matrices reaches on this machine:
-                    start it on one like those of the cluster
+    CASE_mfu        floating-point operations that the step needs (tinymusician.models.flops) over what a large product
+                    of matrices reaches on this machine: start it on one like those of the cluster
 
 A case that fails has no figures.
 """
@@ -33,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
 from tinymusician.artifacts.open import open_store
+from tinymusician.models.flops import distillation_flops
 from tinymusician.models.shape import shape_of
-from tinymusician.models.tensor_shapes import DecoderShape
 from tinymusician.training.metrics import read_metrics
 
 CASES = ("zero0", "zero1", "zero2", "zero3", "zero0,recompute", "zero0,bfloat16", "zero2,bfloat16,recompute")
@@ -73,15 +72,6 @@ def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -
     return [row for row in rows if "loss" in row]
 
 
-def operations(teacher: DecoderShape, student: DecoderShape, batch: int, frames: int) -> float:
-    """Of a worker's part of a step with a conditional target: both models see every sequence twice."""
-    positions = 2 * batch * (frames + teacher.codebooks - 1)
-    weights = [
-        shape.parameters - shape.codebooks * (shape.vocabulary + 1) * shape.width for shape in (teacher, student)
-    ]
-    return positions * (2.0 * weights[0] + 6.0 * weights[1])
-
-
 def product_speed(precision: str, threads: int) -> float:
     """Floating-point operations a second that a product of large matrices reaches, on the GPU if there is one."""
     import torch
@@ -114,7 +104,8 @@ def main() -> None:
     teacher = shape_of(str(chosen.folder))
     assert teacher is not None, "benchmarks/shapes.py wrote its configuration"
     frames = round(chosen.seconds * teacher.frame_rate)
-    needed = operations(teacher, teacher.with_layers(len(chosen.layers)), chosen.batch, frames)
+    student, steps = teacher.with_layers(len(chosen.layers)), frames + teacher.codebooks - 1
+    needed = distillation_flops(teacher, student, 2 * chosen.batch, chosen.batch, steps)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

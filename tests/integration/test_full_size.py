@@ -19,7 +19,7 @@ FRAMES = 24
 
 
 def test_greedy_codes_equal_transformers(tmp_path: Path) -> None:
-    model, tokenizer = musicgen(most_layers=4), train_tokenizer(CAPTIONS)
+    model, tokenizer = musicgen(max_layers=4), train_tokenizer(CAPTIONS)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_bundle(model, tmp_path / "tokenizer.json", tmp_path / "bundle")
     generator = load_generator(tmp_path / "bundle")

@@ -13,16 +13,18 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tinymusician.artifacts.blobs import blob_key, get_blob, put_blob
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 Arrays = dict[str, Any]
 
