@@ -217,11 +217,13 @@ def _train(
     precision: ComputeDtype,
 ) -> None:
     from tinymusician.training.engine import AdamConfig
+    from tinymusician.training.tf32 import tf32_products
 
     training = context.recipe.training
     config = trainer_config(training, steps, rate, MONITORS[name])
     settings = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
-    train(context, TrainingStage(name, task, config, settings, task.batch_size, 0, precision))
+    with tf32_products():
+        train(context, TrainingStage(name, task, config, settings, task.batch_size, 0, precision))
     context.barrier()
 
 

@@ -85,7 +85,6 @@ class TeacherClient:
             import torch
 
             values = torch.from_numpy(_with_user_error(lambda: ray.get(logits)).copy())  # Ray's memory is read-only
-            values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
             return TeacherSignals(
                 type(sequences)(*(part.to(self._device) for part in sequences)), values.to(self._device)
             )
@@ -112,12 +111,10 @@ class TeacherActor:
         make_sequences(self._context, self._pair)
 
     def logits(self, tokens: TokenDataset) -> Any:
-        """The logits on these sequences, [R, K, S, V]; bfloat16 as int16 bit patterns, since NumPy has no bfloat16."""
+        """The logits on these sequences, [R, K, S, V], in float32."""
         import numpy as np
-        import torch
 
-        logits = online_signals(self._context, self._pair, tokens)(np.arange(len(tokens.codes))).logits.cpu()
-        return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
+        return online_signals(self._context, self._pair, tokens)(np.arange(len(tokens.codes))).logits.cpu().numpy()
 
 
 def _with_user_error(get: Callable[[], Any]) -> Any:

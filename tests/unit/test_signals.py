@@ -23,6 +23,7 @@ from tinymusician.distill.cached import CachedTeacher, pack, shard_count, signal
 from tinymusician.distill.sequences import ClipCodes, TeacherSamples, mix
 from tinymusician.distill.signals import OnlineTeacher, PrefetchingSource
 from tinymusician.errors import DataError, DigestMismatchError
+from tinymusician.models.conditional_decoder import ConditionedDecoder, encode_text
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
 from tinymusician.runtime.sampling import guide
 
@@ -293,3 +294,20 @@ def test_mixture_has_the_requested_share(tokens: TokenDataset) -> None:
     assert from_clips.mean() == 0.25
     assert len({row.tobytes() for row in mixed.codes[from_clips]}) == 4
     assert mix(samples, clips, 1.0) is clips
+
+
+def test_bfloat16_teacher_rounds_its_layers_and_not_its_heads(teacher: Any, tiny_musicgen: Path) -> None:
+    """Against transformers' own decoder under autocast, with the heads applied in float32."""
+    tokens, rows = tiny_tokens(tiny_musicgen), np.arange(4)
+    exact = OnlineTeacher(load_musicgen(str(tiny_musicgen)), tokens, "conditional", 3.0, torch.float32)(rows)
+    inputs, heads = exact.sequences.inputs, torch.stack([head.weight for head in teacher.decoder.lm_heads])
+    with torch.no_grad():
+        text = encode_text(teacher, exact.sequences.ids, exact.sequences.text_mask).dropped(~exact.sequences.with_text)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, states = ConditionedDecoder(teacher).with_states(inputs, text.states, text.mask)
+    expected = torch.einsum("rsd,kvd->rksv", states[-1].float(), heads)
+    for _ in range(2):  # a second source of the same teacher changes nothing
+        halved = OnlineTeacher(teacher, tokens, "conditional", 3.0, torch.bfloat16)(rows).logits
+        torch.testing.assert_close(halved, expected, rtol=1e-4, atol=1e-4)
+    assert halved.dtype == torch.float32
+    assert not torch.equal(halved, exact.logits)

@@ -62,7 +62,7 @@ class Regression:
         rows[0, 0] *= math.nan if step in self.broken else 1
         return rows[part * ROWS // parts : (part + 1) * ROWS // parts]
 
-    def loss(self, model: Any, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Any, batch: Tensor, step: int, diagnostics: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch @ torch.linspace(-1, 1, 21).view(7, 3)
         return (model(batch.to(self.module.first.weight.dtype)).float() - target).square().mean(), {}
 

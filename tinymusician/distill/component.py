@@ -59,7 +59,7 @@ class ComponentTask(ABC):
     def validate(self, model: Model) -> dict[str, float]:
         """Held-out metrics."""
 
-    def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Model, batch: Any, step: int, diagnostics: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """The balanced loss, and each loss with its weight."""
         with torch.no_grad():
             targets = self.targets(batch)

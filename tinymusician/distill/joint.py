@@ -137,7 +137,7 @@ class JointTask(ComponentTask):
 
     def losses(self, output: JointOutput, batch: JointBatch, targets: JointTargets) -> dict[str, Tensor]:
         """The objective, the text states, the codec's losses, and `audio`."""
-        kl, _ = self.objective.objective(output.logits, batch.signals, 0)
+        kl, _ = self.objective.objective(output.logits, batch.signals, 0, diagnostics=False)
         return {
             "kl": kl,
             "states": state_error(output.states, targets.states, batch.signals.sequences.text_mask),

@@ -17,6 +17,7 @@ from torch import Tensor
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.models.conditional_decoder import ConditionedDecoder, TextCondition, encode_text
+from tinymusician.models.half_precision import halve_layers
 from tinymusician.models.protocols import Musicgen
 from tinymusician.runtime.sampling import guide
 
@@ -136,7 +137,12 @@ class OnlineTeacher:
         dtype: torch.dtype,
         layers: Sequence[int] = (),
     ) -> None:
-        """`dtype` is the precision of its products and logits; the states after `layers` are returned as well."""
+        """`dtype` is the precision of its layers' products; the states after `layers` are returned as well.
+
+        In bfloat16, the model's layers are rounded for good: half the memory, and no copies while it computes.
+        """
+        if dtype == torch.bfloat16:
+            halve_layers(model)
         self._layers = layers
         self._model, self._decoder = model, ConditionedDecoder(model).eval()
         self._tokens, self._target, self._guidance, self._dtype = tokens, target, guidance, dtype
@@ -153,7 +159,6 @@ class OnlineTeacher:
     def _compute(self, sequences: DecoderBatch) -> TeacherSignals:
         text = condition(self._model, sequences)
         half, kind = self._dtype != torch.float32, text.states.device.type
-        # Each weight is used once, so no copy of it in lower precision is worth keeping: that would be half a teacher.
         with torch.autocast(kind, self._dtype, enabled=half, cache_enabled=False):
             if not self._layers:
                 return TeacherSignals(sequences, self._decoder(sequences.inputs, text.states, text.mask))

@@ -102,10 +102,12 @@ class ObjectiveTask:
         num_sampled = self.on_policy.count(step, len(rows)) if self.on_policy else 0
         return rows[: len(rows) - num_sampled], rows[len(rows) - num_sampled :]
 
-    def loss(self, model: Model, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective's mean over valid codes, and metrics: loss by codebook, KL, agreement, entropy."""
+    def loss(
+        self, model: Model, batch: TeacherSignals, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's mean over valid codes, and metrics: as diagnostics, KL, agreement and entropy too."""
         logits, states = self._forward(model, batch)
-        loss, metrics = self.objective(logits, batch, step)
+        loss, metrics = self.objective(logits, batch, step, diagnostics)
         if self.on_policy:
             metrics["on_policy_share"] = torch.tensor(self.on_policy.count(step, self.batch_size) / self.batch_size)
             metrics["sampling_seconds"], self.on_policy.seconds = torch.tensor(self.on_policy.seconds), 0.0
@@ -116,13 +118,16 @@ class ObjectiveTask:
             loss = loss + hidden.weight * metrics["hidden"]
         return loss, metrics
 
-    def objective(self, logits: Tensor, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of given logits, and its metrics."""
+    def objective(
+        self, logits: Tensor, batch: TeacherSignals, step: int, diagnostics: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of given logits, and its metrics; as diagnostics, the closeness of the logits too."""
         mask, weights = batch.sequences.mask, self.config.loss_weights_at(step)
         tau = self.config.temperature.at(step, mask.shape[-1]).to(logits.device)
         values = distillation_loss(batch.logits, logits, mask, weights, tau)
         metrics = {f"loss/{k + 1}": value for k, value in enumerate(mean_per_codebook(values.detach(), mask))}
-        metrics |= closeness(batch.logits, logits.detach(), mask)
+        if diagnostics:
+            metrics |= closeness(batch.logits, logits.detach(), mask)
         metrics["alpha"] = torch.tensor(_forward_share(weights))
         metrics["temperature"] = tau.mean()
         return mean_over_valid(values, mask), metrics

@@ -32,10 +32,12 @@ class TrackedDistillTask(ObjectiveTask):
         super().__init__(student, train, objective, batch_size, seed)
         self._held_out, self._latest = held_out, 0
 
-    def loss(self, model: Model, batch: TeacherSignals, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Model, batch: TeacherSignals, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective, at a step that `validate` uses."""
         self._latest = step
-        return super().loss(model, batch, step)
+        return super().loss(model, batch, step, diagnostics)
 
     def validate(self, model: Model) -> dict[str, float]:
         """By split: the objective's loss, forward KL (`kl`), reverse KL and agreement."""

@@ -128,7 +128,9 @@ class ClapTask:
         """The clips and captions of a microbatch."""
         return self._read(self.train, self.rows(step, part, parts))
 
-    def loss(self, model: Model, batch: ClapBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Model, batch: ClapBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of both directions, in nats."""
         return contrastive_loss(model(batch)), {}
 

@@ -88,7 +88,9 @@ class CodecTask:
         rng = np.random.default_rng((self.seed, step, part, parts))
         return rng.integers(0, len(self.train.clips), self.batch_size), rng
 
-    def loss(self, model: Model, batch: AudioBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Model, batch: AudioBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Spectral distance + waveform L1 + distortion in dB + commitment."""
         made, quantized = model(batch)
         spectral = spectral_distance(made, batch.audio, 16_000)

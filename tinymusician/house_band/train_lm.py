@@ -70,7 +70,9 @@ class LanguageModelTask:
         drop = torch.from_numpy(rng.random(self.batch_size) < NO_TEXT_SHARE)
         return captioned(self.train, self.rows(step, part, parts), self.pad, drop)
 
-    def loss(self, model: Model, batch: LMBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Model, batch: LMBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of the codebooks' cross-entropies, in nats per code."""
         per_book = cross_entropy_per_codebook(model(batch), batch.targets)
         return per_book.mean(), {f"cross_entropy/{k + 1}": value for k, value in enumerate(per_book)}

@@ -57,7 +57,9 @@ class TaggerTask:
         rng = np.random.default_rng((self.seed, step, part, parts))
         return rng.integers(0, len(self.train.clips), self.batch_size), rng
 
-    def loss(self, model: Model, batch: TaggerBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: Model, batch: TaggerBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the questions, in nats."""
         losses = {question: F.cross_entropy(*pair) for question, pair in _pairs(model(batch.waves), batch).items()}
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}

@@ -47,7 +47,8 @@ class DeepSpeedEngine:
             "gradient_accumulation_steps": grad_accum_steps,
             "gradient_clipping": settings.max_grad_norm,
             "bf16": {"enabled": precision == "bfloat16" and not self._autocast},
-            "zero_optimization": {"stage": zero_stage},
+            # DeepSpeed sums gradients while the backward pass goes on at stage 3 by default, and on GPUs alone.
+            "zero_optimization": {"stage": zero_stage, "overlap_comm": zero_stage > 0 and torch.cuda.is_available()},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
@@ -130,7 +131,8 @@ class DeepSpeedEngine:
         if state.updates:
             for flat in self._flat_parameters(inner):
                 zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-                inner.state[flat] = {"step": torch.tensor(float(state.updates)), **zeros}
+                updates = torch.tensor(float(state.updates), device=flat.device)
+                inner.state[flat] = {"step": updates, **zeros}
             self._link_moments()
         for name, parameter in self._named():
             self._set(parameter, state.weights[name], None)

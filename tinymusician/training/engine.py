@@ -75,10 +75,10 @@ def load_weights(module: nn.Module, state: EngineState | None) -> None:
 
 
 def adam(parameters: list[nn.Parameter], config: AdamConfig) -> torch.optim.AdamW:
-    """AdamW without decay on vectors (biases and norms), as is usual for transformers."""
+    """AdamW in one kernel, without decay on vectors (biases and norms), as is usual for transformers."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)

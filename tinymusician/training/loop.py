@@ -101,27 +101,32 @@ class Trainer:
                 self.done += 1
             else:
                 self._step(window)
-            validation_due = self._is_due(self.config.validate_every)
-            checkpoint_due = validation_due or self._is_due(self.config.checkpoint_every)
-            if window.steps and (checkpoint_due or self._is_due(self.config.log_every)):
+            validation_due = self._is_due(self.done, self.config.validate_every)
+            checkpoint_due = validation_due or self._is_due(self.done, self.config.checkpoint_every)
+            if window.steps and self._is_logged(self.done):
                 self._report(window)
             metrics = self._validate() if validation_due else {}
             if checkpoint_due:
                 self._checkpoint(metrics)
-            if checkpoint_due or self._is_due(self.config.log_every):
+            if self._is_logged(self.done):
                 window = MetricWindow()
 
-    def _is_due(self, every: int) -> bool:
-        return self.done == self.config.steps or self.done % every == 0
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.config.steps or step % every == 0
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether a row of metrics ends with a step: those before every validation and checkpoint do."""
+        intervals = (self.config.log_every, self.config.validate_every, self.config.checkpoint_every)
+        return any(self._is_due(step, interval) for interval in intervals)
 
     def _step(self, window: MetricWindow) -> None:
         rate = learning_rate(self.done, self.config.peak_rate, self.config.warmup, self.config.steps)
         *earlier, (last, weight) = self.rank_info.microbatch_weights(self.microbatches)
-        losses = []
+        losses, is_logged = [], self._is_logged(self.done + 1)
         for index, microbatch_weight in earlier:
-            losses.append(self._microbatch_loss(index, microbatch_weight, window))
+            losses.append(self._microbatch_loss(index, microbatch_weight, window, is_logged))
             self.engine.backward(losses[-1])
-        losses.append(self._microbatch_loss(last, weight, window))
+        losses.append(self._microbatch_loss(last, weight, window, is_logged))
         norm = self.engine.step(losses[-1], rate)
         if not math.isfinite(norm):
             self._raise_non_finite([loss.item() for loss in losses], norm)
@@ -129,12 +134,12 @@ class Trainer:
         window.close(norm, rate)
         self.heartbeat(self.done)
 
-    def _microbatch_loss(self, index: int, weight: float, window: MetricWindow) -> Tensor:
+    def _microbatch_loss(self, index: int, weight: float, window: MetricWindow, is_logged: bool) -> Tensor:
         """The loss of one microbatch, times its weight."""
         torch.manual_seed(seed_of_step(self.config.seed, self.done, index))
         batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
         with self.engine.autocast():
-            loss, scalars = self.task.loss(self.engine, batch, self.done)
+            loss, scalars = self.task.loss(self.engine, batch, self.done, is_logged)
         window.add({"loss": loss.detach(), **scalars}, weight)
         return loss * weight
 
@@ -205,10 +210,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class MetricWindow:
-    """Sums over the steps between two log rows, on the loss's device. A window ends with a log row or a checkpoint."""
+    """Sums over the steps between two log rows, on the loss's device. A window ends with a log row or a checkpoint.
+
+    A scalar that only some steps have is averaged over those.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._names: set[str] = set()
         self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
 
     def add(self, scalars: dict[str, Tensor], weight: float) -> None:
@@ -217,15 +227,19 @@ class MetricWindow:
         for name, value in scalars.items():
             weighted = weight * value.detach().float().to(device)
             self._sums[name] = self._sums.get(name, torch.zeros((), device=device)) + weighted
+        self._names |= scalars.keys()
 
     def close(self, norm: float, rate: float) -> None:
         """End a step."""
         self._norm, self._rate, self.steps = self._norm + norm, rate, self.steps + 1
+        for name in self._names:
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._names = set()
 
     def means(self, world: int) -> dict[str, float]:
         """Means over steps and workers, with the gradient norm, the last learning rate and the time per step."""
         names = sorted(self._sums)
-        values = torch.stack([self._sums[name] for name in names]) / self.steps
+        values = torch.stack([self._sums[name] / self._counts[name] for name in names])
         if world > 1:
             dist.all_reduce(values)
             values = values / world

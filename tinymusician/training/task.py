@@ -30,8 +30,11 @@ class Task(Protocol):
     def batch(self, step: int, part: int, parts: int) -> Any:
         """The batch of microbatch `part` of the `parts` of `step`."""
 
-    def loss(self, model: Model, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimize, and scalars to log."""
+    def loss(self, model: Model, batch: Any, step: int, diagnostics: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimize, and scalars to log.
+
+        Without `diagnostics`, those that cost time may be missing: the step is not one that is logged.
+        """
 
     def validate(self, model: Model) -> dict[str, float]:
         """Metrics on held-out data; the monitored one picks the best checkpoint (lower is better)."""
@@ -40,6 +43,8 @@ class Task(Protocol):
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move the tensors of a (nested) named tuple to `device`."""
     if isinstance(batch, Tensor):
+        if device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()  # otherwise the copy waits for all work of the device
         return batch.to(device, non_blocking=True)
     if isinstance(batch, tuple):
         moved = (to_device(part, device) for part in batch)

@@ -31,7 +31,8 @@ class TorchEngine:
         if state is not None and state.updates:
             for name, parameter in self._named:
                 moments = {m: state.moments[f"{m}/{name}"].to(device).clone() for m in MOMENTS}
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(state.updates)), **moments}
+                updates = torch.tensor(float(state.updates), device=device)
+                self._optimizer.state[parameter] = {"step": updates, **moments}
 
     @property
     def device(self) -> torch.device:
