@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import report
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.models.flops import distillation_flops
 from tinymusician.models.shape import shape_of
-from tinymusician.training.metrics import read_metrics
 
 CASES = ("zero0", "zero1", "zero2", "zero3", "zero0,recompute", "zero0,bfloat16", "zero2,bfloat16,recompute")
 RECIPE = """
@@ -68,7 +68,7 @@ def rows_of(case: str, recipe: Path, workers: int, store: str, name: str = "") -
     command = [str(Path(sys.executable).with_name("tmctl")), "submit", "distill", str(recipe), "--name", name]
     command += ["--workers", str(workers), *(word for value in values for word in ("--set", value))]
     subprocess.run(command, check=True, env={**os.environ, "TMCTL_STORE": store}, stdout=sys.stderr)
-    rows = read_metrics(open_store(store), f"runs/{name}/metrics.jsonl")
+    rows = RunStore(open_store(store), name).metrics()
     return [row for row in rows if "loss" in row]
 
 

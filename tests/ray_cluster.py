@@ -19,8 +19,8 @@ from filelock import FileLock
 from jobs.launch.ray_environment import QUIET_ENVIRONMENT
 from tests.fork_server.start import fork_server
 from tests.s3_server import free_port
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
-from tinymusician.training.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 QUICK = {
@@ -137,7 +137,7 @@ LONG = ("training.steps=90", "training.checkpoint_every=10", "training.validate_
 
 def losses(store: Store, run: str) -> dict[int, float]:
     """The loss at every step that a run wrote down."""
-    return {row["step"]: row["loss"] for row in read_metrics(store, f"runs/{run}/metrics.jsonl") if "loss" in row}
+    return {row["step"]: row["loss"] for row in RunStore(store, run).metrics() if "loss" in row}
 
 
 def shards(store: Store) -> dict[str, bytes]:

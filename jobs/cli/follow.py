@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import time
 
@@ -69,7 +71,7 @@ class WaitNotice:
 
 
 def _follow_plainly(run: RunStore, quiet: bool) -> State:
-    shown, printed, clock, notice = "", 0.0, StageClock(), WaitNotice(run)
+    shown, printed, clock, notice, kl = "", 0.0, StageClock(), WaitNotice(run), LatestKl(run)
     while True:
         summary = summarize(run)
         remaining = clock.remaining(summary)
@@ -77,7 +79,7 @@ def _follow_plainly(run: RunStore, quiet: bool) -> State:
         due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
         if not quiet and line != shown and due:
             left = "" if remaining is None or summary.state in ENDED else f", {_minutes(remaining)} left in this stage"
-            print(f"{line}{_latest_kl(run)}{left}", file=sys.stderr, flush=True)
+            print(f"{line}{kl.text()}{left}", file=sys.stderr, flush=True)
             shown, printed = line, time.monotonic()
         if summary.state in ENDED:
             return summary.state
@@ -104,7 +106,7 @@ def _follow_with_bar(run: RunStore) -> State:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    notice = WaitNotice(run)
+    notice, kl = WaitNotice(run), LatestKl(run)
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar, stage = bars.add_task("starting", total=None), ""
         while True:
@@ -112,7 +114,7 @@ def _follow_with_bar(run: RunStore) -> State:
             if (summary.stage or "") != stage:
                 stage = summary.stage or ""
                 bars.reset(bar, total=summary.steps)
-            description = f"{stage or 'starting'}{_latest_kl(run)}"
+            description = f"{stage or 'starting'}{kl.text()}"
             bars.update(bar, description=description, completed=summary.step, total=summary.steps)
             if summary.state in ENDED:
                 return summary.state
@@ -129,9 +131,19 @@ def _pause(run: RunStore) -> None:
     reconcile(run)
 
 
-def _latest_kl(run: RunStore) -> str:
-    rows = [row for row in run.metrics() if "held_out/kl" in row]
-    return f"  held-out KL {rows[-1]['held_out/kl']:.4f}" if rows else ""
+class LatestKl:
+    """The last held-out KL of a run, for people; each look reads only what is new."""
+
+    def __init__(self, run: RunStore) -> None:
+        self._reader, self._text = run.metrics_reader(), ""
+
+    def text(self) -> str:
+        """Two spaces and the KL; empty before the first."""
+        for line in self._reader.read().splitlines():
+            with contextlib.suppress(ValueError):  # the rest of a line of rows that a resumed run dropped
+                if (kl := json.loads(line).get("held_out/kl")) is not None:
+                    self._text = f"  held-out KL {kl:.4f}"
+        return self._text
 
 
 def _minutes(seconds: float) -> str:

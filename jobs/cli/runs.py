@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from pathlib import Path
@@ -142,13 +143,11 @@ def logs(
     """Print a run's log."""
     folder = RunStore(open_store(), run)
     folder.record()
-    printed = 0
+    reader, decoder = folder.log_reader(), codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         ended = summarize(folder).state in ENDED
-        text = folder.log()
-        sys.stdout.write(text[printed:])
+        sys.stdout.write(decoder.decode(reader.read()))
         sys.stdout.flush()
-        printed = len(text)
         if ended or not follow:
             return
         time.sleep(1)

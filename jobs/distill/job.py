@@ -20,7 +20,7 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
-from tinymusician.recipe import ActorSignalsConfig, parse_recipe
+from tinymusician.recipe import ActorSignalsConfig, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from tinymusician.distill.on_policy import OnPolicySampler
@@ -56,7 +56,8 @@ def work(context: WorkerContext) -> None:
     sampler = on_policy_sampler(context, models, train_tokens) if recipe.on_policy.share else None
     task = distill_task(context, models, objective, train_tokens, held_out, sampler)
     codes = training.batch_size * train_tokens.codes.shape[1] * train_tokens.codes.shape[2]
-    config = trainer_config(training, training.steps, training.learning_rate, MONITOR, codes)
+    flops = microbatch_flops(recipe, models, train_tokens.codes.shape[2])
+    config = trainer_config(training, training.steps, training.learning_rate, MONITOR, codes, flops)
     adam = AdamConfig(weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
     precision = context.precision()
     train(context, TrainingStage("distill", task, config, adam, training.batch_size, training.zero_stage, precision))
@@ -64,6 +65,18 @@ def work(context: WorkerContext) -> None:
         del task  # and with it the optimizer's moments
         context.barrier()
         tune_jointly(context, models, components, train_tokens, held_out)
+
+
+def microbatch_flops(recipe: Recipe, models: TeacherStudent, frames: int) -> float:
+    """The floating-point operations of a microbatch on a worker's device."""
+    from tinymusician.models.flops import distillation_flops
+    from tinymusician.models.shape import decoder_shape
+
+    teacher, student = (decoder_shape(model.config.to_dict()) for model in (models.teacher, models.student))
+    rows, is_online = recipe.training.batch_size, recipe.signals.source == "online"
+    student_rows = rows if recipe.teacher.target == "guided" else 2 * rows
+    steps = frames + student.codebooks - 1
+    return distillation_flops(teacher if is_online else None, student, student_rows, rows, steps)
 
 
 def tune_jointly(

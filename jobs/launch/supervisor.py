@@ -42,7 +42,7 @@ class LogUploader:
     def __init__(self, run: RunStore, is_owner: Callable[[], bool], on_superseded: Callable[[], None]) -> None:
         """`is_owner` tells whether this process is still the run's supervisor; if not, `on_superseded` is called."""
         self._run, self._is_owner, self._on_superseded = run, is_owner, on_superseded
-        self._text, self._sent = run.log(), -1
+        self._log, self._pending, self._is_sent = run.log_writer(), "", True
         self._lock, self._stop, self._last_heartbeat = threading.Lock(), threading.Event(), -_HEARTBEAT_SECONDS
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class LogUploader:
         """Process one line."""
         print(line, end="", flush=True)
         with self._lock:
-            self._text += line
+            self._pending += line
 
     def close(self) -> None:
         """Upload the rest."""
@@ -71,10 +71,11 @@ class LogUploader:
 
     def _send(self) -> None:
         with self._lock:
-            text = self._text
-        if len(text) != self._sent and self._is_owner():
-            self._run.write_log(text)
-            self._sent = len(text)
+            text, self._pending = self._pending, ""
+        self._is_sent = self._is_sent and not text
+        if not self._is_sent and self._is_owner():
+            self._log.append(text.encode())
+            self._is_sent = True
 
 
 def supervise(run_id: str, submission: str) -> int:

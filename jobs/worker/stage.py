@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from jobs.worker.context import WorkerContext
+from tinymusician.artifacts.background import BackgroundWriter
 from tinymusician.errors import NonFiniteLossError
 from tinymusician.recipe import TrainingConfig
 
@@ -33,7 +35,12 @@ class TrainingStage:
 
 
 def trainer_config(
-    training: TrainingConfig, steps: int, rate: float, monitor: str, codes_per_microbatch: int = 0
+    training: TrainingConfig,
+    steps: int,
+    rate: float,
+    monitor: str,
+    codes_per_microbatch: int = 0,
+    flops_per_microbatch: float = 0.0,
 ) -> TrainerConfig:
     """A stage's trainer configuration, with the intervals of the recipe's `training` section."""
     from tinymusician.training.loop import TrainerConfig
@@ -47,6 +54,7 @@ def trainer_config(
         checkpoint_every=training.checkpoint_every,
         monitor=monitor,
         codes_per_microbatch=codes_per_microbatch,
+        flops_per_microbatch=flops_per_microbatch,
         seed=training.seed,
         microbatches=training.microbatches,
     )
@@ -78,11 +86,11 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
     engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
     resume_at = start.step if start is not None else -1
-    sinks: list[MetricSink] = []
+    writer, metrics = BackgroundWriter(), None
     if context.rank == 0:
-        sinks = [TensorBoardLogger(run, stage.name, resume_at), PrometheusLogger(run.id, stage.name)]
-    metrics = MetricsLog(run.store, run.metrics_key(stage.name), resume_at, sinks)
-    heartbeat = _heartbeat(context, stage.name, config.steps)
+        sinks: list[MetricSink] = [TensorBoardLogger(run, stage.name, resume_at), PrometheusLogger(run.id, stage.name)]
+        metrics = MetricsLog(run.store, run.metrics_key(stage.name), resume_at, sinks, writer)
+    heartbeat = _heartbeat(context, stage.name, config.steps, writer)
     try:
         Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat).run()
     except NonFiniteLossError as error:
@@ -111,14 +119,14 @@ class RestartWorkers(Exception):
     """Makes Ray Train restart the workers from the last checkpoint."""
 
 
-def _heartbeat(context: WorkerContext, stage: str, steps: int) -> Callable[[int], None]:
+def _heartbeat(context: WorkerContext, stage: str, steps: int, writer: BackgroundWriter) -> Callable[[int], None]:
     """A callback that reports progress to the store every few seconds; only the first worker does."""
     last = -_HEARTBEAT_SECONDS
 
     def beat(step: int) -> None:
         nonlocal last
         if context.rank == 0 and (time.monotonic() - last >= _HEARTBEAT_SECONDS or step == steps):
-            context.run.report_progress(stage, step, steps)
+            writer.submit("progress", partial(context.run.report_progress, stage, step, steps))
             last = time.monotonic()
 
     return beat

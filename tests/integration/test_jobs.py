@@ -10,7 +10,6 @@ import pytest
 from tests.ray_cluster import Ray, settings, tmctl, tmctl_json
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
-from tinymusician.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +45,7 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert "\x1b" not in folder.log()
     assert s3_store.get(folder.key("training.png")).startswith(b"\x89PNG")
     assert any("tensorboard/distill/events" in entry.key for entry in s3_store.list("runs/r1/"))
-    rows = [row for row in read_metrics(s3_store, folder.key("metrics.jsonl")) if "loss" in row]
+    rows = [row for row in folder.metrics() if "loss" in row]
     names = {
         "loss/4",
         "kl/1",

@@ -14,11 +14,10 @@ from tests.tiny import write_tiny_musicgen
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.models.musicgen import load_musicgen
-from tinymusician.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("metrics-text-encoder.jsonl", "metrics-codec.jsonl", "metrics.jsonl", "metrics-joint.jsonl")
+STAGES = ("text-encoder", "codec", "distill", "joint")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def smaller(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(store: LocalStore, run: str, stage: str) -> list[dict[str, float]]:
-    return [row for row in read_metrics(store, f"runs/{run}/{stage}") if "loss" in row]
+    return [row for row in RunStore(store, run).metrics(stage) if "loss" in row]
 
 
 def test_three_students(ray: Ray, smaller: Path, store: LocalStore, tmp_path: Path) -> None:

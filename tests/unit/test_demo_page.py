@@ -9,6 +9,7 @@ import numpy as np
 
 from jobs.examples.demo_page import DemoClip, Generated, demo_page
 from tests.unit.test_runs import record
+from tinymusician.artifacts.append_log import AppendLog
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -24,7 +25,7 @@ def test_the_page_of_the_demo(tmp_path: Path) -> None:
         '{"step": 1, "loss": 2.0, "loss/1": 2.0, "held_out/kl": 1.0, "held_out/kl/1": 1.0}\n',
         '{"step": 2, "loss": 1.0}\n',
     )
-    run.store.put(run.metrics_key(), "".join(rows).encode())
+    AppendLog(run.store, run.metrics_key()).append("".join(rows).encode())
     tone = DemoClip((0.5 * np.sin(np.arange(RATE) / 5)).astype(np.float32), RATE)
     silence = DemoClip(np.zeros(RATE, np.float32), RATE)
     generated = [

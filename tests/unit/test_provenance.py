@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluate.provenance import sensitivity_plots, training_curves
+from tinymusician.artifacts.append_log import AppendLog
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -51,7 +52,8 @@ def test_a_student_and_its_bundle(tmp_path: Path) -> None:
     assert training_curves(store, names | {gone: "gone"}) == {}
     assert sensitivity_plots(store, names | {gone: "gone"}) == []
 
-    store.put("runs/r1/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode())
+    rows = "".join(json.dumps(row) + "\n" for row in ROWS)
+    AppendLog(store, RunStore(store, "r1").metrics_key()).append(rows.encode())
     RunStore(store, "r2").write_report(quantization(TABLE))
     RunStore(store, "r3").write_report(quantization(None))
     assert training_curves(store, names) == {"its bundle": ROWS}

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
 from jobs.launch.submit import reconcile, resume_target
+from tinymusician.artifacts.append_log import AppendLog
 from tinymusician.artifacts.run_state import RunRecord, RunResult, check_run_name, now
 from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
@@ -161,7 +162,8 @@ def test_runs_are_compared(store: LocalStore) -> None:
         run.write_record(record(name, recipe={"name": "band", "training": {"steps": steps, "seed": 0}}))
         run.start()
         run.succeed(RunResult(metrics={"kl_final": kl, "plan": "adaptive", **test_kl}))
-        store.put(run.metrics_key(), f'{{"step": 1, "loss": 2.0, "held_out/kl": {kl}}}\n'.encode())
+        row = f'{{"step": 1, "loss": 2.0, "held_out/kl": {kl}}}\n'
+        AppendLog(store, run.metrics_key()).append(row.encode())
     compared = [read_run(RunStore(store, name)) for name in ("a", "b")]
     assert differing_settings(compared) == [["training.steps", "50", "100"]]
     assert result_rows(compared) == [

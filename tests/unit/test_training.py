@@ -357,3 +357,22 @@ def test_bfloat16_resumes_exactly_and_stays_near(tmp_path: Path, zero: int) -> N
         assert torch.equal(torch.tensor(mine["begun"][name]), value), "it begins with what was given, not rounded"
     near = torch.tensor(mine["first"])[:, 0]
     torch.testing.assert_close(near, torch.tensor(expected[:6])[:, 0], rtol=0.03, atol=0.01)
+
+
+def test_diagnostics_are_of_logged_steps(tmp_path: Path) -> None:
+    """Each log row has them, and they are averaged over the steps that have them; losses are averaged over all."""
+
+    class Diagnosed(Regression):
+        def loss(
+            self, model: Any, batch: Tensor, step: int, diagnostics: bool = True
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, scalars = super().loss(model, batch, step)
+            return loss, scalars | ({"diagnosis": torch.tensor(float(step))} if diagnostics else {})
+
+    store, task = LocalStore(tmp_path), Diagnosed()
+    checkpoints = CheckpointManager(store, "checkpoints", "error")
+    Trainer(task, TorchEngine(task.module, SETTINGS), plan(3), MetricsLog(store, "metrics", -1), checkpoints).run()
+    rows = [row for row in read_metrics(store, "metrics") if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 8, 9, 10, 12], "every third step, and those of checkpoints"
+    assert [row["diagnosis"] for row in rows] == [step - 1 for step in (2, 3, 4, 6, 8, 9, 10, 12)]
+    assert all(0 < row["data_share"] < 1 for row in rows)

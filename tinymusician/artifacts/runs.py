@@ -14,10 +14,10 @@ Only this module knows their names:
     runs/ID/audio/NAME.flac          the audio samples of a report
     runs/ID/reference.npz            the statistics of an evaluation's reference set
     runs/ID/training.png, components.png, tensorboard/…
-    runs/ID/trials/….jsonl           of a sweep: the metrics of each training
+    runs/ID/trials/KEY/000000, …     of a sweep: the metrics of each training
     runs/ID/skipped-steps-STAGE.json training steps that update nothing
-    runs/ID/log.txt                  everything the job printed
-    runs/ID/metrics.jsonl            one JSON object per line; metrics-STAGE.jsonl for stages other than distillation
+    runs/ID/log/000000, …            everything the job printed, in parts
+    runs/ID/metrics/STAGE/000000, …  one JSON object per line, in parts
     runs/ID/report.json|md|html      the report
     runs/ID/checkpoints/STAGE        see tinymusician.training.checkpoint
 """
@@ -33,6 +33,7 @@ from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
     PipelineStep,
@@ -305,18 +306,19 @@ class RunStore:
 
     def metrics(self, stage: str = "distill") -> list[JsonObject]:
         """A stage's metrics by step, as `MetricsLog` writes them; none before the first."""
-        try:
-            return [json.loads(line) for line in self.store.get(self.metrics_key(stage)).decode().splitlines()]
-        except NotFoundError:
-            return []
+        return [json.loads(line) for line in self.metrics_reader(stage).read().splitlines()]
+
+    def metrics_reader(self, stage: str = "distill") -> AppendLogReader:
+        """A reader that follows a stage's metrics."""
+        return AppendLogReader(self.store, self.metrics_key(stage))
 
     def metrics_key(self, stage: str = "distill") -> str:
-        """The key of a stage's metrics."""
-        return self.key("metrics.jsonl" if stage == "distill" else f"metrics-{stage}.jsonl")
+        """The prefix of a stage's metrics, an `AppendLog`."""
+        return self.key(f"metrics/{stage}")
 
     def trial_metrics_key(self, trial: str) -> str:
-        """The key of the metrics of a sweep's training."""
-        return self.key(f"trials/{trial}.jsonl")
+        """The prefix of the metrics of a sweep's training, an `AppendLog`."""
+        return self.key(f"trials/{trial}")
 
     def checkpoints_key(self, stage: str) -> str:
         """The prefix of a stage's checkpoints."""
@@ -340,14 +342,15 @@ class RunStore:
 
     def log(self) -> str:
         """What the run has printed."""
-        try:
-            return self.store.get(self.key("log.txt")).decode("utf-8", "replace")
-        except NotFoundError:
-            return ""
+        return self.log_reader().read().decode("utf-8", "replace")
 
-    def write_log(self, text: str) -> None:
-        """Set the log."""
-        self.store.put(self.key("log.txt"), text.encode())
+    def log_reader(self) -> AppendLogReader:
+        """A reader that follows what the run prints."""
+        return AppendLogReader(self.store, self.key("log"))
+
+    def log_writer(self) -> AppendLog:
+        """The writer of the log; a run has one."""
+        return AppendLog(self.store, self.key("log"))
 
     # Reading and writing
 

@@ -43,9 +43,13 @@ def forward_flops(shape: DecoderShape, rows: int, steps: int) -> float:
     return rows * steps * (2.0 * weights + 4.0 * shape.layers * width * steps)
 
 
-def distillation_flops(teacher: DecoderShape, student: DecoderShape, student_rows: int, rows: int, steps: int) -> float:
+def distillation_flops(
+    teacher: DecoderShape | None, student: DecoderShape, student_rows: int, rows: int, steps: int
+) -> float:
     """A step on `rows` sequences: the teacher forward, with text and without; the student forward and backward.
 
-    The student sees `student_rows`: each sequence once, or twice if its target is `conditional`.
+    The student sees `student_rows`: each sequence once, or twice if its target is `conditional`. A `teacher` that
+    computes elsewhere is None.
     """
-    return forward_flops(teacher, 2 * rows, steps) + 3 * forward_flops(student, student_rows, steps)
+    by_teacher = forward_flops(teacher, 2 * rows, steps) if teacher is not None else 0.0
+    return by_teacher + 3 * forward_flops(student, student_rows, steps)

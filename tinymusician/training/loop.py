@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinymusician.errors import NonFiniteLossError
+from tinymusician.models.flops import peak_flops
 from tinymusician.runtime.memory import peak_memory
 from tinymusician.training.checkpoint import Checkpoint, CheckpointManager
+from tinymusician.training.communication import communication_share
 from tinymusician.training.engine import TrainEngine
 from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog
@@ -25,9 +28,10 @@ from tinymusician.training.task import Task, to_device
 class TrainerConfig:
     """The length and the intervals of a training.
 
-    `monitor` is the held-out metric that picks the best checkpoint; lower is better. `codes_per_microbatch` is for the
-    reported throughput, `seed` for random numbers inside the module (dropout). A step has `microbatches` equal
-    microbatches (0: one per worker). `skipped` steps update nothing.
+    `monitor` is the held-out metric that picks the best checkpoint; lower is better. `codes_per_microbatch` and
+    `flops_per_microbatch` are for the reported throughput and utilization, `seed` for random numbers inside the module
+    (dropout). A step has `microbatches` equal microbatches (0: one per worker). `skipped` steps update nothing. Every
+    `profile_seconds`, the first worker measures the communication of a step.
     """
 
     steps: int
@@ -38,9 +42,11 @@ class TrainerConfig:
     checkpoint_every: int
     monitor: str
     codes_per_microbatch: int = 0
+    flops_per_microbatch: float = 0.0
     seed: int = 0
     microbatches: int = 0
     skipped_steps: frozenset[int] = frozenset()
+    profile_seconds: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,18 @@ class Trainer:
         task: Task,
         engine: TrainEngine,
         config: TrainerConfig,
-        metrics: MetricsLog,
+        metrics: MetricsLog | None,
         checkpoints: CheckpointManager,
         rank_info: RankInfo = RankInfo(),
         start: Checkpoint | None = None,
         heartbeat: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """`heartbeat` is called often, with the number of finished steps."""
+        """`metrics` is the first worker's; `heartbeat` is called often, with the number of finished steps."""
         self.task, self.engine, self.config, self.rank_info, self.heartbeat = task, engine, config, rank_info, heartbeat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
         self.microbatches = config.microbatches or rank_info.world
+        self._profiled = time.monotonic()
 
     def run(self) -> None:
         """Train to the configured number of steps. The first validation is of the untrained module, at step 0.
@@ -99,6 +106,9 @@ class Trainer:
         while self.done < self.config.steps:
             if self.done in self.config.skipped_steps:
                 self.done += 1
+            elif self._is_profile_due():
+                window.communication_share = communication_share(partial(self._step, window), self.engine.device)
+                self._profiled = time.monotonic()
             else:
                 self._step(window)
             validation_due = self._is_due(self.done, self.config.validate_every)
@@ -110,6 +120,10 @@ class Trainer:
                 self._checkpoint(metrics)
             if self._is_logged(self.done):
                 window = MetricWindow()
+
+    def _is_profile_due(self) -> bool:
+        is_measured = self.metrics is not None and self.rank_info.world > 1
+        return is_measured and time.monotonic() - self._profiled >= self.config.profile_seconds
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.config.steps or step % every == 0
@@ -137,7 +151,9 @@ class Trainer:
     def _microbatch_loss(self, index: int, weight: float, window: MetricWindow, is_logged: bool) -> Tensor:
         """The loss of one microbatch, times its weight."""
         torch.manual_seed(seed_of_step(self.config.seed, self.done, index))
+        began = time.monotonic()
         batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
+        window.data_seconds += time.monotonic() - began
         with self.engine.autocast():
             loss, scalars = self.task.loss(self.engine, batch, self.done, is_logged)
         window.add({"loss": loss.detach(), **scalars}, weight)
@@ -173,8 +189,11 @@ class Trainer:
         row = window.means(self.rank_info.world)
         if self.config.codes_per_microbatch:
             row["codes_per_second"] = self.config.codes_per_microbatch * self.microbatches / row["step_seconds"]
+        flops = self.config.flops_per_microbatch * self.microbatches / self.rank_info.world
+        if flops and (peak := device_peak_flops(self.engine.device)) is not None:
+            row["mfu"] = flops / row["step_seconds"] / peak
         row["memory_gib"] = peak_memory_bytes(self.engine.device) / 2**30
-        if self.rank_info.rank == 0:
+        if self.metrics is not None:
             self.metrics.add({"step": self.done, **row})
 
     def _validate(self) -> dict[str, float]:
@@ -183,14 +202,14 @@ class Trainer:
         with torch.no_grad(), self.engine.autocast():
             metrics = self.task.validate(self.engine)
         module.train()
-        if self.rank_info.rank == 0:
+        if self.metrics is not None:
             self.metrics.add({"step": self.done, **{f"held_out/{name}": value for name, value in metrics.items()}})
         return metrics
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Save a checkpoint: all workers contribute to the state, rank 0 writes it, with the metrics so far."""
         state = self.engine.state()
-        if self.rank_info.rank == 0:
+        if self.metrics is not None:
             self.metrics.flush()
             self.checkpoints.save(Checkpoint(self.done, state, metrics))
         if self.rank_info.world > 1:
@@ -200,6 +219,11 @@ class Trainer:
 def seed_of_step(seed: int, step: int, rank: int) -> int:
     """The seed of a worker's random numbers at a step, so that a resumed run repeats them."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
+def device_peak_flops(device: torch.device) -> float | None:
+    """The documented peak of a GPU, in operations per second; None for a CPU or a GPU that is not listed."""
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -220,6 +244,8 @@ class MetricWindow:
         self._counts: dict[str, int] = {}
         self._names: set[str] = set()
         self._norm, self._rate, self.steps, self._began = 0.0, 0.0, 0, time.monotonic()
+        self.data_seconds = 0.0
+        self.communication_share: float | None = None
 
     def add(self, scalars: dict[str, Tensor], weight: float) -> None:
         """Add one microbatch, with its weight in the mean over the workers."""
@@ -237,17 +263,19 @@ class MetricWindow:
         self._names = set()
 
     def means(self, world: int) -> dict[str, float]:
-        """Means over steps and workers, with the gradient norm, the last learning rate and the time per step."""
+        """Means over steps and workers, with the gradient norm, the last learning rate and the time per step.
+
+        `data_share` is the share of this worker's time until batches are there, with the teacher's signals.
+        """
         names = sorted(self._sums)
         values = torch.stack([self._sums[name] / self._counts[name] for name in names])
         if world > 1:
             dist.all_reduce(values)
             values = values / world
         row = dict(zip(names, values.tolist(), strict=True))
-        seconds = (time.monotonic() - self._began) / self.steps
-        return {
-            **row,
-            "gradient_norm": self._norm / self.steps,
-            "learning_rate": self._rate,
-            "step_seconds": seconds,
-        }
+        seconds = time.monotonic() - self._began
+        row |= {"gradient_norm": self._norm / self.steps, "learning_rate": self._rate}
+        row |= {"step_seconds": seconds / self.steps, "data_share": self.data_seconds / seconds}
+        if self.communication_share is not None:
+            row["communication_share"] = self.communication_share
+        return row

@@ -1,15 +1,17 @@
-"""A run's metrics: JSON lines in the store, which outlive the cluster."""
+"""A run's metrics: JSON lines in the store, which outlive the cluster. No write depends on how many there are."""
 
 from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
+from tinymusician.artifacts.background import BackgroundWriter
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import NotFoundError
 
 Row = dict[str, Any]
 _FLUSH_SECONDS = 5.0
@@ -19,42 +21,63 @@ class MetricSink(Protocol):
     """Receives every row, such as TensorBoard's writer."""
 
     def add(self, row: Row) -> None:
-        """Add a row."""
+        """Add a row, without waiting for anything."""
 
     def flush(self) -> None:
-        """Make the rows so far durable."""
+        """Make the rows so far durable; called in the background."""
 
 
 class MetricsLog:
-    """Rows `{"step": …, NAME: NUMBER}`. A resumed run drops the rows after its checkpoint and appends to the others."""
+    """Rows `{"step": …, NAME: NUMBER}`, written in the background by one process.
 
-    def __init__(self, store: Store, key: str, resume_at: int, sinks: Sequence[MetricSink] = ()) -> None:
-        self._store, self._key, self._sinks = store, key, sinks
-        self._flushed = time.monotonic()
-        self._rows = [row for row in read_metrics(store, key) if row["step"] <= resume_at]
+    A resumed run drops the rows after its checkpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        resume_at: int,
+        sinks: Sequence[MetricSink] = (),
+        writer: BackgroundWriter | None = None,
+    ) -> None:
+        """`key` is the prefix of an `AppendLog`; `writer` may also have other writes."""
+        self._log, self._sinks, self._writer = AppendLog(store, key), sinks, writer or BackgroundWriter()
+        self._log.truncate(lambda line: json.loads(line)["step"] <= resume_at)
+        self._rows: list[Row] = []
+        self._lock, self._flushed = threading.Lock(), time.monotonic()
 
     def add(self, row: Row) -> None:
-        """Append a row. `flush` makes it durable, and runs by itself every few seconds."""
-        self._rows.append({name: _finite(value) for name, value in row.items()})
+        """Append a row, which is written within seconds."""
+        row = {name: _finite(value) for name, value in row.items()}
         for sink in self._sinks:
-            sink.add(self._rows[-1])
+            sink.add(row)
+        with self._lock:
+            self._rows.append(row)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
+            self._writer.submit("metrics", self._write)
+            self._flushed = time.monotonic()
 
     def flush(self) -> None:
-        """Write all rows to the store."""
-        self._store.put(self._key, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        """Wait until all rows are written.
+
+        Raises:
+            StoreError: the store did not take them.
+        """
+        self._writer.submit("metrics", self._write)
+        self._writer.drain()
+
+    def _write(self) -> None:
+        with self._lock:
+            rows, self._rows = self._rows, []
+        self._log.append("".join(json.dumps(row) + "\n" for row in rows).encode())
         for sink in self._sinks:
             sink.flush()
-        self._flushed = time.monotonic()
 
 
 def read_metrics(store: Store, key: str) -> list[Row]:
-    """The rows of a run's metrics; none if it has not written any."""
-    try:
-        return [json.loads(line) for line in store.get(key).decode().splitlines()]
-    except NotFoundError:
-        return []
+    """The rows of a `MetricsLog`; none if it has not written any."""
+    return [json.loads(line) for line in AppendLogReader(store, key).read().splitlines()]
 
 
 def _finite(value: object) -> object:
