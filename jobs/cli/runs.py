@@ -34,9 +34,19 @@ def list_all(context: typer.Context, json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     summaries = list_runs(open_store(), warn)
-    columns = ["RUN", "KIND", "STATE", "STEP", "ARTIFACT", "STARTED"]
+    columns = ["RUN", "KIND", "STATE", "STEP", "USER", "HOST", "STARTED", "ARTIFACT, OR WHAT IT HOLDS OR WAITS FOR"]
     rows = [
-        [run.id, run.kind, run.state, run.steps_done, run.artifact or "", (run.started or "")[:19]] for run in summaries
+        [
+            run.id,
+            run.kind,
+            run.state,
+            run.steps_done,
+            run.user,
+            run.host,
+            (run.started or "")[:19],
+            run.artifact or run.holds,
+        ]
+        for run in summaries
     ]
     emit([run.facts() for run in summaries], json, table(columns, rows) if rows else "no runs yet")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import shlex
+import socket
 import sys
 from datetime import datetime
 
@@ -81,7 +83,17 @@ def _new_record(run: RunStore, kind: JobKind, recipe: Recipe, workers: int, wher
         seeds={"training": content["training"]["seed"]},
         cluster=where,
         submission=submission,
+        user=_user(),
+        host=socket.gethostname(),
     )
+
+
+def _user() -> str:
+    """The name of this process's user; its number, if the system has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def check_workers(kind: JobKind, recipe: Recipe, workers: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
-from tinymusician.artifacts.run_state import RunRecord
+from tinymusician.artifacts.run_state import Allocation, RunRecord
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
 from tinymusician.recipe import parse_recipe
@@ -58,8 +58,9 @@ class ActorPool:
             training = training.model_copy(update={"device": device})
         min_count = min(training.min_workers or count, count)
         resources = allocate_resources(training, count, min_count, spare_cpus(record))
+        run.write_allocation(Allocation(workers=count, cpus=resources.cpus, gpus=resources.gpus))
         self.device, self._max_losses = resources.device, training.max_restarts
-        kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1)(_LazyActor)
+        kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1)(PoolActor)
         self._actors = [
             kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device))
             for rank in range(count)
@@ -188,7 +189,7 @@ class _TaskQueue:
         return self._failures[index] <= self._max_failures
 
 
-class _LazyActor:
+class PoolActor:
     """An actor whose task runner is created with its first task, so that an error in it is that task's error."""
 
     def __init__(self, factory: ActorFactory, context: WorkerContext) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from jobs.worker.context import WorkerContext
+from jobs.worker.ray_train import RestartWorkers
 from tinymusician.artifacts.background import BackgroundWriter
 from tinymusician.errors import NonFiniteLossError
 from tinymusician.recipe import TrainingConfig
@@ -113,10 +114,6 @@ def _skip_step(context: WorkerContext, stage: str, error: NonFiniteLossError) ->
         context.run.write_skipped_steps(stage, {*steps, error.step})
     context.barrier()
     raise RestartWorkers(str(error)) from error
-
-
-class RestartWorkers(Exception):
-    """Makes Ray Train restart the workers from the last checkpoint."""
 
 
 def _heartbeat(context: WorkerContext, stage: str, steps: int, writer: BackgroundWriter) -> Callable[[int], None]:

@@ -50,12 +50,27 @@ def test_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, u
     check_same_losses(losses(store, "w"), undisturbed.losses(2))
 
 
+def test_workers_lost_without_progress(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """One line names what was lost, and how to continue."""
+    never = ("training.max_restarts=0", "training.steps=2000", "training.checkpoint_every=2000")
+    words = ("submit", "distill", str(recipe), *settings((*never, "training.validate_every=2000")))
+    tmctl_json(ray, store, *words, "--name", "lost", "--no-wait")
+    run = RunStore(store, "lost")
+    wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill")
+    kill(ray.processes("ray::RayTrainWorker"))
+    wait_for(lambda: run.status().state == "FAILED")
+    message = run.status().message
+    assert "workers were lost 1 times without a new checkpoint, and training.max_restarts = 0: worker 0: " in message
+    assert message.endswith("continue with --resume lost")
+    assert "\n" not in message
+
+
 def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path) -> None:
     """The shards are those of another run, each there once, and no draft of a file is left."""
     precompute = ("submit", "precompute", str(recipe), *settings(("sequences.prompts_per_shard=8",)), *TWO)
     tmctl_json(ray, store, *precompute, "--name", "p", "--no-wait")
     wait_for(lambda: len(shards(store)) >= 2)
-    kill(ray.processes("ray::RayTrainWorker")[:1])
+    kill(ray.processes("ray::PoolActor")[:1])
     wait_for(lambda: RunStore(store, "p").status().state == "SUCCEEDED")
     calm = LocalStore(tmp_path / "calm")
     tmctl_json(ray, calm, *precompute)

@@ -32,17 +32,18 @@ WORK = {
         "signals.source=actors",
         "training.steps=150",
         "training.checkpoint_every=10",
-        "training.max_restarts=100",
+        "training.max_restarts=100",  # here kills come before checkpoints, too
     ),
 }
 VICTIMS = {
     "worker": ("ray::RayTrainWorker",),
+    "actor": ("ray::PoolActor",),
     "teacher": ("ray::TeacherActor",),
     "driver": ("jobs.launch.supervisor --child",),
     "raylet": ("raylet/raylet",),
     "head": ("gcs_server",),
 }
-OF_A_JOB = ("ray::RayTrainWorker", "ray::TeacherActor", "jobs.launch.supervisor")
+OF_A_JOB = ("ray::RayTrainWorker", "ray::PoolActor", "ray::TeacherActor", "jobs.launch.supervisor")
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def gone_on(ray: Ray, store: LocalStore, recipe: Path, kind: str, name: str) -> 
 
 def works(ray: Ray) -> bool:
     """Whether a worker lives that can be killed."""
-    return bool(ray.processes(*VICTIMS["worker"]))
+    return bool(ray.processes(*VICTIMS["worker"]) or ray.processes(*VICTIMS["actor"]))
 
 
 @pytest.mark.parametrize("kind", WORK)
@@ -124,3 +125,22 @@ def test_random_kills(private_ray: Ray, recipe: Path, tmp_path: Path, kind: str)
             assert max(abs(actual[step] - expected[step]) for step in expected) <= 1e-5
         wait_for(lambda: not any(private_ray.processes(word) for word in OF_A_JOB))
         assert not list(place.rglob(".draft-*"))
+
+
+def test_twenty_lost_workers(private_ray: Ray, recipe: Path, tmp_path: Path) -> None:
+    """With a new checkpoint after each, they end no run, and change no loss."""
+    values = settings(("training.steps=400", "training.checkpoint_every=10", "training.log_every=1"))
+    words, stores = ("submit", "distill", str(recipe), *values), [LocalStore(tmp_path / name) for name in "ab"]
+    tmctl_json(private_ray, stores[0], *words, "--name", "run")
+    tmctl_json(private_ray, stores[1], *words, "--name", "run", "--no-wait")
+    run, seen = RunStore(stores[1], "run"), frozenset[str]()
+    for _ in range(20):
+        wait_for(lambda: bool(run.checkpoint_keys() - seen))  # noqa: B023 - called at once
+        seen |= run.checkpoint_keys()
+        os.kill(private_ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
+    wait_for(lambda: run.status().state in ("SUCCEEDED", "FAILED"))
+    assert run.status().state == "SUCCEEDED", run.status().message
+    assert run.log().count("workers were lost") == 20
+    actual, expected = (losses(store, "run") for store in stores)
+    assert actual.keys() == expected.keys()
+    assert max(abs(actual[step] - expected[step]) for step in expected) <= 1e-5

@@ -10,7 +10,7 @@ import pytest
 from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
 from jobs.launch.submit import reconcile, resume_target
 from tinymusician.artifacts.append_log import AppendLog
-from tinymusician.artifacts.run_state import RunRecord, RunResult, check_run_name, now
+from tinymusician.artifacts.run_state import Allocation, PipelineStep, RunRecord, RunResult, check_run_name, now
 from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
@@ -177,3 +177,21 @@ def test_runs_are_compared(store: LocalStore) -> None:
     assert differing_settings(compared[:1]) == []
     with pytest.raises(RunError, match="'c'"):
         read_run(RunStore(store, "c"))
+
+
+def test_a_run_says_what_it_holds_and_waits_for(store: LocalStore) -> None:
+    """And a pipeline what its step holds; what has ended holds nothing."""
+    run, pipeline = RunStore(store, "a"), RunStore(store, "p")
+    run.write_record(record("a", user="clara", host="laptop"))
+    run.start()
+    run.write_allocation(Allocation(workers=8, cpus=12, gpus=1))
+    pipeline.write_record(record("p", kind="pipeline"))
+    pipeline.start()
+    pipeline.write_pipeline([PipelineStep(step="distill", state="RUNNING", run="a")])
+    for each in (run, pipeline):
+        assert summarize(each).holds == "8 x (1 GPU, 12 CPU)"
+    assert (summarize(run).user, summarize(run).host) == ("clara", "laptop")
+    run.wait("waiting for 8 GPUs: 3 of 8 are free")
+    assert summarize(run).holds == "waiting for 8 GPUs: 3 of 8 are free"
+    run.fail("late")
+    assert summarize(run).holds == ""

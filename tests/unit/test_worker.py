@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
 from jobs.launch.supervisor import to_user_error
+from jobs.worker.ray_train import RestartBudget
 from jobs.worker.resources import GpuNode, check_capacity, check_gpu_count, check_gpus, choose_device, cpus_per_worker
 from tinymusician.errors import ClusterError
 
@@ -117,3 +118,16 @@ def test_machine_out_of_memory_is_one_line() -> None:
         result = str(to_user_error(error))
         assert result.startswith("a machine of the cluster ran out of memory (22.44GB of 23.54GB): ask for fewer")
         assert "\n" not in result
+
+
+def test_restarts_count_failures_without_a_new_checkpoint() -> None:
+    """Older checkpoints are deleted meanwhile; a run that has none yet makes no progress."""
+    budget = RestartBudget(2, frozenset())
+    for newest in range(20):
+        assert budget.allows(frozenset({f"step-{newest}"}))
+    assert budget.allows(frozenset({"step-19"}))
+    assert not budget.allows(frozenset({"step-19"}))
+    assert [RestartBudget(0, frozenset()).allows(frozenset()), RestartBudget(1, frozenset()).allows(frozenset())] == [
+        False,
+        True,
+    ]

@@ -38,7 +38,7 @@ class RunRecord(Document):
     """What was submitted; written at submission, and again by `--resume` with what differs.
 
     `cluster` is the address of the Ray that runs it. With `local_ray` no cluster was named, and the local Ray may have
-    another address by now.
+    another address by now. `user` and `host` submitted it.
     """
 
     id: str
@@ -53,6 +53,20 @@ class RunRecord(Document):
     submission: str
     local_ray: bool = False
     part_of: str = ""
+    user: str = ""
+    host: str = ""
+
+
+class Allocation(Document):
+    """What a run's processes hold: `workers`, each with `cpus` and `gpus`."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    def __str__(self) -> str:
+        each = f"{self.gpus} GPU, {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
+        return f"{self.workers} x ({each})"
 
 
 class RunResult(Document):

@@ -30,7 +30,10 @@ def effective_status(run: RunStore) -> RunStatus:
 
 
 class RunSummary(Document):
-    """A run as `tmctl runs` shows it. `pipeline` are the steps of a pipeline."""
+    """A run as `tmctl runs` shows it. `pipeline` are the steps of a pipeline.
+
+    `holds` is what its workers have on the cluster, or what it waits for.
+    """
 
     id: str
     kind: str
@@ -45,6 +48,9 @@ class RunSummary(Document):
     steps: int | None
     message: str
     workers: int
+    user: str
+    host: str
+    holds: str
     pipeline: tuple[PipelineStep, ...] | None = None
 
     @property
@@ -74,8 +80,24 @@ def summarize(run: RunStore) -> RunSummary:
         steps=progress.steps if progress else None,
         message=status.message,
         workers=record.workers,
+        user=record.user,
+        host=record.host,
+        holds=_holds(run, record.kind, status),
         pipeline=tuple(run.pipeline()) if record.kind == "pipeline" else None,
     )
+
+
+def _holds(run: RunStore, kind: str, status: RunStatus) -> str:
+    """What a run has on its cluster, or why it has nothing; empty if it has ended."""
+    if status.state not in ACTIVE:
+        return ""
+    if status.state == "WAITING":
+        return status.message
+    running = (
+        [step.run for step in run.pipeline() if step.state == "RUNNING" and step.run] if kind == "pipeline" else []
+    )
+    allocation = RunStore(run.store, running[0]).allocation() if running else run.allocation()
+    return str(allocation) if allocation is not None and status.state == "RUNNING" else ""
 
 
 def list_runs(store: Store, on_damaged: Callable[[str], None]) -> list[RunSummary]:

@@ -6,6 +6,7 @@ Only this module knows their names:
     runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
     runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
     runs/ID/progress.json            stage and step; written by the first worker
+    runs/ID/allocation.json          what the workers hold on the cluster; written by the driver
     runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
     runs/ID/result.json              artifact and metrics; written by the job at its end
     runs/ID/error.txt                the error of the last attempt, for people
@@ -36,6 +37,7 @@ from pydantic import TypeAdapter, ValidationError
 from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
+    Allocation,
     PipelineStep,
     Progress,
     RunRecord,
@@ -181,6 +183,17 @@ class RunStore:
         except NotFoundError:
             return None
 
+    def write_allocation(self, allocation: Allocation) -> None:
+        """Record what the run's workers hold."""
+        self._write("allocation.json", allocation)
+
+    def allocation(self) -> Allocation | None:
+        """What the run's workers hold; None before they have anything."""
+        try:
+            return self._read("allocation.json", Allocation)
+        except NotFoundError:
+            return None
+
     def write_pipeline(self, steps: Sequence[PipelineStep]) -> None:
         """Set the states of a pipeline's steps."""
         self.store.put(self.key("pipeline.json"), _PIPELINE.dump_json(tuple(steps), indent=2))
@@ -323,6 +336,11 @@ class RunStore:
     def checkpoints_key(self, stage: str) -> str:
         """The prefix of a stage's checkpoints."""
         return self.key(f"checkpoints/{stage}")
+
+    def checkpoint_keys(self) -> frozenset[str]:
+        """The entries of all checkpoints of all stages."""
+        entries = self.store.list(self.key("checkpoints/"))
+        return frozenset(entry.key for entry in entries if entry.key.endswith(".json"))
 
     def delete_checkpoints(self, stage: str) -> None:
         """Delete a stage's checkpoints."""
