@@ -71,9 +71,11 @@ class WaitNotice:
 
 
 def _follow_plainly(run: RunStore, quiet: bool) -> State:
+    from jobs.launch.submit import is_alive
+
     shown, printed, clock, notice, kl = "", 0.0, StageClock(), WaitNotice(run), LatestKl(run)
     while True:
-        summary = summarize(run)
+        summary = summarize(run, is_alive)
         remaining = clock.remaining(summary)
         line = f"{summary.state} {summary.stage or 'starting'} {summary.steps_done}"
         due = time.monotonic() - printed > _PLAIN_SECONDS or summary.state in ENDED
@@ -99,6 +101,8 @@ def _follow_with_bar(run: RunStore) -> State:
         TimeRemainingColumn,
     )
 
+    from jobs.launch.submit import is_alive
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -110,7 +114,7 @@ def _follow_with_bar(run: RunStore) -> State:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar, stage = bars.add_task("starting", total=None), ""
         while True:
-            summary = summarize(run)
+            summary = summarize(run, is_alive)
             if (summary.stage or "") != stage:
                 stage = summary.stage or ""
                 bars.reset(bar, total=summary.steps)

@@ -33,7 +33,9 @@ def list_all(context: typer.Context, json: Json = False) -> None:
     """List all runs in the store, oldest first, compare some of them, or save an evaluation's reference."""
     if context.invoked_subcommand is not None:
         return
-    summaries = list_runs(open_store(), warn)
+    from jobs.launch.submit import alive_checker
+
+    summaries = list_runs(open_store(), warn, alive_checker())
     columns = ["RUN", "KIND", "STATE", "STEP", "USER", "HOST", "STARTED", "ARTIFACT, OR WHAT IT HOLDS OR WAITS FOR"]
     rows = [
         [
@@ -120,12 +122,12 @@ def _by_name(rows: list[list[str]]) -> dict[str, list[str]]:
 def status(run: RunName, json: Json = False) -> None:
     """Show a run's state, step, metrics and artifact."""
     from jobs.launch.shortage import current_shortages, run_holder
-    from jobs.launch.submit import reconcile
+    from jobs.launch.submit import is_alive, reconcile
 
     folder = RunStore(open_store(), run)
     folder.record()
     reconcile(folder)
-    summary = summarize(folder)
+    summary = summarize(folder, is_alive)
     facts = {**summary.facts(), "steps_done": summary.steps_done}
     lines = [
         f"{name}: {value}"
@@ -151,11 +153,13 @@ def logs(
     run: RunName, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False
 ) -> None:
     """Print a run's log."""
+    from jobs.launch.submit import is_alive
+
     folder = RunStore(open_store(), run)
     folder.record()
     reader, decoder = folder.log_reader(), codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        ended = summarize(folder).state in ENDED
+        ended = summarize(folder, is_alive).state in ENDED
         sys.stdout.write(decoder.decode(reader.read()))
         sys.stdout.flush()
         if ended or not follow:

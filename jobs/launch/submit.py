@@ -15,7 +15,7 @@ from jobs.registry import JobKind
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
 from tinymusician.artifacts.provenance import git_state, package_versions
 from tinymusician.artifacts.run_state import ENDED, RunRecord, check_run_name, now
-from tinymusician.artifacts.run_summary import HEARTBEAT_TIMEOUT, effective_status
+from tinymusician.artifacts.run_summary import HEARTBEAT_TIMEOUT, IsAlive, effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
@@ -24,6 +24,10 @@ from tinymusician.recipe import Recipe
 STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job retries requests to a store that does not respond."""
 _TRAINING: tuple[JobKind, ...] = ("distill", "pipeline")
+
+
+_ALIVE = {"PENDING", "RUNNING"}
+"""States of a living job in Ray."""
 
 
 def submit(
@@ -160,7 +164,7 @@ def stop(run: RunStore) -> None:
         RunError: the run has ended already.
     """
     record = run.record()
-    state = effective_status(run).state
+    state = effective_status(run, is_alive).state
     if state in ENDED:
         raise RunError(f"run {run.id!r}: has ended ({state})")
     client, _ = cluster.connect(record.cluster, start=False)
@@ -195,11 +199,27 @@ def reconcile(run: RunStore) -> None:
 
 def is_alive(record: RunRecord) -> bool:
     """Whether the cluster reports this run's job as running; a cluster that is gone runs nothing."""
-    try:
-        client, _ = cluster.connect(record.cluster, start=False)
-        return str(client.get_job_status(record.submission)) in {"PENDING", "RUNNING"}
-    except (ClusterError, RuntimeError):
-        return False
+    return alive_checker()(record)
+
+
+def alive_checker() -> IsAlive:
+    """`is_alive` for many runs: a cluster that does not answer is asked once."""
+    silent: set[str] = set()
+
+    def ask(record: RunRecord) -> bool:
+        if record.cluster in silent:
+            return False
+        try:
+            client, _ = cluster.connect(record.cluster, start=False)
+        except ClusterError:
+            silent.add(record.cluster)
+            return False
+        try:
+            return str(client.get_job_status(record.submission)) in _ALIVE
+        except RuntimeError:
+            return False
+
+    return ask
 
 
 def _new_run_name(recipe: str, kind: str) -> str:

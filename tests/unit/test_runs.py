@@ -154,6 +154,17 @@ def test_states_follow_each_other(store: LocalStore) -> None:
     assert run.status().artifact == "band@sha256:00"
 
 
+def test_clocks_that_differ_fail_no_run(store: LocalStore) -> None:
+    """A heartbeat of another clock looks old; the cluster says whether the run lives."""
+    behind = RunStore(store, "a", clock=lambda: now() - timedelta(minutes=5))
+    behind.write_record(record("a"))
+    behind.start()
+    behind.heartbeat()
+    assert summarize(behind).state == "FAILED"
+    assert summarize(behind, lambda record: record.id == "a").state == "RUNNING"
+    assert [run.state for run in list_runs(store, print, lambda record: True)] == ["RUNNING"]
+
+
 def test_runs_are_compared(store: LocalStore) -> None:
     """The settings that differ, results by name, and one page with the curves."""
     test_kl = {"kl_test": 0.2, "kl_test_interval": [0.1, 0.25]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from tinymusician.artifacts.run_state import ACTIVE, PipelineStep, RunStatus, State, now
+from tinymusician.artifacts.run_state import ACTIVE, PipelineStep, RunRecord, RunStatus, State, now
 from tinymusician.artifacts.runs import RunStore, all_runs
 from tinymusician.artifacts.store import Store
 from tinymusician.config_model import Document
@@ -16,13 +16,19 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=60)
 """A running run without a heartbeat for this long counts as failed."""
 
 
-def effective_status(run: RunStore) -> RunStatus:
-    """The status; a running run without a heartbeat for a minute counts as failed: its cluster died.
+IsAlive = Callable[[RunRecord], bool]
+"""Asks a run's cluster whether its job runs."""
 
-    The heartbeat has the cluster's clock and the minute this machine's, so the clocks must agree to some seconds.
+
+def effective_status(run: RunStore, is_alive: IsAlive | None = None) -> RunStatus:
+    """The status; a running run without a heartbeat for a minute counts as failed, unless `is_alive`.
+
+    The heartbeat has the cluster's clock and the minute this machine's, and clocks differ: the cluster knows better.
     """
     status, heartbeat = run.status(), run.last_heartbeat()
     if status.state not in ACTIVE or heartbeat is None or now() - heartbeat < HEARTBEAT_TIMEOUT:
+        return status
+    if is_alive is not None and is_alive(run.record()):
         return status
     silence = int((now() - heartbeat).total_seconds())
     message = f"no heartbeat for {silence} s: its cluster died; continue it with --resume"
@@ -63,9 +69,9 @@ class RunSummary(Document):
         return self.model_dump(mode="json", exclude={"pipeline"} if self.pipeline is None else None)
 
 
-def summarize(run: RunStore) -> RunSummary:
+def summarize(run: RunStore, is_alive: IsAlive | None = None) -> RunSummary:
     """The summary of a run."""
-    record, progress, status = run.record(), run.progress(), effective_status(run)
+    record, progress, status = run.record(), run.progress(), effective_status(run, is_alive)
     return RunSummary(
         id=record.id,
         kind=record.kind,
@@ -100,14 +106,14 @@ def _holds(run: RunStore, kind: str, status: RunStatus) -> str:
     return str(allocation) if allocation is not None and status.state == "RUNNING" else ""
 
 
-def list_runs(store: Store, on_damaged: Callable[[str], None]) -> list[RunSummary]:
+def list_runs(store: Store, on_damaged: Callable[[str], None], is_alive: IsAlive | None = None) -> list[RunSummary]:
     """The summaries of a store's runs, oldest first. `on_damaged` receives why a run cannot be read."""
     summaries = []
     for run in all_runs(store):
         try:
             record = run.record()
             if not record.part_of:
-                summaries.append((record.created, summarize(run)))
+                summaries.append((record.created, summarize(run, is_alive)))
         except DigestMismatchError as error:
             on_damaged(str(error))
     return [one for _, one in sorted(summaries, key=lambda pair: pair[0])]
