@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from jobs.launch import local_ray
@@ -57,16 +57,36 @@ def is_here(address: str) -> bool:
     """Whether the cluster at an address runs on this machine: a loopback address may also be the end of a tunnel."""
     if not is_loopback(urlparse(address).hostname or ""):
         return False
-    use_token()
     import ray
+
+    head = _head(address)
+    return head is None or head.ip in {"127.0.0.1", ray.util.get_node_ip_address()}
+
+
+def head_id(address: str) -> str:
+    """The id of the head node behind an address; empty if no cluster answers there."""
+    head = _head(address)
+    return head.id if head is not None else ""
+
+
+class HeadNode(NamedTuple):
+    """A cluster's head: its address in the cluster, and an id that no other head has."""
+
+    ip: str
+    id: str
+
+
+def _head(address: str) -> HeadNode | None:
+    """The head node of the cluster at an address; None if none answers, which the next connection reports."""
+    use_token()
     from ray.util.state import list_nodes
 
     try:
         with explicit_address():
-            heads = {node.node_ip for node in list_nodes(address=address) if node.is_head_node}
-    except Exception:  # no cluster there; the next connection reports it
-        return True
-    return not heads or bool(heads & {"127.0.0.1", ray.util.get_node_ip_address()})
+            heads = [HeadNode(node.node_ip, node.node_id) for node in list_nodes(address=address) if node.is_head_node]
+    except Exception:  # Ray raises errors of several kinds, by cause and version
+        return None
+    return heads[0] if heads else None
 
 
 def _client(address: str) -> Any:

@@ -9,9 +9,11 @@ import shlex
 import socket
 import sys
 from datetime import datetime
+from urllib.parse import urlparse
 
 from jobs.launch import cluster
 from jobs.registry import JobKind
+from serve.config import is_loopback
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
 from tinymusician.artifacts.provenance import git_state, package_versions
 from tinymusician.artifacts.run_state import ENDED, RunRecord, check_run_name, now
@@ -24,8 +26,6 @@ from tinymusician.recipe import Recipe
 STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job retries requests to a store that does not respond."""
 _TRAINING: tuple[JobKind, ...] = ("distill", "pipeline")
-
-
 _ALIVE = {"PENDING", "RUNNING"}
 """States of a living job in Ray."""
 
@@ -57,7 +57,7 @@ def submit(
     submission = f"{run.id}-{secrets.token_hex(3)}"
     check_workers(kind, recipe, workers or 1)
     record = _new_record(run, kind, recipe, workers or 1, where, submission)
-    run.write_record(record.model_copy(update={"local_ray": is_local}))
+    run.write_record(record.model_copy(update={"local_ray": is_local, "head_id": cluster.head_id(where)}))
     run.submit()
     try:
         client.submit_job(
@@ -152,9 +152,27 @@ def resume_target(
     # Once it has ended, the cluster may take a while to see it.
     if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
-    return workers or record.workers, cluster.configured_address(address) or (
-        None if record.local_ray else record.cluster
-    )
+    configured = cluster.configured_address(address)
+    if configured is None and not record.local_ray:
+        _check_tunnel(record)
+        configured = record.cluster
+    return workers or record.workers, configured
+
+
+def _check_tunnel(record: RunRecord) -> None:
+    """Check that a loopback address, which may be the end of a tunnel, still leads to the run's cluster.
+
+    Raises:
+        RunError: it leads to another one, or to none.
+    """
+    if not record.head_id or not is_loopback(urlparse(record.cluster).hostname or ""):
+        return
+    if (head := cluster.head_id(record.cluster)) != record.head_id:
+        what = "another cluster answers" if head else "no cluster answers"
+        raise RunError(
+            f"run {record.id!r}: ran on the cluster behind {record.cluster}, and {what} there now; open the tunnel to it "
+            f"again, or name the cluster to continue on: --cluster http://HEAD:8265"
+        )
 
 
 def stop(run: RunStore) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import Ray, settings, tmctl, tmctl_json
+from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
+from tinymusician.errors import RunError
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +136,29 @@ def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.M
     )
     monkeypatch.setattr("ray.util.state.list_nodes", lambda address: [elsewhere])
     assert not is_here(ray.address)
+
+
+def test_resume_through_a_tunnel_stays_on_its_cluster(ray: Ray, store: LocalStore) -> None:
+    """The head behind a loopback address is compared with the run's; a cluster that is named is taken."""
+    from jobs.launch.cluster import head_id
+    from jobs.launch.submit import resume_target
+
+    def interrupted(name: str, address: str, head: str) -> RunStore:
+        run = RunStore(store, name)
+        run.write_record(record(name, cluster=address, head_id=head))
+        run.start()
+        run.fail("lost")
+        return run
+
+    assert len(head_id(ray.address)) > 20
+    same = interrupted("same", ray.address, head_id(ray.address))
+    assert resume_target(same, "distill", None, None) == (2, ray.address)
+    other, gone = interrupted("other", ray.address, "0" * 56), interrupted("gone", "http://127.0.0.1:1", "0" * 56)
+    with pytest.raises(RunError, match="another cluster answers there now; open the tunnel to it again"):
+        resume_target(other, "distill", None, None)
+    with pytest.raises(RunError, match="no cluster answers there now"):
+        resume_target(gone, "distill", None, None)
+    assert resume_target(gone, "distill", None, ray.address) == (2, ray.address)
 
 
 def test_unavailable_weights(ray: Ray, recipe: Path, store: LocalStore) -> None:

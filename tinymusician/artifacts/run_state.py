@@ -38,7 +38,7 @@ class RunRecord(Document):
     """What was submitted; written at submission, and again by `--resume` with what differs.
 
     `cluster` is the address of the Ray that runs it. With `local_ray` no cluster was named, and the local Ray may have
-    another address by now. `user` and `host` submitted it.
+    another address by now; `head_id` tells clusters behind one address apart. `user` and `host` submitted it.
     """
 
     id: str
@@ -52,6 +52,7 @@ class RunRecord(Document):
     cluster: str
     submission: str
     local_ray: bool = False
+    head_id: str = ""
     part_of: str = ""
     user: str = ""
     host: str = ""
