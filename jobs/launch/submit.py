@@ -170,8 +170,8 @@ def _check_tunnel(record: RunRecord) -> None:
     if (head := cluster.head_id(record.cluster)) != record.head_id:
         what = "another cluster answers" if head else "no cluster answers"
         raise RunError(
-            f"run {record.id!r}: ran on the cluster behind {record.cluster}, and {what} there now; open the tunnel to it "
-            f"again, or name the cluster to continue on: --cluster http://HEAD:8265"
+            f"run {record.id!r}: ran on the cluster behind {record.cluster}, and {what} there now; open the tunnel to "
+            f"it again, or name the cluster to continue on: --cluster http://HEAD:8265"
         )
 
 

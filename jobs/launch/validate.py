@@ -38,6 +38,7 @@ PRETRAIN_KEYS = (
     "training.seed",
     "training.log_every",
     "training.max_restarts",
+    "training.hang_seconds",
     "training.max_skipped_steps",
     "training.min_workers",
 )

@@ -20,7 +20,8 @@ from tinymusician.recipe import parse_recipe
 if TYPE_CHECKING:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-_COLLECTIVE_TIMEOUT_SECONDS = 24 * 3600
+_COLLECTIVE_TIMEOUT_SECONDS = 1800
+"""Longer than workers wait for one of them whose store does not respond (`STORE_TIMEOUT_SECONDS`, 600 s)."""
 _PLACEMENT_TIMEOUT_SECONDS = 30 * 24 * 3600
 """A fixed number of workers waits this long for free resources: the run is WAITING, and its user may stop it."""
 

@@ -69,6 +69,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         RestartWorkers: the step with such a loss is skipped, from the last checkpoint on.
     """
     from jobs.worker.prometheus import PrometheusLogger
+    from jobs.worker.stalls import start_watchdog, worker_nodes
     from jobs.worker.tensorboard import TensorBoardLogger
     from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
@@ -92,11 +93,14 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         sinks: list[MetricSink] = [TensorBoardLogger(run, stage.name, resume_at), PrometheusLogger(run.id, stage.name)]
         metrics = MetricsLog(run.store, run.metrics_key(stage.name), resume_at, sinks, writer)
     heartbeat = _heartbeat(context, stage.name, config.steps, writer)
+    watchdog = start_watchdog(context, worker_nodes(context))
     try:
-        Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat).run()
+        Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat, watchdog).run()
     except NonFiniteLossError as error:
         _skip_step(context, stage.name, error)
         raise
+    finally:
+        watchdog.close()
 
 
 def _skip_step(context: WorkerContext, stage: str, error: NonFiniteLossError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_killed_worker_is_restarted(ray: Ray, recipe: Path, store: LocalStore, u
     kill(ray.processes("ray::RayTrainWorker")[:1])
     wait_for(lambda: RunStore(store, "w").status().state == "SUCCEEDED")
     check_same_losses(losses(store, "w"), undisturbed.losses(2))
+
+
+def test_a_worker_that_hangs(ray: Ray, recipe: Path, store: LocalStore, undisturbed: UndisturbedRuns) -> None:
+    """It is named; the workers start again from the last checkpoint."""
+    values = settings((*LONG, "training.hang_seconds=5"))
+    tmctl_json(ray, store, "submit", "distill", str(recipe), *values, *TWO, "--name", "hang", "--no-wait")
+    wait_for_checkpoint(store, "hang")
+    os.kill(ray.processes("ray::RayTrainWorker")[0], signal.SIGSTOP)
+    run = RunStore(store, "hang")
+    wait_for(lambda: run.status().state in ("SUCCEEDED", "FAILED"))
+    assert run.status().state == "SUCCEEDED", run.status().message
+    assert re.search(r"no step for \d+ s: worker [01] on node \S+ does not answer; the workers start again", run.log())
+    check_same_losses(losses(store, "hang"), undisturbed.losses(2))
 
 
 def test_workers_lost_without_progress(ray: Ray, recipe: Path, store: LocalStore) -> None:

@@ -70,6 +70,14 @@ class Allocation(Document):
         return f"{self.workers} x ({each})"
 
 
+class StallReport(Document):
+    """A worker that has been in one phase of a step for too long."""
+
+    phase: str
+    step: int
+    seconds: float
+
+
 class RunResult(Document):
     """What a run produced: the reference of its artifact, if any, and its metrics."""
 

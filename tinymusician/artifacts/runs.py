@@ -7,6 +7,7 @@ Only this module knows their names:
     runs/ID/heartbeat.txt            the time of the supervisor's last heartbeat, every few seconds
     runs/ID/progress.json            stage and step; written by the first worker
     runs/ID/allocation.json          what the workers hold on the cluster; written by the driver
+    runs/ID/stalls/RANK.json         a worker that hangs
     runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
     runs/ID/result.json              artifact and metrics; written by the job at its end
     runs/ID/error.txt                the error of the last attempt, for people
@@ -25,6 +26,7 @@ Only this module knows their names:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -43,6 +45,7 @@ from tinymusician.artifacts.run_state import (
     RunRecord,
     RunResult,
     RunStatus,
+    StallReport,
     State,
     now,
 )
@@ -193,6 +196,22 @@ class RunStore:
             return self._read("allocation.json", Allocation)
         except NotFoundError:
             return None
+
+    def write_stall(self, rank: int, report: StallReport) -> None:
+        """Record that a worker makes no progress."""
+        self._write(_stall_name(rank), report)
+
+    def clear_stall(self, rank: int) -> None:
+        """Forget what a worker recorded before."""
+        self.store.delete(self.key(_stall_name(rank)))
+
+    def stalls(self, workers: int) -> dict[int, StallReport]:
+        """The reports of the workers that make no progress, by rank."""
+        reports = {}
+        for rank in range(workers):
+            with contextlib.suppress(NotFoundError):
+                reports[rank] = self._read(_stall_name(rank), StallReport)
+        return reports
 
     def write_pipeline(self, steps: Sequence[PipelineStep]) -> None:
         """Set the states of a pipeline's steps."""
@@ -390,6 +409,10 @@ class RunStore:
 
     def _write(self, name: str, document: Document) -> None:
         self.store.put(self.key(name), document.model_dump_json(indent=2).encode())
+
+
+def _stall_name(rank: int) -> str:
+    return f"stalls/{rank}.json"
 
 
 def _measurement_name(kind: str, subject: str) -> str:

@@ -247,7 +247,12 @@ class TrainingConfig(ConfigModel):
     log_every: Count = 10
     validate_every: Count = 100
     checkpoint_every: Count = 100
-    max_restarts: Annotated[int, Field(ge=0)] = Field(2, description="how often workers that died are restarted")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        2, description="how often workers that died are restarted without a new checkpoint in between"
+    )
+    hang_seconds: Annotated[float, Field(ge=5)] = Field(
+        240, description="a step or validation that takes longer than this, and ten times its usual time, hangs"
+    )
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="maximum number of skipped steps, whose loss or gradient is not finite; 0 stops at the first"
     )

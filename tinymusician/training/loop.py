@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from tinymusician.training.engine import TrainEngine
 from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog
 from tinymusician.training.task import Task, to_device
+from tinymusician.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Trainer:
         rank_info: RankInfo = RankInfo(),
         start: Checkpoint | None = None,
         heartbeat: Callable[[int], None] = lambda step: None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """`metrics` is the first worker's; `heartbeat` is called often, with the number of finished steps."""
         self.task, self.engine, self.config, self.rank_info, self.heartbeat = task, engine, config, rank_info, heartbeat
@@ -92,6 +95,7 @@ class Trainer:
         self.fresh, self.done = start is None, start.step if start is not None else 0
         self.microbatches = config.microbatches or rank_info.world
         self._profiled = time.monotonic()
+        self._phase = watchdog.phase if watchdog is not None else lambda name, step: contextlib.nullcontext()
 
     def run(self) -> None:
         """Train to the configured number of steps. The first validation is of the untrained module, at step 0.
@@ -106,11 +110,9 @@ class Trainer:
         while self.done < self.config.steps:
             if self.done in self.config.skipped_steps:
                 self.done += 1
-            elif self._is_profile_due():
-                window.communication_share = communication_share(partial(self._step, window), self.engine.device)
-                self._profiled = time.monotonic()
             else:
-                self._step(window)
+                with self._phase("step", self.done):
+                    self._step_or_profile(window)
             validation_due = self._is_due(self.done, self.config.validate_every)
             checkpoint_due = validation_due or self._is_due(self.done, self.config.checkpoint_every)
             if window.steps and self._is_logged(self.done):
@@ -121,9 +123,14 @@ class Trainer:
             if self._is_logged(self.done):
                 window = MetricWindow()
 
-    def _is_profile_due(self) -> bool:
+    def _step_or_profile(self, window: MetricWindow) -> None:
+        """A step; now and then, the first of several workers measures its communication."""
         is_measured = self.metrics is not None and self.rank_info.world > 1
-        return is_measured and time.monotonic() - self._profiled >= self.config.profile_seconds
+        if is_measured and time.monotonic() - self._profiled >= self.config.profile_seconds:
+            window.communication_share = communication_share(partial(self._step, window), self.engine.device)
+            self._profiled = time.monotonic()
+        else:
+            self._step(window)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.config.steps or step % every == 0
@@ -199,7 +206,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         module = self.task.module
         module.eval()
-        with torch.no_grad(), self.engine.autocast():
+        with torch.no_grad(), self.engine.autocast(), self._phase("validation", self.done):
             metrics = self.task.validate(self.engine)
         module.train()
         if self.metrics is not None:
