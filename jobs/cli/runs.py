@@ -134,7 +134,7 @@ def status(run: RunName, json: Json = False) -> None:
         for name, value in facts.items()
         if value not in (None, "", {}) and name not in _PRINTED_APART
     ]
-    if summary.state not in ENDED and summary.stage is None:
+    if summary.state not in ENDED and (summary.stage is None or summary.step == summary.steps):
         lines += [str(shortage) for shortage in current_shortages(folder.record().cluster, run_holder(run))]
     lines += [f"  {step.step}: {step.state}{_step_result(step)}" for step in summary.pipeline or ()]
     lines += [f"  {name}: {value}" for name, value in summary.metrics.items()]

@@ -45,8 +45,8 @@ def describe_stalls(reports: Mapping[int, StallReport], nodes: Sequence[str]) ->
     earliest = min(report.step for report in reports.values())
     behind = {rank: report for rank, report in reports.items() if report.step == earliest}
     places = [
-        f"worker {rank} on node {nodes[rank]}, for {report.seconds:.0f} s in the {report.phase} of step {report.step + 1}"
-        for rank, report in sorted(behind.items())
+        f"worker {rank} on node {nodes[rank]}, for {each.seconds:.0f} s in the {each.phase} of step {each.step + 1}"
+        for rank, each in sorted(behind.items())
     ]
     who = ", ".join(places)
     return f"training hangs: {who}"
