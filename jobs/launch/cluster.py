@@ -57,9 +57,9 @@ def is_here(address: str) -> bool:
     """Whether the cluster at an address runs on this machine: a loopback address may also be the end of a tunnel."""
     if not is_loopback(urlparse(address).hostname or ""):
         return False
-    import ray
-
     head = _head(address)
+    import ray  # after the token: Ray reads its mode of authentication when it is imported
+
     return head is None or head.ip in {"127.0.0.1", ray.util.get_node_ip_address()}
 
 

@@ -44,11 +44,11 @@ def describe_stalls(reports: Mapping[int, StallReport], nodes: Sequence[str]) ->
         return f"no step for {since:.0f} s: {who} does not answer"
     earliest = min(report.step for report in reports.values())
     behind = {rank: report for rank, report in reports.items() if report.step == earliest}
-    places = [
+    lines = [
         f"worker {rank} on node {nodes[rank]}, for {each.seconds:.0f} s in the {each.phase} of step {each.step + 1}"
         for rank, each in sorted(behind.items())
     ]
-    who = ", ".join(places)
+    who = ", ".join(lines)
     return f"training hangs: {who}"
 
 
