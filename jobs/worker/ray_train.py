@@ -64,6 +64,7 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
     if min_workers == workers:  # Ray Train decides again how many workers there are only after a timeout
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
     run.write_allocation(Allocation(workers=workers + actors, cpus=resources.cpus, gpus=resources.gpus))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
     budget = RestartBudget(training.max_restarts, run.checkpoint_keys())
     with sidecars.start(run, resources):
         while True:

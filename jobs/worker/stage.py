@@ -95,12 +95,25 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     heartbeat = _heartbeat(context, stage.name, config.steps, writer)
     watchdog = start_watchdog(context, worker_nodes(context))
     try:
-        Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, heartbeat, watchdog).run()
+        options = (heartbeat, watchdog, partial(_has_notice, context))
+        Trainer(stage.task, engine, config, metrics, checkpoints, rank, start, *options).run()
     except NonFiniteLossError as error:
         _skip_step(context, stage.name, error)
         raise
     finally:
         watchdog.close()
+
+
+def _has_notice(context: WorkerContext) -> bool:
+    """Whether a machine of the run will be taken away: Ray was told to drain it. All workers must call this."""
+    from ray.train import get_preemption_info
+
+    if (notice := get_preemption_info()) is None:
+        return False
+    if context.rank == 0:
+        ranks = sorted(rank for ranks in notice.preempted_node_to_ranks.values() for rank in ranks)
+        print(f"workers {', '.join(map(str, ranks))} will lose their machines: a checkpoint is written", flush=True)
+    return True
 
 
 def _skip_step(context: WorkerContext, stage: str, error: NonFiniteLossError) -> None:

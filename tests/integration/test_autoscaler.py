@@ -6,13 +6,16 @@ Nodes are Rays on this machine that claim resources, as the provider of Ray's ow
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray as ray_library
+from ray.util.state import list_nodes
 
 from tests.ray_cluster import BIN, Ray, check_same_losses, losses, running_ray, settings, tmctl, tmctl_json, wait_for
 from tests.s3_server import free_port
@@ -28,9 +31,11 @@ POOLS = {"cpu": ({"CPU": 2}, 2), "gpu": ({"CPU": 1, "GPU": 1}, 2)}
 class GrowingRay(Ray):
     """A head without CPUs, and two pools at zero."""
 
+    gcs = ""
+
     def start(self) -> None:
         gcs, dashboard = free_port(), free_port()
-        self.address = f"http://127.0.0.1:{dashboard}"
+        self.address, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
         config = self.folder / "autoscaler.json"
         config.write_text(json.dumps(autoscaler(f"{ray_library.util.get_node_ip_address()}:{gcs}")))
         self.environment |= {
@@ -157,3 +162,26 @@ def test_any_number_of_workers_learns_the_same(growing_ray: GrowingRay, recipe: 
 def test_a_worker_has_one_gpu(growing_ray: GrowingRay, recipe: Path, store: LocalStore) -> None:
     both = tmctl(growing_ray, store, "submit", "distill", str(recipe), "--gpus", "2", "--workers", "3")
     assert both.stderr.strip() == "error: --workers 3 --gpus 2: a worker has one GPU; give one of them"
+
+
+def test_a_machine_that_is_taken_away(growing_ray: GrowingRay, recipe: Path, store: LocalStore) -> None:
+    """Ray's notice leads to a checkpoint; the run continues from it on another machine, and counts no failure."""
+    rare = ("training.checkpoint_every=2000", "training.validate_every=2000", "training.max_restarts=0")
+    values = settings((*rare, "training.steps=400", "training.device=cpu", "training.cpus_per_worker=2"))
+    words = ("submit", "distill", str(recipe), *values, "--workers", "2", "--name", "taken", "--no-wait")
+    assert tmctl(growing_ray, store, *words).returncode == 0
+    run = RunStore(store, "taken")
+    wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill" and progress.step > 10)
+    before = run.checkpoint_keys()
+    node = next(node.node_id for node in list_nodes(address=growing_ray.address) if not node.is_head_node)
+    drain = (str(BIN / "ray"), "drain-node", f"--address={growing_ray.gcs}", f"--node-id={node}")
+    reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=30")
+    subprocess.run([*drain, *reason], env=growing_ray.environment, check=True, capture_output=True)
+    wait_for(lambda: bool(run.checkpoint_keys() - before), seconds=60)
+    for pid in growing_ray.processes("--raylet_socket_name", node):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: run.status().state in ("SUCCEEDED", "FAILED"))
+    assert run.status().state == "SUCCEEDED", run.status().message
+    log = run.log()
+    assert re.search(r"workers [01] will lose their machines: a checkpoint is written", log)
+    assert re.search(r"distill: from step \d+, 400 steps", log)

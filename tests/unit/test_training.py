@@ -376,3 +376,24 @@ def test_diagnostics_are_of_logged_steps(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 8, 9, 10, 12], "every third step, and those of checkpoints"
     assert [row["diagnosis"] for row in rows] == [step - 1 for step in (2, 3, 4, 6, 8, 9, 10, 12)]
     assert all(0 < row["data_share"] < 1 for row in rows)
+
+
+def test_a_notice_leads_to_one_checkpoint(tmp_path: Path) -> None:
+    """At once, with a log row; a run that is killed then continues from there, and learns the same."""
+    calm = losses(run(LocalStore(tmp_path / "calm")))
+    store, task, notices = LocalStore(tmp_path / "noticed"), Regression(0.0), iter([False, True])
+    rare = replace(plan(log_every=3), checkpoint_every=12, validate_every=12)
+    metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, "checkpoints", "error")
+
+    def die(done: int) -> None:
+        if done == 7:
+            raise Killed
+
+    engine = TorchEngine(task.module, SETTINGS)
+    with pytest.raises(Killed):
+        Trainer(task, engine, rare, metrics, checkpoints, heartbeat=die, has_notice=lambda: next(notices)).run()
+    metrics.flush()
+    assert checkpoints.steps() == [0, 2]
+    assert sorted(losses(read_metrics(store, "metrics.jsonl"))) == [2, 3, 6]
+    resumed = losses(run(store))
+    assert {step: resumed[step] for step in range(3, 13)} == pytest.approx({step: calm[step] for step in range(3, 13)})

@@ -25,6 +25,9 @@ from tinymusician.training.metrics import MetricsLog
 from tinymusician.training.task import Task, to_device
 from tinymusician.training.watchdog import Watchdog
 
+_NOTICE_SECONDS = 4.0
+"""Time between two questions whether a machine will be lost; machines have 30 s or more from then on."""
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -88,13 +91,18 @@ class Trainer:
         start: Checkpoint | None = None,
         heartbeat: Callable[[int], None] = lambda step: None,
         watchdog: Watchdog | None = None,
+        has_notice: Callable[[], bool] | None = None,
     ) -> None:
-        """`metrics` is the first worker's; `heartbeat` is called often, with the number of finished steps."""
+        """`metrics` is the first worker's; `heartbeat` is called often, with the number of finished steps.
+
+        `has_notice` tells that a machine will be lost, and all workers call it together; a checkpoint follows.
+        """
         self.task, self.engine, self.config, self.rank_info, self.heartbeat = task, engine, config, rank_info, heartbeat
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
         self.microbatches = config.microbatches or rank_info.world
         self._profiled = time.monotonic()
+        self._has_notice, self._notice_steps = has_notice, 1
         self._phase = watchdog.phase if watchdog is not None else lambda name, step: contextlib.nullcontext()
 
     def run(self) -> None:
@@ -114,13 +122,15 @@ class Trainer:
                 with self._phase("step", self.done):
                     self._step_or_profile(window)
             validation_due = self._is_due(self.done, self.config.validate_every)
-            checkpoint_due = validation_due or self._is_due(self.done, self.config.checkpoint_every)
-            if window.steps and self._is_logged(self.done):
+            is_noticed = self._is_noticed()
+            checkpoint_due = validation_due or is_noticed or self._is_due(self.done, self.config.checkpoint_every)
+            is_logged = is_noticed or self._is_logged(self.done)
+            if window.steps and is_logged:
                 self._report(window)
             metrics = self._validate() if validation_due else {}
             if checkpoint_due:
                 self._checkpoint(metrics)
-            if self._is_logged(self.done):
+            if is_logged:
                 window = MetricWindow()
 
     def _step_or_profile(self, window: MetricWindow) -> None:
@@ -131,6 +141,13 @@ class Trainer:
             self._profiled = time.monotonic()
         else:
             self._step(window)
+
+    def _is_noticed(self) -> bool:
+        """Whether a machine will be lost, which is asked every few seconds and answered once."""
+        if self._has_notice is None or self.done % self._notice_steps or not self._has_notice():
+            return False
+        self._has_notice = None
+        return True
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.config.steps or step % every == 0
@@ -194,6 +211,7 @@ class Trainer:
 
     def _report(self, window: MetricWindow) -> None:
         row = window.means(self.rank_info.world)
+        self._notice_steps = max(1, int(_NOTICE_SECONDS / row["step_seconds"]))
         if self.config.codes_per_microbatch:
             row["codes_per_second"] = self.config.codes_per_microbatch * self.microbatches / row["step_seconds"]
         flops = self.config.flops_per_microbatch * self.microbatches / self.rank_info.world
@@ -275,14 +293,15 @@ class MetricWindow:
         `data_share` is the share of this worker's time until batches are there, with the teacher's signals.
         """
         names = sorted(self._sums)
-        values = torch.stack([self._sums[name] / self._counts[name] for name in names])
-        if world > 1:
-            dist.all_reduce(values)
-            values = values / world
-        row = dict(zip(names, values.tolist(), strict=True))
+        values = [self._sums[name] / self._counts[name] for name in names]
         seconds = time.monotonic() - self._began
+        means = torch.stack([*values, torch.tensor(seconds / self.steps, device=values[0].device)])
+        if world > 1:
+            dist.all_reduce(means)
+            means = means / world
+        row = dict(zip([*names, "step_seconds"], means.tolist(), strict=True))
         row |= {"gradient_norm": self._norm / self.steps, "learning_rate": self._rate}
-        row |= {"step_seconds": seconds / self.steps, "data_share": self.data_seconds / seconds}
+        row["data_share"] = self.data_seconds / seconds
         if self.communication_share is not None:
             row["communication_share"] = self.communication_share
         return row
