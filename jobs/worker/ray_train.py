@@ -65,6 +65,7 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
     run.write_allocation(Allocation(workers=workers + actors, cpus=resources.cpus, gpus=resources.gpus))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
+    run.take_notice()
     budget = RestartBudget(training.max_restarts, run.checkpoint_keys())
     with sidecars.start(run, resources):
         while True:
@@ -98,7 +99,7 @@ def _fit(work: Work, run: RunStore, workers: tuple[int, int], resources: WorkerR
 
 
 def _decide_restart(run: RunStore, budget: RestartBudget, error: WorkerGroupError) -> None:
-    """Return if the workers may start again after an error.
+    """Return if the workers may start again after an error; the loss of a machine after a notice is no failure.
 
     Raises:
         ClusterError: they failed too often.
@@ -110,6 +111,8 @@ def _decide_restart(run: RunStore, budget: RestartBudget, error: WorkerGroupErro
         return
     causes = [f"worker {rank}: {first_line(failure)}" for rank, failure in sorted(error.worker_failures.items())]
     print(f"workers were lost: {'; '.join(causes)}", flush=True)
+    if run.take_notice():
+        return
     if not budget.allows(run.checkpoint_keys()):
         where = f"; nodes that are gone: {', '.join(gone)}" if (gone := gone_nodes()) else ""
         raise ClusterError(

@@ -17,6 +17,7 @@ from tinymusician.recipe import TrainingConfig
 if TYPE_CHECKING:
     from tinymusician.training.engine import AdamConfig
     from tinymusician.training.loop import TrainerConfig
+    from tinymusician.training.metrics import MetricsLog
     from tinymusician.training.task import Task
 
 _HEARTBEAT_SECONDS = 2.0
@@ -68,13 +69,10 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         NonFiniteLossError: a loss or gradient is not finite.
         RestartWorkers: the step with such a loss is skipped, from the last checkpoint on.
     """
-    from jobs.worker.prometheus import PrometheusLogger
     from jobs.worker.stalls import start_watchdog, worker_nodes
-    from jobs.worker.tensorboard import TensorBoardLogger
     from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
     from tinymusician.training.loop import RankInfo, Trainer
-    from tinymusician.training.metrics import MetricSink, MetricsLog
 
     run = context.run
     config = replace(stage.config, skipped_steps=run.skipped_steps(stage.name))
@@ -87,11 +85,8 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     grad_accum_steps = rank.grad_accum_steps(config.microbatches)
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
     engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
-    resume_at = start.step if start is not None else -1
-    writer, metrics = BackgroundWriter(), None
-    if context.rank == 0:
-        sinks: list[MetricSink] = [TensorBoardLogger(run, stage.name, resume_at), PrometheusLogger(run.id, stage.name)]
-        metrics = MetricsLog(run.store, run.metrics_key(stage.name), resume_at, sinks, writer)
+    writer = BackgroundWriter()
+    metrics = _open_metrics(context, stage.name, start.step if start is not None else -1, writer)
     heartbeat = _heartbeat(context, stage.name, config.steps, writer)
     watchdog = start_watchdog(context, worker_nodes(context))
     try:
@@ -104,6 +99,19 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         watchdog.close()
 
 
+def _open_metrics(context: WorkerContext, stage: str, resume_at: int, writer: BackgroundWriter) -> MetricsLog | None:
+    """The stage's metrics, which the first worker writes."""
+    from jobs.worker.prometheus import PrometheusLogger
+    from jobs.worker.tensorboard import TensorBoardLogger
+    from tinymusician.training.metrics import MetricSink, MetricsLog
+
+    run = context.run
+    if context.rank != 0:
+        return None
+    sinks: list[MetricSink] = [TensorBoardLogger(run, stage, resume_at), PrometheusLogger(run.id, stage)]
+    return MetricsLog(run.store, run.metrics_key(stage), resume_at, sinks, writer)
+
+
 def _has_notice(context: WorkerContext) -> bool:
     """Whether a machine of the run will be taken away: Ray was told to drain it. All workers must call this."""
     from ray.train import get_preemption_info
@@ -112,6 +120,7 @@ def _has_notice(context: WorkerContext) -> bool:
         return False
     if context.rank == 0:
         ranks = sorted(rank for ranks in notice.preempted_node_to_ranks.values() for rank in ranks)
+        context.run.write_notice()
         print(f"workers {', '.join(map(str, ranks))} will lose their machines: a checkpoint is written", flush=True)
     return True
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import ray as ray_library
-from ray.util.state import list_nodes
 
+from jobs.launch.ray_environment import AUTHENTICATION, read_token
 from tests.ray_cluster import BIN, Ray, check_same_losses, losses, running_ray, settings, tmctl, tmctl_json, wait_for
 from tests.s3_server import free_port
 from tinymusician.artifacts.runs import RunStore
@@ -93,6 +93,16 @@ def growing_ray() -> Iterator[GrowingRay]:
         yield ray
 
 
+def ray_command(ray: Ray, *words: str) -> str:
+    """What a command of Ray prints; it has Ray's token if there is one."""
+    environment = ray.environment | (dict([AUTHENTICATION]) if read_token() else {})
+    ended = subprocess.run(
+        [str(BIN / "ray"), *words], env=environment, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
 def nodes(ray: Ray) -> int:
     """The number of this Ray's nodes, the head included: each has a raylet on this machine."""
     return len(ray.processes("--raylet_socket_name"))
@@ -167,16 +177,17 @@ def test_a_worker_has_one_gpu(growing_ray: GrowingRay, recipe: Path, store: Loca
 def test_a_machine_that_is_taken_away(growing_ray: GrowingRay, recipe: Path, store: LocalStore) -> None:
     """Ray's notice leads to a checkpoint; the run continues from it on another machine, and counts no failure."""
     rare = ("training.checkpoint_every=2000", "training.validate_every=2000", "training.max_restarts=0")
-    values = settings((*rare, "training.steps=400", "training.device=cpu", "training.cpus_per_worker=2"))
+    values = settings((*rare, "training.steps=1500", "training.device=cpu", "training.cpus_per_worker=2"))
     words = ("submit", "distill", str(recipe), *values, "--workers", "2", "--name", "taken", "--no-wait")
     assert tmctl(growing_ray, store, *words).returncode == 0
     run = RunStore(store, "taken")
     wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill" and progress.step > 10)
     before = run.checkpoint_keys()
-    node = next(node.node_id for node in list_nodes(address=growing_ray.address) if not node.is_head_node)
-    drain = (str(BIN / "ray"), "drain-node", f"--address={growing_ray.gcs}", f"--node-id={node}")
-    reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=30")
-    subprocess.run([*drain, *reason], env=growing_ray.environment, check=True, capture_output=True)
+    listed = ray_command(growing_ray, "list", "nodes", "--format=json", f"--address={growing_ray.address}")
+    node = next(node["node_id"] for node in json.loads(listed) if not node["is_head_node"])
+    drain = ("drain-node", f"--address={growing_ray.gcs}", f"--node-id={node}", "--reason-message=spot")
+    reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=30")
+    ray_command(growing_ray, *drain, *reason)
     wait_for(lambda: bool(run.checkpoint_keys() - before), seconds=60)
     for pid in growing_ray.processes("--raylet_socket_name", node):
         os.kill(pid, signal.SIGKILL)
@@ -184,4 +195,4 @@ def test_a_machine_that_is_taken_away(growing_ray: GrowingRay, recipe: Path, sto
     assert run.status().state == "SUCCEEDED", run.status().message
     log = run.log()
     assert re.search(r"workers [01] will lose their machines: a checkpoint is written", log)
-    assert re.search(r"distill: from step \d+, 400 steps", log)
+    assert re.search(r"distill: from step \d+, 1500 steps", log)

@@ -8,6 +8,7 @@ Only this module knows their names:
     runs/ID/progress.json            stage and step; written by the first worker
     runs/ID/allocation.json          what the workers hold on the cluster; written by the driver
     runs/ID/stalls/RANK.json         a worker that hangs
+    runs/ID/notice.txt               a machine will be taken away
     runs/ID/pipeline.json            of a pipeline: the state of its steps, and the run of each
     runs/ID/result.json              artifact and metrics; written by the job at its end
     runs/ID/error.txt                the error of the last attempt, for people
@@ -196,6 +197,16 @@ class RunStore:
             return self._read("allocation.json", Allocation)
         except NotFoundError:
             return None
+
+    def write_notice(self) -> None:
+        """Record that a machine of this attempt will be taken away."""
+        self.store.put(self.key("notice.txt"), self._clock().isoformat().encode())
+
+    def take_notice(self) -> bool:
+        """Whether a machine was going to be taken away; forgets it."""
+        had_notice = self._text("notice.txt") is not None
+        self.store.delete(self.key("notice.txt"))
+        return had_notice
 
     def write_stall(self, rank: int, report: StallReport) -> None:
         """Record that a worker makes no progress."""
