@@ -7,7 +7,7 @@ get random weights on the device. Each part prints its figures as a line of JSON
 fails says why, and the next one runs. `--tiny` takes small shapes, for a test on a CPU. Parts:
 
     device       operations per second of a large product, bytes per second of a copy
-    agreement    greedy codes of the decode loop against the logits of transformers' forward pass; the KL of bfloat16
+    agreement    greedy codes of the decode loop against the logits of transformers' forward pass; the KL of autocast
     sampling     steps and samples per second of the decode loop by batch size, and against transformers' decoder
     training     a step of Large → Small with the teacher online: seconds, codes per second, MFU, memory
     checkpoint   how long training stands still for a checkpoint, and how long writing it takes
@@ -257,7 +257,7 @@ def components(setup: Setup) -> Figures:
     codec.codec = student.audio_encoder
     text_task = TextEncoderDistillTask(projected, teacher, tokens, tokens, "equal", 4, 0, on)
     codec_task = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, frames, "equal", 4, 0, on)
-    objective = _distillation(setup, student, 2, torch.float32)
+    objective = _distillation(setup, student, 2, torch.bfloat16)
     joint_task = JointTask(objective, projected, codec_task, teacher.text_encoder, "equal", on)
     figures: Figures = {}
     for precision in ("highest", "high"):

@@ -100,7 +100,7 @@ class DecodeLoop:
         weights, index = self.weights, self._step
         mask = None
         if self._multiple > 1:  # the last positions may not be computed yet
-            mask = torch.zeros(length, dtype=self._dtype, device=weights.device)
+            mask = torch.zeros((1, 1, 1, length), dtype=self._dtype, device=weights.device)
             mask.masked_fill_(torch.arange(length, device=weights.device) > index, torch.finfo(self._dtype).min)
         embedded = functional.embedding(self._codes + self._offsets, weights.embeddings).sum(1)
         hidden = (embedded + self._positions.index_select(0, index)).repeat(self.shape.passes, 1)
@@ -111,7 +111,8 @@ class DecodeLoop:
         guided = logits[0] if self.shape.passes == 1 else guide(logits[0], logits[1], self.shape.guidance)
         self._is_finite &= torch.isfinite(guided).all()
         drawn = draw_codes(guided, self._uniforms.index_select(0, index)[0], self.shape.sampling)
-        self._codes.copy_(torch.where(self._carries.index_select(0, index), drawn, weights.vocab_size))
+        # `torch.where` would copy its number from the host, which a CUDA graph cannot record.
+        self._codes.copy_(drawn.masked_fill(~self._carries.index_select(0, index), weights.vocab_size))
         self._delayed.index_copy_(0, index, self._codes[None])
         self._step += 1
 
