@@ -29,8 +29,6 @@ from scipy.linalg import sqrtm
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from benchmarks.report import report
-from jobs.worker.actor_pool import ActorPool
-from jobs.worker.context import WorkerContext
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clip_embeddings import ClipEmbeddings
 from tinymusician.evaluate.embedding import in_batches, windows
@@ -98,24 +96,30 @@ def large(clips: int) -> float:
 class EvaluateBenchmark:
     """What an actor does: embed a group of clips."""
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self) -> None:
         self._embedder = ClapEmbedder()
         self._waves = noises(GROUP, self._embedder.rate)
 
-    def do(self, unit: int) -> None:
-        """A unit is a group."""
+    def embed(self) -> None:
+        """Embed the group."""
         self._embedder(self._waves)
 
 
 def by_workers(workers: int, groups: int) -> float:
     """Seconds that actors of one processor each take for all groups."""
     import ray
+    from ray.util import ActorPool
 
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR")
     try:
-        pool = ActorPool(EvaluateBenchmark, "", "", workers, 0)
-        pool.do(list(range(workers)))  # each sets itself up
-        seconds, _ = timed(lambda: pool.do(list(range(groups))))
+        kind = ray.remote(num_cpus=1)(EvaluateBenchmark)
+        pool = ActorPool([kind.remote() for _ in range(workers)])
+
+        def embed(count: int) -> None:
+            list(pool.map_unordered(lambda actor, _: actor.embed.remote(), range(count)))
+
+        embed(workers)  # each sets itself up
+        seconds, _ = timed(lambda: embed(groups))
     finally:
         ray.shutdown()
     return seconds
