@@ -25,7 +25,7 @@ KINDS = {
     ),
     "Ray: job supervisors": ("ray::JobSupervisor",),
     "Ray Serve": ("ray::Serve", "ray::ProxyActor"),
-    "actors of jobs": ("ray::_LazyActor", "ray::TeacherActor"),
+    "actors of jobs": ("ray::PoolActor", "ray::TeacherActor"),
     "Ray: servers": (
         "gcs_server", "raylet/raylet", "dashboard", "Agent", "monitor", "bin/ray", "ray.util.client",
     ),

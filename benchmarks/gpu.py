@@ -247,6 +247,7 @@ def checkpoint(setup: Setup) -> Figures:
 
 def components(setup: Setup) -> Figures:
     """Steps of the other components, which train in float32: with products in TF32, and in full precision."""
+    setup.__dict__.pop("teacher", None)  # training has rounded its layers
     teacher, tokens, on = setup.teacher, setup.tokens, setup.device
     frames = min(setup.frames, 50)
     source = setup.student.cpu()

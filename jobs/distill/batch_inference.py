@@ -132,4 +132,7 @@ class TeacherWorker:
 
     @cached_property
     def _signals(self) -> Mapping[str, ShardSet]:
+        from tinymusician.distill.sequences import shared_sampler
+
+        shared_sampler.cache_clear()
         return signal_shards(self._context, self._pair)

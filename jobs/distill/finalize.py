@@ -118,13 +118,13 @@ def test_metrics(context: WorkerContext, pair: TeacherStudent, student: Musicgen
     test = open_sequences(context, pair, "test")
     if teacher.tensor_parallel_size > 1:  # one device does not hold the teacher
         context = replace(context, device="cpu")
-    metrics = _test_kl(context, pair, student, test)
+    samples: JsonObject = {}
     for name, model in (("teacher", pair.teacher), ("untrained", pair.student), ("student", student)):
         model.to(context.device)
         sampling = (teacher.guidance_scale, teacher.top_k, teacher.temperature, recipe.training.seed)
         result = sample_stats(pair.teacher, model, test, *sampling, recipe.sequences.sampling_batch_size)
-        metrics[f"sample_cross_entropy_{name}"], metrics[f"sample_code_entropy_{name}"] = result
-    return metrics
+        samples[f"sample_cross_entropy_{name}"], samples[f"sample_code_entropy_{name}"] = result
+    return _test_kl(context, pair, student, test) | samples  # the KL last: it may round the teacher's layers
 
 
 def _test_kl(context: WorkerContext, pair: TeacherStudent, student: Musicgen, test: TokenDataset) -> JsonObject:

@@ -56,8 +56,11 @@ def signal_shards(context: WorkerContext, pair: TeacherStudent) -> dict[str, Sha
 
 def make_sequences(context: WorkerContext, pair: TeacherStudent) -> None:
     """Make this worker's share of the clips' codes and the teacher's samples that the store lacks."""
+    from tinymusician.distill.sequences import shared_sampler
+
     for name, shard_set in sequence_shards(context, pair).items():
         make_shards(context, pair, name, shard_set)
+    shared_sampler.cache_clear()
 
 
 def make_shards(context: WorkerContext, pair: TeacherStudent, name: str, shard_set: ShardSet) -> None:

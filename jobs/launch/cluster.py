@@ -18,6 +18,7 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.shape import WEIGHTS_VARIABLE
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
+_MAX_NODES = 10_000
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
 _LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
@@ -83,10 +84,11 @@ def _head(address: str) -> HeadNode | None:
 
     try:
         with explicit_address():
-            heads = [HeadNode(node.node_ip, node.node_id) for node in list_nodes(address=address) if node.is_head_node]
+            nodes = list_nodes(address=address, limit=_MAX_NODES)
+            alive = [node for node in nodes if node.is_head_node and node.state == "ALIVE"]
     except Exception:  # Ray raises errors of several kinds, by cause and version
         return None
-    return heads[0] if heads else None
+    return HeadNode(alive[0].node_ip, alive[0].node_id) if alive else None
 
 
 def _client(address: str) -> Any:

@@ -70,12 +70,12 @@ class LogUploader:
                 print(f"log: {error}", file=sys.stderr)
 
     def _send(self) -> None:
+        if (not self._pending and self._is_sent) or not self._is_owner():
+            return
         with self._lock:
-            text, self._pending = self._pending, ""
-        self._is_sent = self._is_sent and not text
-        if not self._is_sent and self._is_owner():
-            self._log.append(text.encode())
-            self._is_sent = True
+            text, self._pending, self._is_sent = self._pending, "", False
+        self._log.append(text.encode())
+        self._is_sent = True
 
 
 def supervise(run_id: str, submission: str) -> int:

@@ -7,6 +7,7 @@ relies on the same.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,10 @@ from tinymusician.recipe import parse_recipe
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
+
+
+_AWAY_SECONDS = 0.5
+"""Between two questions to an actor that Ray cannot reach; results of others wait no longer."""
 
 
 class TaskRunner(Protocol):
@@ -125,13 +130,16 @@ class ActorPool:
     def _on_started(self, ready: ObjectRef) -> None:
         """An actor answers for the first time, or again; one that dies before it answers is asked again."""
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import ActorUnavailableError, RayActorError
 
         actor = self._starting.pop(ready)
         try:
             ray.get(ready)
+        except ActorUnavailableError:  # its node is gone, and Ray waits for another: no failure
+            time.sleep(_AWAY_SECONDS)
+            self._starting[actor.ping.remote()] = actor
         except RayActorError as error:
-            self._start_failures += 1
+            self._start_failures += not error.preempted
             if self._start_failures > self._max_losses * len(self._actors):
                 raise _lost(self._start_failures) from error
             self._starting[actor.ping.remote()] = actor

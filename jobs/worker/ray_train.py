@@ -65,7 +65,6 @@ def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECA
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_TIMEOUT_SECONDS)
     run.write_allocation(Allocation(workers=workers + actors, cpus=resources.cpus, gpus=resources.gpus))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
-    run.take_notice()
     budget = RestartBudget(training.max_restarts, run.checkpoint_keys())
     with sidecars.start(run, resources):
         while True:

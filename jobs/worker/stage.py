@@ -79,6 +79,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     checkpoints = CheckpointManager(run.store, run.checkpoints_key(stage.name), config.monitor)
     start = checkpoints.latest()
     if context.rank == 0:
+        run.take_notice()
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {config.steps} steps", flush=True)
     rank, state = RankInfo(context.rank, context.world), start.state if start is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from tinymusician.training.watchdog import Stall, Watchdog
 _EXIT_CODE = 75
 _OTHERS_SECONDS = 10.0
 """For the other workers' reports: all of them stop in the same step."""
+_REPORT_SECONDS = 40.0
 
 
 def start_watchdog(context: WorkerContext, nodes: Sequence[str]) -> Watchdog:
@@ -36,27 +38,29 @@ def worker_nodes(context: WorkerContext) -> list[str]:
 
 
 def describe_stalls(reports: Mapping[int, StallReport], nodes: Sequence[str]) -> str:
-    """One line: the workers that do not answer, or else those that are behind the others."""
-    silent = [rank for rank in range(len(nodes)) if rank not in reports]
-    if silent:
-        since = max(report.seconds for report in reports.values())
-        who = ", ".join(f"worker {rank} on node {nodes[rank]}" for rank in silent)
-        return f"no step for {since:.0f} s: {who} does not answer"
+    """One line: the workers that are behind the others by their reports, and those that report nothing."""
     earliest = min(report.step for report in reports.values())
     behind = {rank: report for rank, report in reports.items() if report.step == earliest}
     lines = [
         f"worker {rank} on node {nodes[rank]}, for {each.seconds:.0f} s in the {each.phase} of step {each.step + 1}"
         for rank, each in sorted(behind.items())
     ]
-    who = ", ".join(lines)
-    return f"training hangs: {who}"
+    silent = [f"worker {rank} on node {nodes[rank]}" for rank in range(len(nodes)) if rank not in reports]
+    no_report = f"; no report from {', '.join(silent)}" if silent else ""
+    return f"training hangs: {', '.join(lines)}{no_report}"
 
 
 def _end(run: RunStore, rank: int, nodes: Sequence[str], stall: Stall) -> None:
-    """Report a stall, wait for the others' reports, and end this process."""
+    """Report a stall, and end this process, whether or not the store responds."""
+    reporter = threading.Thread(target=_report, args=(run, rank, nodes, stall), daemon=True)
+    reporter.start()
+    reporter.join(_REPORT_SECONDS)
+    os._exit(_EXIT_CODE)
+
+
+def _report(run: RunStore, rank: int, nodes: Sequence[str], stall: Stall) -> None:
     run.write_stall(rank, StallReport(phase=stall.phase, step=stall.step, seconds=stall.seconds))
     time.sleep(_OTHERS_SECONDS)
     reports = run.stalls(len(nodes))
     if rank == min(reports):
         print(f"{describe_stalls(reports, nodes)}; the workers start again from the last checkpoint", flush=True)
-    os._exit(_EXIT_CODE)

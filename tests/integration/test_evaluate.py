@@ -29,7 +29,8 @@ def test_two_workers_one_of_them_killed(ray: Ray, evaluate_options: list[str], t
     )
     assert ended.returncode == 0, ended.stderr
     wait_for(lambda: any(True for _ in store.list("shards/clips/")))
-    ray.kill("ray::_LazyActor")
+    assert ray.processes("ray::PoolActor")
+    ray.kill("ray::PoolActor")
     folder = RunStore(store, "e1")
     wait_for(lambda: folder.status().state in {"SUCCEEDED", "FAILED"})
     assert folder.status().state == "SUCCEEDED", folder.log()

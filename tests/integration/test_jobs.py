@@ -134,7 +134,7 @@ def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.M
         resources_total={},
         labels={},
     )
-    monkeypatch.setattr("ray.util.state.list_nodes", lambda address: [elsewhere])
+    monkeypatch.setattr("ray.util.state.list_nodes", lambda address, limit: [elsewhere])
     assert not is_here(ray.address)
 
 

@@ -7,7 +7,6 @@ are complete, and do not change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import NotFoundError
@@ -62,16 +61,22 @@ class AppendLogReader:
 
     def read(self) -> bytes:
         """What was appended since the last call; at first, everything."""
-        pieces = []
-        for index in count(self._index):
-            try:
-                part = self._store.get(_key(self._prefix, index))
-            except NotFoundError:
-                break
-            continues = index == self._index and self._offset <= len(part)  # a resumed run may have truncated it
-            pieces.append(part[self._offset :] if continues else part)
-            self._index, self._offset = index, len(part)
+        pieces = [self._rest()]
+        while self._store.exists(_key(self._prefix, self._index + 1)):
+            pieces.append(self._rest())  # once more: the part may have grown before the next one began
+            self._index, self._offset = self._index + 1, 0
+            pieces.append(self._rest())
         return b"".join(pieces)
+
+    def _rest(self) -> bytes:
+        """What is new in the current part; all of it if it is shorter than before, as a resumed run truncates it."""
+        try:
+            part = self._store.get(_key(self._prefix, self._index))
+        except NotFoundError:
+            return b""
+        rest = part[self._offset :] if self._offset <= len(part) else part
+        self._offset = len(part)
+        return rest
 
 
 def _keys(store: Store, prefix: str) -> list[str]:

@@ -59,7 +59,7 @@ class RunRecord(Document):
 
 
 class Allocation(Document):
-    """What a run's processes hold: `workers`, each with `cpus` and `gpus`."""
+    """What a run's processes hold at most: `workers`, each with `cpus` and `gpus`."""
 
     workers: int
     cpus: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -61,11 +62,11 @@ class TeacherSamples:
         batch_size: int,
         dtype: torch.dtype,
     ) -> None:
-        self._teacher, self._frames, self._samples, self._dtype = teacher, frames, samples, dtype
+        self._teacher, self._frames, self._dtype = teacher, frames, dtype
+        self._samples = samples
         self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
         self._shard, self._batch_size = prompts_per_shard, batch_size
         self._seeds = [sample_seed(seed, text, sample) for text in texts for sample in range(samples)]
-        self._sampler: CodeSampler | None = None
         ids, mask = tokenize_captions(tokenizer, texts)
         self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
 
@@ -91,11 +92,20 @@ class TeacherSamples:
 
     @torch.no_grad()
     def _sample(self, ids: Ids, mask: Ids, seeds: list[int]) -> npt.NDArray[np.int16]:
-        self._sampler = self._sampler or CodeSampler(self._teacher, self._dtype, INVARIANT_ROWS)
+        sampler = shared_sampler(self._teacher, self._dtype)
         device = next(self._teacher.decoder.parameters()).device
         text = encode_text(self._teacher, torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-        codes = self._sampler.sample(text, self._frames, seeds, self._guidance, self._top_k, self._temperature)
+        codes = sampler.sample(text, self._frames, seeds, self._guidance, self._top_k, self._temperature)
         return codes.numpy().astype(np.int16)
+
+
+@lru_cache(maxsize=1)
+def shared_sampler(teacher: Musicgen, dtype: torch.dtype) -> CodeSampler:
+    """The sampler of this process for all splits: its weights and buffers take gigabytes.
+
+    `shared_sampler.cache_clear()` frees them.
+    """
+    return CodeSampler(teacher, dtype, INVARIANT_ROWS)
 
 
 class ClipCodes:

@@ -171,7 +171,8 @@ class _CudaGraphs:
             return
         advance(length)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):  # records the step's kernels, and runs none
+        # Records the step's kernels, and runs none; other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             advance(length)
         self._graphs[length] = graph
 

@@ -104,6 +104,7 @@ class Trainer:
         self._profiled = time.monotonic()
         self._has_notice, self._notice_steps = has_notice, 1
         self._phase = watchdog.phase if watchdog is not None else lambda name, step: contextlib.nullcontext()
+        self._pause = watchdog.pause if watchdog is not None else contextlib.nullcontext
 
     def run(self) -> None:
         """Train to the configured number of steps. The first validation is of the untrained module, at step 0.
@@ -122,14 +123,17 @@ class Trainer:
                 with self._phase("step", self.done):
                     self._step_or_profile(window)
             validation_due = self._is_due(self.done, self.config.validate_every)
-            is_noticed = self._is_noticed()
+            with self._phase("notice", self.done):
+                is_noticed = self._is_noticed()
             checkpoint_due = validation_due or is_noticed or self._is_due(self.done, self.config.checkpoint_every)
             is_logged = is_noticed or self._is_logged(self.done)
             if window.steps and is_logged:
-                self._report(window)
+                with self._phase("metrics", self.done):
+                    self._report(window)
             metrics = self._validate() if validation_due else {}
             if checkpoint_due:
-                self._checkpoint(metrics)
+                with self._phase("checkpoint", self.done):
+                    self._checkpoint(metrics)
             if is_logged:
                 window = MetricWindow()
 
@@ -176,7 +180,8 @@ class Trainer:
         """The loss of one microbatch, times its weight."""
         torch.manual_seed(seed_of_step(self.config.seed, self.done, index))
         began = time.monotonic()
-        batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
+        with self._pause():
+            batch = to_device(self.task.batch(self.done, index, self.microbatches), self.engine.device)
         window.data_seconds += time.monotonic() - began
         with self.engine.autocast():
             loss, scalars = self.task.loss(self.engine, batch, self.done, is_logged)

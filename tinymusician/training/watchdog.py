@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 FIRST_FACTOR, LATER_FACTOR = 5.0, 10.0
 """A phase may take the limit, or so many times what it has taken; the first of its kind so many times the limit."""
+CHECKPOINT_SECONDS = 900.0
+"""Workers wait for one of them that writes a checkpoint, whose store may not respond for ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,25 @@ class Watchdog:
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[None]:
         """A phase of a step: it must end in time."""
-        began = time.monotonic()
-        self._set((name, step, began))
+        self._set((name, step, time.monotonic()))
         try:
             yield
         finally:
+            began = self._current[2] if self._current is not None else time.monotonic()
             self._set(None)
         self._longest[name] = max(self._longest.get(name, 0.0), time.monotonic() - began)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """A part of a phase that may take any time, such as waiting for data."""
+        paused, began = self._current, time.monotonic()
+        self._set(None)
+        try:
+            yield
+        finally:
+            if paused is not None:
+                phase, step, start = paused
+                self._set((phase, step, start + time.monotonic() - began))
 
     def close(self) -> None:
         """Stop watching."""
@@ -58,6 +72,8 @@ class Watchdog:
             self._changed.notify()
 
     def _limit(self, phase: str) -> float:
+        if phase == "checkpoint":
+            return max(CHECKPOINT_SECONDS, self._seconds)
         if phase not in self._longest:
             return FIRST_FACTOR * self._seconds
         return max(self._seconds, LATER_FACTOR * self._longest[phase])
