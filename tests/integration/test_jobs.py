@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import Ray, settings, tmctl, tmctl_json
+from tests.ray_cluster import BIN, Ray, settings, tmctl, tmctl_json
 from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
-from tinymusician.errors import RunError
+from tinymusician.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -138,27 +139,32 @@ def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.M
     assert not is_here(ray.address)
 
 
-def test_resume_through_a_tunnel_stays_on_its_cluster(ray: Ray, store: LocalStore) -> None:
-    """The head behind a loopback address is compared with the run's; a cluster that is named is taken."""
-    from jobs.launch.cluster import head_id
-    from jobs.launch.submit import resume_target
-
-    def interrupted(name: str, address: str, head: str) -> RunStore:
+def test_resume_through_a_tunnel_stays_on_its_cluster(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """The head behind a loopback address is compared with the run's."""
+    environment = {name: value for name, value in ray.environment.items() if name != "TMCTL_CLUSTER"}
+    environment["TMCTL_STORE"], content = store.url, load_recipe(str(recipe)).model_dump(mode="json")
+    for name, address, problem in (
+        ("other", ray.address, "another cluster answers there now; open the tunnel to it again"),
+        ("gone", "http://127.0.0.1:1", "no cluster answers there now"),
+    ):
         run = RunStore(store, name)
-        run.write_record(record(name, cluster=address, head_id=head))
+        run.write_record(record(name, recipe=content, cluster=address, head_id="0" * 56))
         run.start()
         run.fail("lost")
-        return run
+        command = [str(BIN / "tmctl"), "submit", "distill", str(recipe), "--resume", name]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert problem in ended.stderr
 
-    assert len(head_id(ray.address)) > 20
-    same = interrupted("same", ray.address, head_id(ray.address))
-    assert resume_target(same, "distill", None, None) == (2, ray.address)
-    other, gone = interrupted("other", ray.address, "0" * 56), interrupted("gone", "http://127.0.0.1:1", "0" * 56)
-    with pytest.raises(RunError, match="another cluster answers there now; open the tunnel to it again"):
-        resume_target(other, "distill", None, None)
-    with pytest.raises(RunError, match="no cluster answers there now"):
-        resume_target(gone, "distill", None, None)
-    assert resume_target(gone, "distill", None, ray.address) == (2, ray.address)
+
+def test_distillation_in_bfloat16(ray: Ray, recipe: Path, store: LocalStore) -> None:
+    """All stages: samples, training with a teacher in bfloat16, and the final report."""
+    words = settings(("training.precision=bfloat16", "training.steps=12"))
+    summary = tmctl_json(ray, store, "submit", "distill", str(recipe), *words, "--name", "half")
+    assert summary["state"] == "SUCCEEDED", summary["message"]
+    assert summary["metrics"]["kl_final"] < summary["metrics"]["kl_initial"]
+    assert summary["metrics"]["sample_cross_entropy_teacher"] > 0
+    assert len(RunStore(store, "half").record().head_id) > 20, "a resumed run compares it"
 
 
 def test_unavailable_weights(ray: Ray, recipe: Path, store: LocalStore) -> None:
