@@ -183,8 +183,9 @@ def test_a_machine_that_is_taken_away(growing_ray: GrowingRay, recipe: Path, sto
     run = RunStore(store, "taken")
     wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill" and progress.step > 10)
     before = run.checkpoint_keys()
-    listed = ray_command(growing_ray, "list", "nodes", "--format=json", f"--address={growing_ray.address}")
-    node = next(node["node_id"] for node in json.loads(listed) if not node["is_head_node"])
+    address = f"--address={growing_ray.address}"
+    listed = ray_command(growing_ray, "list", "actors", "--format=json", "--filter=state=ALIVE", address)
+    node = next(actor["node_id"] for actor in json.loads(listed) if "RayTrainWorker" in actor["class_name"])
     drain = ("drain-node", f"--address={growing_ray.gcs}", f"--node-id={node}", "--reason-message=spot")
     reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=30")
     ray_command(growing_ray, *drain, *reason)
