@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -258,13 +258,20 @@ def components(setup: Setup) -> Figures:
     codec.codec = student.audio_encoder
     text_task = TextEncoderDistillTask(projected, teacher, tokens, tokens, "equal", 4, 0, on)
     codec_task = CodecDistillTask(codec, teacher.audio_encoder, tokens, tokens, frames, "equal", 4, 0, on)
-    objective = _distillation(setup, student, 2, torch.bfloat16)
+    tasks: dict[str, Task] = {"text_encoder": text_task, "codec": codec_task}
+    figures = _by_precision(setup, tasks)
+    objective = _distillation(setup, student, 2, torch.bfloat16)  # rounds the teacher's layers, as a run does
     joint_task = JointTask(objective, projected, codec_task, teacher.text_encoder, "equal", on)
+    return figures | _by_precision(setup, {"joint": joint_task})
+
+
+def _by_precision(setup: Setup, tasks: Mapping[str, Task]) -> Figures:
+    """Seconds of a step of each task, in full precision and with TF32."""
     figures: Figures = {}
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = precision == "high"
-        for name, task in {"text_encoder": text_task, "codec": codec_task, "joint": joint_task}.items():
+        for name, task in tasks.items():
             figures[f"{name}_seconds_{precision}"] = _step_seconds(setup, task, "float32")
     torch.set_float32_matmul_precision("highest")
     return figures
