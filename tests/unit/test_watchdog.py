@@ -11,8 +11,8 @@ from tinymusician.training.watchdog import Stall, Watchdog
 NODES = ["a", "a", "b"]
 
 
-def test_a_phase_that_does_not_end_is_reported_once() -> None:
-    """Others may follow it without a report; a phase waits here until it was reported."""
+def quick_watchdog() -> tuple[Watchdog, list[Stall], threading.Event]:
+    """One that knows how long a step takes; its stalls, and an event that is set with the first."""
     stalls, reported = list[Stall](), threading.Event()
 
     def on_stall(stall: Stall) -> None:
@@ -22,6 +22,12 @@ def test_a_phase_that_does_not_end_is_reported_once() -> None:
     watchdog = Watchdog(0.05, on_stall)
     with watchdog.phase("step", 0):
         pass
+    return watchdog, stalls, reported
+
+
+def test_a_phase_that_does_not_end_is_reported_once() -> None:
+    """Others may follow it without a report; a phase waits here until it was reported."""
+    watchdog, stalls, reported = quick_watchdog()
     with watchdog.phase("step", 1):
         assert reported.wait(60)
     watchdog.close()
@@ -43,15 +49,7 @@ def test_what_is_usual_is_no_hang() -> None:
 
 def test_waiting_for_data_is_no_hang() -> None:
     """A pause may take any time; the phase around it goes on afterwards."""
-    stalls, reported = list[Stall](), threading.Event()
-
-    def on_stall(stall: Stall) -> None:
-        stalls.append(stall)
-        reported.set()
-
-    watchdog = Watchdog(0.05, on_stall)
-    with watchdog.phase("step", 0):
-        pass
+    watchdog, stalls, reported = quick_watchdog()
     with watchdog.phase("step", 1):
         with watchdog.pause():
             assert not reported.wait(0.3)

@@ -1,6 +1,6 @@
 """A run's documents, log and metrics in the store, readable long after its cluster is gone.
 
-Only this module knows their names:
+Only this module, and run_signals.py for what running processes write, know their names:
 
     runs/ID/record.json              what was submitted: resolved recipe, versions, git state, seeds, workers
     runs/ID/status.json              state, artifact, metrics; written by the supervisor, or by `tmctl` if there is none
@@ -27,32 +27,27 @@ Only this module knows their names:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from tinymusician.artifacts.append_log import AppendLog, AppendLogReader
+from tinymusician.artifacts.run_signals import RunSignals
 from tinymusician.artifacts.run_state import (
     TRANSITIONS,
-    Allocation,
     PipelineStep,
-    Progress,
     RunRecord,
     RunResult,
     RunStatus,
-    StallReport,
     State,
-    now,
 )
 from tinymusician.artifacts.store import Store
 from tinymusician.config_model import Document
-from tinymusician.errors import DigestMismatchError, NotFoundError, RunError
+from tinymusician.errors import NotFoundError, RunError
 from tinymusician.json_types import JsonObject
 
 _Document = TypeVar("_Document", bound=Document)
@@ -60,15 +55,8 @@ _PIPELINE = TypeAdapter(tuple[PipelineStep, ...])
 _ERRORS = ("error.txt", "refused.txt")
 
 
-class RunStore:
+class RunStore(RunSignals):
     """One run in a store."""
-
-    def __init__(self, store: Store, run: str, clock: Callable[[], datetime] = now) -> None:
-        self.store, self.id, self._clock = store, run, clock
-
-    def key(self, name: str) -> str:
-        """The key of a file of this run."""
-        return f"runs/{self.id}/{name}"
 
     # What was submitted
 
@@ -163,66 +151,7 @@ class RunStore:
             raise RunError(f"run {self.id!r}: is {status.state} and cannot become {state}")
         self._write("status.json", status.model_copy(update={"state": state, **changes}))
 
-    # Signs of life
-
-    def heartbeat(self) -> None:
-        """Record that the supervisor is alive."""
-        self.store.put(self.key("heartbeat.txt"), self._clock().isoformat().encode())
-
-    def last_heartbeat(self) -> datetime | None:
-        """The time of the last heartbeat."""
-        try:
-            return datetime.fromisoformat(self.store.get(self.key("heartbeat.txt")).decode())
-        except NotFoundError:
-            return None
-
-    def report_progress(self, stage: str, step: int, steps: int) -> None:
-        """Record how many steps of a stage are done."""
-        self._write("progress.json", Progress(stage=stage, step=step, steps=steps))
-
-    def progress(self) -> Progress | None:
-        """The last reported progress."""
-        try:
-            return self._read("progress.json", Progress)
-        except NotFoundError:
-            return None
-
-    def write_allocation(self, allocation: Allocation) -> None:
-        """Record what the run's workers hold."""
-        self._write("allocation.json", allocation)
-
-    def allocation(self) -> Allocation | None:
-        """What the run's workers hold; None before they have anything."""
-        try:
-            return self._read("allocation.json", Allocation)
-        except NotFoundError:
-            return None
-
-    def write_notice(self) -> None:
-        """Record that a machine of this attempt will be taken away."""
-        self.store.put(self.key("notice.txt"), self._clock().isoformat().encode())
-
-    def take_notice(self) -> bool:
-        """Whether a machine was going to be taken away; forgets it."""
-        had_notice = self._text("notice.txt") is not None
-        self.store.delete(self.key("notice.txt"))
-        return had_notice
-
-    def write_stall(self, rank: int, report: StallReport) -> None:
-        """Record that a worker makes no progress."""
-        self._write(_stall_name(rank), report)
-
-    def clear_stall(self, rank: int) -> None:
-        """Forget what a worker recorded before."""
-        self.store.delete(self.key(_stall_name(rank)))
-
-    def stalls(self, workers: int) -> dict[int, StallReport]:
-        """The reports of the workers that make no progress, by rank."""
-        reports = {}
-        for rank in range(workers):
-            with contextlib.suppress(NotFoundError):
-                reports[rank] = self._read(_stall_name(rank), StallReport)
-        return reports
+    # Pipelines
 
     def write_pipeline(self, steps: Sequence[PipelineStep]) -> None:
         """Set the states of a pipeline's steps."""
@@ -399,31 +328,6 @@ class RunStore:
     def log_writer(self) -> AppendLog:
         """The writer of the log; a run has one."""
         return AppendLog(self.store, self.key("log"))
-
-    # Reading and writing
-
-    def _text(self, name: str) -> str | None:
-        content = self._bytes(name)
-        return None if content is None else content.decode()
-
-    def _bytes(self, name: str) -> bytes | None:
-        try:
-            return self.store.get(self.key(name))
-        except NotFoundError:
-            return None
-
-    def _read(self, name: str, kind: type[_Document]) -> _Document:
-        try:
-            return kind.model_validate_json(self.store.get(self.key(name)))
-        except ValidationError as error:
-            raise DigestMismatchError(f"run {self.id!r}: {self.key(name)} in {self.store.url} is damaged") from error
-
-    def _write(self, name: str, document: Document) -> None:
-        self.store.put(self.key(name), document.model_dump_json(indent=2).encode())
-
-
-def _stall_name(rank: int) -> str:
-    return f"stalls/{rank}.json"
 
 
 def _measurement_name(kind: str, subject: str) -> str:
