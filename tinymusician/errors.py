@@ -108,3 +108,8 @@ class PlanError(TinyMusicianError):
 
 class ParityError(TinyMusicianError):
     """A bundle differs too much from its model."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened; its type if it has none."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -17,7 +17,7 @@ from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.run_state import Allocation, RunRecord
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, StoreError, TinyMusicianError, first_line
 from tinymusician.recipe import parse_recipe
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class ActorPool:
         except RayActorError as error:
             if not error.preempted and not queue.may_fail(index):
                 raise _lost(self._max_losses + 1) from error
-            print(f"a worker was lost: {_first_line(error)}; its task is run again", flush=True)
+            print(f"a worker was lost: {first_line(error)}; its task is run again", flush=True)
             queue.waiting.appendleft(index)
             self._starting[actor.ping.remote()] = actor
             return False
@@ -215,7 +215,3 @@ class PoolActor:
 
 def _lost(times: int) -> ClusterError:
     return ClusterError(f"a task lost its worker {times} times (training.max_restarts allows fewer); the log says how")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

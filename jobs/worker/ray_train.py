@@ -13,7 +13,7 @@ from jobs.worker.context import Work, WorkerContext
 from jobs.worker.resources import WorkerResources, allocate_resources
 from tinymusician.artifacts.run_state import Allocation
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusicianError, first_line
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import parse_recipe
 
@@ -142,11 +142,6 @@ def is_planned_restart(failure: BaseException | None) -> bool:
     while failure is not None and not isinstance(failure, RestartWorkers):
         failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
     return failure is not None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().partition("\n")[0]
 
 
 def gone_nodes() -> list[str]:

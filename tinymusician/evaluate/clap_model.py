@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import ClapFeatureExtractor, ClapModel
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import in_batches, split_by_clip, windows
 from tinymusician.models.musicgen import load_tokenizer, model_location
-from tinymusician.models.pretrained import first_line, load_pretrained
+from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.runtime.audio_reader import Wave
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, EncodecModel
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import load_musicgen, model_location
-from tinymusician.models.pretrained import first_line, load_pretrained
+from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.protocols import Codec
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.runtime.audio_reader import Wave

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.models.musicgen import model_location
-from tinymusician.models.pretrained import first_line, load_pretrained
+from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.runtime.audio_reader import Wave
 

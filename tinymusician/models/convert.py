@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.models.audiocraft import convert as convert_release
 from tinymusician.models.checkpoint_files import (
     ADAPTER,
@@ -21,7 +21,6 @@ from tinymusician.models.checkpoint_files import (
     has_weights,
     read_json,
 )
-from tinymusician.models.pretrained import first_line
 from tinymusician.models.shape import is_release
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from transformers import AutoConfig, MusicgenForConditionalGeneration
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.models.audiocraft import convert_cached
 from tinymusician.models.checkpoint_files import check_layout, check_tensors
 from tinymusician.models.guidance import GuidanceConditionedMusicgen
 from tinymusician.models.hub import cached_commit, download
-from tinymusician.models.pretrained import first_line, load_pretrained
+from tinymusician.models.pretrained import load_pretrained
 from tinymusician.models.protocols import Musicgen, Tokenizer
 from tinymusician.models.shape import is_release, local_model_folder
 from tinymusician.models.tokenizer import read_tokenizer

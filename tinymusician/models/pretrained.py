@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.json_types import JsonObject
 from tinymusician.models.checkpoint_files import check_keys
 from tinymusician.models.protocols import Model
@@ -62,8 +62,3 @@ def check_finite(name: str, model: Model) -> None:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise ModelError(f"model {name!r}: {bad} of {tensor.numel()} weights of {key} are not finite numbers")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened; its type if it has none."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
-from tinymusician.errors import ModelError
+from tinymusician.errors import ModelError, first_line
 from tinymusician.json_types import JsonObject
-from tinymusician.models.pretrained import first_line
 from tinymusician.models.protocols import Tokenizer
 
 MAX_TEXT_TOKENS = 512
