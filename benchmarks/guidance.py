@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.band import played_by_the_band
 from benchmarks.report import report
-from jobs.worker.model_refs import fetch_artifact
-from tinymusician.artifacts.open import open_store
 from tinymusician.distill.closeness import held_out_closeness
 from tinymusician.distill.guidance_scales import FixedScaleSource
 from tinymusician.distill.sampling_stats import sampling_logits
@@ -46,8 +43,7 @@ def main() -> None:
     source = OnlineTeacher(teacher, tokens, "conditional", 1.0, torch.float32)
     figures: dict[str, float] = {}
     for name, _, reference in (one.partition("=") for one in chosen.students):
-        folder, _ = fetch_artifact(open_store(), reference, Path("~/.cache/tinymusician").expanduser())
-        student = load_musicgen(folder)
+        student = load_musicgen(reference)
         decoder = ConditionedDecoder(student).eval()
         figures[f"{name}_passes"] = 1 if plays_in_one_pass(student) else 2
         for scale in chosen.scales:

@@ -28,6 +28,7 @@ from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
 from tinymusician.errors import NotFoundError, RunError
+from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.musicgen import local_folder
 from tinymusician.recipe import CachedSignalsConfig, Recipe, Step, parse_recipe
@@ -214,8 +215,8 @@ def run(run_id: str) -> None:
 
 
 def weights_fingerprint(name: str) -> str:
-    """A fingerprint of a model: the SHA-256 of the files in its folder; a hub id stands for itself."""
-    folder = local_folder(name) if name else None
+    """A fingerprint of a model: the SHA-256 of the files in its folder; a hub id or artifact stands for itself."""
+    folder = local_folder(name) if name and scheme_of(name) != "artifact" else None
     if folder is None:
         return name
     digest = hashlib.sha256()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinymusician.artifacts.installation import Installation
-from tinymusician.artifacts.manifest import fetch_once, find
+from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
 from tinymusician.errors import BundleError
+from tinymusician.inputs import fetch_artifact
 from tinymusician.runtime.bundle import MANIFEST, PACKAGED
-from tinymusician.user_folders import user_folder
 
 
 def is_packaged_bundle(name: str) -> bool:
@@ -39,4 +39,4 @@ def resolve_bundle(model: str, on_download: Callable[[str], None] = lambda path:
             f"model {model!r}: is a {manifest.kind}, which this engine does not play; "
             f"make a bundle of it with `tmctl submit quantize`"
         )
-    return fetch_once(store, manifest, user_folder("cache") / "bundles", on_download)
+    return fetch_artifact(store, manifest, on_download)

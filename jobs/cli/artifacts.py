@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import garbage_collection, releases
+from jobs.cli import garbage_collection, import_input, releases
 from jobs.cli.artifact_options import Json, Reference, short_reference
 from jobs.cli.output import emit, table, warn
 from jobs.cli.signing_keys import registry
@@ -189,4 +189,5 @@ for command in (
     releases.presign,
 ):
     app.command(rich_help_panel=RELEASE)(command)
+app.command("import", rich_help_panel="Importing")(import_input.import_input)
 app.command("gc", rich_help_panel="Garbage collection")(garbage_collection.collect)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.distill.models import TeacherStudent
@@ -14,6 +13,7 @@ from tinymusician.data.shards import Arrays, ShardCache, make_missing
 from tinymusician.data.splits import SPLITS, Split
 from tinymusician.data.tokens import TokenDataset
 from tinymusician.errors import RunError
+from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import CachedSignalsConfig
 
@@ -121,7 +121,7 @@ def _clip_sequences(context: WorkerContext, pair: TeacherStudent) -> tuple[ClipC
     """The recipe's clips, and the shards of their codes."""
     from tinymusician.distill.sequences import ClipCodes
 
-    folder = Path(str(context.recipe.sequences.clips))
+    folder = input_path(str(context.recipe.sequences.clips))
     source = ClipCodes(pair.teacher.audio_encoder, pair.tokenizer, folder, frames(context, pair))
     facts = {"teacher": pair.teacher_digest, "device": context.device, **source.facts}
     return source, ShardCache(context.run.store, "codes", facts, source.shards)

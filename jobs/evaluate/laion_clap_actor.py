@@ -9,6 +9,7 @@ from typing import Any
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.laion_clap import RATE, LaionClap
+from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import LaionClapEmbeddingConfig
 from tinymusician.runtime.audio_reader import Wave
@@ -28,14 +29,13 @@ class LaionClapActor:
         import ray
 
         python = Path(config.environment).expanduser() / "bin" / "python"
-        for path in (python, Path(config.checkpoint).expanduser(), Path(config.tokenizer).expanduser() / "vocab.json"):
+        checkpoint, tokenizer = input_path(config.checkpoint), input_path(config.tokenizer)
+        for path in (python, checkpoint, tokenizer / "vocab.json"):
             if not path.exists():
                 raise ModelError(f"evaluate.embedding: {path} is not there; make the environment with {_MADE}")
         code = {"PYTHONPATH": str(Path(__file__).parents[2])}
         kind = ray.remote(num_cpus=0, runtime_env={"py_executable": str(python), "env_vars": code})(LaionClap)
-        self._actor: Any = kind.remote(
-            str(Path(config.checkpoint).expanduser()), str(Path(config.tokenizer).expanduser()), config.audio_model
-        )
+        self._actor: Any = kind.remote(str(checkpoint), str(tokenizer), config.audio_model)
         try:
             self.facts: JsonObject = ray.get(self._actor.facts.remote())
         except Exception as error:  # whatever happens within another environment

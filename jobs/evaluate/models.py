@@ -6,13 +6,12 @@ from functools import cached_property
 
 from jobs.distill.models import untrained_student
 from jobs.worker.context import WorkerContext
-from jobs.worker.model_refs import check_guidance, fetch_artifact, is_bundle, parse_label
-from tinymusician.artifacts.manifest import fetch_once, find
+from jobs.worker.model_refs import check_guidance, is_bundle, parse_label
 from tinymusician.config_model import Document
 from tinymusician.errors import ModelError
 from tinymusician.evaluate.generators import Generator, SamplingSettings, TorchGenerator, open_generator
+from tinymusician.inputs import input_path, scheme_of
 from tinymusician.models.musicgen import model_commit
-from tinymusician.runtime.bundle import MANIFEST
 
 
 class ModelFacts(Document):
@@ -90,13 +89,8 @@ class EvaluatedModels:
 
     def _location(self, reference: str) -> str:
         """The folder, hub id or packaged name of a model; an artifact is downloaded first."""
-        store, cache, name = self._context.run.store, self._context.cache, self.name(reference)
-        if "@sha256:" not in name:
-            return name
-        manifest = find(store, name)
-        if not any(file.path == MANIFEST for file in manifest.files):
-            return fetch_artifact(store, name, cache)[0]
-        return str(fetch_once(store, manifest, cache / "bundles"))
+        name = self.name(reference)
+        return str(input_path(name)) if scheme_of(name) else name
 
     def _record_facts(self, reference: str, generator: Generator) -> ModelFacts:
         commit = model_commit(name) if "/" in (name := self.name(reference)) else None

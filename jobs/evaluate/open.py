@@ -13,6 +13,7 @@ from jobs.worker.model_refs import parse_label
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
 from tinymusician.evaluate.reference import FileClips, ReferenceSet, choose_clips
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
+from tinymusician.inputs import input_label, input_path
 from tinymusician.models.musicgen import model_location
 from tinymusician.recipe.evaluation import (
     ClapEmbeddingConfig,
@@ -47,11 +48,11 @@ def open_reference(config: EvaluateConfig, corpus: Path) -> ReferenceSet:
 
         return RenderedClips(load_test_split(corpus, HELD_OUT_CLIPS), config.clips, seconds, seed)
     count = config.clips if config.prompts_are_captions else None
-    audio = Path(reference.audio).expanduser()
+    audio = input_path(reference.audio)
     if reference.kind == "folder":
         load = load_folder if config.prompts_are_captions else load_recordings
-        return FileClips(load(audio), f"folder {audio.name}", count, seconds, seed)
-    table = Path(reference.table).expanduser()
+        return FileClips(load(audio), f"folder {input_label(reference.audio)}", count, seconds, seed)
+    table = input_path(reference.table)
     if reference.kind == "musiccaps":
         captioned = load_musiccaps(table, audio, reference.subset)
         return FileClips(captioned, f"MusicCaps ({reference.subset})", count, seconds, seed)
@@ -66,8 +67,8 @@ def open_audio(source: str, seconds: float) -> ReferenceSet:
     """
     from tinymusician.data.captioned import load_recordings
 
-    folder = Path(parse_label(source)[1]).expanduser()
-    return FileClips(load_recordings(folder), f"folder {folder.name}", None, seconds, 0)
+    name = parse_label(source)[1]
+    return FileClips(load_recordings(input_path(name)), f"folder {input_label(name)}", None, seconds, 0)
 
 
 def count_recordings(config: EvaluateConfig) -> dict[str, int]:
@@ -112,7 +113,7 @@ def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
     if reference.kind == "statistics":
         from tinymusician.evaluate.reference_statistics import load_reference_statistics
 
-        load_reference_statistics(Path(reference.file).expanduser())
+        load_reference_statistics(input_path(reference.file))
     elif reference.kind != "band":
         _check_clips("evaluate.reference", open_reference(config, Path()), config)
     for source in config.audio:
@@ -150,7 +151,7 @@ def open_embedder(config: Embedding, device: str = "cpu") -> Embedder:
         return EncodecEmbedder(config.model, device)
     from tinymusician.evaluate.vggish import VggishEmbedder
 
-    return VggishEmbedder(config.checkpoint, device)
+    return VggishEmbedder(str(input_path(config.checkpoint)), device)
 
 
 def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:

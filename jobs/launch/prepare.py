@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from jobs.launch.cluster import configured_address, is_here
+from jobs.launch.inputs import is_on_nodes, locate_inputs
 from jobs.launch.submit import RESUMABLE_KEYS
-from jobs.launch.validate import check, check_overrides, with_loaded_plan, with_local_paths
+from jobs.launch.validate import check, check_overrides, with_loaded_plan
 from jobs.registry import JobKind
 from jobs.worker.model_refs import resolve
 from tinymusician.artifacts.runs import RunStore
@@ -21,22 +22,24 @@ from tinymusician.recipe import Recipe, apply_overrides, load_recipe, parse_reci
 def prepare(
     store: Store, kind: JobKind, recipe_name: str, overrides: Sequence[str], cluster: str | None, resume: str | None
 ) -> Recipe:
-    """Load and validate a recipe, and resolve the models that it names.
+    """Load and validate a recipe, and locate its inputs. Paths of this machine stay: `upload_inputs` imports them.
 
     Raises:
         TinyMusicianError: the recipe, the store or a model cannot be used; `resume` is not a run of this recipe.
     """
     if any(one.startswith("training.steps=") for one in overrides):
         overrides = ["training.epochs=null", *overrides]  # unless these say otherwise, too
-    recipe = with_sampling_defaults(load_recipe(recipe_name, tuple(overrides)))
-    recipe = resumed_recipe(store, resume, recipe, overrides) if resume else with_steps(recipe)
+    recipe = load_recipe(recipe_name, tuple(overrides))
+    if resume:
+        recipe = resumed_recipe(store, resume, recipe, overrides)
+    else:
+        recipe = locate_inputs(store, recipe, kind)
+        recipe = with_steps(with_sampling_defaults(recipe))
     check_overrides(kind, list(overrides), recipe)
-    is_local = runs_here(cluster)
-    recipe = with_local_paths(recipe) if is_local else recipe
-    check(kind, recipe, is_local)
+    check(kind, recipe, runs_here(cluster))
     if resume:
         return recipe
-    return resolve(store, with_loaded_plan(recipe) if kind == "quantize" else recipe, kind, is_local)
+    return resolve(store, with_loaded_plan(recipe) if kind in ("quantize", "pipeline") else recipe, kind)
 
 
 def with_sampling_defaults(recipe: Recipe) -> Recipe:
@@ -63,6 +66,10 @@ def with_steps(recipe: Recipe) -> Recipe:
     if sequences.clips is not None:
         raise RecipeError(
             "training.epochs: the number of sequences of sequences.clips is not known; give training.steps"
+        )
+    if is_on_nodes(sequences.prompts):
+        raise RecipeError(
+            f"training.epochs: the number of prompts in {sequences.prompts} is not known here; give training.steps"
         )
     count = len(texts_of(load_prompts(sequences.prompts), "train")) * sequences.samples_per_prompt
     steps = math.ceil(training.epochs * count / (training.microbatches * training.batch_size))

@@ -9,9 +9,12 @@ import shlex
 import socket
 import sys
 from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from jobs.launch import cluster
+from jobs.launch.inputs import upload_inputs
 from jobs.registry import JobKind
 from serve.config import is_loopback
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
@@ -22,6 +25,9 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError, RunError
 from tinymusician.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient as JobClient
 
 STORE_TIMEOUT_SECONDS = "600"
 """Seconds for which a job retries requests to a store that does not respond."""
@@ -41,6 +47,8 @@ def submit(
 ) -> RunStore:
     """Record a run and start its job; `resume` continues an earlier run, on its own cluster unless another is named.
 
+    Inputs on this machine are imported into the store, unless the job runs on the local Ray.
+
     Raises:
         RunError: the name is taken, or the run to resume does not exist, is still running, or is of another kind.
         ClusterError: the cluster cannot be reached or refuses the job.
@@ -52,13 +60,25 @@ def submit(
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     is_local = cluster.configured_address(address) is None
     client, where = cluster.connect(address)
-    environment = cluster.runtime_environment(store, where)
-    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
-    submission = f"{run.id}-{secrets.token_hex(3)}"
     check_workers(kind, recipe, workers or 1)
+    if not is_local and not resume:
+        recipe = upload_inputs(store, recipe, kind, partial(print, file=sys.stderr))
+    submission = f"{run.id}-{secrets.token_hex(3)}"
     record = _new_record(run, kind, recipe, workers or 1, where, submission)
     run.write_record(record.model_copy(update={"local_ray": is_local, "head_id": cluster.head_id(where)}))
     run.submit()
+    _start_job(client, run, kind, where, submission)
+    return run
+
+
+def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, submission: str) -> None:
+    """Start a run's supervisor as a job of Ray.
+
+    Raises:
+        ClusterError: the cluster refuses it; the run has failed.
+    """
+    environment = cluster.runtime_environment(run.store, where)
+    environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     try:
         client.submit_job(
             entrypoint=f"{_python_command(where)} -P -m jobs.launch.supervisor {run.id} {submission}",
@@ -69,7 +89,6 @@ def submit(
     except Exception as error:
         run.fail(f"the cluster refused the job: {error}")
         raise ClusterError(f"cluster {where}: refused the job ({error})") from error
-    return run
 
 
 def _new_record(run: RunStore, kind: JobKind, recipe: Recipe, workers: int, where: str, submission: str) -> RunRecord:

@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+from jobs.launch.inputs import import_remote_inputs
 from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
@@ -155,6 +157,7 @@ def run_child(kind: JobKind, run_id: str) -> int:
     run = RunStore(open_store(), run_id)
     run.clear_errors()
     try:
+        import_remote_inputs(run, partial(print, flush=True))
         run_job(kind, run_id)
     except Exception as error:
         cause = to_user_error(error)

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.launch.estimate import frames_of, student_shape
+from jobs.launch.inputs import is_on_nodes
 from jobs.registry import JobKind
-from jobs.worker.model_refs import parse_label
 from tinymusician.data.captioned import check_clip_folder
-from tinymusician.data.prompts import PACKAGED, load_prompts
-from tinymusician.errors import DataError, ModelError, PlanError, RecipeError
+from tinymusician.data.prompts import load_prompts
+from tinymusician.errors import ModelError, PlanError, RecipeError
+from tinymusician.inputs import scheme_of
 from tinymusician.models.checkpoint_files import check_model
 from tinymusician.models.component_shapes import (
     check_codec_size,
@@ -24,7 +25,6 @@ from tinymusician.models.shape import (
     RELEASE,
     check_pruned_width,
     check_tensor_parallel,
-    is_packaged,
     shape_of,
 )
 from tinymusician.models.tensor_shapes import DecoderShape
@@ -45,39 +45,6 @@ PRETRAIN_KEYS = (
 ADAPTIVE_PLAN_KEYS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 
-def with_local_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths: a job has another working directory than `tmctl`."""
-    content = recipe.model_dump()
-    paths = (
-        ("teacher", "model"),
-        ("student", "model"),
-        ("sequences", "prompts"),
-        ("sequences", "clips"),
-        ("evaluate", "clap"),
-        ("evaluate", "tagger"),
-        ("evaluate", "prompts"),
-    )
-    for part, field in paths:
-        if (name := content[part].get(field)) and not is_packaged(name) and name not in PACKAGED:
-            content[part][field] = _absolute(name)
-    for kind in ("reference", "embedding"):
-        named = content["evaluate"][kind] or {}
-        for field in {"audio", "table", "file", "model", "checkpoint", "tokenizer", "environment"} & set(named):
-            if field != "model" or not is_packaged(named[field]):
-                named[field] = _absolute(named[field])
-    folders = [parse_label(entry) for entry in content["evaluate"]["audio"]]
-    content["evaluate"]["audio"] = [
-        f"{label}={_absolute(name)}" if label else _absolute(name) for label, name in folders
-    ]
-    return Recipe.model_validate(content)
-
-
-def _absolute(name: str) -> str:
-    """The absolute path of a name, if it is that of a file or folder."""
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name
-
-
 def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None:
     """Check that every override changes a key that a job of this kind reads.
 
@@ -95,7 +62,7 @@ def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None
 
 
 def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
-    """Check a recipe, and the files that it names if the job runs `here`, on this machine.
+    """Check a recipe with located inputs, and what this machine must have if the job runs `here`.
 
     Raises:
         RecipeError, ModelError, DataError: the first problem.
@@ -131,8 +98,7 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
             )
         _check_quantize(recipe, here)
         _check_release(recipe, here)
-    if here:
-        _check_files(recipe)
+    _check_files(recipe)
     check_shapes(recipe)
 
 
@@ -156,9 +122,9 @@ def with_loaded_plan(recipe: Recipe) -> Recipe:
 
 
 def _check_quantize(recipe: Recipe, here: bool) -> None:
-    """Check that the prompts exist, and that the packages for export are installed."""
+    """Check that the prompts can be read, and that the packages for export are installed."""
+    _check_prompts(recipe)
     if here:
-        load_prompts(recipe.sequences.prompts)
         needed = ("onnx", "onnxscript", "optimum.exporters" if recipe.quantize.format == "optimum" else "onnx")
         for package in needed:
             if find_spec(package.partition(".")[0]) is None:
@@ -195,24 +161,25 @@ def _check_release(recipe: Recipe, here: bool) -> None:
         load_key("release", folder, ReleaseRegistry(open_store(), folder).roots()[-1].release_keys)
 
 
+def _check_prompts(recipe: Recipe) -> None:
+    """Check that the prompts can be read, unless only the cluster can."""
+    if not is_on_nodes(recipe.sequences.prompts):
+        load_prompts(recipe.sequences.prompts)
+
+
 def _check_files(recipe: Recipe) -> None:
-    """Check that prompts, clips and folders of models exist."""
-    load_prompts(recipe.sequences.prompts)
-    if recipe.sequences.clips is not None and not Path(recipe.sequences.clips).is_dir():
-        raise DataError(f"sequences.clips = {recipe.sequences.clips!r}: no such folder")
-    if recipe.sequences.clips is not None:
-        check_clip_folder(Path(recipe.sequences.clips))
+    """Check prompts, clips and folders of models, as far as they are here."""
+    _check_prompts(recipe)
+    clips = recipe.sequences.clips
+    if clips is not None and not scheme_of(clips):
+        check_clip_folder(Path(clips))
     release = Path(recipe.teacher.model).expanduser()
-    if recipe.teacher.kind == "audiocraft" and not all((release / name).is_file() for name in RELEASE):
+    is_local = recipe.teacher.kind == "audiocraft" and not scheme_of(recipe.teacher.model)
+    if is_local and not all((release / name).is_file() for name in RELEASE):
         raise ModelError(
             f"teacher.model = {str(release)!r}: no audiocraft release; {' and '.join(RELEASE)} belong there"
         )
-    for field, name in (
-        ("teacher.model", recipe.teacher.model),
-        ("student.model", getattr(recipe.student, "model", "")),
-    ):
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise ModelError(f"{field} = {name!r}: no such folder")
+    for name in (recipe.teacher.model, getattr(recipe.student, "model", "")):
         if name:
             check_model(name)
 

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.worker.context import WorkerContext
-from jobs.worker.model_refs import check_guidance, fetch_artifact
-from tinymusician.artifacts.manifest import Manifest
+from jobs.worker.model_refs import check_guidance
+from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.store import DAY
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint, make_missing, read_arrays
 from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
+from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.licence import inherited_licence
 from tinymusician.quantize.adaptive import PlanEvaluator, PlanMetrics, alone, trials
@@ -69,8 +70,8 @@ class QuantizationWorkspace:
 
         self.context, self.recipe, self.config = context, context.recipe, context.recipe.quantize
         assert self.config.model is not None
-        self.artifact: Manifest | None
-        self.name, self.artifact = fetch_artifact(context.run.store, self.config.model, context.cache)
+        self.name, is_artifact = self.config.model, scheme_of(self.config.model) == "artifact"
+        self.artifact = find(context.run.store, self.name) if is_artifact else None
         self.model, self.tokenizer = load_musicgen(self.name), load_tokenizer(self.name)
         check_codec(self.model, f"model {self.config.model}")
         self.digest = weights_digest(self.model)

@@ -1,36 +1,36 @@
-"""Resolves references to models: an artifact, a folder, a hub id or a packaged model, downloaded to this machine."""
+"""The models that a recipe quantizes or evaluates: an artifact, a folder, a hub id or a packaged model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tinymusician.artifacts.manifest import Manifest, fetch_once, find
+from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ModelError, NotFoundError, RecipeError
+from tinymusician.inputs import input_path, scheme_of
 from tinymusician.models.checkpoint_files import check_model
-from tinymusician.models.shape import is_packaged
 from tinymusician.recipe import Recipe
 from tinymusician.runtime.bundle import MANIFEST as BUNDLE
 
 
-def resolve(store: Store, recipe: Recipe, kind: str, here: bool) -> Recipe:
-    """The recipe with permanent names of its models: an artifact gets its digest, a folder its full path.
-
-    If the job runs `here`, on this machine, a folder must exist.
+def resolve(store: Store, recipe: Recipe, kind: str) -> Recipe:
+    """The recipe, whose inputs are located, with the models that it quantizes or evaluates: by default the newest.
 
     Raises:
-        NotFoundError, ModelError: there is no such artifact or folder, or it is not a model that can be loaded.
+        NotFoundError, ModelError: there is no such artifact, or it is not a model that can be loaded.
     """
     if kind == "quantize":
-        model = recipe.quantize.model or _newest_student(store, recipe, "quantize.model")
-        name = _resolve_one(store, model, "quantize.model", here, MODELS)
+        name = recipe.quantize.model or _newest_student(store, recipe, "quantize.model")
+        _check_model(store, name, MODELS)
         return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"model": name})})
     if kind == "evaluate":
         if not recipe.evaluate.evaluates_models:
             return recipe
         models = recipe.evaluate.models or (_newest_student(store, recipe, "evaluate.models"),)
-        names = tuple(_resolve_evaluated(store, name, here) for name in models)
-        return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": names})})
+        for name in models:
+            if (reference := parse_label(name)[1]) not in SPECIAL_MODELS:
+                _check_model(store, reference, PLAYING)
+        return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": models})})
     return recipe
 
 
@@ -46,13 +46,6 @@ def parse_label(name: str) -> tuple[str, str]:
     return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
 
 
-def _resolve_evaluated(store: Store, name: str, here: bool) -> str:
-    label, reference = parse_label(name)
-    if reference not in SPECIAL_MODELS:
-        reference = _resolve_one(store, reference, "evaluate.models", here, PLAYING)
-    return f"{label}={reference}" if label else reference
-
-
 def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
     try:
         return _find_artifact(store, recipe.name, MODELS)
@@ -63,19 +56,12 @@ def _newest_student(store: Store, recipe: Recipe, field: str) -> str:
         ) from error
 
 
-def _resolve_one(store: Store, name: str, field: str, here: bool, files: tuple[str, ...]) -> str:
-    if is_packaged(name):
-        if here:
-            check_model(name)
-        return name
-    folder = Path(name).expanduser()
-    if here and name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ModelError(f"{field} = {name!r}: no such folder")
-    if here and not (folder / BUNDLE).is_file() and "@sha256:" not in name:
+def _check_model(store: Store, name: str, files: tuple[str, ...]) -> None:
+    """Check that an artifact, a folder or a packaged model is one that can be loaded."""
+    if scheme_of(name) == "artifact":
+        _find_artifact(store, name, files)
+    elif not (Path(name).expanduser() / BUNDLE).is_file():
         check_model(name)
-    if folder.is_dir():
-        return str(folder.absolute())
-    return name if "/" in name else _find_artifact(store, name, files)
 
 
 def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
@@ -88,17 +74,9 @@ def _find_artifact(store: Store, reference: str, files: tuple[str, ...]) -> str:
 
 def is_bundle(store: Store, reference: str) -> bool:
     """Whether a resolved reference is a bundle, which ONNX Runtime plays on CPUs."""
-    if "@sha256:" in reference:
+    if scheme_of(reference) == "artifact":
         return any(file.path == BUNDLE for file in find(store, reference).files)
-    return (Path(reference).expanduser() / BUNDLE).is_file()
-
-
-def fetch_artifact(store: Store, name: str, cache: Path) -> tuple[str, Manifest | None]:
-    """The argument of `load_musicgen` for a resolved reference, and the artifact's manifest if it is one."""
-    if "@sha256:" not in name:
-        return name, None
-    manifest = find(store, name)
-    return str(fetch_once(store, manifest, cache / "models")), manifest
+    return (input_path(reference) / BUNDLE).is_file()
 
 
 def check_guidance(name: str, guidance: float, range_: tuple[float, float]) -> None:

@@ -73,9 +73,12 @@ def delegate(options: list[str], module: str, command: list[str]) -> None:
     request = {"options": options, "module": module, "command": command, "environment": dict(os.environ)}
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # Ray's own variables may name more than at the start
     path = [*(entry for entry in named if entry and entry not in sys.path), *sys.path]
-    send(server, {**request, "folder": os.getcwd(), "path": path, "nice": os.nice(0)})
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in passed_on:
         signal.signal(number, lambda got, _: server.sendall(b"%d " % got))
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # a signal comes after the request
+    send(server, {**request, "folder": os.getcwd(), "path": path, "nice": os.nice(0)})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     answer = server.makefile("r").readline()
     if not answer:
         raise ConnectionError("the server has died")

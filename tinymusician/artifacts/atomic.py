@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -53,8 +53,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.rename(draft, path)
 
 
-def lock_file(file: IO[str]) -> None:
-    """Wait for the exclusive lock of an open file, which the system releases when the process ends.
+def lock_file(file: IO[str], shared: bool = False) -> None:
+    """Wait for the exclusive or shared lock of an open file, which the system releases when the process ends.
+
+    On Windows, shared locks are not needed: it never removes an open file.
 
     Raises:
         OSError: on Windows, another process holds it for ten seconds.
@@ -64,9 +66,28 @@ def lock_file(file: IO[str]) -> None:
     except ModuleNotFoundError:  # Windows
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        if not shared:
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
     else:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+def try_lock_file(file: IO[str]) -> bool:
+    """Take the exclusive lock of an open file if no other process holds a lock of it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        kind, lock = msvcrt.LK_NBLCK, msvcrt.locking  # type: ignore[attr-defined,unused-ignore]
+        attempt = partial(lock, file.fileno(), kind, 1)
+    else:
+        attempt = partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
 
 
 def sweep_drafts(folder: Path, age: float) -> None:

@@ -21,6 +21,7 @@ from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 from tinymusician.json_types import JsonObject
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
 
 
@@ -95,9 +96,18 @@ def publish(store: Store, folder: Path, **facts: Any) -> Manifest:
         FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=put_blob(store, path))
         for path in paths
     )
-    manifest = Manifest(created=datetime.now(UTC).replace(microsecond=0), files=files, **facts)
+    return write_manifest(store, Manifest(created=now(), files=files, **facts))
+
+
+def write_manifest(store: Store, manifest: Manifest) -> Manifest:
+    """Store the manifest of files that the store already has."""
     store.put(manifest.key, manifest.canonical())
     return manifest
+
+
+def now() -> datetime:
+    """The time that a new manifest states."""
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def find(store: Store, reference: str) -> Manifest:
@@ -119,6 +129,17 @@ def find(store: Store, reference: str) -> Manifest:
     if prefix and len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
     return fitting[-1]
+
+
+def list_named(store: Store, name: str) -> list[Manifest]:
+    """The artifacts of a name, oldest first.
+
+    Raises:
+        StoreError: it is no name of artifacts.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise StoreError(f"artifact {name!r}: lower-case letters, digits and hyphens are needed")
+    return _by_age([_read(store, entry.key) for entry in store.list(f"artifacts/{name}/")])
 
 
 def _with_bundle(store: Store, name: str, prefix: str) -> list[Manifest]:
@@ -168,18 +189,6 @@ def fetch(
     for file in manifest.files:
         get_blob(store, file.sha256, folder / check_key(file.path))
         on_progress(file.path)
-
-
-def fetch_once(
-    store: Store, manifest: Manifest, cache: Path, on_progress: Callable[[str], None] = lambda path: None
-) -> Path:
-    """The folder of an artifact's files below `cache`; they are fetched if it is not complete."""
-    folder = cache / manifest.digest
-    complete = folder / ".whole"
-    if not complete.exists():
-        fetch(store, manifest, folder, on_progress)
-        complete.touch()
-    return folder
 
 
 def _read(store: Store, key: str) -> Manifest:

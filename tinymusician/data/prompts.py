@@ -15,13 +15,13 @@ import io
 import json
 from collections import Counter
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinymusician.data.splits import SPLITS, Split
 from tinymusician.errors import DataError
+from tinymusician.inputs import input_path
 
 PACKAGED = ("general", "band")
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -42,15 +42,16 @@ class Prompt(BaseModel):
 
 
 def load_prompts(name: str) -> list[Prompt]:
-    """Read and validate a packaged prompt file, or one at a path.
+    """Read and validate a packaged prompt file, one at a path, or an artifact of one file.
 
     Raises:
         DataError: the file is missing, empty or malformed, contains a text twice, or has an empty split.
     """
-    if name.lower().endswith(".csv"):
+    ending = "" if name in PACKAGED else input_path(name).suffix.lower()
+    if ending == ".csv":
         prompts = _read_table(name)
     else:
-        parse = _parse_text if name.lower().endswith(".txt") else _parse_json
+        parse = _parse_text if ending == ".txt" else _parse_json
         prompts = [parse(line, f"{name}:{number}") for number, line in enumerate(_lines(name), 1) if line.strip()]
     if not prompts:
         raise DataError(f"prompts {name}: the file is empty; a prompt per line is needed")
@@ -85,7 +86,7 @@ def _lines(name: str) -> list[str]:
     try:
         if name in PACKAGED:
             return (resources.files("tinymusician.data") / "prompts" / f"{name}.jsonl").read_text("utf-8").split("\n")
-        return Path(name).read_text("utf-8-sig").split("\n")
+        return input_path(name).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"prompts {name}: {reason}; packaged are {', '.join(PACKAGED)}, else give a path") from error

@@ -12,6 +12,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tinymusician.artifacts.blobs import blob_key, get_blob, put_blob
+from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
+from tinymusician.json_types import JsonObject
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -69,7 +72,7 @@ class ShardCache:
 
     def details(self, index: int) -> dict[str, JsonValue]:
         """The JSON object that was stored with a shard."""
-        result: dict[str, JsonValue] = json.loads(self.store.get(self._key(index)))["details"]
+        result: dict[str, JsonValue] = self._entry(index)["details"]
         return result
 
     def fetch(self, index: int, cache: Path) -> Path:
@@ -103,13 +106,13 @@ class ShardCache:
             return self._fetched(index, cache)
 
     def _fetched(self, index: int, cache: Path) -> Path:
-        if index not in self._paths:
-            digest = self._digest(index)
-            path = cache / f"{digest}.safetensors"
-            if not path.exists():
-                get_blob(self.store, digest, path)
-            self._paths[index] = path
-        return self._paths[index]
+        path = self._paths.get(index)
+        if path is None or not path.exists():  # it may have made room for others
+            entry = self._entry(index)
+            digest = entry["sha256"]
+            make = partial(get_blob, self.store, digest)
+            path = self._paths[index] = user_cache(cache).get(f"{digest}.safetensors", entry["size"], make)
+        return path
 
     def forget(self, index: int) -> None:
         """Delete a shard's index entry and blob, if they still exist."""
@@ -128,7 +131,11 @@ class ShardCache:
         return arrays
 
     def _digest(self, index: int) -> str:
-        return str(json.loads(self.store.get(self._key(index)))["sha256"])
+        return str(self._entry(index)["sha256"])
+
+    def _entry(self, index: int) -> JsonObject:
+        entry: JsonObject = json.loads(self.store.get(self._key(index)))
+        return entry
 
     def _key(self, index: int) -> str:
         return f"{self._prefix}/{self.names[index] if self.names else f'shard-{index:05d}'}.json"

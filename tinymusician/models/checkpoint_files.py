@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tinymusician.errors import ModelError
+from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.component_shapes import codec_shape, text_shape
 from tinymusician.models.hub import cached_file
-from tinymusician.models.shape import decoder_shape, is_packaged, is_release, local_model_folder
+from tinymusician.models.shape import decoder_shape, is_packaged, is_release, local_model_folder, read_model_json
 from tinymusician.models.tensor_shapes import Tensors, guidance_tensors
 
 ADAPTER, PICKLED, SENTENCEPIECE = "adapter_config.json", "pytorch_model.bin", "spiece.model"
@@ -61,12 +62,15 @@ def check_checkpoint(folder: Path, name: str | None = None) -> None:
 def check_model(name: str) -> None:
     """`check_checkpoint` of a local model, or of a hub model as far as it is in the cache.
 
-    Nothing is downloaded, and no weights are loaded. An audiocraft release is checked when it is converted; packaged
-    models are complete.
+    Nothing is downloaded, and no weights are loaded. Of a model in a store, config.json is checked. An audiocraft
+    release is checked when it is converted; packaged models are complete.
 
     Raises:
         ModelError: it cannot be used, or does not exist.
     """
+    if scheme_of(name):
+        _check_config(name)
+        return
     folder = local_model_folder(name)
     if folder is not None:
         if not is_packaged(name) and not is_release(folder):
@@ -76,6 +80,16 @@ def check_model(name: str) -> None:
             check_checkpoint(config.parent, name)
         else:
             check_kind(name, read_json(config, name))
+
+
+def _check_config(name: str) -> None:
+    """Check the configuration of a model in a store; one that only the nodes of a cluster have is checked there."""
+    try:
+        config = read_model_json(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name!r}: config.json cannot be read ({error})") from error
+    if config is not None:
+        check_kind(name, config)
 
 
 def check_tensors(folder: Path, name: str) -> None:

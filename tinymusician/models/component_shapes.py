@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from tinymusician.errors import RecipeError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.config_defaults import ENCODEC, T5
 from tinymusician.models.hub import split_revision
-from tinymusician.models.shape import RELEASED, WEIGHTS
+from tinymusician.models.shape import RELEASED, read_model_json
 from tinymusician.models.tensor_shapes import CodecShape, TextShape
 
 
@@ -19,9 +17,8 @@ def component_shapes(name: str) -> tuple[TextShape, CodecShape] | None:
     """The shapes of a released, packaged or local model's text encoder and codec; None where they are unknown."""
     if split_revision(name)[0] in RELEASED:
         return TextShape(), CodecShape()
-    folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8-sig"))
+        config = read_model_json(name, "config.json") or {}
         return text_shape(config["text_encoder"]), codec_shape(config["audio_encoder"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

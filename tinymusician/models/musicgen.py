@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, MusicgenForConditionalGeneration
 
 from tinymusician.errors import ModelError, first_line
+from tinymusician.inputs import scheme_of
 from tinymusician.models.audiocraft import convert_cached
 from tinymusician.models.checkpoint_files import check_layout, check_tensors
 from tinymusician.models.guidance import GuidanceConditionedMusicgen
@@ -47,9 +48,9 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def model_location(name: str) -> Path:
-    """The folder of a packaged model (`band-large`), a local folder as it is, or else that of a downloaded hub model.
+    """The folder of a packaged model (`band-large`), a local folder as it is, or that of an artifact or hub model.
 
-    An audiocraft release is converted to transformers' layout first.
+    Artifacts and hub models are downloaded, and audiocraft releases converted to transformers' layout, once.
 
     Raises:
         ModelError: a local folder does not exist, the weights of a packaged model are not here, or those of a hub model
@@ -60,7 +61,7 @@ def model_location(name: str) -> Path:
 
 def model_commit(name: str) -> str | None:
     """The commit hash of a downloaded hub model; None for every other model."""
-    return None if local_folder(name) else cached_commit(name)
+    return None if scheme_of(name) or local_folder(name) else cached_commit(name)
 
 
 def local_folder(name: str) -> Path | None:

@@ -5,12 +5,12 @@ The shapes of the released models are listed here; those of other models are rea
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 
 from tinymusician.errors import ModelError, RecipeError
+from tinymusician.inputs import input_path, read_json_file, scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.config_defaults import DECODER, ENCODEC, T5
 from tinymusician.models.hub import split_revision
@@ -43,6 +43,23 @@ def is_packaged(name: str) -> bool:
     return "/" not in name and (WEIGHTS / name / "config.json").is_file()
 
 
+def read_model_json(name: str, file: str) -> JsonObject | None:
+    """A JSON file of a model; None if it has none, or is not on this machine nor in a store.
+
+    Raises:
+        ValueError: it is not a JSON object.
+        OSError, StoreError: it cannot be read.
+    """
+    content = read_json_file(str(_folder(name)) if not scheme_of(name) else name, file)
+    if content is not None and not isinstance(content, dict):
+        raise ValueError("is no JSON object")
+    return content
+
+
+def _folder(name: str) -> Path:
+    return WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
+
+
 def check_weights(name: str) -> None:
     """Check that the weights of a packaged model are here; other names pass.
 
@@ -57,7 +74,9 @@ def check_weights(name: str) -> None:
 
 
 def local_model_folder(name: str) -> Path | None:
-    """The folder of a packaged model, or a local folder; None for the id of a hub model or artifact.
+    """The folder of a packaged model, an artifact or a local folder; None for the id of a hub model.
+
+    An artifact is downloaded to this machine first.
 
     Raises:
         ModelError: a path has no folder, or a packaged model no weights.
@@ -65,7 +84,7 @@ def local_model_folder(name: str) -> Path | None:
     check_weights(name)
     if is_packaged(name):
         return WEIGHTS / name
-    folder = Path(name).expanduser()
+    folder = input_path(name)
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")):
@@ -84,18 +103,19 @@ def shape_of(name: str) -> DecoderShape | None:
     repository, _ = split_revision(name)
     if repository in RELEASED:
         return RELEASED[repository]
-    folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
-    if not folder.is_dir():
+    if not scheme_of(name) and not (folder := _folder(name)).is_dir():
         if "/" not in name:
             packaged = ", ".join(sorted(path.name for path in WEIGHTS.iterdir() if path.name.startswith("band-")))
             raise ModelError(
-                f"model {name!r}: allowed are a folder, a hub id OWNER/NAME or OWNER/NAME@REVISION, and {packaged}"
+                f"model {name!r}: allowed are a folder, a hub id OWNER/NAME or OWNER/NAME@REVISION, an artifact of the "
+                f"store, s3://BUCKET/PREFIX, and {packaged}"
             )
         return None
-    if (folder / "state_dict.bin").is_file():
+    if not scheme_of(name) and (folder / "state_dict.bin").is_file():
         return None
     try:
-        return decoder_shape(json.loads((folder / "config.json").read_text("utf-8-sig")))
+        config = read_model_json(name, "config.json")
+        return decoder_shape(config) if config is not None else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name!r}: config.json is missing or not a MusicGen's ({error!r})") from error
 
@@ -122,15 +142,13 @@ def decoder_shape(config: JsonObject) -> DecoderShape:
 
 
 def sampling_defaults(name: str) -> dict[str, float]:
-    """The `guidance_scale`, `top_k` and `temperature` that a packaged or local model brings, as far as it has them.
+    """The `guidance_scale`, `top_k` and `temperature` that a model brings, as far as it is here or in a store.
 
     Raises:
         ModelError: its generation_config.json is not JSON, or a value is not a positive number.
     """
-    folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name).expanduser()
-    file = folder / "generation_config.json"
     try:
-        content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
+        content = read_model_json(name, "generation_config.json") or {}
         values = {key: content[key] for key in ("guidance_scale", "top_k", "temperature") if content.get(key)}
         if any(isinstance(value, bool) or not value > 0 for value in values.values()):
             raise ValueError(f"{values}: positive numbers are needed")

@@ -1,0 +1,283 @@
+"""Imports files and folders as artifacts of kind `file`, `folder` or `model`, so that every node can fetch them.
+
+A source is a path, `s3://BUCKET/KEY` (an object, or all objects below a prefix), or `https://…`. An archive (.zip,
+.tar, .tar.gz) becomes a folder. `#sha256=HEX` after an https address is the digest that the download must have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from fnmatch import fnmatch
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urldefrag, urlparse
+
+from tinymusician.artifacts.blobs import digest_of, put_blob
+from tinymusician.artifacts.local_cache import user_cache
+from tinymusician.artifacts.manifest import FileEntry, Manifest, find, list_named, now, write_manifest
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.sources import HttpSource
+from tinymusician.artifacts.store import Store, StoreEntry, check_key
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, TransientStoreError
+
+FILE, FOLDER, MODEL = "file", "folder", "model"
+UNKNOWN_LICENCE = "not stated"
+_MODEL_FILES = ("config.json", "state_dict.bin")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_ATTEMPTS = 5
+_LICENCE_LINE = re.compile(r"^license:\s*['\"]?([\w.+-]+)", re.MULTILINE)
+ProgressCallback = Callable[[str], None]
+
+
+def import_path(
+    store: Store,
+    path: Path,
+    name: str,
+    source: str,
+    licence: str | None = None,
+    patterns: Collection[str] = ("*",),
+    on_progress: ProgressCallback = lambda line: None,
+) -> Manifest:
+    """Store a file, or the files of a folder that match `patterns`, as an artifact; links are followed.
+
+    Content that the newest artifact of this name already has is not stored again.
+
+    Raises:
+        StoreError: there is nothing to import, the name has artifacts of a job, or the store cannot be written.
+    """
+    paths = [path] if path.is_file() else _files(path, patterns)
+    if not paths:
+        raise StoreError(f"{source}: no such file or folder, or it is empty")
+    root = path.parent if path.is_file() else path
+    names = [one.relative_to(root).as_posix() for one in paths]
+    kind = FILE if path.is_file() else MODEL if set(_MODEL_FILES) & set(names) else FOLDER
+    before = _imported_as(store, name)
+    files = []
+    for index, (one, key) in enumerate(zip(paths, names, strict=True), 1):
+        on_progress(f"{index} of {len(paths)}: {key}, {one.stat().st_size / 1e6:.1f} MB")
+        files.append(FileEntry(path=key, size=one.stat().st_size, sha256=put_blob(store, one)))
+    if before and before[-1].files == tuple(files):
+        return before[-1]
+    manifest = Manifest(
+        name=name,
+        kind=kind,
+        created=now(),
+        files=tuple(files),
+        recipe={},
+        lineage={"source": source},
+        metrics={},
+        licence=licence or _licence_of(root),
+    )
+    return write_manifest(store, manifest)
+
+
+def _imported_as(store: Store, name: str) -> list[Manifest]:
+    """The earlier imports of a name, oldest first.
+
+    Raises:
+        StoreError: the name has artifacts of a job.
+    """
+    manifests = list_named(store, name)
+    if taken := next((one for one in manifests if one.kind not in (FILE, FOLDER, MODEL)), None):
+        raise StoreError(f"artifact {name!r}: is the name of a {taken.kind}; choose another --name")
+    return manifests
+
+
+@contextlib.contextmanager
+def downloaded(address: str, on_progress: ProgressCallback = lambda line: None) -> Iterator[Path]:
+    """A local copy of what is at an `s3://` or `https://` address: a file, or a folder.
+
+    Raises:
+        StoreError: it cannot be downloaded.
+        DigestMismatchError: it has another digest than the address says.
+    """
+    if urlparse(address).scheme == "s3":
+        with _unpacked(_s3_copy(address, on_progress)) as content:
+            yield content
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _base_name(address)
+        _download_url(address, path, on_progress)
+        with _unpacked(path) as content:
+            yield content
+
+
+def import_address(
+    store: Store, address: str, name: str, licence: str | None = None, on_progress: ProgressCallback = lambda line: None
+) -> Manifest:
+    """Import what is at an `s3://` or `https://` address; objects in S3 that have not changed since are not read again.
+
+    Raises:
+        StoreError: it cannot be downloaded, or the store cannot be written.
+    """
+    if (before := imported_before(store, address)) is not None:
+        return before
+    with downloaded(address, on_progress) as path:
+        manifest = import_path(store, path, name, address, licence, on_progress=on_progress)
+    if urlparse(address).scheme == "s3":
+        store.put(_note_key(address), json.dumps({"artifact": manifest.reference}).encode())
+    return manifest
+
+
+def imported_before(store: Store, address: str) -> Manifest | None:
+    """The artifact that was made of the objects at an `s3://` address, if none of them has changed since.
+
+    Raises:
+        NotFoundError: there are no such objects.
+    """
+    if urlparse(address).scheme != "s3":
+        return None
+    key = _note_key(address)
+    with contextlib.suppress(NotFoundError):
+        return find(store, json.loads(store.get(key))["artifact"])
+    return None
+
+
+def check_source(address: str) -> None:
+    """Check that there is an object at an `s3://` address, or below it.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    _s3_entries(address)
+
+
+def default_name(source: str) -> str:
+    """The name of an imported artifact: the last part of its source, without endings."""
+    stem = _base_name(source)
+    for ending in (*_ARCHIVES, PurePosixPath(stem).suffix):
+        stem = stem.removesuffix(ending)
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:64] or "input"
+
+
+def _base_name(address: str) -> str:
+    path = urldefrag(address).url
+    return PurePosixPath(unquote(urlparse(path).path if "://" in path else path).rstrip("/")).name or "download"
+
+
+def _files(folder: Path, patterns: Collection[str]) -> list[Path]:
+    every = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in every if any(fnmatch(path.name, pattern) for pattern in patterns)]
+
+
+def _licence_of(folder: Path) -> str:
+    """The licence that a model card in the hub's form states."""
+    card = folder / "README.md"
+    match = _LICENCE_LINE.search(card.read_text("utf-8", errors="replace")) if card.is_file() else None
+    return match[1] if match else UNKNOWN_LICENCE
+
+
+def _s3_entries(address: str) -> tuple[Store, list[StoreEntry]]:
+    """The bucket of an address, and the object of this key or else those below it."""
+    parts = urlparse(address)
+    bucket, key = open_store(f"s3://{parts.netloc}"), unquote(parts.path).strip("/")
+    entries = [entry for entry in bucket.list(key) if entry.key == key]
+    entries = entries or list(bucket.list(f"{key}/" if key else ""))
+    if not entries:
+        raise NotFoundError(f"{address}: no such object, and none below it")
+    return bucket, entries
+
+
+def _note_key(address: str) -> str:
+    """The key under which the store notes what was made of an address: another one after each change of an object."""
+    return f"imports/{_version_of(address, _s3_entries(address)[1])}.json"
+
+
+def _version_of(address: str, entries: list[StoreEntry]) -> str:
+    return sha256(json.dumps([address, entries]).encode()).hexdigest()
+
+
+def _s3_copy(address: str, on_progress: ProgressCallback) -> Path:
+    """The file or folder of an address in this machine's cache; an interrupted download goes on."""
+    bucket, entries = _s3_entries(address)
+    prefix = unquote(urlparse(address).path).strip("/")
+    is_object = entries[0].key == prefix
+
+    def write(folder: Path) -> None:
+        for index, entry in enumerate(entries, 1):
+            path = folder / check_key(_base_name(address) if is_object else entry.key.removeprefix(f"{prefix}/"))
+            if not path.exists():
+                on_progress(f"{index} of {len(entries)}: {entry.key}, {entry.size / 1e6:.1f} MB")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                bucket.download(entry.key, path)
+
+    folder = user_cache().get(
+        f"s3-{_version_of(address, entries)}", sum(entry.size for entry in entries), write, pin=True
+    )
+    return folder / _base_name(address) if is_object else folder
+
+
+def _download_url(address: str, path: Path, on_progress: ProgressCallback) -> None:
+    """Download a URL to a file; a broken connection continues where it ended."""
+    url, fragment = urldefrag(address)
+    expected = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
+    if urlparse(url).scheme == "http" and expected is None:
+        raise StoreError(f"{address}: is not encrypted; give its digest (#sha256=HEX), or use https")
+    source, tag = _Url(url), ""
+    for attempt in range(_ATTEMPTS):
+        start = path.stat().st_size if path.exists() else 0
+        try:
+            with source.open("content", start, tag) as response, path.open("r+b" if start else "wb") as file:
+                file.truncate(response.start)
+                file.seek(response.start)
+                tag = response.tag
+                on_progress(f"{url}, from byte {response.start}")
+                for chunk in response.chunks:
+                    file.write(chunk)
+            break
+        except TransientStoreError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(2**attempt)
+    if expected is not None and (actual := digest_of(path)) != expected:
+        raise DigestMismatchError(f"{url}: has SHA-256 {actual}; {expected} is expected")
+
+
+class _Url(HttpSource):
+    """A source with one value, at its own URL."""
+
+    def _url_of(self, key: str) -> str:
+        return self.url
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """The folder in an archive, or else the file itself.
+
+    Raises:
+        StoreError: it cannot be unpacked, is larger than the free disk, or has files outside its folder.
+    """
+    if not path.name.endswith(_ARCHIVES):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            _unpack(path, Path(scratch))
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+            raise StoreError(f"archive {path.name}: cannot be unpacked ({error})") from error
+        entries = list(Path(scratch).iterdir())
+        yield entries[0] if len(entries) == 1 and entries[0].is_dir() else Path(scratch)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(info.file_size for info in archive.infolist()), folder)
+            archive.extractall(folder)  # noqa: S202 - leaves out `..` and leading slashes
+        return
+    with tarfile.open(path) as archive:
+        _check_size(path, sum(member.size for member in archive), folder)
+        archive.extractall(folder, filter="data")
+
+
+def _check_size(path: Path, size: int, folder: Path) -> None:
+    if size > (free := shutil.disk_usage(folder).free):
+        raise StoreError(f"archive {path.name}: has {size / 1e9:.3g} GB unpacked, and {free / 1e9:.3g} are free")
