@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +46,7 @@ from tinymusician.evaluate.results import (
     run_metrics,
     set_metrics,
 )
+from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 
 
@@ -254,7 +254,7 @@ def _file_facts(evaluator: Evaluator, statistics: ReferenceStatistics) -> JsonOb
     config = evaluator.config.reference
     assert config is not None
     assert config.kind == "statistics"
-    file = Path(config.file).expanduser()
+    file = input_path(config.file)
     return {
         "reference": f"statistics {file.name}",
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -32,6 +32,7 @@ from tinymusician.evaluate.degenerate import ClipHealth, examine
 from tinymusician.evaluate.generators import GeneratedClip, SamplingSettings
 from tinymusician.evaluate.reference_statistics import ReferenceStatistics, load_reference_statistics
 from tinymusician.evaluate.results import InferenceCost
+from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.models.likelihood import code_entropies, cross_entropies
 from tinymusician.runtime.audio_reader import resampled
@@ -78,7 +79,7 @@ class Evaluator:
         config, embedder = self.config.reference, self.features.embedder
         assert config is not None
         assert config.kind == "statistics"
-        statistics = load_reference_statistics(Path(config.file).expanduser())
+        statistics = load_reference_statistics(input_path(config.file))
         statistics.check_embedding(self.vector_facts, config.file)
         (vectors,) = embedder([np.zeros(embedder.rate, np.float32)])
         if vectors.shape[1] != statistics.dimension:

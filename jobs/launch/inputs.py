@@ -33,7 +33,7 @@ from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import PACKAGED as PROMPTS
 from tinymusician.errors import NotFoundError, RecipeError
 from tinymusician.inputs import scheme_of
-from tinymusician.models.shape import is_packaged
+from tinymusician.models.shape import is_packaged, shape_of
 from tinymusician.quantize.precision import is_file as is_plan_file
 from tinymusician.recipe import Recipe, parse_recipe
 
@@ -89,12 +89,15 @@ def upload_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: Prog
     Raises:
         StoreError: the store cannot be written.
     """
+    imported: dict[str, str] = {}
 
     def upload(field: InputField, name: str) -> str:
         if scheme_of(name) or not Path(name).is_absolute():
             return name
-        on_progress(f"{field.key} = {name}: imported into {store.url}")
-        return import_path(store, Path(name), _name(name), name, on_progress=on_progress).reference
+        if name not in imported:
+            on_progress(f"{field.key} = {name}: is imported into {store.url}")
+            imported[name] = import_path(store, Path(name), _name(name), name, on_progress=on_progress).reference
+        return imported[name]
 
     return _changed(recipe, kind, upload)
 
@@ -111,7 +114,7 @@ def import_remote_inputs(run: RunStore, on_progress: ProgressCallback) -> None:
     def fetch(field: InputField, name: str) -> str:
         if scheme_of(name) != "s3":
             return name
-        on_progress(f"{field.key} = {name}: imported into {run.store.url}")
+        on_progress(f"{field.key} = {name}: is imported into {run.store.url}")
         return import_address(run.store, name, _name(name), on_progress=on_progress).reference
 
     if (resolved := _changed(recipe, cast(JobKind, record.kind), fetch)) != recipe:
@@ -136,7 +139,7 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         if scheme == "s3":
             return _located_in_s3(store, field, name, on_progress)
         if scheme in ("https", "http"):
-            on_progress(f"{field.key} = {name}: imported into {store.url}")
+            on_progress(f"{field.key} = {name}: is imported into {store.url}")
             return import_address(store, name, _name(name), on_progress=on_progress).reference
         if scheme == "file" or _is_packaged(field, name):
             return name
@@ -147,6 +150,8 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         if "/" not in name and "." not in name:
             return find(store, name).reference
     except NotFoundError as error:
+        if field.kind == MODEL and not scheme:
+            shape_of(name)  # says what is allowed
         raise RecipeError(f"{field.key} = {name!r}: {error}") from error
     raise RecipeError(
         f"{field.key} = {name!r}: no such {'file' if field.kind == FILE else 'folder'} on this machine; "
@@ -180,7 +185,8 @@ def _name(source: str) -> str:
 def _changed(recipe: Recipe, kind: JobKind, change: _Change) -> Recipe:
     """The recipe after a change of the inputs that a job of this kind reads."""
     for field in FIELDS:
-        if kind in field.jobs:
+        is_model_of_clips = field.key in ("teacher.model", "student.model") and not recipe.evaluate.evaluates_models
+        if kind in field.jobs and not (kind == "evaluate" and is_model_of_clips):
             recipe = _replaced(recipe, field.key.split("."), partial(change, field))
     return recipe
 

@@ -151,8 +151,8 @@ class QuantizationWorkspace:
 
     @property
     def licence(self) -> str:
-        """The model's licence: an artifact states it; otherwise it depends on the weights' origin."""
-        return self.artifact.licence if self.artifact is not None else inherited_licence([str(self.config.model)])
+        """The model's licence."""
+        return inherited_licence([self.name])
 
     def lineage(self) -> JsonObject:
         """The origin of a bundle."""

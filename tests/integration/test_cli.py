@@ -127,11 +127,14 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
             ("submit", "distill", "band", "--set", "student.layers=[0,1,2,3,4,5,6,7,7]"),
             "deeper than the teacher, which has 8",
         ),
-        (("submit", "distill", "band", "--set", "sequences.prompts=/none.jsonl"), "prompts /none.jsonl: No such file"),
+        (
+            ("submit", "distill", "band", "--set", "sequences.prompts=/none.jsonl"),
+            "prompts = '/none.jsonl': no such file",
+        ),
         (("submit", "distill", "band", "--set", "teacher.model=/none"), "teacher.model = '/none': no such folder"),
         (("submit", "quantize", "band"), "quantize.model: none is given, and"),
         (("submit", "quantize", "band", "--model", "/none"), "quantize.model = '/none': no such folder"),
-        (("submit", "quantize", "band", "--model", "nobody"), "artifact 'nobody': not in"),
+        (("submit", "quantize", "band", "--model", "nobody"), "model 'nobody': allowed are a folder"),
         (("submit", "quantize", "band", "--set", "quantize.plan=papr"), "plan 'papr': allowed are float32, paper"),
         (("submit", "quantize", "band", "--set", "quantize.method=hqq"), "symmetric must be false"),
         (

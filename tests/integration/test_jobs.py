@@ -66,7 +66,10 @@ def test_the_whole_path_on_s3_with_two_workers(ray: Ray, recipe: Path, s3_store:
     assert manifest["lineage"]["run"] == "r1"
     assert len(manifest["lineage"]["teacher_sha256"]) == 64
     assert "CC-BY-NC" in manifest["licence"]
-    assert tmctl_json(ray, s3_store, "artifacts", "list")[0]["digest"] == manifest["digest"]
+    kinds = {one["digest"]: one["kind"] for one in tmctl_json(ray, s3_store, "artifacts", "list")}
+    assert sorted(kinds.values()) == ["model", "student"], "the teacher, a folder here, was imported"
+    assert kinds[manifest["digest"]] == "student"
+    assert manifest["lineage"]["teacher"].startswith("input-teacher@sha256:")
     assert tmctl(ray, s3_store, "artifacts", "verify", "tiny").returncode == 0
     assert tmctl(ray, s3_store, "pull", "tiny", "--to", str(tmp_path / "out")).returncode == 0
     from transformers import MusicgenForConditionalGeneration
@@ -105,7 +108,8 @@ def test_quantized_model_generates_audio(ray: Ray, recipe: Path, s3_store: Store
     assert ended.returncode == 1
     assert "float32 graphs: KL" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert len(tmctl_json(ray, s3_store, "artifacts", "list")) == 2
+    kinds = [one["kind"] for one in tmctl_json(ray, s3_store, "artifacts", "list")]
+    assert sorted(kinds) == ["bundle", "bundle", "model"]
     assert b"float32" in s3_store.get(RunStore(s3_store, "q3").key("report.html")), "what was refused has a report"
 
     other = settings(("quantize.format=optimum", "quantize.plan=paper"))

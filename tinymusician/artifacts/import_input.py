@@ -33,6 +33,8 @@ UNKNOWN_LICENCE = "not stated"
 _MODEL_FILES = ("config.json", "state_dict.bin")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _ATTEMPTS = 5
+_LARGE = 100_000_000
+"""Bytes of files whose progress is reported one by one."""
 _LICENCE_LINE = re.compile(r"^license:\s*['\"]?([\w.+-]+)", re.MULTILINE)
 ProgressCallback = Callable[[str], None]
 
@@ -60,23 +62,27 @@ def import_path(
     names = [one.relative_to(root).as_posix() for one in paths]
     kind = FILE if path.is_file() else MODEL if set(_MODEL_FILES) & set(names) else FOLDER
     before = _imported_as(store, name)
-    files = []
-    for index, (one, key) in enumerate(zip(paths, names, strict=True), 1):
-        on_progress(f"{index} of {len(paths)}: {key}, {one.stat().st_size / 1e6:.1f} MB")
-        files.append(FileEntry(path=key, size=one.stat().st_size, sha256=put_blob(store, one)))
-    if before and before[-1].files == tuple(files):
+    files = tuple(_stored(store, one, key, on_progress) for one, key in zip(paths, names, strict=True))
+    if before and before[-1].files == files:
         return before[-1]
     manifest = Manifest(
         name=name,
         kind=kind,
         created=now(),
-        files=tuple(files),
+        files=files,
         recipe={},
         lineage={"source": source},
         metrics={},
         licence=licence or _licence_of(root),
     )
     return write_manifest(store, manifest)
+
+
+def _stored(store: Store, path: Path, name: str, on_progress: ProgressCallback) -> FileEntry:
+    size = path.stat().st_size
+    if size >= _LARGE:
+        on_progress(f"{name}, {size / 1e6:.0f} MB")
+    return FileEntry(path=name, size=size, sha256=put_blob(store, path))
 
 
 def _imported_as(store: Store, name: str) -> list[Manifest]:
@@ -202,10 +208,11 @@ def _s3_copy(address: str, on_progress: ProgressCallback) -> Path:
     is_object = entries[0].key == prefix
 
     def write(folder: Path) -> None:
-        for index, entry in enumerate(entries, 1):
+        for entry in entries:
             path = folder / check_key(_base_name(address) if is_object else entry.key.removeprefix(f"{prefix}/"))
             if not path.exists():
-                on_progress(f"{index} of {len(entries)}: {entry.key}, {entry.size / 1e6:.1f} MB")
+                if entry.size >= _LARGE:
+                    on_progress(f"{entry.key}, {entry.size / 1e6:.0f} MB")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 bucket.download(entry.key, path)
 
