@@ -269,7 +269,7 @@ def _checkpoints(context: WorkerContext, stage: str) -> CheckpointManager:
 def _best_weights(context: WorkerContext, stage: str) -> dict[str, Tensor]:
     best = _checkpoints(context, stage).best()
     assert best is not None, f"stage {stage} runs before the stages that need it"
-    return best.state.weights
+    return dict(best.state.weights)
 
 
 def work(context: WorkerContext) -> None:

@@ -153,8 +153,10 @@ def check_same_losses(actual: dict[int, float], expected: dict[int, float]) -> N
 
 def wait_for_checkpoint(store: Store, run: str, step: int = 10, stage: str = "distill") -> None:
     """Wait until a stage of a run has a checkpoint of that step, or of a later one."""
-    folder = f"runs/{run}/checkpoints/{stage}/"
-    wait_for(lambda: any(f"{folder}step-{step:08}" <= e.key and e.key.endswith(".json") for e in store.list(folder)))
+    from tinymusician.training.checkpoint import CheckpointManager
+
+    checkpoints = CheckpointManager(store, RunStore(store, run).checkpoints_key(stage), "")
+    wait_for(lambda: checkpoints.steps()[-1:] >= [step])
 
 
 class UndisturbedRuns:

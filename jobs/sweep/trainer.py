@@ -25,7 +25,7 @@ from tinymusician.errors import NonFiniteLossError, NotFoundError
 from tinymusician.evaluate.sweep_results import Divergence, TrialCurves
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.training.checkpoint import CheckpointManager
-from tinymusician.training.engine import AdamConfig
+from tinymusician.training.engine import AdamConfig, full_state
 from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog, read_metrics
 from tinymusician.training.torch_engine import TorchEngine
@@ -130,12 +130,12 @@ class TrialTrainer:
         diverged = None
         try:
             Trainer(task, engine, config, metrics, checkpoints, start=start).run()
-            weights = engine.state().weights
+            weights = dict(full_state(engine).weights)
         except NonFiniteLossError as error:  # a result like any other: its last checkpoint is evaluated
             metrics.flush()
             checkpoint = checkpoints.latest()
             assert checkpoint is not None, "training begins with a checkpoint"
-            weights, diverged = checkpoint.state.weights, Divergence(step=checkpoint.step, reason=str(error))
+            weights, diverged = dict(checkpoint.state.weights), Divergence(step=checkpoint.step, reason=str(error))
         outcome = f", diverged: {diverged.reason}" if diverged else ""
         print(f"trained {trial.grid}, {trial.value}, seed {trial.seed}{outcome}", flush=True)
         return weights, TrialCurves(rows=tuple(read_metrics(self._store, log)), diverged=diverged)

@@ -59,6 +59,7 @@ def trainer_config(
         flops_per_microbatch=flops_per_microbatch,
         seed=training.seed,
         microbatches=training.microbatches,
+        checkpoint_seconds=60 * training.checkpoint_minutes,
     )
 
 
@@ -76,7 +77,8 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
 
     run = context.run
     config = replace(stage.config, skipped_steps=run.skipped_steps(stage.name))
-    checkpoints = CheckpointManager(run.store, run.checkpoints_key(stage.name), config.monitor)
+    key = run.checkpoints_key(stage.name)
+    checkpoints = CheckpointManager(run.store, key, config.monitor, context.rank, context.world)
     start = checkpoints.latest()
     if context.rank == 0:
         run.take_notice()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import pytest
 import requests
 
+from benchmarks.shapes import Size, write_musicgen
 from tests.containers.engine import BASE, Engine, NoEngine, engine
 from tests.s3_server import free_port, s3_server
 
@@ -118,6 +120,43 @@ def test_pipeline_publishes_a_bundle_that_generates_audio(system: System) -> Non
 
     system.tmctl("pull", "band-bundle@stable", "--to", "/tmp/phone", "--root-key", root)
     system.tmctl("generate", "a slow waltz", "--model", "/tmp/phone", "--seconds", "2", "-o", "/tmp/out.wav")
+
+
+def test_tinymusician_trains_on_weights_from_the_store(system: System, tmp_path: Path) -> None:
+    """Weights and prompts are imported from this machine; the two workers share one copy of each.
+
+    TM_SHAPE=small has MusicGen-Small's shape instead of a tiny one.
+    """
+    folder, steps = tmp_path / "model", "training.steps=2"
+    write_musicgen(folder, cast(Size, os.environ.get("TM_SHAPE", "tiny")), "float16")
+    (folder / "three.txt").write_text("a slow waltz\na fast reel\na sad song\n")
+    folder.chmod(0o755)
+    once = (
+        "run",
+        "--rm",
+        "--no-deps",
+        "-v",
+        f"{folder}:/in:ro",
+        "--entrypoint",
+        "tmctl",
+        "head",
+        "artifacts",
+        "import",
+    )
+    system.compose(*once, "/in/three.txt", "--name", "three")
+    (folder / "three.txt").unlink()
+    imported = json.loads(system.compose(*once, "/in", "--name", "musicgen", "--licence", "CC0-1.0", "--json"))
+    sets = ["teacher.model=musicgen", "sequences.prompts=three", "student.kind=prune_layers", "student.layers=[0,1]"]
+    sets += [steps, "training.warmup_steps=1", "training.global_batch=2", "training.batch_size=1"]
+    sets += ["sequences.seconds=0.4", "sequences.samples_per_prompt=2", "training.checkpoint_every=2"]
+    words = [word for one in sets for word in ("--set", one)]
+    result = json.loads(system.tmctl("submit", "distill", "tinymusician", "--workers", "2", *words, "--json"))
+    assert result["state"] == "SUCCEEDED"
+    student = json.loads(system.tmctl("artifacts", "show", result["artifact"], "--json"))
+    assert student["lineage"]["teacher"] == imported["artifact"]
+    assert student["licence"] == "CC0-1.0"
+    cached = system.compose("exec", "-T", "worker", "ls", "/data/tinymusician/artifacts").split()
+    assert imported["artifact"].partition("sha256:")[2] in cached
 
 
 def test_containers_run_without_root_and_read_only(system: System) -> None:

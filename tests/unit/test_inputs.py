@@ -28,7 +28,7 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.prompts import load_prompts
-from tinymusician.errors import DataError, DigestMismatchError, RecipeError, StoreError
+from tinymusician.errors import DataError, DigestMismatchError, ModelError, RecipeError, StoreError
 from tinymusician.inputs import input_path
 from tinymusician.models.licence import MUSICGEN_LICENCE, inherited_licence
 from tinymusician.models.shape import WEIGHTS, sampling_defaults, shape_of
@@ -230,7 +230,11 @@ class TestSubmission:
         recipe = locate_inputs(store, load_recipe("band", ("teacher.model=small",)), "distill")
         assert recipe.teacher.model == manifest.reference
 
-    @pytest.mark.parametrize("name", ["./absent", "/absent/model", "absent", "absent@sha256:abcdef"])
+    def test_absent_names_are_answered_with_what_is_allowed(self, store: LocalStore) -> None:
+        with pytest.raises(ModelError, match="model 'absent': allowed are a folder, a hub id"):
+            locate_inputs(store, load_recipe("band", ("teacher.model=absent",)), "distill")
+
+    @pytest.mark.parametrize("name", ["./absent", "/absent/model", "absent@sha256:abcdef"])
     def test_absent_inputs(self, store: LocalStore, name: str) -> None:
         with pytest.raises(RecipeError, match=r"teacher\.model = "):
             locate_inputs(store, load_recipe("band", (f"teacher.model={name}",)), "distill")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tests.s3_server import free_port
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import DigestMismatchError, NonFiniteLossError
-from tinymusician.training.checkpoint import CheckpointManager
-from tinymusician.training.engine import AdamConfig
+from tinymusician.training.checkpoint import Checkpoint, CheckpointManager
+from tinymusician.training.engine import AdamConfig, full_state
 from tinymusician.training.loop import RankInfo, Trainer, TrainerConfig
 from tinymusician.training.lr_schedule import learning_rate
 from tinymusician.training.metrics import MetricsLog, read_metrics
@@ -28,6 +28,11 @@ from tinymusician.training.torch_engine import TorchEngine
 
 SETTINGS = AdamConfig(weight_decay=0.1, max_grad_norm=0.5)
 ROWS = 6
+
+
+@pytest.fixture(autouse=True)
+def temporary_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 class Net(nn.Module):
@@ -92,6 +97,19 @@ class Killed(Exception):
     pass
 
 
+def latest(checkpoints: CheckpointManager) -> Checkpoint:
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def shard_key(store: LocalStore, step: int) -> str:
+    """The key of the only shard of a checkpoint."""
+    entry = json.loads(store.get(f"checkpoints/step-{step:08d}.json"))
+    (shard,) = entry["shards"]
+    return str(shard["key"])
+
+
 def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: float = 0.0) -> None:
     """A run that dies between two steps, without any goodbye."""
     task = Regression(dropout)
@@ -103,6 +121,7 @@ def run_killed_at(store: LocalStore, step: int, log_every: int = 1, dropout: flo
     metrics, checkpoints = MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, "checkpoints", "error")
     with pytest.raises(Killed):
         Trainer(task, TorchEngine(task.module, SETTINGS), plan(log_every), metrics, checkpoints, heartbeat=die).run()
+    checkpoints.drain()
 
 
 def test_trainer_learns_and_keeps_the_best_checkpoint(tmp_path: Path) -> None:
@@ -134,18 +153,18 @@ def test_killed_run_resumes_with_the_same_losses(tmp_path: Path, log_every: int,
 def test_partial_checkpoints_are_invisible(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
-    store.upload(Path(__file__), "checkpoints/step-00000007.safetensors")  # its note never came
+    store.upload(Path(__file__), "checkpoints/step-00000007/x-0-of-1.safetensors")  # its entry never came
     assert CheckpointManager(store, "checkpoints", "error").steps()[-1] == 6
 
 
 def test_damaged_checkpoint_is_rejected(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     run_killed_at(store, 7)
-    key = "checkpoints/step-00000006.safetensors"
+    key = shard_key(store, 6)
     data = bytearray(store.get(key))
     data[-1] ^= 1
     store.put(key, bytes(data))
-    with pytest.raises(DigestMismatchError, match=r"step-00000006\.safetensors: damaged"):
+    with pytest.raises(DigestMismatchError, match=r"step-00000006/\S+\.safetensors: damaged"):
         CheckpointManager(store, "checkpoints", "error").latest()
     store.delete("checkpoints/step-00000006.json")  # as the message advises; it may have been the best one
     resumed = losses(run(store))
@@ -167,9 +186,7 @@ def test_non_finite_values_are_never_checkpointed(tmp_path: Path) -> None:
     metrics, checkpoints = MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
     with pytest.raises(NonFiniteLossError):
         Trainer(task, TorchEngine(task.module, SETTINGS), plan(12), metrics, checkpoints, heartbeat=spoil).run()
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert all(value.isfinite().all() for value in latest.state.weights.values())
+    assert all(value.isfinite().all() for value in latest(checkpoints).state.weights.values())
 
 
 def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
@@ -211,8 +228,9 @@ def test_skipped_step_updates_nothing(tmp_path: Path) -> None:
     plain = TorchEngine(other.module, SETTINGS)
     for step in (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11):
         plain.step(other.loss(plain, other.batch(step, 0, 1), step)[0], learning_rate(step, 0.05, 3, 12))
-    for name, value in plain.state().weights.items():
-        torch.testing.assert_close(engine.state().weights[name], value)
+    actual = full_state(engine).weights
+    for name, value in full_state(plain).weights.items():
+        torch.testing.assert_close(actual[name], value)
     assert sorted(losses(read_metrics(store, "m"))) == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
 
 
@@ -226,7 +244,7 @@ def test_microbatches_sum_to_the_batch(tmp_path: Path, parts: int) -> None:
         Trainer(
             task, engine, plan(parts=count), MetricsLog(store, "m", -1), CheckpointManager(store, "c", "error")
         ).run()
-        actual.append((losses(read_metrics(store, "m")), engine.state().weights))
+        actual.append((losses(read_metrics(store, "m")), full_state(engine).weights))
     (expected, weights), (mine, others) = actual
     assert mine == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name, value in weights.items():
@@ -248,6 +266,7 @@ def test_every_group_is_counted_once(world: int) -> None:
 def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str, out: str) -> None:
     """Train 12 steps; at step 6 throw the engine away and go on with a new one made from its state."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ["XDG_CACHE_HOME"] = str(Path(out).parent / "cache")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
@@ -281,21 +300,23 @@ def deepspeed_worker(rank: int, world: int, port: int, zero: int, precision: str
             return str(engine(inputs).dtype)
 
     task, engine = new(None)
-    begun = engine.state().weights
+    begun = full_state(engine, rank == 0).weights
     dtype = dtype_where_gpus_are(engine)
     first = steps(task, engine, 0, 6)
-    state = engine.state()
-    straight = steps(task, engine, 6, 12)
-    shared = [state]
-    torch.distributed.broadcast_object_list(shared)  # as if all had read the checkpoint that the first one wrote
-    resumed = steps(*new(shared[0]), 6, 12)
+    state = full_state(engine, rank == 0)
+    checkpoints = CheckpointManager(LocalStore(Path(out).parent / "store"), "checkpoints", "error", rank, world)
+    checkpoints.save(engine, 6, {})
+    straight = steps(task, engine, 6, 12)  # while the checkpoint is written
+    checkpoints.drain()
+    torch.distributed.barrier()
+    resumed = steps(*new(latest(checkpoints).state), 6, 12)
     if rank == 0:
         snapshots = ({name: value.tolist() for name, value in weights.items()} for weights in (begun, state.weights))
         result = dict(zip(("begun", "weights"), snapshots, strict=True), dtype=dtype)
         result |= {"first": first, "straight": straight, "resumed": resumed}
         Path(out).write_text(json.dumps(result))
     else:
-        assert not state.weights, "only the first worker keeps the state"
+        assert not state.weights, "this worker did not ask for the state"
         assert not state.moments
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -324,8 +345,7 @@ def torch_run() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
     result, weights = [], {}
     for step in range(12):
         if step == 6:
-            weights = engine.state().weights
-            weights = {name: value.clone() for name, value in weights.items()}
+            weights = full_state(engine).weights
         loss, _ = task.loss(engine, task.batch(step, 0, 1), step)
         result.append((loss.item(), engine.step(loss, 0.05)))
     return result, weights

@@ -28,6 +28,12 @@ class BackgroundWriter:
                 self._is_busy = True
                 threading.Thread(target=self._run, daemon=True).start()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a write is being done, or waits."""
+        with self._changed:
+            return self._is_busy
+
     def drain(self) -> None:
         """Wait until all writes are done.
 

@@ -27,7 +27,7 @@ class RetryingStore:
     def url(self) -> str:
         return self._store.url
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         self._retry(lambda: self._store.put(key, data))
 
     def get(self, key: str) -> bytes:

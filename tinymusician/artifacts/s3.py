@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -15,9 +16,17 @@ from tinymusician.artifacts.store import DAY, StoreEntry, check_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, TransientStoreError
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from boto3.s3.transfer import TransferConfig
     from boto3.session import Session
 
 _CHUNK = 1 << 16
+_MIB = 1 << 20
+PART_BYTES = 64 * _MIB
+MAX_PARTS = 1000
+"""The most parts of an object that every server accepts: Swift's limit; AWS allows 10,000."""
+_FILE_PARTS, _MEMORY_PARTS = 8, 3
+"""Parts that are transferred at the same time; those from memory are copied."""
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _KINDS_BY_CODE = {
     "401": "credentials",
@@ -57,6 +66,48 @@ _CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksu
 _USER_INFORMATION = re.compile(r"://[^/@\s'\"]+@")
 
 
+class _MemoryFile(io.RawIOBase):
+    """A file over memory that is not copied as a whole."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._position = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer)
+        part = self._data[self._position : self._position + len(target)]
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
+def part_bytes(size: int) -> int:
+    """The size of the parts in which a value of `size` bytes is uploaded: whole MiB, at most `MAX_PARTS` parts."""
+    return max(PART_BYTES, -(-size // MAX_PARTS // _MIB) * _MIB)
+
+
+def _transfer_config(size: int, concurrency: int) -> TransferConfig:
+    from boto3.s3.transfer import TransferConfig
+
+    part = part_bytes(size)
+    config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=concurrency)
+    config.max_in_memory_upload_chunks = concurrency
+    return config
+
+
 class S3Store:
     """Keys under `prefix` in `bucket`. An upload becomes visible when it is complete.
 
@@ -92,9 +143,13 @@ class S3Store:
     def url(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         with self._translate_errors("write", key):
-            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+            if len(data) <= PART_BYTES:
+                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=bytes(data))
+            else:
+                options = {"Config": _transfer_config(len(data), _MEMORY_PARTS)}
+                self._client.upload_fileobj(_MemoryFile(memoryview(data)), self._bucket, self._key(key), **options)
 
     def get(self, key: str) -> bytes:
         with self._translate_errors("read", key):
@@ -103,11 +158,13 @@ class S3Store:
 
     def upload(self, path: Path, key: str) -> None:
         with self._translate_errors("write", key):
-            self._client.upload_file(str(path), self._bucket, self._key(key))
+            options = {"Config": _transfer_config(path.stat().st_size, _FILE_PARTS)}
+            self._client.upload_file(str(path), self._bucket, self._key(key), **options)
 
     def download(self, key: str, path: Path) -> None:
         with self._translate_errors("read", key), atomic_write(path) as draft:
-            self._client.download_file(self._bucket, self._key(key), str(draft))
+            options = {"Config": _transfer_config(PART_BYTES, _FILE_PARTS)}
+            self._client.download_file(self._bucket, self._key(key), str(draft), **options)
 
     def stream(self, key: str, start: int, tag: str) -> tuple[int, str, Iterator[bytes]]:
         """A value from `start` on if it has this ETag (or `tag` is empty), as (offset, ETag, chunks)."""

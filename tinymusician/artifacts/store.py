@@ -32,8 +32,8 @@ class Store(Protocol):
     def url(self) -> str:
         """The URL of this store, for `open_store`."""
 
-    def put(self, key: str, data: bytes) -> None:
-        """Set the value of `key`."""
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Set the value of `key`, of any size."""
 
     def get(self, key: str) -> bytes:
         """The value of `key`."""
@@ -78,7 +78,7 @@ class LocalStore:
     def url(self) -> str:
         return self._root.absolute().as_uri()
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         with self._draft(key) as draft:
             draft.write_bytes(data)
 

@@ -246,7 +246,8 @@ class TrainingConfig(ConfigModel):
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     validate_every: Count = 100
-    checkpoint_every: Count = 100
+    checkpoint_every: Count = Field(100, description="steps between checkpoints")
+    checkpoint_minutes: Positive = Field(10, description="a checkpoint is begun after so many minutes without one")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         2, description="how often workers that died are restarted without a new checkpoint in between"
     )

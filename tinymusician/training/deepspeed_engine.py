@@ -5,13 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tinymusician.training.engine import MOMENTS, AdamConfig, ComputeDtype, EngineState, adam, load_weights, moments_of
+from tinymusician.training.engine import (
+    MOMENTS,
+    WEIGHTS_PREFIX,
+    AdamConfig,
+    ComputeDtype,
+    EngineState,
+    TensorSpec,
+    adam,
+    copy_moments,
+    copy_weights,
+    load_weights,
+    moment_specs,
+)
 
 
 class DeepSpeedEngine:
@@ -86,44 +98,61 @@ class DeepSpeedEngine:
         norm = float(seen if reported is None else reported)
         return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for what is not finite
 
-    def state(self) -> EngineState:
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        is_main = torch.distributed.get_rank() == 0  # all of them on every worker would fill a machine of many
-        self._link_moments()
-        for name, value in self._module.state_dict(keep_vars=True).items():
-            whole = self._whole_weight(value)
-            if is_main:
-                weights[name] = whole
+    @property
+    def updates(self) -> int:
+        return self._updates
+
+    def specs(self) -> list[TensorSpec]:
+        state = self._module.state_dict(keep_vars=True)
+        weights = [
+            TensorSpec(
+                WEIGHTS_PREFIX + name,
+                tuple(_full_shape(value)),
+                torch.float32 if self._is_sharded(value) else value.dtype,
+            )
+            for name, value in state.items()
+        ]
+        return weights + moment_specs(self._named(), _full_shape)
+
+    def gather(self, targets: Mapping[str, Tensor]) -> None:
+        if self._zero_stage == 0:
+            copy_weights(self._module.state_dict(), targets)
+        else:
+            self._link_moments()
+            for name, value in self._module.state_dict(keep_vars=True).items():
+                with self._full_weight(value) as weight:
+                    copy_weights({name: weight}, targets)
         for name, parameter in self._named():
-            if self._updates:
-                values = {moment: self._whole_moment(parameter, moment) for moment in MOMENTS}
-                if is_main:
-                    moments |= dict(moments_of(values, name))
-        return EngineState(weights, moments, self._updates)
+            copy_moments(self._full_moments(parameter), name, targets)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self._module.named_parameters() if parameter.requires_grad]
 
-    def _whole_weight(self, value: Tensor) -> Tensor:
-        if value.requires_grad and self._is_sharded(value):
-            whole: Tensor = _utils().safe_get_full_fp32_param(value).cpu().clone()
-            return whole
-        if hasattr(value, "ds_id"):
+    @contextlib.contextmanager
+    def _full_weight(self, value: Tensor) -> Iterator[Tensor]:
+        """A tensor of the state dict, collected from all workers where they share it."""
+        if self._is_sharded(value):
+            yield _utils().safe_get_full_fp32_param(value)
+        elif hasattr(value, "ds_id"):
             with _deepspeed().zero.GatheredParameters([value]):
-                return value.detach().cpu().clone()
-        return value.detach().cpu().clone()
+                yield value
+        else:
+            yield value
 
-    def _whole_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
-        if self._is_sharded(parameter):
-            whole: Tensor = _utils().safe_get_full_optimizer_state(parameter, moment).cpu().clone()
-            return whole
-        local: Tensor = self._engine.optimizer.state[parameter][moment].cpu().clone()
-        return local
+    def _full_moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor] | None:
+        """A parameter's moments, collected from all workers where they share them; None before the first step."""
+        if not self._updates:
+            return None
+        if self._zero_stage == 0:
+            state: Mapping[str, Tensor] = self._engine.optimizer.state[parameter]
+            return state
+        return {moment: _utils().safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
 
     def _is_sharded(self, value: Tensor) -> bool:
         """Whether DeepSpeed has float32 weights and moments in flat partitions beside this tensor."""
-        return hasattr(value, "ds_id") or hasattr(value, "_hp_mapping")
+        return self._zero_stage > 0 and value.requires_grad
 
     def _restore(self, state: EngineState) -> None:
         """Load float32 weights and moments into DeepSpeed's partitions; the module has its weights already."""
@@ -140,7 +169,10 @@ class DeepSpeedEngine:
                 self._set(parameter, state.moments[f"{moment}/{name}"], moment)
 
     def _link_moments(self) -> None:
-        """Link each parameter to its moments under ZeRO 1 and 2, which do so once, before a second group's exist."""
+        """Link each parameter to its moments under ZeRO 1 and 2, which do so once, before a second group's exist.
+
+        Private to DeepSpeed: `tests/unit/test_training.py` names the versions with these attributes.
+        """
         if link := getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
             self._engine.optimizer._hp_optimizer_states_linked = False
             link()
@@ -152,13 +184,20 @@ class DeepSpeedEngine:
         return [parameter for group in inner.param_groups for parameter in group["params"]]
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
-        value = value.to(self.device)
-        if hasattr(parameter, "ds_id"):
-            parameter._z3_optimizer.set_local_hp_param(_local_shard(value, parameter), parameter, moment)  # type: ignore[attr-defined]
-        elif hasattr(parameter, "_hp_mapping"):
-            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
-        elif moment is not None:
-            self._engine.optimizer.state[parameter][moment].copy_(value)
+        value, utils = value.to(self.device), _utils()
+        if self._zero_stage == 0:
+            if moment is not None:  # the module has its weights already
+                self._engine.optimizer.state[parameter][moment].copy_(value)
+        elif self._zero_stage == 3:
+            shard = _local_shard(value, parameter)  # DeepSpeed's setters of full tensors do not pad here
+            if moment is None:
+                utils.safe_set_local_fp32_param(parameter, shard)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, shard, moment)
+        elif moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
 
 
 class _AutocastModule(nn.Module):
@@ -172,6 +211,12 @@ class _AutocastModule(nn.Module):
         device = next(self.module.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
             return self.module(*inputs)
+
+
+def _full_shape(value: Tensor) -> torch.Size:
+    """The shape of a parameter or buffer, of which ZeRO 3 leaves an empty tensor on each worker."""
+    shape: torch.Size = getattr(value, "ds_shape", value.shape)
+    return shape
 
 
 def _local_shard(value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -36,7 +36,8 @@ class TrainerConfig:
     `monitor` is the held-out metric that picks the best checkpoint; lower is better. `codes_per_microbatch` and
     `flops_per_microbatch` are for the reported throughput and utilization, `seed` for random numbers inside the module
     (dropout). A step has `microbatches` equal microbatches (0: one per worker). `skipped` steps update nothing. Every
-    `profile_seconds`, the first worker measures the communication of a step.
+    `profile_seconds`, the first worker measures the communication of a step. A checkpoint is begun every
+    `checkpoint_every` steps, and after `checkpoint_seconds` without one.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class TrainerConfig:
     microbatches: int = 0
     skipped_steps: frozenset[int] = frozenset()
     profile_seconds: float = 600.0
+    checkpoint_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Trainer:
         self.metrics, self.checkpoints = metrics, checkpoints
         self.fresh, self.done = start is None, start.step if start is not None else 0
         self.microbatches = config.microbatches or rank_info.world
-        self._profiled = time.monotonic()
+        self._profiled = self._saved = time.monotonic()
         self._has_notice, self._notice_steps = has_notice, 1
         self._phase = watchdog.phase if watchdog is not None else lambda name, step: contextlib.nullcontext()
         self._pause = watchdog.pause if watchdog is not None else contextlib.nullcontext
@@ -124,9 +126,9 @@ class Trainer:
                     self._step_or_profile(window)
             validation_due = self._is_due(self.done, self.config.validate_every)
             with self._phase("notice", self.done):
-                is_noticed = self._is_noticed()
-            checkpoint_due = validation_due or is_noticed or self._is_due(self.done, self.config.checkpoint_every)
-            is_logged = is_noticed or self._is_logged(self.done)
+                is_early = self._is_noticed() or self._is_late()
+            checkpoint_due = validation_due or is_early or self._is_due(self.done, self.config.checkpoint_every)
+            is_logged = is_early or self._is_logged(self.done)
             if window.steps and is_logged:
                 with self._phase("metrics", self.done):
                     self._report(window)
@@ -136,6 +138,7 @@ class Trainer:
                     self._checkpoint(metrics)
             if is_logged:
                 window = MetricWindow()
+        self._finish_checkpoints()
 
     def _step_or_profile(self, window: MetricWindow) -> None:
         """A step; now and then, the first of several workers measures its communication."""
@@ -152,6 +155,22 @@ class Trainer:
             return False
         self._has_notice = None
         return True
+
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is older than it may be, and all workers have written theirs.
+
+        The first worker's clock decides; all are asked together, every few seconds.
+        """
+        if self.done % self._notice_steps or not math.isfinite(self.config.checkpoint_seconds):
+            return False
+        is_due = time.monotonic() - self._saved > self.config.checkpoint_seconds
+        if self.rank_info.world == 1:
+            return is_due and not self.checkpoints.is_writing
+        votes = torch.tensor([is_due and self.rank_info.rank == 0, self.checkpoints.is_writing], dtype=torch.float32)
+        votes = votes.to(self.engine.device)
+        dist.all_reduce(votes)
+        due, writing = votes.tolist()
+        return bool(due) and not writing
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.config.steps or step % every == 0
@@ -205,6 +224,7 @@ class Trainer:
             self.task.rows(self.done, index, self.microbatches)
             for index in sorted(by_microbatch) or range(self.microbatches)
         ]
+        self.checkpoints.drain()
         steps = self.checkpoints.steps()
         advice = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         error = NonFiniteLossError(
@@ -237,13 +257,18 @@ class Trainer:
         return metrics
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
-        """Save a checkpoint: all workers contribute to the state, rank 0 writes it, with the metrics so far."""
-        state = self.engine.state()
+        """Begin a checkpoint, with the metrics so far: training goes on while it is written."""
         if self.metrics is not None:
             self.metrics.flush()
-            self.checkpoints.save(Checkpoint(self.done, state, metrics))
-        if self.rank_info.world > 1:
-            dist.barrier()
+        self.checkpoints.save(self.engine, self.done, metrics)
+        self._saved = time.monotonic()
+
+    def _finish_checkpoints(self) -> None:
+        """Wait until the last checkpoint is valid; all workers call this."""
+        with self._phase("checkpoint", self.done):
+            self.checkpoints.drain()
+            if self.rank_info.world > 1:
+                dist.barrier()
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:

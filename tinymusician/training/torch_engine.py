@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tinymusician.training.engine import MOMENTS, AdamConfig, ComputeDtype, EngineState, adam, load_weights, moments_of
+from tinymusician.training.engine import (
+    MOMENTS,
+    WEIGHTS_PREFIX,
+    AdamConfig,
+    ComputeDtype,
+    EngineState,
+    TensorSpec,
+    adam,
+    copy_moments,
+    copy_weights,
+    load_weights,
+    moment_specs,
+)
 
 
 class TorchEngine:
@@ -59,10 +71,18 @@ class TorchEngine:
         self._updates += 1
         return float(norm)
 
-    def state(self) -> EngineState:
-        moments: dict[str, Tensor] = {}
+    @property
+    def updates(self) -> int:
+        return self._updates
+
+    def specs(self) -> list[TensorSpec]:
+        state = self._module.state_dict()
+        weights = [TensorSpec(WEIGHTS_PREFIX + name, tuple(value.shape), value.dtype) for name, value in state.items()]
+        return weights + moment_specs(self._named, lambda parameter: parameter.shape)
+
+    def gather(self, targets: Mapping[str, Tensor]) -> None:
+        copy_weights(self._module.state_dict(), targets)
         for name, parameter in self._named:
-            if parameter in self._optimizer.state:
-                moments |= dict(moments_of(self._optimizer.state[parameter], name))
-        weights = {name: value.detach().cpu() for name, value in self._module.state_dict().items()}
-        return EngineState(weights, {key: value.cpu() for key, value in moments.items()}, self._updates)
+            copy_moments(self._optimizer.state.get(parameter), name, targets)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
