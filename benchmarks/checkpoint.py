@@ -3,8 +3,8 @@
     python -m benchmarks.checkpoint [--size small] [--seconds 60] [--checkpoints 3]
 
 A decoder of a MusicGen's shape, with random weights and AdamW's moments, trains in one process on the CPU and writes
-checkpoints to a real S3 server (Swift), one every `--seconds`. The server has this machine's lowest priority, as if it had
-one of its own. The first checkpoint allocates its buffer.
+checkpoints to a real S3 server (Swift), one every `--seconds`. The server has a processor, and the training all others.
+The first checkpoint allocates its buffer.
 
     state_gb                     weights and moments in float32, 12 bytes for each parameter
     stall_seconds_first          time in which no step ran, for the first checkpoint
@@ -88,6 +88,15 @@ def measure(training: Training, checkpoints: CheckpointManager, seconds: float, 
     }
 
 
+def _separate_processors() -> None:
+    """Give the server the last processor, and the training all others: as if each had a machine of its own."""
+    *others, last = psutil.Process().cpu_affinity()
+    for process in psutil.Process().children():
+        process.cpu_affinity([last])
+    psutil.Process().cpu_affinity(others)
+    torch.set_num_threads(len(others))
+
+
 def main() -> None:
     """Measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,8 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder)) as server:
         os.environ["AWS_ENDPOINT_URL"], os.environ["AWS_DEFAULT_REGION"] = server.endpoint, "us-east-1"
         os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = server.access_key, server.secret_key
-        for process in psutil.Process().children():
-            process.nice(19)  # as if it had a machine of its own
+        _separate_processors()
         boto3.client("s3").create_bucket(Bucket="bench")
         checkpoints = CheckpointManager(S3Store("bench", "run"), "checkpoints", "kl")
         figures = measure(training, checkpoints, chosen.seconds, chosen.checkpoints)

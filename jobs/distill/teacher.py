@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from jobs.distill.models import TeacherStudent
 from jobs.worker.context import WorkerContext
 from tinymusician.data.prompts import load_prompts, texts_of
@@ -20,6 +22,9 @@ from tinymusician.recipe import CachedSignalsConfig
 if TYPE_CHECKING:
     from tinymusician.distill.sequences import ClipCodes, Make, ShardedSource, TeacherSamples
     from tinymusician.distill.signals import SignalSource, Target
+
+
+_DIGEST_ROWS = 4096
 
 
 class ShardSet(NamedTuple):
@@ -191,7 +196,8 @@ def sequences_digest(tokens: TokenDataset) -> str:
     """The SHA-256 of sequences: codes and texts."""
     digest = hashlib.sha256()
     for array in (tokens.codes, tokens.text_ids, tokens.text_mask):
-        digest.update(array.tobytes())
+        for first in range(0, len(array), _DIGEST_ROWS):
+            digest.update(np.ascontiguousarray(array[first : first + _DIGEST_ROWS]).data)
     return digest.hexdigest()
 
 

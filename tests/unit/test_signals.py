@@ -18,7 +18,7 @@ from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.codebooks import delay, inputs_for, valid
 from tinymusician.data.shards import ShardCache, make_missing
-from tinymusician.data.tokens import TokenDataset, rows_of_step, tokenize_captions
+from tinymusician.data.tokens import BLOCK_ROWS, TokenDataset, epoch_order, rows_of_step, tokenize_captions
 from tinymusician.distill.cached import CachedTeacher, pack, shard_count, signal_shard, unpack
 from tinymusician.distill.sequences import ClipCodes, TeacherSamples, mix
 from tinymusician.distill.signals import OnlineTeacher, PrefetchingSource
@@ -311,3 +311,50 @@ def test_bfloat16_teacher_rounds_its_layers_and_not_its_heads(teacher: Any, tiny
         torch.testing.assert_close(halved, expected, rtol=1e-4, atol=1e-4)
     assert halved.dtype == torch.float32
     assert not torch.equal(halved, exact.logits)
+
+
+@pytest.mark.parametrize(("count", "window"), [(1000, 64), (1000, 96), (64, 64), (65, 64), (31, 64)])
+def test_windows_of_an_epoch(count: int, window: int) -> None:
+    """Every row once; each shard of 32 rows within two neighbouring windows, and in another order in the next epoch."""
+    order = epoch_order(7, 0, count, window)
+    assert sorted(order) == list(range(count))
+    positions = np.argsort(order)
+    for block in range(0, count, BLOCK_ROWS):
+        where = positions[block : block + BLOCK_ROWS] // window
+        assert where.max() - where.min() <= 1
+    assert not np.array_equal(order, epoch_order(7, 1, count, window))
+    if count <= window:
+        assert np.array_equal(order, epoch_order(7, 0, count, None)), "small sets are permuted as a whole"
+    elif count > 2 * window:
+        assert np.ptp(positions[:BLOCK_ROWS]) < 2 * window
+
+
+def test_joined_shards_are_mapped(tmp_path: Path) -> None:
+    """As the shards hold them, with one that has no rows; the next process of the machine reads no shard."""
+    store = LocalStore(tmp_path / "store")
+    shards = ShardCache(store, "samples", {}, 3)
+    shapes = ((4, 2, 3), (0, 0, 3), (1, 2, 3))
+    arrays = [np.arange(np.prod(shape), dtype=np.int16).reshape(shape) for shape in shapes]
+    for index, array in enumerate(arrays):
+        shards.write(index, {"codes": array, "pieces": np.array([len(array)]), "other": np.zeros(1)})
+    joined = shards.join(("codes", "pieces"), tmp_path / "cache", None)
+    assert joined.keys() == {"codes", "pieces"}
+    assert np.array_equal(joined["codes"], np.concatenate([arrays[0], arrays[2]]))
+    assert joined["pieces"].tolist() == [4, 0, 1]
+    for entry in list(store.list("blobs/")):
+        store.delete(entry.key)
+    again = ShardCache(store, "samples", {}, 3).join(("codes", "pieces"), tmp_path / "cache", None)
+    assert np.array_equal(again["codes"], joined["codes"])
+
+
+def test_sparse_signals_against_numpy() -> None:
+    """Codes and values of the largest logits, and the others' mass, in float64."""
+    logits = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0)) * 4
+    packed = pack(logits, 6)
+    exact = logits.double().numpy()
+    exact -= exact.max(-1, keepdims=True)
+    order = np.argsort(-exact, -1)
+    assert np.array_equal(packed["codes"], order[..., :6])
+    assert packed["values"] == pytest.approx(np.take_along_axis(exact, order[..., :6], -1), abs=0.01)
+    rest = np.log(np.exp(np.take_along_axis(exact, order[..., 6:], -1)).sum(-1))
+    assert packed["rest"] == pytest.approx(rest, abs=0.01)

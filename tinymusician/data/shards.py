@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -125,8 +126,42 @@ class ShardCache:
 
     def read(self, index: int) -> Arrays:
         """The arrays of one shard, verified, without a file in a cache."""
+        return self._read_or_make(index, None)
+
+    def join(self, names: Sequence[str], cache: Path, make: Callable[[int], Arrays] | None) -> Arrays:
+        """The arrays of these names of all shards, one shard after the other, mapped from files of this machine.
+
+        The files are made once per machine. `make` computes a damaged shard again.
+
+        Raises:
+            DigestMismatchError: a shard is damaged, and there is no `make`.
+        """
+        size = self.count * int(self._entry(0)["size"])
+        name = f"joined-{self._prefix.replace('/', '-')}"
+        folder = user_cache(cache).get(name, size, partial(self._write_joined, names, make), pin=True)
+        shapes: JsonObject = json.loads((folder / "shapes.json").read_text())
+        return {
+            name: np.memmap(folder / name, dtype, "r", shape=tuple(shape)) for name, (dtype, shape) in shapes.items()
+        }
+
+    def _write_joined(self, names: Sequence[str], make: Callable[[int], Arrays] | None, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shapes: JsonObject = {}
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context((folder / name).open("wb")) for name in names}
+            for index in range(self.count):
+                for name, array in self._read_or_make(index, make).items():
+                    if name in files and len(array):
+                        files[name].write(np.ascontiguousarray(array).data)
+                        rows = shapes[name][1][0] if name in shapes else 0
+                        shapes[name] = [array.dtype.str, [rows + len(array), *array.shape[1:]]]
+        (folder / "shapes.json").write_text(json.dumps(shapes))
+
+    def _read_or_make(self, index: int, make: Callable[[int], Arrays] | None) -> Arrays:
+        """The arrays of one shard, without a file in a cache."""
         with tempfile.TemporaryDirectory() as folder:
-            arrays = read_arrays(self.fetch(index, Path(folder)))
+            arrays = read_arrays(self.fetch_or_make(index, Path(folder), make))
             self._paths.pop(index, None)
         return arrays
 

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+BLOCK_ROWS, WINDOW_ROWS = 32, 4096
+"""Rows of a shard of signals, and rows that are shuffled with each other."""
+
 
 class EncodedCaptions(Protocol):
     """`input_ids` and `attention_mask`, [N, L]."""
@@ -47,19 +50,36 @@ def tokenize_captions(
     return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 
-def rows_of_step(step: int, part: int, parts: int, batch_size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The rows of `count` in one of the `parts` of a step: every epoch is a new permutation, split in order."""
+def rows_of_step(
+    step: int, part: int, parts: int, batch_size: int, count: int, seed: int, window: int | None = None
+) -> npt.NDArray[np.int64]:
+    """The rows of `count` in one of the `parts` of a step: every epoch has a new order. See `epoch_order`."""
     first = (step * parts + part) * batch_size
     positions = np.arange(first, first + batch_size)
     epochs = positions // count
     return np.array(
-        [_order(seed, int(epoch), count)[position % count] for epoch, position in zip(epochs, positions, strict=True)]
+        [
+            epoch_order(seed, int(epoch), count, window)[position % count]
+            for epoch, position in zip(epochs, positions, strict=True)
+        ]
     )
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """The permutation of an epoch, kept for its steps: of a million rows it takes 20 ms."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
+def epoch_order(seed: int, epoch: int, count: int, window: int | None) -> npt.NDArray[np.int64]:
+    """The order of an epoch, kept for its steps: a permutation of the rows.
+
+    With a `window`, a multiple of `BLOCK_ROWS`, a larger set is cut into blocks of `BLOCK_ROWS`, as its shards of
+    signals are. The blocks are permuted, and then the rows of each `window`. So each shard is read during a part of the
+    epoch only, whatever the size of the set.
+    """
+    random = np.random.default_rng((seed, epoch))
+    if window is None or count <= window:
+        order = random.permutation(count)
+    else:
+        blocks = random.permutation(-(-count // BLOCK_ROWS))
+        rows = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+        rows = rows[rows < count]
+        order = np.concatenate([random.permutation(rows[at : at + window]) for at in range(0, count, window)])
     order.flags.writeable = False
     return order

@@ -20,10 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tinymusician.data.shards import Arrays, ShardCache
-from tinymusician.data.tokens import TokenDataset
+from tinymusician.data.tokens import BLOCK_ROWS, TokenDataset
 from tinymusician.distill.signals import Rows, SignalSource, Target, TeacherSignals, sequences_of
 
-SHARD_ROWS = 32
+SHARD_ROWS = BLOCK_ROWS
 FORMAT = "less their largest, float16"
 
 
@@ -38,14 +38,14 @@ def signal_shard(source: SignalSource, index: int, rows: int, batch_size: int, t
     parts = []
     for start in range(0, len(shard_rows), batch_size):
         piece = shard_rows[start : start + batch_size]
-        logits = source(piece).logits.cpu()
+        logits = source(piece).logits
         passes = len(logits) // len(piece)
         parts.append(pack(logits.view(passes, len(piece), *logits.shape[1:]).transpose(0, 1), top))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pack(logits: Tensor, top: int | None) -> Arrays:
-    """Logits [..., V] as a shard stores them.
+    """Logits [..., V] as a shard stores them, computed on their device.
 
     Dense: `logits` [..., V]. Sparse: the `codes` [..., top] and `values` [..., top] of the most likely codes, and the
     logarithm of the `rest` [...], the sum over all others of exp(value).
@@ -53,15 +53,14 @@ def pack(logits: Tensor, top: int | None) -> Arrays:
     centred = logits.float() - logits.float().amax(-1, keepdim=True)
     if top is None:
         return {"logits": _half(centred)}
-    values, order = centred.sort(-1, descending=True)
-    rest = values[..., top:].logsumexp(-1)
-    codes = order[..., :top].numpy().astype(np.uint16)
-    return {"codes": codes, "values": _half(values[..., :top]), "rest": _half(rest)}
+    values, codes = centred.topk(top, -1)
+    rest = centred.scatter(-1, codes, -torch.inf).logsumexp(-1)
+    return {"codes": codes.cpu().numpy().astype(np.uint16), "values": _half(values), "rest": _half(rest)}
 
 
 def _half(values: Tensor) -> npt.NDArray[np.float16]:
     """In float16, clamped to its smallest number."""
-    return values.clamp(min=torch.finfo(torch.float16).min).half().numpy()
+    return values.clamp(min=torch.finfo(torch.float16).min).half().cpu().numpy()
 
 
 def unpack(arrays: dict[str, Tensor], vocabulary: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.data.captioned import load_training_clips
-from tinymusician.data.shards import Arrays, ShardCache, read_arrays
+from tinymusician.data.shards import Arrays, ShardCache
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.errors import DataError
 from tinymusician.models.conditional_decoder import encode_text
@@ -66,29 +66,27 @@ class TeacherSamples:
         self._samples = samples
         self._guidance, self._top_k, self._temperature = guidance, top_k, temperature
         self._shard, self._batch_size = prompts_per_shard, batch_size
-        self._seeds = [sample_seed(seed, text, sample) for text in texts for sample in range(samples)]
-        ids, mask = tokenize_captions(tokenizer, texts)
-        self._ids, self._mask = ids.repeat(samples, 0), mask.repeat(samples, 0)
+        self._seed, self._texts = seed, texts
+        self._ids, self._mask = tokenize_captions(tokenizer, texts)
 
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return -(-len(self._ids) // (self._shard * self._samples))
+        return -(-len(self._ids) // self._shard)
 
     def make(self, index: int) -> Arrays:
         """Sample one shard, `batch_size` rows together: `codes` [N, K, T], `text_ids` and `text_mask` [N, L]."""
-        size = self._shard * self._samples
-        rows = slice(index * size, (index + 1) * size)
-        ids, mask = self._ids[rows], self._mask[rows]
+        rows = slice(index * self._shard, (index + 1) * self._shard)
+        ids, mask = self._ids[rows].repeat(self._samples, 0), self._mask[rows].repeat(self._samples, 0)
+        seeds = [sample_seed(self._seed, text, sample) for text in self._texts[rows] for sample in range(self._samples)]
         pieces = [slice(at, at + self._batch_size) for at in range(0, len(ids), self._batch_size)]
-        codes = [self._sample(ids[piece], mask[piece], self._seeds[rows][piece]) for piece in pieces]
+        codes = [self._sample(ids[piece], mask[piece], seeds[piece]) for piece in pieces]
         return {"codes": np.concatenate(codes), "text_ids": ids, "text_mask": mask}
 
     def read(self, shards: ShardCache, cache: Path, make: Make | None) -> TokenDataset:
         """All samples of a complete set of shards, in order; `make` computes a damaged one again."""
-        parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
-        names = ("codes", "text_ids", "text_mask")
-        return TokenDataset(*(np.concatenate([part[name] for part in parts]) for name in names))
+        arrays = shards.join(("codes", "text_ids", "text_mask"), cache, make)
+        return TokenDataset(arrays["codes"], arrays["text_ids"], arrays["text_mask"])
 
     @torch.no_grad()
     def _sample(self, ids: Ids, mask: Ids, seeds: list[int]) -> npt.NDArray[np.int16]:
@@ -158,13 +156,12 @@ class ClipCodes:
         Raises:
             DataError: no file is long enough.
         """
-        parts = [read_arrays(shards.fetch_or_make(index, cache, make)) for index in range(shards.count)]
-        captions = np.repeat(self._captions, np.concatenate([part["pieces"] for part in parts]))
+        arrays = shards.join(("codes", "pieces"), cache, make)
+        captions = np.repeat(self._captions, arrays["pieces"])
         if not len(captions):
             seconds = self._frames / self._codec.config.frame_rate
             raise DataError(f"clips {self._folder}: none is {seconds:g} s long, which sequences.seconds asks for")
-        codes = np.concatenate([part["codes"] for part in parts if len(part["codes"])])
-        return TokenDataset(codes, *tokenize_captions(self._tokenizer, captions.tolist()))
+        return TokenDataset(arrays["codes"], *tokenize_captions(self._tokenizer, captions.tolist()))
 
 
 def mix(samples: TokenDataset, clips: TokenDataset, clip_share: float) -> TokenDataset:

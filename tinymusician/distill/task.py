@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from tinymusician.data.tokens import rows_of_step
+from tinymusician.data.tokens import WINDOW_ROWS, rows_of_step
 from tinymusician.distill.closeness import closeness, held_out_closeness
 from tinymusician.distill.guidance_scales import FixedScaleSource, GuidanceSampler
 from tinymusician.distill.hidden_states import HiddenLoss, ProjectedDecoder, hidden_loss
@@ -75,7 +75,7 @@ class ObjectiveTask:
 
     def rows(self, step: int, part: int, parts: int) -> Rows:
         """Epochs are permutations; the parts of a step are disjoint."""
-        return rows_of_step(step, part, parts, self.batch_size, self.train.rows, self.seed)
+        return rows_of_step(step, part, parts, self.batch_size, self.train.rows, self.seed, WINDOW_ROWS)
 
     def batch(self, step: int, part: int, parts: int) -> TeacherSignals:
         """The signals of a part's rows; the rows of the same part of the next steps are announced to the source."""
