@@ -36,8 +36,17 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind = "distill") -> None:
-    """Print every value of a recipe with its meaning, and the estimated cost of a run."""
+def print_recipe(
+    recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind = "distill", on: str | None = None
+) -> None:
+    """Print every value of a recipe with its meaning, and the estimated cost of a run; its plan `on` other devices.
+
+    Raises:
+        RecipeError: it does not fit these devices.
+    """
+    from jobs.launch.planning import plan_distill
+
+    plan = plan_distill(recipe, on) if on is not None else None
     from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
 
     estimate: JsonObject
@@ -48,7 +57,8 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
     else:
         estimate = quantize_cost(recipe) if kind == "quantize" else distill_cost(recipe, workers)
     if as_json:
-        emit({**recipe.model_dump(mode="json"), "cost": estimate}, as_json, "")
+        facts = {"plan": plan.facts()} if plan is not None else {}
+        emit({**recipe.model_dump(mode="json"), "cost": estimate, **facts}, as_json, "")
         return
     print(f"{recipe.name}: {recipe.description}\n")
     print_settings(recipe)
@@ -56,6 +66,9 @@ def print_recipe(recipe: Recipe, as_json: bool, workers: int = 1, kind: JobKind 
         print("\ncost")
     for name, value in estimate.items():
         print(f"  {name.replace('_', ' ')}: {value}")
+    if plan is not None:
+        print("\nplan: without the start of workers, downloads, other components and the report")
+        print("\n".join(f"  {line}" for line in plan.lines()))
 
 
 def print_settings(config: BaseModel) -> None:

@@ -30,6 +30,7 @@ class SubmitOptions:
     resume: str | None
     name: str | None
     json: bool
+    on: str | None = None
 
 
 def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str] = ()) -> None:
@@ -44,12 +45,14 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
 
     if options.gpus and options.workers not in (None, options.gpus):
         raise RunError(f"--workers {options.workers} --gpus {options.gpus}: a worker has one GPU; give one of them")
+    if options.on and not options.dry_run:
+        raise RunError(f"--on {options.on}: is for planning; add --dry-run")
     workers = options.gpus or options.workers
     device = ["training.device=gpu"] if options.gpus else []
     store, overrides = open_store(), [*(options.overrides or []), *device, *sets]
     recipe = prepare(store, kind, options.recipe, overrides, options.cluster, options.resume)
     if options.dry_run:
-        print_recipe(recipe, options.json, workers or 1, kind)
+        print_recipe(recipe, options.json, workers or 1, kind, options.on)
         return
     from jobs.launch.submit import submit
 

@@ -34,6 +34,14 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job unt
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Validate everything, print the resolved recipe, and start nothing.")
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICES",
+        help="With --dry-run: time, bytes and memory on such devices: here, h100, h100x8 (in one machine), h100x8x2.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Continue this run from its last checkpoint.")]
 Name = Annotated[str | None, typer.Option(help="The run's name; by default recipe, kind and time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -48,6 +56,7 @@ def distill(
     gpus: Gpus = None,
     wait: Wait = True,
     dry_run: DryRun = False,
+    on: On = None,
     resume: Resume = None,
     name: Name = None,
     json: Json = False,
@@ -64,11 +73,13 @@ def distill(
 
     - `tmctl submit distill band --resume band-distill-20260101-120000-ab12`
 
+    - `tmctl submit distill tinymusician --dry-run --on h100x8`
+
     - `tmctl submit distill tinymusician --gpus 8 --set signals.source=actors --set signals.actors=4`
 
     - `tmctl submit distill band --set teacher.target=guided --set 'teacher.guidance_range=[1, 5]'`
     """
-    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json, on)
     submit_and_follow("distill", options)
 
 

@@ -31,7 +31,8 @@ def distill_cost(recipe: Recipe, workers: int) -> JsonObject:
         codes_per_row = frames_of(recipe, teacher) * teacher.codebooks
         estimate["codes_seen"] = training.steps * training.batch_size * training.microbatches * codes_per_row
         estimate["student_share_of_teacher"] = round(student.parameters / teacher.parameters, 3)
-        estimate["memory_per_worker_gib"] = round(training_memory(recipe, teacher, student, workers) / _GIB, 2)
+        memory = training_memory(recipe, teacher, student, workers, weight_bytes(recipe))
+        estimate["memory_per_worker_gib"] = round(memory / _GIB, 2)
         estimate["memory_counts"] = (
             "the peak of sampling and training: weights, caches, gradients, AdamW moments, teacher, logits, "
             "activations; not the text encoder, nor what trains it and the codec"
@@ -123,15 +124,25 @@ def _with_layer_count(student: LayerSubset, teacher: DecoderShape) -> DecoderSha
     return shape
 
 
-def training_memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int) -> float:
+def weight_bytes(recipe: Recipe) -> int:
+    """The bytes of a teacher's weight, as far as the recipe says: bfloat16 on GPUs, and where it is asked for."""
+    training = recipe.training
+    is_half = training.precision == "bfloat16" or (training.precision == "auto" and training.device == "gpu")
+    return 2 if is_half else 4
+
+
+def training_memory(
+    recipe: Recipe, teacher: DecoderShape, student: DecoderShape, workers: int, teacher_bytes: int
+) -> float:
     """The approximate peak memory of a worker in bytes: for sampling from the teacher, or for training.
 
-    Sampling has float32 keys and values of every layer, twice with guidance; so has the report at the end, where the
-    teacher samples too, whatever the source of its signals. A tensor-parallel teacher is divided among its workers. In
-    training, AdamW in float32 takes 16 bytes per parameter: weight 4, gradient 4, moments 8. ZeRO 1 divides the moments
-    by the workers, 2 also the gradients, 3 also the weights. A layer takes about 34 bytes of activations per step and
-    channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored whole); with activation
-    checkpointing, only its input of 4, and one layer at a time the rest.
+    Sampling has keys and values of every layer, twice with guidance, in the type of the products, and the teacher's
+    weights in it beside those in float32; so has the report at the end, where the teacher samples too, whatever the
+    source of its signals. A tensor-parallel teacher is divided among its workers. In training, the teacher has
+    `teacher_bytes` for a weight. AdamW in float32 takes 16 bytes per parameter: weight 4, gradient 4, moments 8. ZeRO 1
+    divides the moments by the workers, 2 also the gradients, 3 also the weights. A layer takes about 34 bytes of
+    activations per step and channel (arXiv 2205.05198, eq. 2, without the attention matrix, which is never stored
+    whole); with activation checkpointing, only its input of 4, and one layer at a time the rest.
     """
     training = recipe.training
     shared = {0: 0, 1: 8, 2: 12, 3: 16}[training.zero_stage]
@@ -142,9 +153,9 @@ def training_memory(recipe: Recipe, teacher: DecoderShape, student: DecoderShape
     logits = 3 * 4 * steps * student.codebooks * student.vocabulary
     layer, whole = _ACTIVATION_BYTES * steps * student.width, 4 * steps * student.width * student.layers
     activations = whole + layer if training.activation_checkpointing else layer * student.layers
-    at_hand = 4 * teacher.parameters / recipe.teacher.tensor_parallel_size
-    caches = 2 * recipe.sequences.sampling_batch_size * length * 2 * 4 * teacher.width * teacher.layers
-    sampling = at_hand + caches / recipe.teacher.tensor_parallel_size
-    if recipe.signals.source != "online":
-        at_hand = 0
+    caches = 2 * recipe.sequences.sampling_batch_size * length * 2 * teacher_bytes * teacher.width * teacher.layers
+    copies = 4 + (teacher_bytes if teacher_bytes < 4 else 0)
+    sampling = (copies * teacher.parameters + caches) / recipe.teacher.tensor_parallel_size
+    is_online = recipe.signals.source == "online"
+    at_hand = teacher_bytes * teacher.parameters / recipe.teacher.tensor_parallel_size if is_online else 0
     return max(student_bytes + at_hand + logits + activations, sampling)

@@ -24,6 +24,7 @@ from tests.ray_cluster import (
     wait_for_checkpoint,
 )
 from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.manifest import list_named
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
 
@@ -89,9 +90,9 @@ def test_a_worker_killed_in_precompute(ray: Ray, recipe: Path, store: LocalStore
     calm = LocalStore(tmp_path / "calm")
     tmctl_json(ray, calm, *precompute)
     assert shards(store) == shards(calm)
-    assert {blob_key(json.loads(note)["sha256"]) for note in shards(store).values()} == {
-        entry.key for entry in store.list("blobs/")
-    }
+    (teacher,) = list_named(store, "input-teacher")
+    digests = {json.loads(note)["sha256"] for note in shards(store).values()} | {file.sha256 for file in teacher.files}
+    assert {blob_key(digest) for digest in digests} == {entry.key for entry in store.list("blobs/")}
     assert not list((tmp_path / "store").rglob(".draft-*"))
 
 

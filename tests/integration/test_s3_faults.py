@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from tests.s3_server import S3Server, free_port
-from tinymusician.artifacts.s3 import S3Store
+from tinymusician.artifacts.s3 import PART_BYTES, S3Store
 from tinymusician.errors import NotFoundError, StoreError
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def test_an_interrupted_upload_leaves_nothing(
 ) -> None:
     """The second part of a multipart upload fails: the key does not appear, and no parts are left."""
     path = tmp_path / "big"
-    path.write_bytes(b"x" * (20 << 20))
+    path.write_bytes(b"x" * (PART_BYTES + (1 << 20)))
     client = s3_store._client
     upload_part, parts = client.upload_part, []
 
@@ -68,7 +68,7 @@ def test_an_interrupted_upload_leaves_nothing(
 
 
 def test_large_files_go_in_parts_and_come_back(s3_store: S3Store, tmp_path: Path) -> None:
-    content = bytes(range(256)) * (80 << 10)
+    content = bytes(range(256)) * (PART_BYTES // 256 + 1)
     (tmp_path / "in").write_bytes(content)
     s3_store.upload(tmp_path / "in", "big")
     s3_store.download("big", tmp_path / "out")
