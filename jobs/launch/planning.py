@@ -87,7 +87,7 @@ def plan_distill(recipe: Recipe, on: str) -> Plan:
     student = student_shape(recipe, teacher)
     if teacher is None or student is None:
         raise RecipeError("--on: the models' shapes are not known; give folders, artifacts or released models")
-    cluster = _cluster(recipe, on, student)
+    cluster = _cluster(recipe, on, teacher)
     check_workers(recipe, cluster.count)
     plan = _plan(recipe, cluster, teacher, student)
     if plan.memory_gib > plan.device_memory_gib:
@@ -112,11 +112,12 @@ def check_workers(recipe: Recipe, workers: int) -> None:
         )
 
 
-def _cluster(recipe: Recipe, on: str, student: DecoderShape) -> Cluster:
+def _cluster(recipe: Recipe, on: str, teacher: DecoderShape) -> Cluster:
     if on == HERE:
         from tinymusician.distill.measure_device import measure_cpu
 
-        return measure_cpu(student, 2 * recipe.sequences.sampling_batch_size)
+        steps = frames_of(recipe, teacher) + teacher.codebooks - 1
+        return measure_cpu(teacher, 2 * recipe.sequences.sampling_batch_size, steps)
     cluster = parse_cluster(on)
     if cluster is None:
         raise RecipeError(

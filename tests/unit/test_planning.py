@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,23 +16,39 @@ from tinymusician.models.flops import forward_flops
 from tinymusician.models.roofline import (
     BANDWIDTH_SHARE,
     PRODUCT_SHARE,
+    ROW_MULTIPLE,
     Cluster,
     Device,
     decode_step_seconds,
     forward_seconds,
     parse_cluster,
     reduce_seconds,
+    sampling_seconds,
 )
+from tinymusician.models.sampling import INVARIANT_ROWS
 from tinymusician.models.tensor_shapes import DecoderShape
 from tinymusician.recipe import Recipe, load_recipe
 
 SHAPE = DecoderShape(layers=4, width=64, feed_forward=256, heads=4)
 INFINITE = 1e30
-FAST = Device("fast", INFINITE, INFINITE, INFINITE, INFINITE, 0.0, INFINITE, INFINITE, INFINITE, 2)
+FAST = Device(
+    name="fast",
+    products=INFINITE,
+    few_products=((1, INFINITE),),
+    bandwidth=INFINITE,
+    attention=INFINITE,
+    objective=INFINITE,
+    draws=INFINITE,
+    layer_seconds=0.0,
+    memory=INFINITE,
+    link=INFINITE,
+    network=INFINITE,
+    weight_bytes=2,
+)
 
 
 def device(**changes: float) -> Device:
-    return Device(**{**FAST.__dict__, **changes})
+    return replace(FAST, **changes)  # type: ignore[arg-type]
 
 
 def paper(*overrides: str) -> Recipe:
@@ -55,11 +73,23 @@ class TestRoofline:
     def test_each_bound_alone(self) -> None:
         """With everything else infinitely fast, a rate gives operations over it, and a bandwidth bytes over it."""
         assert forward_seconds(device(products=1e9), SHAPE, 3, 50) == pytest.approx(forward_flops(SHAPE, 3, 50) / 1e9)
-        decoded = decode_step_seconds(device(bandwidth=1e9), SHAPE, 2, 100, 10)
+        step = decode_step_seconds(device(bandwidth=1e9), SHAPE, 2, 100, 10)
+        assert step == pytest.approx(2 * SHAPE.parameters / 1e9), "all weights are read"
         cache = 2 * 2 * SHAPE.layers * SHAPE.width * 2 * (100 + 10)
-        draws = 60 * SHAPE.codebooks * SHAPE.vocabulary
-        assert decoded == pytest.approx((2 * SHAPE.parameters + cache + draws) / 1e9)
+        assert decode_step_seconds(device(attention=1e9), SHAPE, 2, 100, 10) == pytest.approx(cache / 1e9)
+        logits = SHAPE.codebooks * SHAPE.vocabulary
+        assert decode_step_seconds(device(draws=1e9), SHAPE, 2, 100, 10) == pytest.approx(logits / 1e9)
         assert decode_step_seconds(device(layer_seconds=1e-3), SHAPE, 2, 100, 10) == pytest.approx(4e-3)
+
+    @pytest.mark.parametrize(("rows", "rate"), [(2, 1e9), (16, 1e9), (40, 1e9), (64, 3e9), (256, 3e9)])
+    def test_products_of_few_rows(self, rows: int, rate: float) -> None:
+        few = replace(FAST, few_products=((16, 1e9), (64, 3e9)))
+        assert decode_step_seconds(few, SHAPE, rows, 0, 0) == pytest.approx(forward_flops(SHAPE, rows, 1) / rate)
+
+    def test_rows_are_filled_up(self) -> None:
+        assert ROW_MULTIPLE == INVARIANT_ROWS
+        one, eight, nine = (sampling_seconds(device(draws=1e9), SHAPE, count, 50, 2) for count in (1, 8, 9))
+        assert one == eight == pytest.approx(nine / 2)
 
     def test_gradients_by_a_ring(self) -> None:
         """2 (N - 1) / N of the bytes, over the network if the ring leaves the machine."""

@@ -7,7 +7,7 @@ peaks of GPUs are NVIDIA's data sheets'; `PRODUCT_SHARE` and `BANDWIDTH_SHARE` o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tinymusician.models.flops import forward_flops
 from tinymusician.models.tensor_shapes import DecoderShape
@@ -34,7 +34,8 @@ _NETWORK = 50e9
 _LAUNCH_SECONDS = 40e-6
 """A layer's kernels of one position, replayed from a CUDA graph."""
 _LOGIT_BYTES = 60.0
-"""Memory traffic of the objective for one logit: about fifteen passes in float32, chunk by chunk, with the gradient."""
+"""Memory traffic of the objective for one logit: about fifteen passes in float32, chunk by chunk, with the gradient;
+and of a draw, in float64."""
 _LAYER_BYTES = 34.0
 """Traffic of a layer's elementwise work per position and channel forward, in 16 bits: what it would store (arXiv
 2205.05198, eq. 2)."""
@@ -42,21 +43,30 @@ _ADAM_BYTES = 36.0
 """Traffic of an update per parameter: gradient norm, gradient, weight and moments, in float32."""
 
 
+TEXT_TOKENS = 24
+"""The tokens of a caption."""
+ROW_MULTIPLE = 8
+"""Rows of a batch of samples are filled up to a multiple of this (`tinymusician.models.sampling.INVARIANT_ROWS`)."""
+
+
 @dataclass(frozen=True)
 class Device:
     """What a device reaches.
 
-    `products` and `decode_products` are operations per second, of many rows and of a decode step's few; `bandwidth` is
-    bytes per second, `logits` those of the objective per second; `layer_seconds` is what a layer takes beside its
-    products, at one position; `memory` is in bytes. `link` and `network` are bytes per second to others in its machine
-    and in other machines; `weight_bytes` is the size of a weight in products.
+    `products` are operations per second with many rows, `few_products` with as few as a decode step has, by number of
+    rows. `bandwidth` is bytes per second, `attention` those of a decode step's keys and values. `objective` and `draws`
+    are logits per second of the training objective, and of drawing codes. `layer_seconds` is what a layer takes beside
+    its products, at one position. `memory` is in bytes. `link` and `network` are bytes per second to others in its
+    machine and in other machines; `weight_bytes` is the size of a weight in products.
     """
 
     name: str
     products: float
-    decode_products: float
+    few_products: tuple[tuple[int, float], ...]
     bandwidth: float
-    logits: float
+    attention: float
+    objective: float
+    draws: float
     layer_seconds: float
     memory: float
     link: float
@@ -87,9 +97,11 @@ def parse_cluster(text: str) -> Cluster | None:
     device = Device(
         name=match[1],
         products=PRODUCT_SHARE * peak,
-        decode_products=PRODUCT_SHARE * peak,
+        few_products=((1, PRODUCT_SHARE * peak),),
         bandwidth=BANDWIDTH_SHARE * bandwidth,
-        logits=BANDWIDTH_SHARE * bandwidth / _LOGIT_BYTES,
+        attention=BANDWIDTH_SHARE * bandwidth,
+        objective=BANDWIDTH_SHARE * bandwidth / _LOGIT_BYTES,
+        draws=BANDWIDTH_SHARE * bandwidth / _LOGIT_BYTES,
         layer_seconds=_LAUNCH_SECONDS,
         memory=memory,
         link=BANDWIDTH_SHARE * link,
@@ -113,7 +125,7 @@ def forward_seconds(device: Device, shape: DecoderShape, rows: int, steps: int) 
 
 def objective_seconds(device: Device, shape: DecoderShape, rows: int, steps: int) -> float:
     """The objective on the logits of `rows` sequences, with its gradient."""
-    return rows * steps * shape.codebooks * shape.vocabulary / device.logits
+    return rows * steps * shape.codebooks * shape.vocabulary / device.objective
 
 
 def update_seconds(device: Device, parameters: int) -> float:
@@ -135,18 +147,14 @@ def decode_step_seconds(device: Device, shape: DecoderShape, rows: int, length: 
 
     Products read all weights; attention reads the keys and values of the sequence and of `text` tokens.
     """
-    operations = forward_flops(replace(shape, positions=1), rows, 1)
-    products = max(operations / device.decode_products, device.weight_bytes * shape.parameters / device.bandwidth)
+    rate = max((few for few in device.few_products if few[0] <= rows), default=device.few_products[0])[1]
+    products = max(forward_flops(shape, rows, 1) / rate, device.weight_bytes * shape.parameters / device.bandwidth)
     cached = 2.0 * device.weight_bytes * shape.layers * shape.width * rows * (length + text)
-    draws = _LOGIT_BYTES * rows / 2 * shape.codebooks * shape.vocabulary
-    return products + (cached + draws) / device.bandwidth + device.layer_seconds * shape.layers
+    draws = rows / 2 * shape.codebooks * shape.vocabulary / device.draws
+    return products + cached / device.attention + draws + device.layer_seconds * shape.layers
 
 
 def sampling_seconds(device: Device, shape: DecoderShape, sequences: int, frames: int, passes: int) -> float:
-    """A batch of sequences from the first code to the last."""
-    steps = frames + shape.codebooks - 1
-    return steps * decode_step_seconds(device, shape, passes * sequences, steps / 2, TEXT_TOKENS)
-
-
-TEXT_TOKENS = 24
-"""The tokens of a caption."""
+    """A batch of sequences from the first code to the last; it is filled up to a multiple of `ROW_MULTIPLE`."""
+    steps, rows = frames + shape.codebooks - 1, -(-sequences // ROW_MULTIPLE) * ROW_MULTIPLE
+    return steps * decode_step_seconds(device, shape, passes * rows, steps / 2, TEXT_TOKENS)
