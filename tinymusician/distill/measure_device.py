@@ -40,21 +40,13 @@ def measure_cpu(shape: DecoderShape, decode_rows: int, steps: int) -> Cluster:
     source = torch.randn(1 << 25)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
-    teacher = torch.randn(1, shape.codebooks, 64, shape.vocabulary)
-    student = torch.randn(1, shape.codebooks, 64, shape.vocabulary, requires_grad=True)
-    mask = torch.ones(1, shape.codebooks, 64, dtype=torch.bool)
-    weights = mixture("stage_mixed", 0.5)
-
-    def objective() -> None:
-        distillation_loss(teacher, student, mask, weights, 2.0).mean().backward()  # type: ignore[no-untyped-call]
-
     device = Device(
         name="here",
         products=products(_ROWS),
         few_products=tuple((rows, products(rows)) for rows in sorted({2 * ROW_MULTIPLE, decode_rows})),
         bandwidth=bandwidth,
         attention=_attention(shape, decode_rows, steps // 2),
-        objective=teacher.numel() / _seconds(objective),
+        objective=_objective(shape),
         draws=_draws(shape, decode_rows),
         layer_seconds=_layer_seconds(shape, decode_rows),
         memory=float(psutil.virtual_memory().total),
@@ -63,6 +55,18 @@ def measure_cpu(shape: DecoderShape, decode_rows: int, steps: int) -> Cluster:
         weight_bytes=4,
     )
     return Cluster(device, 1)
+
+
+def _objective(shape: DecoderShape) -> float:
+    """Logits per second of the training objective, with its gradient."""
+    teacher = torch.randn(1, shape.codebooks, 64, shape.vocabulary)
+    student = torch.randn(1, shape.codebooks, 64, shape.vocabulary, requires_grad=True)
+    mask, weights = torch.ones(1, shape.codebooks, 64, dtype=torch.bool), mixture("stage_mixed", 0.5)
+
+    def objective() -> None:
+        distillation_loss(teacher, student, mask, weights, 2.0).mean().backward()  # type: ignore[no-untyped-call]
+
+    return teacher.numel() / _seconds(objective)
 
 
 def _attention(shape: DecoderShape, rows: int, positions: int) -> float:
