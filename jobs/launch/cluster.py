@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from jobs.launch import local_ray
-from jobs.launch.ray_environment import ADDRESS_VARIABLES, explicit_address, use_token, worker_environment
+from jobs.launch.ray_environment import (
+    ADDRESS_VARIABLES,
+    explicit_address,
+    read_token,
+    use_token,
+    worker_environment,
+)
 from serve.config import is_loopback
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
@@ -19,6 +26,7 @@ from tinymusician.models.shape import WEIGHTS_VARIABLE
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 _MAX_NODES = 10_000
+_VERSION_SECONDS = 10.0
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
 _LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
@@ -39,6 +47,24 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
             raise ClusterError("cluster: none is named, and no local Ray of yours is running")
     use_token()
     return _client(target), target
+
+
+def check_ray_version(address: str) -> None:
+    """Check that a cluster runs the Ray that this package is written for: patch versions may differ.
+
+    Raises:
+        ClusterError: it runs another one.
+    """
+    import requests
+
+    token = read_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = requests.get(f"{address}/api/version", headers=headers, timeout=_VERSION_SECONDS)
+    running, needed = str(answer.json().get("ray_version")), version("ray")
+    if running.split(".")[:2] != needed.split(".")[:2]:
+        raise ClusterError(
+            f"cluster {address}: runs Ray {running}, and this package needs {needed}; install that on all nodes"
+        )
 
 
 def configured_address(address: str | None) -> str | None:

@@ -60,6 +60,8 @@ def submit(
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     is_local = cluster.configured_address(address) is None
     client, where = cluster.connect(address)
+    if not is_local:
+        cluster.check_ray_version(where)
     check_workers(kind, recipe, workers or 1)
     if not is_local and not resume:
         recipe = upload_inputs(store, recipe, kind, partial(print, file=sys.stderr))
@@ -230,8 +232,16 @@ def reconcile(run: RunStore) -> None:
     if str(job.status) == "STOPPED":  # Ray did not wait for its supervisor to write this
         run.stop()
     else:
-        reason = " ".join((job.message or "").split())[-300:]
-        run.fail(f"Ray reports the job as {job.status}: {reason}")
+        run.fail(failure_reason(str(job.status), job.message or ""))
+
+
+def failure_reason(status: str, message: str) -> str:
+    """Why a job ended that could not write it itself, by what Ray says about it."""
+    if "Unknown option: -P" in message:
+        return "the Python of the cluster's head is older than 3.11; tinymusician needs 3.11 or later on all nodes"
+    if "No module named 'pydantic'" in message or "No module named jobs" in message:
+        return "the Python of the cluster's head has no tinymusician; install it on all nodes, with its extra cluster"
+    return f"Ray reports the job as {status}: {' '.join(message.split())[-300:]}"
 
 
 def is_alive(record: RunRecord) -> bool:

@@ -9,7 +9,6 @@ Usage: python -m jobs.launch.supervisor RUN SUBMISSION
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import signal
 import subprocess
@@ -25,13 +24,13 @@ from jobs.launch.inputs import import_remote_inputs
 from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
+from jobs.worker.node_errors import DISK_FULL
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
 
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
-_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAMP = "%Y-%m-%d %H:%M:%S"
 _OUT_OF_MEMORY = re.compile(r"running low on memory\. .* was (\S+) used / (\S+) limit")
 """Ray's messages about workers that its memory monitor killed, or helpers beside them."""
@@ -176,7 +175,7 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
             return behind  # what killed a worker says more than that it was lost
         if isinstance(error, TinyMusicianError):
             return error
-        if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL_ERRORS):
+        if isinstance(error, OSError) and (error.filename or error.errno in DISK_FULL):
             return TinyMusicianError(f"{error.filename or 'the disk for scratch files'}: {error.strerror}")
         if type(error).__name__ == "SafetensorError":
             return TinyMusicianError(f"a file of tensors cannot be read or written: {error}")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jobs.worker.context import Work, WorkerContext
+from jobs.worker.node_errors import errors_name_the_node
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.run_state import Allocation, RunRecord
 from tinymusician.artifacts.runs import RunStore
@@ -208,9 +209,10 @@ class PoolActor:
         """Answers once the actor runs."""
 
     def run(self, task: Any) -> object:
-        if self._runner is None:
-            self._runner = self._factory(self._context)
-        return self._runner.run(task)
+        with errors_name_the_node():
+            if self._runner is None:
+                self._runner = self._factory(self._context)
+            return self._runner.run(task)
 
 
 def _lost(times: int) -> ClusterError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.worker.actor_pool import run_once, spare_cpus
 from jobs.worker.context import Work, WorkerContext
+from jobs.worker.node_errors import errors_name_the_node
 from jobs.worker.resources import WorkerResources, allocate_resources
 from tinymusician.artifacts.run_state import Allocation
 from tinymusician.artifacts.runs import RunStore
@@ -173,7 +174,8 @@ def _run_work(work: Work, context: WorkerContext) -> None:
     if (fatal_error := context.run.fatal_error()) is not None:
         raise RunError(fatal_error)
     try:
-        work(context)
+        with errors_name_the_node():
+            work(context)
     except TinyMusicianError as error:
         if not isinstance(error, StoreError):
             context.run.write_fatal_error(str(error))

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import pickle
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import OutOfMemoryError as OutOfGpuMemory
 
+from jobs.launch.cluster import check_ray_version
+from jobs.launch.submit import failure_reason
 from jobs.launch.supervisor import to_user_error
+from jobs.worker.node_errors import errors_name_the_node
 from jobs.worker.ray_train import RestartBudget
 from jobs.worker.resources import GpuNode, check_capacity, check_gpu_count, check_gpus, choose_device, cpus_per_worker
 from tinymusician.errors import ClusterError
@@ -131,3 +142,52 @@ def test_restarts_count_failures_without_a_new_checkpoint() -> None:
         False,
         True,
     ]
+
+
+def test_a_missing_package_names_the_node() -> None:
+    expected = f"^node {re.escape(socket.gethostname())}: its Python has no absent_package; install tinymusician"
+    with pytest.raises(ClusterError, match=expected), errors_name_the_node():
+        import_module("absent_package.part")
+
+
+def test_a_full_disk_names_the_node() -> None:
+    """/dev/full is a disk without space."""
+    with pytest.raises(OSError) as caught, errors_name_the_node(), open("/dev/full", "w") as file:  # noqa: PT011
+        file.write("x" * (1 << 20))
+    result = str(to_user_error(pickle.loads(pickle.dumps(caught.value))))
+    assert result == f"the disk for scratch files: No space left on device on node {socket.gethostname()}"
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\] No such file"), errors_name_the_node():
+        Path("/absent/file").read_text()
+
+
+def test_jobs_that_could_not_begin() -> None:
+    """What Ray reports of a head with an older Python, or without this package."""
+    older = "Job entrypoint command failed with exit code 2, last available logs:\nUnknown option: -P\nusage: python"
+    assert "older than 3.11" in failure_reason("FAILED", older)
+    absent = "exit code 1, last available logs:\n/usr/bin/python: Error while finding module specification for "
+    absent += "'jobs.launch.supervisor' (ModuleNotFoundError: No module named 'pydantic')"
+    assert "has no tinymusician; install it on all nodes" in failure_reason("FAILED", absent)
+    assert failure_reason("FAILED", "killed\n by x") == "Ray reports the job as FAILED: killed by x"
+
+
+class OtherRay(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"version": "4", "ray_version": self.server.ray}).encode())  # type: ignore[attr-defined]
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_a_cluster_with_another_ray() -> None:
+    installed = version("ray")
+    with HTTPServer(("127.0.0.1", 0), OtherRay) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        server.ray = installed.rpartition(".")[0] + ".99"  # type: ignore[attr-defined]
+        check_ray_version(address)
+        server.ray = "2.9.3"  # type: ignore[attr-defined]
+        with pytest.raises(ClusterError, match=f"runs Ray 2.9.3, and this package needs {installed}; install that on"):
+            check_ray_version(address)
+        server.shutdown()
