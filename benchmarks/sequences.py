@@ -55,9 +55,12 @@ def measure(folder: Path, sequences: int, steps: int, results: SimpleQueue[dict[
     """What one worker does."""
     before, peak, figures = _anonymous_memory(), 0.0, {}
     began = time.perf_counter()
-    count = len(texts_of(load_prompts(str(folder / "prompts.jsonl")), "train"))
+    prompts = load_prompts(str(folder / "prompts.jsonl"))
+    texts = texts_of(prompts, "train")
     figures["prompts_seconds"] = time.perf_counter() - began
-    assert count == sequences // SAMPLES
+    peak = _anonymous_memory()
+    assert len(texts) == sequences // SAMPLES
+    del prompts
     for name in ("join_seconds", "open_seconds"):
         began = time.perf_counter()
         arrays = _shards(folder, sequences).join(("codes", "text_ids", "text_mask"), folder / "cache", None)
