@@ -283,6 +283,19 @@ class TestCache:
         cache.get("other", 60, lambda path: path.write_bytes(b"x" * 60) and None)
         assert (tmp_path / "pinned").exists()
 
+    def test_what_a_killed_process_left_goes_too(self, tmp_path: Path) -> None:
+        cache = LocalCache(tmp_path, 100)
+
+        def die(path: Path) -> None:
+            path.write_bytes(b"x" * 60)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            cache.get("left", 60, die)
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["left.part"]
+        cache.get("new", 60, lambda path: path.write_bytes(b"x" * 60) and None)
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["new"]
+
     def test_too_large(self, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"node \S+: big has 1e\+03 GB, and the cache .* holds at most 1e-07"):
             LocalCache(tmp_path, 100).get("big", 10**12, lambda path: None)

@@ -29,7 +29,7 @@ _pins: dict[Path, IO[str]] = {}
 
 
 class LocalCache:
-    """The entries in a folder, of at most `limit` bytes in total.
+    """The entries in a folder, of at most `limit` bytes in total, unless living processes use more.
 
     Each entry has two locks: one is held while it is made or removed, the other is shared by the processes that use it.
     """
@@ -100,14 +100,19 @@ class LocalCache:
         return used + size <= self._limit and shutil.disk_usage(self.folder).free >= size + _SPARE_BYTES
 
     def _remove_unless_in_use(self, entry: Path) -> None:
-        with self._lock_path(entry.name).open("a") as making, self._lock_path(f"{entry.name}.pin").open("a") as pin:
+        """Remove an entry, or what a killed process left of one, unless a process makes or uses it."""
+        name = entry.name.removesuffix(_UNFINISHED)
+        with self._lock_path(name).open("a") as making, self._lock_path(f"{name}.pin").open("a") as pin:
             if try_lock_file(making) and try_lock_file(pin):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
     def _by_last_use(self) -> list[Path]:
-        """The complete entries, the least recently used first."""
-        entries = [path for path in self.folder.iterdir() if path.suffix != _UNFINISHED and path.name != _LOCKS]
-        return sorted(entries, key=lambda path: self._lock_path(path.name).stat().st_mtime)
+        """The entries, also unfinished ones, the least recently used first."""
+        return sorted((path for path in self.folder.iterdir() if path.name != _LOCKS), key=self._last_use)
+
+    def _last_use(self, entry: Path) -> float:
+        lock = self._lock_path(entry.name.removesuffix(_UNFINISHED))
+        return lock.stat().st_mtime if lock.exists() else 0.0
 
     def _lock_path(self, name: str) -> Path:
         return self.folder / _LOCKS / name
