@@ -1,6 +1,7 @@
 """Inputs of jobs by name: an artifact, a file or folder of this machine, or one that every node of a cluster has.
 
 An artifact is fetched to this machine once, and verified by its digests. Other names are those of the hub or packaged.
+The store's modules are imported when they are needed: `benchmarks.gpu` runs without their packages.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from tinymusician.artifacts.atomic import sweep_drafts
-from tinymusician.artifacts.blobs import blob_key, get_blob
-from tinymusician.artifacts.import_input import FILE
-from tinymusician.artifacts.local_cache import user_cache
-from tinymusician.artifacts.manifest import Manifest, find
-from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
 from tinymusician.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from tinymusician.artifacts.manifest import Manifest
+    from tinymusician.artifacts.store import Store
 
 REMOTE_SCHEMES = ("s3", "https", "http")
 
@@ -40,6 +39,10 @@ def fetch_artifact(store: Store, manifest: Manifest, on_progress: Callable[[str]
         NotFoundError, DigestMismatchError: the store lacks a file, or has another one under its digest.
         StoreError: the artifact does not fit into the cache.
     """
+    from tinymusician.artifacts.atomic import sweep_drafts
+    from tinymusician.artifacts.blobs import get_blob
+    from tinymusician.artifacts.local_cache import user_cache
+    from tinymusician.artifacts.store import check_key
 
     def write(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -62,6 +65,10 @@ def input_path(name: str) -> Path:
     """
     scheme = scheme_of(name)
     if scheme == "artifact":
+        from tinymusician.artifacts.import_input import FILE
+        from tinymusician.artifacts.manifest import find
+        from tinymusician.artifacts.open import open_store
+
         manifest = find(store := open_store(), name)
         folder = fetch_artifact(store, manifest)
         return folder / manifest.files[0].path if manifest.kind == FILE else folder
@@ -96,6 +103,8 @@ def _read(name: str, file: str) -> bytes | None:
     if scheme == "artifact":
         return _read_artifact_file(name, file)
     if scheme == "s3":
+        from tinymusician.artifacts.open import open_store
+
         address = urlparse(name)
         return _read_key(open_store(f"s3://{address.netloc}"), f"{address.path.strip('/')}/{file}".lstrip("/"))
     path = Path(unquote(urlparse(name).path) if scheme == "file" else name).expanduser() / file
@@ -103,6 +112,10 @@ def _read(name: str, file: str) -> bytes | None:
 
 
 def _read_artifact_file(name: str, file: str) -> bytes | None:
+    from tinymusician.artifacts.blobs import blob_key
+    from tinymusician.artifacts.manifest import find
+    from tinymusician.artifacts.open import open_store
+
     store = open_store()
     digest = next((one.sha256 for one in find(store, name).files if one.path == file), None)
     data = _read_key(store, blob_key(digest)) if digest else None

@@ -17,7 +17,6 @@ from typing import IO
 
 from tinymusician.artifacts.atomic import lock_file, try_lock_file
 from tinymusician.errors import StoreError
-from tinymusician.user_folders import user_folder
 
 LIMIT_VARIABLE = "TMCTL_CACHE_LIMIT_GB"
 DEFAULT_LIMIT_GB = 200.0
@@ -148,7 +147,11 @@ def user_cache(folder: Path | None = None) -> LocalCache:
         gigabytes = 0.0
     if not 0 < gigabytes < float("inf"):
         raise StoreError(f"{LIMIT_VARIABLE} {text!r}: a positive number of gigabytes is needed")
-    return LocalCache((folder or user_folder("cache")) / "artifacts", int(gigabytes * 1e9))
+    if folder is None:
+        from tinymusician.user_folders import user_folder
+
+        folder = user_folder("cache")
+    return LocalCache(folder / "artifacts", int(gigabytes * 1e9))
 
 
 def _size(path: Path) -> int:
