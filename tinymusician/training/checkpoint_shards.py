@@ -75,7 +75,7 @@ class ShardBuffer:
 def _pin(buffer: Tensor) -> None:
     """Pin memory where there is a GPU. PyTorch's own pinned memory has twice the size that is asked for, at worst."""
     if torch.cuda.is_available() and buffer.numel():
-        cudart = torch.cuda.cudart()
+        cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         cudart.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
         weakref.finalize(buffer, cudart.cudaHostUnregister, buffer.data_ptr())
 
