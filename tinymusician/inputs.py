@@ -42,13 +42,13 @@ def fetch_artifact(store: Store, manifest: Manifest, on_progress: Callable[[str]
     from tinymusician.artifacts.atomic import sweep_drafts
     from tinymusician.artifacts.blobs import get_blob
     from tinymusician.artifacts.local_cache import user_cache
-    from tinymusician.artifacts.store import check_key
+    from tinymusician.artifacts.manifest import check_file_path
 
     def write(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         sweep_drafts(folder, 0.0)
         for file in manifest.files:
-            path = folder / check_key(file.path)
+            path = folder / check_file_path(file.path)
             if not path.exists():  # from an interrupted download
                 get_blob(store, file.sha256, path)
                 on_progress(file.path)
@@ -82,6 +82,11 @@ def input_path(name: str) -> Path:
     return Path(name).expanduser()
 
 
+def is_on_nodes(name: str) -> bool:
+    """Whether this machine cannot read an input: only the nodes of the cluster have it, or only the job imports it."""
+    return scheme_of(name) in ("file", "s3")
+
+
 def input_label(name: str) -> str:
     """A short name of an input for reports: an artifact's name, or the last part of a path."""
     return name.partition("@")[0] if scheme_of(name) == "artifact" else Path(name).name
@@ -105,8 +110,8 @@ def _read(name: str, file: str) -> bytes | None:
     if scheme == "s3":
         from tinymusician.artifacts.open import open_store
 
-        address = urlparse(name)
-        return _read_key(open_store(f"s3://{address.netloc}"), f"{address.path.strip('/')}/{file}".lstrip("/"))
+        bucket, _, key = name.removeprefix("s3://").partition("/")
+        return _read_key(open_store(f"s3://{bucket}"), f"{key.strip('/')}/{file}".lstrip("/"))
     path = Path(unquote(urlparse(name).path) if scheme == "file" else name).expanduser() / file
     return path.read_bytes() if path.is_file() else None
 

@@ -13,7 +13,7 @@ from jobs.worker.model_refs import parse_label
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
 from tinymusician.evaluate.reference import FileClips, ReferenceSet, choose_clips
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
-from tinymusician.inputs import input_label, input_path
+from tinymusician.inputs import input_label, input_path, is_on_nodes
 from tinymusician.models.musicgen import model_location
 from tinymusician.recipe.evaluation import (
     ClapEmbeddingConfig,
@@ -110,15 +110,18 @@ def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
     """
     reference = config.reference
     assert reference is not None
-    if reference.kind == "statistics":
+    places = (getattr(reference, key, "") for key in ("audio", "table", "file"))
+    if any(map(is_on_nodes, places)):
+        pass
+    elif reference.kind == "statistics":
         from tinymusician.evaluate.reference_statistics import load_reference_statistics
 
         load_reference_statistics(input_path(reference.file))
     elif reference.kind != "band":
         _check_clips("evaluate.reference", open_reference(config, Path()), config)
-    for source in config.audio:
+    for source in (one for one in config.audio if not is_on_nodes(parse_label(one)[1])):
         _check_clips(f"evaluate.audio {source}", open_audio(source, config.seconds), config)
-    if config.prompts is not None:
+    if config.prompts is not None and not is_on_nodes(config.prompts):
         evaluation_prompts(config, training_prompts)
 
 

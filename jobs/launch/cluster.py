@@ -59,8 +59,12 @@ def check_ray_version(address: str) -> None:
 
     token = read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = requests.get(f"{address}/api/version", headers=headers, timeout=_VERSION_SECONDS)
-    running, needed = str(answer.json().get("ray_version")), version("ray")
+    needed, url = version("ray"), f"{address.rstrip('/')}/api/version"
+    try:
+        answer = requests.get(url, headers=headers, timeout=_VERSION_SECONDS)
+        running = str(answer.json()["ray_version"])
+    except (requests.RequestException, ValueError, LookupError) as error:
+        raise ClusterError(f"cluster {address}: does not say which Ray it runs ({error})") from error
     if running.split(".")[:2] != needed.split(".")[:2]:
         raise ClusterError(
             f"cluster {address}: runs Ray {running}, and this package needs {needed}; install that on all nodes"

@@ -34,7 +34,7 @@ from tinymusician.data.prompts import PACKAGED as PROMPTS
 from tinymusician.errors import NotFoundError, RecipeError
 from tinymusician.inputs import scheme_of
 from tinymusician.models.shape import is_packaged, shape_of
-from tinymusician.quantize.precision import is_file as is_plan_file
+from tinymusician.quantize.precision import PLANS
 from tinymusician.recipe import Recipe, parse_recipe
 
 _TRAINING: tuple[JobKind, ...] = ("precompute", "distill", "sweep", "pipeline")
@@ -58,7 +58,7 @@ FIELDS = (
     InputField("quantize.model", MODEL, ("quantize",)),
     InputField("quantize.plan", FILE, _QUANTIZING),
     InputField("evaluate.models", MODEL, ("evaluate",)),
-    InputField("evaluate.audio", FOLDER, ("evaluate",)),
+    InputField("evaluate.audio", FOLDER, ("evaluate", "pipeline")),
     InputField("evaluate.clap", MODEL, _EVALUATING),
     InputField("evaluate.tagger", MODEL, _EVALUATING),
     InputField("evaluate.prompts", FILE, _EVALUATING),
@@ -80,7 +80,8 @@ def locate_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: Prog
         RecipeError: there is no such input here, or at its address.
         StoreError: the store cannot be read or written.
     """
-    return _changed(recipe, kind, lambda field, name: _located(store, field, name, on_progress))
+    located = _changed(recipe, kind, lambda field, name: _located(store, field, name, on_progress))
+    return _replaced(located, ["evaluate", "embedding", "environment"], _absolute)
 
 
 def upload_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: ProgressCallback) -> Recipe:
@@ -121,11 +122,6 @@ def import_remote_inputs(run: RunStore, on_progress: ProgressCallback) -> None:
         run.write_record(record.model_copy(update={"recipe": resolved.model_dump(mode="json")}))
 
 
-def is_on_nodes(name: str) -> bool:
-    """Whether this machine cannot read an input: only the nodes of the cluster have it, or only the job imports it."""
-    return scheme_of(name) in ("file", "s3")
-
-
 def _located(store: Store, field: InputField, name: str, on_progress: ProgressCallback) -> str:
     """The permanent name of an input.
 
@@ -159,6 +155,12 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
     )
 
 
+def _absolute(name: str) -> str:
+    """A virtual environment, which is never imported: nodes need it under the same path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
 def _located_in_s3(store: Store, field: InputField, name: str, on_progress: ProgressCallback) -> str:
     """An address in S3, after a check that objects are there; or the artifact that was made of them."""
     if (before := imported_before(store, name)) is not None:
@@ -171,7 +173,7 @@ def _located_in_s3(store: Store, field: InputField, name: str, on_progress: Prog
 
 def _is_packaged(field: InputField, name: str) -> bool:
     if field.key == "quantize.plan":
-        return not is_plan_file(name)
+        return name == "adaptive" or name in PLANS
     if field.key in ("evaluate.models", "evaluate.clap") and name in (*SPECIAL_MODELS, "embedding"):
         return True
     return is_packaged(name) if field.kind == MODEL else name in PROMPTS

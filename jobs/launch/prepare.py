@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from jobs.launch.cluster import configured_address, is_here
-from jobs.launch.inputs import is_on_nodes, locate_inputs
+from jobs.launch.inputs import locate_inputs
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.launch.validate import check, check_overrides, with_loaded_plan
 from jobs.registry import JobKind
@@ -15,6 +15,7 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.errors import RecipeError, RunError
+from tinymusician.inputs import is_on_nodes
 from tinymusician.models.shape import sampling_defaults
 from tinymusician.recipe import Recipe, apply_overrides, load_recipe, parse_recipe
 

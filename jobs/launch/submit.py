@@ -63,7 +63,7 @@ def submit(
     if not is_local:
         cluster.check_ray_version(where)
     check_workers(kind, recipe, workers or 1)
-    if not is_local and not resume:
+    if not is_local:
         recipe = upload_inputs(store, recipe, kind, partial(print, file=sys.stderr))
     submission = f"{run.id}-{secrets.token_hex(3)}"
     record = _new_record(run, kind, recipe, workers or 1, where, submission)

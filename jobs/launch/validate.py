@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.launch.estimate import frames_of, student_shape
-from jobs.launch.inputs import is_on_nodes
 from jobs.registry import JobKind
 from tinymusician.data.captioned import check_clip_folder
 from tinymusician.data.prompts import load_prompts
 from tinymusician.errors import ModelError, PlanError, RecipeError
-from tinymusician.inputs import scheme_of
+from tinymusician.inputs import is_on_nodes, scheme_of
 from tinymusician.models.checkpoint_files import check_model
 from tinymusician.models.component_shapes import (
     check_codec_size,

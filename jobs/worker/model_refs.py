@@ -43,7 +43,8 @@ MODELS, PLAYING = ("config.json",), ("config.json", BUNDLE)
 def parse_label(name: str) -> tuple[str, str]:
     """Label and reference of `LABEL=REF`; without a label, the label is empty."""
     label, equals, reference = name.partition("=")
-    return (label, reference) if equals and not name.startswith((".", "/", "~")) else ("", name)
+    is_label = equals and "://" not in label and not name.startswith((".", "/", "~"))
+    return (label, reference) if is_label else ("", name)
 
 
 def _newest_student(store: Store, recipe: Recipe, field: str) -> str:

@@ -130,7 +130,8 @@ def test_tinymusician_trains_on_weights_from_the_store(system: System, tmp_path:
     folder, steps = tmp_path / "model", "training.steps=2"
     write_musicgen(folder, cast(Size, os.environ.get("TM_SHAPE", "tiny")), "float16")
     (folder / "three.txt").write_text("a slow waltz\na fast reel\na sad song\n")
-    folder.chmod(0o755)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)  # for the containers' user
     once = (
         "run",
         "--rm",

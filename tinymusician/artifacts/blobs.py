@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.artifacts.store import DAY, Store
 from tinymusician.errors import DigestMismatchError, StoreError
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 GRACE = 7 * DAY
 """How long an unreferenced value is retained; publishing takes less."""
 
@@ -18,6 +20,17 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(digest: str) -> str:
+    """Return a SHA-256 in hexadecimal, which may become a file's name.
+
+    Raises:
+        DigestMismatchError: it is none.
+    """
+    if _DIGEST.fullmatch(digest) is None:
+        raise DigestMismatchError(f"digest {digest!r}: 64 hexadecimal digits are needed")
+    return digest
 
 
 def blob_key(digest: str) -> str:

@@ -1,7 +1,7 @@
 """Garbage collection of a store.
 
 Reachable are the current and previous artifact of every alias, the newest artifacts of every name, the artifacts named
-in the recipes of runs that have not ended, everything that these were made from, and shards. Values younger than
+in the recipes of runs that have not succeeded, everything that these were made from, and shards. Values younger than
 `GRACE` are never removed: a publisher writes files first and the manifest last, and writes a file again that is older
 than half of it. Reachability and age are determined again just before each removal.
 """
@@ -62,7 +62,8 @@ def find_garbage(
     releases = _released(registry)
     manifests = {one.reference: one for one in list_manifests(store, _refuse)}
     open_runs = dict(_open_runs(store))
-    needed = _closure(_live_manifests(list(manifests.values()), releases, open_runs.values(), keep), manifests)
+    records = [*open_runs.values(), *_resumable_records(store)]
+    needed = _closure(_live_manifests(list(manifests.values()), releases, records, keep), manifests)
     dropped = {one.key for name, one in manifests.items() if name not in needed}
     artifacts = {
         entry.key: entry.size for entry in store.list("artifacts/") if entry.key in dropped and entry.modified <= old
@@ -126,10 +127,17 @@ def _open_runs(store: Store) -> Iterator[tuple[str, str]]:
             yield run.id, record.model_dump_json()
 
 
+def _resumable_records(store: Store) -> Iterator[str]:
+    """The records of runs that ended without success: `--resume` needs what they name."""
+    for run in all_runs(store):
+        if run.status().state in ("FAILED", "STOPPED"):
+            yield run.record().model_dump_json()
+
+
 def _live_manifests(
     manifests: Sequence[Manifest], releases: Collection[Release], records: Collection[str], keep: int
 ) -> set[str]:
-    """The roots: releases, the newest artifacts of every name, and artifacts that open runs name."""
+    """The roots: releases, the newest artifacts of every name, and artifacts that the runs of these records name."""
     newest: dict[str, list[str]] = {}
     for one in manifests:
         newest.setdefault(one.name, []).append(one.reference)

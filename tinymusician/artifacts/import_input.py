@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -18,8 +19,10 @@ from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urlparse
 
+from tinymusician.artifacts.atomic import DRAFT, sweep_drafts
 from tinymusician.artifacts.blobs import digest_of, put_blob
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.manifest import FileEntry, Manifest, find, list_named, now, write_manifest
@@ -29,6 +32,7 @@ from tinymusician.artifacts.store import Store, StoreEntry, check_key
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, TransientStoreError
 
 FILE, FOLDER, MODEL = "file", "folder", "model"
+_S3 = "s3://"
 UNKNOWN_LICENCE = "not stated"
 _MODEL_FILES = ("config.json", "state_dict.bin")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -63,7 +67,7 @@ def import_path(
     kind = FILE if path.is_file() else MODEL if set(_MODEL_FILES) & set(names) else FOLDER
     before = _imported_as(store, name)
     files = tuple(_stored(store, one, key, on_progress) for one, key in zip(paths, names, strict=True))
-    if before and before[-1].files == files:
+    if before and before[-1].files == files and licence in (None, before[-1].licence):
         return before[-1]
     manifest = Manifest(
         name=name,
@@ -71,7 +75,7 @@ def import_path(
         created=now(),
         files=files,
         recipe={},
-        lineage={"source": source},
+        lineage={"source": _without_secrets(source)},
         metrics={},
         licence=licence or _licence_of(root),
     )
@@ -99,16 +103,12 @@ def _imported_as(store: Store, name: str) -> list[Manifest]:
 
 @contextlib.contextmanager
 def downloaded(address: str, on_progress: ProgressCallback = lambda line: None) -> Iterator[Path]:
-    """A local copy of what is at an `s3://` or `https://` address: a file, or a folder.
+    """A local copy of what is at an `https://` address: a file, or a folder.
 
     Raises:
         StoreError: it cannot be downloaded.
         DigestMismatchError: it has another digest than the address says.
     """
-    if urlparse(address).scheme == "s3":
-        with _unpacked(_s3_copy(address, on_progress)) as content:
-            yield content
-        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _base_name(address)
         _download_url(address, path, on_progress)
@@ -122,14 +122,20 @@ def import_address(
     """Import what is at an `s3://` or `https://` address; objects in S3 that have not changed since are not read again.
 
     Raises:
-        StoreError: it cannot be downloaded, or the store cannot be written.
+        StoreError: it cannot be downloaded, changes meanwhile, or the store cannot be written.
     """
-    if (before := imported_before(store, address)) is not None:
+    if not address.startswith(_S3):
+        with downloaded(address, on_progress) as path:
+            return import_path(store, path, name, address, licence, on_progress=on_progress)
+    before = imported_before(store, address)
+    if before is not None and before.name == name and licence in (None, before.licence):
         return before
-    with downloaded(address, on_progress) as path:
+    objects = _list_objects(address)
+    with _unpacked(_fetch_objects(objects, on_progress)) as path:
         manifest = import_path(store, path, name, address, licence, on_progress=on_progress)
-    if urlparse(address).scheme == "s3":
-        store.put(_note_key(address), json.dumps({"artifact": manifest.reference}).encode())
+    if _list_objects(address).entries != objects.entries:
+        raise StoreError(f"{address}: has changed while it was imported; import it again")
+    store.put(objects.note_key, json.dumps({"artifact": manifest.reference}).encode())
     return manifest
 
 
@@ -139,9 +145,9 @@ def imported_before(store: Store, address: str) -> Manifest | None:
     Raises:
         NotFoundError: there are no such objects.
     """
-    if urlparse(address).scheme != "s3":
+    if not address.startswith(_S3):
         return None
-    key = _note_key(address)
+    key = _list_objects(address).note_key
     with contextlib.suppress(NotFoundError):
         return find(store, json.loads(store.get(key))["artifact"])
     return None
@@ -153,7 +159,7 @@ def check_source(address: str) -> None:
     Raises:
         NotFoundError: there is none.
     """
-    _s3_entries(address)
+    _list_objects(address)
 
 
 def default_name(source: str) -> str:
@@ -165,13 +171,22 @@ def default_name(source: str) -> str:
 
 
 def _base_name(address: str) -> str:
-    path = urldefrag(address).url
-    return PurePosixPath(unquote(urlparse(path).path if "://" in path else path).rstrip("/")).name or "download"
+    is_url = "://" in address and not address.startswith(_S3)
+    return PurePosixPath(unquote(urlparse(address).path) if is_url else address.rstrip("/")).name or "download"
 
 
 def _files(folder: Path, patterns: Collection[str]) -> list[Path]:
-    every = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in every if any(fnmatch(path.name, pattern) for pattern in patterns)]
+    every = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    chosen = (path for path in every if path.is_file() and not path.name.startswith(DRAFT))
+    return sorted(path for path in chosen if any(fnmatch(path.name, pattern) for pattern in patterns))
+
+
+def _without_secrets(source: str) -> str:
+    """A source without what may be a secret: the query of a presigned URL, a user's name and password."""
+    if not source.startswith(("https://", "http://")):
+        return source
+    parts = urlparse(source)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _licence_of(folder: Path) -> str:
@@ -181,45 +196,62 @@ def _licence_of(folder: Path) -> str:
     return match[1] if match else UNKNOWN_LICENCE
 
 
-def _s3_entries(address: str) -> tuple[Store, list[StoreEntry]]:
-    """The bucket of an address, and the object of this key or else those below it."""
-    parts = urlparse(address)
-    bucket, key = open_store(f"s3://{parts.netloc}"), unquote(parts.path).strip("/")
+class _Objects(NamedTuple):
+    """The object with a key, or those below it; keys that end in a slash mark folders, and are none."""
+
+    address: str
+    bucket: Store
+    key: str
+    entries: list[StoreEntry]
+
+    @property
+    def is_single(self) -> bool:
+        return self.entries[0].key == self.key
+
+    @property
+    def version(self) -> str:
+        """Changes when an object is added, removed or written again."""
+        return sha256(json.dumps([self.address, self.entries]).encode()).hexdigest()
+
+    @property
+    def note_key(self) -> str:
+        """The key under which the store notes what was made of them."""
+        return f"imports/{self.version}.json"
+
+
+def _list_objects(address: str) -> _Objects:
+    """The objects of an `s3://` address, in which `?`, `#` and `%` are characters of keys.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    name, _, path = address.removeprefix(_S3).partition("/")
+    bucket, key = open_store(f"{_S3}{name}"), path.strip("/")
     entries = [entry for entry in bucket.list(key) if entry.key == key]
-    entries = entries or list(bucket.list(f"{key}/" if key else ""))
+    entries = entries or [one for one in bucket.list(f"{key}/" if key else "") if not one.key.endswith("/")]
     if not entries:
         raise NotFoundError(f"{address}: no such object, and none below it")
-    return bucket, entries
+    return _Objects(address, bucket, key, entries)
 
 
-def _note_key(address: str) -> str:
-    """The key under which the store notes what was made of an address: another one after each change of an object."""
-    return f"imports/{_version_of(address, _s3_entries(address)[1])}.json"
-
-
-def _version_of(address: str, entries: list[StoreEntry]) -> str:
-    return sha256(json.dumps([address, entries]).encode()).hexdigest()
-
-
-def _s3_copy(address: str, on_progress: ProgressCallback) -> Path:
-    """The file or folder of an address in this machine's cache; an interrupted download goes on."""
-    bucket, entries = _s3_entries(address)
-    prefix = unquote(urlparse(address).path).strip("/")
-    is_object = entries[0].key == prefix
+def _fetch_objects(objects: _Objects, on_progress: ProgressCallback) -> Path:
+    """The file or folder in this machine's cache; an interrupted download goes on."""
+    single = PurePosixPath(objects.key).name
 
     def write(folder: Path) -> None:
-        for entry in entries:
-            path = folder / check_key(_base_name(address) if is_object else entry.key.removeprefix(f"{prefix}/"))
+        folder.mkdir(exist_ok=True)
+        sweep_drafts(folder, 0.0)
+        for entry in objects.entries:
+            path = folder / check_key(single if objects.is_single else entry.key.removeprefix(f"{objects.key}/"))
             if not path.exists():
                 if entry.size >= _LARGE:
                     on_progress(f"{entry.key}, {entry.size / 1e6:.0f} MB")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                bucket.download(entry.key, path)
+                objects.bucket.download(entry.key, path)
 
-    folder = user_cache().get(
-        f"s3-{_version_of(address, entries)}", sum(entry.size for entry in entries), write, pin=True
-    )
-    return folder / _base_name(address) if is_object else folder
+    size = sum(entry.size for entry in objects.entries)
+    folder = user_cache().get(f"s3-{objects.version}", size, write, pin=True)
+    return folder / single if objects.is_single else folder
 
 
 def _download_url(address: str, path: Path, on_progress: ProgressCallback) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -54,13 +55,14 @@ class LocalCache:
                     make(draft)
                     os.replace(draft, path)
                 os.utime(lock.name)
-            if not pin or self._pin(path):
-                break
+            with self._translate_errors():
+                if not pin or self._pin(path):
+                    break
         return path
 
     def _pin(self, path: Path) -> bool:
         """Protect an entry from removal while this process lives; False if it was removed before."""
-        file = self._lock_path(f"{path.name}.pin").open("a")
+        file = self._lock_path(f"{path.name}.pin").open("a+")  # NFS gives shared locks to readers only
         lock_file(file, shared=True)
         if not path.exists():
             file.close()
@@ -95,7 +97,12 @@ class LocalCache:
     def _fits(self, name: str, size: int) -> bool:
         """Whether an entry of `size` bytes fits, besides all others and what remains free on the disk."""
         draft = f"{name}{_UNFINISHED}"
-        used = sum(_size(path) for path in self.folder.rglob("*") if draft not in path.parts)
+        used = sum(
+            _size(Path(folder) / file)
+            for folder, _, files in os.walk(self.folder)  # passes over folders that vanish
+            for file in files
+            if draft not in Path(folder).parts and file != draft
+        )
         return used + size <= self._limit and shutil.disk_usage(self.folder).free >= size + _SPARE_BYTES
 
     def _remove_unless_in_use(self, entry: Path) -> None:
@@ -103,7 +110,9 @@ class LocalCache:
         name = entry.name.removesuffix(_UNFINISHED)
         with self._lock_path(name).open("a") as making, self._lock_path(f"{name}.pin").open("a") as pin:
             if try_lock_file(making) and try_lock_file(pin):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+                removed = self.folder / f"{secrets.token_hex(8)}{_UNFINISHED}"  # a kill leaves no incomplete entry
+                entry.rename(removed)
+                shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
 
     def _by_last_use(self) -> list[Path]:
         """The entries, also unfinished ones, the least recently used first."""
@@ -156,6 +165,6 @@ def user_cache(folder: Path | None = None) -> LocalCache:
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     except FileNotFoundError:  # removed meanwhile
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.blobs import get_blob, put_blob
+from tinymusician.artifacts.file_names import is_portable
 from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 from tinymusician.json_types import JsonObject
@@ -178,6 +180,17 @@ def verify(store: Store, manifest: Manifest, scratch: Path) -> list[str]:
     return problems
 
 
+def check_file_path(path: str) -> str:
+    """Return the path of an artifact's file if it stays in the artifact's folder.
+
+    Raises:
+        StoreError: it does not; on Windows, `C:/x` and names of devices would not either.
+    """
+    if sys.platform == "win32" and not all(map(is_portable, path.split("/"))):
+        raise StoreError(f"file {path!r}: is not a name that Windows accepts")
+    return check_key(path)
+
+
 def fetch(
     store: Store, manifest: Manifest, folder: Path, on_progress: Callable[[str], None] = lambda path: None
 ) -> None:
@@ -187,7 +200,7 @@ def fetch(
         NotFoundError, DigestMismatchError: the store lacks a file, or has another one under its digest.
     """
     for file in manifest.files:
-        get_blob(store, file.sha256, folder / check_key(file.path))
+        get_blob(store, file.sha256, folder / check_file_path(file.path))
         on_progress(file.path)
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -53,6 +54,8 @@ from tinymusician.json_types import JsonObject
 _Document = TypeVar("_Document", bound=Document)
 _PIPELINE = TypeAdapter(tuple[PipelineStep, ...])
 _ERRORS = ("error.txt", "refused.txt")
+
+_CHECKPOINT_ENTRY = re.compile(r"/step-\d{8}\.json$")
 
 
 class RunStore(RunSignals):
@@ -297,9 +300,9 @@ class RunStore(RunSignals):
         return self.key(f"checkpoints/{stage}")
 
     def checkpoint_keys(self) -> frozenset[str]:
-        """The entries of all checkpoints of all stages."""
+        """The entries of all checkpoints of all stages: not the notes of their shards, which make nothing valid."""
         entries = self.store.list(self.key("checkpoints/"))
-        return frozenset(entry.key for entry in entries if entry.key.endswith(".json"))
+        return frozenset(entry.key for entry in entries if _CHECKPOINT_ENTRY.search(entry.key))
 
     def delete_checkpoints(self, stage: str) -> None:
         """Delete a stage's checkpoints."""

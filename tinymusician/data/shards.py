@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tinymusician.artifacts.blobs import blob_key, get_blob, put_blob
+from tinymusician.artifacts.blobs import blob_key, check_digest, get_blob, put_blob
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import DataError, DigestMismatchError, NotFoundError
@@ -110,7 +110,7 @@ class ShardCache:
         path = self._paths.get(index)
         if path is None or not path.exists():  # it may have made room for others
             entry = self._entry(index)
-            digest = entry["sha256"]
+            digest = check_digest(entry["sha256"])
             make = partial(get_blob, self.store, digest)
             path = self._paths[index] = user_cache(cache).get(f"{digest}.safetensors", entry["size"], make)
         return path
@@ -137,7 +137,8 @@ class ShardCache:
             DigestMismatchError: a shard is damaged, and there is no `make`.
         """
         size = self.count * int(self._entry(0)["size"])
-        name = f"joined-{self._prefix.replace('/', '-')}"
+        written = [(entry.key, entry.modified) for entry in self.store.list(f"{self._prefix}/")]
+        name = f"joined-{fingerprint({'store': self.store.url, 'written': written})}"  # another after each change
         folder = user_cache(cache).get(name, size, partial(self._write_joined, names, make), pin=True)
         shapes: JsonObject = json.loads((folder / "shapes.json").read_text())
         return {

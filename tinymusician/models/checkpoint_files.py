@@ -241,6 +241,10 @@ def _read_header(file: Path, name: str) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     try:
+        file.open("rb").close()  # safetensors calls a file without permission absent
+    except OSError as error:
+        raise ModelError(f"model {name!r}: {file.name} cannot be read ({error.strerror})") from error
+    try:
         with safe_open(file, "np") as tensors:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
             types = {key: part.get_dtype() for key, part in slices.items()}

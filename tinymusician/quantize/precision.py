@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinymusician.errors import PlanError
+from tinymusician.inputs import input_path, scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.settings import Precision
 
@@ -111,8 +112,8 @@ def packaged_plan(name: str) -> PrecisionPlan:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is the path of a plan's file."""
-    return "/" in name or name.endswith((".yaml", ".yml"))
+    """Whether a name is a plan's file: a path, an address or an artifact."""
+    return "/" in name or name.endswith((".yaml", ".yml")) or scheme_of(name) == "artifact"
 
 
 def load_plan(name: str | JsonObject) -> PrecisionPlan:
@@ -124,7 +125,7 @@ def load_plan(name: str | JsonObject) -> PrecisionPlan:
     if isinstance(name, str) and not is_file(name):
         return packaged_plan(name)
     try:
-        content = name if isinstance(name, dict) else yaml.safe_load(Path(name).read_text("utf-8"))
+        content = name if isinstance(name, dict) else yaml.safe_load(input_path(name).read_text("utf-8"))
         return PrecisionPlan.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"plan {name}: cannot be read ({' '.join(str(error).split())})") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tinymusician.artifacts.background import BackgroundWriter
-from tinymusician.artifacts.blobs import digest_of
+from tinymusician.artifacts.blobs import check_digest, digest_of
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import DigestMismatchError, StoreError
@@ -62,12 +62,14 @@ class CheckpointManager:
     def save(self, engine: TrainEngine, step: int, metrics: Mapping[str, float]) -> None:
         """Copy the state of an engine after `step` steps, and begin to write it. All workers must call this.
 
-        It waits for an earlier checkpoint that is still being written. One that is no longer needed is deleted.
+        All wait together until the earlier checkpoint is valid: one that went on alone would seem to hang in its step.
 
         Raises:
             StoreError: the earlier one could not be written.
         """
         self.drain()
+        if self._world > 1:
+            dist.barrier()
         if self._attempt is None:
             self._attempt = _shared_token(self._world)
         parts = partition(engine.specs(), self._world)
@@ -179,6 +181,7 @@ class CheckpointManager:
             note = {name: note[name] for name in ("step", "updates", "metrics", "shards")}
             for shard in note["shards"]:
                 check_key(shard["key"])
+                check_digest(shard["sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise DigestMismatchError(
                 f"checkpoint note {key}: damaged in the store; delete it to go on without it"
