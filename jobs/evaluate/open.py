@@ -110,9 +110,9 @@ def check_inputs(config: EvaluateConfig, training_prompts: str) -> None:
     """
     reference = config.reference
     assert reference is not None
-    places = (getattr(reference, key, "") for key in ("audio", "table", "file"))
-    if any(map(is_on_nodes, places)):
-        pass
+    names = [getattr(reference, key, "") for key in ("audio", "table", "file")]
+    if any(map(is_on_nodes, names)):
+        pass  # the job checks it
     elif reference.kind == "statistics":
         from tinymusician.evaluate.reference_statistics import load_reference_statistics
 

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load
 
 from tests.unit.test_training import SETTINGS, Regression, latest, losses, plan, run, shard_key
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import MAX_PARTS, PART_BYTES, S3Store, part_bytes
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import StoreError
+from tinymusician.errors import DigestMismatchError, StoreError
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.checkpoint_shards import ShardBuffer, StoredTensors, partition
 from tinymusician.training.engine import TensorSpec, full_state
@@ -143,6 +144,25 @@ class TestBackground:
         run(store)
         assert "old" not in shard_key(store, 12)
         assert not [entry.key for entry in store.list("checkpoints/") if "old" in entry.key]
+
+    def test_notes_of_shards_are_no_checkpoints(self, tmp_path: Path) -> None:
+        """So a run whose shards are written and never become valid uses up its restarts."""
+        run_store = RunStore(LocalStore(tmp_path), "r")
+        key = run_store.checkpoints_key("distill")
+        run_store.store.put(f"{key}/step-00000002/x-0-of-2.json", b"{}")
+        assert run_store.checkpoint_keys() == frozenset()
+        run_store.store.put(f"{key}/step-00000002.json", b"{}")
+        assert run_store.checkpoint_keys() == {f"{key}/step-00000002.json"}
+
+    @pytest.mark.parametrize("digest", ["../../x", "0" * 63, "G" * 64])
+    def test_a_digest_is_no_path(self, tmp_path: Path, digest: str) -> None:
+        store = LocalStore(tmp_path / "store")
+        run(store)
+        entry = json.loads(store.get("checkpoints/step-00000012.json"))
+        entry["shards"][0]["sha256"] = digest
+        store.put("checkpoints/step-00000012.json", json.dumps(entry).encode())
+        with pytest.raises(DigestMismatchError):
+            CheckpointManager(store, "checkpoints", "error").latest()
 
     def test_kill_during_an_upload_leaves_the_previous_one(self, tmp_path: Path) -> None:
         script = (

@@ -77,6 +77,8 @@ def test_only_unreferenced_files_are_collected(world: World, tmp_path: Path) -> 
     assert garbage(world) == GcPlan({}, {}, {})
     run.start()
     run.fail("killed")
+    assert garbage(world) == GcPlan({}, {}, {}), "--resume needs it"
+    run.succeed(RunResult(metrics={}))
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
 

@@ -19,6 +19,8 @@ import pytest
 
 from jobs.launch.inputs import import_remote_inputs, locate_inputs, upload_inputs
 from jobs.launch.prepare import with_sampling_defaults
+from jobs.launch.validate import with_loaded_plan
+from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.import_input import UNKNOWN_LICENCE, import_address, import_path
 from tinymusician.artifacts.local_cache import LIMIT_VARIABLE, LocalCache
@@ -79,6 +81,15 @@ class TestImport:
         local = input_path(manifest.reference)
         for path in (WEIGHTS / "band-small").iterdir():
             assert (local / path.name).read_bytes() == path.read_bytes()
+
+    def test_linked_folders_come_and_drafts_do_not(self, store: LocalStore, tmp_path: Path) -> None:
+        (tmp_path / "clips").mkdir()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "clips" / ".draft-1-2-x").write_text("half")
+        (tmp_path / "other" / "a.wav").write_text("a")
+        (tmp_path / "clips" / "linked").symlink_to(tmp_path / "other")
+        manifest = import_path(store, tmp_path / "clips", "clips", "here")
+        assert [file.path for file in manifest.files] == ["linked/a.wav"]
 
     def test_same_content_is_the_same_artifact(self, store: LocalStore, prompts: Path) -> None:
         first = import_path(store, prompts, "prompts", "here")
@@ -153,6 +164,38 @@ class TestAddresses:
             with pytest.raises(StoreError, match="cannot be unpacked"):
                 import_address(store, address, "bad")
 
+    def test_secrets_of_an_address_are_not_stored(
+        self, store: LocalStore, prompts: Path, site: tuple[Path, str]
+    ) -> None:
+        folder, url = site
+        (folder / "p.txt").write_bytes(prompts.read_bytes())
+        address = f"{url}/p.txt?X-Amz-Signature=secret#sha256={digest(prompts)}"
+        manifest = import_address(store, address, "p")
+        assert manifest.lineage == {"source": f"{url}/p.txt"}
+        assert [file.path for file in manifest.files] == ["p.txt"]
+
+    @pytest.mark.slow
+    def test_keys_of_objects_are_taken_as_they_are(
+        self, s3_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With `#`, `?` and `%`; what marks a folder is no object; a change is not taken for what was read."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        s3_store.put("take #1?/50%/a.txt", b"right")
+        s3_store.put("take /a.txt", b"wrong")
+        s3_store._client.put_object(Bucket=s3_store._bucket, Key=s3_store._key("take #1?") + "/50%/", Body=b"")
+        store = LocalStore(tmp_path / "store")
+        address = f"{s3_store.url}/take #1?/50%"
+        manifest = import_address(store, address, "take")
+        assert [file.path for file in manifest.files] == ["a.txt"]
+        assert import_address(store, address, "other").name == "other"
+
+        def replace_meanwhile(line: str) -> None:
+            s3_store.put("take #1?/50%/b.txt", b"new")
+
+        s3_store.put("take #1?/50%/a.txt", b"x" * 100_000_000)
+        with pytest.raises(StoreError, match="has changed while it was imported"):
+            import_address(store, address, "take", on_progress=replace_meanwhile)
+
     @pytest.mark.slow
     def test_s3_folder_is_imported_by_the_job(
         self, s3_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +267,23 @@ class TestSubmission:
         recipe = load_recipe("band", (f"evaluate.audio=['{tmp_path / 'takes'}', 'mine={tmp_path / 'takes'}']",))
         audio = upload_inputs(store, locate_inputs(store, recipe, "evaluate"), "evaluate", print).evaluate.audio
         assert [entry.partition("@")[0] for entry in audio] == ["takes=input-takes", "mine=input-takes"]
+
+    def test_addresses_have_no_labels(self) -> None:
+        for name in ("https://h/c.tar.gz#sha256=00", "s3://b/split=test/x"):
+            assert parse_label(name) == ("", name)
+            assert parse_label(f"mine={name}") == ("mine", name)
+
+    def test_plans(self, store: LocalStore, tmp_path: Path) -> None:
+        """A plan's file by path, or as an artifact, is in the recipe of the job; names of packaged plans stay."""
+        (plan := tmp_path / "mine.yaml").write_text("name: mine\ndefault: int8\n")
+        reference = import_path(store, plan, "plan", "here").reference
+        for name in (str(plan), reference, "plan"):
+            recipe = locate_inputs(store, load_recipe("band", (f"quantize.plan={name}",)), "quantize")
+            loaded = with_loaded_plan(recipe).quantize.plan
+            assert isinstance(loaded, dict)
+            assert loaded["name"] == "mine"
+        packaged = load_recipe("band", ("quantize.plan=paper",))
+        assert with_loaded_plan(locate_inputs(store, packaged, "quantize")) == packaged
 
     def test_artifacts_get_their_digests(self, store: LocalStore) -> None:
         manifest = import_path(store, WEIGHTS / "band-small", "small", "here")
