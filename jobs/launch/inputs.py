@@ -34,7 +34,7 @@ from tinymusician.data.prompts import PACKAGED as PROMPTS
 from tinymusician.errors import NotFoundError, RecipeError
 from tinymusician.inputs import scheme_of
 from tinymusician.models.shape import is_packaged, shape_of
-from tinymusician.quantize.precision import PLANS
+from tinymusician.quantize.precision import PLANS, packaged_plan
 from tinymusician.recipe import Recipe, parse_recipe
 
 _TRAINING: tuple[JobKind, ...] = ("precompute", "distill", "sweep", "pipeline")
@@ -148,6 +148,8 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
     except NotFoundError as error:
         if field.kind == MODEL and not scheme:
             shape_of(name)  # says what is allowed
+        if field.key == "quantize.plan" and not scheme:
+            packaged_plan(name)  # so does this
         raise RecipeError(f"{field.key} = {name!r}: {error}") from error
     raise RecipeError(
         f"{field.key} = {name!r}: no such {'file' if field.kind == FILE else 'folder'} on this machine; "
