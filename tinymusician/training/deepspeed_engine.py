@@ -171,7 +171,7 @@ class DeepSpeedEngine:
     def _link_moments(self) -> None:
         """Link each parameter to its moments under ZeRO 1 and 2, which do so once, before a second group's exist.
 
-        Private to DeepSpeed: `tests/unit/test_training.py` names the versions with these attributes.
+        Private to DeepSpeed: `tests/unit/test_checkpoints.py` names the versions with these attributes.
         """
         if link := getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
             self._engine.optimizer._hp_optimizer_states_linked = False
