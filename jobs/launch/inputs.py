@@ -21,7 +21,6 @@ from tinymusician.artifacts.import_input import (
     FOLDER,
     MODEL,
     ProgressCallback,
-    check_source,
     default_name,
     import_address,
     import_path,
@@ -73,7 +72,7 @@ Section = TypeVar("Section", bound=BaseModel)
 _Change = Callable[[InputField, str], str]
 
 
-def locate_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: ProgressCallback = print) -> Recipe:
+def locate_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: ProgressCallback) -> Recipe:
     """The recipe with permanent names: absolute paths, artifacts with their digests; what is at https is imported.
 
     Raises:
@@ -164,10 +163,9 @@ def _absolute(name: str) -> str:
 
 
 def _located_in_s3(store: Store, field: InputField, name: str, on_progress: ProgressCallback) -> str:
-    """An address in S3, after a check that objects are there; or the artifact that was made of them."""
+    """An address in S3, where there are objects; or the artifact that was made of them."""
     if (before := imported_before(store, name)) is not None:
         return before.reference
-    check_source(name)
     if field.kind != FILE:
         return name
     return import_address(store, name, _name(name), on_progress=on_progress).reference
@@ -188,9 +186,9 @@ def _name(source: str) -> str:
 
 def _changed(recipe: Recipe, kind: JobKind, change: _Change) -> Recipe:
     """The recipe after a change of the inputs that a job of this kind reads."""
+    unused = () if kind != "evaluate" or recipe.evaluate.evaluates_models else ("teacher.model", "student.model")
     for field in FIELDS:
-        is_model_of_clips = field.key in ("teacher.model", "student.model") and not recipe.evaluate.evaluates_models
-        if kind in field.jobs and not (kind == "evaluate" and is_model_of_clips):
+        if kind in field.jobs and field.key not in unused:
             recipe = _replaced(recipe, field.key.split("."), partial(change, field))
     return recipe
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from jobs.launch.estimate import frames_of, student_shape, training_memory
+from jobs.launch.submit import check_workers
 from tinymusician.data.prompts import load_prompts, texts_of
 from tinymusician.errors import RecipeError
 from tinymusician.json_types import JsonObject
@@ -80,15 +81,17 @@ def plan_distill(recipe: Recipe, on: str) -> Plan:
     """The plan on a cluster by name, such as `h100x8`, or on this machine: `here`.
 
     Raises:
-        RecipeError: there is no such device, the models' shapes or the prompts are not known, it needs more memory than
-            a device has, or there are more devices than microbatches.
+        RecipeError: there is no such device, the models' shapes are not known, or it needs more memory than a device
+            has.
+        RunError: there are more devices than microbatches.
+        DataError: the prompts cannot be read here.
     """
     teacher = shape_of(recipe.teacher.model)
     student = student_shape(recipe, teacher)
     if teacher is None or student is None:
         raise RecipeError("--on: the models' shapes are not known; give folders, artifacts or released models")
     cluster = _cluster(recipe, on, teacher)
-    check_workers(recipe, cluster.count)
+    check_workers("distill", recipe, cluster.count)
     plan = _plan(recipe, cluster, teacher, student)
     if plan.memory_gib > plan.device_memory_gib:
         raise RecipeError(
@@ -97,19 +100,6 @@ def plan_distill(recipe: Recipe, on: str) -> Plan:
             "training.activation_checkpointing, training.zero_stage or teacher.tensor_parallel_size"
         )
     return plan
-
-
-def check_workers(recipe: Recipe, workers: int) -> None:
-    """Check that each device has a microbatch.
-
-    Raises:
-        RecipeError: it has not.
-    """
-    if workers > recipe.training.microbatches:
-        raise RecipeError(
-            f"--on: {workers} devices, and training.global_batch has {recipe.training.microbatches} microbatches of "
-            f"{recipe.training.batch_size}; allowed are up to {recipe.training.microbatches} devices"
-        )
 
 
 def _cluster(recipe: Recipe, on: str, teacher: DecoderShape) -> Cluster:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from functools import partial
 
 from jobs.launch.cluster import configured_address, is_here
 from jobs.launch.inputs import locate_inputs
@@ -34,7 +36,7 @@ def prepare(
     if resume:
         recipe = resumed_recipe(store, resume, recipe, overrides)
     else:
-        recipe = locate_inputs(store, recipe, kind)
+        recipe = locate_inputs(store, recipe, kind, partial(print, file=sys.stderr))
         recipe = with_steps(with_sampling_defaults(recipe))
     check_overrides(kind, list(overrides), recipe)
     check(kind, recipe, runs_here(cluster))

@@ -208,7 +208,7 @@ class TestAddresses:
         s3_store.put("models/teacher-2/config.json", b"{}")
         address = f"{s3_store.url}/models/teacher"
         recipe = load_recipe("band", (f"teacher.model={address}", "student.layers=[0]"))
-        located = locate_inputs(s3_store, recipe, "distill")
+        located = locate_inputs(s3_store, recipe, "distill", print)
         assert located.teacher.model == address
         assert (
             with_sampling_defaults(located).teacher.guidance_scale == sampling_defaults("band-small")["guidance_scale"]
@@ -221,11 +221,11 @@ class TestAddresses:
         assert sorted(path.name for path in input_path(reference).iterdir()) == sorted(
             path.name for path in (WEIGHTS / "band-small").iterdir()
         )
-        assert locate_inputs(s3_store, recipe, "distill").teacher.model == reference, "the next run finds it"
+        assert locate_inputs(s3_store, recipe, "distill", print).teacher.model == reference, "the next run finds it"
         s3_store.put("models/teacher/README.md", b"changed")
-        assert locate_inputs(s3_store, recipe, "distill").teacher.model == address
+        assert locate_inputs(s3_store, recipe, "distill", print).teacher.model == address
         with pytest.raises(RecipeError, match=r"teacher.model = .*/nothing': .*no such object"):
-            locate_inputs(s3_store, load_recipe("band", (f"teacher.model={s3_store.url}/nothing",)), "distill")
+            locate_inputs(s3_store, load_recipe("band", (f"teacher.model={s3_store.url}/nothing",)), "distill", print)
 
 
 def record(recipe: dict[str, Any]) -> RunRecord:
@@ -251,7 +251,7 @@ class TestSubmission:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         recipe = load_recipe("band", ("sequences.prompts=prompts.txt", "evaluate.clap=./absent"))
-        located = locate_inputs(store, recipe, "distill")
+        located = locate_inputs(store, recipe, "distill", print)
         assert located.sequences.prompts == str(prompts)
         assert located.teacher.model_fields_set == recipe.teacher.model_fields_set
         assert located.evaluate.clap == "./absent", "a distillation reads none of it"
@@ -259,13 +259,13 @@ class TestSubmission:
         assert uploaded.sequences.prompts.startswith("input-prompts@sha256:")
         assert uploaded.teacher.model == located.teacher.model == "band-large"
         assert load_prompts(uploaded.sequences.prompts) == load_prompts(str(prompts))
-        assert locate_inputs(store, uploaded, "distill") == uploaded
+        assert locate_inputs(store, uploaded, "distill", print) == uploaded
 
     def test_labels_of_folders_of_audio(self, store: LocalStore, tmp_path: Path) -> None:
         (tmp_path / "takes").mkdir()
         (tmp_path / "takes" / "a.wav").write_bytes(b"x")
         recipe = load_recipe("band", (f"evaluate.audio=['{tmp_path / 'takes'}', 'mine={tmp_path / 'takes'}']",))
-        audio = upload_inputs(store, locate_inputs(store, recipe, "evaluate"), "evaluate", print).evaluate.audio
+        audio = upload_inputs(store, locate_inputs(store, recipe, "evaluate", print), "evaluate", print).evaluate.audio
         assert [entry.partition("@")[0] for entry in audio] == ["takes=input-takes", "mine=input-takes"]
 
     def test_addresses_have_no_labels(self) -> None:
@@ -278,30 +278,30 @@ class TestSubmission:
         (plan := tmp_path / "mine.yaml").write_text("name: mine\ndefault: int8\n")
         reference = import_path(store, plan, "plan", "here").reference
         for name in (str(plan), reference, "plan"):
-            recipe = locate_inputs(store, load_recipe("band", (f"quantize.plan={name}",)), "quantize")
+            recipe = locate_inputs(store, load_recipe("band", (f"quantize.plan={name}",)), "quantize", print)
             loaded = with_loaded_plan(recipe).quantize.plan
             assert isinstance(loaded, dict)
             assert loaded["name"] == "mine"
         packaged = load_recipe("band", ("quantize.plan=paper",))
-        assert with_loaded_plan(locate_inputs(store, packaged, "quantize")) == packaged
+        assert with_loaded_plan(locate_inputs(store, packaged, "quantize", print)) == packaged
 
     def test_artifacts_get_their_digests(self, store: LocalStore) -> None:
         manifest = import_path(store, WEIGHTS / "band-small", "small", "here")
-        recipe = locate_inputs(store, load_recipe("band", ("teacher.model=small",)), "distill")
+        recipe = locate_inputs(store, load_recipe("band", ("teacher.model=small",)), "distill", print)
         assert recipe.teacher.model == manifest.reference
 
     def test_absent_names_are_answered_with_what_is_allowed(self, store: LocalStore) -> None:
         with pytest.raises(ModelError, match="model 'absent': allowed are a folder, a hub id"):
-            locate_inputs(store, load_recipe("band", ("teacher.model=absent",)), "distill")
+            locate_inputs(store, load_recipe("band", ("teacher.model=absent",)), "distill", print)
 
     @pytest.mark.parametrize("name", ["./absent", "/absent/model", "absent@sha256:abcdef"])
     def test_absent_inputs(self, store: LocalStore, name: str) -> None:
         with pytest.raises(RecipeError, match=r"teacher\.model = "):
-            locate_inputs(store, load_recipe("band", (f"teacher.model={name}",)), "distill")
+            locate_inputs(store, load_recipe("band", (f"teacher.model={name}",)), "distill", print)
 
     def test_a_path_of_the_nodes_stays_and_its_absence_names_the_node(self, store: LocalStore) -> None:
         recipe = load_recipe("band", ("sequences.prompts=file:///absent/p.txt",))
-        assert locate_inputs(store, recipe, "distill") == recipe
+        assert locate_inputs(store, recipe, "distill", print) == recipe
         with pytest.raises(DataError, match=r"node \S+: file:///absent/p.txt: no such file"):
             load_prompts(recipe.sequences.prompts)
 

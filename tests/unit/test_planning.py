@@ -11,7 +11,7 @@ import torch
 from jobs.launch.planning import plan_distill
 from jobs.launch.prepare import with_steps
 from tinymusician.distill.cached import pack
-from tinymusician.errors import RecipeError
+from tinymusician.errors import RecipeError, RunError
 from tinymusician.models.flops import forward_flops
 from tinymusician.models.roofline import (
     BANDWIDTH_SHARE,
@@ -129,7 +129,7 @@ class TestPlan:
             plan_distill(paper("sequences.seconds=30"), "l4")
 
     def test_more_devices_than_microbatches(self) -> None:
-        with pytest.raises(RecipeError, match=r"64 devices, .* allowed are up to 8 devices"):
+        with pytest.raises(RunError, match=r"--workers 64: a step has 8 microbatches .* at most 8 workers are allowed"):
             plan_distill(paper(), "h100x8x8")
         assert plan_distill(paper("training.global_batch=256"), "h100x8x8").devices == 64
 

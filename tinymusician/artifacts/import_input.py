@@ -102,7 +102,7 @@ def _imported_as(store: Store, name: str) -> list[Manifest]:
 
 
 @contextlib.contextmanager
-def downloaded(address: str, on_progress: ProgressCallback = lambda line: None) -> Iterator[Path]:
+def _downloaded(address: str, on_progress: ProgressCallback) -> Iterator[Path]:
     """A local copy of what is at an `https://` address: a file, or a folder.
 
     Raises:
@@ -125,7 +125,7 @@ def import_address(
         StoreError: it cannot be downloaded, changes meanwhile, or the store cannot be written.
     """
     if not address.startswith(_S3):
-        with downloaded(address, on_progress) as path:
+        with _downloaded(address, on_progress) as path:
             return import_path(store, path, name, address, licence, on_progress=on_progress)
     before = imported_before(store, address)
     if before is not None and before.name == name and licence in (None, before.licence):
@@ -145,21 +145,10 @@ def imported_before(store: Store, address: str) -> Manifest | None:
     Raises:
         NotFoundError: there are no such objects.
     """
-    if not address.startswith(_S3):
-        return None
     key = _list_objects(address).note_key
     with contextlib.suppress(NotFoundError):
         return find(store, json.loads(store.get(key))["artifact"])
     return None
-
-
-def check_source(address: str) -> None:
-    """Check that there is an object at an `s3://` address, or below it.
-
-    Raises:
-        NotFoundError: there is none.
-    """
-    _list_objects(address)
 
 
 def default_name(source: str) -> str:
