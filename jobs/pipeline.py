@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.registry import run_job
-from jobs.release import publish, release_metrics
+from jobs.release import check_release_key, publish, release_metrics
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
@@ -88,8 +88,11 @@ class Pipeline:
 
         Raises:
             RunError: a step before the first requested one was never run with these inputs.
+            KeyFileError: the last step is to publish, and there is no release key here.
         """
         config = self._recipe.pipeline
+        if config.last == "publish":
+            check_release_key(self._store)
         first, last = STEPS.index(config.first), STEPS.index(config.last)
         for index, step in enumerate(STEPS):
             if index > last:

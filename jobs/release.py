@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.gates import check_gates, describe_failures
+from tinymusician.artifacts.keys import keys_folder, load_key
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.registry import ReleaseRegistry
@@ -13,7 +14,7 @@ from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
-from tinymusician.errors import NotFoundError, StoreError, UntrustedError
+from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.evaluate.results import EvaluationResult, run_metrics
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import PublishConfig
@@ -39,6 +40,19 @@ def release_metrics(store: Store, run: str, reference: str, baseline: str) -> Js
         "own": run_metrics(models[reference]),
         "baseline": {"model": baseline, **run_metrics(models[baseline])},
     }
+
+
+def check_release_key(store: Store) -> None:
+    """Check that this process can sign a release, before a pipeline does hours of work for one.
+
+    Raises:
+        KeyFileError: the folder of keys has no release key that the store's root document names.
+    """
+    folder = keys_folder()
+    try:
+        load_key("release", folder, ReleaseRegistry(store, folder).roots()[-1].release_keys)
+    except KeyFileError as error:
+        raise KeyFileError(f"{error}; a pipeline with --until evaluate needs none") from None
 
 
 def publish(

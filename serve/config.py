@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from tinymusician.artifacts.reference import is_alias
+from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
@@ -38,7 +39,10 @@ class ServeConfig(ConfigModel):
     sources: tuple[str, ...] = Field(
         (), description="addresses that releases are pulled from; the store's own if empty"
     )
-    root_key: str | None = Field(None, description="the publisher's public root key, 64 hexadecimal digits")
+    root_key: str | None = Field(
+        default_factory=lambda: os.environ.get(ROOT_KEY_VARIABLE) or None,
+        description="the publisher's public root key, 64 hexadecimal digits; TMCTL_ROOT_KEY if not given",
+    )
     poll_interval_s: Positive = Field(15.0, description="seconds between polls of the alias")
     host: str = Field("127.0.0.1", description="network interface")
     port: int = Field(8000, ge=1, le=65535, description="port")

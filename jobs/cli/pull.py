@@ -15,11 +15,10 @@ from tinymusician.artifacts.download import BandwidthLimiter
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.manifest import fetch, find
 from tinymusician.artifacts.pull import AvailableUpdate, PullClient
-from tinymusician.artifacts.reference import is_alias
+from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.artifacts.sources import open_source
 from tinymusician.artifacts.store import Store
 
-ROOT_VARIABLE = "TMCTL_ROOT_KEY"
 _SHOWN_SECONDS = 0.5
 
 
@@ -44,7 +43,7 @@ def pull(
     root_key: Annotated[
         str | None,
         typer.Option(
-            metavar="HEX", envvar=ROOT_VARIABLE, help="The publisher's public root key; required the first time."
+            metavar="HEX", envvar=ROOT_KEY_VARIABLE, help="The publisher's public root key; required the first time."
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only report whether there is an update.")] = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from jobs.cli.output import emit, print_settings
+from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE
 from tinymusician.bundle_refs import is_packaged_bundle
 from tinymusician.errors import ClusterError, RequestError
 from tinymusician.json_types import JsonObject
@@ -48,7 +49,7 @@ def serve(
     ] = None,
     root_key: Annotated[
         str | None,
-        typer.Option(metavar="HEX", envvar="TMCTL_ROOT_KEY", help="The publisher's public root key, for NAME@ALIAS."),
+        typer.Option(metavar="HEX", envvar=ROOT_KEY_VARIABLE, help="The publisher's public root key, for NAME@ALIAS."),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="The minimum number of engines.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="The maximum number of engines, added under load.")] = 1,

@@ -150,14 +150,12 @@ def _check_sweep_evaluation(recipe: Recipe) -> None:
 
 
 def _check_release(recipe: Recipe, here: bool) -> None:
-    """Check that the release key exists before the pipeline starts, if it signs on this machine."""
+    """Check that the release key exists, if the pipeline signs on this machine."""
     if here and recipe.pipeline.last == "publish":
-        from tinymusician.artifacts.keys import keys_folder, load_key
+        from jobs.release import check_release_key
         from tinymusician.artifacts.open import open_store
-        from tinymusician.artifacts.registry import ReleaseRegistry
 
-        folder = keys_folder()
-        load_key("release", folder, ReleaseRegistry(open_store(), folder).roots()[-1].release_keys)
+        check_release_key(open_store())
 
 
 def _check_prompts(recipe: Recipe) -> None:

@@ -1,109 +1,196 @@
-"""The manifests: Kubernetes' schemas, Ray's schema of the Serve configuration, and consistency between them."""
+"""The manifests, as kustomize builds them: the schemas of Kubernetes, KubeRay and Ray Serve, and what must agree."""
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray import __version__ as ray_version
 from ray.serve.schema import ServeDeploySchema
 from typer.main import get_command
 
 from jobs.cli.main import app
 from jobs.launch.validate import check
 from serve.config import read_config
+from tests.kubernetes import MANIFESTS, OVERLAYS, ROOT, build, of_kind, schema
 from tinymusician.recipe import load_recipe
 
-ROOT = Path(__file__).parents[2] / "infra/kubernetes"
 VERSION = "1.33"
+PAGE = (ROOT / "docs/kubernetes.md").read_text()
+PLACEHOLDERS = {"PUBLIC-ROOT-KEY", "registry.example.org", "s3.example.org"}
 
 
-def documents() -> list[dict[str, Any]]:
-    result = yaml.safe_load((ROOT / "base/kustomization.yaml").read_text())["resources"]
-    return [one for name in result for one in yaml.safe_load_all((ROOT / "base" / name).read_text())]
+def clusters(overlay: str) -> dict[str, dict[str, Any]]:
+    """Every Ray cluster of an overlay, by the name of its resource."""
+    result = {one["metadata"]["name"]: one["spec"] for one in of_kind(overlay, "RayCluster")}
+    result |= {one["metadata"]["name"]: one["spec"]["rayClusterConfig"] for one in of_kind(overlay, "RayService")}
+    return result | {one["metadata"]["name"]: one["spec"]["rayClusterSpec"] for one in of_kind(overlay, "RayJob")}
 
 
-def of(kind: str) -> list[dict[str, Any]]:
-    return [one for one in documents() if one["kind"] == kind]
-
-
-def gpu_group() -> dict[str, Any]:
-    (patch,) = yaml.safe_load((ROOT / "gpu/kustomization.yaml").read_text())["patches"]
-    (operation,) = yaml.safe_load(patch["patch"])
-    assert operation["path"] == "/spec/workerGroupSpecs/-"
-    return dict(operation["value"])
-
-
-def templates() -> dict[str, dict[str, Any]]:
-    """Every pod template by the name of its group."""
-    (jobs,), (serving,) = of("RayCluster"), of("RayService")
-    result = {"gpus": gpu_group()["template"]}
-    for name, spec in (("jobs", jobs["spec"]), ("serving", serving["spec"]["rayClusterConfig"])):
+def templates(overlay: str) -> dict[str, dict[str, Any]]:
+    """Every pod template of an overlay, by cluster and group."""
+    result = {}
+    for name, spec in clusters(overlay).items():
         result[f"{name}-head"] = spec["headGroupSpec"]["template"]
-        result |= {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+        result |= {f"{name}-{group['groupName']}": group["template"] for group in spec["workerGroupSpecs"]}
     return result
 
 
-@pytest.mark.parametrize("document", [one for one in documents() if "ray.io" not in one["apiVersion"]], ids=str)
-def test_kubernetes_knows_every_field(document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, VERSION, strict=True)
+def container(template: dict[str, Any]) -> dict[str, Any]:
+    (one,) = template["spec"]["containers"]
+    return dict(one)
 
 
-@pytest.mark.parametrize("name", templates())
-def test_every_pod_is_one_that_kubernetes_knows_and_the_namespace_admits(name: str) -> None:
-    template = templates()[name]
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "x", **template["metadata"]},
-        "spec": template["spec"],
-    }
-    kubernetes_validate.validate(pod, VERSION, strict=True)
-    spec = template["spec"]
-    assert spec["securityContext"]["runAsNonRoot"]
-    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    for container in spec["containers"]:
-        guard = container["securityContext"]
+def gigabytes(quantity: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)", quantity).groups()  # type: ignore[union-attr]  # or it fails
+    return int(number) * {"Mi": 1 / 1024, "Gi": 1, "Ti": 1024}[unit] * 1.073741824
+
+
+@pytest.fixture(params=[f"overlays/{name}" for name in OVERLAYS])
+def overlay(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_kubernetes_and_kuberay_know_every_field(overlay: str) -> None:
+    for document in build(overlay):
+        if document["apiVersion"] == "ray.io/v1":
+            jsonschema.Draft202012Validator(schema(document["kind"])).validate(document)
+        elif not document["apiVersion"].startswith("monitoring.coreos.com"):
+            kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("field", ["autoscalerOptions.versoin", "authOptions.mode", "headGroupSpec.template.spec.x"])
+def test_the_schema_refuses_what_kuberay_would_drop(field: str) -> None:
+    """The check above is one: it fails for a field, a value and a field of a pod that do not exist."""
+    (cluster,) = of_kind("overlays/cpu", "RayCluster")
+    *path, last = field.split(".")
+    cluster = yaml.safe_load(yaml.safe_dump(cluster))
+    node = cluster["spec"]
+    for name in path:
+        node = node[name]
+    node[last] = "wrong"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema("RayCluster")).validate(cluster)
+
+
+def test_every_pod_is_one_that_the_namespace_admits(overlay: str) -> None:
+    (namespace,) = of_kind(overlay, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in templates(overlay).values():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template["metadata"]}}
+        spec = template["spec"]
+        kubernetes_validate.validate({**pod, "spec": spec}, VERSION, strict=True)
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        one = container(template)
+        guard = one["securityContext"]
         assert (guard["allowPrivilegeEscalation"], guard["readOnlyRootFilesystem"]) == (False, True)
         assert guard["capabilities"] == {"drop": ["ALL"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
-        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+        assert {mount["name"] for mount in one["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        assert one["resources"]["limits"]["memory"] == one["resources"]["requests"]["memory"]
 
 
-def test_serve_config_is_valid_for_the_endpoint_and_ray() -> None:
-    (service,) = of("RayService")
+def test_no_pod_fills_its_machines_disk_or_lacks_shared_memory(overlay: str) -> None:
+    for template in templates(overlay).values():
+        resources = container(template)["resources"]
+        sizes = {volume["name"]: volume.get("emptyDir") for volume in template["spec"]["volumes"]}
+        on_disk = [one["sizeLimit"] for one in sizes.values() if one is not None and one.get("medium") != "Memory"]
+        assert sum(map(gigabytes, on_disk)) <= gigabytes(resources["limits"]["ephemeral-storage"])
+        objects = 0.3 * gigabytes(resources["limits"]["memory"])  # Ray's default, if none is set
+        assert gigabytes(sizes["shared"]["sizeLimit"]) >= min(objects, 32)
+
+
+def test_clusters_are_of_this_ray_with_its_token_and_scaler(overlay: str) -> None:
+    for spec in clusters(overlay).values():
+        assert spec["rayVersion"] == ray_version
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["autoscalerOptions"]["version"] == "v2"
+        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_nodes_have_time_for_a_checkpoint_before_they_end(overlay: str) -> None:
+    """Ray drains a node at SIGTERM so long; Kubernetes kills it later."""
+    (settings,) = of_kind(overlay, "ConfigMap")
+    drain = int(settings["data"]["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    for name, template in templates(overlay).items():
+        if not name.endswith("-head"):
+            assert template["spec"]["terminationGracePeriodSeconds"] >= drain + 20
+
+
+def test_heads_and_engines_are_protected(overlay: str) -> None:
+    protected = {
+        budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]: budget["spec"]["minAvailable"]
+        for budget in of_kind(overlay, "PodDisruptionBudget")
+    }
+    assert protected == {"head": 1, "endpoint-head": 1, "engine": 1}
+    (priority,) = of_kind(overlay, "PriorityClass")
+    for name, template in templates(overlay).items():
+        assert template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        if name.endswith("-head"):
+            assert template["spec"]["priorityClassName"] == priority["metadata"]["name"]
+
+
+def test_a_gpu_pod_is_a_whole_machine() -> None:
+    gpus = templates("overlays/gpu")["music-gpus"]
+    one = container(gpus)
+    assert one["image"].startswith("registry.example.org/tinymusician-cluster-cuda:")
+    assert one["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert one["resources"]["limits"]["rdma/ib"] == "1"
+    cache = next(volume for volume in gpus["spec"]["volumes"] if volume["name"] == "cache")
+    claim = cache["ephemeral"]["volumeClaimTemplate"]["spec"]
+    limit = next(float(each["value"]) for each in one["env"] if each["name"] == "TMCTL_CACHE_LIMIT_GB")
+    assert 1.2 * limit <= gigabytes(claim["resources"]["requests"]["storage"])
+    others = [template for name, template in templates("overlays/gpu").items() if name != "music-gpus"]
+    assert all("nvidia.com/gpu" not in container(each)["resources"]["limits"] for each in others)
+
+
+def test_serve_config_is_valid_for_the_endpoint_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    (service,) = of_kind("overlays/gpu", "RayService")
+    (settings,) = of_kind("overlays/gpu", "ConfigMap")
+    monkeypatch.setenv("TMCTL_ROOT_KEY", settings["data"]["TMCTL_ROOT_KEY"])
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(config).applications
-    settings = read_config(application.args)
+    endpoint = read_config(application.args)
     assert application.import_path == "serve.deployments:build"
-    assert (settings.host, settings.is_alias) == (config["http_options"]["host"], True)
-    mounted = [mount["mountPath"] for mount in templates()["engines"]["spec"]["containers"][0]["volumeMounts"]]
-    assert str(settings.api_keys).startswith(tuple(mounted))
-    (engines,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    cores = int(engines["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
-    assert cores >= settings.threads
-    assert engines["maxReplicas"] >= settings.max_replicas
+    assert (endpoint.host, endpoint.is_alias) == (config["http_options"]["host"], True)
+    assert endpoint.root_key == "PUBLIC-ROOT-KEY"
+    engines = container(templates("overlays/gpu")["endpoint-engines"])
+    assert str(endpoint.api_keys).startswith(tuple(mount["mountPath"] for mount in engines["volumeMounts"]))
+    assert int(engines["resources"]["requests"]["cpu"]) >= endpoint.threads
+    (group,) = clusters("overlays/gpu")["endpoint"]["workerGroupSpecs"]
+    assert group["maxReplicas"] >= endpoint.max_replicas
 
 
-def test_the_run_is_a_command_and_its_cluster_is_there() -> None:
-    (job,) = yaml.safe_load_all((ROOT / "run/pipeline.yaml").read_text())
-    (cluster,) = of("RayCluster")
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+@pytest.mark.parametrize("folder", ["components/run", "overlays/gpu-run"])
+def test_the_run_is_a_command_and_fits_its_cluster(folder: str) -> None:
+    if folder == "components/run":
+        job = yaml.safe_load((MANIFESTS / folder / "run.yaml").read_text())
+    else:
+        (job,) = of_kind(folder, "RayJob")
+        (cluster,) = of_kind(folder, "RayCluster")
+        assert job["spec"]["rayClusterSpec"] == cluster["spec"]
     tmctl, *words = job["spec"]["entrypoint"].split()
     command = get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     parameters = command.make_context("tmctl", words).params
-    assert (tmctl, command.name) == ("tmctl", "pipeline")
-    check("pipeline", load_recipe(parameters["recipe"]), here=False)
-    groups = [*cluster["spec"]["workerGroupSpecs"], gpu_group()]
-    assert parameters["workers"] <= max(group["maxReplicas"] for group in groups)
+    assert (tmctl, command.name, parameters["name"]) == ("tmctl", "pipeline", job["metadata"]["name"])
+    # The models are in the site's store only.
+    overrides = tuple(one for one in parameters["overrides"] or () if ".model=" not in one)
+    check("pipeline", load_recipe(parameters["recipe"], overrides), here=False)
+    assert job["spec"]["shutdownAfterJobFinishes"]
 
 
-def test_no_pod_is_left_without_a_way_in_and_out_and_none_can_reach_all() -> None:
-    policies = {one["metadata"]["name"]: one["spec"] for one in of("NetworkPolicy")}
+def test_no_pod_is_left_without_a_way_in_and_out_and_none_can_reach_all(overlay: str) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(overlay, "NetworkPolicy")}
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     chosen = [
         value
@@ -111,28 +198,86 @@ def test_no_pod_is_left_without_a_way_in_and_out_and_none_can_reach_all() -> Non
         for rule in policies[name]["podSelector"]["matchExpressions"]
         for value in rule["values"]
     ]
-    labels = {template["metadata"]["labels"]["app.kubernetes.io/component"] for template in templates().values()}
+    labels = {template["metadata"]["labels"]["app.kubernetes.io/component"] for template in templates(overlay).values()}
     assert set(chosen) == labels
-    open_to_all = [
-        port["port"]
-        for spec in policies.values()
-        for rule in spec.get("ingress", [])
-        if "from" not in rule
-        for port in rule["ports"]
-    ]
-    assert open_to_all == [8000]
+    rules = chain.from_iterable(spec.get("ingress", []) for spec in policies.values())
+    assert [port["port"] for rule in rules if "from" not in rule for port in rule["ports"]] == [8000]
+    outwards = [rule for rule in policies["outwards"]["egress"] if "to" not in rule]
+    assert {port["port"] for rule in outwards for port in rule["ports"]} == {53, 5353, 443, 6443}
 
 
-def test_secrets_are_named_not_written() -> None:
-    assert not of("Secret")
-    named = {
-        volume["secret"]["secretName"]
-        for template in templates().values()
-        for volume in template["spec"]["volumes"]
-        if "secret" in volume
-    }
-    page = (ROOT.parents[1] / "docs/kubernetes.md").read_text()
-    assert named == {"store", "signing-keys", "api-keys"}
-    assert all(f"secret generic {name}" in page for name in named)
-    (settings,) = of("ConfigMap")
+def test_secrets_are_named_not_written(overlay: str) -> None:
+    assert not of_kind(overlay, "Secret")
+    for name, template in templates(overlay).items():
+        secrets = {one["secret"]["secretName"] for one in template["spec"]["volumes"] if "secret" in one}
+        assert all(f"secret generic {one} " in PAGE for one in secrets)
+        assert ("signing-keys" in secrets) == (overlay == "overlays/cpu" and name == "music-head")
+    (settings,) = of_kind(overlay, "ConfigMap")
     assert not {"AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"} & set(settings["data"])
+
+
+def test_site_settings_are_in_overlays_only() -> None:
+    for path in [*(MANIFESTS / "base").iterdir(), *(MANIFESTS / "components").rglob("*.yaml")]:
+        assert not [word for word in PLACEHOLDERS if word in path.read_text()], path
+    assert not (PLACEHOLDERS - {word for word in PLACEHOLDERS if word in str(build("overlays/gpu"))})
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((MANIFESTS / "components").iterdir())])
+def test_every_component_applies_to_the_cluster_of_its_page(name: str, tmp_path: Path) -> None:
+    """With those it needs; the page says which are not tested here, and so does the component."""
+    needs = {"rdma": ["gpu"], "ipc-lock": ["gpu"], "kueue": ["gpu", "run"]}.get(name, [])
+    infra = tmp_path / "infra"
+    shutil.copytree(MANIFESTS, infra)
+    site = infra / "overlays/site"
+    site.mkdir()
+    components = [f"../../components/{one}" for one in [*needs, name]]
+    kustomization = {"kind": "Kustomization", "resources": ["../../base"], "components": components}
+    (site / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    without, built = build("base"), build(str(site))
+    assert built != without
+    for document in built:
+        if document["apiVersion"] == "ray.io/v1":
+            jsonschema.Draft202012Validator(schema(document["kind"])).validate(document)
+    is_untested = "Not tested here" in (MANIFESTS / "components" / name / "kustomization.yaml").read_text()
+    (row,) = [line for line in PAGE.splitlines() if line.strip().startswith(f"| `{name}` |")]
+    assert ("not tested here" in row) == is_untested
+
+
+def test_pod_monitors_and_alerts_agree_on_jobs() -> None:
+    """Every Ray pod is scraped, under a job that the alerts know; a pool's nodes may go without one."""
+    monitors = of_kind("overlays/gpu", "PodMonitor")
+    pods = templates("overlays/gpu").values()
+    jobs: dict[str, set[str]] = {}
+    for monitor in monitors:
+        selector = monitor["spec"]["selector"]
+        values = set(selector.get("matchLabels", {}).values())
+        values |= {value for rule in selector.get("matchExpressions", []) for value in rule["values"]}
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        (relabeling,) = endpoint["relabelings"]
+        jobs[relabeling["replacement"]] = values
+        chosen = [pod for pod in pods if pod["metadata"]["labels"]["app.kubernetes.io/component"] in values]
+        assert all(endpoint["port"] in {port["name"] for port in container(pod)["ports"]} for pod in chosen)
+    assert set().union(*jobs.values()) == {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods}
+    alerts = (ROOT / "infra/monitoring/alerts.yml").read_text()
+    named = {name for match in re.findall(r'up{job=~?"([a-z|]+)"', alerts) for name in match.split("|")}
+    assert named == set(jobs)
+
+
+def test_alerts_of_the_operator_are_those_of_compose() -> None:
+    rules = {one["metadata"]["name"]: one["spec"] for one in of_kind("overlays/gpu", "PrometheusRule")}
+    assert rules["tinymusician"] == yaml.safe_load((ROOT / "infra/monitoring/alerts.yml").read_text())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here: `make tools`")
+@pytest.mark.parametrize("component", ["monitoring", "dcgm"])
+def test_prometheus_reads_the_operators_rules(component: str, tmp_path: Path) -> None:
+    (rule,) = [
+        one
+        for one in yaml.safe_load_all((MANIFESTS / "components" / component / "rules.yaml").read_text())
+        if one["kind"] == "PrometheusRule"
+    ]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rule["spec"]))
+    words = ["promtool", "check", "rules", str(tmp_path / "rules.yml")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "SUCCESS" in ended.stdout

@@ -6,6 +6,8 @@ import re
 
 from tinymusician.errors import StoreError
 
+ROOT_KEY_VARIABLE = "TMCTL_ROOT_KEY"
+"""The environment variable with the publisher's public root key, which those who follow an alias trust."""
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,63})@([a-z0-9][a-z0-9-]{0,63})")
 
 
