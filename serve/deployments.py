@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve.api import create_app
 from serve.config import DEPLOYMENT_ID, ServeConfig, read_config
 from serve.engine_replica import EngineReplica
+from serve.gauge_refresh import GaugeRefresh
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
 from serve.schemas import ModelInfo, StreamMetadata
@@ -80,6 +81,7 @@ class IngressDeployment:
 
     def __init__(self, replicas: DeploymentHandle, config: ServeConfig) -> None:
         self._ingress, self._limits = Ingress(ServeEngineClient(replicas), config), config.limits
+        GaugeRefresh(self._ingress.update_gauges)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._ingress, self._limits, has_request_id=True)

@@ -20,6 +20,7 @@ from serve import log
 from serve.bundle_source import ResolvedBundle, open_bundle_source
 from serve.config import ServeConfig
 from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
+from serve.gauge_refresh import GaugeRefresh
 from serve.log import log_event
 from serve.metrics import EngineMetrics
 from serve.schemas import ModelInfo, StreamMetadata
@@ -68,13 +69,14 @@ class EngineReplica:
         self._source = open_bundle_source(config)
         self._rejected: set[str] = set()
         self._bundle = self._load_first()
-        self._closed = threading.Event()
+        self._closed, self._gauges = threading.Event(), GaugeRefresh(self._update_gauges)
         if config.is_alias:
             threading.Thread(target=self._poll_source, name="bundle-poll", daemon=True).start()
 
     def close(self) -> None:
         """Stop polling the alias and accept no more requests; those that run are completed."""
         self._closed.set()
+        self._gauges.close()
         self._bundle.loop.close()
 
     async def generate(
@@ -217,7 +219,6 @@ class EngineReplica:
             samples = generator.generate(GenerationRequest("warming up", seconds=generator.shortest, guidance=guidance))
             if not np.isfinite(samples).all():
                 raise BundleError(f"bundle {source.folder}: its codec produces non-finite samples")
-        self._metrics.version.set(source.version.release.version if source.version else 0)
         log_event("bundle_loaded", folder=str(source.folder), seconds=round(time.monotonic() - began, 2))
         return LoadedBundle(source, generator, EngineLoop(generator, self._on_complete))
 
@@ -242,6 +243,7 @@ class EngineReplica:
         self._metrics.audio.inc(handle.seconds)
 
     def _update_gauges(self) -> None:
-        engine = self._bundle.generator.engine
+        engine, version = self._bundle.generator.engine, self._bundle.source.version
+        self._metrics.version.set(version.release.version if version else 0)
         self._metrics.rows.set(engine.rows)
         self._metrics.waiting.set(engine.waiting)

@@ -98,6 +98,10 @@ class Ingress:
         body = cast(AsyncIterator[bytes], parts)
         return AudioStreamingResponse(body, headers, _BINARY, slots.close, self._limits.request_timeout_s)
 
+    def update_gauges(self) -> None:
+        """Set the gauges to what is true now."""
+        self.metrics.requests_in_flight.set(self._limiter.taken)
+
     def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
         """Occupy a slot of the limiter and one of the key's, until the result is closed."""
         with contextlib.ExitStack() as slots:
@@ -153,7 +157,7 @@ class Ingress:
             slots.close()
             elapsed = time.monotonic() - began
             self._limiter.record_duration(elapsed)
-            self.metrics.requests_in_flight.set(self._limiter.taken)
+            self.update_gauges()
             if task.engine_failures:
                 self.metrics.engine_failures.inc(task.engine_failures)
             if complete:
@@ -166,7 +170,7 @@ class Ingress:
                 key=key.id if key else None,
             )
 
-        self.metrics.requests_in_flight.set(self._limiter.taken)
+        self.update_gauges()
         task = GenerationTask(self._engines, generation, self._limits.request_timeout_s, not body.stream, on_end)
         return task
 

@@ -156,7 +156,9 @@ def logs(
     from jobs.launch.submit import is_alive
 
     folder = RunStore(open_store(), run)
-    folder.record()
+    if pipeline := folder.record().part_of:
+        print(f"run {run}: a step of pipeline {pipeline}, which has the log", file=sys.stderr)
+        folder = RunStore(folder.store, pipeline)
     reader, decoder = folder.log_reader(), codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         ended = summarize(folder, is_alive).state in ENDED

@@ -72,6 +72,10 @@ def serve(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate and print all settings, and start nothing.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check the settings, API keys and bundle on this machine, and start nothing."),
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster's endpoint.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the endpoint is ready.")] = False,
 ) -> None:
@@ -105,6 +109,10 @@ def serve(
             print(settings.model_dump_json(indent=2))
         else:
             print_settings(settings)
+        return
+    if check:
+        _check(settings)
+        print(f"{settings.model} can be served", file=sys.stderr)
         return
     endpoint = ServeDeployment(cluster)
     settings = _local_settings(settings) if endpoint.is_local_ray else settings
@@ -143,6 +151,20 @@ def _local_settings(settings: ServeConfig) -> ServeConfig:
     return settings.model_copy(update={"num_cpus": 0.0, "threads": settings.threads or max(1, cores - 1)})
 
 
+def _check(settings: ServeConfig) -> str | None:
+    """Check that API keys and a bundle are there; returns the bundle's digest if it cannot change.
+
+    Raises:
+        TinyMusicianError: they are not, or cannot be read.
+    """
+    from serve.api_keys import read_keys
+    from serve.bundle_source import open_bundle_source
+
+    if settings.api_keys is not None:
+        read_keys(settings.api_keys)
+    return open_bundle_source(settings).check()
+
+
 def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
     """Deploy, wait until every engine is ready, and until the address answers with this bundle.
 
@@ -150,16 +172,12 @@ def _deploy(endpoint: ServeDeployment, settings: ServeConfig) -> _Deployed:
         ClusterError: the endpoint cannot be deployed, or another one answers at its address.
     """
     from jobs.launch.serve_deploy import bundle_at
-    from serve.api_keys import read_keys
-    from serve.bundle_source import open_bundle_source
     from serve.config import reachable_url
     from tinymusician.artifacts.open import open_store
 
     expected = None
     if endpoint.is_here:  # report errors before an engine is started
-        if settings.api_keys is not None:
-            read_keys(settings.api_keys)
-        expected = open_bundle_source(settings).check()
+        expected = _check(settings)
     if (previous := endpoint.model()) is not None:
         print(f"replaces the endpoint of {previous} on this cluster", file=sys.stderr)
     endpoint.deploy(settings, open_store())

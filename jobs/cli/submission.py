@@ -11,9 +11,14 @@ import typer
 from jobs.cli.follow import follow
 from jobs.cli.output import emit, print_recipe
 from jobs.registry import JobKind
+from tinymusician.artifacts.retry import RetryingStore
+from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.run_summary import RunSummary, summarize
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import RunError
+from tinymusician.errors import RunError, TransientStoreError
+
+_STORE_SECONDS = 600.0
+"""Seconds for which a run is watched while its store does not respond: as long as jobs try."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,31 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
     from jobs.launch.submit import submit
 
     run = submit(store, kind, recipe, workers, options.cluster, options.name, options.resume)
+    run = RunStore(RetryingStore(store, _STORE_SECONDS), run.id)
     if not runs_here(options.cluster) and store.url.startswith("file:"):
         print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     if not options.json:
         print(f"run {run.id}: submitted to {run.record().cluster}, stored in {store.url}", file=sys.stderr)
-    state = follow(run, quiet=options.json) if options.wait else "PENDING"
+    state = _follow(run, options.json) if options.wait else "PENDING"
     summary = summarize(run)
     emit(summary.facts(), options.json, _result_text(run, summary) if options.wait else run.id)
     if state in {"FAILED", "STOPPED"}:
         raise typer.Exit(1)
+
+
+def _follow(run: RunStore, quiet: bool) -> State:
+    """Watch a run to its end. Ctrl-C ends the watch, not the run.
+
+    Raises:
+        RunError: the store did not respond for too long; the run goes on.
+    """
+    try:
+        return follow(run, quiet)
+    except KeyboardInterrupt:
+        print(f"run {run.id} goes on: `tmctl logs --follow {run.id}`, `tmctl stop {run.id}`", file=sys.stderr)
+        raise
+    except TransientStoreError as error:
+        raise RunError(f"{error}; run {run.id} goes on: `tmctl logs --follow {run.id}` watches it") from error
 
 
 def _result_text(run: RunStore, summary: RunSummary) -> str:

@@ -13,6 +13,7 @@ from jobs.launch.ray_environment import (
     ADDRESS_VARIABLES,
     explicit_address,
     read_token,
+    token_file,
     use_token,
     worker_environment,
 )
@@ -129,13 +130,33 @@ def _client(address: str) -> Any:
             return JobSubmissionClient(address)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError or its own, by cause and version
         if "Authentication" in type(error).__name__:
-            raise ClusterError(
-                f"cluster {address}: asks for a token; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
-            ) from error
+            raise ClusterError(f"cluster {address}: {_token_problem()}") from error
         raise ClusterError(
             f"cluster {address}: no Ray dashboard answers there; check --cluster or {CLUSTER_VARIABLE}, "
             f"such as http://HEAD:8265"
         ) from error
+
+
+def _token_problem() -> str:
+    """What is wrong with the token that a cluster refused."""
+    if read_token() is None:
+        return "asks for a token; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_file())
+    return f"refuses the token in {source}; it is another cluster's"
+
+
+def check_store(store: Store, address: str) -> None:
+    """Check that a cluster can reach the store: by default it is a folder of the submitting machine.
+
+    Raises:
+        ClusterError: no store is named, and the cluster runs on other machines.
+    """
+    if os.environ.get(STORE_VARIABLE) or is_here(address):
+        return
+    raise ClusterError(
+        f"store {store.url}: a folder of this machine, which the cluster {address} cannot reach; "
+        f"{STORE_VARIABLE} must name the cluster's store, such as s3://BUCKET/PREFIX"
+    )
 
 
 def runtime_environment(store: Store, where: str) -> JsonObject:

@@ -62,6 +62,7 @@ def submit(
     client, where = cluster.connect(address)
     if not is_local:
         cluster.check_ray_version(where)
+        cluster.check_store(store, where)
     check_workers(kind, recipe, workers or 1)
     if not is_local:
         recipe = upload_inputs(store, recipe, kind, partial(print, file=sys.stderr))

@@ -15,6 +15,7 @@ from tinymusician.errors import NonFiniteLossError
 from tinymusician.recipe import TrainingConfig
 
 if TYPE_CHECKING:
+    from jobs.worker.prometheus import PrometheusLogger
     from tinymusician.training.engine import AdamConfig
     from tinymusician.training.loop import TrainerConfig
     from tinymusician.training.metrics import MetricsLog
@@ -70,6 +71,7 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         NonFiniteLossError: a loss or gradient is not finite.
         RestartWorkers: the step with such a loss is skipped, from the last checkpoint on.
     """
+    from jobs.worker.prometheus import PrometheusLogger
     from jobs.worker.stalls import start_watchdog, worker_nodes
     from tinymusician.training.checkpoint import CheckpointManager
     from tinymusician.training.deepspeed_engine import DeepSpeedEngine
@@ -89,8 +91,9 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
     engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
     writer = BackgroundWriter()
-    metrics = _open_metrics(context, stage.name, start.step if start is not None else -1, writer)
-    heartbeat = _heartbeat(context, stage.name, config.steps, writer)
+    prometheus = PrometheusLogger(run.id, stage.name) if context.rank == 0 else None
+    metrics = _open_metrics(context, stage.name, start.step if start is not None else -1, writer, prometheus)
+    heartbeat = _heartbeat(context, stage.name, config.steps, writer, prometheus)
     watchdog = start_watchdog(context, worker_nodes(context))
     try:
         options = (heartbeat, watchdog, partial(_has_notice, context))
@@ -100,18 +103,21 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         raise
     finally:
         watchdog.close()
+        if metrics is not None:
+            metrics.close()
 
 
-def _open_metrics(context: WorkerContext, stage: str, resume_at: int, writer: BackgroundWriter) -> MetricsLog | None:
+def _open_metrics(
+    context: WorkerContext, stage: str, resume_at: int, writer: BackgroundWriter, prometheus: PrometheusLogger | None
+) -> MetricsLog | None:
     """The stage's metrics, which the first worker writes."""
-    from jobs.worker.prometheus import PrometheusLogger
     from jobs.worker.tensorboard import TensorBoardLogger
-    from tinymusician.training.metrics import MetricSink, MetricsLog
+    from tinymusician.training.metrics import MetricsLog
 
     run = context.run
-    if context.rank != 0:
+    if prometheus is None:
         return None
-    sinks: list[MetricSink] = [TensorBoardLogger(run, stage, resume_at), PrometheusLogger(run.id, stage)]
+    sinks = (TensorBoardLogger(run, stage, resume_at), prometheus)
     return MetricsLog(run.store, run.metrics_key(stage), resume_at, sinks, writer)
 
 
@@ -145,12 +151,16 @@ def _skip_step(context: WorkerContext, stage: str, error: NonFiniteLossError) ->
     raise RestartWorkers(str(error)) from error
 
 
-def _heartbeat(context: WorkerContext, stage: str, steps: int, writer: BackgroundWriter) -> Callable[[int], None]:
-    """A callback that reports progress to the store every few seconds; only the first worker does."""
+def _heartbeat(
+    context: WorkerContext, stage: str, steps: int, writer: BackgroundWriter, prometheus: PrometheusLogger | None
+) -> Callable[[int], None]:
+    """A callback that reports progress, to the store every few seconds; only the first worker does."""
     last = -_HEARTBEAT_SECONDS
 
     def beat(step: int) -> None:
         nonlocal last
+        if prometheus is not None:
+            prometheus.on_step(step)
         if context.rank == 0 and (time.monotonic() - last >= _HEARTBEAT_SECONDS or step == steps):
             writer.submit("progress", partial(context.run.report_progress, stage, step, steps))
             last = time.monotonic()

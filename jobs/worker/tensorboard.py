@@ -43,6 +43,10 @@ class TensorBoardLogger:
         if is_full:
             path.unlink()
 
+    def close(self) -> None:
+        with self._lock:
+            self._writer.close()
+
     def _open(self, purge_step: int | None = None) -> tuple[Path, SummaryWriter]:
         """A new event file in a folder of its own; TensorBoard reads files in the order of their names."""
         from tensorboardX import SummaryWriter

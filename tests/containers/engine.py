@@ -88,8 +88,10 @@ def _finish(root: Path) -> None:
     listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True, check=True).stdout
     named = [line.split("=", 1) for line in reversed(listed.splitlines()) if "=" in line]  # the environment wins
     settings = {name.rpartition(".")[2]: value.strip("'") for name, value in named}
-    for lineage_edges in _paths(settings.get("find-links", "")):
-        shutil.copytree(lineage_edges, root / lineage_edges.relative_to("/"))
+    for path in (path for name in ("find-links", "constraint") for path in _paths(settings.get(name, ""))):
+        target = root / path.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
     there = {name: value for name, value in settings.items() if _is_in(root, value)}
     lines = [f"{name} = {value}" for name, value in sorted(there.items())]
     (root / "etc/pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")

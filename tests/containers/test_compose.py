@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import wave
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import requests
 
 from benchmarks.shapes import Size, write_musicgen
 from tests.containers.engine import BASE, Engine, NoEngine, engine
+from tests.ray_cluster import wait_for
 from tests.s3_server import free_port, s3_server
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
@@ -65,6 +67,12 @@ class System:
         form = "{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}"
         return [self.docker.docker("inspect", "-f", form, one).strip() for one in ids]
 
+    def health_output(self, service: str) -> str:
+        """What the last health check printed."""
+        one = self.compose("ps", "-q", service).strip()
+        form = "{{range .State.Health.Log}}{{println .Output}}{{end}}"
+        return (self.docker.docker("inspect", "-f", form, one).strip().splitlines() or [""])[-1]
+
     def wait(self, service: str, count: int = 1, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while self.health(service) != ["healthy"] * count:
@@ -85,7 +93,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
                 words += ["-f", "infra/docker/Dockerfile", "--target", target, "-t", f"tinymusician-{target}"]
                 docker.docker(*words, str(folder))
             system = System(docker, folder)
-            system.compose("up", "-d", "--no-build", "--scale", "worker=2", "store", "setup", "head", "worker")
+            system.compose("up", "-d", "--no-build")
             try:
                 yield system
             finally:
@@ -94,10 +102,13 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         pytest.skip(str(error))
 
 
-def test_pipeline_publishes_a_bundle_that_generates_audio(system: System) -> None:
+def test_pipeline_publishes_a_bundle_that_generates_audio(system: System, tmp_path: Path) -> None:
     system.wait("store")
     system.wait("head")
     system.wait("worker", 2)
+    wait_for(lambda: "API keys" in system.health_output("endpoint"), 60)
+    key = json.loads(system.compose("run", "--rm", "api-keys", "create", "test", "--json"))["key"]
+    wait_for(lambda: "has no root key yet" in system.health_output("endpoint"), 60)
     settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     submitted = system.tmctl("submit", "pipeline", "band", "--workers", "2", *settings, "--json")
     assert json.loads(submitted)["state"] == "SUCCEEDED"
@@ -105,8 +116,7 @@ def test_pipeline_publishes_a_bundle_that_generates_audio(system: System) -> Non
     system.tmctl("artifacts", "promote", "band-bundle@candidate", "--override", "six steps make no musician")
 
     system.docker.environment["TM_ROOT_KEY"] = root
-    key = json.loads(system.compose("run", "--rm", "api-keys", "create", "test", "--json"))["key"]
-    system.compose("up", "-d", "--no-build", "endpoint")
+    system.compose("up", "-d", "--no-build")
     system.wait("endpoint")
     shut = requests.get(f"{system.url}/v1/models", timeout=10)
     assert shut.status_code == 401
@@ -118,8 +128,50 @@ def test_pipeline_publishes_a_bundle_that_generates_audio(system: System) -> Non
     with wave.open(io.BytesIO(answer.content)) as file:
         assert file.getnframes() == 2 * file.getframerate()
 
-    system.tmctl("pull", "band-bundle@stable", "--to", "/tmp/phone", "--root-key", root)
-    system.tmctl("generate", "a slow waltz", "--model", "/tmp/phone", "--seconds", "2", "-o", "/tmp/out.wav")
+    system.tmctl("pull", "band-bundle@stable", "--to", "/data/out", "--root-key", root)
+    head = system.compose("ps", "-q", "head").strip()
+    system.docker.docker("cp", f"{head}:/data/out", str(tmp_path / "band-bundle"))
+    run_tmctl(tmp_path, "generate", "a slow waltz", "--model", "band-bundle", "--seconds", "2", "-o", "out.wav")
+
+
+def run_tmctl(folder: Path, *words: str, succeeds: bool = True, **environment: str) -> str:
+    """What this machine's own `tmctl` prints, in a folder that is its home too."""
+    command = [str(Path(sys.executable).parent / "tmctl"), *words]
+    clean = {"PATH": os.environ["PATH"], "HOME": str(folder), **environment}
+    ended = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode == 0) == succeeds, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_submitting_from_this_machine_says_what_is_missing(system: System, tmp_path: Path) -> None:
+    token = (system.folder / "infra/secrets/ray-token").read_text()
+    words = ("submit", "distill", "band", "--cluster", f"http://127.0.0.1:{system.dashboard}")
+    assert "asks for a token" in run_tmctl(tmp_path, *words, succeeds=False)
+    wrong = run_tmctl(tmp_path, *words, succeeds=False, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 48)
+    assert "refuses the token in RAY_AUTH_TOKEN" in wrong
+    without = run_tmctl(tmp_path, *words, succeeds=False, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    assert "cannot reach; TMCTL_STORE must name the cluster's store" in without
+
+
+def test_workers_announce_their_share_of_the_machine(system: System) -> None:
+    """Ray has no more CPUs and memory than the machine, and does not complain about shared memory."""
+    code = "import json, ray; ray.init('auto', log_to_driver=False); print(json.dumps(ray.cluster_resources()))"
+    resources = json.loads(system.compose("exec", "-T", "head", "python", "-c", code).splitlines()[-1])
+    assert resources["CPU"] == max(2, (os.cpu_count() or 2) // 2 * 2)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert resources["memory"] + resources["object_store_memory"] < machine + 2e9, "the head has 2 GB of its own"
+    assert "/dev/shm" not in system.compose("logs", "--no-color", "worker")  # Ray's warning names it
+
+
+def test_the_store_gets_another_password(system: System) -> None:
+    secrets = system.folder / "infra/secrets/store-credentials"
+    before = secrets.read_text()
+    subprocess.run(["make", "-s", "store-password"], cwd=system.folder, env=system.docker.environment, check=True)
+    assert secrets.read_text() != before
+    system.wait("store")
+    system.wait("head")
+    system.wait("worker", 2)
+    assert "band" in system.tmctl("runs")
 
 
 def test_tinymusician_trains_on_weights_from_the_store(system: System, tmp_path: Path) -> None:

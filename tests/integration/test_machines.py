@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class Cluster:
         self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUICK, **fork_server}
+        self._ours["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "8"
         self.head = self._net.machine(shared_paths, {**self._ours, **CHECKS})
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"
@@ -198,6 +200,21 @@ def test_distillation_continues_with_the_remaining_workers(
     assert len(cluster.alive()) == 2, "the head and a worker"
     cluster.workers[0] = cluster.join()
     assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
+
+
+def test_distillation_continues_after_a_machine_is_shut_down(
+    cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore
+) -> None:
+    """At SIGTERM Ray drains the node: the run writes a checkpoint, goes on from it, and counts no failure."""
+    none_due = ("training.checkpoint_every=1000", "training.max_restarts=0")
+    run = cluster.begun(store, "s", "distill", str(recipe), *settings((*LONG, *none_due)))
+    wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill" and progress.step > 5)
+    assert cluster.workers[0].run("pkill", "-TERM", "-f", "bin/ray start").returncode == 0
+    succeeded(run)
+    assert re.search(r"workers [01] will lose their machines: a checkpoint is written", run.log())
+    assert re.search(r"distill: from step \d+, 90 steps", run.log())
+    assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
+    wait_for(lambda: cluster.workers[0].address in cluster.alive(), 60)
 
 
 def test_distillation_continues_after_a_network_cut_of_30_seconds(

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from jobs.worker.prometheus import EXPORTED_METRICS
+from jobs.worker.prometheus import EXPORTED_METRICS, LAST_STEP
 from serve.metrics import EngineMetrics, IngressMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def queries() -> list[str]:
 
 def test_every_queried_metric_exists() -> None:
     measured = {metric.info["name"] for kind in (IngressMetrics(), EngineMetrics()) for metric in vars(kind).values()}
-    measured |= {f"tinymusician_training_{name.replace('/', '_')}" for name in EXPORTED_METRICS}
+    measured |= {f"tinymusician_training_{name.replace('/', '_')}" for name in (*EXPORTED_METRICS, LAST_STEP)}
     queried = {name for query in queries() for name in re.findall(r"ray_(tinymusician_\w+)", query)}
     assert {re.sub(r"_(total|bucket)$", "", name) for name in queried} == measured - {
         "tinymusician_request_seconds"

@@ -26,6 +26,9 @@ class MetricSink(Protocol):
     def flush(self) -> None:
         """Make the rows so far durable; called in the background."""
 
+    def close(self) -> None:
+        """Free what the sink holds; no row follows."""
+
 
 class MetricsLog:
     """Rows `{"step": …, NAME: NUMBER}`, written in the background by one process.
@@ -66,6 +69,11 @@ class MetricsLog:
         """
         self._writer.submit("metrics", self._write)
         self._writer.drain()
+
+    def close(self) -> None:
+        """Close the sinks. Rows that were not flushed are lost."""
+        for sink in self._sinks:
+            sink.close()
 
     def _write(self) -> None:
         with self._lock:
