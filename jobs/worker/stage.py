@@ -87,9 +87,8 @@ def train(context: WorkerContext, stage: TrainingStage) -> None:
         begun = "from the beginning" if start is None else f"from step {start.step}"
         print(f"{stage.name}: {begun}, {config.steps} steps", flush=True)
     rank, state = RankInfo(context.rank, context.world), start.state if start is not None else None
-    grad_accum_steps = rank.grad_accum_steps(config.microbatches)
     settings = (stage.optimizer, stage.batch_size, stage.zero_stage, stage.precision)
-    engine = DeepSpeedEngine(stage.task.module, *settings, state, grad_accum_steps)
+    engine = DeepSpeedEngine(stage.task.module, *settings, state, rank.grad_accum_steps(config.microbatches))
     writer = BackgroundWriter()
     prometheus = PrometheusLogger(run.id, stage.name) if context.rank == 0 else None
     metrics = _open_metrics(context, stage.name, start.step if start is not None else -1, writer, prometheus)
