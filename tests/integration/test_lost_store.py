@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from tests.ray_cluster import (
     losses,
     settings,
     tmctl_json,
-    wait_for,
     wait_for_checkpoint,
 )
 from tests.s3_server import S3Server
@@ -32,13 +32,14 @@ AWAY = float(os.environ.get("TINYMUSICIAN_STORE_AWAY", "5"))
 def test_store_that_recovers(
     ray: Ray, recipe: Path, s3: S3Server, s3_store: Store, undisturbed: UndisturbedRuns
 ) -> None:
-    """No worker is restarted, and the losses at every step are those of a calm run."""
+    """No worker is restarted, the losses at every step are those of a calm run, and who watches it watches on."""
     values = settings((*LONG, "training.max_restarts=0"))
-    tmctl_json(ray, s3_store, "submit", "distill", str(recipe), *values, "--name", "r", "--no-wait")
-    wait_for_checkpoint(s3_store, "r")
-    with s3.gone():
-        time.sleep(AWAY)
-    wait_for(lambda: RunStore(s3_store, "r").status().state == "SUCCEEDED")
+    with ThreadPoolExecutor(1) as pool:
+        watch = pool.submit(tmctl_json, ray, s3_store, "submit", "distill", str(recipe), *values, "--name", "r")
+        wait_for_checkpoint(s3_store, "r")
+        with s3.gone():
+            time.sleep(AWAY)
+    assert watch.result()["state"] == "SUCCEEDED"
     check_same_losses(losses(s3_store, "r"), undisturbed.losses(1))
     log = RunStore(s3_store, "r").log()
     assert "next attempt in" in log

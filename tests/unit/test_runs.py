@@ -9,12 +9,15 @@ import pytest
 
 from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
 from jobs.launch.submit import reconcile, resume_target
+from jobs.pipeline import Pipeline
 from tinymusician.artifacts.append_log import AppendLog
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.run_state import Allocation, PipelineStep, RunRecord, RunResult, check_run_name, now
 from tinymusician.artifacts.run_summary import list_runs, summarize
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import RunError
+from tinymusician.errors import KeyFileError, RunError
+from tinymusician.recipe import load_recipe
 
 
 def record(name: str, **changes: object) -> RunRecord:
@@ -206,3 +209,19 @@ def test_a_run_says_what_it_holds_and_waits_for(store: LocalStore) -> None:
     assert summarize(run).holds == "waiting for 8 GPUs: 3 of 8 are free"
     run.fail("late")
     assert summarize(run).holds == ""
+
+
+def test_pipeline_without_a_release_key_fails_before_its_first_step(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a cluster, which the submitting machine cannot ask."""
+    keys = tmp_path / "keys"
+    monkeypatch.setenv("TMCTL_KEYS", str(keys))
+    ReleaseRegistry(store, keys).create()
+    for path in keys.glob("release-*"):
+        path.unlink()
+    run = RunStore(store, "p")
+    run.write_record(record("p", kind="pipeline", recipe=load_recipe("band").model_dump(mode="json")))
+    with pytest.raises(KeyFileError, match=r"the release key is not here.*--until evaluate"):
+        Pipeline(store, "p").run()
+    assert run.pipeline() == ()

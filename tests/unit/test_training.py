@@ -293,6 +293,7 @@ def test_a_notice_leads_to_one_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         Trainer(task, engine, rare, metrics, checkpoints, heartbeat=die, has_notice=lambda: next(notices)).run()
     metrics.flush()
+    checkpoints.drain()
     assert checkpoints.steps() == [0, 2]
     assert sorted(losses(read_metrics(store, "metrics.jsonl"))) == [2, 3, 6]
     resumed = losses(run(store))
