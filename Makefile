@@ -18,7 +18,7 @@ install: $(STAMP)  ## Make .venv with everything, at the versions of constraints
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,serve,s3,audio,convert,loudness,band,dev,docs]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,serve,s3,audio,convert,loudness,mlflow,band,dev,docs]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tinysoundfont
 	touch $@
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.registry import run_job
 from jobs.release import check_release_key, publish, release_metrics
+from jobs.worker import mlflow
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
 from tinymusician.artifacts.open import open_store
@@ -141,9 +142,11 @@ class Pipeline:
             run_job(step, run.id)
         except BaseException as error:
             run.fail(" ".join(str(error).split())[-300:])
+            mlflow.end_run(run, "FAILED")
             raise
         result = run.result()
         run.succeed(result)
+        mlflow.end_run(run, "SUCCEEDED")
         return StepResult(run=run.id, artifact=result.artifact, metrics=result.metrics)
 
     def _job_run(self, step: JobStep, inputs: JsonObject) -> RunStore:

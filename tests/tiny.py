@@ -21,6 +21,25 @@ def write_tiny_musicgen(folder: Path, seed: int = 0, layers: int = 4, text_width
     return folder
 
 
+def write_tiny_recipe(folder: Path) -> Path:
+    """Write a tiny teacher and the recipe of its student into `folder`; returns the recipe's path."""
+    write_tiny_musicgen(folder / "teacher")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        f"""
+name: tiny
+description: a tiny pair with random weights
+teacher: {{model: {folder / "teacher"}}}
+student: {{kind: prune_layers, layers: [0, 3]}}
+sequences: {{prompts: band, seconds: 0.4, samples_per_prompt: 1, prompts_per_shard: 40}}
+training:
+  {{steps: 12, global_batch: 8, batch_size: 4, learning_rate: 0.003, warmup_steps: 2, validate_every: 6,
+  checkpoint_every: 6, log_every: 1}}
+"""
+    )
+    return path
+
+
 def tiny_musicgen(vocabulary: int, layers: int, text_width: int) -> Any:
     """The model: 50 frames a second at 800 Hz, width 32, text states of another width, so that they are projected.
 

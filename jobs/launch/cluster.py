@@ -17,6 +17,7 @@ from jobs.launch.ray_environment import (
     use_token,
     worker_environment,
 )
+from jobs.worker.mlflow import EXPERIMENT_VARIABLE, TRACKING_VARIABLE
 from serve.config import is_loopback
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
@@ -28,7 +29,7 @@ from tinymusician.models.shape import WEIGHTS_VARIABLE
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 _MAX_NODES = 10_000
 _VERSION_SECONDS = 10.0
-_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", TRACKING_VARIABLE, EXPERIMENT_VARIABLE)
 _LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
 

@@ -24,8 +24,10 @@ from jobs.launch.inputs import import_remote_inputs
 from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
+from jobs.worker import mlflow
 from jobs.worker.node_errors import DISK_FULL
 from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
 
@@ -107,13 +109,13 @@ def supervise(run_id: str, submission: str) -> int:
             log.line(line)
         code = child.wait()
     message = _failure(run, code) if code != 0 and not stopped.is_set() else ""
-    state = "SUCCEEDED" if code == 0 else "STOPPED" if stopped.is_set() else "FAILED"
+    state: State = "SUCCEEDED" if code == 0 else "STOPPED" if stopped.is_set() else "FAILED"
     log.line(f"{time.strftime(_STAMP)} {state} {message}\n")
     try:
         log.close()  # before the final state, so that a run that has ended has its whole log
     finally:
         if is_owner():
-            _write_final_state(run, code, stopped.is_set(), message)
+            _write_final_state(run, state, message)
     _remove_stale_drafts(run)
     return code
 
@@ -135,13 +137,14 @@ def _remove_stale_drafts(run: RunStore) -> None:
         run.store.sweep()
 
 
-def _write_final_state(run: RunStore, code: int, stopped: bool, message: str) -> None:
-    if code == 0:
+def _write_final_state(run: RunStore, state: State, message: str) -> None:
+    if state == "SUCCEEDED":
         run.succeed(run.result())
-    elif stopped:
+    elif state == "STOPPED":
         run.stop()
     else:
         run.fail(message)
+    mlflow.end_run(run, state)
 
 
 def _failure(run: RunStore, code: int) -> str:

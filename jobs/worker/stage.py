@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from jobs.worker import mlflow
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import RestartWorkers
 from tinymusician.artifacts.background import BackgroundWriter
@@ -111,12 +112,14 @@ def _open_metrics(
 ) -> MetricsLog | None:
     """The stage's metrics, which the first worker writes."""
     from jobs.worker.tensorboard import TensorBoardLogger
-    from tinymusician.training.metrics import MetricsLog
+    from tinymusician.training.metrics import MetricSink, MetricsLog
 
     run = context.run
     if prometheus is None:
         return None
-    sinks = (TensorBoardLogger(run, stage, resume_at), prometheus)
+    sinks: list[MetricSink] = [TensorBoardLogger(run, stage, resume_at), prometheus]
+    if mlflow.is_used():
+        sinks.append(mlflow.MlflowLogger(run, stage))
     return MetricsLog(run.store, run.metrics_key(stage), resume_at, sinks, writer)
 
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from tests.browser import chromium
 from tests.ray_cluster import Ray, UndisturbedRuns, running_ray, settings
 from tests.s3_server import S3Server
-from tests.tiny import CLIPS, write_clips, write_tiny_musicgen
+from tests.tiny import CLIPS, write_clips, write_tiny_recipe
 from tinymusician.artifacts.store import LocalStore
 
 
@@ -43,22 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    write_tiny_musicgen(folder / "teacher")
-    path = folder / "tiny.yaml"
-    path.write_text(
-        f"""
-name: tiny
-description: a tiny pair with random weights
-teacher: {{model: {folder / "teacher"}}}
-student: {{kind: prune_layers, layers: [0, 3]}}
-sequences: {{prompts: band, seconds: 0.4, samples_per_prompt: 1, prompts_per_shard: 40}}
-training:
-  {{steps: 12, global_batch: 8, batch_size: 4, learning_rate: 0.003, warmup_steps: 2, validate_every: 6,
-  checkpoint_every: 6, log_every: 1}}
-"""
-    )
-    return path
+    return write_tiny_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="session")
