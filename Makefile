@@ -43,7 +43,7 @@ secrets: $(SECRETS)/store-credentials $(SECRETS)/ray-token $(SECRETS)/grafana-pa
 store-password:  ## Give the store another password, and restart the containers; runs must be resumed
 	rm -f $(SECRETS)/store-credentials
 	$(MAKE) -s $(SECRETS)/store-credentials
-	$(COMPOSE) restart
+	COMPOSE_PROFILES=gpu,watch $(COMPOSE) restart
 
 # The folder is its owner's alone; within it files are readable, for the users that containers run as.
 $(SECRETS)/store-credentials:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
+from jobs.examples.all_reduce import bus_bandwidth
 from tests.s3_server import free_port
 from tinymusician.training.communication import communication_share, covered
 
@@ -43,3 +48,20 @@ def test_collectives_are_measured(tmp_path: Path) -> None:
         alone, together = torch.load(tmp_path / f"share-{rank}.pt")
         assert alone == 0
         assert 0 < together <= 1
+
+
+def test_all_reduce_of_two_processes_is_measured() -> None:
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "jobs.examples.all_reduce",
+        "1",
+    ]
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, check=False)
+    match = re.search(r"2 workers, gloo: 1 MB in ([\d.]+) ms, bus bandwidth [\d.]+ GB/s", ended.stdout)
+    assert match is not None, ended.stderr
+    assert bus_bandwidth(8_000_000_000, 0.02, 8) == pytest.approx(700e9), "7/4 of the bytes pass each link"
