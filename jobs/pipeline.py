@@ -89,11 +89,9 @@ class Pipeline:
 
         Raises:
             RunError: a step before the first requested one was never run with these inputs.
-            KeyFileError: the last step is to publish, and there is no release key here.
+            KeyFileError: a step is to run, the last is to publish, and there is no release key here.
         """
         config = self._recipe.pipeline
-        if config.last == "publish":
-            check_release_key(self._store)
         first, last = STEPS.index(config.first), STEPS.index(config.last)
         for index, step in enumerate(STEPS):
             if index > last:
@@ -112,6 +110,8 @@ class Pipeline:
                     f"--from {config.first}: {step} has not been done with this recipe; begin with --from {step}"
                 )
             else:
+                if config.last == "publish":
+                    check_release_key(self._store)
                 result = self._run_step(step, inputs)
             self._results[step] = result
         model = self._results.get("quantize") or self._results.get("distill") or StepResult()
@@ -142,7 +142,6 @@ class Pipeline:
             run_job(step, run.id)
         except BaseException as error:
             run.fail(" ".join(str(error).split())[-300:])
-            mlflow.end_run(run, "FAILED")
             raise
         result = run.result()
         run.succeed(result)

@@ -47,6 +47,8 @@ def check_release_key(store: Store) -> None:
 
     Raises:
         KeyFileError: the folder of keys has no release key that the store's root document names.
+        UntrustedError: the store has no valid root document.
+        StoreError: the store cannot be read.
     """
     folder = keys_folder()
     try:

@@ -40,8 +40,7 @@ class ServeConfig(ConfigModel):
         (), description="addresses that releases are pulled from; the store's own if empty"
     )
     root_key: str | None = Field(
-        default_factory=lambda: os.environ.get(ROOT_KEY_VARIABLE) or None,
-        description="the publisher's public root key, 64 hexadecimal digits; TMCTL_ROOT_KEY if not given",
+        None, description="the publisher's public root key, 64 hexadecimal digits; TMCTL_ROOT_KEY if not given"
     )
     poll_interval_s: Positive = Field(15.0, description="seconds between polls of the alias")
     host: str = Field("127.0.0.1", description="network interface")
@@ -69,7 +68,7 @@ def read_config(values: JsonObject) -> ServeConfig:
         RequestError: a value is not allowed, or other machines could reach the endpoint without a key.
     """
     try:
-        config = ServeConfig.model_validate(values)
+        config = ServeConfig.model_validate({"root_key": os.environ.get(ROOT_KEY_VARIABLE) or None} | values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

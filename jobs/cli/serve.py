@@ -96,6 +96,8 @@ def serve(
     from jobs.launch.serve_deploy import ServeDeployment
     from serve.config import read_config
 
+    if (chosen := ["--stop"] * stop + ["--check"] * check + ["--dry-run"] * dry_run)[1:]:
+        raise RequestError(f"{' '.join(chosen)}: give one of them")
     if stop:
         ServeDeployment(cluster, start=False).stop()
         print("endpoint stopped", file=sys.stderr)
@@ -111,8 +113,7 @@ def serve(
             print_settings(settings)
         return
     if check:
-        _check(settings)
-        print(f"{settings.model} can be served", file=sys.stderr)
+        emit({"model": settings.model, "bundle": _check(settings)}, json, f"{settings.model} can be served")
         return
     endpoint = ServeDeployment(cluster)
     settings = _local_settings(settings) if endpoint.is_local_ray else settings

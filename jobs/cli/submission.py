@@ -62,7 +62,8 @@ def submit_and_follow(kind: JobKind, options: SubmitOptions, sets: Sequence[str]
     from jobs.launch.submit import submit
 
     run = submit(store, kind, recipe, workers, options.cluster, options.name, options.resume)
-    run = RunStore(RetryingStore(store, _STORE_SECONDS), run.id)
+    if not isinstance(store, RetryingStore):
+        run = RunStore(RetryingStore(store, _STORE_SECONDS), run.id)
     if not runs_here(options.cluster) and store.url.startswith("file:"):
         print(f"warning: store {store.url}: every node of the cluster must see this folder", file=sys.stderr)
     if not options.json:

@@ -17,7 +17,7 @@ from jobs.launch.ray_environment import (
     use_token,
     worker_environment,
 )
-from jobs.worker.mlflow import EXPERIMENT_VARIABLE, TRACKING_VARIABLE
+from jobs.worker import mlflow
 from serve.config import is_loopback
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
@@ -29,7 +29,7 @@ from tinymusician.models.shape import WEIGHTS_VARIABLE
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 _MAX_NODES = 10_000
 _VERSION_SECONDS = 10.0
-_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", TRACKING_VARIABLE, EXPERIMENT_VARIABLE)
+_FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
 _LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
 
@@ -140,10 +140,10 @@ def _client(address: str) -> Any:
 
 def _token_problem() -> str:
     """What is wrong with the token that a cluster refused."""
-    if read_token() is None:
+    if not read_token():
         return "asks for a token; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
     source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_file())
-    return f"refuses the token in {source}; it is another cluster's"
+    return f"refuses the token in {source}; it may be another cluster's"
 
 
 def check_store(store: Store, address: str) -> None:
@@ -155,8 +155,8 @@ def check_store(store: Store, address: str) -> None:
     if os.environ.get(STORE_VARIABLE) or is_here(address):
         return
     raise ClusterError(
-        f"store {store.url}: a folder of this machine, which the cluster {address} cannot reach; "
-        f"{STORE_VARIABLE} must name the cluster's store, such as s3://BUCKET/PREFIX"
+        f"store {store.url}: a folder of this machine, which the nodes of cluster {address} may not see; set "
+        f"{STORE_VARIABLE} to the cluster's store, such as s3://BUCKET/PREFIX, or to this folder if all nodes mount it"
     )
 
 
@@ -168,7 +168,9 @@ def runtime_environment(store: Store, where: str) -> JsonObject:
     variables = {STORE_VARIABLE: store.url, **worker_environment()}
     variables |= {name: os.environ[name] for name in _FORWARDED_VARIABLES if name in os.environ}
     environment: JsonObject = {"env_vars": variables}
-    if is_here(where):
+    here = is_here(where)
+    variables |= mlflow.shared_variables(here)
+    if here:
         variables |= {name: os.environ[name] for name in _LOCAL_PATH_VARIABLES if name in os.environ}
     else:
         root = Path(__file__).parents[2]

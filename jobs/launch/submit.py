@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from jobs.launch import cluster
 from jobs.launch.inputs import upload_inputs
 from jobs.registry import JobKind
+from jobs.worker import mlflow
 from serve.config import is_loopback
 from tinymusician.artifacts.open import STORE_TIMEOUT_VARIABLE
 from tinymusician.artifacts.provenance import git_state, package_versions
@@ -59,6 +60,7 @@ def submit(
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     is_local = cluster.configured_address(address) is None
+    mlflow.shared_variables(is_local)
     client, where = cluster.connect(address)
     if not is_local:
         cluster.check_ray_version(where)

@@ -145,6 +145,9 @@ def _write_final_state(run: RunStore, state: State, message: str) -> None:
     else:
         run.fail(message)
     mlflow.end_run(run, state)
+    for step in run.pipeline():
+        if step.run and step.state in ("RUNNING", "FAILED"):
+            mlflow.end_run(RunStore(run.store, step.run), state)
 
 
 def _failure(run: RunStore, code: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 from itertools import count
@@ -44,7 +45,7 @@ class TensorBoardLogger:
             path.unlink()
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a full disk, which `flush` has reported
             self._writer.close()
 
     def _open(self, purge_step: int | None = None) -> tuple[Path, SummaryWriter]:

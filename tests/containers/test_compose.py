@@ -150,7 +150,7 @@ def test_submitting_from_this_machine_says_what_is_missing(system: System, tmp_p
     wrong = run_tmctl(tmp_path, *words, succeeds=False, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 48)
     assert "refuses the token in RAY_AUTH_TOKEN" in wrong
     without = run_tmctl(tmp_path, *words, succeeds=False, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-    assert "cannot reach; TMCTL_STORE must name the cluster's store" in without
+    assert "may not see; set TMCTL_STORE to the cluster's store" in without
 
 
 def test_workers_announce_their_share_of_the_machine(system: System) -> None:

@@ -161,6 +161,12 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
         (("artifacts", "show", "none"), "artifact 'none': not in file://"),
         (("serve", "band-bundle", "--set", "portx=1"), "serve portx: no such setting"),
         (("serve", "band-bundle", "--set", "port.x=1"), "port has no settings of its own"),
+        (("serve", "band-small", "--check", "--stop"), "--stop --check: give one of them"),
+        (
+            ("serve", "band-small", "--check", "--api-keys", "/none"),
+            "API keys /none: there is no such file; `tmctl api",
+        ),
+        (("serve", "none@stable", "--check"), "has no root key yet; give the publisher's"),
         (("recipes", "show", "none"), "recipe 'none': not packaged"),
     ],
 )

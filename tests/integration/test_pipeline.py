@@ -36,8 +36,7 @@ def test_from_recipe_to_device(
     begun = tmctl(ray, store, *pipeline, "--name", "p1", "--no-wait")
     assert begun.returncode == 0, begun.stderr
     run = RunStore(store, "p1")
-    wait_for(lambda: any((step.step, step.state) == ("quantize", "RUNNING") for step in run.pipeline()))
-    (running,) = [step for step in run.pipeline() if step.state == "RUNNING"]
+    wait_for(lambda: any((step.step, step.state) == ("quantize", "RUNNING") and step.run for step in run.pipeline()))
     ray.kill("jobs.launch.supervisor", "--child")
     wait_for(lambda: run.status().state == "FAILED")
     again = tmctl_json(ray, store, "submit", "pipeline", evaluate_options[0], "--resume", "p1")
@@ -46,8 +45,9 @@ def test_from_recipe_to_device(
     assert again["artifact"].startswith("tiny-bundle@sha256:")
     assert again["metrics"]["publish"] == {"release": "tiny-bundle@candidate", "version": 1}
     assert [one["id"] for one in tmctl_json(ray, store, "runs")] == ["p1"], "steps are shown with their pipeline"
-    assert tmctl_json(ray, store, "status", str(running.run))["state"] == "SUCCEEDED", "a step has its run's name"
-    assert "== quantize" in tmctl(ray, store, "logs", str(running.run)).stdout
+    quantize = next(str(step.run) for step in run.pipeline() if step.step == "quantize")
+    assert tmctl_json(ray, store, "status", quantize)["state"] == "SUCCEEDED", "a step has its run's name"
+    assert "== quantize" in tmctl(ray, store, "logs", quantize).stdout
     status = tmctl(ray, store, "status", "p1").stdout
     assert "  evaluate: SUCCEEDED, p1.evaluate-" in status
 

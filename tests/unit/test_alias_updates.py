@@ -180,3 +180,10 @@ def test_pulled_bundle_runs_without_the_store(here: Endpoint, world: World, firs
 def test_without_a_store_and_without_a_bundle_there_is_an_error(world: World) -> None:
     with pytest.raises(StoreError), endpoint(**settings(world)):
         pass
+
+
+def test_a_root_key_of_the_environment_is_sent_to_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's processes have another environment, so a value that equals it is no default that may be left out."""
+    monkeypatch.setenv("TMCTL_ROOT_KEY", "ab")
+    assert read_config({"model": "band@stable"}).model_dump(exclude_defaults=True)["root_key"] == "ab"
+    assert read_config({"model": "band@stable", "root_key": "cd"}).root_key == "cd"

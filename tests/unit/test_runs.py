@@ -224,4 +224,4 @@ def test_pipeline_without_a_release_key_fails_before_its_first_step(
     run.write_record(record("p", kind="pipeline", recipe=load_recipe("band").model_dump(mode="json")))
     with pytest.raises(KeyFileError, match=r"the release key is not here.*--until evaluate"):
         Pipeline(store, "p").run()
-    assert run.pipeline() == ()
+    assert {step.state for step in run.pipeline()} <= {"PENDING", "SKIPPED"}

@@ -34,14 +34,14 @@ class BackgroundWriter:
         with self._changed:
             return self._is_busy
 
-    def drain(self) -> None:
-        """Wait until all writes are done.
+    def drain(self, seconds: float | None = None) -> None:
+        """Wait until all writes are done, or for so many seconds.
 
         Raises:
             Exception: that of a write.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_busy)
+            self._changed.wait_for(lambda: not self._is_busy, seconds)
             self._raise()
 
     def _raise(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -72,8 +73,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the sinks. Rows that were not flushed are lost."""
-        for sink in self._sinks:
-            sink.close()
+        with contextlib.ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
 
     def _write(self) -> None:
         with self._lock:
