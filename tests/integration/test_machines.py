@@ -202,18 +202,15 @@ def test_distillation_continues_with_the_remaining_workers(
     assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
 
 
-def test_distillation_continues_after_a_machine_is_shut_down(
-    cluster: Cluster, recipe: Path, store: S3Store, calm: RunStore
-) -> None:
+def test_distillation_continues_after_a_machine_is_shut_down(cluster: Cluster, recipe: Path, store: S3Store) -> None:
     """At SIGTERM Ray drains the node: the run writes a checkpoint, goes on from it, and counts no failure."""
-    none_due = ("training.checkpoint_every=1000", "training.max_restarts=0")
-    run = cluster.begun(store, "s", "distill", str(recipe), *settings((*LONG, *none_due)))
+    rare = ("training.checkpoint_every=2000", "training.validate_every=2000", "training.max_restarts=0")
+    run = cluster.begun(store, "s", "distill", str(recipe), *settings((*rare, "training.steps=1500")))
     wait_for(lambda: (progress := run.progress()) is not None and progress.stage == "distill" and progress.step > 5)
     assert cluster.workers[0].run("pkill", "-TERM", "-f", "bin/ray start").returncode == 0
     succeeded(run)
     assert re.search(r"workers [01] will lose their machines: a checkpoint is written", run.log())
-    assert re.search(r"distill: from step \d+, 90 steps", run.log())
-    assert losses(run.store, run.id) == pytest.approx(losses(calm.store, calm.id), abs=1e-5)
+    assert re.search(r"distill: from step \d+, 1500 steps", run.log())
     wait_for(lambda: cluster.workers[0].address in cluster.alive(), 60)
 
 
