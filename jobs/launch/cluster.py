@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -126,6 +127,8 @@ def _head(address: str) -> HeadNode | None:
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    for handler in logging.getLogger("ray").handlers:  # which would tell of each package that it uploads
+        handler.setLevel(logging.ERROR)
     try:
         with explicit_address():
             return JobSubmissionClient(address)
