@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kills]
 KILLS = int(os.environ.get("TINYMUSICIAN_KILLS", "10"))
 SEED = int(os.environ.get("TINYMUSICIAN_KILLS_SEED", "0"))
 WORK = {
-    "precompute": ("sequences.samples_per_prompt=30", "sequences.prompts_per_shard=8", "training.max_restarts=100"),
+    "precompute": ("sequences.samples_per_prompt=60", "sequences.prompts_per_shard=8", "training.max_restarts=100"),
     "distill": (
         "signals.source=actors",
         "training.steps=150",
@@ -96,8 +97,10 @@ def test_random_kills(private_ray: Ray, recipe: Path, tmp_path: Path, kind: str)
     submitted(private_ray, calm, recipe, kind, kind)
     rng, kills = random.Random(f"{kind} {SEED}"), 0
     killed = dict.fromkeys(VICTIMS, 0)
-    while kills < KILLS:
-        place = tmp_path / f"after {kills}"
+    for attempt in count():  # one may end before it is killed
+        if kills >= KILLS:
+            break
+        place = tmp_path / str(attempt)
         store = LocalStore(place)
         restart_if_lost(private_ray)  # a run can succeed although its head or raylet was killed at its end
         submitted(private_ray, store, recipe, kind, kind, "--no-wait")
@@ -138,8 +141,10 @@ def test_twenty_lost_workers(private_ray: Ray, recipe: Path, tmp_path: Path) -> 
     run, seen = RunStore(stores[1], "run"), frozenset[str]()
     for _ in range(20):
         wait_for(lambda: bool(run.checkpoint_keys() - seen))  # noqa: B023 - called at once
-        seen |= run.checkpoint_keys()
-        os.kill(private_ray.processes("ray::RayTrainWorker")[0], signal.SIGKILL)
+        (pid,) = private_ray.processes("ray::RayTrainWorker")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: pid not in private_ray.processes("ray::RayTrainWorker"))  # noqa: B023 - called at once
+        seen |= run.checkpoint_keys()  # with those that it wrote meanwhile
     wait_for(lambda: run.status().state in ("SUCCEEDED", "FAILED"))
     assert run.status().state == "SUCCEEDED", run.status().message
     assert run.log().count("workers were lost") == 20
