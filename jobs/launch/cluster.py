@@ -28,6 +28,8 @@ from tinymusician.json_types import JsonObject
 from tinymusician.models.shape import WEIGHTS_VARIABLE
 
 CLUSTER_VARIABLE = "TMCTL_CLUSTER"
+_UPLOADERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+"""Loggers of Ray that tell of each package that a submission uploads."""
 _MAX_NODES = 10_000
 _VERSION_SECONDS = 10.0
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
@@ -127,8 +129,8 @@ def _head(address: str) -> HeadNode | None:
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    for handler in logging.getLogger("ray").handlers:  # which would tell of each package that it uploads
-        handler.setLevel(logging.ERROR)
+    for name in _UPLOADERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with explicit_address():
             return JobSubmissionClient(address)
