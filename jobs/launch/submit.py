@@ -60,7 +60,7 @@ def submit(
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
     is_local = cluster.configured_address(address) is None
-    mlflow.shared_variables(is_local)
+    mlflow.shared_variables(is_local)  # refuses a password before anything is written
     client, where = cluster.connect(address)
     if not is_local:
         cluster.check_ray_version(where)

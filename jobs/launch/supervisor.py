@@ -144,10 +144,10 @@ def _write_final_state(run: RunStore, state: State, message: str) -> None:
         run.stop()
     else:
         run.fail(message)
-    mlflow.end_run(run, state)
-    for step in run.pipeline():
-        if step.run and step.state in ("RUNNING", "FAILED"):
-            mlflow.end_run(RunStore(run.store, step.run), state)
+    if mlflow.is_used():
+        unfinished = [step.run for step in run.pipeline() if step.run and step.state in ("RUNNING", "FAILED")]
+        for name in (run.id, *unfinished):
+            mlflow.end_run(RunStore(run.store, name), state)
 
 
 def _failure(run: RunStore, code: int) -> str:
