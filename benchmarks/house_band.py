@@ -82,7 +82,7 @@ def codec_figures(codec: Codec, split: RenderedSplit, tokens: TokenDataset) -> t
     audio = split.audio(slice(None))
     figures = {f"codec/{name}": value for name, value in codec_quality(codec, torch.from_numpy(audio)).items()}
     made = played(codec, torch.from_numpy(tokens.codes.astype(np.int64)))
-    scores = [np.unique(np.array(clip.onsets)) / FRAME_RATE for clip in split.clips]
+    scores = [np.unique(np.array([note.on for note in clip.notes])) / FRAME_RATE for clip in split.clips]
     figures |= spread("codec/chroma", [chroma_correlation(m, a, RATE) for m, a in zip(made, audio, strict=True)])
     for name, waves in (("reconstruction", made), ("original", audio)):
         measures = [onset_f_measure(onset_times(w, RATE), s) for w, s in zip(waves, scores, strict=True)]

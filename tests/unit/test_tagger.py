@@ -59,7 +59,7 @@ def test_tagger_learns_and_is_saved(tmp_path: Path) -> None:
     for instrument in INSTRUMENTS:
         for tonic in (0, 5):
             facts = ClipAttributes("x", 0.0, instrument, "fast", "reel", tonic, "major")
-            clips.append(Clip(facts, "", (0,)))
+            clips.append(Clip(facts, "", (Note(0, 2, 60),)))
             waves.append((played(band, instrument, tonic) * 32767).astype(np.int16))
     split = RenderedSplit(np.stack(waves), clips)
     torch.manual_seed(0)

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from tinymusician.data.splits import Split
 from tinymusician.house_band.attributes import FRAME_RATE, ClipAttributes, caption
-from tinymusician.house_band.synth import HOP, SoundfontSynth, choose_facts, notes_on_grid
+from tinymusician.house_band.synth import HOP, TRANSPOSITIONS, Note, SoundfontSynth, choose_facts, notes_on_grid
 from tinymusician.house_band.tunes import TUNES, Tune, load_tunes
+from tinymusician.json_types import JsonObject
 
 CLIP_FRAMES = 5 * FRAME_RATE
 SEED = 0
@@ -30,19 +31,24 @@ HELD_OUT_CLIPS = 400
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip's attributes, its caption, and the onset frames of its notes."""
+    """One clip's attributes, its caption, the notes that begin in it, by onset, and its tune's meter, such as 6/8."""
 
     facts: ClipAttributes
     caption: str
-    onsets: tuple[int, ...]
+    notes: tuple[Note, ...]
+    meter: str = "?"
 
 
 @dataclass(frozen=True)
 class RenderedSplit:
-    """A split in memory map: `samples` int16 [N, 80000] at 16 kHz, and N clips in the same order."""
+    """A split in memory map: `samples` int16 [N, 80000] at 16 kHz, and N clips in the same order.
+
+    `digest` identifies what all clips of the split were rendered from; a part of a split has none.
+    """
 
     samples: npt.NDArray[np.int16]
     clips: list[Clip]
+    digest: str = ""
 
     def audio(self, index: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
         """The selected clips as float32 in [-1, 1], [n, 80000]."""
@@ -54,19 +60,31 @@ class RenderedSplit:
         return [clip.caption for clip in self.clips]
 
 
-def load_split(folder: Path, tunes: Sequence[Tune], split: Split, count: int, seed: int) -> RenderedSplit:
+def load_split(
+    folder: Path,
+    tunes: Sequence[Tune],
+    split: Split,
+    count: int,
+    seed: int,
+    transpositions: Sequence[int] = TRANSPOSITIONS,
+) -> RenderedSplit:
     """Read `count` clips of `split` from `folder`, and render them first if they are missing.
 
     The files' names contain a digest of what they were rendered from, so a corpus of other tunes is never used instead.
     """
     selected = [tune for tune in tunes if tune.split == split]
-    digest = hashlib.sha256(repr((selected, split, count, seed)).encode()).hexdigest()[:12]
+    content = (selected, split, count, seed, tuple(transpositions))
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
     audio, facts = folder / f"{split}-{digest}.npy", folder / f"{split}-{digest}.json"
     if not facts.exists():
-        _render(audio, facts, selected, f"{seed}/{split}", count)
-    entries = json.loads(facts.read_text())
-    clips = [Clip(ClipAttributes(**e["facts"]), e["caption"], tuple(e["onsets"])) for e in entries]
-    return RenderedSplit(np.load(audio, mmap_mode="r"), clips)
+        _render(audio, facts, selected, f"{seed}/{split}", count, transpositions)
+    clips = [_from_json(entry) for entry in json.loads(facts.read_text())]
+    return RenderedSplit(np.load(audio, mmap_mode="r"), clips, audio.stem)
+
+
+def _from_json(entry: JsonObject) -> Clip:
+    notes = tuple(Note(*note) for note in entry["notes"])
+    return Clip(ClipAttributes(**entry["facts"]), entry["caption"], notes, entry["meter"])
 
 
 def load_test_split(folder: Path, count: int) -> RenderedSplit:
@@ -74,7 +92,9 @@ def load_test_split(folder: Path, count: int) -> RenderedSplit:
     return load_split(folder, load_tunes(folder / TUNES), "test", count, SEED)
 
 
-def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int) -> None:
+def _render(
+    audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int, transpositions: Sequence[int]
+) -> None:
     """Render `count` clips; the attributes are written last, so a split is either complete or absent."""
     audio.parent.mkdir(parents=True, exist_ok=True)
     band, entries = SoundfontSynth(), []
@@ -84,7 +104,7 @@ def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: i
     draft = audio.with_name(f"{audio.name}.{os.getpid()}.part")
     samples = np.lib.format.open_memmap(draft, "w+", np.int16, (count, CLIP_FRAMES * HOP))
     for index in range(count):
-        clip, wave = _draw(band, tunes, random.Random(f"{seed}/{index}"))
+        clip, wave = _draw(band, tunes, random.Random(f"{seed}/{index}"), transpositions)
         samples[index] = np.round(wave * 32767).astype(np.int16)
         entries.append(asdict(clip))
     samples.flush()
@@ -93,10 +113,12 @@ def _render(audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: i
     os.replace(draft, facts)
 
 
-def _draw(band: SoundfontSynth, tunes: Sequence[Tune], rng: random.Random) -> tuple[Clip, npt.NDArray[np.float32]]:
+def _draw(
+    band: SoundfontSynth, tunes: Sequence[Tune], rng: random.Random, transpositions: Sequence[int]
+) -> tuple[Clip, npt.NDArray[np.float32]]:
     while True:
-        tune, facts, shift = choose_facts(tunes, rng)
+        tune, facts, shift = choose_facts(tunes, rng, transpositions)
         notes = notes_on_grid(tune, facts, shift, CLIP_FRAMES)
         if len(notes) >= 4:
             wave = band.render(notes, facts.instrument, CLIP_FRAMES)
-            return Clip(facts, caption(facts, rng), tuple(note.on for note in notes)), wave
+            return Clip(facts, caption(facts, rng), tuple(notes), tune.meter), wave

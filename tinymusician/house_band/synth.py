@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +25,13 @@ SAMPLE_RATE = 16_000
 HOP = SAMPLE_RATE // FRAME_RATE
 LOWEST, HIGHEST = 55, 88
 TRANSPOSITIONS = (-2, 0, 2)
+EVERY_KEY = tuple(range(-5, 7))
+"""Transpositions into all twelve keys."""
 _VELOCITY = 100
 _LOUDNESS = 0.1
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A note on the frame grid, from frame `on` up to frame `off`."""
 
     on: int
@@ -39,14 +39,16 @@ class Note:
     pitch: int
 
 
-def choose_facts(tunes: Sequence[Tune], rng: random.Random) -> tuple[Tune, ClipAttributes, int]:
+def choose_facts(
+    tunes: Sequence[Tune], rng: random.Random, transpositions: Sequence[int] = TRANSPOSITIONS
+) -> tuple[Tune, ClipAttributes, int]:
     """Sample a clip's content; returns tune, attributes and transposition.
 
     The tune, the instrument, the tempo, the transposition and the starting beat are random.
     """
     tune = rng.choice(tunes)
     instrument, tempo = rng.choice(list(INSTRUMENTS)), rng.choice(list(TEMPI))
-    shift = rng.choice(TRANSPOSITIONS)
+    shift = rng.choice(transpositions)
     last = max(on + length for on, length, _ in tune.notes)
     spare = int(max(0.0, last - 250 / TEMPI[tempo]))
     start = 0 if rng.random() < 0.3 else rng.randint(0, spare)

@@ -1,0 +1,103 @@
+"""Files of models that answer questions: a round trip, and the names and refusals of published checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinymusician.errors import ModelError
+from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
+from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.models.audio_lm_files import load_audio_lm, load_matpac, load_tinymu, round_weights, save_audio_lm
+from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
+
+SHAPE = AudioLMShape(
+    AudioEncoderShape(16, 1, 2, 32, 4, FrontEndConfig(Scale(-1, 2), Scale(-3, 4))),
+    24,
+    LanguageModelShape(vocabulary=20, width=32, layers=1, heads=4, key_value_heads=2, feed_forward=48),
+)
+
+
+def small() -> AudioLM:
+    torch.manual_seed(0)
+    model = AudioLM(SHAPE).eval()
+    round_weights(model)
+    return model
+
+
+def published(model: AudioLM) -> dict[str, torch.Tensor]:
+    """The tensors under the names of TinyMU's code, with those that it stores besides."""
+    names = {"audio_encoder.": "audio_encoder.enc.", "projector.": "projector.", "lm.": "text_decoder.lm."}
+    state = {}
+    for name, value in model.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        state[names[prefix] + name.removeprefix(prefix)] = value
+    return state | {"audio_encoder.enc.log_mel.MelSpectrogram.spectrogram.window": torch.zeros(400)}
+
+
+def same_outputs(one: AudioLM, other: AudioLM) -> bool:
+    waves, ids = torch.randn(1, 1600), torch.tensor([[3, 4, 5]])
+    logits = [m(m.audio_encoder(waves), ids, torch.ones_like(ids, dtype=torch.bool)) for m in (one, other)]
+    return torch.equal(*logits)
+
+
+def test_model_survives_its_folder(tmp_path: Path) -> None:
+    model = small()
+    save_audio_lm(tmp_path, model, "{}")
+    again = load_audio_lm(tmp_path)
+    assert again.shape == SHAPE
+    assert same_outputs(model, again)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state}])
+def test_published_checkpoint_loads_by_its_names(tmp_path: Path, wrap: object) -> None:
+    model = small()
+    torch.save(wrap(published(model)), tmp_path / "tinymu.pt")  # type: ignore[operator]
+    assert same_outputs(model, load_tinymu(tmp_path / "tinymu.pt", SHAPE))
+    encoder = dict(model.audio_encoder.state_dict())
+    torch.save(encoder, tmp_path / "matpac.pt")
+    assert isinstance(load_matpac(tmp_path / "matpac.pt", SHAPE.audio_encoder), AudioEncoder)
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Payload()))
+    torch.save({"model": Payload()}, tmp_path / "zip.pt")
+    for name in ("evil.pt", "zip.pt"):
+        with pytest.raises(ModelError, match="cannot be read as plain tensors"):
+            load_tinymu(tmp_path / name, SHAPE)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda state: state.pop("projector.linear1.bias"),
+            "1 of .* tensors are missing, such as projector.linear1.bias",
+        ),
+        (lambda state: state.update(extra=torch.zeros(1)), "tensors are not those of this model, such as extra"),
+        (lambda state: state.update({"projector.linear1.bias": torch.zeros(3)}), r"another shape.*\[3\]; \[24\]"),
+        (lambda state: state["projector.linear1.bias"].fill_(torch.nan), "projector.linear1.bias are not finite"),
+    ],
+)
+def test_wrong_tensors_are_named(tmp_path: Path, spoil: object, message: str) -> None:
+    state = published(small())
+    spoil(state)  # type: ignore[operator]
+    torch.save(state, tmp_path / "tinymu.pt")
+    with pytest.raises(ModelError, match=message):
+        load_tinymu(tmp_path / "tinymu.pt", SHAPE)
+
+
+def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config.json cannot be read"):
+        load_audio_lm(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "musicgen"}')
+    with pytest.raises(ModelError, match="is of type 'musicgen'; tinymusician-audio-lm is needed"):
+        load_audio_lm(tmp_path)

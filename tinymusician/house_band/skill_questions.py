@@ -1,0 +1,266 @@
+"""band-skills: questions about the house band's clips, balanced so that a model which hears nothing scores chance.
+
+Multiple choice comes in groups: one text, one list of options in one order, and one clip for each option. A model that
+gives the same answer to all of a group is right once. Yes and no come in pairs: one text, one clip of which it is true
+and one of which it is not. `VERSION` increases with every change of the rules.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tinymusician.house_band.corpus import Clip
+from tinymusician.house_band.skills import SKILLS, Skill
+from tinymusician.house_band.tunes import plain_title
+from tinymusician.understand.questions import Question
+
+VERSION = 1
+OPTIONS = 4
+MOODS = {
+    ("slow", "major"): "calm",
+    ("slow", "minor"): "sad",
+    ("medium", "major"): "warm",
+    ("medium", "minor"): "wistful",
+    ("fast", "major"): "cheerful",
+    ("fast", "minor"): "dramatic",
+}
+"""The mood, which is a function of tempo and mode by this table and nothing else."""
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """How an attribute is asked for: in training, in the test only, and as yes or no (`{}` is the value)."""
+
+    texts: tuple[str, ...]
+    held_out: str
+    yes_no: tuple[str, ...]
+
+
+PHRASINGS: Mapping[str, Phrasing] = {
+    "instrument": Phrasing(
+        ("Which instrument plays?", "What instrument is heard?", "Which instrument is this?"),
+        "On which instrument is this played?",
+        ("Is the instrument a {}?", "Does a {} play?"),
+    ),
+    "family": Phrasing(
+        ("To which family does the instrument belong?", "Which family of instruments is heard?"),
+        "Which kind of instrument plays?",
+        ("Does the instrument belong to the {}?", "Is the family of the instrument {}?"),
+    ),
+    "tempo": Phrasing(
+        ("How fast is the music?", "What is the tempo?", "Which tempo does it have?"),
+        "At which speed is it played?",
+        ("Is the tempo {}?", "Is the music {}?"),
+    ),
+    "key": Phrasing(
+        ("In which key is the music?", "What is the key?", "Which key is this?"),
+        "Which key does the melody have?",
+        ("Is the key {}?", "Is the music in {}?"),
+    ),
+    "mode": Phrasing(
+        ("Is the music major or minor?", "Which mode does it have?", "What is the mode?"),
+        "Is it in a major or in a minor key?",
+        ("Is the mode {}?", "Is the music in a {} key?"),
+    ),
+    "meter": Phrasing(
+        ("Which meter does the music have?", "What is the meter?"),
+        "Which kind of meter is heard?",
+        ("Is the meter {}?", "Does the music have a {} meter?"),
+    ),
+    "note_count": Phrasing(
+        ("How many notes are played?", "How many notes does the melody have?"),
+        "How many notes are heard?",
+        ("Are {} notes played?", "Is the number of notes {}?"),
+    ),
+    "pitch_range": Phrasing(
+        ("How wide is the range of the melody?", "What is the range between the lowest and the highest note?"),
+        "How large is the range of the notes?",
+        ("Is the range of the melody {}?", "Is the range {}?"),
+    ),
+    "contour": Phrasing(
+        ("How does the melody move?", "What is the contour of the melody?"),
+        "Which way does the melody go?",
+        ("Is it true that the melody {}?", "Is the contour such that it {}?"),
+    ),
+    "motion": Phrasing(
+        ("Does the melody move by steps or by leaps?", "What prevails in the melody, steps or leaps?"),
+        "Are there more steps or more leaps?",
+        ("Does the melody move by {}?", "Are most intervals {}?"),
+    ),
+    "busier_half": Phrasing(
+        ("Which half has more notes?", "In which half are there more notes?"),
+        "Which half is busier?",
+        ("Does the {} have more notes?", "Are there more notes in the {}?"),
+    ),
+    "highest_note": Phrasing(
+        ("What is the highest note?", "Which note is the highest?"),
+        "What is the name of the highest note?",
+        ("Is the highest note {}?", "Is {} the highest note?"),
+    ),
+}
+CAPTIONS = Phrasing(("Describe the music.", "What do you hear?"), "Give a description of the music.", ())
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "fiddle": ("violin",),
+    "church organ": ("organ", "pipe organ"),
+    "slow": ("slow tempo", "about 62 beats per minute"),
+    "medium": ("medium tempo", "moderate", "about 125 beats per minute"),
+    "fast": ("fast tempo", "about 188 beats per minute"),
+}
+_SYNONYM_SHARE = 0.25
+_FEWEST_VALUES = 2
+"""An attribute that has the same value in all clips is not asked for."""
+
+
+@dataclass(frozen=True)
+class QuestionCounts:
+    """How many groups of a split to write per attribute: of multiple choice, pairs of yes and no, open questions."""
+
+    choice_groups: int
+    yes_no_pairs: int
+    open_questions: int
+    captions: int
+
+
+class _Pools:
+    """By value, the clips that have it; each is given once before any is given again."""
+
+    def __init__(self, values: Mapping[int, str], rng: random.Random) -> None:
+        self._clips: dict[str, list[int]] = {}
+        for clip, value in values.items():
+            self._clips.setdefault(value, []).append(clip)
+        self._queues: dict[str, list[int]] = {value: [] for value in self._clips}
+        self._given = dict.fromkeys(self._clips, 0)
+        self._rng = rng
+
+    def least_used(self, count: int) -> list[str]:
+        """`count` values, those that were given least often first; equal ones in random order."""
+        values = sorted(self._clips, key=lambda value: (self._given[value], self._rng.random()))[:count]
+        self._rng.shuffle(values)
+        return values
+
+    def take(self, value: str) -> int:
+        """The next clip with a value."""
+        if not self._queues[value]:
+            self._queues[value] = self._rng.sample(self._clips[value], len(self._clips[value]))
+        self._given[value] += 1
+        return self._queues[value].pop()
+
+    @property
+    def values(self) -> list[str]:
+        return list(self._clips)
+
+
+def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int) -> list[Question]:
+    """Questions of every attribute and format, in random order, with synonyms among the answers."""
+    rng = random.Random(f"band-skills/{VERSION}/{seed}/train")
+    questions = []
+    for skill in SKILLS.values():
+        pools, texts = _Pools(_values(skill, clips), rng), PHRASINGS[skill.name].texts
+        if len(pools.values) < _FEWEST_VALUES:
+            continue
+        for _ in range(counts.choice_groups):
+            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE)
+        for _ in range(counts.yes_no_pairs):
+            questions += _yes_no_pair(skill, pools, clips, rng, _SYNONYM_SHARE)
+        questions += _open_questions(skill, pools, clips, texts, counts.open_questions, rng)
+    questions += _captions(clips, CAPTIONS.texts, counts.captions, rng)
+    rng.shuffle(questions)
+    return questions
+
+
+def hard_questions(clips: Sequence[Clip], groups: int, seed: int) -> list[Question]:
+    """Multiple choice with distractors of the same attribute; every third group has the phrasing that is held out.
+
+    Each attribute has `groups` groups of four; those with fewer answers have as many questions in smaller groups.
+    """
+    rng = random.Random(f"band-skills/{VERSION}/{seed}/hard")
+    questions: list[Question] = []
+    for skill in SKILLS.values():
+        pools, phrasing = _Pools(_values(skill, clips), rng), PHRASINGS[skill.name]
+        size = min(OPTIONS, len(pools.values))
+        for number in range(groups * OPTIONS // size if size >= _FEWEST_VALUES else 0):
+            text = phrasing.held_out if number % 3 == 2 else rng.choice(phrasing.texts)
+            questions += _choice_group(skill, pools, clips, text, rng, 0.0)
+    return _numbered(questions)
+
+
+def caption_of(clip: Clip) -> str:
+    """The facts of a clip that can be heard, in one sentence."""
+    where = f" in {value}" if (value := SKILLS["key"].value(clip)) is not None else ""
+    return f"a {clip.facts.tempo} melody{where}, played on the {clip.facts.instrument}"
+
+
+def _values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
+    values = ((index, skill.value(clip)) for index, clip in enumerate(clips))
+    return {index: value for index, value in values if value is not None}
+
+
+def _choice_group(
+    skill: Skill, pools: _Pools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float
+) -> list[Question]:
+    values = pools.least_used(OPTIONS)
+    options = tuple(_said(value, rng, synonyms) for value in values)
+    return [
+        Question(
+            format="choice",
+            attribute=skill.name,
+            clip=(clip := pools.take(value)),
+            tune=plain_title(clips[clip].facts.title),
+            text=text,
+            options=options,
+            answer=option,
+        )
+        for value, option in zip(values, options, strict=True)
+    ]
+
+
+def _yes_no_pair(
+    skill: Skill, pools: _Pools, clips: Sequence[Clip], rng: random.Random, synonyms: float
+) -> Iterator[Question]:
+    value, other = pools.least_used(2)
+    text = rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms))
+    for answer, true_value in (("yes", value), ("no", other)):
+        clip = pools.take(true_value)
+        tune = plain_title(clips[clip].facts.title)
+        yield Question(format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer)
+
+
+def _open_questions(
+    skill: Skill, pools: _Pools, clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random
+) -> Iterator[Question]:
+    for _ in range(count):
+        (value,) = pools.least_used(1)
+        clip = pools.take(value)
+        tune = plain_title(clips[clip].facts.title)
+        yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=rng.choice(texts), answer=value)
+
+
+def _captions(clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random) -> Iterator[Question]:
+    for _ in range(count):
+        clip = rng.randrange(len(clips))
+        yield Question(
+            format="caption",
+            attribute="caption",
+            clip=clip,
+            tune=plain_title(clips[clip].facts.title),
+            text=rng.choice(texts),
+            answer=caption_of(clips[clip]),
+        )
+
+
+def _said(value: str, rng: random.Random, synonyms: float) -> str:
+    return rng.choice(_SYNONYMS[value]) if value in _SYNONYMS and rng.random() < synonyms else value
+
+
+def _numbered(questions: Sequence[Question]) -> list[Question]:
+    """The questions with the numbers of their groups: neighbours that share text and options."""
+    numbered: list[Question] = []
+    group, left = -1, 0
+    for question in questions:
+        if left == 0:
+            group, left = group + 1, len(question.options)
+        numbered.append(question.model_copy(update={"group": group}))
+        left -= 1
+    return numbered

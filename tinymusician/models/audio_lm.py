@@ -1,0 +1,128 @@
+"""A language model that hears: audio encoder, projector, small causal LM, as TinyMU (arXiv 2604.15849).
+
+The sequence is: the projected vectors of the clip, a separator, the prompt, the answer, an end token. Separator and end
+are one token, as in TinyMU's code (xiquan-li/TinyMU). Rows are padded on the right, so causal attention needs no mask,
+and positions have no gaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
+
+
+@dataclass(frozen=True)
+class LanguageModelShape:
+    """The shape of a Llama; the defaults are SmolLM2-135M's. `end` separates, and ends answers."""
+
+    vocabulary: int = 49_152
+    width: int = 576
+    layers: int = 30
+    heads: int = 9
+    key_value_heads: int = 3
+    feed_forward: int = 1536
+    rope_theta: float = 100_000.0
+    positions: int = 8192
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class AudioLMShape:
+    """The shapes of all three components; the defaults are TinyMU's, 229 M parameters."""
+
+    audio_encoder: AudioEncoderShape = field(default_factory=AudioEncoderShape)
+    projector_width: int = 2048
+    lm: LanguageModelShape = field(default_factory=LanguageModelShape)
+
+
+class HiddenStates(Protocol):
+    """What a Llama's layers return."""
+
+    last_hidden_state: Tensor
+
+
+class LlamaLayers(Protocol):
+    """transformers' `LlamaModel`, as far as it is used: embeddings and layers."""
+
+    embed_tokens: nn.Embedding
+
+    def __call__(self, *, inputs_embeds: Tensor, use_cache: bool) -> HiddenStates: ...
+
+
+class CausalLM(Protocol):
+    """transformers' `LlamaForCausalLM`, as far as it is used."""
+
+    model: LlamaLayers
+    lm_head: nn.Linear
+
+
+class Projector(nn.Module):
+    """Audio vectors [..., in] to the LM's embeddings [..., out]."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.linear2(self.linear1(x).relu())
+        return output
+
+
+class AudioLM(nn.Module):
+    """The model. Its language model `lm` is transformers' `LlamaForCausalLM`."""
+
+    def __init__(self, shape: AudioLMShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.audio_encoder = AudioEncoder(shape.audio_encoder)
+        self.projector = Projector(shape.audio_encoder.output_width, shape.projector_width, shape.lm.width)
+        self.lm = new_lm(shape.lm)
+
+    def forward(self, features_BTF: Tensor | None, ids_BL: Tensor, answers_BL: Tensor) -> Tensor:
+        """The logits of the answers' tokens, [tokens, vocabulary], row by row.
+
+        `features` are the audio encoder's vectors, or None for a model that hears nothing. `ids` hold prompt, answer
+        and end token; `answers` is true at the tokens that the model is to write.
+        """
+        lm = self.causal_lm
+        hidden = lm.model(inputs_embeds=self.embeddings(features_BTF, ids_BL), use_cache=False).last_hidden_state
+        written = hidden[:, -ids_BL.shape[1] - 1 : -1][answers_BL]
+        logits: Tensor = lm.lm_head(written)
+        return logits
+
+    @property
+    def causal_lm(self) -> CausalLM:
+        """The language model, typed."""
+        return cast(CausalLM, self.lm)
+
+    def embeddings(self, features_BTF: Tensor | None, ids_BL: Tensor) -> Tensor:
+        """What the LM reads: audio, separator, text, [B, T + 1 + L, width]."""
+        separator = torch.full_like(ids_BL[:, :1], self.shape.lm.end)
+        text: Tensor = self.causal_lm.model.embed_tokens(torch.cat([separator, ids_BL], dim=1))
+        return text if features_BTF is None else torch.cat([self.projector(features_BTF), text], dim=1)
+
+
+def new_lm(shape: LanguageModelShape) -> nn.Module:
+    """A Llama with random weights and tied embeddings."""
+    lm: nn.Module = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+            rope_theta=shape.rope_theta,
+            max_position_embeddings=shape.positions,
+            tie_word_embeddings=True,
+            bos_token_id=shape.end,
+            eos_token_id=shape.end,
+        )
+    )
+    return lm

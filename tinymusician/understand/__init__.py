@@ -1,0 +1,1 @@
+"""Training and judging models that answer questions about music."""

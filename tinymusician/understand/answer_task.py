@@ -1,0 +1,155 @@
+"""Trains projector and language model to answer questions about clips, whose audio features were computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinymusician.models.audio_lm import AudioLM
+from tinymusician.training.task import Model, to_device
+from tinymusician.understand.questions import CANNOT_TELL, Question
+from tinymusician.understand.tokenizer import PAD_ID, TextTokenizer, TokenizedQuestions, tokenize
+
+Features = npt.NDArray[np.float16]
+_BATCHES_PER_BUCKET = 16
+
+
+class AnswerBatch(NamedTuple):
+    """`features` [B, T, F] or None, `ids` [B, L] of prompt and answer, and where the `answers` are, [B, L]."""
+
+    features: Tensor | None
+    ids: Tensor
+    answers: Tensor
+
+
+class QuestionSet(NamedTuple):
+    """Questions with their tokens, and the audio features of the clips that they number, [clips, T, F]."""
+
+    questions: Sequence[Question]
+    tokens: TokenizedQuestions
+    features: Features
+
+
+def question_set(tokenizer: TextTokenizer, questions: Sequence[Question], features: Features) -> QuestionSet:
+    """Tokenize questions."""
+    tokens = tokenize(tokenizer, [q.prompt for q in questions], [q.target for q in questions])
+    return QuestionSet(questions, tokens, features)
+
+
+class AnswerModule(nn.Module):
+    """The parts of an AudioLM that train: projector and LM; the encoder's work is in the features."""
+
+    def __init__(self, model: AudioLM) -> None:
+        super().__init__()
+        self.projector, self.lm = model.projector, model.lm
+        self._model = [model]  # in a list, so that the encoder is no submodule
+
+    def forward(self, batch: AnswerBatch) -> Tensor:
+        logits: Tensor = self._model[0](*batch)
+        return logits
+
+
+class AnswerTask:
+    """Cross-entropy of the answers' tokens. A share of the clips is replaced by silence or noise: "cannot tell".
+
+    Batches are of similar lengths: each bucket of 16 batches is sorted by length.
+    """
+
+    def __init__(
+        self,
+        model: AudioLM,
+        tokenizer: TextTokenizer,
+        train: QuestionSet,
+        held_out: QuestionSet,
+        unhearable: Features,
+        batch_size: int,
+        seed: int,
+        is_deaf: bool = False,
+        unhearable_share: float = 0.03,
+    ) -> None:
+        """`unhearable` are features of clips without music, [clips, T, F]; a deaf model gets no features at all."""
+        self.module, self.model = AnswerModule(model), model
+        self.train, self.held_out, self.unhearable = train, held_out, unhearable
+        self.batch_size, self.seed, self.is_deaf = batch_size, seed, is_deaf
+        self.unhearable_share = 0.0 if is_deaf else unhearable_share
+        self._lengths = np.array([len(p) + len(a) for p, a in zip(*train.tokens, strict=True)])
+        (self._cannot_tell,) = tokenize(tokenizer, [""], [CANNOT_TELL]).answers
+
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """The next questions of a random order of all, epoch by epoch."""
+        index = step * parts + part
+        bucket, place = divmod(index, _BATCHES_PER_BUCKET)
+        size = self.batch_size * _BATCHES_PER_BUCKET
+        epoch_buckets = max(1, len(self.train.questions) // size)
+        epoch, number = divmod(bucket, epoch_buckets)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.questions))
+        rows = np.resize(order[number * size : (number + 1) * size], size)
+        rows = rows[self._lengths[rows].argsort(kind="stable")]
+        batches = np.random.default_rng((self.seed, epoch, number)).permutation(_BATCHES_PER_BUCKET)
+        start = int(batches[place]) * self.batch_size
+        return rows[start : start + self.batch_size]
+
+    def batch(self, step: int, part: int, parts: int) -> AnswerBatch:
+        """The questions of a microbatch."""
+        rows = self.rows(step, part, parts)
+        rng = np.random.default_rng((self.seed, step, part, parts))
+        is_unhearable = rng.random(len(rows)) < self.unhearable_share
+        return self._read(self.train, rows, is_unhearable, rng)
+
+    def loss(
+        self, model: Model, batch: AnswerBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the tokens of the answers, in nats."""
+        return F.cross_entropy(model(batch).float(), batch.ids[batch.answers]), {}
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """The loss of held-out answers, and the share of held-out choices whose option has the likeliest letter."""
+        device = next(self.module.parameters()).device
+        losses, right = [], []
+        count = len(self.held_out.questions)
+        rng = np.random.default_rng(0)
+        for rows in np.array_split(np.arange(count), -(-count // self.batch_size)):
+            batch = to_device(self._read(self.held_out, rows, np.zeros(len(rows), bool), rng), device)
+            logits, targets = model(batch).float(), batch.ids[batch.answers]
+            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            first = batch.answers.cumsum(1)[batch.answers] == 1
+            right.append(logits[first].argmax(-1) == targets[first])
+        return {"loss": torch.cat(losses).mean().item(), "first_token": torch.cat(right).float().mean().item()}
+
+    def _read(
+        self,
+        questions: QuestionSet,
+        rows: npt.NDArray[np.int64],
+        is_unhearable: npt.NDArray[np.bool_],
+        rng: np.random.Generator,
+    ) -> AnswerBatch:
+        answers = [
+            self._cannot_tell if lost else questions.tokens.answers[row]
+            for row, lost in zip(rows, is_unhearable, strict=True)
+        ]
+        ids, is_answer = padded([questions.tokens.prompts[row] for row in rows], answers)
+        if self.is_deaf:
+            return AnswerBatch(None, ids, is_answer)
+        clips = [questions.questions[row].clip for row in rows]
+        features = np.asarray(questions.features[clips], np.float32)
+        lost_rows = np.flatnonzero(is_unhearable)
+        features[lost_rows] = self.unhearable[rng.integers(0, len(self.unhearable), len(lost_rows))]
+        return AnswerBatch(torch.from_numpy(features), ids, is_answer)
+
+
+def padded(prompts: Sequence[npt.NDArray[np.int64]], answers: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Prompt and answer of every row, padded on the right, [B, L]; and a mask of the answers."""
+    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = np.full((len(prompts), length), PAD_ID, np.int64)
+    is_answer = np.zeros((len(prompts), length), bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(prompt)] = prompt
+        ids[row, len(prompt) : len(prompt) + len(answer)] = answer
+        is_answer[row, len(prompt) : len(prompt) + len(answer)] = True
+    return torch.from_numpy(ids), torch.from_numpy(is_answer)

@@ -1,0 +1,145 @@
+"""Answers of a model to questions: the probabilities of options, and free text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tinymusician.models.audio_lm import AudioLM
+from tinymusician.understand.questions import CANNOT_TELL, LETTERS, Question
+from tinymusician.understand.tokenizer import END_ID, PAD_ID, TextTokenizer
+
+Floats = npt.NDArray[np.float32]
+_BATCH = 64
+_LONGEST_ANSWER = 24
+
+
+class OptionProbabilities(NamedTuple):
+    """The probability of each option among the options, and that of "cannot tell" against all of them."""
+
+    options: tuple[float, ...]
+    cannot_tell: float
+
+    @property
+    def choice(self) -> int:
+        """The most probable option."""
+        return int(np.argmax(self.options))
+
+
+class Answerer(Protocol):
+    """A model that answers questions about clips; `features` are one clip's audio vectors for each question."""
+
+    def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
+        """The probabilities of the questions' options, or of yes and no."""
+
+    def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
+        """The most probable answers, token by token."""
+
+
+class Candidates(NamedTuple):
+    """The tokens by which answers differ: the options' common `prefix`, and the token of each after it.
+
+    `cannot_tell` is the first token of that answer, where the options begin with `first`.
+    """
+
+    prefix: tuple[int, ...]
+    options: tuple[int, ...]
+    first: tuple[int, ...]
+    cannot_tell: int
+
+
+def candidates(tokenizer: TextTokenizer, question: Question) -> Candidates:
+    """The first tokens of a question's possible answers: its letters, or yes and no."""
+    answers = [f"({letter})" for letter in LETTERS[: len(question.options)]] or ["yes", "no"]
+    texts = [f" {answer}" for answer in (*answers, CANNOT_TELL)]
+    *options, unable = (encoded.ids for encoded in tokenizer.encode_batch(texts))
+    length = 0
+    while len({ids[length] for ids in options}) == 1:
+        length += 1
+    following = tuple(ids[length] for ids in options)
+    return Candidates(tuple(options[0][:length]), following, tuple({ids[0]: 0 for ids in options}), unable[0])
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
+
+
+def option_probabilities(first: Floats, following: Floats, answers: Candidates) -> OptionProbabilities:
+    """Probabilities from the logits after the prompt, and after prompt and prefix, both [vocabulary]."""
+    options = softmax(following[list(answers.options)])
+    joint = softmax(first[[*answers.first, answers.cannot_tell]])
+    return OptionProbabilities(tuple(options.tolist()), float(joint[-1]))
+
+
+class TorchAnswerer:
+    """An `AudioLM` in PyTorch."""
+
+    def __init__(self, model: AudioLM, tokenizer: TextTokenizer, device: str = "cpu") -> None:
+        self._model, self._tokenizer, self._device = model.to(device).eval(), tokenizer, device
+
+    @torch.no_grad()
+    def features(self, waves_BN: Floats) -> Floats:
+        """The audio encoder's vectors, [B, T, F]."""
+        return np.asarray(self._model.audio_encoder(torch.from_numpy(waves_BN).to(self._device)).cpu().numpy())
+
+    def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
+        results: list[OptionProbabilities] = []
+        for start in range(0, len(questions), _BATCH):
+            batch = questions[start : start + _BATCH]
+            answers = [candidates(self._tokenizer, question) for question in batch]
+            prompts, rows = self._encode([question.prompt for question in batch]), _rows(features, start, len(batch))
+            first = following = self._next_logits(rows, prompts)
+            if any(each.prefix for each in answers):
+                sequences = [[*prompt, *each.prefix] for prompt, each in zip(prompts, answers, strict=True)]
+                following = self._next_logits(rows, sequences)
+            results += [option_probabilities(*each) for each in zip(first, following, answers, strict=True)]
+        return results
+
+    def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(prompts), _BATCH):
+            batch = self._encode(prompts[start : start + _BATCH])
+            texts += self._generate_batch(_rows(features, start, len(batch)), batch)
+        return texts
+
+    def _generate_batch(self, features: Floats | None, prompts: list[list[int]]) -> list[str]:
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_rows = list(range(len(prompts)))
+        for _ in range(_LONGEST_ANSWER):
+            rows = None if features is None else features[open_rows]
+            logits = self._next_logits(rows, [prompts[row] + answers[row] for row in open_rows])
+            for row, token in zip(open_rows, logits.argmax(-1).tolist(), strict=True):
+                answers[row].append(token)
+            open_rows = [row for row in open_rows if answers[row][-1] != END_ID]
+            if not open_rows:
+                break
+        return [self._tokenizer.decode([token for token in answer if token != END_ID]).strip() for answer in answers]
+
+    @torch.no_grad()
+    def _next_logits(self, features: Floats | None, sequences: Sequence[Sequence[int]]) -> Floats:
+        """The logits of the token after each sequence, [B, vocabulary]."""
+        ids = np.full((len(sequences), max(map(len, sequences)) + 1), PAD_ID, np.int64)
+        is_next = np.zeros(ids.shape, bool)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence
+            is_next[row, len(sequence)] = True
+        audio = None if features is None else self._tensor(np.asarray(features, np.float32))
+        logits = self._model(audio, self._tensor(ids), self._tensor(is_next))
+        return np.asarray(logits.float().cpu().numpy())
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
+
+
+def _rows(features: Floats | None, start: int, count: int) -> Floats | None:
+    return None if features is None else features[start : start + count]

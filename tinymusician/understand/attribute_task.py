@@ -1,0 +1,150 @@
+"""Fine-tunes an audio encoder on a corpus' labels, as MATPAC++ is fine-tuned on AudioSet's before TinyMU uses it.
+
+Linear heads read the encoder's vectors: of their mean, one head for each attribute of the clip; of each vector, the
+pitch that sounds. So what the heads need is linear in what a language model is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinymusician.models.audio_encoder import AudioEncoder
+from tinymusician.models.spectral_front_end import Scale
+from tinymusician.training.task import Model, to_device
+from tinymusician.understand.spectra import Spectra
+
+Labels = npt.NDArray[np.int64]
+UNKNOWN = -100
+"""The label of an attribute that a clip does not have; it adds nothing to the loss."""
+_STEP_WEIGHT = 1.0
+
+
+@dataclass(frozen=True)
+class LabelledSpectra:
+    """Clips [N, C, 80, F], the class of every attribute, [N, attributes], and of every time step, [N, T]."""
+
+    spectra: Spectra
+    labels: Labels
+    steps: Labels
+
+
+class AttributeBatch(NamedTuple):
+    """The clips of a microbatch and their labels."""
+
+    spectra: Tensor
+    labels: Tensor
+    steps: Tensor
+
+
+class AttributeLogits(NamedTuple):
+    """By attribute [B, classes], and by time step [B, T, step classes]."""
+
+    attributes: dict[str, Tensor]
+    steps: Tensor
+
+
+class AttributeModule(nn.Module):
+    """An encoder with linear heads."""
+
+    def __init__(self, encoder: AudioEncoder, classes: Mapping[str, int], step_classes: int) -> None:
+        super().__init__()
+        width = encoder.shape.output_width
+        self.encoder = encoder
+        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in classes.items()})
+        self.step_head = nn.Linear(width, step_classes)
+
+    def forward(self, spectra_BCFT: Tensor) -> AttributeLogits:
+        vectors = self.encoder.encode(spectra_BCFT)
+        mean = vectors.mean(1)
+        return AttributeLogits({name: head(mean) for name, head in self.heads.items()}, self.step_head(vectors))
+
+
+class AttributeTask:
+    """The mean cross-entropy over the attributes, plus that over the time steps. Levels vary by up to 6 dB."""
+
+    def __init__(
+        self,
+        encoder: AudioEncoder,
+        classes: Mapping[str, int],
+        step_classes: int,
+        train: LabelledSpectra,
+        held_out: LabelledSpectra,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.module = AttributeModule(encoder, classes, step_classes)
+        self.names = tuple(classes)
+        self.train, self.held_out = train, held_out
+        self.batch_size, self.seed = batch_size, seed
+
+    def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
+        """Random clips."""
+        return self._draw(step, part, parts)[0]
+
+    def batch(self, step: int, part: int, parts: int) -> AttributeBatch:
+        """The clips of a microbatch; a change of level is a constant in a log spectrum."""
+        rows, rng = self._draw(step, part, parts)
+        clips = self._read(self.train, rows)
+        stds = np.array([scale.std for scale in self._scales()], np.float32)
+        decibels = rng.uniform(-6, 6, (len(rows), 1, 1, 1)).astype(np.float32)
+        shift = torch.from_numpy(decibels * np.log(10) / 10 / stds[None, :, None, None])
+        return clips._replace(spectra=clips.spectra + shift.float())
+
+    def loss(
+        self, model: Model, batch: AttributeBatch, step: int, diagnostics: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """In nats."""
+        losses = self._losses(model(batch.spectra), batch)
+        return self._total(losses), {name: value.detach() for name, value in losses.items()}
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """The held-out loss, and the share of right answers, by attribute and for the time steps."""
+        device = next(self.module.parameters()).device
+        count = len(self.held_out.spectra)
+        parts = np.array_split(np.arange(count), -(-count // self.batch_size))
+        logits = [model(to_device(self._read(self.held_out, rows), device).spectra) for rows in parts]
+        attributes = {name: torch.cat([each.attributes[name] for each in logits]) for name in self.names}
+        whole = AttributeLogits(attributes, torch.cat([each.steps for each in logits]))
+        truth = to_device(self._read(self.held_out, np.arange(count)), device)
+        figures = {"loss": self._total(self._losses(whole, truth)).item()}
+        for index, name in enumerate(self.names):
+            figures[name] = _accuracy(attributes[name], truth.labels[:, index])
+        return {**figures, "steps": _accuracy(whole.steps.flatten(0, 1), truth.steps.flatten())}
+
+    def _losses(self, logits: AttributeLogits, batch: AttributeBatch) -> dict[str, Tensor]:
+        losses = {
+            name: F.cross_entropy(logits.attributes[name].float(), batch.labels[:, index], ignore_index=UNKNOWN)
+            for index, name in enumerate(self.names)
+            if (batch.labels[:, index] != UNKNOWN).any()
+        }
+        steps = F.cross_entropy(logits.steps.flatten(0, 1).float(), batch.steps.flatten(), ignore_index=UNKNOWN)
+        return {**losses, "steps": steps}
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        attributes = [value for name, value in losses.items() if name != "steps"]
+        return torch.stack(attributes).mean() + _STEP_WEIGHT * losses["steps"]
+
+    def _draw(self, step: int, part: int, parts: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
+        rng = np.random.default_rng((self.seed, step, part, parts))
+        return rng.integers(0, len(self.train.spectra), self.batch_size), rng
+
+    def _scales(self) -> list[Scale]:
+        front_end = self.module.encoder.shape.front_end
+        return [scale for scale in (front_end.mel, front_end.pitch) if scale is not None]
+
+    def _read(self, clips: LabelledSpectra, rows: npt.NDArray[np.int64]) -> AttributeBatch:
+        spectra = torch.from_numpy(np.asarray(clips.spectra[rows], np.float32))
+        return AttributeBatch(spectra, torch.from_numpy(clips.labels[rows]), torch.from_numpy(clips.steps[rows]))
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    is_labelled = labels != UNKNOWN
+    return (logits[is_labelled].argmax(-1) == labels[is_labelled]).float().mean().item()

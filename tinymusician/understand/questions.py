@@ -1,0 +1,123 @@
+"""Questions about clips: their formats, the prompts a model reads, the answers it is to write, and parsers of answers.
+
+The formats are TinyMU's (arXiv 2604.15849): multiple choice, yes or no, open, caption. Files are JSON lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from tinymusician.config_model import Document
+from tinymusician.errors import DataError
+
+Format = Literal["choice", "yes_no", "open", "caption"]
+LETTERS = "ABCDEFGH"
+MAX_OPTIONS = len(LETTERS)
+LEAD_IN = "The correct answer is:"
+CANNOT_TELL = "cannot tell"
+"""The answer where there is no music to judge: silence or noise."""
+
+
+class Question(Document):
+    """A question about the clip with number `clip` of its split.
+
+    `tune` identifies the clip's family of tunes. The questions of a `group` share text and options; each option is the
+    answer to one of them.
+    """
+
+    format: Format
+    attribute: str
+    clip: int = Field(ge=0)
+    tune: str
+    group: int = -1
+    text: str
+    options: tuple[str, ...] = ()
+    answer: str
+
+    @model_validator(mode="after")
+    def _answer_is_an_option(self) -> Self:
+        if self.format == "choice" and self.answer not in self.options:
+            raise ValueError(f"answer {self.answer!r}: not among the options {list(self.options)}")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads before it answers."""
+        return prompt_of(self.text, self.options)
+
+    @property
+    def target(self) -> str:
+        """What the model is to write: for a choice, letter and text of the option."""
+        return option_text(self.options, self.options.index(self.answer)) if self.format == "choice" else self.answer
+
+    def rotated(self, by: int) -> Question:
+        """The question with its options moved `by` places to the front."""
+        moved = self.options[by:] + self.options[:by]
+        return self.model_copy(update={"options": moved})
+
+
+def prompt_of(text: str, options: Sequence[str] = ()) -> str:
+    """A question as a model reads it; with options, in MuChoMusic's form (mulab-mir/muchomusic, prepare_prompts)."""
+    if not options:
+        return f"Question: {text}\n Answer:"
+    listed = " ".join(option_text(options, index) for index in range(len(options)))
+    return f"Question: {text}\n Options: {listed} \n {LEAD_IN}"
+
+
+def option_text(options: Sequence[str], index: int) -> str:
+    """An option as it stands in the prompt and in the answer, such as `(B) flute`."""
+    return f"({LETTERS[index]}) {options[index]}"
+
+
+def official_choice(output: str, options: Sequence[str]) -> int | None:
+    """The option that MuChoMusic's parser reads in a model's output (mulab-mir/muchomusic, scoring); None without one.
+
+    After the lead-in, exactly one distinct capital from A to D counts, wherever it stands; otherwise the first option
+    whose text occurs. A capital "A" at the start of a sentence is therefore read as option (A).
+    """
+    output = output.split(LEAD_IN)[-1].strip()
+    letters = {"A", "B", "C", "D"}.intersection(output)
+    if len(letters) == 1:
+        return LETTERS.index(letters.pop())
+    lower = output.lower()
+    return next((index for index, option in enumerate(options) if option.lower().strip() in lower), None)
+
+
+def strict_choice(output: str, options: Sequence[str]) -> int | None:
+    """The option that an output names as asked, `(B)` or `(B) flute`, with nothing else; None otherwise."""
+    match = re.fullmatch(r"\s*\(([A-H])\)(?: (.*?))?\s*", output, re.DOTALL)
+    if match is None or (index := LETTERS.index(match[1])) >= len(options):
+        return None
+    return index if match[2] in (None, options[index]) else None
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> str:
+    """Write questions as JSON lines; returns the SHA-256 of the file."""
+    content = "".join(f"{question.model_dump_json()}\n" for question in questions).encode()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read what `write_questions` wrote.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a question.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"questions {path}: cannot be read ({error})") from error
+    questions = []
+    for number, line in enumerate(lines, 1):
+        try:
+            questions.append(Question.model_validate_json(line))
+        except ValidationError as error:
+            raise DataError(f"questions {path}, line {number}: {error.errors()[0]['msg']}") from None
+    return questions
