@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Literal
 
-JobKind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline"]
+JobKind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline", "understand"]
 
 JOBS: Mapping[JobKind, str] = {
     "precompute": "jobs.distill.precompute",
@@ -19,6 +19,7 @@ JOBS: Mapping[JobKind, str] = {
     "sweep": "jobs.sweep.job",
     "pretrain": "jobs.pretrain",
     "pipeline": "jobs.pipeline",
+    "understand": "jobs.understand.job",
 }
 
 

@@ -47,11 +47,13 @@ def print_recipe(
     from jobs.launch.planning import plan_distill
 
     plan = plan_distill(recipe, on) if on is not None else None
-    from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost
+    from jobs.launch.estimate import distill_cost, pretrain_cost, quantize_cost, understand_cost
 
     estimate: JsonObject
     if kind == "evaluate":
         estimate = {}
+    elif kind == "understand":
+        estimate = understand_cost(recipe)
     elif kind == "pretrain":
         estimate = pretrain_cost(recipe)
     else:

@@ -131,6 +131,33 @@ def pretrain(
 
 
 @app.command()
+def understand(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    wait: Wait = True,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """Train a small model that answers questions about music, and score it against controls that hear nothing.
+
+    The stages are pretrain (the audio encoder), generate-questions, train (projector and language model) and benchmark.
+    The artifact has the model, its tokenizer and all questions; `--resume` continues an interrupted run.
+
+    Examples:
+    - `tmctl submit understand band-mu --no-wait`
+
+    - `tmctl submit understand band-mu --set understand.train.steps=200 --set understand.questions.train_clips=2000`
+    """
+    options = SubmitOptions(recipe, overrides, cluster, workers, gpus, wait, dry_run, resume, name, json)
+    submit_and_follow("understand", options)
+
+
+@app.command()
 def quantize(
     recipe: RecipeName,
     model: Annotated[

@@ -80,6 +80,31 @@ def pretrain_cost(recipe: Recipe) -> JsonObject:
     }
 
 
+def understand_cost(recipe: Recipe) -> JsonObject:
+    """Parameters of every component, clips, questions, and what each stage reads."""
+    import torch
+
+    from jobs.understand.data import understand_config
+    from jobs.understand.shapes import audio_lm_shape, front_end_of
+    from tinymusician.models.audio_lm import AudioLM
+
+    config = understand_config(recipe)
+    with torch.device("meta"):
+        model = AudioLM(audio_lm_shape(config, front_end_of(config)))
+    parts = {"encoder": model.audio_encoder, "projector": model.projector, "language_model": model.lm}
+    counts = {f"{name}_parameters": sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    pretrain, train, questions = config.pretrain, config.train, config.questions
+    return {
+        **counts,
+        "parameters": sum(counts.values()),
+        "clips": questions.train_clips + questions.validation_clips + questions.test_clips,
+        "clips_of_masked_prediction": pretrain.steps * pretrain.batch_size,
+        "clips_of_fine_tuning": pretrain.tune_steps * pretrain.batch_size,
+        "questions_of_training": train.steps * train.batch_size,
+        "questions_of_the_text_only_control": train.text_only_steps * train.batch_size,
+    }
+
+
 def quantize_cost(recipe: Recipe) -> JsonObject:
     """The number of measurements, and the size of the decoder in each precision if its shape is known."""
     config = recipe.quantize

@@ -134,6 +134,9 @@ def check_workers(kind: JobKind, recipe: Recipe, workers: int) -> None:
     if kind == "pretrain" and workers > 1:
         raise RunError(f"--workers {workers}: pretraining computes a step at once; 1 worker is allowed")
     most = training.microbatches if kind in _TRAINING else workers
+    if kind == "understand" and recipe.understand is not None:
+        batches = (recipe.understand.pretrain.batch_size, recipe.understand.train.batch_size)
+        most = max(1, min(batches) // training.batch_size)
     if workers > most:
         raise RunError(
             f"--workers {workers}: a step has {most} microbatches (training.global_batch ÷ training.batch_size), so at "

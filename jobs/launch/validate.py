@@ -41,6 +41,7 @@ PRETRAIN_KEYS = (
     "training.max_skipped_steps",
     "training.min_workers",
 )
+UNDERSTAND_KEYS = ("understand.", "training.")
 ADAPTIVE_PLAN_KEYS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 
@@ -58,6 +59,9 @@ def check_overrides(kind: JobKind, overrides: list[str], recipe: Recipe) -> None
     for override in overrides if kind == "pretrain" else ():
         if not override.startswith(PRETRAIN_KEYS):
             raise RecipeError(f"--set {override}: pretraining reads only {', '.join(PRETRAIN_KEYS)}")
+    for override in overrides if kind == "understand" else ():
+        if not override.startswith(UNDERSTAND_KEYS):
+            raise RecipeError(f"--set {override}: understand jobs read only {', '.join(UNDERSTAND_KEYS)}")
 
 
 def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
@@ -67,17 +71,13 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         RecipeError, ModelError, DataError: the first problem.
     """
     if kind == "pretrain":
-        if recipe.pretrain is None:
-            raise RecipeError(
-                f"recipe {recipe.name}: has no `pretrain` section; only the house band is trained from scratch"
-            )
-        return
+        return _check_pretrain(recipe)
+    if kind == "understand":
+        return _check_understand(recipe)
     if kind == "quantize":
-        _check_quantize(recipe, here)
-        return
+        return _check_quantize(recipe, here)
     if kind == "evaluate":
-        _check_evaluate(recipe, here)
-        return
+        return _check_evaluate(recipe, here)
     if kind in ("sweep", "pipeline"):
         _check_evaluate(recipe, here)
     ranged, split = recipe.teacher.guidance_range is not None, recipe.teacher.tensor_parallel_size > 1
@@ -99,6 +99,7 @@ def check(kind: JobKind, recipe: Recipe, here: bool) -> None:
         _check_release(recipe, here)
     _check_files(recipe)
     check_shapes(recipe)
+    return None
 
 
 def with_loaded_plan(recipe: Recipe) -> Recipe:
@@ -118,6 +119,13 @@ def with_loaded_plan(recipe: Recipe) -> Recipe:
         return recipe
     content = {"plan": plan.model_dump(mode="json")}
     return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update=content)})
+
+
+def _check_pretrain(recipe: Recipe) -> None:
+    if recipe.pretrain is None:
+        raise RecipeError(
+            f"recipe {recipe.name}: has no `pretrain` section; only the house band is trained from scratch"
+        )
 
 
 def _check_quantize(recipe: Recipe, here: bool) -> None:
@@ -142,6 +150,19 @@ def _check_evaluate(recipe: Recipe, here: bool) -> None:
         check_inputs(config, recipe.sequences.prompts)
         if config.evaluates_models:
             check_model(recipe.teacher.model)
+
+
+def _check_understand(recipe: Recipe) -> None:
+    """Check that the recipe has the section, and that its steps are whole microbatches."""
+    config = recipe.understand
+    if config is None:
+        raise RecipeError(f"recipe {recipe.name}: has no `understand` section; band-mu and tinymu have one")
+    for key, batch in (("pretrain", config.pretrain.batch_size), ("train", config.train.batch_size)):
+        if batch % min(batch, recipe.training.batch_size):
+            raise RecipeError(
+                f"understand.{key}.batch_size = {batch}: must be a multiple of training.batch_size = "
+                f"{recipe.training.batch_size}, the clips or questions of a microbatch"
+            )
 
 
 def _check_sweep_evaluation(recipe: Recipe) -> None:

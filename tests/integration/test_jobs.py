@@ -13,6 +13,8 @@ from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.recipe import load_recipe
+from tinymusician.understand.benchmark import BenchmarkResult
+from tinymusician.understand.questions import read_questions
 
 pytestmark = pytest.mark.slow
 
@@ -180,15 +182,22 @@ def test_unavailable_weights(ray: Ray, recipe: Path, store: LocalStore) -> None:
     assert "model 'facebook/musicgen-small': is not in the cache, and the hub cannot be reached" in last[0]
 
 
-def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
-    """Every stage of pretraining for a step or two, on made-up tunes: models that load."""
+def write_tunes(ray: Ray) -> None:
+    """Made-up tunes in the cache, where the house band's are read."""
     corpus = Path(ray.environment["XDG_CACHE_HOME"]) / "tinymusician" / "corpus"
-    corpus.mkdir(parents=True)
+    corpus.mkdir(parents=True, exist_ok=True)
     notes = [(i * 0.5, 0.5, 60 + (0, 2, 4, 5, 7, 9, 11, 12)[i * 3 % 8]) for i in range(64)]
     facts = {"collection": "ryan", "kind": "reel", "tonic": 0, "mode": "major", "meter": "4/4", "notes": notes}
     splits = ("train", "validation", "test")
-    tunes = [{"title": f"song {number}", "split": splits[number % 3], **facts} for number in range(30)]
+    tunes = [
+        {"title": f"song {'abcdefghij'[number // 3]}x", "split": splits[number % 3], **facts} for number in range(30)
+    ]
     (corpus / "tunes-by-family.json").write_text(json.dumps(tunes))
+
+
+def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+    """Every stage of pretraining for a step or two, on made-up tunes: models that load."""
+    write_tunes(ray)
     short: tuple[str, ...] = (
         "train_clips=12",
         "held_out_clips=10",
@@ -219,3 +228,47 @@ def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -
         assert model.config.decoder.num_hidden_layers == layers
     assert ClapModel.from_pretrained(tmp_path / "out" / "band-clap").config.projection_dim == 128
     assert BandTagger.load(tmp_path / "out" / "band-tagger").width == 48
+
+
+def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+    """Every stage for two steps, on two workers; the artifact has a model that loads and the benchmark's questions."""
+    write_tunes(ray)
+    short = (
+        "encoder.width=24",
+        "encoder.layers=1",
+        "encoder.heads=2",
+        "encoder.feed_forward=24",
+        "language_model.width=16",
+        "language_model.layers=1",
+        "language_model.feed_forward=16",
+        "language_model.vocabulary=400",
+        "pretrain.steps=2",
+        "pretrain.tune_steps=2",
+        "pretrain.batch_size=4",
+        "train.steps=2",
+        "train.text_only_steps=2",
+        "train.batch_size=4",
+        "questions.train_clips=60",
+        "questions.validation_clips=50",
+        "questions.test_clips=50",
+        "questions.choice_groups=3",
+        "questions.yes_no_pairs=2",
+        "questions.open_questions=2",
+        "questions.captions=2",
+        "questions.benchmark_groups=3",
+    )
+    values = (*(f"understand.{value}" for value in short), "training.batch_size=2", "training.precision=float32")
+    run = tmctl_json(ray, store, "submit", "understand", "band-mu", *settings(values), *TWO, "--name", "u")
+    assert run["state"] == "SUCCEEDED"
+    assert set(run["metrics"]["probe"]) == {"instrument", "tempo", "key", "mode"}
+    result = RunStore(store, "u").report(BenchmarkResult)
+    assert result.model.name == "band-mu"
+    names = ["no audio", "silence or noise", "another tune's audio", "most frequent answer", "text-only model"]
+    assert [score.name for score in result.controls] == names
+    assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
+    from tinymusician.models.audio_lm_files import load_audio_lm
+
+    assert load_audio_lm(tmp_path / "out").shape.lm.layers == 1
+    questions = read_questions(tmp_path / "out" / "hard.jsonl")
+    assert len(questions) == result.model.overall.questions
+    assert {"instrument", "tempo", "key"} <= {question.attribute for question in questions}

@@ -7,6 +7,7 @@ that differences between models that generated from the same prompts are paired.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,30 @@ def proportion_interval(outcomes: npt.ArrayLike) -> Interval:
     low = beta.ppf(_EDGES[0], successes, count - successes + 1) if successes else 0.0
     high = beta.ppf(_EDGES[1], successes + 1, count - successes) if successes < count else 1.0
     return Interval(successes / count, float(low), float(high))
+
+
+def cluster_interval(
+    outcomes: npt.ArrayLike, clusters: Sequence[str], level: float = LEVEL, seed: int = 0, resamples: int = 2000
+) -> Interval:
+    """The mean of outcomes that are alike within clusters, with its percentile interval over resampled clusters.
+
+    Whole clusters are drawn with all their outcomes, so the mean is a ratio of sums (Davison and Hinkley, 1997,
+    section 3.8). Fewer than ten clusters have no interval.
+
+    Raises:
+        DataError: there are no outcomes.
+    """
+    array = np.asarray(outcomes, np.float64)
+    if len(array) == 0:
+        raise DataError("mean of 0 outcomes: at least one is needed")
+    names, members = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, counts = np.bincount(members, array), np.bincount(members)
+    if len(names) < MIN_CLIPS:
+        return Interval(float(array.mean()))
+    drawn = resampled_clips(len(names), resamples, seed)
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = (float(edge) for edge in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    return Interval(float(array.mean()), low, high)
 
 
 def centred_interval(value: float, resampled: npt.ArrayLike) -> Interval:

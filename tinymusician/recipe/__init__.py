@@ -31,6 +31,7 @@ from tinymusician.recipe.load import apply_overrides, load_recipe, parse_recipe,
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.recipe import Recipe
 from tinymusician.recipe.release import PublishConfig, Step
+from tinymusician.recipe.understanding import UnderstandConfig
 
 __all__ = [
     "ActorSignalsConfig",
@@ -57,6 +58,7 @@ __all__ = [
     "TeacherConfig",
     "TextEncoderConfig",
     "TrainingConfig",
+    "UnderstandConfig",
     "WidthPrunedStudent",
     "apply_overrides",
     "load_recipe",

@@ -27,6 +27,7 @@ from tinymusician.recipe.distillation import (
 from tinymusician.recipe.evaluation import EvaluateConfig, SweepConfig
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.release import PipelineConfig, PublishConfig
+from tinymusician.recipe.understanding import UnderstandConfig
 
 
 class Recipe(ConfigModel):
@@ -54,6 +55,7 @@ class Recipe(ConfigModel):
     publish: PublishConfig = PublishConfig()
     pipeline: PipelineConfig = PipelineConfig()
     pretrain: PretrainConfig | None = None
+    understand: UnderstandConfig | None = None
 
     @property
     def needs_teacher(self) -> bool:

@@ -78,22 +78,27 @@ class AnswerTask:
         self.train, self.held_out, self.unhearable = train, held_out, unhearable
         self.batch_size, self.seed, self.is_deaf = batch_size, seed, is_deaf
         self.unhearable_share = 0.0 if is_deaf else unhearable_share
+        self._epoch: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros((0, 0), np.int64))
         self._lengths = np.array([len(p) + len(a) for p, a in zip(*train.tokens, strict=True)])
         (self._cannot_tell,) = tokenize(tokenizer, [""], [CANNOT_TELL]).answers
 
     def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
-        """The next questions of a random order of all, epoch by epoch."""
-        index = step * parts + part
-        bucket, place = divmod(index, _BATCHES_PER_BUCKET)
+        """The next questions of a random order of all, epoch by epoch; the rest of an epoch is left out."""
+        per_epoch = max(1, len(self.train.questions) // self.batch_size)
+        epoch, number = divmod(step * parts + part, per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self._batches(epoch, per_epoch)
+        rows: npt.NDArray[np.int64] = self._epoch[1][number]
+        return rows
+
+    def _batches(self, epoch: int, count: int) -> npt.NDArray[np.int64]:
+        """The batches of an epoch, [count, batch]: buckets of a random order, sorted by length, in random order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = np.resize(rng.permutation(len(self.train.questions)), count * self.batch_size)
         size = self.batch_size * _BATCHES_PER_BUCKET
-        epoch_buckets = max(1, len(self.train.questions) // size)
-        epoch, number = divmod(bucket, epoch_buckets)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.questions))
-        rows = np.resize(order[number * size : (number + 1) * size], size)
-        rows = rows[self._lengths[rows].argsort(kind="stable")]
-        batches = np.random.default_rng((self.seed, epoch, number)).permutation(_BATCHES_PER_BUCKET)
-        start = int(batches[place]) * self.batch_size
-        return rows[start : start + self.batch_size]
+        buckets = [order[start : start + size] for start in range(0, len(order), size)]
+        rows = np.concatenate([bucket[self._lengths[bucket].argsort(kind="stable")] for bucket in buckets])
+        return np.asarray(rng.permutation(rows.reshape(count, self.batch_size)), np.int64)
 
     def batch(self, step: int, part: int, parts: int) -> AnswerBatch:
         """The questions of a microbatch."""

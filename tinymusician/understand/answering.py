@@ -120,7 +120,8 @@ class TorchAnswerer:
             open_rows = [row for row in open_rows if answers[row][-1] != END_ID]
             if not open_rows:
                 break
-        return [self._tokenizer.decode([token for token in answer if token != END_ID]).strip() for answer in answers]
+        texts = [[token for token in answer if token != END_ID] for answer in answers]
+        return [self._tokenizer.decode(tokens, skip_special_tokens=False).strip() for tokens in texts]
 
     @torch.no_grad()
     def _next_logits(self, features: Floats | None, sequences: Sequence[Sequence[int]]) -> Floats:

@@ -1,0 +1,1 @@
+"""Training and judging a model that answers questions about music."""

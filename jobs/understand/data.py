@@ -1,0 +1,150 @@
+"""What the stages of an understand job read: clips, spectra, labels, questions, tokenizer. All follow from the recipe.
+
+Each node renders and computes them once, in its cache.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.worker.context import WorkerContext
+from tinymusician.data.splits import Split
+from tinymusician.errors import RecipeError
+from tinymusician.recipe import Recipe, UnderstandConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tinymusician.house_band.corpus import RenderedSplit
+    from tinymusician.models.audio_encoder import AudioEncoder
+    from tinymusician.models.audio_lm import AudioLMShape
+    from tinymusician.models.spectral_front_end import FrontEndConfig
+    from tinymusician.understand.answer_task import Features
+    from tinymusician.understand.attribute_task import LabelledSpectra
+    from tinymusician.understand.questions import Question
+    from tinymusician.understand.spectra import Spectra
+
+_SCALE_CLIPS = 200
+
+
+def understand_config(recipe: Recipe) -> UnderstandConfig:
+    """The recipe's section.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    if recipe.understand is None:
+        raise RecipeError(f"recipe {recipe.name}: has no `understand` section; band-mu and tinymu have one")
+    return recipe.understand
+
+
+class UnderstandData:
+    """The data of a run, read and computed when they are first used."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self.config = understand_config(context.recipe)
+        self.seed = context.recipe.training.seed
+        self._splits: dict[Split, RenderedSplit] = {}
+        self._spectra: dict[Split, Spectra] = {}
+        self._questions: dict[Split, list[Question]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of rendered clips and their spectra on this node."""
+        return self._context.cache / "corpus"
+
+    def split(self, name: Split) -> RenderedSplit:
+        """The clips of a split, in all twelve keys."""
+        from tinymusician.house_band.corpus import SEED, load_split
+        from tinymusician.house_band.synth import EVERY_KEY
+        from tinymusician.house_band.tunes import TUNES, load_tunes
+
+        if name not in self._splits:
+            tunes = load_tunes(self.folder / TUNES)
+            self._splits[name] = load_split(self.folder, tunes, name, self._count(name), SEED, EVERY_KEY)
+        return self._splits[name]
+
+    @cached_property
+    def front_end(self) -> FrontEndConfig:
+        """MATPAC++'s front end, or one with a pitch channel and the scales of this corpus."""
+        from tinymusician.models.spectral_front_end import FrontEndConfig
+        from tinymusician.understand.spectra import measure_scales
+
+        if not self.config.encoder.pitch_channel:
+            return FrontEndConfig()
+        return measure_scales(self.split("validation").audio(slice(0, _SCALE_CLIPS)))
+
+    @cached_property
+    def shape(self) -> AudioLMShape:
+        """The shapes of all components."""
+        from jobs.understand.shapes import audio_lm_shape
+
+        return audio_lm_shape(self.config, self.front_end)
+
+    def spectra(self, name: Split) -> Spectra:
+        """The normalized spectra of a split."""
+        from tinymusician.understand.spectra import load_spectra
+
+        if name not in self._spectra:
+            split = self.split(name)
+            self._spectra[name] = load_spectra(
+                self.folder,
+                split.digest,
+                split.audio,
+                len(split.clips),
+                split.samples.shape[1],
+                self.front_end,
+            )
+        return self._spectra[name]
+
+    def features(self, name: Split, encoder: AudioEncoder) -> Features:
+        """The encoder's vectors of a split."""
+        from tinymusician.understand.features import load_features
+
+        return load_features(self.folder, self.split(name).digest, encoder, self.spectra(name))
+
+    def unhearable_features(self, encoder: AudioEncoder) -> Features:
+        """The encoder's vectors of silence and noise, as long as the clips."""
+        from tinymusician.understand.features import unhearable_features
+
+        return unhearable_features(encoder, self.split("validation").samples.shape[1], self.seed)
+
+    def labelled(self, name: Split) -> LabelledSpectra:
+        """The spectra of a split with the classes of its attributes and time steps."""
+        from tinymusician.house_band.skill_labels import attribute_labels, step_labels
+        from tinymusician.models.audio_encoder import PATCH
+        from tinymusician.understand.attribute_task import LabelledSpectra
+
+        clips, spectra = self.split(name).clips, self.spectra(name)
+        return LabelledSpectra(spectra, attribute_labels(clips), step_labels(clips, -(-spectra.shape[-1] // PATCH)))
+
+    def questions(self, name: Split) -> list[Question]:
+        """The questions of training; of the other splits, the benchmark's hard questions."""
+        if name not in self._questions:
+            self._questions[name] = self._generate_questions(name)
+        return self._questions[name]
+
+    def _generate_questions(self, name: Split) -> list[Question]:
+        from tinymusician.house_band.skill_questions import QuestionCounts, hard_questions, training_questions
+
+        config, clips = self.config.questions, self.split(name).clips
+        if name != "train":
+            return hard_questions(clips, config.benchmark_groups, self.seed)
+        counts = QuestionCounts(config.choice_groups, config.yes_no_pairs, config.open_questions, config.captions)
+        return training_questions(clips, counts, self.seed)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, learnt from the training questions."""
+        from tinymusician.understand.tokenizer import train_tokenizer
+
+        questions = self.questions("train")
+        texts = [text for question in questions for text in (question.prompt, f" {question.target}")]
+        return train_tokenizer(texts, self.config.language_model.vocabulary)
+
+    def _count(self, name: Split) -> int:
+        config = self.config.questions
+        return {"train": config.train_clips, "validation": config.validation_clips, "test": config.test_clips}[name]

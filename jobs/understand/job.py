@@ -1,0 +1,96 @@
+"""The understand job: pretrain → generate-questions → train → benchmark; one artifact with model and questions.
+
+Every stage of training has its own checkpoints, and finished stages are not repeated, so `--resume` continues inside
+the stage that was interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.understand.data import UnderstandData
+from jobs.worker.context import WorkerContext
+from jobs.worker.ray_train import run_training_driver
+from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
+from tinymusician.artifacts.runs import RunStore
+from tinymusician.models.licence import HOUSE_BAND_LICENCE
+
+if TYPE_CHECKING:
+    from tinymusician.data.splits import Split
+    from tinymusician.understand.benchmark import BenchmarkResult
+
+QUESTIONS: dict[Split, str] = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "hard.jsonl"}
+"""By split, the file of its questions in the artifact."""
+
+
+def work(context: WorkerContext) -> None:
+    """Run all stages of training in order, each from its own checkpoint."""
+    from jobs.understand.stages import ANSWERS, TEXT_ONLY, train_answers, train_attributes, train_encoder
+
+    data = UnderstandData(context)
+    train_encoder(context, data)
+    _end_stage(context)
+    if data.config.pretrain.tune_steps:
+        train_attributes(context, data)
+        _end_stage(context)
+    train_answers(context, data, ANSWERS)
+    _end_stage(context)
+    if data.config.train.text_only_steps:
+        train_answers(context, data, TEXT_ONLY)
+        _end_stage(context)
+
+
+def finish(context: WorkerContext) -> None:
+    """Score the trained model, and publish it with its questions."""
+    from jobs.understand.benchmark import run_benchmark, run_probe
+    from jobs.understand.stages import ANSWERS, trained_model
+    from tinymusician.models.audio_lm_files import save_audio_lm
+    from tinymusician.understand.questions import write_questions
+
+    data, run = UnderstandData(context), context.run
+    run.report_progress("benchmark", 0, 2)
+    probe = run_probe(context, data)
+    run.report_progress("benchmark", 1, 2)
+    result = run_benchmark(context, data)
+    run.write_report(result)
+    metrics = {"probe": probe, **_headline(result)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_audio_lm(folder, trained_model(context, data, ANSWERS), data.tokenizer.to_str())
+        for split, file in QUESTIONS.items():
+            write_questions(folder / file, data.questions(split))
+        record = context.record
+        manifest = publish(
+            run.store,
+            folder,
+            name=context.recipe.name,
+            kind="audio-lm",
+            recipe=record.recipe,
+            lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
+            metrics=metrics,
+            licence=HOUSE_BAND_LICENCE,
+        )
+    run.report_progress("benchmark", 2, 2)
+    run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
+
+
+def run(run_id: str) -> None:
+    """The driver: all workers run the stages, one scores the model and publishes it."""
+    run_training_driver(RunStore(open_store(), run_id), work, finish)
+
+
+def _headline(result: BenchmarkResult) -> dict[str, float | None]:
+    """The figures of a model's score that thresholds and tables use."""
+    score = result.model
+    figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}
+    return {"accuracy": score.overall.interval.value, "circular": score.circular, **figures}
+
+
+def _end_stage(context: WorkerContext) -> None:
+    gc.collect()  # the next stage needs the memory
+    context.barrier()

@@ -1,0 +1,156 @@
+"""The training stages of an understand job: masked prediction, tuning of the encoder, answers, text-only control."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from jobs.understand.data import UnderstandData
+from jobs.worker.context import WorkerContext
+from jobs.worker.stage import TrainingStage, train, trainer_config
+from tinymusician.house_band.skill_labels import CLASSES, STEP_CLASSES
+from tinymusician.models.audio_encoder import AudioEncoder
+from tinymusician.models.audio_lm import AudioLM
+from tinymusician.models.audio_lm_files import round_weights
+from tinymusician.training.checkpoint import CheckpointManager
+from tinymusician.training.engine import AdamConfig, with_prefix
+from tinymusician.understand.answer_task import AnswerTask, QuestionSet, question_set
+from tinymusician.understand.attribute_task import AttributeTask
+from tinymusician.understand.masked_prediction import MaskedPredictionConfig
+from tinymusician.understand.pretrain_task import MaskedPredictionTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinymusician.data.splits import Split
+    from tinymusician.training.task import Task
+
+
+class StageName(NamedTuple):
+    """A stage's name, and the held-out metric that picks its best checkpoint."""
+
+    name: str
+    monitor: str
+
+
+ENCODER = StageName("encoder", "loss")
+ATTRIBUTES = StageName("attributes", "loss")
+ANSWERS = StageName("answers", "loss")
+TEXT_ONLY = StageName("text-only", "loss")
+
+
+def train_encoder(context: WorkerContext, data: UnderstandData) -> None:
+    """Masked prediction, as MATPAC++."""
+    config = data.config.pretrain
+    torch.manual_seed(data.seed)
+    settings = MaskedPredictionConfig(
+        steps=config.steps,
+        mask_share=config.mask_share,
+        predictor_width=config.predictor_width,
+        predictor_layers=config.predictor_layers,
+        predictor_heads=config.predictor_heads,
+        classes=config.classes,
+        class_hidden=config.classes,
+        encoder_decay=config.encoder_decay,
+        teacher_warmup_steps=config.teacher_warmup_steps,
+    )
+    encoder, spectra = AudioEncoder(data.shape.audio_encoder), (data.spectra("train"), data.spectra("validation"))
+    task = MaskedPredictionTask(encoder, settings, *spectra, _microbatch(context, config.batch_size), data.seed)
+    task.module.to(context.device)
+    optimizer = AdamConfig(weight_decay=0.05, max_grad_norm=3.0)
+    _train(context, ENCODER, task, config.steps, config.learning_rate, config.batch_size, optimizer)
+
+
+def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
+    """Fine-tune the encoder on the corpus' attributes."""
+    config = data.config.pretrain
+    torch.manual_seed(data.seed)
+    encoder = AudioEncoder(data.shape.audio_encoder)
+    encoder.load_state_dict(with_prefix(best_weights(context, ENCODER), "encoder."))
+    clips = data.labelled("train"), data.labelled("validation")
+    task = AttributeTask(encoder, CLASSES, STEP_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed)
+    task.module.to(context.device)
+    optimizer = AdamConfig(weight_decay=0.05)
+    _train(context, ATTRIBUTES, task, config.tune_steps, config.tune_learning_rate, config.batch_size, optimizer)
+
+
+def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncoder:
+    """The encoder that the answers are trained on, rounded to float16 as it is shipped."""
+    stage = ATTRIBUTES if data.config.pretrain.tune_steps else ENCODER
+    encoder = AudioEncoder(data.shape.audio_encoder)
+    encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))
+    round_weights(encoder)
+    return encoder.to(context.device).eval()
+
+
+def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName) -> None:
+    """Train projector and language model on the questions; the text-only control has no audio."""
+    config, is_deaf = data.config.train, stage == TEXT_ONLY
+    torch.manual_seed(data.seed)
+    model = AudioLM(data.shape)
+    model.audio_encoder = trained_encoder(context, data)
+    encoder = model.audio_encoder
+    task = AnswerTask(
+        model,
+        data.tokenizer,
+        _questions(data, encoder, "train"),
+        _questions(data, encoder, "validation"),
+        data.unhearable_features(encoder),
+        _microbatch(context, config.batch_size),
+        data.seed,
+        is_deaf,
+        config.unhearable_share,
+    )
+    task.module.to(context.device)
+    steps = config.text_only_steps if is_deaf else config.steps
+    optimizer = AdamConfig(beta2=0.999, weight_decay=config.weight_decay)
+    _train(context, stage, task, steps, config.learning_rate, config.batch_size, optimizer)
+
+
+def trained_model(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioLM:
+    """A trained model, rounded to float16 as it is shipped, in evaluation mode."""
+    model = AudioLM(data.shape)
+    model.audio_encoder = trained_encoder(context, data)
+    weights = best_weights(context, stage)
+    model.projector.load_state_dict(with_prefix(weights, "projector."))
+    model.lm.load_state_dict(with_prefix(weights, "lm."))
+    round_weights(model)
+    return model.eval()
+
+
+def checkpoints(context: WorkerContext, stage: StageName) -> CheckpointManager:
+    """The checkpoints of a stage."""
+    return CheckpointManager(context.run.store, context.run.checkpoints_key(stage.name), stage.monitor)
+
+
+def best_weights(context: WorkerContext, stage: StageName) -> dict[str, Tensor]:
+    """The weights of a stage's best checkpoint."""
+    best = checkpoints(context, stage).best()
+    assert best is not None, f"stage {stage.name} runs before the stages that need it"
+    return dict(best.state.weights)
+
+
+def _questions(data: UnderstandData, encoder: AudioEncoder, name: Split) -> QuestionSet:
+    return question_set(data.tokenizer, data.questions(name), data.features(name, encoder))
+
+
+def _microbatch(context: WorkerContext, batch_size: int) -> int:
+    """The clips or questions of a microbatch: `training.batch_size`, or a whole step where that is less."""
+    return min(context.recipe.training.batch_size, batch_size)
+
+
+def _train(
+    context: WorkerContext,
+    stage: StageName,
+    task: Task,
+    steps: int,
+    rate: float,
+    batch_size: int,
+    optimizer: AdamConfig,
+) -> None:
+    training, microbatch = context.recipe.training, _microbatch(context, batch_size)
+    config = replace(trainer_config(training, steps, rate, stage.monitor), microbatches=-(-batch_size // microbatch))
+    zero_stage: Literal[0] = 0  # the teachers' averages and the frozen encoder need whole weights
+    train(context, TrainingStage(stage.name, task, config, optimizer, microbatch, zero_stage, context.precision()))

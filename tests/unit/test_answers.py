@@ -1,0 +1,243 @@
+"""Training and reading answers: tokens, batches, probabilities of options, generation, and the benchmark's scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tinymusician.errors import DataError
+from tinymusician.evaluate.bootstrap import cluster_interval
+from tinymusician.models.audio_encoder import AudioEncoderShape
+from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.understand.answer_task import AnswerTask, padded, question_set
+from tinymusician.understand.answering import OptionProbabilities, TorchAnswerer, candidates, option_probabilities
+from tinymusician.understand.benchmark import majority_choices, other_tunes, score_choices, score_model
+from tinymusician.understand.features import noises
+from tinymusician.understand.questions import Question
+from tinymusician.understand.tokenizer import END_ID, train_tokenizer
+
+COLOURS = ("red", "green", "blue", "white")
+CLIPS = 16
+
+
+def choice(clip: int, options: tuple[str, ...] = COLOURS) -> Question:
+    """A question whose answer is in the clip's audio: its number modulo four."""
+    answer, tune = COLOURS[clip % 4], f"tune {clip}"
+    return Question(
+        format="choice", attribute="colour", clip=clip, tune=tune, text="Which?", options=options, answer=answer
+    )
+
+
+def yes_no(clip: int, colour: str) -> Question:
+    answer = "yes" if COLOURS[clip % 4] == colour else "no"
+    return Question(format="yes_no", attribute="colour", clip=clip, tune="t", text=f"Is it {colour}?", answer=answer)
+
+
+def questions() -> list[Question]:
+    return [choice(clip) for clip in range(CLIPS)] + [
+        yes_no(clip, colour) for clip in range(CLIPS) for colour in COLOURS
+    ]
+
+
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([text for q in questions() for text in (q.prompt, f" {q.target}")], 320)
+
+
+def features() -> np.ndarray:
+    """Vectors that are the colour, alike in all steps, beside noise."""
+    vectors = np.random.default_rng(0).normal(0, 0.1, (CLIPS, 3, 40)).astype(np.float16)
+    for clip in range(CLIPS):
+        vectors[clip, :, clip % 4] += 1
+    return vectors
+
+
+def model() -> AudioLM:
+    torch.manual_seed(0)
+    encoder = AudioEncoderShape(width=8, layers=1, heads=2, feed_forward=16, block_columns=4)
+    lm = LanguageModelShape(vocabulary=320, width=32, layers=2, heads=4, key_value_heads=2, feed_forward=64)
+    return AudioLM(AudioLMShape(encoder, 32, lm))
+
+
+def task(number: int = 80, **options: object) -> AnswerTask:
+    """The task on the first questions; the first 16 are multiple choice."""
+    tokens, vectors = tokenizer(), features()
+    train = question_set(tokens, questions()[:number], vectors)
+    nothing = np.zeros((2, 3, 40), np.float16)
+    return AnswerTask(model(), tokens, train, train, nothing, 16, 0, **options)  # type: ignore[arg-type]
+
+
+def trained() -> TorchAnswerer:
+    fitted = task(16, unhearable_share=0.2)
+    optimizer = torch.optim.AdamW(fitted.module.parameters(), lr=3e-3)
+    for step in range(100):
+        loss, _ = fitted.loss(fitted.module, fitted.batch(step, 0, 1), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return TorchAnswerer(fitted.model, tokenizer())
+
+
+@pytest.fixture(scope="module")
+def answerer() -> TorchAnswerer:
+    return trained()
+
+
+def text_of(ids: list[int]) -> str:
+    return tokenizer().decode(ids, skip_special_tokens=False).strip()
+
+
+def of(items: list[Question]) -> np.ndarray:
+    return features()[[question.clip for question in items]].astype(np.float32)
+
+
+def test_letters_are_single_tokens_that_take_the_space() -> None:
+    encoded = tokenizer().encode("Which? (B) green (C) blue")
+    assert encoded.ids[-4::2] == [3, 4]
+    assert text_of(tokenizer().encode(" (B) green").ids) == "(B) green"
+
+
+def test_every_question_is_in_an_epoch_once() -> None:
+    fitted = task()
+    rows = np.concatenate([fitted.rows(step, 0, 1) for step in range(len(questions()) // 16)])
+    assert sorted(rows) == list(range(len(questions())))
+
+
+def test_batch_is_prompt_answer_and_end() -> None:
+    fitted = task()
+    batch = fitted.batch(3, 0, 1)
+    for ids, is_answer, row in zip(batch.ids, batch.answers, fitted.rows(3, 0, 1), strict=True):
+        question = questions()[row]
+        answer = ids[is_answer].tolist()
+        assert answer[-1] == END_ID
+        assert text_of(answer[:-1]) in (question.target, "cannot tell")
+        start = int(is_answer.nonzero()[0])
+        assert ids[:start].tolist() == tokenizer().encode(question.prompt).ids
+
+
+def test_lost_audio_is_answered_with_cannot_tell() -> None:
+    fitted = task(unhearable_share=1.0)
+    batch = fitted.batch(0, 0, 1)
+    assert not batch.features.any()  # type: ignore[union-attr]
+    written = {text_of(ids[mask].tolist()) for ids, mask in zip(batch.ids, batch.answers, strict=True)}
+    assert written == {"cannot tell<end>"}
+
+
+def test_deaf_model_gets_no_audio() -> None:
+    assert task(is_deaf=True).batch(0, 0, 1).features is None
+
+
+def test_padding_changes_no_logits() -> None:
+    ids, answers = padded([np.array([3, 4]), np.array([3, 4, 5, 6])], [np.array([7, 0]), np.array([8, 9, 0])])
+    audio, lm = torch.randn(2, 3, 40), model().eval()
+    with torch.no_grad():
+        both = lm(audio, ids, answers)
+        alone = lm(audio[:1], ids[:1, :4], answers[:1, :4])
+    torch.testing.assert_close(both[:2], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_model_learns_to_listen(answerer: TorchAnswerer) -> None:
+    """By probability and by generated text."""
+    items = [choice(clip) for clip in range(CLIPS)]
+    results = answerer.probabilities(of(items), items)
+    assert [question.options[result.choice] for question, result in zip(items, results, strict=True)] == [
+        question.answer for question in items
+    ]
+    assert answerer.generate(of(items), [q.prompt for q in items]) == [q.target for q in items]
+
+
+def test_silence_is_answered_with_cannot_tell(answerer: TorchAnswerer) -> None:
+    items = [choice(0), choice(1)]
+    assert all(r.cannot_tell > 0.5 for r in answerer.probabilities(np.zeros((2, 3, 40), np.float32), items))
+    assert all(r.cannot_tell < 0.5 for r in answerer.probabilities(of(items), items))
+
+
+def test_score_of_a_listener_and_of_what_hears_nothing(answerer: TorchAnswerer) -> None:
+    items = [choice(clip) for clip in range(CLIPS)]
+    score = score_model("m", items, answerer, of(items), frozenset({"Which?"}))
+    assert (score.overall.interval.value, score.held_out_phrasing) == (1.0, 1.0)
+    assert (score.official_parsed, score.official_accuracy) == (1.0, 1.0)
+    assert (score.strict_parsed, score.strict_accuracy) == (1.0, 1.0)
+    assert score.letters == {"A": 4, "B": 4, "C": 4, "D": 4}
+    deaf = score_model("none", items, answerer, None)
+    assert deaf.overall.interval.value == 0.25
+    assert deaf.overall.contains_chance
+
+
+def test_probabilities_are_softmaxes_of_the_first_tokens() -> None:
+    tokens = tokenizer()
+    answers = candidates(tokens, choice(0))
+    assert answers.options == (2, 3, 4, 5)
+    assert answers.prefix == ()
+    logits = np.random.default_rng(0).normal(size=320).astype(np.float32)
+    options = np.exp(logits[list(answers.options)].astype(np.float64))
+    unable = np.exp(float(logits[answers.cannot_tell]))
+    result = option_probabilities(logits, logits, answers)
+    np.testing.assert_allclose(result.options, options / options.sum(), rtol=1e-5)
+    assert result.cannot_tell == pytest.approx(unable / (unable + options.sum()), rel=1e-5)
+
+
+def test_common_prefix_of_the_letters_is_passed() -> None:
+    """As of SmolLM's tokenizer, in which " (" is a token of its own."""
+
+    class Words:
+        def encode_batch(self, texts: list[str]) -> list[object]:
+            vocabulary = {" (": 1, "A": 2, "B": 3, ") ": 4, " cannot": 5}
+            parts = [[1, vocabulary[text[2]]] if text.startswith(" (") else [5, 6] for text in texts]
+            return [type("Ids", (), {"ids": ids}) for ids in parts]
+
+    answers = candidates(Words(), choice(0, ("red", "green")))  # type: ignore[arg-type]
+    assert answers == ((1,), (2, 3), (1,), 5)
+    result = option_probabilities(np.zeros(7, np.float32), np.array([0, 0, 1, 0, 0, 0, 0], np.float32), answers)
+    assert result.cannot_tell == 0.5
+    assert result.options[0] == pytest.approx(np.e / (np.e + 1))
+
+
+def test_scores_by_attribute_with_intervals_over_tunes() -> None:
+    items = [choice(clip) for clip in range(CLIPS)] + [
+        choice(clip, COLOURS[:2]).model_copy(update={"attribute": "pair"}) for clip in (0, 1, 4, 5)
+    ]
+    score = score_choices("s", items, [0] * len(items))
+    assert score.attributes["colour"].interval.value == 0.25
+    assert score.attributes["pair"].chance == 0.5
+    assert score.overall.chance == pytest.approx((16 * 0.25 + 4 * 0.5) / 20)
+
+
+def test_interval_over_clusters_is_wider_than_over_outcomes() -> None:
+    """Equal outcomes in each cluster: the standard error is that of the clusters' means (closed form)."""
+    outcomes = np.repeat([1, 0] * 50, 10)
+    clusters = [str(number) for number in np.repeat(np.arange(100), 10)]
+    interval = cluster_interval(outcomes, clusters)
+    assert interval.value == 0.5
+    error = 0.5 / np.sqrt(100)
+    assert interval.low == pytest.approx(0.5 - 1.96 * error, abs=0.015)
+    assert interval.high == pytest.approx(0.5 + 1.96 * error, abs=0.015)
+    wide = cluster_interval(outcomes, clusters, level=0.99)
+    assert wide.high == pytest.approx(0.5 + 2.576 * error, abs=0.02)
+
+
+def test_majority_and_other_tunes() -> None:
+    items = [choice(clip) for clip in range(CLIPS)]
+    training = [choice(1), choice(5), choice(2)]
+    assert majority_choices(items, training) == [1] * CLIPS
+    others = other_tunes(items, seed=0)
+    assert all(clip != question.clip for clip, question in zip(others, items, strict=True))
+    assert len(set(others)) > CLIPS // 3
+    with pytest.raises(DataError, match="about the tune 'tune 0'; at least two"):
+        other_tunes([choice(0), choice(0)], seed=0)
+
+
+def test_noises_have_their_levels_and_colours() -> None:
+    waves = noises(40, 16_000, seed=0)
+    levels = 20 * np.log10(waves.std(1))
+    assert levels.min() >= -61
+    assert levels.max() <= -5
+    power = np.abs(np.fft.rfft(waves)) ** 2
+    slopes = [np.polyfit(np.log(np.arange(100, 8000)), np.log(row[100:8000]), 1)[0] for row in power]
+    assert min(slopes) < -1.5
+    assert max(slopes) > -0.2
+
+
+def test_choice_is_the_most_probable_option() -> None:
+    assert OptionProbabilities((0.1, 0.7, 0.2), 0.0).choice == 1

@@ -1,0 +1,104 @@
+"""The `understand` section of a recipe: a model that answers questions about music."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from tinymusician.config_model import ConfigModel, Count, Positive, Share
+
+
+class AudioEncoderConfig(ConfigModel):
+    """The audio encoder: MATPAC++'s vision transformer over log-mel patches. The defaults are TinyMU's, 85 M."""
+
+    model: str | None = Field(
+        None,
+        description="a trained encoder: a packaged model, folder, artifact or MATPAC checkpoint; else it is trained",
+    )
+    width: Count = Field(768, description="width of a patch's vector")
+    layers: Count = Field(12, description="transformer layers")
+    heads: Count = Field(12, description="attention heads; they divide the width")
+    feed_forward: Count = Field(3072, description="width of the feed-forward layers")
+    pitch_channel: bool = Field(False, description="a second input channel with one band per semitone, for keys")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width}: must be a multiple of heads = {self.heads} and of 4")
+        return self
+
+
+class LanguageModelConfig(ConfigModel):
+    """The language model, a Llama. The defaults are SmolLM2-135M's, which TinyMU uses."""
+
+    model: str | None = Field(None, description="a trained model: a folder, hub id or artifact; else random weights")
+    width: Count = Field(576, description="width of a token's vector")
+    layers: Count = Field(30, description="transformer layers")
+    heads: Count = Field(9, description="attention heads; they divide the width")
+    key_value_heads: Count = Field(3, description="heads of keys and values; they divide the heads")
+    feed_forward: Count = Field(1536, description="width of the feed-forward layers")
+    vocabulary: int = Field(49_152, ge=300, description="tokens; those of a model from scratch are learnt")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"heads {self.heads}: must divide width = {self.width}, and be a multiple of key_value_heads = "
+                f"{self.key_value_heads}"
+            )
+        return self
+
+
+class EncoderTrainingConfig(ConfigModel):
+    """Masked prediction (MATPAC++), then fine-tuning on the corpus' attributes. The defaults are MATPAC++'s."""
+
+    steps: Count = Field(294_816, description="steps of masked prediction")
+    batch_size: Count = Field(256, description="clips per step")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate")
+    mask_share: float = Field(0.7, gt=0, lt=1, description="share of the patches that are masked")
+    predictor_width: Count = Field(512, description="width of the predictor")
+    predictor_layers: Count = Field(8, description="layers of the predictor")
+    predictor_heads: Count = Field(16, description="attention heads of the predictor")
+    classes: Count = Field(2048, description="classes of the classification loss; its hidden layers are as wide")
+    encoder_decay: tuple[Share, Share] = Field(
+        (0.99995, 0.99999), description="decay of the teacher's average, first and last"
+    )
+    teacher_warmup_steps: Count = Field(20_000, description="steps until the teacher's temperature has risen")
+    tune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes and pitches")
+    tune_learning_rate: Positive = Field(1e-3, description="peak learning rate of the fine-tuning")
+
+
+class QuestionsConfig(ConfigModel):
+    """How many clips are rendered, and how many questions are written about them, per attribute."""
+
+    train_clips: Count = Field(12_000, description="clips of training tunes")
+    validation_clips: int = Field(400, ge=50, description="clips of validation tunes")
+    test_clips: int = Field(800, ge=50, description="clips of test tunes")
+    choice_groups: Count = Field(1000, description="groups of multiple choice: one list of options, a clip for each")
+    yes_no_pairs: Count = Field(800, description="pairs of one question, of which one answer is yes and one is no")
+    open_questions: Count = Field(1200, description="questions without options")
+    captions: Count = Field(3000, description="descriptions, in all")
+    benchmark_groups: Count = Field(30, description="groups of four of the benchmark")
+
+
+class AnswerTrainingConfig(ConfigModel):
+    """Training of projector and language model on the questions. The defaults are TinyMU's."""
+
+    steps: Count = Field(164_000, description="training steps")
+    batch_size: Count = Field(64, description="questions per step")
+    learning_rate: Positive = Field(1e-4, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    projector_width: Count = Field(2048, description="hidden width of the projector")
+    unhearable_share: Share = Field(0.03, description="share of clips that are replaced by silence or noise")
+    text_only_steps: int = Field(0, ge=0, description="steps of a model of the same size without audio, as a control")
+
+
+class UnderstandConfig(ConfigModel):
+    """A model that answers questions about music: encoder, projector, language model, and how they are trained."""
+
+    encoder: AudioEncoderConfig = AudioEncoderConfig()
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    pretrain: EncoderTrainingConfig = EncoderTrainingConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    train: AnswerTrainingConfig = AnswerTrainingConfig()

@@ -1,0 +1,181 @@
+"""The benchmark of multiple choice: a model's score with every control that it must be compared with.
+
+The score is the share of questions whose right option has the most probable letter. Intervals are over tunes, not over
+questions. Controls: no audio, noise, the audio of another tune, the answer that was most frequent in training, and a
+model of the same size that was trained without audio. A model that listens is far above all of them, and all of them
+are at chance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.config_model import Document
+from tinymusician.errors import DataError
+from tinymusician.evaluate.bootstrap import Interval, cluster_interval
+from tinymusician.understand.answering import Answerer, Floats, OptionProbabilities
+from tinymusician.understand.questions import LETTERS, Question, official_choice, strict_choice
+
+CONTROL_LEVEL = 0.99
+"""The level of the interval in which chance must be, for a control."""
+Bools = npt.NDArray[np.bool_]
+
+
+class Score(Document):
+    """The score on some questions; `chance` is that of guessing, `interval` at 95 %, `control_interval` at 99 %."""
+
+    questions: int
+    chance: float
+    interval: Interval
+    control_interval: Interval
+
+    @property
+    def contains_chance(self) -> bool:
+        """Whether chance is in the 99 % interval."""
+        low, high = self.control_interval.low, self.control_interval.high
+        return low is not None and high is not None and low <= self.chance <= high
+
+
+class SystemScore(Document):
+    """A model or a control. `circular` counts questions that are right in all rotations of their options.
+
+    `letters` counts the chosen options by place. `cannot_tell` is the share of questions where that answer is more
+    probable than all options together. The parsers' shares and scores are of generated answers.
+    """
+
+    name: str
+    overall: Score
+    attributes: dict[str, Score]
+    letters: dict[str, int]
+    cannot_tell: float | None = None
+    circular: float | None = None
+    official_parsed: float | None = None
+    official_accuracy: float | None = None
+    strict_parsed: float | None = None
+    strict_accuracy: float | None = None
+    held_out_phrasing: float | None = None
+
+
+class BenchmarkResult(Document):
+    """All scores on one set of questions, which `digest` identifies."""
+
+    benchmark: str
+    digest: str
+    clips: int
+    tunes: int
+    model: SystemScore
+    controls: tuple[SystemScore, ...]
+
+
+def score_choices(name: str, questions: Sequence[Question], choices: Sequence[int]) -> SystemScore:
+    """The score of chosen options."""
+    right = np.array([q.options[choice] == q.answer for q, choice in zip(questions, choices, strict=True)])
+    by_attribute: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        by_attribute.setdefault(question.attribute, []).append(index)
+    letters = Counter(LETTERS[choice] for choice in choices)
+    return SystemScore(
+        name=name,
+        overall=_score(questions, right),
+        attributes={
+            attribute: _score([questions[index] for index in rows], right[rows])
+            for attribute, rows in by_attribute.items()
+        },
+        letters={letter: letters[letter] for letter in LETTERS if letters[letter]},
+    )
+
+
+def score_probabilities(
+    name: str, questions: Sequence[Question], probabilities: Sequence[OptionProbabilities]
+) -> SystemScore:
+    """The score of the most probable options."""
+    score = score_choices(name, questions, [each.choice for each in probabilities])
+    unable = float(np.mean([each.cannot_tell > 0.5 for each in probabilities]))
+    return score.model_copy(update={"cannot_tell": unable})
+
+
+def score_model(
+    name: str,
+    questions: Sequence[Question],
+    answerer: Answerer,
+    features: Floats | None,
+    held_out_texts: frozenset[str] = frozenset(),
+) -> SystemScore:
+    """The score of a model with all rotations and with generated answers; `features` are those of each question."""
+    first = answerer.probabilities(features, questions)
+    score = score_probabilities(name, questions, first)
+    right = _is_right(questions, first)
+    in_all = right.copy()
+    for by in range(1, max(len(question.options) for question in questions)):
+        rows = [index for index, question in enumerate(questions) if by < len(question.options)]
+        rotated = [questions[index].rotated(by) for index in rows]
+        in_all[rows] &= _is_right(rotated, answerer.probabilities(_rows(features, rows), rotated))
+    generated = answerer.generate(features, [question.prompt for question in questions])
+    is_held_out = np.array([question.text in held_out_texts for question in questions])
+    return score.model_copy(
+        update={
+            "circular": float(in_all.mean()),
+            **_parsed("official", official_choice, questions, generated),
+            **_parsed("strict", strict_choice, questions, generated),
+            "held_out_phrasing": float(right[is_held_out].mean()) if is_held_out.any() else None,
+        }
+    )
+
+
+def majority_choices(questions: Sequence[Question], training: Sequence[Question]) -> list[int]:
+    """For each question, the option that was the answer most often in training, for its attribute."""
+    counts = Counter((question.attribute, question.answer) for question in training)
+    return [
+        int(np.argmax([counts[question.attribute, option] for option in question.options])) for question in questions
+    ]
+
+
+def other_tunes(questions: Sequence[Question], seed: int) -> list[int]:
+    """For each question, the clip of a random other question, about another tune.
+
+    Raises:
+        DataError: all questions are about one tune.
+    """
+    tunes = np.array([question.tune for question in questions])
+    if len(set(tunes)) == 1:
+        raise DataError(f"benchmark: all questions are about the tune {str(tunes[0])!r}; at least two tunes are needed")
+    rng = np.random.default_rng(seed)
+    return [questions[int(rng.choice(np.flatnonzero(tunes != tune)))].clip for tune in tunes]
+
+
+def _score(questions: Sequence[Question], right: Bools) -> Score:
+    tunes = [question.tune for question in questions]
+    return Score(
+        questions=len(questions),
+        chance=float(np.mean([1 / len(question.options) for question in questions])),
+        interval=cluster_interval(right, tunes),
+        control_interval=cluster_interval(right, tunes, CONTROL_LEVEL),
+    )
+
+
+def _is_right(questions: Sequence[Question], probabilities: Sequence[OptionProbabilities]) -> Bools:
+    pairs = zip(questions, probabilities, strict=True)
+    return np.array([question.options[each.choice] == question.answer for question, each in pairs])
+
+
+def _parsed(
+    name: str,
+    parser: Callable[[str, Sequence[str]], int | None],
+    questions: Sequence[Question],
+    generated: Sequence[str],
+) -> Mapping[str, float]:
+    choices = [parser(text, question.options) for question, text in zip(questions, generated, strict=True)]
+    right = [
+        choice is not None and choice < len(question.options) and question.options[choice] == question.answer
+        for question, choice in zip(questions, choices, strict=True)
+    ]
+    parsed = [choice is not None for choice in choices]
+    return {f"{name}_parsed": float(np.mean(parsed)), f"{name}_accuracy": float(np.mean(right))}
+
+
+def _rows(features: Floats | None, rows: Sequence[int]) -> Floats | None:
+    return None if features is None else features[list(rows)]
