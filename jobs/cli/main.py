@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import api_keys, artifacts, generate, local_ray, models, pull, recipes, runs, serve, signing_keys, submit
+from jobs.cli import (
+    api_keys,
+    artifacts,
+    ask,
+    generate,
+    local_ray,
+    models,
+    pull,
+    recipes,
+    runs,
+    serve,
+    signing_keys,
+    submit,
+)
 from jobs.launch.ray_environment import bypass_proxies
 from tinymusician.errors import TinyMusicianError
 
@@ -36,7 +49,7 @@ for run_command in (runs.status, runs.logs, runs.stop):
     app.command(rich_help_panel=RUNS)(run_command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
 app.add_typer(signing_keys.app, name="signing-keys", rich_help_panel=ARTIFACTS)
-for play_command in (pull.pull, generate.generate, serve.serve):
+for play_command in (pull.pull, generate.generate, ask.ask, serve.serve):
     app.command(rich_help_panel=PLAYING)(play_command)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 

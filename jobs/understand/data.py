@@ -63,6 +63,7 @@ class UnderstandData:
         from tinymusician.house_band.tunes import TUNES, load_tunes
 
         if name not in self._splits:
+            self._context.run.report_progress(f"{name} clips", 0, 1)
             tunes = load_tunes(self.folder / TUNES)
             self._splits[name] = load_split(self.folder, tunes, name, self._count(name), SEED, EVERY_KEY)
         return self._splits[name]
@@ -90,6 +91,7 @@ class UnderstandData:
 
         if name not in self._spectra:
             split = self.split(name)
+            self._context.run.report_progress(f"{name} spectra", 0, 1)
             self._spectra[name] = load_spectra(
                 self.folder,
                 split.digest,

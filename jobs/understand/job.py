@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from jobs.understand.data import UnderstandData
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_training_driver
-from tinymusician.artifacts.manifest import publish
+from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
+from tinymusician.json_types import JsonObject
 from tinymusician.models.licence import HOUSE_BAND_LICENCE
 
 if TYPE_CHECKING:
@@ -46,37 +47,31 @@ def work(context: WorkerContext) -> None:
 
 
 def finish(context: WorkerContext) -> None:
-    """Score the trained model, and publish it with its questions."""
+    """Score the trained model, compress it into a bundle, score that, and publish both; the model has the questions."""
     from jobs.understand.benchmark import run_benchmark, run_probe
+    from jobs.understand.bundle import write_bundle
     from jobs.understand.stages import ANSWERS, trained_model
     from tinymusician.models.audio_lm_files import save_audio_lm
     from tinymusician.understand.questions import write_questions
 
     data, run = UnderstandData(context), context.run
-    run.report_progress("benchmark", 0, 2)
+    run.report_progress("probe", 0, 1)
     probe = run_probe(context, data)
-    run.report_progress("benchmark", 1, 2)
+    run.report_progress("benchmark", 0, 1)
     result = run_benchmark(context, data)
-    run.write_report(result)
     metrics = {"probe": probe, **_headline(result)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_audio_lm(folder, trained_model(context, data, ANSWERS), data.tokenizer.to_str())
         for split, file in QUESTIONS.items():
             write_questions(folder / file, data.questions(split))
-        record = context.record
-        manifest = publish(
-            run.store,
-            folder,
-            name=context.recipe.name,
-            kind="audio-lm",
-            recipe=record.recipe,
-            lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
-            metrics=metrics,
-            licence=HOUSE_BAND_LICENCE,
-        )
-    run.report_progress("benchmark", 2, 2)
-    run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
+        model = _publish(context, folder, "audio-lm", metrics)
+    with tempfile.TemporaryDirectory() as name:
+        search, score = write_bundle(context, data, Path(name), model.reference)
+        metrics |= {"bundle_accuracy": score.overall.interval.value, "bundle_size": search.chosen.size}
+        bundle = _publish(context, Path(name), "audio-lm-bundle", metrics)
+    run.write_report(result.model_copy(update={"bundle": score}))
+    run.write_result(RunResult(artifact=model.reference, metrics={**metrics, "bundle": bundle.reference}))
 
 
 def run(run_id: str) -> None:
@@ -84,7 +79,21 @@ def run(run_id: str) -> None:
     run_training_driver(RunStore(open_store(), run_id), work, finish)
 
 
-def _headline(result: BenchmarkResult) -> dict[str, float | None]:
+def _publish(context: WorkerContext, folder: Path, kind: str, metrics: JsonObject) -> Manifest:
+    record, suffix = context.record, "-bundle" if kind.endswith("-bundle") else ""
+    return publish(
+        context.run.store,
+        folder,
+        name=f"{context.recipe.name}{suffix}",
+        kind=kind,
+        recipe=record.recipe,
+        lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
+        metrics=metrics,
+        licence=HOUSE_BAND_LICENCE,
+    )
+
+
+def _headline(result: BenchmarkResult) -> JsonObject:
     """The figures of a model's score that thresholds and tables use."""
     score = result.model
     figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}

@@ -6,12 +6,15 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.ray_cluster import BIN, Ray, settings, tmctl, tmctl_json
 from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
+from tinymusician.house_band.skill_questions import PHRASINGS
 from tinymusician.recipe import load_recipe
 from tinymusician.understand.benchmark import BenchmarkResult
 from tinymusician.understand.questions import read_questions
@@ -256,6 +259,8 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
         "questions.open_questions=2",
         "questions.captions=2",
         "questions.benchmark_groups=3",
+        "compress.accuracy_budget=1",
+        "compress.block_size=16",
     )
     values = (*(f"understand.{value}" for value in short), "training.batch_size=2", "training.precision=float32")
     run = tmctl_json(ray, store, "submit", "understand", "band-mu", *settings(values), *TWO, "--name", "u")
@@ -272,3 +277,8 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     questions = read_questions(tmp_path / "out" / "hard.jsonl")
     assert len(questions) == result.model.overall.questions
     assert {"instrument", "tempo", "key"} <= {question.attribute for question in questions}
+    assert tmctl(ray, store, "pull", run["metrics"]["bundle"], "--to", str(tmp_path / "bundle")).returncode == 0
+    soundfile.write(tmp_path / "clip.flac", np.random.default_rng(0).normal(0, 0.1, 44_100), 22_050)
+    played = tmctl_json(ray, store, "ask", "--audio", str(tmp_path / "clip.flac"), "--model", str(tmp_path / "bundle"))
+    assert (played["model"], played["audio_seconds"], played["windows"]) == ("band-mu", 2.0, 1)
+    assert [answer["attribute"] for answer in played["answers"]] == list(PHRASINGS)

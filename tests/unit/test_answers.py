@@ -11,8 +11,9 @@ from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import cluster_interval
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.runtime.answers import OptionProbabilities, candidates, option_probabilities
 from tinymusician.understand.answer_task import AnswerTask, padded, question_set
-from tinymusician.understand.answering import OptionProbabilities, TorchAnswerer, candidates, option_probabilities
+from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.benchmark import majority_choices, other_tunes, score_choices, score_model
 from tinymusician.understand.features import noises
 from tinymusician.understand.questions import Question
@@ -167,7 +168,7 @@ def test_score_of_a_listener_and_of_what_hears_nothing(answerer: TorchAnswerer) 
 
 def test_probabilities_are_softmaxes_of_the_first_tokens() -> None:
     tokens = tokenizer()
-    answers = candidates(tokens, choice(0))
+    answers = candidates(tokens, COLOURS)
     assert answers.options == (2, 3, 4, 5)
     assert answers.prefix == ()
     logits = np.random.default_rng(0).normal(size=320).astype(np.float32)
@@ -187,7 +188,7 @@ def test_common_prefix_of_the_letters_is_passed() -> None:
             parts = [[1, vocabulary[text[2]]] if text.startswith(" (") else [5, 6] for text in texts]
             return [type("Ids", (), {"ids": ids}) for ids in parts]
 
-    answers = candidates(Words(), choice(0, ("red", "green")))  # type: ignore[arg-type]
+    answers = candidates(Words(), ("red", "green"))  # type: ignore[arg-type]
     assert answers == ((1,), (2, 3), (1,), 5)
     result = option_probabilities(np.zeros(7, np.float32), np.array([0, 0, 1, 0, 0, 0, 0], np.float32), answers)
     assert result.cannot_tell == 0.5

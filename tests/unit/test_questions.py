@@ -15,10 +15,10 @@ from tinymusician.house_band.skill_labels import attribute_labels, step_labels
 from tinymusician.house_band.skill_questions import QuestionCounts, caption_of, hard_questions, training_questions
 from tinymusician.house_band.skills import SKILLS, best_key
 from tinymusician.house_band.synth import Note
+from tinymusician.runtime.prompts import prompt_of
 from tinymusician.understand.questions import (
     Question,
     official_choice,
-    prompt_of,
     read_questions,
     strict_choice,
     write_questions,

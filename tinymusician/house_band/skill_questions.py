@@ -186,6 +186,11 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int) -> list[Questi
     return _numbered(questions)
 
 
+def attribute_questions() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """By attribute, its question and all possible answers, for a bundle's manifest."""
+    return {name: (PHRASINGS[name].texts[0], skill.answers) for name, skill in SKILLS.items()}
+
+
 def caption_of(clip: Clip) -> str:
     """The facts of a clip that can be heard, in one sentence."""
     where = f" in {value}" if (value := SKILLS["key"].value(clip)) is not None else ""

@@ -7,6 +7,9 @@ Groups:
     text            the text encoder's products                text_embedding  its table of tokens
     codec           the codec's decoder; its encoder, where a bundle has it, stays in float32
 
+Bundles that answer questions have the groups `encoder`, `projector`, `layers.N` and `embeddings`, which are the table
+of tokens and the head; the front end stays in float32.
+
 `lm_heads` are all heads together; as long as they share a precision, they are one product.
 """
 
@@ -25,7 +28,10 @@ from tinymusician.json_types import JsonObject
 from tinymusician.settings import Precision
 
 Method = Literal["rtn", "hqq"]
+_GROUPS = r"layers\.\d+|lm_heads(\.\d+)?|embeddings|cross|text|text_embedding|codec|encoder|projector"
 _TABLES = ("embeddings", "text_embedding", "codec")
+FRONT_END = "front_end"
+"""The group of an audio encoder's spectra, which are exact in every plan."""
 
 
 class PrecisionPlan(BaseModel):
@@ -58,7 +64,7 @@ class PrecisionPlan(BaseModel):
     @model_validator(mode="after")
     def _check_values(self) -> PrecisionPlan:
         for group, precision in self.groups.items():
-            if not re.fullmatch(r"layers\.\d+|lm_heads(\.\d+)?|embeddings|cross|text|text_embedding|codec", group):
+            if not re.fullmatch(_GROUPS, group):
                 raise ValueError(f"groups.{group}: no such group")
             if group == "codec" and precision not in ("float32", "float16"):
                 raise ValueError(
@@ -73,7 +79,7 @@ class PrecisionPlan(BaseModel):
 
     def of(self, group: str) -> Precision:
         """The precision of a group. An integer `default` is for products only, not for tables and the codec."""
-        if group == "codec_encoder":
+        if group in ("codec_encoder", FRONT_END):
             return "float32"
         for name in (group, "lm_heads" if group.startswith("lm_heads.") else group):
             if name in self.groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,6 +94,13 @@ class AnswerTrainingConfig(ConfigModel):
     text_only_steps: int = Field(0, ge=0, description="steps of a model of the same size without audio, as a control")
 
 
+class CompressConfig(ConfigModel):
+    """The bundle: the smallest plan whose accuracy on validation questions is within the budget of float32's."""
+
+    accuracy_budget: Positive = Field(0.01, description="largest loss of accuracy, as a share of the questions")
+    block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights per scale of int8 and int4")
+
+
 class UnderstandConfig(ConfigModel):
     """A model that answers questions about music: encoder, projector, language model, and how they are trained."""
 
@@ -102,3 +109,4 @@ class UnderstandConfig(ConfigModel):
     pretrain: EncoderTrainingConfig = EncoderTrainingConfig()
     questions: QuestionsConfig = QuestionsConfig()
     train: AnswerTrainingConfig = AnswerTrainingConfig()
+    compress: CompressConfig = CompressConfig()

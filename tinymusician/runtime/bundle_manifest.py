@@ -17,7 +17,18 @@ from tinymusician.artifacts.file_names import is_portable
 from tinymusician.config_model import ConfigModel, Count
 from tinymusician.json_types import JsonObject
 
-Role = Literal["text_encoder", "cross", "decoder", "codec_decoder", "codec_encoder", "tokenizer", "weights", "plan"]
+Role = Literal[
+    "text_encoder",
+    "cross",
+    "decoder",
+    "codec_decoder",
+    "codec_encoder",
+    "audio_encoder",
+    "lm",
+    "tokenizer",
+    "weights",
+    "plan",
+]
 
 
 class BundleFile(ConfigModel):

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinymusician.models.audio_lm import AudioLM
+from tinymusician.runtime.answers import TextTokenizer
+from tinymusician.runtime.prompts import CANNOT_TELL
 from tinymusician.training.task import Model, to_device
-from tinymusician.understand.questions import CANNOT_TELL, Question
-from tinymusician.understand.tokenizer import PAD_ID, TextTokenizer, TokenizedQuestions, tokenize
+from tinymusician.understand.questions import Question
+from tinymusician.understand.tokenizer import PAD_ID, TokenizedQuestions, tokenize
 
 Features = npt.NDArray[np.float16]
 _BATCHES_PER_BUCKET = 16

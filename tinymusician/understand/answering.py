@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +11,12 @@ import torch
 from torch import Tensor
 
 from tinymusician.models.audio_lm import AudioLM
-from tinymusician.understand.questions import CANNOT_TELL, LETTERS, Question
-from tinymusician.understand.tokenizer import END_ID, PAD_ID, TextTokenizer
+from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, candidates, option_probabilities
+from tinymusician.understand.questions import Question
+from tinymusician.understand.tokenizer import END_ID, PAD_ID
 
-Floats = npt.NDArray[np.float32]
 _BATCH = 64
 _LONGEST_ANSWER = 24
-
-
-class OptionProbabilities(NamedTuple):
-    """The probability of each option among the options, and that of "cannot tell" against all of them."""
-
-    options: tuple[float, ...]
-    cannot_tell: float
-
-    @property
-    def choice(self) -> int:
-        """The most probable option."""
-        return int(np.argmax(self.options))
 
 
 class Answerer(Protocol):
@@ -39,43 +27,6 @@ class Answerer(Protocol):
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         """The most probable answers, token by token."""
-
-
-class Candidates(NamedTuple):
-    """The tokens by which answers differ: the options' common `prefix`, and the token of each after it.
-
-    `cannot_tell` is the first token of that answer, where the options begin with `first`.
-    """
-
-    prefix: tuple[int, ...]
-    options: tuple[int, ...]
-    first: tuple[int, ...]
-    cannot_tell: int
-
-
-def candidates(tokenizer: TextTokenizer, question: Question) -> Candidates:
-    """The first tokens of a question's possible answers: its letters, or yes and no."""
-    answers = [f"({letter})" for letter in LETTERS[: len(question.options)]] or ["yes", "no"]
-    texts = [f" {answer}" for answer in (*answers, CANNOT_TELL)]
-    *options, unable = (encoded.ids for encoded in tokenizer.encode_batch(texts))
-    length = 0
-    while len({ids[length] for ids in options}) == 1:
-        length += 1
-    following = tuple(ids[length] for ids in options)
-    return Candidates(tuple(options[0][:length]), following, tuple({ids[0]: 0 for ids in options}), unable[0])
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities over the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
-
-
-def option_probabilities(first: Floats, following: Floats, answers: Candidates) -> OptionProbabilities:
-    """Probabilities from the logits after the prompt, and after prompt and prefix, both [vocabulary]."""
-    options = softmax(following[list(answers.options)])
-    joint = softmax(first[[*answers.first, answers.cannot_tell]])
-    return OptionProbabilities(tuple(options.tolist()), float(joint[-1]))
 
 
 class TorchAnswerer:
@@ -93,7 +44,7 @@ class TorchAnswerer:
         results: list[OptionProbabilities] = []
         for start in range(0, len(questions), _BATCH):
             batch = questions[start : start + _BATCH]
-            answers = [candidates(self._tokenizer, question) for question in batch]
+            answers = [candidates(self._tokenizer, question.options) for question in batch]
             prompts, rows = self._encode([question.prompt for question in batch]), _rows(features, start, len(batch))
             first = following = self._next_logits(rows, prompts)
             if any(each.prefix for each in answers):

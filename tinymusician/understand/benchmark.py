@@ -17,8 +17,10 @@ import numpy.typing as npt
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
 from tinymusician.evaluate.bootstrap import Interval, cluster_interval
-from tinymusician.understand.answering import Answerer, Floats, OptionProbabilities
-from tinymusician.understand.questions import LETTERS, Question, official_choice, strict_choice
+from tinymusician.runtime.answers import Floats, OptionProbabilities
+from tinymusician.runtime.prompts import LETTERS
+from tinymusician.understand.answering import Answerer
+from tinymusician.understand.questions import Question, official_choice, strict_choice
 
 CONTROL_LEVEL = 0.99
 """The level of the interval in which chance must be, for a control."""
@@ -69,6 +71,7 @@ class BenchmarkResult(Document):
     tunes: int
     model: SystemScore
     controls: tuple[SystemScore, ...]
+    bundle: SystemScore | None = None
 
 
 def score_choices(name: str, questions: Sequence[Question], choices: Sequence[int]) -> SystemScore:

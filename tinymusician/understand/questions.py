@@ -15,13 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
+from tinymusician.runtime.prompts import LEAD_IN, LETTERS, option_text, prompt_of
 
 Format = Literal["choice", "yes_no", "open", "caption"]
-LETTERS = "ABCDEFGH"
-MAX_OPTIONS = len(LETTERS)
-LEAD_IN = "The correct answer is:"
-CANNOT_TELL = "cannot tell"
-"""The answer where there is no music to judge: silence or noise."""
 
 
 class Question(Document):
@@ -60,19 +56,6 @@ class Question(Document):
         """The question with its options moved `by` places to the front."""
         moved = self.options[by:] + self.options[:by]
         return self.model_copy(update={"options": moved})
-
-
-def prompt_of(text: str, options: Sequence[str] = ()) -> str:
-    """A question as a model reads it; with options, in MuChoMusic's form (mulab-mir/muchomusic, prepare_prompts)."""
-    if not options:
-        return f"Question: {text}\n Answer:"
-    listed = " ".join(option_text(options, index) for index in range(len(options)))
-    return f"Question: {text}\n Options: {listed} \n {LEAD_IN}"
-
-
-def option_text(options: Sequence[str], index: int) -> str:
-    """An option as it stands in the prompt and in the answer, such as `(B) flute`."""
-    return f"({LETTERS[index]}) {options[index]}"
 
 
 def official_choice(output: str, options: Sequence[str]) -> int | None:

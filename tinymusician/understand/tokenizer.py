@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
 
-from tinymusician.understand.questions import LETTERS
+from tinymusician.runtime.answers import TextTokenizer
+from tinymusician.runtime.prompts import LETTERS
 
 END, PAD = "<end>", "<pad>"
 END_ID, PAD_ID = 0, 1
-
-
-class TextTokenizer(Protocol):
-    """What is used of a tokenizer of the `tokenizers` library."""
-
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[TokenizedText]: ...
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-
-
-class TokenizedText(Protocol):
-    """The tokens of a text."""
-
-    ids: list[int]
 
 
 class TokenizedQuestions(NamedTuple):

@@ -1,0 +1,69 @@
+"""The bundle of an understand job: its plan is chosen by accuracy on validation questions, its score is the test's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jobs.understand.data import UnderstandData
+from jobs.understand.stages import ANSWERS, trained_model
+from jobs.worker.context import WorkerContext
+from tinymusician.house_band.skill_questions import attribute_questions
+from tinymusician.models.licence import HOUSE_BAND_LICENCE
+from tinymusician.models.spectral_front_end import RATE
+from tinymusician.quantize.audio_lm_bundle import BundleFacts, front_end_difference, write_graphs, write_manifest
+from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
+from tinymusician.understand.benchmark import SystemScore, score_probabilities
+from tinymusician.understand.bundle_answerer import BundleAnswerer
+from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan
+
+_PARITY_CLIPS = 8
+
+
+def write_bundle(
+    context: WorkerContext, data: UnderstandData, folder: Path, source: str
+) -> tuple[PlanSearch, SystemScore]:
+    """Write the bundle of the trained model, whose artifact is `source`; returns the plan's search and its score.
+
+    Raises:
+        PlanError: every plan loses more accuracy than the recipe allows.
+    """
+    config, run = data.config.compress, context.run
+    model, tokenizer = trained_model(context, data, ANSWERS), data.tokenizer.to_str()
+    clips = data.split("validation").audio(slice(None))
+    scorer = PlanScorer(model, tokenizer, clips, data.questions("validation"), context.threads)
+    base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
+    search = search_plan(
+        scorer, base, config.accuracy_budget, lambda done, total: run.report_progress("sensitivity", done, total)
+    )
+    write_graphs(model, search.plan, tokenizer, folder)
+    facts = BundleFacts(
+        name=context.recipe.name,
+        window_seconds=clips.shape[1] / RATE,
+        questions=[
+            AttributeQuestion(attribute=name, text=text, options=options)
+            for name, (text, options) in attribute_questions().items()
+        ],
+        parity={
+            "spectra": front_end_difference(model, clips[:_PARITY_CLIPS]),
+            "validation_accuracy": {"float32": search.float32.accuracy, "bundle": search.chosen.accuracy},
+        },
+        cost={"graph_bytes": search.chosen.size},
+        licence=HOUSE_BAND_LICENCE,
+        lineage={"run": run.id, "model": source},
+    )
+    write_manifest(model, search.plan, folder, facts)
+    return search, _score(context, data, folder)
+
+
+def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> SystemScore:
+    """The bundle's score on the hard questions, from audio to answer."""
+    questions, clips = data.questions("test"), data.split("test")
+    answerer = BundleAnswerer(folder, context.threads)
+    rows = sorted({question.clip for question in questions})
+    embeddings = answerer.embed(clips.audio(np.array(rows)))
+    row_of = {clip: index for index, clip in enumerate(rows)}
+    features = embeddings[[row_of[question.clip] for question in questions]]
+    return score_probabilities("bundle", questions, answerer.probabilities(features, questions))

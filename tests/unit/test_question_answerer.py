@@ -1,0 +1,227 @@
+"""The engine that answers questions: against PyTorch, in windows, with its refusals; and the bundle it plays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.test_answers import COLOURS, choice
+from tinymusician.errors import BundleError, RequestError
+from tinymusician.models.audio_encoder import AudioEncoderShape
+from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
+from tinymusician.quantize.audio_lm_bundle import (
+    BundleFacts,
+    front_end_difference,
+    group_of,
+    write_graphs,
+    write_manifest,
+)
+from tinymusician.quantize.precision import PrecisionPlan, load_plan
+from tinymusician.runtime.answers import softmax
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
+from tinymusician.runtime.question_answerer import (
+    QuestionAnswerer,
+    check_question,
+    split_windows,
+)
+from tinymusician.understand.answering import TorchAnswerer
+from tinymusician.understand.tokenizer import train_tokenizer
+
+MANY = tuple(f"shade {number}" for number in range(12))
+QUESTIONS = (
+    AttributeQuestion(attribute="colour", text="Which?", options=COLOURS),
+    AttributeQuestion(attribute="shade", text="Which shade?", options=MANY),
+)
+TEXTS = [choice(0).prompt, " (A) red", "Is it red?", " yes", " no", *(f" {shade}" for shade in MANY), " cannot tell"]
+TOKENIZER = train_tokenizer(TEXTS, 320)
+
+
+def new_model() -> AudioLM:
+    torch.manual_seed(0)
+    front_end = FrontEndConfig(Scale(-9, 4), Scale(-12, 4))
+    encoder = AudioEncoderShape(32, 1, 2, 64, 62, front_end)
+    lm = LanguageModelShape(vocabulary=320, width=32, layers=2, heads=4, key_value_heads=2, feed_forward=64)
+    model = AudioLM(AudioLMShape(encoder, 32, lm)).eval()
+    for parameter in model.parameters():
+        parameter.data *= 3  # probabilities that are not all alike
+    return model
+
+
+def write_bundle(folder: Path, model: AudioLM, plan: PrecisionPlan) -> Path:
+    write_graphs(model, plan, TOKENIZER.to_str(), folder)
+    facts = BundleFacts("tiny-mu", 1.0, QUESTIONS, {}, {}, "Apache-2.0", {})
+    write_manifest(model, plan, folder, facts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> AudioLM:
+    return new_model()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, model: AudioLM) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"), model, load_plan("float32"))
+
+
+@pytest.fixture(scope="module")
+def answerer(bundle: Path) -> QuestionAnswerer:
+    return QuestionAnswerer(bundle, threads=1)
+
+
+def wave(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
+
+
+def torch_features(model: AudioLM, clip: np.ndarray) -> np.ndarray:
+    return TorchAnswerer(model, TOKENIZER).features(clip[None])
+
+
+def test_front_end_is_pytorchs(model: AudioLM) -> None:
+    assert front_end_difference(model, wave(1.0)[None]) < 1e-4
+
+
+def test_letters_are_averaged_over_all_rotations(model: AudioLM, answerer: QuestionAnswerer) -> None:
+    answer = answerer.ask(answerer.read(wave(1.0)), "Which?", COLOURS)
+    features = np.repeat(torch_features(model, wave(1.0)), 4, 0)
+    rotated = [choice(0).rotated(by) for by in range(4)]
+    results = TorchAnswerer(model, TOKENIZER).probabilities(features, rotated)
+    weights = np.array([1 - result.cannot_tell for result in results])
+    logs = np.log(
+        [[result.options[q.options.index(c)] for c in COLOURS] for q, result in zip(rotated, results, strict=True)]
+    )
+    expected = softmax(np.asarray(weights @ logs / weights.sum()))
+    np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
+    assert answer.cannot_tell == pytest.approx(np.mean([result.cannot_tell for result in results]), abs=1e-4)
+    assert [option.text for option in answer.options] == list(COLOURS)
+
+
+def test_many_options_are_judged_by_their_texts(model: AudioLM, answerer: QuestionAnswerer) -> None:
+    """The log-likelihood of every text with its end, against PyTorch's over the whole sequence."""
+    answer = answerer.ask(answerer.read(wave(1.0)), "Which shade?", MANY)
+    features = torch.from_numpy(torch_features(model, wave(1.0)))
+    prompt = TOKENIZER.encode("Question: Which shade?\n Answer:").ids
+    totals = []
+    for shade in MANY:
+        text = [*TOKENIZER.encode(f" {shade}").ids, 0]
+        ids = torch.tensor([[*prompt, *text]])
+        is_text = torch.tensor([[False] * len(prompt) + [True] * len(text)])
+        with torch.no_grad():
+            logs = model(features, ids, is_text).log_softmax(-1)
+        totals.append(logs[range(len(text)), text].sum().item())
+    expected = softmax(np.array(totals, np.float32))
+    np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
+
+
+def test_free_text_is_the_greedy_one(model: AudioLM, answerer: QuestionAnswerer) -> None:
+    answer = answerer.ask(answerer.read(wave(1.0)), "Is it red?")
+    expected = TorchAnswerer(model, TOKENIZER).generate(
+        torch_features(model, wave(1.0)), ["Question: Is it red?\n Answer:"]
+    )
+    assert expected[0].startswith(answer.answer[:20])
+    assert answer.options == ()
+
+
+def test_question_of_the_bundle_brings_its_options(answerer: QuestionAnswerer) -> None:
+    audio = answerer.read(wave(1.0))
+    assert answerer.ask(audio, "which") == answerer.ask(audio, "which", COLOURS)
+    attributes = [answer.attribute for answer in answerer.ask_all(audio)]
+    assert attributes == ["colour", "shade"]
+
+
+def test_windows_cover_everything() -> None:
+    assert split_windows(10, 16) == [(0, 10)]
+    assert split_windows(32, 16) == [(0, 16), (16, 32)]
+    assert split_windows(40, 16) == [(0, 16), (16, 32), (24, 40)]
+
+
+def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> None:
+    pieces = [wave(1.0, seed) for seed in range(10)]
+    audio = answerer.read(np.concatenate(pieces))
+    assert (audio.heading.windows, audio.heading.audio_seconds) == (10, 10.0)
+    answer = answerer.ask(audio, "Which shade?", MANY)
+    alone = [answerer.ask(answerer.read(piece), "Which shade?", MANY) for piece in pieces]
+    logs = np.log([[option.probability for option in each.options] for each in alone])
+    weights = np.array([1 - each.cannot_tell for each in alone])
+    expected = softmax(np.asarray(weights @ logs / weights.sum()))
+    np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (wave(0.1), "audio: lasts 0.1 s; 0.5 to 600 s are allowed"),
+        (np.zeros(16_000 * 601, np.float32), "audio: lasts 601 s"),
+        (np.full(16_000, np.nan, np.float32), "not finite"),
+    ],
+)
+def test_unusable_audio_is_refused(answerer: QuestionAnswerer, samples: np.ndarray, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        answerer.read(samples)
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "message"),
+    [
+        (" ", (), "question: is empty"),
+        ("a" * 501, (), "question: 501 characters; at most 500"),
+        ("Which?", ("red",), "options: 1; 2 to 50 are allowed, or none"),
+        ("Which?", tuple(str(n) for n in range(60)), "options: 60; 2 to 50"),
+        ("Which?", ("red", " Red"), "options: 'red' is there twice"),
+        ("Which?", ("red", " "), "options: one is empty"),
+    ],
+)
+def test_unusable_questions_are_refused(question: str, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        check_question(question, options)
+
+
+def test_int8_is_smaller_and_near(tmp_path: Path, model: AudioLM, bundle: Path, answerer: QuestionAnswerer) -> None:
+    plan = PrecisionPlan(name="mu", default="int8", groups={"embeddings": "int8"}, block_size=32)
+    small = write_bundle(tmp_path, model, plan)
+    sizes = [(folder / "lm.onnx").stat().st_size for folder in (small, bundle)]
+    assert sizes[0] < 0.5 * sizes[1]
+    one, other = (each.ask(each.read(wave(1.0)), "Which?", COLOURS) for each in (QuestionAnswerer(small), answerer))
+    for first, second in zip(one.options, other.options, strict=True):
+        assert first.probability == pytest.approx(second.probability, abs=0.1)
+
+
+def test_groups_of_nodes() -> None:
+    nodes = ("layers.1.attention.q", "logits", "embed_tokens", "projector.linear1", "spectrum.products", "mel")
+    assert [group_of(node) for node in nodes] == [
+        "layers.1",
+        "embeddings",
+        "embeddings",
+        "projector",
+        "front_end",
+        "front_end",
+    ]
+    assert group_of("audio_encoder.student_encoder.blocks.0.mlp.fc1") == "encoder"
+
+
+def test_altered_file_is_not_loaded(tmp_path: Path, model: AudioLM) -> None:
+    folder = write_bundle(tmp_path, model, load_plan("float32"))
+    content = bytearray((folder / "lm.onnx").read_bytes())
+    content[100] ^= 1
+    (folder / "lm.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"lm\.onnx was altered"):
+        QuestionAnswerer(folder)
+
+
+def test_bundle_of_another_kind_is_named(tmp_path: Path, bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
+        open_audio_lm(tmp_path)
+    from tinymusician.runtime.bundle import PACKAGED
+
+    with pytest.raises(BundleError, match="generates music; one that answers questions is needed"):
+        open_audio_lm(PACKAGED / "band-small")
+    content = json.loads((bundle / "manifest.json").read_text())
+    content["files"] = [file for file in content["files"] if file["role"] != "lm"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="0 files with role 'lm'"):
+        open_audio_lm(tmp_path)

@@ -1,0 +1,99 @@
+"""A bundle that answers questions: two graphs, a tokenizer, and a manifest.
+
+    manifest.json        architecture, the questions about every attribute, size and SHA-256 of every file
+    audio_encoder.onnx   audio to embeddings       lm.onnx   embeddings and tokens to the next token's logits
+    tokenizer.json       text to token ids
+
+A file whose bytes differ from the manifest's is not loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from tinymusician.config_model import ConfigModel, Count, Positive
+from tinymusician.errors import BundleError
+from tinymusician.json_types import JsonObject
+from tinymusician.runtime.bundle import FORMAT, MANIFEST, check_file
+from tinymusician.runtime.bundle_manifest import BundleFile, Role
+
+AUDIO_LM_ROLES: tuple[Role, ...] = ("audio_encoder", "lm", "tokenizer")
+
+
+class AudioLMArchitecture(ConfigModel):
+    """The dimensions that a player needs. `end` separates audio and prompt, and ends answers.
+
+    `window_seconds` is the length of the training clips; longer audio is judged in windows of it.
+    """
+
+    sampling_rate: Count
+    window_seconds: Positive
+    vocabulary: Count
+    width: Count
+    layers: Count
+    key_value_heads: Count
+    head_width: Count
+    end: int = Field(ge=0)
+
+
+class AttributeQuestion(ConfigModel):
+    """The question about an attribute, with all possible answers."""
+
+    attribute: str
+    text: str
+    options: tuple[str, ...] = Field(min_length=2)
+
+
+class AudioLMManifest(ConfigModel):
+    """The manifest of a bundle that answers questions."""
+
+    format: int
+    kind: Literal["audio-lm"] = "audio-lm"
+    name: str
+    files: tuple[BundleFile, ...]
+    architecture: AudioLMArchitecture
+    questions: tuple[AttributeQuestion, ...]
+    providers: tuple[str, ...]
+    minimum_memory: int = Field(ge=0)
+    parity: JsonObject
+    cost: JsonObject
+    licence: str
+    lineage: JsonObject
+
+    @model_validator(mode="after")
+    def _has_each_file_once(self) -> Self:
+        roles = [file.role for file in self.files]
+        for role in AUDIO_LM_ROLES:
+            if roles.count(role) != 1:
+                raise ValueError(f"{roles.count(role)} files with role {role!r}; exactly one is needed")
+        return self
+
+    def file(self, role: Role) -> str:
+        """The path of the file with a role."""
+        return next(file.path for file in self.files if file.role == role)
+
+
+def open_audio_lm(folder: Path) -> AudioLMManifest:
+    """Read the manifest of a bundle, and check every file against it.
+
+    Raises:
+        BundleError: the manifest is missing, invalid or of another kind, or a file is missing or altered.
+    """
+    try:
+        manifest = AudioLMManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {MANIFEST} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if any(one["loc"] == ("sampling",) for one in error.errors()):
+            raise BundleError(f"bundle {folder}: generates music; one that answers questions is needed") from None
+        where = ".".join(str(key) for key in problem["loc"]) or "content"
+        raise BundleError(f"bundle {folder}: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+    if manifest.format != FORMAT:
+        raise BundleError(f"bundle {folder}: format {manifest.format}; this version reads format {FORMAT}")
+    for file in manifest.files:
+        check_file(folder, file)
+    return manifest

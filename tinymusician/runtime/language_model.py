@@ -1,0 +1,84 @@
+"""A causal language model in ONNX Runtime, with its cache: prefill, continuation of a common prefix, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tinymusician.runtime.audio_lm_bundle import AudioLMArchitecture
+from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.session import Array, Session
+
+Floats = npt.NDArray[np.float32]
+
+
+class LMState(NamedTuple):
+    """What has been read: keys and values by the name of their input, and the next token's logits [B, V]."""
+
+    cache: dict[str, Array]
+    logits: Floats
+
+
+class LanguageModel:
+    """The `lm` graph of a bundle."""
+
+    def __init__(self, session: Session, shape: AudioLMArchitecture) -> None:
+        self._session, self._shape = session, shape
+        self._outputs = [value.name for value in session.get_outputs()]
+
+    def read_audio(self, embeddings_BTW: Floats) -> LMState:
+        """Read clips and the separator after them."""
+        batch, shape = len(embeddings_BTW), self._shape
+        empty = np.zeros((batch, shape.key_value_heads, 0, shape.head_width), np.float32)
+        cache = {f"past_{kind}.{layer}": empty for layer in range(shape.layers) for kind in ("key", "value")}
+        return self._run(embeddings_BTW, np.full((batch, 1), shape.end, np.int64), cache)
+
+    def read_text(self, state: LMState, ids: Sequence[int]) -> LMState:
+        """Read the same tokens after every row of a state."""
+        return self._extend(state, np.tile(np.array(ids, np.int64), (len(state.logits), 1)))
+
+    def log_likelihoods(self, state: LMState, texts: Sequence[Sequence[int]]) -> Floats:
+        """The log-likelihood of each text, with the end token, after each row of a state, [B, texts]."""
+        rows, count = len(state.logits), len(texts)
+        each = LMState({name: np.repeat(value, count, 0) for name, value in state.cache.items()}, state.logits)
+        tokens = [[*text, self._shape.end] for text in texts]
+        totals = np.zeros((rows, count), np.float32)
+        logits = np.repeat(state.logits, count, 0)
+        for depth in range(max(map(len, tokens))):
+            column = np.array([text[depth] if depth < len(text) else self._shape.end for text in tokens], np.int64)
+            log = log_softmax(logits)[np.arange(rows * count), np.tile(column, rows)].reshape(rows, count)
+            totals += np.where([depth < len(text) for text in tokens], log, 0).astype(np.float32)
+            if depth + 1 < max(map(len, tokens)):
+                each = self._extend(each, np.tile(column, rows)[:, None])
+                logits = each.logits
+        return totals
+
+    def write(self, state: LMState, limit: int) -> list[int]:
+        """The most probable tokens after the first row of a state, up to the end token."""
+        tokens: list[int] = []
+        state = LMState({name: value[:1] for name, value in state.cache.items()}, state.logits[:1])
+        while len(tokens) < limit and (token := int(state.logits[0].argmax())) != self._shape.end:
+            tokens.append(token)
+            state = self._extend(state, np.array([[token]], np.int64))
+        return tokens
+
+    def _extend(self, state: LMState, ids_BL: Array) -> LMState:
+        return self._run(np.zeros((len(ids_BL), 0, self._shape.width), np.float32), ids_BL, state.cache)
+
+    def _run(self, embeddings: Floats, ids: Array, cache: dict[str, Array]) -> LMState:
+        try:
+            values = self._session.run(None, {"embeddings": embeddings, "ids": ids, **cache})
+        except Exception as error:  # ONNX Runtime's exceptions
+            raise as_engine_error("the language model", error) from error
+        outputs = dict(zip(self._outputs, values, strict=True))
+        logits = outputs.pop("logits")
+        return LMState({name.replace("present", "past"): value for name, value in outputs.items()}, logits)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Log-probabilities over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)

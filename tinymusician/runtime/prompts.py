@@ -1,0 +1,24 @@
+"""The text of a question as a model reads it, and the forms of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGH"
+MAX_LETTERS = len(LETTERS)
+LEAD_IN = "The correct answer is:"
+CANNOT_TELL = "cannot tell"
+"""The answer where there is no music to judge: silence or noise."""
+
+
+def prompt_of(text: str, options: Sequence[str] = ()) -> str:
+    """A question as a model reads it; with options, in MuChoMusic's form (mulab-mir/muchomusic, prepare_prompts)."""
+    if not options:
+        return f"Question: {text}\n Answer:"
+    listed = " ".join(option_text(options, index) for index in range(len(options)))
+    return f"Question: {text}\n Options: {listed} \n {LEAD_IN}"
+
+
+def option_text(options: Sequence[str], index: int) -> str:
+    """An option as it stands in the prompt and in the answer, such as `(B) flute`."""
+    return f"({LETTERS[index]}) {options[index]}"

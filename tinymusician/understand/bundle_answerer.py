@@ -1,0 +1,55 @@
+"""A bundle as an `Answerer` of the benchmark: the same graphs and tokens that devices use, one question at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinymusician.runtime.answers import Floats, OptionProbabilities, candidates, option_probabilities
+from tinymusician.runtime.language_model import LMState
+from tinymusician.runtime.question_answerer import QuestionAnswerer
+from tinymusician.understand.questions import Question
+
+_CLIPS_AT_ONCE = 16
+_LONGEST_ANSWER = 24
+
+
+class BundleAnswerer:
+    """A bundle; its `features` are the embeddings that the language model reads."""
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self._player = QuestionAnswerer(folder, threads)
+        self._read: tuple[bytes, LMState] | None = None
+
+    def embed(self, waves_BN: Floats) -> Floats:
+        """The embeddings of clips of equal length, [B, T, W]."""
+        parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIPS_AT_ONCE))
+        return np.concatenate([self._player.embed(part) for part in parts])
+
+    def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
+        assert features is not None, "a bundle has audio"
+        player, results = self._player, []
+        for clip, question in zip(features, questions, strict=True):
+            answers = candidates(player.tokenizer, question.options)
+            first = player.lm.read_text(self._state(clip), player.tokenizer.encode(question.prompt).ids)
+            following = player.lm.read_text(first, answers.prefix) if answers.prefix else first
+            results.append(option_probabilities(first.logits[0], following.logits[0], answers))
+        return results
+
+    def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
+        assert features is not None, "a bundle has audio"
+        player, texts = self._player, []
+        for clip, prompt in zip(features, prompts, strict=True):
+            state = player.lm.read_text(self._state(clip), player.tokenizer.encode(prompt).ids)
+            tokens = player.lm.write(state, _LONGEST_ANSWER)
+            texts.append(player.tokenizer.decode(tokens, skip_special_tokens=False).strip())
+        return texts
+
+    def _state(self, clip_TW: Floats) -> LMState:
+        """The state after a clip; that of the last clip is remembered."""
+        content = clip_TW.tobytes()
+        if self._read is None or self._read[0] != content:
+            self._read = content, self._player.lm.read_audio(clip_TW[None])
+        return self._read[1]
