@@ -16,6 +16,7 @@ from jobs.cli import (
     api_keys,
     artifacts,
     ask,
+    benchmark,
     generate,
     local_ray,
     models,
@@ -49,7 +50,7 @@ for run_command in (runs.status, runs.logs, runs.stop):
     app.command(rich_help_panel=RUNS)(run_command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
 app.add_typer(signing_keys.app, name="signing-keys", rich_help_panel=ARTIFACTS)
-for play_command in (pull.pull, generate.generate, ask.ask, serve.serve):
+for play_command in (pull.pull, generate.generate, ask.ask, benchmark.benchmark, serve.serve):
     app.command(rich_help_panel=PLAYING)(play_command)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
 

@@ -108,7 +108,12 @@ def _result_text(run: RunStore, summary: RunSummary) -> str:
             f"plan {metrics['plan']}: {metrics['size'] / 1e6:.1f} MB, {metrics['share_of_float32']:.3f} of float32, "
             f"KL {max(metrics['kl_per_codebook']):.4g} nats per code in the worst codebook"
         )
-    if summary.kind in ("evaluate", "quantize", "sweep") and metrics:
+    if summary.kind == "understand" and metrics:
+        lines.append(
+            f"accuracy {metrics['accuracy']:.3f} on the hard questions, {metrics['circular']:.3f} in all rotations; "
+            f"bundle {metrics['bundle']}: {metrics['bundle_accuracy']:.3f}, {metrics['bundle_size'] / 1e6:.1f} MB"
+        )
+    if summary.kind in ("evaluate", "quantize", "sweep", "understand") and metrics:
         lines.append(f"report {run.report_location()} in the store")
     return "\n".join(lines)
 

@@ -67,6 +67,8 @@ FIELDS = (
     InputField("evaluate.embedding.model", MODEL, _EVALUATING),
     InputField("evaluate.embedding.checkpoint", FILE, _EVALUATING),
     InputField("evaluate.embedding.tokenizer", FOLDER, _EVALUATING),
+    InputField("understand.encoder.model", MODEL, ("understand",)),
+    InputField("understand.teacher.model", MODEL, ("understand",)),
 )
 Section = TypeVar("Section", bound=BaseModel)
 _Change = Callable[[InputField, str], str]

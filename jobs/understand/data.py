@@ -5,6 +5,7 @@ Each node renders and computes them once, in its cache.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.models.audio_encoder import AudioEncoder
-    from tinymusician.models.audio_lm import AudioLMShape
+    from tinymusician.models.audio_lm import AudioLM, AudioLMShape
     from tinymusician.models.spectral_front_end import FrontEndConfig
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.attribute_task import LabelledSpectra
@@ -69,11 +70,29 @@ class UnderstandData:
         return self._splits[name]
 
     @cached_property
+    def teacher(self) -> AudioLM | None:
+        """The model whose answers are learnt, if the recipe names one."""
+        from tinymusician.models.audio_lm_files import load_audio_lm, model_folder
+
+        return None if self.config.teacher is None else load_audio_lm(model_folder(self.config.teacher.model))
+
+    @cached_property
+    def given_encoder(self) -> AudioEncoder | None:
+        """The teacher's encoder, or the one that the recipe names; None if it is to be trained."""
+        from tinymusician.models.audio_lm_files import load_encoder
+
+        if self.teacher is not None:
+            return self.teacher.audio_encoder
+        return None if self.config.encoder.model is None else load_encoder(self.config.encoder.model)
+
+    @cached_property
     def front_end(self) -> FrontEndConfig:
-        """MATPAC++'s front end, or one with a pitch channel and the scales of this corpus."""
+        """That of a given encoder; else MATPAC++'s, or one with a pitch channel and the scales of this corpus."""
         from tinymusician.models.spectral_front_end import FrontEndConfig
         from tinymusician.understand.spectra import measure_scales
 
+        if self.given_encoder is not None:
+            return self.given_encoder.shape.front_end
         if not self.config.encoder.pitch_channel:
             return FrontEndConfig()
         return measure_scales(self.split("validation").audio(slice(0, _SCALE_CLIPS)))
@@ -83,7 +102,12 @@ class UnderstandData:
         """The shapes of all components."""
         from jobs.understand.shapes import audio_lm_shape
 
-        return audio_lm_shape(self.config, self.front_end)
+        shape, teacher = audio_lm_shape(self.config, self.front_end), self.teacher
+        if self.given_encoder is not None:
+            shape = replace(shape, audio_encoder=self.given_encoder.shape)
+        return (
+            shape if teacher is None else replace(shape, lm=replace(shape.lm, vocabulary=teacher.shape.lm.vocabulary))
+        )
 
     def spectra(self, name: Split) -> Spectra:
         """The normalized spectra of a split."""
@@ -140,9 +164,14 @@ class UnderstandData:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, learnt from the training questions."""
+        """The teacher's tokenizer, or one that is learnt from the training questions."""
+        from tokenizers import Tokenizer
+
+        from tinymusician.models.audio_lm_files import TOKENIZER, model_folder
         from tinymusician.understand.tokenizer import train_tokenizer
 
+        if self.config.teacher is not None:
+            return Tokenizer.from_file(str(model_folder(self.config.teacher.model) / TOKENIZER))
         questions = self.questions("train")
         texts = [text for question in questions for text in (question.prompt, f" {question.target}")]
         return train_tokenizer(texts, self.config.language_model.vocabulary)

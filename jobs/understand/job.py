@@ -34,11 +34,12 @@ def work(context: WorkerContext) -> None:
     from jobs.understand.stages import ANSWERS, TEXT_ONLY, train_answers, train_attributes, train_encoder
 
     data = UnderstandData(context)
-    train_encoder(context, data)
-    _end_stage(context)
-    if data.config.pretrain.tune_steps:
-        train_attributes(context, data)
+    if data.given_encoder is None:
+        train_encoder(context, data)
         _end_stage(context)
+        if data.config.pretrain.tune_steps:
+            train_attributes(context, data)
+            _end_stage(context)
     train_answers(context, data, ANSWERS)
     _end_stage(context)
     if data.config.train.text_only_steps:
@@ -53,6 +54,7 @@ def finish(context: WorkerContext) -> None:
     from jobs.understand.stages import ANSWERS, trained_model
     from tinymusician.models.audio_lm_files import save_audio_lm
     from tinymusician.understand.questions import write_questions
+    from tinymusician.understand.report import html_report, markdown_report
 
     data, run = UnderstandData(context), context.run
     run.report_progress("probe", 0, 1)
@@ -70,7 +72,9 @@ def finish(context: WorkerContext) -> None:
         search, score = write_bundle(context, data, Path(name), model.reference)
         metrics |= {"bundle_accuracy": score.overall.interval.value, "bundle_size": search.chosen.size}
         bundle = _publish(context, Path(name), "audio-lm-bundle", metrics)
-    run.write_report(result.model_copy(update={"bundle": score}))
+    result = result.model_copy(update={"bundle": score})
+    run.write_report(result)
+    run.write_rendered_report(html_report(result, context.recipe.name), markdown_report(result))
     run.write_result(RunResult(artifact=model.reference, metrics={**metrics, "bundle": bundle.reference}))
 
 

@@ -12,11 +12,11 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.stage import TrainingStage, train, trainer_config
 from tinymusician.house_band.skill_labels import CLASSES, STEP_CLASSES
 from tinymusician.models.audio_encoder import AudioEncoder
-from tinymusician.models.audio_lm import AudioLM
+from tinymusician.models.audio_lm import AudioLM, copy_layers
 from tinymusician.models.audio_lm_files import round_weights
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, with_prefix
-from tinymusician.understand.answer_task import AnswerTask, QuestionSet, question_set
+from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, QuestionSet, question_set
 from tinymusician.understand.attribute_task import AttributeTask
 from tinymusician.understand.masked_prediction import MaskedPredictionConfig
 from tinymusician.understand.pretrain_task import MaskedPredictionTask
@@ -78,6 +78,8 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
 
 def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncoder:
     """The encoder that the answers are trained on, rounded to float16 as it is shipped."""
+    if data.given_encoder is not None:
+        return data.given_encoder.to(context.device).eval()
     stage = ATTRIBUTES if data.config.pretrain.tune_steps else ENCODER
     encoder = AudioEncoder(data.shape.audio_encoder)
     encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))
@@ -91,7 +93,9 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
     torch.manual_seed(data.seed)
     model = AudioLM(data.shape)
     model.audio_encoder = trained_encoder(context, data)
-    encoder = model.audio_encoder
+    encoder, teacher = model.audio_encoder, None if is_deaf else _teacher(context, data)
+    if teacher is not None and data.config.teacher is not None and data.config.teacher.layers:
+        copy_layers(teacher.model, model, data.config.teacher.layers)
     task = AnswerTask(
         model,
         data.tokenizer,
@@ -102,11 +106,18 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
         data.seed,
         is_deaf,
         config.unhearable_share,
+        teacher,
     )
     task.module.to(context.device)
     steps = config.text_only_steps if is_deaf else config.steps
     optimizer = AdamConfig(beta2=0.999, weight_decay=config.weight_decay)
     _train(context, stage, task, steps, config.learning_rate, config.batch_size, optimizer)
+
+
+def _teacher(context: WorkerContext, data: UnderstandData) -> AnswerTeacher | None:
+    if data.teacher is None or data.config.teacher is None:
+        return None
+    return AnswerTeacher(data.teacher.to(context.device), data.config.teacher.hard)
 
 
 def trained_model(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioLM:

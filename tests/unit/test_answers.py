@@ -7,12 +7,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tinymusician.errors import DataError
+from tinymusician.errors import DataError, ModelError
 from tinymusician.evaluate.bootstrap import cluster_interval
 from tinymusician.models.audio_encoder import AudioEncoderShape
-from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
+from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape, copy_layers
 from tinymusician.runtime.answers import OptionProbabilities, candidates, option_probabilities
-from tinymusician.understand.answer_task import AnswerTask, padded, question_set
+from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, padded, question_set
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.benchmark import majority_choices, other_tunes, score_choices, score_model
 from tinymusician.understand.features import noises
@@ -127,6 +127,37 @@ def test_lost_audio_is_answered_with_cannot_tell() -> None:
 
 def test_deaf_model_gets_no_audio() -> None:
     assert task(is_deaf=True).batch(0, 0, 1).features is None
+
+
+def test_student_of_all_layers_begins_as_its_teacher() -> None:
+    teacher, student = model().eval(), model().eval()
+    torch.nn.init.normal_(student.projector.linear1.weight)
+    copy_layers(teacher, student, (0, 1))
+    ids, answers = padded([np.array([3, 4])], [np.array([7, 0])])
+    audio = torch.randn(1, 3, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(student(audio, ids, answers), teacher(audio, ids, answers))
+    with pytest.raises(ModelError, match="the teacher's layers are 0 to 1"):
+        copy_layers(teacher, student, (0, 2))
+
+
+def test_loss_of_a_student_is_kl_plus_weighted_cross_entropy() -> None:
+    torch.manual_seed(5)
+    teacher = model()
+    for parameter in teacher.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    fitted = task(teacher=AnswerTeacher(teacher, hard=0.25))
+    batch = fitted.batch(0, 0, 1)
+    loss, scalars = fitted.loss(fitted.module, batch, 0)
+    with torch.no_grad():
+        p = teacher(*batch).double().softmax(-1)
+        log_q = fitted.model(*batch).double().log_softmax(-1)
+    kl = (p * (p.log() - log_q)).sum(-1).mean()
+    hard = -log_q[range(len(log_q)), batch.ids[batch.answers]].mean()
+    assert loss.item() == pytest.approx((kl + 0.25 * hard).item(), rel=1e-4)
+    assert scalars["kl"].item() == pytest.approx(kl.item(), rel=1e-4)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_padding_changes_no_logits() -> None:

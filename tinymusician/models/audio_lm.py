@@ -7,13 +7,15 @@ and positions have no gaps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tinymusician.errors import ModelError
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
 
 
@@ -106,6 +108,29 @@ class AudioLM(nn.Module):
         separator = torch.full_like(ids_BL[:, :1], self.shape.lm.end)
         text: Tensor = self.causal_lm.model.embed_tokens(torch.cat([separator, ids_BL], dim=1))
         return text if features_BTF is None else torch.cat([self.projector(features_BTF), text], dim=1)
+
+
+def copy_layers(teacher: AudioLM, student: AudioLM, layers: Sequence[int]) -> None:
+    """Begin a student with layers of its teacher, which is as wide, and with its embeddings, norm and projector.
+
+    Raises:
+        ModelError: the teacher has no such layer, or another width.
+    """
+    one, other = teacher.shape.lm, student.shape.lm
+    if replace(one, layers=other.layers) != other or teacher.shape.projector_width != student.shape.projector_width:
+        raise ModelError("student: layers are copied from a teacher that differs in their number only")
+    if not all(0 <= layer < one.layers for layer in layers):
+        raise ModelError(f"teacher.layers {list(layers)}: the teacher's layers are 0 to {one.layers - 1}")
+    student.projector.load_state_dict(teacher.projector.state_dict())
+    weights = {name: value for name, value in teacher.lm.state_dict().items() if ".layers." not in name}
+    for target, source in enumerate(layers):
+        prefix = f"model.layers.{source}."
+        weights |= {
+            f"model.layers.{target}.{name.removeprefix(prefix)}": value
+            for name, value in teacher.lm.state_dict().items()
+            if name.startswith(prefix)
+        }
+    student.lm.load_state_dict(weights)
 
 
 def new_lm(shape: LanguageModelShape) -> nn.Module:

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tinymusician.errors import ModelError, first_line
+from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
 from tinymusician.models.checkpoint_files import check_keys
+from tinymusician.models.shape import local_model_folder
 from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
 
 MODEL_TYPE = "tinymusician-audio-lm"
@@ -87,6 +89,28 @@ def load_matpac(checkpoint: Path, shape: AudioEncoderShape | None = None) -> Aud
     encoder = AudioEncoder(shape or AudioEncoderShape())
     load_tensors(encoder, _load_pickled(checkpoint), str(checkpoint))
     return encoder.eval()
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a packaged model, a local folder or an artifact.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if (folder := local_model_folder(name)) is None:
+        raise ModelError(f"model {name!r}: no such folder")
+    return folder
+
+
+def load_encoder(name: str) -> AudioEncoder:
+    """The encoder of a model that answers questions, or of a MATPAC checkpoint (.pt).
+
+    Raises:
+        ModelError: it does not exist, or cannot be loaded.
+    """
+    if name.endswith((".pt", ".pth")):
+        return load_matpac(input_path(name))
+    return load_audio_lm(model_folder(name)).audio_encoder
 
 
 def read_shape(folder: Path) -> AudioLMShape:

@@ -13,8 +13,7 @@ class AudioEncoderConfig(ConfigModel):
     """The audio encoder: MATPAC++'s vision transformer over log-mel patches. The defaults are TinyMU's, 85 M."""
 
     model: str | None = Field(
-        None,
-        description="a trained encoder: a packaged model, folder, artifact or MATPAC checkpoint; else it is trained",
+        None, description="a trained encoder: a packaged model, a folder or a MATPAC checkpoint; else it is trained"
     )
     width: Count = Field(768, description="width of a patch's vector")
     layers: Count = Field(12, description="transformer layers")
@@ -30,9 +29,8 @@ class AudioEncoderConfig(ConfigModel):
 
 
 class LanguageModelConfig(ConfigModel):
-    """The language model, a Llama. The defaults are SmolLM2-135M's, which TinyMU uses."""
+    """The language model, a Llama, from random weights. The defaults are SmolLM2-135M's, which TinyMU uses."""
 
-    model: str | None = Field(None, description="a trained model: a folder, hub id or artifact; else random weights")
     width: Count = Field(576, description="width of a token's vector")
     layers: Count = Field(30, description="transformer layers")
     heads: Count = Field(9, description="attention heads; they divide the width")
@@ -94,6 +92,14 @@ class AnswerTrainingConfig(ConfigModel):
     text_only_steps: int = Field(0, ge=0, description="steps of a model of the same size without audio, as a control")
 
 
+class AnswerTeacherConfig(ConfigModel):
+    """A trained model whose answers a smaller one learns; its tokenizer is the teacher's, and so is its encoder."""
+
+    model: str = Field(description="the teacher: a packaged model, folder or artifact")
+    hard: float = Field(0.5, ge=0, description="weight of the cross-entropy of true answers beside the KL")
+    layers: tuple[int, ...] = Field((), description="the teacher's layers that the student begins with; () is random")
+
+
 class CompressConfig(ConfigModel):
     """The bundle: the smallest plan whose accuracy on validation questions is within the budget of float32's."""
 
@@ -109,4 +115,22 @@ class UnderstandConfig(ConfigModel):
     pretrain: EncoderTrainingConfig = EncoderTrainingConfig()
     questions: QuestionsConfig = QuestionsConfig()
     train: AnswerTrainingConfig = AnswerTrainingConfig()
+    teacher: AnswerTeacherConfig | None = None
     compress: CompressConfig = CompressConfig()
+
+    @model_validator(mode="after")
+    def _teacher_brings_the_encoder(self) -> Self:
+        if self.teacher is not None and self.encoder.model is not None:
+            raise ValueError(
+                f"encoder.model {self.encoder.model!r}: teacher.model brings its own encoder; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_has_the_layers(self) -> Self:
+        if self.teacher is not None and len(self.teacher.layers) not in (0, self.language_model.layers):
+            raise ValueError(
+                f"teacher.layers {list(self.teacher.layers)}: language_model.layers = {self.language_model.layers} of "
+                "them are needed, or none"
+            )
+        return self

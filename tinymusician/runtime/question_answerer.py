@@ -115,6 +115,11 @@ class QuestionAnswerer:
             raise as_engine_error("the audio encoder", error) from error
         return embeddings
 
+    def without_audio(self) -> AudioState:
+        """The state of a model that gets no audio at all, for a baseline by text alone."""
+        nothing = np.zeros((1, 0, self.shape.width), np.float32)
+        return AudioState(Heading(0.0, 0), [self.lm.read_audio(nothing)])
+
     def ask(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Answer a question; with options, the answer is one of them.
 
@@ -124,7 +129,7 @@ class QuestionAnswerer:
         check_question(question, options)
         given = tuple(options) or self._listed_options(question)
         if not given:
-            return self._write(audio, question)
+            return self.write(audio, question)
         if len(given) > MAX_LETTERS:
             return self._choose_by_likelihood(audio, question, given)
         return self._choose_by_letter(audio, question, given)
@@ -163,9 +168,9 @@ class QuestionAnswerer:
         joint = softmax(logs)
         return _combined(question, options, np.log(np.maximum(softmax(logs[:, :-1]), 1e-30)), joint[:, -1])
 
-    def _write(self, audio: AudioState, question: str) -> Answer:
+    def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Free text: of each window's most probable text, the one that is most probable in all windows."""
-        prompt = self.tokenizer.encode(prompt_of(question)).ids
+        prompt = self.tokenizer.encode(prompt_of(question, options)).ids
         states = [self.lm.read_text(state, prompt) for state in audio.states]
         written = [self.lm.write(row, _LONGEST_ANSWER) for state in states for row in _rows(state)]
         texts = list({tuple(tokens): 0 for tokens in written})

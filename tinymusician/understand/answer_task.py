@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinymusician.models.audio_lm import AudioLM
+from tinymusician.models.divergences import forward_kl
 from tinymusician.runtime.answers import TextTokenizer
 from tinymusician.runtime.prompts import CANNOT_TELL
 from tinymusician.training.task import Model, to_device
@@ -44,6 +46,14 @@ def question_set(tokenizer: TextTokenizer, questions: Sequence[Question], featur
     return QuestionSet(questions, tokens, features)
 
 
+@dataclass(frozen=True)
+class AnswerTeacher:
+    """A larger model with the same encoder and tokenizer; the true answers have weight `hard` beside its own."""
+
+    model: AudioLM
+    hard: float
+
+
 class AnswerModule(nn.Module):
     """The parts of an AudioLM that train: projector and LM; the encoder's work is in the features."""
 
@@ -74,8 +84,16 @@ class AnswerTask:
         seed: int,
         is_deaf: bool = False,
         unhearable_share: float = 0.03,
+        teacher: AnswerTeacher | None = None,
     ) -> None:
-        """`unhearable` are features of clips without music, [clips, T, F]; a deaf model gets no features at all."""
+        """`unhearable` are features of clips without music, [clips, T, F]; a deaf model gets no features at all.
+
+        With a `teacher`, the loss is the KL from its distribution of every answer token, plus the weighted
+        cross-entropy.
+        """
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.model.requires_grad_(False).eval()
         self.module, self.model = AnswerModule(model), model
         self.train, self.held_out, self.unhearable = train, held_out, unhearable
         self.batch_size, self.seed, self.is_deaf = batch_size, seed, is_deaf
@@ -113,7 +131,14 @@ class AnswerTask:
         self, model: Model, batch: AnswerBatch, step: int, diagnostics: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the tokens of the answers, in nats."""
-        return F.cross_entropy(model(batch).float(), batch.ids[batch.answers]), {}
+        logits = model(batch).float()
+        hard = F.cross_entropy(logits, batch.ids[batch.answers])
+        if self.teacher is None:
+            return hard, {}
+        with torch.no_grad():
+            log_p = self.teacher.model(*batch).float().log_softmax(-1)
+        kl = forward_kl(log_p, logits.log_softmax(-1)).mean()
+        return kl + self.teacher.hard * hard, {"kl": kl.detach(), "cross_entropy": hard.detach()}
 
     def validate(self, model: Model) -> dict[str, float]:
         """The loss of held-out answers, and the share of held-out choices whose option has the likeliest letter."""

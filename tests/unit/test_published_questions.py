@@ -1,0 +1,110 @@
+"""Published question files: their layouts, RUListening's votes, and scores against counts by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.cli.benchmark import find_audio
+from tinymusician.errors import DataError
+from tinymusician.understand.published import (
+    PublishedQuestion,
+    Reply,
+    load_published,
+    score_outputs,
+    score_published,
+)
+
+CSV = (
+    "question,correct_answer,distractor_1_answer,distractor_2_answer,distractor_3_answer,dataset,"
+    "dataset_identifier,genre,music_knowledge,music_reasoning\n"
+    "What plays?,piano,organ,calm,march,sdd,1234.json,folk,\"['instrumentation']\",\n"
+    "What mood?,calm,angry,piano,drums,musiccaps,ab_c-D_7.json,,,\"['mood & expression']\"\n"
+)
+JSON = [
+    {
+        "id": 7,
+        "prompt": "Question: Example?\n Options: (A) x \n The correct answer is: (A) x \n "
+        "Question: What plays?\n Options: (A) organ (B) piano (C) march (D) calm \n The correct answer is: ",
+        "answers": ["organ", "piano", "march", "calm"],
+        "answer_orders": [1, 0, 3, 2],
+        "dataset": "sdd",
+        "reasoning": [],
+        "knowledge": ["instrumentation"],
+        "audio_path": "data/sdd/audio/07/7.2min.mp3",
+        "model_output": output,
+    }
+    for output in ("(B) piano", "The correct answer is: A", "a calm piano")
+]
+
+
+def always_right(question: PublishedQuestion, options: tuple[str, ...]) -> Reply:
+    index = options.index(question.correct)
+    return Reply(index, f"({'ABCD'[index]}) {question.correct}")
+
+
+def test_muchomusic_table(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(CSV)
+    layout, (first, second) = load_published(tmp_path / "m.csv")
+    assert layout == "muchomusic-csv"
+    assert (first.id, first.correct, first.distractors) == ("1234", "piano", ("organ", "calm", "march"))
+    assert (first.knowledge, second.id, second.reasoning) == (("instrumentation",), "ab_c-D", ("mood & expression",))
+    score = score_published(layout, [first, second], always_right, seed=0)
+    assert (score.accuracy.value, score.official_accuracy, score.strict_parsed) == (1.0, 1.0, 1.0)  # type: ignore[union-attr]
+    assert score.by_category["instrumentation"].value == 1.0
+
+
+def test_muchomusic_outputs(tmp_path: Path) -> None:
+    """Right by letter; wrong by letter; "a calm piano" has no capital letter, and `piano` is the first option in it."""
+    (tmp_path / "m.json").write_text(json.dumps(JSON))
+    layout, questions = load_published(tmp_path / "m.json")
+    assert (questions[0].text, questions[0].correct, questions[0].id) == ("What plays?", "piano", "7.2min")
+    score = score_outputs(layout, questions)
+    assert (score.official_accuracy, score.official_parsed) == (pytest.approx(2 / 3), 1.0)
+    assert (score.strict_accuracy, score.strict_parsed) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert score.accuracy is None
+
+
+def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
+    entry = {"question": "What?", "correct_answer": "yes", "distractors": ["a", "b", "c", "d"], "caption": "", "PI": 1}
+    (tmp_path / "r.json").write_text(json.dumps({"1": entry}))
+    layout, questions = load_published(tmp_path / "r.json")
+    seen = []
+
+    def prefers_a(question: PublishedQuestion, options: tuple[str, ...]) -> Reply:
+        seen.append(sorted(options))
+        choice = options.index("a") if "a" in options else options.index("yes")
+        return Reply(choice, "nothing")
+
+    score = score_published(layout, questions, prefers_a, seed=0)
+    assert seen == [["b", "c", "d", "yes"], ["a", "c", "d", "yes"], ["a", "b", "d", "yes"], ["a", "b", "c", "yes"]]
+    assert score.accuracy.value == 0.0  # type: ignore[union-attr]
+    assert (score.official_parsed, score.chance) == (0.0, 0.25)
+    assert sum(score.letters.values()) == 4
+
+
+@pytest.mark.parametrize("content", ["{", '{"1": {"question": "x"}}', "[1]", '"text"'])
+def test_file_in_no_layout_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "q.json").write_text(content)
+    with pytest.raises(DataError, match="none of the layouts"):
+        load_published(tmp_path / "q.json")
+
+
+def test_missing_audio_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.mp3").touch()
+    questions = [PublishedQuestion(name, "?", "a", ("b",)) for name in ("one", "two")]
+    with pytest.raises(DataError, match="1 of 2 files are missing, such as two"):
+        find_audio(tmp_path, questions)
+    assert find_audio(tmp_path, questions[:1]) == {"one": tmp_path / "one.mp3"}
+    with pytest.raises(DataError, match="no such folder"):
+        find_audio(tmp_path / "none", questions)
+
+
+@pytest.mark.skipif("TINYMUSICIAN_TEST_DATA" not in os.environ, reason="needs the published file")
+def test_published_rul_file_is_read_completely() -> None:
+    layout, questions = load_published(Path(os.environ["TINYMUSICIAN_TEST_DATA"]) / "RUL-MuchoMusic.json")
+    assert (layout, len(questions)) == ("rul", 1187)
+    assert all(len(question.distractors) == 4 for question in questions)

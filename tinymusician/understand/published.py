@@ -1,0 +1,211 @@
+"""Questions in the layouts of published benchmarks, and their scores.
+
+MuChoMusic (ISMIR 2024, arXiv 2408.01337) publishes a CSV table; its prompts and a model's outputs are a JSON list.
+RUListening (arXiv 2504.00369) publishes a JSON object with four distractors a question; one distractor is left out in
+turn, and the option that is chosen most often counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tinymusician.config_model import Document
+from tinymusician.errors import DataError
+from tinymusician.evaluate.bootstrap import Interval, proportion_interval
+from tinymusician.json_types import JsonObject
+from tinymusician.understand.questions import official_choice, strict_choice
+
+Layout = Literal["muchomusic-csv", "muchomusic-json", "rul"]
+_CSV_COLUMNS = ("question", "correct_answer", "distractor_1_answer", "dataset_identifier")
+OPTIONS = 4
+
+
+@dataclass(frozen=True)
+class PublishedQuestion:
+    """A question; `output` is the text of a model that has answered it, with the `options` in its order."""
+
+    id: str
+    text: str
+    correct: str
+    distractors: tuple[str, ...]
+    knowledge: tuple[str, ...] = ()
+    reasoning: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    output: str | None = None
+
+
+class Reply(NamedTuple):
+    """A model's choice among options by probability, and the text that it writes."""
+
+    choice: int
+    text: str
+
+
+Ask = Callable[[PublishedQuestion, tuple[str, ...]], Reply]
+"""Asks a model a question with options."""
+
+
+class PublishedScore(Document):
+    """Scores on published questions: by probability, and by each parser of written answers."""
+
+    layout: Layout
+    questions: int
+    chance: float
+    accuracy: Interval | None
+    official_accuracy: float
+    official_parsed: float
+    strict_accuracy: float
+    strict_parsed: float
+    letters: dict[str, int]
+    by_category: dict[str, Interval]
+
+
+def load_published(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
+    """Read a file of published questions.
+
+    Raises:
+        DataError: it cannot be read, or is in none of the layouts.
+    """
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return "muchomusic-csv", [_from_csv(row, path) for row in csv.DictReader(file)]
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict):
+            return "rul", [_from_rul(name, entry) for name, entry in content.items()]
+        return "muchomusic-json", [_from_json(entry) for entry in content]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"questions {path}: cannot be read ({error})") from error
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+        raise DataError(
+            f"questions {path}: are in none of the layouts of MuChoMusic (CSV, JSON) and RUListening (JSON); {error!r}"
+        ) from error
+
+
+def score_published(layout: Layout, questions: Sequence[PublishedQuestion], ask: Ask, seed: int) -> PublishedScore:
+    """Ask all questions, with options in random order, and score the answers."""
+    outcomes = [_ask_one(layout, question, ask, random.Random(f"{seed}/{question.id}")) for question in questions]
+    return _score(layout, questions, outcomes)
+
+
+def score_outputs(layout: Layout, questions: Sequence[PublishedQuestion]) -> PublishedScore:
+    """Score the outputs in a file, which have no probabilities.
+
+    Raises:
+        DataError: a question has no output.
+    """
+    if missing := next((question.id for question in questions if question.output is None), None):
+        raise DataError(f"question {missing}: has no model_output; give --model, which answers")
+    outcomes = [
+        _Outcome(None, [_parsed(question.output or "", question.options, question.correct)], [])
+        for question in questions
+    ]
+    return _score(layout, questions, outcomes)
+
+
+class _Parsed(NamedTuple):
+    official: bool | None
+    strict: bool | None
+
+
+class _Outcome(NamedTuple):
+    """Whether the choice is right; what the parsers read, None if nothing; the positions of the chosen options."""
+
+    right: bool | None
+    parsed: list[_Parsed]
+    positions: list[int]
+
+
+def _ask_one(layout: Layout, question: PublishedQuestion, ask: Ask, rng: random.Random) -> _Outcome:
+    wrong = question.distractors
+    sets = [wrong] if layout != "rul" else [wrong[:out] + wrong[out + 1 :] for out in range(len(wrong))]
+    chosen, parsed, positions = [], [], []
+    for distractors in sets:
+        options = [question.correct, *distractors]
+        rng.shuffle(options)
+        reply = ask(question, tuple(options))
+        chosen.append(options[reply.choice])
+        positions.append(reply.choice)
+        parsed.append(_parsed(reply.text, tuple(options), question.correct))
+    ((most, _),) = Counter(chosen).most_common(1)
+    return _Outcome(most == question.correct, parsed, positions)
+
+
+def _parsed(text: str, options: tuple[str, ...], correct: str) -> _Parsed:
+    read = [parser(text, options) for parser in (official_choice, strict_choice)]
+    return _Parsed(*(None if index is None else index < len(options) and options[index] == correct for index in read))
+
+
+def _score(layout: Layout, questions: Sequence[PublishedQuestion], outcomes: Sequence[_Outcome]) -> PublishedScore:
+    parsed = [one for outcome in outcomes for one in outcome.parsed]
+    right = [outcome.right for outcome in outcomes if outcome.right is not None]
+    letters = Counter("ABCDEFGH"[place] for outcome in outcomes for place in outcome.positions)
+    categories: dict[str, list[bool]] = {}
+    for question, outcome in zip(questions, outcomes, strict=True):
+        for category in (*question.knowledge, *question.reasoning):
+            categories.setdefault(category, []).append(bool(outcome.right))
+    return PublishedScore(
+        layout=layout,
+        questions=len(questions),
+        chance=1 / OPTIONS
+        if layout == "rul"
+        else sum(1 / (1 + len(q.distractors)) for q in questions) / len(questions),
+        accuracy=proportion_interval(right) if right else None,
+        official_accuracy=sum(one.official is True for one in parsed) / len(parsed),
+        official_parsed=sum(one.official is not None for one in parsed) / len(parsed),
+        strict_accuracy=sum(one.strict is True for one in parsed) / len(parsed),
+        strict_parsed=sum(one.strict is not None for one in parsed) / len(parsed),
+        letters=dict(sorted(letters.items())),
+        by_category={name: proportion_interval(values) for name, values in sorted(categories.items())},
+    )
+
+
+def _from_csv(row: Mapping[str, str | None], path: Path) -> PublishedQuestion:
+    if missing := [name for name in _CSV_COLUMNS if not row.get(name)]:
+        raise DataError(f"questions {path}: a row has no {', '.join(missing)}")
+    identifier = str(row["dataset_identifier"]).removesuffix(".json")
+    if row.get("dataset") == "musiccaps":  # YouTube's id and the clip's number, joined by the last underscore
+        identifier = identifier.rpartition("_")[0]
+    wrong = [row.get(f"distractor_{number}_answer") for number in (1, 2, 3)]
+    return PublishedQuestion(
+        identifier,
+        str(row["question"]),
+        str(row["correct_answer"]),
+        tuple(text for text in wrong if text),
+        _words(row.get("music_knowledge")),
+        _words(row.get("music_reasoning")),
+    )
+
+
+def _from_json(entry: JsonObject) -> PublishedQuestion:
+    """An entry of MuChoMusic's list: 0 in `answer_orders` is the place of the right answer."""
+    answers, right = tuple(entry["answers"]), entry["answer_orders"].index(0)
+    question = entry["prompt"].rpartition("Question: ")[2].partition("\n")[0].strip()
+    wrong = answers[:right] + answers[right + 1 :]
+    return PublishedQuestion(
+        Path(entry.get("audio_path") or str(entry["id"])).stem,
+        question,
+        answers[right],
+        wrong,
+        tuple(entry.get("knowledge", ())),
+        tuple(entry.get("reasoning", ())),
+        answers,
+        entry.get("model_output"),
+    )
+
+
+def _from_rul(name: str, entry: JsonObject) -> PublishedQuestion:
+    return PublishedQuestion(name, entry["question"], entry["correct_answer"], tuple(entry["distractors"]))
+
+
+def _words(cell: str | None) -> tuple[str, ...]:
+    """A cell with a list of Python's strings."""
+    return tuple(str(word) for word in ast.literal_eval(cell)) if cell else ()
