@@ -23,8 +23,9 @@ Kernel = npt.NDArray[np.float32]
 
 RATE, BANDS = 16_000, 80
 HOP, WINDOW, LOWEST_HZ = 160, 400, 50.0
-PITCH_WINDOW, LOWEST_PITCH = 4096, 40
-_SHORTEST_PITCH_WINDOW = 512
+LOWEST_PITCH = 40
+PITCH_WINDOWS = (4096, 2048, 1024, 512)
+"""Lengths in samples of the pitch channel's kernels: each band has the shortest that holds its window."""
 _CYCLES = 34.0
 """Periods of a band's frequency in its window: the main lobe of a Hann window is then two semitones wide."""
 FLOOR = float(np.finfo(np.float32).eps)
@@ -61,12 +62,13 @@ class SpectralFrontEnd(nn.Module):
 
     spectrum: Tensor
     mel: Tensor
-    pitch: Tensor
 
     def __init__(self, config: FrontEndConfig) -> None:
         super().__init__()
         self.config = config
-        for name, kernel in (("spectrum", fourier_kernels()), ("mel", mel_filters()), ("pitch", pitch_kernels())):
+        kernels = {"spectrum": fourier_kernels(), "mel": mel_filters()}
+        kernels |= {f"pitch_{len(kernel[0])}": kernel for kernel in pitch_kernels()}
+        for name, kernel in kernels.items():
             self.register_buffer(name, torch.from_numpy(kernel), persistent=False)
 
     @torch.no_grad()
@@ -74,8 +76,11 @@ class SpectralFrontEnd(nn.Module):
         mel = self.mel @ _power(waves_BN, self.spectrum)
         channels = [_normalized(mel, self.config.mel)]
         if self.config.pitch is not None:
-            padded = F.pad(waves_BN, pitch_padding())
-            channels.append(_normalized(_power(padded, self.pitch)[..., : mel.shape[-1]], self.config.pitch))
+            bands = [
+                _power(F.pad(waves_BN, pitch_padding(window)), self.get_buffer(f"pitch_{window}"))
+                for window in PITCH_WINDOWS
+            ]
+            channels.append(_normalized(torch.cat(bands, 1), self.config.pitch))
         return torch.stack(channels, 1)
 
 
@@ -90,10 +95,10 @@ def _normalized(power: Tensor, scale: Scale) -> Tensor:
     return ((power + FLOOR).log() - scale.mean) / scale.std
 
 
-def pitch_padding() -> tuple[int, int]:
+def pitch_padding(window: int) -> tuple[int, int]:
     """Zeros before and after a wave, so that the windows of both channels have the same centres."""
-    before = (PITCH_WINDOW - WINDOW) // 2
-    return before, PITCH_WINDOW - WINDOW - before
+    before = (window - WINDOW) // 2
+    return before, window - WINDOW - before
 
 
 def fourier_kernels() -> Kernel:
@@ -108,15 +113,24 @@ def mel_filters() -> Kernel:
     return np.ascontiguousarray(filters.T, np.float32)
 
 
-def pitch_kernels() -> Kernel:
-    """Hann-windowed complex exponentials at 80 semitones from MIDI note 40 (82 Hz) on, [160, 4096].
+def pitch_kernels() -> list[Kernel]:
+    """Hann-windowed complex exponentials at 80 semitones from MIDI note 40 (82 Hz) on.
 
     Windows are 34 periods long, but between 512 and 4096 samples; each kernel is scaled so that a sine of amplitude 1
-    at its frequency has magnitude 1.
+    at its frequency has magnitude 1. For each length in `PITCH_WINDOWS` there is [2 bands, length]; bands ascend.
     """
     frequencies = 440 * 2 ** ((LOWEST_PITCH + np.arange(BANDS)[:, None] - 69) / 12)
-    lengths = np.clip(_CYCLES * RATE / frequencies, _SHORTEST_PITCH_WINDOW, PITCH_WINDOW)
-    times = np.arange(PITCH_WINDOW) - PITCH_WINDOW / 2
+    lengths = np.clip(_CYCLES * RATE / frequencies, PITCH_WINDOWS[-1], PITCH_WINDOWS[0])
+    shortest = np.array([min(window for window in PITCH_WINDOWS if window >= length) for length in lengths[:, 0]])
+    groups = [shortest == window for window in PITCH_WINDOWS]
+    return [
+        _pitch_kernels(frequencies[group], lengths[group], window)
+        for group, window in zip(groups, PITCH_WINDOWS, strict=True)
+    ]
+
+
+def _pitch_kernels(frequencies: npt.NDArray[np.float64], lengths: npt.NDArray[np.float64], samples: int) -> Kernel:
+    times = np.arange(samples) - samples / 2
     window = np.where(np.abs(times) < lengths / 2, _hann(times + lengths / 2, lengths), 0)
     return _complex_kernels(2 * np.pi * frequencies * times / RATE, 2 * window / window.sum(axis=1, keepdims=True))
 

@@ -84,9 +84,13 @@ def _spectra(g: GraphWriter, audio: str, config: FrontEndConfig) -> str:
     mel = g.node("MatMul", [g.weight("mel.filters", mel_filters()), power], "mel")
     channels = [_normalized(g, mel, config.mel, "mel")]
     if config.pitch is not None:
-        before, after = pitch_padding()
-        padded = g.node("Pad", [wave, g.ints(0, 0, before, 0, 0, after)], "wave.padded")
-        channels.append(_normalized(g, _power(g, padded, pitch_kernels(), "pitch"), config.pitch, "pitch"))
+        bands = []
+        for kernels in pitch_kernels():
+            name = f"pitch.{kernels.shape[1]}"
+            before, after = pitch_padding(kernels.shape[1])
+            padded = g.node("Pad", [wave, g.ints(0, 0, before, 0, 0, after)], f"{name}.wave")
+            bands.append(_power(g, padded, kernels, name))
+        channels.append(_normalized(g, g.node("Concat", bands, "pitch", axis=1), config.pitch, "pitch"))
     stacked = [g.node("Unsqueeze", [channel, g.ints(1)], f"{channel}.channel") for channel in channels]
     return g.node("Concat", stacked, "spectra", axis=1)
 
