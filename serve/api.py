@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi import Body, Depends, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,11 +23,12 @@ from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
 from serve.ingress import Ingress
 from serve.request_id import RequestIdMiddleware
-from serve.schemas import CreateAudioRequest, ErrorCode, ErrorResponse, ModelList
+from serve.schemas import AudioAnswers, CreateAudioRequest, ErrorCode, ErrorResponse, ModelList
 from tinymusician.errors import TinyMusicianError
 from tinymusician.json_types import JsonObject
 
 _CODES: dict[int, ErrorCode] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_QUESTIONS = "/v1/audio/questions"
 _PAGE = Path(__file__).parent / "page"
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
@@ -112,6 +113,19 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
     async def generate(body: Annotated[CreateAudioRequest, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
         return await ingress.generate(body, key)
 
+    @app.post(
+        _QUESTIONS,
+        responses=_error_responses(400, 401, 404, 413, 422, 429, 500, 503, 504),
+        summary="Answer questions about audio",
+    )
+    async def ask(
+        file: Annotated[UploadFile, File(description="The audio: any format, rate and number of channels.")],
+        key: Key,
+        question: Annotated[str | None, Form(description="By default, those about all attributes.")] = None,
+        options: Annotated[list[str], Form(description="Possible answers; 2 to 50, or none.")] = [],  # noqa: B006
+    ) -> AudioAnswers:
+        return await ingress.ask(file.read, file.filename or "", question, options, key)
+
     @app.get(
         "/v1/models",
         dependencies=[Depends(authenticate)],
@@ -148,7 +162,7 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
 
     app.mount("/", _PageFiles(directory=_PAGE, html=True))
     _add_error_handlers(app)
-    app.add_middleware(BodySizeLimitMiddleware, limit=limits.body)
+    app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
     app.add_middleware(RequestIdMiddleware, metrics=ingress.metrics, has_request_id=has_request_id)
     return app
 

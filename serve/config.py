@@ -12,6 +12,7 @@ from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 DEPLOYMENT_ID = "deployment_id"
 """The argument of an application that differs between deployments: the same settings twice are two deployments."""
@@ -23,6 +24,7 @@ class RequestLimits(ConfigModel):
     seconds: float = Field(60.0, gt=0, le=600, description="maximum length, in seconds")
     prompt: int = Field(1000, ge=1, le=4000, description="maximum prompt length, in characters")
     body: int = Field(65536, ge=1024, description="maximum request body, in bytes")
+    upload: int = Field(25_000_000, ge=1024, description="maximum upload of audio to ask about, in bytes")
     max_concurrent_requests: Count = Field(
         32, description="requests that run or wait; more are refused with status 429"
     )
@@ -36,6 +38,10 @@ class ServeConfig(ConfigModel):
     """
 
     model: str = Field(description="NAME@ALIAS, NAME, NAME@sha256:DIGEST or a folder")
+    questions_model: str | None = Field(
+        DEFAULT_QUESTION_BUNDLE,
+        description="a bundle that answers questions about audio, named like `model`; null: none",
+    )
     sources: tuple[str, ...] = Field(
         (), description="addresses that releases are pulled from; the store's own if empty"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,13 +12,14 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
 from serve.config import DEPLOYMENT_ID, ServeConfig, read_config
 from serve.engine_replica import EngineReplica
 from serve.gauge_refresh import GaugeRefresh
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.generator import GenerationRequest
@@ -62,6 +63,25 @@ class ServeEngineClient:
                 yield part
 
 
+class ServeAnswerClient:
+    """The replicas of this application that answer questions."""
+
+    def __init__(self, replicas: DeploymentHandle) -> None:
+        self._ask = replicas.options(method_name="ask")
+
+    async def ask(
+        self, audio: bytes, name: str, question: str | None, options: Sequence[str], request_id: str
+    ) -> AudioAnswers:
+        try:
+            upload = UploadedAudio(audio, name)
+            answers: AudioAnswers = await self._ask.remote(upload, question, tuple(options), request_id)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
+        except _REPLICA_ERRORS as error:
+            raise EngineDeadError(type(error).__name__) from error
+        return answers
+
+
 async def _translate_errors(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:
     """Yield what a replica yields, and raise what it raised instead of Ray's errors; closing this cancels the call."""
     try:
@@ -79,8 +99,11 @@ async def _translate_errors(parts: DeploymentResponseGenerator[Any]) -> AsyncGen
 class IngressDeployment:
     """The ingress as a deployment. It has one replica, so limits and rates are counted once."""
 
-    def __init__(self, replicas: DeploymentHandle, config: ServeConfig) -> None:
-        self._ingress, self._limits = Ingress(ServeEngineClient(replicas), config), config.limits
+    def __init__(
+        self, replicas: DeploymentHandle, config: ServeConfig, answers: DeploymentHandle | None = None
+    ) -> None:
+        client = None if answers is None else ServeAnswerClient(answers)
+        self._ingress, self._limits = Ingress(ServeEngineClient(replicas), config, client), config.limits
         GaugeRefresh(self._ingress.update_gauges)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -119,4 +142,18 @@ def build(args: JsonObject) -> serve.Application:
         max_ongoing_requests=_UNBOUNDED,
         graceful_shutdown_timeout_s=config.limits.request_timeout_s,
     )
-    return ingress.bind(engines, config)
+    answers = None if config.questions_model is None else _answers(config)
+    return ingress.bind(engines, config, answers)
+
+
+def _answers(config: ServeConfig) -> serve.Application:
+    return serve.deployment(
+        AnswerReplica,
+        name="answers",
+        ray_actor_options={"num_cpus": 0},  # a question takes a fraction of a second of CPU time
+        num_replicas=1,
+        max_ongoing_requests=_UNBOUNDED,
+        graceful_shutdown_timeout_s=config.limits.request_timeout_s,
+        health_check_period_s=_HEALTH_CHECK_SECONDS,
+        health_check_timeout_s=_HEALTH_CHECK_SECONDS,
+    ).bind(config)

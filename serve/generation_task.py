@@ -6,13 +6,13 @@ If an engine dies before any audio was sent, the request is retried on another e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
 from serve.errors import ApiError, request_error
 from serve.log import log_event, request_id
-from serve.schemas import ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.generator import GenerationRequest
 
@@ -39,6 +39,31 @@ class EngineClient(Protocol):
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
         """Yield the size of a file of the bundle with this digest, then its bytes."""
+
+
+class AnswerClient(Protocol):
+    """Access to the replicas that answer questions. Raises `EngineDeadError` if its replica dies."""
+
+    async def ask(
+        self, audio: bytes, name: str, question: str | None, options: Sequence[str], request_id: str
+    ) -> AudioAnswers:
+        """Answer a question about an uploaded file, or without one those about all attributes."""
+
+
+async def ask_with_retries(
+    client: AnswerClient, audio: bytes, name: str, question: str | None, options: Sequence[str]
+) -> AudioAnswers:
+    """Ask; if the replica dies, ask another one.
+
+    Raises:
+        ApiError: all died.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await client.ask(audio, name, question, options, request_id.get())
+        except EngineDeadError as error:
+            log_event("engine_lost", attempt=attempt, error=str(error))
+    raise ApiError(503, "failed", "the engine was lost", retry_after=5)
 
 
 class GenerationTask:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import cast
 from urllib.parse import quote
 
@@ -19,10 +19,18 @@ from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, Rat
 from serve.config import ServeConfig
 from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
-from serve.generation_task import EngineClient, EngineDeadError, GenerationTask
+from serve.generation_task import AnswerClient, EngineClient, EngineDeadError, GenerationTask, ask_with_retries
 from serve.log import log_event
 from serve.metrics import IngressMetrics
-from serve.schemas import MAX_SEED, CreateAudioRequest, ErrorCode, ModelInfo, ModelList, StreamMetadata
+from serve.schemas import (
+    MAX_SEED,
+    AudioAnswers,
+    CreateAudioRequest,
+    ErrorCode,
+    ModelInfo,
+    ModelList,
+    StreamMetadata,
+)
 
 MAX_DOWNLOADS = 8
 """Bundle files that are sent concurrently."""
@@ -34,13 +42,13 @@ _MAX_UNKNOWN_WORDS = 20
 class Ingress:
     """Handles the endpoint's requests in front of the engines."""
 
-    def __init__(self, engines: EngineClient, config: ServeConfig) -> None:
-        """Create an ingress for these engines.
+    def __init__(self, engines: EngineClient, config: ServeConfig, answers: AnswerClient | None = None) -> None:
+        """Create an ingress for these engines; `answers` is None if the endpoint answers no questions.
 
         Raises:
             KeyFileError: the configured file of API keys cannot be read.
         """
-        self._engines, self._limits = engines, config.limits
+        self._engines, self._limits, self._answers = engines, config.limits, answers
         self._authenticator = ApiKeyAuthenticator(config.api_keys)
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
@@ -146,6 +154,37 @@ class Ingress:
         except BaseException:
             task.cancel()
             raise
+
+    async def ask(
+        self,
+        read: Callable[[], Awaitable[bytes]],
+        name: str,
+        question: str | None,
+        options: Sequence[str],
+        key: ApiKey | None,
+    ) -> AudioAnswers:
+        """Answer a question about an uploaded file, or without one those about all attributes.
+
+        `read` loads the file into memory, which happens after admission only.
+
+        Raises:
+            ApiError: this endpoint answers none, or the request was refused, failed or timed out.
+            RequestError: the audio, the question or the options cannot be used.
+        """
+        if self._answers is None:
+            raise ApiError(404, "not_found", "this endpoint answers no questions (questions_model is null)")
+        began, timeout = time.monotonic(), self._limits.request_timeout_s
+        with self._admit(self._limiter, key):
+            self.update_gauges()
+            try:
+                async with asyncio.timeout(timeout):
+                    return await ask_with_retries(self._answers, await read(), name, question, options)
+            except TimeoutError:
+                raise ApiError(504, "too_slow", f"not done within {timeout:g} seconds", retry_after=5) from None
+            finally:
+                elapsed = time.monotonic() - began
+                self._limiter.record_duration(elapsed)
+                log_event("questions_finished", seconds=round(elapsed, 3), key=key.id if key else None)
 
     def _start(self, body: CreateAudioRequest, seed: int, key: ApiKey | None) -> GenerationTask:
         """Start a request; it occupies its slots until it ends."""

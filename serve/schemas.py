@@ -127,6 +127,41 @@ class ModelList(BaseModel):
     data: tuple[ModelInfo, ...]
 
 
+class AnswerOption(BaseModel):
+    """A possible answer and its probability among all options."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    probability: float
+
+
+class AudioAnswer(BaseModel):
+    """The answer to one question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: str
+    attribute: str | None = Field(description="The attribute, if the question was not given.")
+    answer: str = Field(description='One of the options, free text if there are none, or "cannot tell".')
+    probability: float
+    cannot_tell: float = Field(description="The probability that nothing can be told from this audio.")
+    options: tuple[AnswerOption, ...]
+
+
+class AudioAnswers(BaseModel):
+    """Answers about one upload. All of it was judged, in `windows` of the model's length."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    digest: str = Field(description="The SHA-256 of the bundle's manifest.json.")
+    audio_seconds: float
+    windows: int
+    truncated: bool = Field(description="Whether a part was not judged; longer audio is refused, so it never is.")
+    answers: tuple[AudioAnswer, ...]
+
+
 class ErrorDetail(BaseModel):
     """An error, in one line."""
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import requests
 import uvicorn
 
+from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
 from serve.config import read_config
 from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
 from tests.ray_cluster import wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.generator import GenerationRequest
@@ -49,11 +50,27 @@ class Engines:
         return self.replica.file(digest, path)
 
 
+class Answers:
+    """One replica that answers questions and can die: the next `lose` questions fail."""
+
+    def __init__(self, replica: AnswerReplica) -> None:
+        self.replica, self.lose = replica, 0
+
+    async def ask(
+        self, audio: bytes, name: str, question: str | None, options: Sequence[str], request: str
+    ) -> AudioAnswers:
+        if self.lose:
+            self.lose -= 1
+            raise EngineDeadError("simulated")
+        return await self.replica.ask(UploadedAudio(audio, name), question, options, request)
+
+
 @dataclass
 class Endpoint:
     url: str
     engines: Engines
     replica: EngineReplica
+    answers: Answers | None = None
 
     def generate(self, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         """The response."""
@@ -70,18 +87,18 @@ class Endpoint:
 
 @contextlib.contextmanager
 def endpoint(**values: Any) -> Iterator[Endpoint]:
-    settings = read_config(values)
+    settings = read_config({"questions_model": None, **values})
     replica = EngineReplica(settings)
     engines = Engines(replica)
+    answers = Answers(AnswerReplica(settings)) if settings.questions_model else None
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(Ingress(engines, settings), settings.limits), port=port, log_level="error")
-    )
+    app = create_app(Ingress(engines, settings, answers), settings.limits)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:
         wait_for(lambda: server.started, 30)
-        yield Endpoint(f"http://127.0.0.1:{port}", engines, replica)
+        yield Endpoint(f"http://127.0.0.1:{port}", engines, replica, answers)
     finally:
         server.should_exit = True
         thread.join()

@@ -11,11 +11,11 @@ import typer
 
 from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import Answer, Heading
 
-DEFAULT_MODEL = "band-mu"
 _BAR = 24
 
 
@@ -36,7 +36,7 @@ def ask(
             metavar="REF|DIR",
             help="A bundle that answers questions: the packaged one, NAME[@sha256:DIGEST] in the store, or a folder.",
         ),
-    ] = DEFAULT_MODEL,
+    ] = DEFAULT_QUESTION_BUNDLE,
     start: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Where to begin in the file.")] = 0,
     seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="How much to judge.", show_default="all of it, up to 600")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.ask import DEFAULT_MODEL
 from jobs.cli.output import emit
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 if TYPE_CHECKING:
     from tinymusician.runtime.question_answerer import AudioState, QuestionAnswerer
@@ -27,7 +27,9 @@ def benchmark(
     outputs: Annotated[
         bool, typer.Option("--outputs", help="Score the `model_output` of MuChoMusic's JSON; no model is run.")
     ] = False,
-    model: Annotated[str, typer.Option(metavar="REF|DIR", help="A bundle that answers questions.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(metavar="REF|DIR", help="A bundle that answers questions.")
+    ] = DEFAULT_QUESTION_BUNDLE,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.", show_default="all")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The order of the options.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 is as many as this process may use.")] = 0,

@@ -84,11 +84,12 @@ def _within_range(pitch: int) -> int:
 class SoundfontSynth:
     """The soundfont synthesizer, with one fixed gain per instrument."""
 
-    def __init__(self) -> None:
+    def __init__(self, font: Path | None = None) -> None:
+        """`font` is a General MIDI soundfont, by default the house band's."""
         import tinysoundfont
 
         self._synth: Any = tinysoundfont.Synth(gain=-3, samplerate=SAMPLE_RATE)
-        self._font: int = self._synth.sfload(str(soundfont()))
+        self._font: int = self._synth.sfload(str(font or soundfont()))
         self._gain = dict.fromkeys(INSTRUMENTS, 1.0)
         for name in INSTRUMENTS:
             scale = [self.render([Note(0, 16, pitch)], name, 20) for pitch in range(60, 84, 2)]

@@ -1,0 +1,153 @@
+"""Scores a bundle that answers questions beyond its training data, and measures its cost.
+
+    python -m benchmarks.understanding --bundle DIR [--soundfont FILE.sf2 …] [--recordings DIR]
+
+The hard questions about test tunes, rendered as in training, through the band's codec, and with soundfonts that no
+training saw (Debian has `fluid-soundfont-gm` and `musescore-general-soundfont`). Recordings have no known answers:
+what the bundle says about each is printed. Seconds and memory are those of `tmctl ask` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import report
+from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
+from tinymusician.house_band.skill_questions import hard_questions
+from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
+from tinymusician.house_band.tunes import TUNES, load_tunes
+from tinymusician.models.musicgen import load_musicgen
+from tinymusician.runtime.answers import Floats
+from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
+from tinymusician.runtime.question_answerer import QuestionAnswerer
+from tinymusician.understand.benchmark import SystemScore, score_probabilities
+from tinymusician.understand.bundle_answerer import BundleAnswerer
+from tinymusician.understand.questions import Question
+from tinymusician.user_folders import user_folder
+
+
+def main() -> None:
+    """Score, measure, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--soundfont", type=Path, action="append", default=[])
+    parser.add_argument("--recordings", type=Path)
+    parser.add_argument("--clips", type=int, default=1600, help="clips of test tunes, as many as the recipe's")
+    parser.add_argument("--groups", type=int, default=30, help="groups of each attribute, as the recipe's")
+    options = parser.parse_args()
+    corpus = user_folder("cache") / "corpus"
+    split = load_split(corpus, load_tunes(corpus / TUNES), "test", options.clips, SEED, EVERY_KEY)
+    questions, answerer = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
+    rows = sorted({question.clip for question in questions})
+    waves = {"as in training": split.audio(np.array(rows))}
+    waves["through the band's codec"] = through_codec(waves["as in training"])
+    for font in options.soundfont:
+        waves[f"soundfont {font.name}"] = rendered(split, rows, font)
+    figures: dict[str, float] = {}
+    for name, clips in waves.items():
+        score = scored(name, answerer, questions, rows, clips)
+        parts = {"overall": score.overall, **score.attributes}
+        figures |= {f"{name}/{part}": each.interval.value for part, each in parts.items()}
+        figures |= {f"{name}/overall/low": score.overall.interval.low or 0.0}
+        figures |= {f"{name}/overall/high": score.overall.interval.high or 0.0}
+        figures[f"{name}/cannot tell"] = score.cannot_tell or 0.0
+        print(name, {part: round(each.interval.value, 3) for part, each in parts.items()}, flush=True)
+    answers = answers_about(options.recordings, QuestionAnswerer(options.bundle)) if options.recordings else {}
+    figures |= cost(options.bundle, waves["as in training"][0])
+    settings = {"bundle": str(options.bundle.name), "questions": len(questions), "clips": len(rows), "answers": answers}
+    report("understanding", figures, settings)
+
+
+def scored(
+    name: str, answerer: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
+) -> SystemScore:
+    """The score on the clips `rows`, whose audio is given."""
+    embeddings, row_of = answerer.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
+    features = embeddings[[row_of[question.clip] for question in questions]]
+    return score_probabilities(name, questions, answerer.probabilities(features, questions))
+
+
+def through_codec(waves_BN: Floats) -> Floats:
+    """The clips, encoded and decoded by the house band's codec."""
+    codec, parts = load_musicgen("band-small").audio_encoder, []
+    with torch.no_grad():
+        for part in torch.from_numpy(waves_BN[:, None]).split(32):
+            codes = codec.encode(part).audio_codes
+            parts.append(codec.decode(codes, [None]).audio_values[:, 0, : waves_BN.shape[1]])
+    return torch.cat(parts).numpy()
+
+
+def rendered(split: RenderedSplit, rows: list[int], font: Path) -> Floats:
+    """The clips, played by another soundfont."""
+    band = SoundfontSynth(font)
+    return np.stack(
+        [band.render(split.clips[row].notes, split.clips[row].facts.instrument, CLIP_FRAMES) for row in rows]
+    )
+
+
+def answers_about(folder: Path, answerer: QuestionAnswerer) -> dict[str, dict[str, str]]:
+    """What is said about every recording."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    answers = {}
+    for path in files:
+        audio = answerer.read(read_clip(path, answerer.shape.sampling_rate).wave)
+        answers[path.name] = {
+            str(answer.attribute): f"{answer.answer} {answer.probability:.2f}" for answer in answerer.ask_all(audio)
+        }
+        print(path.name, answers[path.name], flush=True)
+    return answers
+
+
+def cost(bundle: Path, wave: Floats) -> dict[str, float]:
+    """Seconds of one question after loading, and seconds and peak memory of `tmctl ask` from a cold start."""
+    import soundfile
+
+    answerer, times = QuestionAnswerer(bundle), []
+    question = answerer.manifest.questions[0]
+    for _ in range(5):
+        began = time.monotonic()
+        answerer.ask(answerer.read(wave), question.text, question.options)
+        times.append(time.monotonic() - began)
+    file = user_folder("cache") / "understanding.wav"
+    soundfile.write(file, wave, answerer.shape.sampling_rate)
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli.main",
+        "ask",
+        question.text,
+        "--audio",
+        str(file),
+        "--model",
+        str(bundle),
+    ]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE)
+    output, _ = process.communicate()
+    seconds = time.monotonic() - began
+    json.loads(output)
+    peak = peak_of(command)
+    file.unlink()
+    return {"question_seconds": float(np.median(times)), "cold_start_seconds": seconds, "peak_memory_mb": peak}
+
+
+def peak_of(command: list[str]) -> float:
+    """The peak resident memory of a command in MB."""
+    process = os.posix_spawn(
+        command[0], command, dict(os.environ), file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    )
+    _, _, usage = os.wait4(process, 0)
+    return usage.ru_maxrss / 1e3
+
+
+if __name__ == "__main__":
+    main()

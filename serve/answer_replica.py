@@ -1,0 +1,154 @@
+"""Answers questions about audio behind the endpoint, with a bundle of its own; follows the bundle's alias."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from serve import log
+from serve.bundle_source import ResolvedBundle, open_bundle_source
+from serve.config import ServeConfig
+from serve.log import log_event
+from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
+from tinymusician.errors import DataError, RequestError
+from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
+from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.question_answerer import MAX_SECONDS, Answer, QuestionAnswerer, Samples, check_question
+
+_CONCURRENT = 2
+"""Questions that one replica answers at the same time; ONNX Runtime uses all cores for each."""
+
+
+class UploadedAudio(NamedTuple):
+    """The bytes of an uploaded file, and its name, whose suffix says its format."""
+
+    content: bytes
+    name: str
+
+
+class _LoadedAnswerer(NamedTuple):
+    source: ResolvedBundle
+    answerer: QuestionAnswerer
+    digest: str
+
+
+class AnswerReplica:
+    """One replica that answers questions."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Load the bundle.
+
+        Raises:
+            TinyMusicianError: no bundle can be loaded.
+        """
+        assert config.questions_model is not None
+        self._config = config.model_copy(update={"model": config.questions_model})
+        self._source = open_bundle_source(self._config)
+        self._rejected: set[str] = set()
+        self._loaded = self._load_first()
+        self._slots = asyncio.Semaphore(_CONCURRENT)
+        if self._config.is_alias:
+            threading.Thread(target=self._poll_source, name="question-bundle-poll", daemon=True).start()
+
+    async def ask(
+        self, audio: UploadedAudio, question: str | None, options: Sequence[str], request_id: str
+    ) -> AudioAnswers:
+        """Answer one question, or without one those about all attributes. `request_id` is for the log.
+
+        Raises:
+            RequestError: the audio, the question or the options cannot be used.
+        """
+        log.request_id.set(request_id)
+        async with self._slots:
+            return await asyncio.to_thread(self._ask, audio, question, options)
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""
+
+    def _ask(self, audio: UploadedAudio, question: str | None, options: Sequence[str]) -> AudioAnswers:
+        if question is not None:
+            check_question(question, options)
+        elif options:
+            raise RequestError("options: need a question", "options")
+        loaded = self._loaded
+        state = loaded.answerer.read(decode(audio, loaded.answerer.shape.sampling_rate))
+        answers = (
+            loaded.answerer.ask_all(state) if question is None else [loaded.answerer.ask(state, question, options)]
+        )
+        return AudioAnswers(
+            model=loaded.answerer.manifest.name,
+            digest=loaded.digest,
+            audio_seconds=state.heading.audio_seconds,
+            windows=state.heading.windows,
+            truncated=False,
+            answers=tuple(_schema(answer) for answer in answers),
+        )
+
+    def _load_first(self) -> _LoadedAnswerer:
+        first_error: Exception | None = None
+        for source in self._source.candidates():
+            try:
+                return self._load(source)
+            except Exception as error:  # whatever is wrong with this version, the previous one may work
+                first_error = first_error or error
+                self._reject(source, error)
+        assert first_error is not None  # a source without candidates raises
+        raise first_error
+
+    def _load(self, source: ResolvedBundle) -> _LoadedAnswerer:
+        answerer = QuestionAnswerer(source.folder, self._config.threads)
+        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
+        log_event("question_bundle_loaded", folder=str(source.folder), digest=digest)
+        return _LoadedAnswerer(source, answerer, digest)
+
+    def _poll_source(self) -> None:
+        closed = threading.Event()
+        while not closed.wait(self._config.poll_interval_s):
+            try:
+                source = self._source.poll(self._rejected)
+            except Exception as error:  # whatever it is, the next poll may succeed
+                log_event("store_error", error=str(error))
+                continue
+            if source is None or source.version_id == self._loaded.source.version_id:
+                continue
+            try:
+                self._loaded = self._load(source)
+            except Exception as error:
+                self._reject(source, error)
+
+    def _reject(self, source: ResolvedBundle, error: Exception) -> None:
+        self._rejected.add(source.version_id)
+        self._source.reject(source)
+        log_event("question_bundle_rejected", folder=str(source.folder), error=str(error))
+
+
+def decode(audio: UploadedAudio, rate: int) -> Samples:
+    """An uploaded file as a mono wave; one that is too long is read no further than that is known.
+
+    Raises:
+        RequestError: it cannot be read as audio.
+    """
+    suffix = Path(audio.name).suffix.lower()
+    with tempfile.NamedTemporaryFile(suffix=suffix if suffix in SUFFIXES else "") as file:
+        file.write(audio.content)
+        file.flush()
+        try:
+            return read_clip(Path(file.name), rate, 0.0, MAX_SECONDS + 1).wave
+        except DataError as error:
+            raise RequestError(str(error).replace(file.name, "audio"), "audio") from error
+
+
+def _schema(answer: Answer) -> AudioAnswer:
+    return AudioAnswer(
+        question=answer.question,
+        attribute=answer.attribute,
+        answer=answer.answer,
+        probability=answer.probability,
+        cannot_tell=answer.cannot_tell,
+        options=tuple(AnswerOption(text=one.text, probability=one.probability) for one in answer.options),
+    )

@@ -1,0 +1,119 @@
+"""`POST /v1/audio/questions` on a real port, with a real bundle: answers, refusals, limits, lost replicas."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import soundfile
+
+from tests.endpoint import Endpoint, endpoint
+from tests.unit.test_answers import COLOURS
+from tests.unit.test_question_answerer import QUESTIONS, new_model, wave, write_bundle
+from tinymusician.quantize.precision import load_plan
+from tinymusician.runtime.bundle import DEFAULT_BUNDLE
+from tinymusician.runtime.question_answerer import QuestionAnswerer
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"), new_model(), load_plan("float32"))
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Path) -> Iterator[Endpoint]:
+    limits = {"upload": 300_000}
+    with endpoint(model=DEFAULT_BUNDLE, questions_model=str(bundle), threads=1, limits=limits) as running:
+        yield running
+
+
+def recording(seconds: float = 2.0, rate: int = 22_050, channels: int = 2, kind: str = "FLAC") -> bytes:
+    file = io.BytesIO()
+    mono = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), 1))
+    soundfile.write(file, np.repeat(mono, channels, 1), rate, format=kind)
+    return file.getvalue()
+
+
+def ask(served: Endpoint, content: bytes, name: str = "clip.flac", **fields: Any) -> requests.Response:
+    url = f"{served.url}/v1/audio/questions"
+    return requests.post(url, files={"file": (name, content)}, data=fields, timeout=60)
+
+
+def test_answer_is_the_engines(served: Endpoint, bundle: Path) -> None:
+    content = io.BytesIO()
+    soundfile.write(content, wave(1.0), 16_000, format="WAV", subtype="FLOAT")
+    reply = ask(served, content.getvalue(), "clip.wav", question="Which?", options=list(COLOURS))
+    assert reply.status_code == 200
+    body = reply.json()
+    assert (body["model"], body["audio_seconds"], body["windows"], body["truncated"]) == ("tiny-mu", 1.0, 1, False)
+    answerer = QuestionAnswerer(bundle, threads=1)
+    expected = answerer.ask(answerer.read(wave(1.0)), "Which?", COLOURS)
+    (answer,) = body["answers"]
+    assert [option["text"] for option in answer["options"]] == list(COLOURS)
+    for option, other in zip(answer["options"], expected.options, strict=True):
+        assert option["probability"] == pytest.approx(other.probability, abs=1e-4)
+
+
+def test_without_a_question_all_attributes_are_answered(served: Endpoint) -> None:
+    body = ask(served, recording()).json()
+    assert [answer["attribute"] for answer in body["answers"]] == [question.attribute for question in QUESTIONS]
+    assert (body["audio_seconds"], body["windows"]) == (2.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "field", "message"),
+    [
+        (b"a text", {"question": "Which?"}, "audio", "audio: cannot be read as audio"),
+        (b"", {}, "audio", "audio: cannot be read as audio"),
+        (recording(0.2), {}, "audio", "lasts 0.2 s; 0.5 to 600 s are allowed"),
+        (recording(), {"question": " "}, "question", "question: is empty"),
+        (recording(), {"question": "Which?", "options": ["red"]}, "options", "options: 1; 2 to 50 are allowed"),
+        (recording(), {"question": "Which?", "options": ["red", "Red"]}, "options", "is there twice"),
+        (recording(), {"options": ["red", "blue"]}, "options", "options: need a question"),
+    ],
+)
+def test_unusable_requests_are_refused(
+    served: Endpoint, content: bytes, fields: dict[str, Any], field: str, message: str
+) -> None:
+    reply = ask(served, content, **fields)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["field"]) == (422, "invalid", field)
+    assert message in error["message"]
+    assert "/tmp" not in error["message"]
+
+
+def test_seven_channels_are_one_clip(served: Endpoint) -> None:
+    assert ask(served, recording(1.0, channels=7)).json()["audio_seconds"] == 1.0
+
+
+def test_upload_that_is_too_large_is_refused(served: Endpoint) -> None:
+    reply = ask(served, bytes(400_000))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+    assert requests.post(served.address, json={"prompt": "x" * 100_000}, timeout=60).status_code == 413
+
+
+def test_missing_file_is_named(served: Endpoint) -> None:
+    reply = requests.post(f"{served.url}/v1/audio/questions", data={"question": "Which?"}, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["field"]) == (422, "file")
+
+
+def test_question_goes_to_another_replica_if_one_dies(served: Endpoint) -> None:
+    assert served.answers is not None
+    served.answers.lose = 2
+    assert ask(served, recording()).status_code == 200
+    served.answers.lose = 3
+    reply = ask(served, recording())
+    assert (reply.status_code, reply.json()["error"]["message"]) == (503, "the engine was lost")
+    assert reply.headers["Retry-After"] == "5"
+
+
+def test_endpoint_without_questions_says_so() -> None:
+    with endpoint(model=DEFAULT_BUNDLE, threads=1) as running:
+        reply = ask(running, recording())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    assert "answers no questions" in reply.json()["error"]["message"]
