@@ -12,7 +12,13 @@ from tinymusician.errors import DataError
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.skill_labels import attribute_labels, step_labels
-from tinymusician.house_band.skill_questions import QuestionCounts, caption_of, hard_questions, training_questions
+from tinymusician.house_band.skill_questions import (
+    PHRASINGS,
+    QuestionCounts,
+    caption_of,
+    hard_questions,
+    training_questions,
+)
 from tinymusician.house_band.skills import SKILLS, best_key
 from tinymusician.house_band.synth import Note
 from tinymusician.runtime.prompts import prompt_of
@@ -104,6 +110,21 @@ def test_same_answer_to_a_whole_group_is_right_once() -> None:
         assert len({question.clip for question in group}) == len(group)
 
 
+def test_training_has_every_number_of_options() -> None:
+    questions = training_questions(corpus(), QuestionCounts(40, 1, 1, 0), seed=0)
+    sizes = {len(question.options) for question in questions if question.attribute == "key" and question.options}
+    assert sizes == {2, 3, 4, 5, 6, 7, 8}
+    assert {len(question.options) for question in questions if question.attribute == "tempo"} == {0, 2, 3}
+
+
+def test_new_phrasings_are_in_the_test_only() -> None:
+    new = {phrasing.held_out for phrasing in PHRASINGS.values()}
+    training = training_questions(corpus(), QuestionCounts(20, 20, 20, 20), seed=0)
+    validation = hard_questions(corpus(), 6, seed=0, has_new_phrasings=False)
+    assert not new & {question.text for question in (*training, *validation)}
+    assert new & {question.text for question in hard_questions(corpus(), 6, seed=0)}
+
+
 def test_options_are_right_as_often_as_they_are_offered() -> None:
     questions = hard_questions(corpus(), 30, seed=0)
     for attribute in ("instrument", "tempo", "key", "mode"):
@@ -147,8 +168,8 @@ def test_key_that_the_notes_do_not_show_has_no_question() -> None:
         ("contour", None, {"pitches": (60,) * 8}),
         ("motion", "steps", {}),
         ("motion", "leaps", {"pitches": (60, 67, 60, 72, 60, 65, 60, 69)}),
-        ("pitch_range", "up to an octave", {}),
-        ("pitch_range", "a fifth or less", {"pitches": (60, 62, 64, 65, 67, 65)}),
+        ("pitch_range", "between a fifth and an octave", {}),
+        ("pitch_range", "at most a fifth", {"pitches": (60, 62, 64, 65, 67, 65)}),
         ("pitch_range", None, {"pitches": (60, 62, 64, 65, 67, 68)}),
         ("note_count", "fewer than 9", {"pitches": (60, 62, 64, 65)}),
         ("note_count", None, {}),
@@ -160,6 +181,7 @@ def test_key_that_the_notes_do_not_show_has_no_question() -> None:
         ("meter", None, {"meter": "5/4"}),
         ("tempo", None, {"pitches": (60, 62, 64)}),
         ("highest_note", "C", {}),
+        ("highest_note", None, {"pitches": (60, 62, 64, 65, 67, 69, 80), "length": 41}),
         ("family", "woodwind", {}),
     ],
 )

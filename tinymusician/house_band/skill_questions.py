@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
+from tinymusician.runtime.prompts import MAX_LETTERS
 from tinymusician.understand.questions import Question
 
-VERSION = 1
+VERSION = 2
 OPTIONS = 4
-MOODS = {
-    ("slow", "major"): "calm",
-    ("slow", "minor"): "sad",
-    ("medium", "major"): "warm",
-    ("medium", "minor"): "wistful",
-    ("fast", "major"): "cheerful",
-    ("fast", "minor"): "dramatic",
-}
-"""The mood, which is a function of tempo and mode by this table and nothing else."""
+TRAINING_OPTIONS = (2, MAX_LETTERS)
+"""The numbers of options in training, smallest and largest: every letter is learnt."""
+FEWEST_CLIPS = 8
+"""A value that fewer clips of a split have is no option: its questions would be about the same few clips."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,10 @@ class _Pools:
     """By value, the clips that have it; each is given once before any is given again."""
 
     def __init__(self, values: Mapping[int, str], rng: random.Random) -> None:
-        self._clips: dict[str, list[int]] = {}
+        clips: dict[str, list[int]] = {}
         for clip, value in values.items():
-            self._clips.setdefault(value, []).append(clip)
+            clips.setdefault(value, []).append(clip)
+        self._clips = {value: members for value, members in clips.items() if len(members) >= FEWEST_CLIPS}
         self._queues: dict[str, list[int]] = {value: [] for value in self._clips}
         self._given = dict.fromkeys(self._clips, 0)
         self._rng = rng
@@ -161,7 +158,8 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
         if len(pools.values) < _FEWEST_VALUES:
             continue
         for _ in range(counts.choice_groups):
-            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE)
+            size = rng.randint(TRAINING_OPTIONS[0], min(TRAINING_OPTIONS[1], len(pools.values)))
+            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE, size)
         for _ in range(counts.yes_no_pairs):
             questions += _yes_no_pair(skill, pools, clips, rng, _SYNONYM_SHARE)
         questions += _open_questions(skill, pools, clips, texts, counts.open_questions, rng)
@@ -170,10 +168,11 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
     return questions
 
 
-def hard_questions(clips: Sequence[Clip], groups: int, seed: int) -> list[Question]:
-    """Multiple choice with distractors of the same attribute; every third group has the phrasing that is held out.
+def hard_questions(clips: Sequence[Clip], groups: int, seed: int, has_new_phrasings: bool = True) -> list[Question]:
+    """Multiple choice with distractors of the same attribute.
 
-    Each attribute has `groups` groups of four; those with fewer answers have as many questions in smaller groups.
+    With `has_new_phrasings`, every third group has the phrasing that training never uses. Each attribute has `groups`
+    groups of four; those with fewer answers have as many questions in smaller groups.
     """
     rng = random.Random(f"band-skills/{VERSION}/{seed}/hard")
     questions: list[Question] = []
@@ -181,8 +180,9 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int) -> list[Questi
         pools, phrasing = _Pools(_values(skill, clips), rng), PHRASINGS[skill.name]
         size = min(OPTIONS, len(pools.values))
         for number in range(groups * OPTIONS // size if size >= _FEWEST_VALUES else 0):
-            text = phrasing.held_out if number % 3 == 2 else rng.choice(phrasing.texts)
-            questions += _choice_group(skill, pools, clips, text, rng, 0.0)
+            is_new = has_new_phrasings and number % 3 == 2
+            text = phrasing.held_out if is_new else rng.choice(phrasing.texts)
+            questions += _choice_group(skill, pools, clips, text, rng, 0.0, size)
     return _numbered(questions)
 
 
@@ -193,8 +193,9 @@ def attribute_questions() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 def caption_of(clip: Clip) -> str:
     """The facts of a clip that can be heard, in one sentence."""
+    pace = f"{value} " if (value := SKILLS["tempo"].value(clip)) is not None else ""
     where = f" in {value}" if (value := SKILLS["key"].value(clip)) is not None else ""
-    return f"a {clip.facts.tempo} melody{where}, played on the {clip.facts.instrument}"
+    return f"a {pace}melody{where}, played on the {clip.facts.instrument}"
 
 
 def _values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
@@ -203,9 +204,9 @@ def _values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
 
 
 def _choice_group(
-    skill: Skill, pools: _Pools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float
+    skill: Skill, pools: _Pools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float, size: int
 ) -> list[Question]:
-    values = pools.least_used(OPTIONS)
+    values = pools.least_used(size)
     options = tuple(_said(value, rng, synonyms) for value in values)
     return [
         Question(

@@ -130,26 +130,28 @@ def motion(clip: Clip) -> str | None:
 
 
 def busier_half(clip: Clip) -> str | None:
-    """Which half has at least one and a half times as many notes as the other, and three more."""
+    """Which half has at least 1.3 times as many notes as the other, and three more."""
     first = sum(note.on < CLIP_FRAMES // 2 for note in clip.notes)
     second = len(clip.notes) - first
-    if max(first, second) < 1.5 * min(first, second) or abs(first - second) < 3:
+    if max(first, second) < 1.3 * min(first, second) or abs(first - second) < 3:
         return None
     return "first half" if first > second else "second half"
 
 
 def highest_note(clip: Clip) -> str | None:
-    """The pitch class of the highest note."""
-    notes = _clear_notes(clip)
-    return PITCH_CLASSES[max(note.pitch for note in notes) % 12] if len(notes) >= FEWEST_NOTES else None
+    """The pitch class of the highest note, unless a higher one begins as the clip ends."""
+    clear, highest = _clear_notes(clip), max((note.pitch for note in clip.notes), default=0)
+    if len(clear) < FEWEST_NOTES or highest > max(note.pitch for note in clear):
+        return None
+    return PITCH_CLASSES[highest % 12]
 
 
 NOTE_COUNTS = {"fewer than 9": (0, 7), "9 to 15": (10, 14), "16 to 23": (17, 22), "24 or more": (25, 999)}
 """Numbers of notes: what is said, and the smallest and largest number of which it is; between them is a gap."""
 PITCH_RANGES = {
-    "a fifth or less": (0, 7),
-    "up to an octave": (9, 12),
-    "up to an octave and a half": (14, 17),
+    "at most a fifth": (0, 7),
+    "between a fifth and an octave": (9, 12),
+    "between one octave and one and a half": (14, 17),
     "more than an octave and a half": (19, 99),
 }
 """Intervals in semitones, in the same way."""
