@@ -83,8 +83,8 @@ class AnswerReplica:
         return AudioAnswers(
             model=loaded.answerer.manifest.name,
             digest=loaded.digest,
-            audio_seconds=state.heading.audio_seconds,
-            windows=state.heading.windows,
+            audio_seconds=state.info.audio_seconds,
+            windows=state.info.windows,
             truncated=False,
             answers=tuple(_schema(answer) for answer in answers),
         )

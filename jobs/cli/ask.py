@@ -14,7 +14,7 @@ from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 if TYPE_CHECKING:
-    from tinymusician.runtime.question_answerer import Answer, Heading
+    from tinymusician.runtime.question_answerer import Answer, AudioInfo
 
 _BAR = 24
 
@@ -68,12 +68,12 @@ def ask(
         warn(f"{audio}: {', '.join(clip.changed)}")
     state = answerer.read(clip.wave)
     answers = answerer.ask_all(state) if question is None else [answerer.ask(state, question, options or [])]
-    facts = {"model": answerer.manifest.name, **asdict(state.heading), "answers": [asdict(one) for one in answers]}
-    emit(facts, json, _text(answers, state.heading))
+    facts = {"model": answerer.manifest.name, **asdict(state.info), "answers": [asdict(one) for one in answers]}
+    emit(facts, json, _text(answers, state.info))
 
 
-def _text(answers: list[Answer], heading: Heading) -> str:
-    about = f"{heading.audio_seconds:.1f} s of audio in {heading.windows} window{'s' * (heading.windows > 1)}"
+def _text(answers: list[Answer], info: AudioInfo) -> str:
+    about = f"{info.audio_seconds:.1f} s of audio in {info.windows} window{'s' * (info.windows > 1)}"
     if len(answers) > 1:
         width = max(len(answer.attribute or "") for answer in answers)
         lines = [f"{answer.attribute or '':<{width}}  {answer.answer}  {answer.probability:.2f}" for answer in answers]

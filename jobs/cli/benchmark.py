@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,7 +75,7 @@ def _open_model(
         if last is None or last[0] != question.id:
             path = files.get(question.id)
             last = question.id, answerer.without_audio() if path is None else _read(answerer, path)
-        shares = [option.probability for option in answerer.ask(last[1], question.text[:500], options).options]
+        shares = [option.probability for option in answerer.choose(last[1], question.text, options).options]
         return Reply(shares.index(max(shares)), answerer.write(last[1], question.text, options).answer)
 
     return ask
@@ -90,11 +91,17 @@ def find_audio(folder: Path, questions: list[PublishedQuestion]) -> dict[str, Pa
 
     if not folder.is_dir():
         raise DataError(f"--audio {folder}: no such folder")
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES}
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = {_id_of(path.stem): path for path in paths} | {path.stem: path for path in paths}
     ids = {question.id for question in questions}
     if missing := sorted(ids - files.keys()):
         raise DataError(f"--audio {folder}: {len(missing)} of {len(ids)} files are missing, such as {missing[0]}")
     return {name: files[name] for name in ids}
+
+
+def _id_of(stem: str) -> str:
+    """The id in MuChoMusic's names of files: `1234.2min` and `[ytid]-[30-40]`."""
+    return re.sub(r"^\[(.+)\]-\[\d+-\d+\]$", r"\1", stem.removesuffix(".2min"))
 
 
 def _read(answerer: QuestionAnswerer, path: Path) -> AudioState:
@@ -112,6 +119,8 @@ def _text(score: PublishedScore) -> str:
         lines.append(
             f"by probability: {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}); letters {letters}"
         )
+    if score.voted is not None:
+        lines.append(f"by vote over the four sets of options: {score.voted.value:.3f}")
     lines.append(f"MuChoMusic's parser: {score.official_accuracy:.3f}, parsed {score.official_parsed:.3f}")
     lines.append(f"strict parser: {score.strict_accuracy:.3f}, parsed {score.strict_parsed:.3f}")
     lines += [f"  {name}: {interval.value:.3f}" for name, interval in score.by_category.items()]

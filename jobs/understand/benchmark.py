@@ -22,7 +22,9 @@ from tinymusician.understand.benchmark import (
     score_choices,
     score_model,
     score_probabilities,
+    shuffled_options,
 )
+from tinymusician.understand.features import noise_features, silence_features
 from tinymusician.understand.linear_probe import probe
 from tinymusician.understand.questions import write_questions
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.questions import Question
 
+_NOISE_SEED = 1_000_000
+"""Added to the seed: the noise of the benchmark is not that of the training."""
 PROBED = ("instrument", "tempo", "key", "mode")
 
 
@@ -57,19 +61,20 @@ def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResu
     answerer = TorchAnswerer(model, data.tokenizer, context.device)
     held_out = frozenset(phrasing.held_out for phrasing in PHRASINGS.values())
     score = score_model(context.recipe.name, questions, answerer, clip_features, held_out)
-    noise = data.unhearable_features(model.audio_encoder)
-    noises = np.random.default_rng(seed).integers(0, len(noise), len(questions)).tolist()
+    encoder, count, samples = model.audio_encoder, len(questions), data.clip_samples
     inputs = {
         "no audio": None,
-        "silence or noise": _of(noise, noises),
+        "silence": silence_features(encoder, count, samples).astype(np.float32),
+        "noise": noise_features(encoder, count, samples, seed + _NOISE_SEED).astype(np.float32),
         "another tune's audio": _of(features, other_tunes(questions, seed)),
     }
+    mixed = shuffled_options(questions, seed)
     controls = [
-        score_probabilities(name, questions, answerer.probabilities(given, questions)) for name, given in inputs.items()
+        score_probabilities(name, mixed, answerer.probabilities(given, mixed)) for name, given in inputs.items()
     ]
-    majority = majority_choices(questions, data.questions("train"))
-    controls.append(score_choices("most frequent answer", questions, majority))
-    controls += _text_only(context, data, questions)
+    majority = majority_choices(mixed, data.questions("train"))
+    controls.append(score_choices("most frequent answer", mixed, majority))
+    controls += _text_only(context, data, mixed)
     with tempfile.TemporaryDirectory() as folder:
         digest = write_questions(Path(folder) / "hard.jsonl", questions)
     return BenchmarkResult(

@@ -14,7 +14,6 @@ from tinymusician.models.licence import HOUSE_BAND_LICENCE
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.quantize.audio_lm_bundle import BundleFacts, front_end_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
-from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan
@@ -42,10 +41,7 @@ def write_bundle(
     facts = BundleFacts(
         name=context.recipe.name,
         window_seconds=clips.shape[1] / RATE,
-        questions=[
-            AttributeQuestion(attribute=name, text=text, options=options)
-            for name, (text, options) in attribute_questions().items()
-        ],
+        questions=attribute_questions(),
         parity={
             "spectra": front_end_difference(model, clips[:_PARITY_CLIPS]),
             "validation_accuracy": {"float32": search.float32.accuracy, "bundle": search.chosen.accuracy},

@@ -136,7 +136,12 @@ class UnderstandData:
         """The encoder's vectors of silence and noise, as long as the clips."""
         from tinymusician.understand.features import unhearable_features
 
-        return unhearable_features(encoder, self.split("validation").samples.shape[1], self.seed)
+        return unhearable_features(encoder, self.clip_samples, self.seed)
+
+    @property
+    def clip_samples(self) -> int:
+        """The length of a clip in samples."""
+        return int(self.split("validation").samples.shape[1])
 
     def labelled(self, name: Split) -> LabelledSpectra:
         """The spectra of a split with the classes of its attributes and time steps."""

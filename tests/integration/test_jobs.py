@@ -268,7 +268,7 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     assert set(run["metrics"]["probe"]) == {"instrument", "tempo", "key", "mode"}
     result = RunStore(store, "u").report(BenchmarkResult)
     assert result.model.name == "band-mu"
-    names = ["no audio", "silence or noise", "another tune's audio", "most frequent answer", "text-only model"]
+    names = ["no audio", "silence", "noise", "another tune's audio", "most frequent answer", "text-only model"]
     assert [score.name for score in result.controls] == names
     assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     from tinymusician.models.audio_lm_files import load_audio_lm

@@ -66,6 +66,7 @@ def test_muchomusic_outputs(tmp_path: Path) -> None:
     assert (score.official_accuracy, score.official_parsed) == (pytest.approx(2 / 3), 1.0)
     assert (score.strict_accuracy, score.strict_parsed) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert score.accuracy is None
+    assert score.by_category["instrumentation"].value == pytest.approx(2 / 3)
 
 
 def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
@@ -81,16 +82,27 @@ def test_rul_leaves_one_distractor_out_and_votes(tmp_path: Path) -> None:
 
     score = score_published(layout, questions, prefers_a, seed=0)
     assert seen == [["b", "c", "d", "yes"], ["a", "c", "d", "yes"], ["a", "b", "d", "yes"], ["a", "b", "c", "yes"]]
-    assert score.accuracy.value == 0.0  # type: ignore[union-attr]
+    assert score.accuracy.value == 0.25  # type: ignore[union-attr]
+    assert score.voted.value == 0.0  # type: ignore[union-attr]
     assert (score.official_parsed, score.chance) == (0.0, 0.25)
     assert sum(score.letters.values()) == 4
 
 
-@pytest.mark.parametrize("content", ["{", '{"1": {"question": "x"}}', "[1]", '"text"'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", '[{"prompt": null, "answers": [1], "answer_orders": [0]}]', '{"1": {"question": "x"}}', "[1]", '"text"'],
+)
 def test_file_in_no_layout_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "q.json").write_text(content)
     with pytest.raises(DataError, match="none of the layouts"):
         load_published(tmp_path / "q.json")
+
+
+@pytest.mark.parametrize(("name", "content"), [("q.json", "{}"), ("q.csv", CSV.splitlines()[0] + "\n")])
+def test_file_without_questions_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match="has no questions"):
+        load_published(tmp_path / name)
 
 
 def test_missing_audio_is_named(tmp_path: Path) -> None:
@@ -99,6 +111,10 @@ def test_missing_audio_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 2 files are missing, such as two"):
         find_audio(tmp_path, questions)
     assert find_audio(tmp_path, questions[:1]) == {"one": tmp_path / "one.mp3"}
+    (tmp_path / "[a-b_C]-[30-40].wav").touch()
+    (tmp_path / "1234.2min.mp3").touch()
+    named = [PublishedQuestion(name, "?", "a", ("b",)) for name in ("a-b_C", "1234")]
+    assert set(find_audio(tmp_path, named)) == {"a-b_C", "1234"}
     with pytest.raises(DataError, match="no such folder"):
         find_audio(tmp_path / "none", questions)
 

@@ -26,6 +26,7 @@ from tinymusician.runtime.answers import softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.question_answerer import (
     QuestionAnswerer,
+    _combined,
     check_question,
     split_windows,
 )
@@ -35,7 +36,7 @@ from tinymusician.understand.tokenizer import train_tokenizer
 MANY = tuple(f"shade {number}" for number in range(12))
 QUESTIONS = (
     AttributeQuestion(attribute="colour", text="Which?", options=COLOURS),
-    AttributeQuestion(attribute="shade", text="Which shade?", options=MANY),
+    AttributeQuestion(attribute="shade", text="Which shade?", options=MANY, per_window=True),
 )
 TEXTS = [choice(0).prompt, " (A) red", "Is it red?", " yes", " no", *(f" {shade}" for shade in MANY), " cannot tell"]
 TOKENIZER = train_tokenizer(TEXTS, 320)
@@ -91,11 +92,11 @@ def test_letters_are_averaged_over_all_rotations(model: AudioLM, answerer: Quest
     features = np.repeat(torch_features(model, wave(1.0)), 4, 0)
     rotated = [choice(0).rotated(by) for by in range(4)]
     results = TorchAnswerer(model, TOKENIZER).probabilities(features, rotated)
-    weights = np.array([1 - result.cannot_tell for result in results])
-    logs = np.log(
-        [[result.options[q.options.index(c)] for c in COLOURS] for q, result in zip(rotated, results, strict=True)]
-    )
-    expected = softmax(np.asarray(weights @ logs / weights.sum()))
+    by_option = [
+        [result.options[q.options.index(c)] for c in COLOURS] for q, result in zip(rotated, results, strict=True)
+    ]
+    geometric = np.prod(np.array(by_option, np.float64), axis=0) ** 0.25
+    expected = geometric / geometric.sum()
     np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
     assert answer.cannot_tell == pytest.approx(np.mean([result.cannot_tell for result in results]), abs=1e-4)
     assert [option.text for option in answer.options] == list(COLOURS)
@@ -123,6 +124,7 @@ def test_free_text_is_the_greedy_one(model: AudioLM, answerer: QuestionAnswerer)
     expected = TorchAnswerer(model, TOKENIZER).generate(
         torch_features(model, wave(1.0)), ["Question: Is it red?\n Answer:"]
     )
+    assert answer.answer
     assert expected[0].startswith(answer.answer[:20])
     assert answer.options == ()
 
@@ -143,13 +145,42 @@ def test_windows_cover_everything() -> None:
 def test_long_audio_is_the_mean_of_its_windows(answerer: QuestionAnswerer) -> None:
     pieces = [wave(1.0, seed) for seed in range(10)]
     audio = answerer.read(np.concatenate(pieces))
-    assert (audio.heading.windows, audio.heading.audio_seconds) == (10, 10.0)
+    assert (audio.info.windows, audio.info.audio_seconds) == (10, 10.0)
     answer = answerer.ask(audio, "Which shade?", MANY)
     alone = [answerer.ask(answerer.read(piece), "Which shade?", MANY) for piece in pieces]
     logs = np.log([[option.probability for option in each.options] for each in alone])
     weights = np.array([1 - each.cannot_tell for each in alone])
     expected = softmax(np.asarray(weights @ logs / weights.sum()))
     np.testing.assert_allclose([option.probability for option in answer.options], expected, atol=1e-4)
+
+
+def test_silent_windows_change_nothing() -> None:
+    """Four windows of which nothing can be told, one that is clear: the clear one decides, and can be told."""
+    logs = np.log(np.array([[0.25, 0.75]] * 4 + [[0.9, 0.1]], np.float32))
+    answer = _combined("Which?", ("red", "blue"), logs, np.array([1.0, 1.0, 1.0, 1.0, 0.02], np.float32))
+    assert answer.answer == "red"
+    assert answer.options[0].probability == pytest.approx(0.9, abs=1e-3)
+    assert answer.cannot_tell == pytest.approx(0.02)
+    silent = _combined("Which?", ("red", "blue"), logs[:4], np.full(4, 0.97, np.float32))
+    assert (silent.answer, silent.probability) == ("cannot tell", pytest.approx(0.97))
+
+
+def test_longer_audio_has_no_answers_of_single_windows(answerer: QuestionAnswerer) -> None:
+    answers = answerer.ask_all(answerer.read(wave(2.0)))
+    assert [answer.attribute for answer in answers] == ["colour"]
+
+
+def test_work_ends_when_it_is_cancelled(answerer: QuestionAnswerer) -> None:
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise TimeoutError
+
+    audio = answerer.read(wave(9.0), check)
+    with pytest.raises(TimeoutError):
+        answerer.ask(audio, "Which?", COLOURS)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +200,12 @@ def test_unusable_audio_is_refused(answerer: QuestionAnswerer, samples: np.ndarr
     ("question", "options", "message"),
     [
         (" ", (), "question: is empty"),
-        ("a" * 501, (), "question: 501 characters; at most 500"),
+        ("a" * 501, (), "question: 501 characters; at most 300"),
         ("Which?", ("red",), "options: 1; 2 to 50 are allowed, or none"),
         ("Which?", tuple(str(n) for n in range(60)), "options: 60; 2 to 50"),
         ("Which?", ("red", " Red"), "options: 'red' is there twice"),
         ("Which?", ("red", " "), "options: one is empty"),
+        ("Which?", ("red", "r" * 61), "options: one has 61 characters; at most 60"),
     ],
 )
 def test_unusable_questions_are_refused(question: str, options: tuple[str, ...], message: str) -> None:

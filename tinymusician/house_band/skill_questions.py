@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import MAX_LETTERS
 from tinymusician.understand.questions import Question
 
@@ -105,6 +106,8 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "fast": ("fast tempo", "about 188 beats per minute"),
 }
 _SYNONYM_SHARE = 0.25
+_PER_WINDOW = ("note_count", "pitch_range", "contour", "busier_half", "highest_note")
+"""Attributes of a clip as long as the training's, which longer audio has not."""
 _FEWEST_VALUES = 2
 """An attribute that has the same value in all clips is not asked for."""
 
@@ -186,9 +189,17 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int, has_new_phrasi
     return _numbered(questions)
 
 
-def attribute_questions() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """By attribute, its question and all possible answers, for a bundle's manifest."""
-    return {name: (PHRASINGS[name].texts[0], skill.answers) for name, skill in SKILLS.items()}
+def attribute_questions() -> tuple[AttributeQuestion, ...]:
+    """The question about every attribute, for a bundle's manifest."""
+    return tuple(
+        AttributeQuestion(
+            attribute=name,
+            text=PHRASINGS[name].texts[0],
+            options=skill.answers,
+            per_window=name in _PER_WINDOW,
+        )
+        for name, skill in SKILLS.items()
+    )
 
 
 def caption_of(clip: Clip) -> str:

@@ -42,11 +42,15 @@ class AudioLMArchitecture(ConfigModel):
 
 
 class AttributeQuestion(ConfigModel):
-    """The question about an attribute, with all possible answers."""
+    """The question about an attribute, with all possible answers.
+
+    An answer that holds for a window alone (`per_window`), such as the number of notes, says nothing of longer audio.
+    """
 
     attribute: str
     text: str
     options: tuple[str, ...] = Field(min_length=2)
+    per_window: bool = False
 
 
 class AudioLMManifest(ConfigModel):

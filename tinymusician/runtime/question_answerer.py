@@ -1,13 +1,14 @@
 """Answers questions about audio with a bundle: ONNX Runtime and NumPy only.
 
 Audio longer than the training clips is judged in windows, whose log-probabilities are averaged. A window counts as much
-as the model can tell something about it, so silence at the beginning changes little.
+as the model can tell about it, and nothing can be told of the whole only if of no window, so silence at the beginning
+changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
 MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
 """The length of audio that a question may be about."""
-MAX_QUESTION_CHARACTERS, MAX_OPTIONS = 500, 50
+MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
 _LONGEST_ANSWER = 32
 _WINDOWS_AT_ONCE = 8
-_SMALLEST_WEIGHT = 1e-6
+_SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
+Check = Callable[[], None]
+"""Called between pieces of work; it may raise, to end the work."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Heading:
+class AudioInfo:
     """What the answers are about: the length of the audio, and the number of windows it was judged in."""
 
     audio_seconds: float
@@ -67,8 +70,8 @@ class Heading:
 class AudioState:
     """Audio that has been read: one row of the language model's state per window."""
 
-    def __init__(self, heading: Heading, states: list[LMState]) -> None:
-        self.heading, self.states = heading, states
+    def __init__(self, info: AudioInfo, states: list[LMState], check: Check) -> None:
+        self.info, self.states, self.check = info, states, check
 
 
 class QuestionAnswerer:
@@ -88,8 +91,10 @@ class QuestionAnswerer:
         self.lm = LanguageModel(_open(folder / self.manifest.file("lm"), threads), self.shape)
         self.tokenizer = Tokenizer.from_file(str(folder / self.manifest.file("tokenizer")))
 
-    def read(self, wave: Samples) -> AudioState:
+    def read(self, wave: Samples, check: Check = lambda: None) -> AudioState:
         """Read mono audio at the bundle's rate, once for all questions.
+
+        `check` is called before every piece of work here and for the questions; what it raises ends the work.
 
         Raises:
             RequestError: it is too short, too long, or has samples that are not finite.
@@ -101,11 +106,11 @@ class QuestionAnswerer:
         if not np.isfinite(wave).all():
             raise RequestError("audio: has samples that are not finite numbers", "audio")
         windows = split_windows(len(wave), round(self.shape.window_seconds * rate))
-        states = [
-            self.lm.read_audio(self.embed(np.stack([wave[start:end] for start, end in batch])))
-            for batch in _batches(windows)
-        ]
-        return AudioState(Heading(seconds, len(windows)), states)
+        states = []
+        for batch in _batches(windows):
+            check()
+            states.append(self.lm.read_audio(self.embed(np.stack([wave[start:end] for start, end in batch]))))
+        return AudioState(AudioInfo(seconds, len(windows)), states, check)
 
     def embed(self, waves_BN: Samples) -> Floats:
         """The embeddings of clips of equal length, [B, T, W]."""
@@ -118,7 +123,7 @@ class QuestionAnswerer:
     def without_audio(self) -> AudioState:
         """The state of a model that gets no audio at all, for a baseline by text alone."""
         nothing = np.zeros((1, 0, self.shape.width), np.float32)
-        return AudioState(Heading(0.0, 0), [self.lm.read_audio(nothing)])
+        return AudioState(AudioInfo(0.0, 0), [self.lm.read_audio(nothing)], lambda: None)
 
     def ask(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Answer a question; with options, the answer is one of them.
@@ -127,16 +132,19 @@ class QuestionAnswerer:
             RequestError: the question is empty or too long, or the options are not several different texts.
         """
         check_question(question, options)
-        given = tuple(options) or self._listed_options(question)
-        if not given:
-            return self.write(audio, question)
-        if len(given) > MAX_LETTERS:
-            return self._choose_by_likelihood(audio, question, given)
-        return self._choose_by_letter(audio, question, given)
+        choices = tuple(options) or self._listed_options(question)
+        return self.choose(audio, question, choices) if choices else self.write(audio, question)
+
+    def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
+        """Choose one of the options, whatever their lengths are: `ask` is for what users give."""
+        if len(options) > MAX_LETTERS:
+            return self._choose_by_likelihood(audio, question, options)
+        return self._choose_by_letter(audio, question, options)
 
     def ask_all(self, audio: AudioState) -> list[Answer]:
-        """Answer the bundle's questions about all attributes."""
-        return [self._ask_attribute(audio, question) for question in self.manifest.questions]
+        """Answer the bundle's questions about all attributes; of longer audio, those that do not hold per window."""
+        is_short = audio.info.windows <= 1
+        return [self._ask_attribute(audio, one) for one in self.manifest.questions if is_short or not one.per_window]
 
     def _ask_attribute(self, audio: AudioState, question: AttributeQuestion) -> Answer:
         answer = self.ask(audio, question.text, question.options)
@@ -149,38 +157,51 @@ class QuestionAnswerer:
 
     def _choose_by_letter(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """By the probability of the options' letters, averaged over all rotations of their order."""
-        logs, unable = [], []
+        logs, cannot_tell = [], []
+        answers = candidates(self.tokenizer, options)
         for by in range(len(options)):
-            answers = candidates(self.tokenizer, options)
+            audio.check()
             prompt = self.tokenizer.encode(prompt_of(question, options[by:] + options[:by])).ids
-            for first, following in self._after(audio, prompt, answers.prefix):
-                each = option_probabilities(first, following, answers)
-                logs.append(np.roll(np.log(np.maximum(each.options, 1e-30)), by))
-                unable.append(each.cannot_tell)
-        return _combined(question, options, np.array(logs), np.array(unable))
+            after = self._after(audio, prompt, answers.prefix)
+            windows = [option_probabilities(first, following, answers) for first, following in after]
+            logs.append([np.roll(np.log(np.maximum(one.options, _SMALLEST)), by) for one in windows])
+            cannot_tell.append([one.cannot_tell for one in windows])
+        return _combined(question, options, np.mean(logs, axis=0), np.mean(cannot_tell, axis=0))
 
     def _choose_by_likelihood(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
         """By the likelihood of the options' texts, for more options than there are letters."""
         texts = [self.tokenizer.encode(f" {text}").ids for text in (*options, CANNOT_TELL)]
         prompt = self.tokenizer.encode(prompt_of(question)).ids
-        states = [self.lm.read_text(state, prompt) for state in audio.states]
-        logs = np.concatenate([self.lm.log_likelihoods(state, texts) for state in states])
-        joint = softmax(logs)
-        return _combined(question, options, np.log(np.maximum(softmax(logs[:, :-1]), 1e-30)), joint[:, -1])
+        logs = self._text_likelihoods(audio, prompt, texts)
+        shares = np.log(np.maximum(softmax(logs[:, :-1]), _SMALLEST))
+        return _combined(question, options, shares, softmax(logs)[:, -1])
 
     def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Free text: of each window's most probable text, the one that is most probable in all windows."""
         prompt = self.tokenizer.encode(prompt_of(question, options)).ids
-        states = [self.lm.read_text(state, prompt) for state in audio.states]
-        written = [self.lm.write(row, _LONGEST_ANSWER) for state in states for row in _rows(state)]
+        written = []
+        for state in audio.states:
+            audio.check()
+            written += [self.lm.write(row, _LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
         texts = list({tuple(tokens): 0 for tokens in written})
-        unable = tuple(self.tokenizer.encode(f" {CANNOT_TELL}").ids)
-        logs = np.concatenate([self.lm.log_likelihoods(state, [*texts, unable]) for state in states])
-        means = logs[:, :-1].mean(0)
-        best = int(means.argmax())
-        cannot_tell = float(np.exp(logs[:, -1]).mean())
-        answer = self.tokenizer.decode(list(texts[best]), skip_special_tokens=False).strip()
-        return Answer(question, answer, math.exp(float(means[best])), cannot_tell, ())
+        refusal = tuple(self.tokenizer.encode(f" {CANNOT_TELL}").ids)
+        logs = self._text_likelihoods(audio, prompt, [*texts, refusal])
+        cannot_tell = np.exp(logs[:, -1])
+        weights = np.maximum(1 - cannot_tell, _SMALLEST_WEIGHT)
+        means = weights @ logs[:, :-1] / weights.sum()
+        best, nothing = int(means.argmax()), float(cannot_tell.min())
+        if nothing > 0.5:
+            return Answer(question, CANNOT_TELL, nothing, nothing, ())
+        text = self.tokenizer.decode(list(texts[best]), skip_special_tokens=False).strip()
+        return Answer(question, text, math.exp(float(means[best])), nothing, ())
+
+    def _text_likelihoods(self, audio: AudioState, prompt: list[int], texts: Sequence[Sequence[int]]) -> Floats:
+        """The log-likelihood of every text after the prompt, for every window, [windows, texts]."""
+        logs = []
+        for state in audio.states:
+            audio.check()
+            logs.append(self.lm.log_likelihoods(self.lm.read_text(state, prompt), texts))
+        return np.concatenate(logs)
 
     def _after(self, audio: AudioState, prompt: list[int], prefix: tuple[int, ...]) -> Iterator[tuple[Floats, Floats]]:
         """Of every window, the logits after the prompt, and after prompt and prefix."""
@@ -207,6 +228,10 @@ def check_question(question: str, options: Sequence[str]) -> None:
     folded = [option.strip().casefold() for option in options]
     if "" in folded:
         raise RequestError("options: one is empty", "options")
+    if long := next((option for option in options if len(option) > MAX_OPTION_CHARACTERS), None):
+        raise RequestError(
+            f"options: one has {len(long)} characters; at most {MAX_OPTION_CHARACTERS} are allowed", "options"
+        )
     if twice := next((text for index, text in enumerate(folded) if text in folded[:index]), None):
         raise RequestError(f"options: {twice!r} is there twice", "options")
 
@@ -230,15 +255,14 @@ def _rows(state: LMState) -> Iterator[LMState]:
         yield LMState({name: value[rows] for name, value in state.cache.items()}, state.logits[rows])
 
 
-def _combined(question: str, options: tuple[str, ...], logs: Floats, unable: Floats) -> Answer:
-    """The weighted mean of log-probabilities [rows, options]; a row weighs as much as it can tell."""
-    weights = np.maximum(1 - unable, _SMALLEST_WEIGHT)
-    shares = softmax(np.asarray(weights @ logs / weights.sum(), np.float32))
-    cannot_tell, best = float(unable.mean()), int(shares.argmax())
-    answer = CANNOT_TELL if cannot_tell > 0.5 else options[best]
-    probability = cannot_tell if cannot_tell > 0.5 else float(shares[best])
+def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_tell_W: Floats) -> Answer:
+    """The weighted mean of the windows' log-probabilities; a window weighs as much as it can tell."""
+    weights = np.maximum(1 - cannot_tell_W, _SMALLEST_WEIGHT)
+    shares = softmax(np.asarray(weights @ logs_WO / weights.sum(), np.float32))
+    nothing, best = float(cannot_tell_W.min()), int(shares.argmax())
+    answer, probability = (CANNOT_TELL, nothing) if nothing > 0.5 else (options[best], float(shares[best]))
     listed = tuple(Option(text, float(share)) for text, share in zip(options, shares, strict=True))
-    return Answer(question, answer, probability, cannot_tell, listed)
+    return Answer(question, answer, probability, nothing, listed)
 
 
 def _open(path: Path, threads: int) -> Session:

@@ -36,10 +36,10 @@ class Score(Document):
     control_interval: Interval
 
     @property
-    def contains_chance(self) -> bool:
-        """Whether chance is in the 99 % interval."""
+    def contains_chance(self) -> bool | None:
+        """Whether chance is in the 99 % interval; None without one."""
         low, high = self.control_interval.low, self.control_interval.high
-        return low is not None and high is not None and low <= self.chance <= high
+        return None if low is None or high is None else low <= self.chance <= high
 
 
 class SystemScore(Document):
@@ -134,6 +134,19 @@ def majority_choices(questions: Sequence[Question], training: Sequence[Question]
     counts = Counter((question.attribute, question.answer) for question in training)
     return [
         int(np.argmax([counts[question.attribute, option] for option in question.options])) for question in questions
+    ]
+
+
+def shuffled_options(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The questions, each with its options in an order of its own.
+
+    In a group, all questions share one order, so a control that hears nothing is right exactly once, whatever it
+    prefers. In orders of their own, its preferences could show.
+    """
+    rng = np.random.default_rng(seed)
+    return [
+        question.model_copy(update={"options": tuple(rng.permutation(question.options).tolist())})
+        for question in questions
     ]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tinymusician.models.audio_encoder import AudioEncoder
+from tinymusician.models.audio_encoder import PATCH, AudioEncoder
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.understand.answer_task import Features
+from tinymusician.understand.array_file import computed_once
 from tinymusician.understand.spectra import Spectra
 
 _CLIPS_AT_ONCE = 50
@@ -26,31 +26,40 @@ def load_features(folder: Path, source: str, encoder: AudioEncoder, spectra: Spe
 
     `source` names the clips; the file's name is made of it and of the encoder's weights.
     """
-    path = folder / f"features-{source}-{weights_digest(encoder)[:16]}.npy"
-    if not path.exists():
-        device = next(encoder.parameters()).device
-        columns = -(-spectra.shape[-1] // 16)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-        features = np.lib.format.open_memmap(
-            draft, "w+", np.float16, (len(spectra), columns, encoder.shape.output_width)
-        )
+    device, columns = next(encoder.parameters()).device, -(-spectra.shape[-1] // PATCH)
+
+    def fill(features: Features) -> None:
         for start in range(0, len(spectra), _CLIPS_AT_ONCE):
             batch = torch.from_numpy(np.asarray(spectra[start : start + _CLIPS_AT_ONCE], np.float32)).to(device)
             features[start : start + _CLIPS_AT_ONCE] = encoder.encode(batch).cpu().numpy().astype(np.float16)
-        features.flush()
-        os.replace(draft, path)
-    return np.asarray(np.load(path, mmap_mode="r"))
+
+    path = folder / f"features-{source}-{weights_digest(encoder)[:16]}.npy"
+    return computed_once(path, (len(spectra), columns, encoder.shape.output_width), fill)
+
+
+def unhearable_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:
+    """The vectors of silence and of noise of many colours and levels, [160, T, F]."""
+    return np.concatenate(
+        [silence_features(encoder, _SILENCES, samples), noise_features(encoder, _NOISES, samples, seed)]
+    )
+
+
+def silence_features(encoder: AudioEncoder, count: int, samples: int) -> Features:
+    """The vectors of silence, [count, T, F]."""
+    return np.repeat(_vectors(encoder, np.zeros((1, samples), np.float32)), count, 0)
+
+
+def noise_features(encoder: AudioEncoder, count: int, samples: int, seed: int) -> Features:
+    """The vectors of noise of many colours and levels, [count, T, F]."""
+    return _vectors(encoder, noises(count, samples, seed))
 
 
 @torch.no_grad()
-def unhearable_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:
-    """The vectors of silence and of noise of many colours and levels, [160, T, F]."""
+def _vectors(encoder: AudioEncoder, waves_BN: npt.NDArray[np.float32]) -> Features:
     device = next(encoder.parameters()).device
-    waves = np.concatenate([np.zeros((_SILENCES, samples), np.float32), noises(_NOISES, samples, seed)])
-    parts = np.array_split(waves, -(-len(waves) // _CLIPS_AT_ONCE))
-    return np.concatenate([encoder(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts]).astype(
-        np.float16
-    )
+    parts = np.array_split(waves_BN, -(-len(waves_BN) // _CLIPS_AT_ONCE))
+    vectors = [encoder(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts]
+    return np.concatenate(vectors).astype(np.float16)
 
 
 def noises(count: int, samples: int, seed: int) -> npt.NDArray[np.float32]:

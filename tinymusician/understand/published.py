@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
-from tinymusician.evaluate.bootstrap import Interval, proportion_interval
+from tinymusician.evaluate.bootstrap import Interval, cluster_interval, proportion_interval
 from tinymusician.json_types import JsonObject
 from tinymusician.understand.questions import official_choice, strict_choice
 
@@ -54,12 +56,17 @@ Ask = Callable[[PublishedQuestion, tuple[str, ...]], Reply]
 
 
 class PublishedScore(Document):
-    """Scores on published questions: by probability, and by each parser of written answers."""
+    """Scores on published questions: by probability, and by each parser of written answers.
+
+    All count single answers, of which RUListening has four to a question; `voted` counts its questions by the option
+    that most of them name. Intervals resample tracks.
+    """
 
     layout: Layout
     questions: int
     chance: float
     accuracy: Interval | None
+    voted: Interval | None
     official_accuracy: float
     official_parsed: float
     strict_accuracy: float
@@ -75,24 +82,33 @@ def load_published(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
         DataError: it cannot be read, or is in none of the layouts.
     """
     try:
-        if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return "muchomusic-csv", [_from_csv(row, path) for row in csv.DictReader(file)]
-        content = json.loads(path.read_text("utf-8"))
-        if isinstance(content, dict):
-            return "rul", [_from_rul(name, entry) for name, entry in content.items()]
-        return "muchomusic-json", [_from_json(entry) for entry in content]
+        layout, questions = _read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"questions {path}: cannot be read ({error})") from error
-    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, csv.Error) as error:
         raise DataError(
             f"questions {path}: are in none of the layouts of MuChoMusic (CSV, JSON) and RUListening (JSON); {error!r}"
         ) from error
+    if not questions:
+        raise DataError(f"questions {path}: has no questions")
+    return layout, questions
+
+
+def _read(path: Path) -> tuple[Layout, list[PublishedQuestion]]:
+    if path.suffix.lower() == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return "muchomusic-csv", [_from_csv(row, path) for row in csv.DictReader(file)]
+    content = json.loads(path.read_text("utf-8"))
+    if isinstance(content, dict):
+        return "rul", [_from_rul(name, entry) for name, entry in content.items()]
+    return "muchomusic-json", [_from_json(entry) for entry in content]
 
 
 def score_published(layout: Layout, questions: Sequence[PublishedQuestion], ask: Ask, seed: int) -> PublishedScore:
     """Ask all questions, with options in random order, and score the answers."""
-    outcomes = [_ask_one(layout, question, ask, random.Random(f"{seed}/{question.id}")) for question in questions]
+    outcomes = [
+        _ask_one(layout, question, ask, random.Random(f"{seed}/{number}")) for number, question in enumerate(questions)
+    ]
     return _score(layout, questions, outcomes)
 
 
@@ -105,7 +121,7 @@ def score_outputs(layout: Layout, questions: Sequence[PublishedQuestion]) -> Pub
     if missing := next((question.id for question in questions if question.output is None), None):
         raise DataError(f"question {missing}: has no model_output; give --model, which answers")
     outcomes = [
-        _Outcome(None, [_parsed(question.output or "", question.options, question.correct)], [])
+        _Outcome(None, [], [_parsed(question.output or "", question.options, question.correct)], [])
         for question in questions
     ]
     return _score(layout, questions, outcomes)
@@ -117,9 +133,10 @@ class _Parsed(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """Whether the choice is right; what the parsers read, None if nothing; the positions of the chosen options."""
+    """Whether the vote is right, and each choice; what the parsers read, None if nothing; the chosen positions."""
 
-    right: bool | None
+    voted: bool | None
+    right: list[bool]
     parsed: list[_Parsed]
     positions: list[int]
 
@@ -136,7 +153,7 @@ def _ask_one(layout: Layout, question: PublishedQuestion, ask: Ask, rng: random.
         positions.append(reply.choice)
         parsed.append(_parsed(reply.text, tuple(options), question.correct))
     ((most, _),) = Counter(chosen).most_common(1)
-    return _Outcome(most == question.correct, parsed, positions)
+    return _Outcome(most == question.correct, [text == question.correct for text in chosen], parsed, positions)
 
 
 def _parsed(text: str, options: tuple[str, ...], correct: str) -> _Parsed:
@@ -146,19 +163,21 @@ def _parsed(text: str, options: tuple[str, ...], correct: str) -> _Parsed:
 
 def _score(layout: Layout, questions: Sequence[PublishedQuestion], outcomes: Sequence[_Outcome]) -> PublishedScore:
     parsed = [one for outcome in outcomes for one in outcome.parsed]
-    right = [outcome.right for outcome in outcomes if outcome.right is not None]
+    tracks = [question.id for question, outcome in zip(questions, outcomes, strict=True) for _ in outcome.right]
+    right = [one for outcome in outcomes for one in outcome.right]
     letters = Counter("ABCDEFGH"[place] for outcome in outcomes for place in outcome.positions)
     categories: dict[str, list[bool]] = {}
     for question, outcome in zip(questions, outcomes, strict=True):
         for category in (*question.knowledge, *question.reasoning):
-            categories.setdefault(category, []).append(bool(outcome.right))
+            is_right = outcome.right or [one.official is True for one in outcome.parsed]
+            categories.setdefault(category, []).extend(is_right)
+    voted = [bool(outcome.voted) for outcome in outcomes] if layout == "rul" and right else []
     return PublishedScore(
         layout=layout,
         questions=len(questions),
-        chance=1 / OPTIONS
-        if layout == "rul"
-        else sum(1 / (1 + len(q.distractors)) for q in questions) / len(questions),
-        accuracy=proportion_interval(right) if right else None,
+        chance=1 / OPTIONS if layout == "rul" else float(np.mean([1 / (1 + len(q.distractors)) for q in questions])),
+        accuracy=cluster_interval(right, tracks) if right else None,
+        voted=cluster_interval(voted, [question.id for question in questions]) if voted else None,
         official_accuracy=sum(one.official is True for one in parsed) / len(parsed),
         official_parsed=sum(one.official is not None for one in parsed) / len(parsed),
         strict_accuracy=sum(one.strict is True for one in parsed) / len(parsed),

@@ -42,7 +42,7 @@ def overview(result: BenchmarkResult) -> Rows:
     rows: list[tuple[object, ...]] = []
     for system in _systems(result):
         is_control = system in result.controls
-        verdict = ("yes" if system.overall.contains_chance else "NO") if is_control else ""
+        verdict = {True: "yes", False: "NO", None: "no interval"}[system.overall.contains_chance] if is_control else ""
         rows.append(
             (
                 system.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tinymusician.models.spectral_front_end import HOP, WINDOW, FrontEndConfig, Scale, SpectralFrontEnd
+from tinymusician.models.spectral_front_end import BANDS, HOP, WINDOW, FrontEndConfig, Scale, SpectralFrontEnd
+from tinymusician.understand.array_file import computed_once
 
 Spectra = npt.NDArray[np.float16]
 Waves = Callable[[slice], npt.NDArray[np.float32]]
@@ -25,10 +25,15 @@ def load_spectra(folder: Path, source: str, waves: Waves, count: int, samples: i
     `source` names the clips' content; the file's name is made of it and of the front end. A missing file is computed.
     """
     digest = hashlib.sha256(repr((source, count, samples, config)).encode()).hexdigest()[:16]
-    path = folder / f"spectra-{digest}.npy"
-    if not path.exists():
-        _compute(path, waves, count, samples, config)
-    return np.asarray(np.load(path, mmap_mode="r"))
+    shape = (count, config.channels, BANDS, 1 + (samples - WINDOW) // HOP)
+
+    def fill(spectra: Spectra) -> None:
+        front_end = SpectralFrontEnd(config)
+        for start in range(0, count, _CLIPS_AT_ONCE):
+            rows = slice(start, min(count, start + _CLIPS_AT_ONCE))
+            spectra[rows] = front_end(torch.from_numpy(waves(rows))).numpy().astype(np.float16)
+
+    return computed_once(folder / f"spectra-{digest}.npy", shape, fill)
 
 
 def measure_scales(waves_BN: npt.NDArray[np.float32]) -> FrontEndConfig:
@@ -37,15 +42,3 @@ def measure_scales(waves_BN: npt.NDArray[np.float32]) -> FrontEndConfig:
     means, stds = raw.mean((0, 2, 3)).tolist(), raw.std((0, 2, 3)).tolist()
     mel, pitch = (Scale(round(mean, 3), round(std, 3)) for mean, std in zip(means, stds, strict=True))
     return FrontEndConfig(mel, pitch)
-
-
-def _compute(path: Path, waves: Waves, count: int, samples: int, config: FrontEndConfig) -> None:
-    front_end, frames = SpectralFrontEnd(config), 1 + (samples - WINDOW) // HOP
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    spectra = np.lib.format.open_memmap(draft, "w+", np.float16, (count, config.channels, 80, frames))
-    for start in range(0, count, _CLIPS_AT_ONCE):
-        rows = slice(start, min(count, start + _CLIPS_AT_ONCE))
-        spectra[rows] = front_end(torch.from_numpy(waves(rows))).numpy().astype(np.float16)
-    spectra.flush()
-    os.replace(draft, path)
