@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve import log
-from serve.bundle_source import ResolvedBundle, open_bundle_source
+from serve.bundle_source import ResolvedBundle, open_bundle_source, questions_config
 from serve.config import ServeConfig
 from serve.log import log_event
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
@@ -20,6 +20,8 @@ from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.bundle import MANIFEST
 from tinymusician.runtime.question_answerer import MAX_SECONDS, Answer, QuestionAnswerer, Samples, check_question
 
+_MAX_DECODED = 400_000_000
+"""Bytes of decoded audio."""
 _CONCURRENT = 2
 """Questions that one replica answers at the same time; ONNX Runtime uses all cores for each."""
 
@@ -46,8 +48,7 @@ class AnswerReplica:
         Raises:
             TinyMusicianError: no bundle can be loaded.
         """
-        assert config.questions_model is not None
-        self._config = config.model_copy(update={"model": config.questions_model})
+        self._config = questions_config(config)
         self._source = open_bundle_source(self._config)
         self._rejected: set[str] = set()
         self._loaded = self._load_first()
@@ -64,19 +65,32 @@ class AnswerReplica:
             RequestError: the audio, the question or the options cannot be used.
         """
         log.request_id.set(request_id)
-        async with self._slots:
-            return await asyncio.to_thread(self._ask, audio, question, options)
+        await self._slots.acquire()
+        cancelled = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(None, self._ask, audio, question, options, cancelled)
+        work.add_done_callback(lambda _: self._slots.release())  # a thread goes on for a while after a cancellation
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""
 
-    def _ask(self, audio: UploadedAudio, question: str | None, options: Sequence[str]) -> AudioAnswers:
+    def _ask(
+        self, audio: UploadedAudio, question: str | None, options: Sequence[str], cancelled: threading.Event
+    ) -> AudioAnswers:
+        def check() -> None:
+            if cancelled.is_set():
+                raise RequestError("the request was cancelled")
+
         if question is not None:
             check_question(question, options)
         elif options:
             raise RequestError("options: need a question", "options")
         loaded = self._loaded
-        state = loaded.answerer.read(decode(audio, loaded.answerer.shape.sampling_rate))
+        state = loaded.answerer.read(decode(audio, loaded.answerer.shape.sampling_rate), check)
         answers = (
             loaded.answerer.ask_all(state) if question is None else [loaded.answerer.ask(state, question, options)]
         )
@@ -131,16 +145,38 @@ def decode(audio: UploadedAudio, rate: int) -> Samples:
     """An uploaded file as a mono wave; one that is too long is read no further than that is known.
 
     Raises:
-        RequestError: it cannot be read as audio.
+        RequestError: it cannot be read as audio, or would need too much memory.
     """
     suffix = Path(audio.name).suffix.lower()
     with tempfile.NamedTemporaryFile(suffix=suffix if suffix in SUFFIXES else "") as file:
         file.write(audio.content)
         file.flush()
         try:
+            _check_size(Path(file.name))
             return read_clip(Path(file.name), rate, 0.0, MAX_SECONDS + 1).wave
         except DataError as error:
             raise RequestError(str(error).replace(file.name, "audio"), "audio") from error
+
+
+def _check_size(path: Path) -> None:
+    """Check by its header that a file needs no more memory than half an hour of stereo: silence compresses well.
+
+    Raises:
+        RequestError: it needs more.
+    """
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError):
+        return  # another decoder may read it
+    seconds = min(info.frames / info.samplerate, MAX_SECONDS + 1)
+    if (needed := 4 * info.channels * info.samplerate * seconds) > _MAX_DECODED:
+        raise RequestError(
+            f"audio: {info.channels} channels at {info.samplerate} Hz take {needed / 1e6:.0f} MB in {seconds:.0f} s; "
+            f"at most {_MAX_DECODED / 1e6:.0f} MB are allowed",
+            "audio",
+        )
 
 
 def _schema(answer: Answer) -> AudioAnswer:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from serve.api_keys import ApiKey
-from serve.body_size import BodySizeLimitMiddleware
+from serve.body_size import BodySizeLimitMiddleware, UploadAuthenticationMiddleware
 from serve.config import RequestLimits
 from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
@@ -119,11 +119,14 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
         summary="Answer questions about audio",
     )
     async def ask(
+        request: Request,
         file: Annotated[UploadFile, File(description="The audio: any format, rate and number of channels.")],
         key: Key,
         question: Annotated[str | None, Form(description="By default, those about all attributes.")] = None,
         options: Annotated[list[str], Form(description="Possible answers; 2 to 50, or none.")] = [],  # noqa: B006
     ) -> AudioAnswers:
+        if (await request.form()).get("question") == "":  # FastAPI takes an empty field for an absent one
+            question = ""
         return await ingress.ask(file.read, file.filename or "", question, options, key)
 
     @app.get(
@@ -163,6 +166,7 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
     app.mount("/", _PageFiles(directory=_PAGE, html=True))
     _add_error_handlers(app)
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
+    app.add_middleware(UploadAuthenticationMiddleware, paths=(_QUESTIONS,), authenticate=ingress.authenticate)
     app.add_middleware(RequestIdMiddleware, metrics=ingress.metrics, has_request_id=has_request_id)
     return app
 

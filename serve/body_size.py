@@ -1,11 +1,37 @@
-"""Limits the size of request bodies, by the announced length and by the bytes that arrive."""
+"""What is decided before a request's body is read: its largest size, and who may upload."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import ApiError, error_response
+
+
+class UploadAuthenticationMiddleware:
+    """ASGI middleware: authenticates before a body is received on these paths, so strangers cannot fill the disk."""
+
+    def __init__(self, app: ASGIApp, paths: Collection[str], authenticate: Callable[[str | None], object]) -> None:
+        """`authenticate` gets the Authorization header, and raises `ApiError` for one that is not accepted."""
+        self._app, self._paths, self._authenticate = app, paths, authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and path_of(scope) in self._paths:
+            header = dict(scope["headers"]).get(b"authorization")
+            try:
+                self._authenticate(None if header is None else header.decode("latin-1"))
+            except ApiError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def path_of(scope: Scope) -> str:
+    """A request's path within the application."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class BodySizeLimitMiddleware:
@@ -19,7 +45,7 @@ class BodySizeLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._paths.get(scope["path"].removeprefix(scope.get("root_path", "")), self._limit)
+        limit = self._paths.get(path_of(scope), self._limit)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         arrived = int(announced) if announced.isdigit() else 0
         if arrived <= limit:

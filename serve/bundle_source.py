@@ -19,6 +19,7 @@ from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.sources import open_source
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import StoreError
+from tinymusician.runtime.audio_lm_bundle import open_audio_lm
 from tinymusician.runtime.bundle import MANIFEST, open_bundle
 from tinymusician.user_folders import user_folder
 
@@ -73,6 +74,26 @@ def open_bundle_source(config: ServeConfig) -> BundleSource:
     urls = config.sources or (open_store().url,)
     folder = user_folder("cache") / "serve" / config.model
     return AliasSource(PullClient(config.model, folder, [open_source(url) for url in urls], config.root_key))
+
+
+def questions_config(config: ServeConfig) -> ServeConfig:
+    """The configuration whose model is the bundle that answers questions."""
+    assert config.questions_model is not None
+    return config.model_copy(update={"model": config.questions_model})
+
+
+def check_questions_model(config: ServeConfig) -> None:
+    """Check that the bundle that answers questions is there.
+
+    Raises:
+        StoreError: the store cannot be read, or has no such bundle.
+        BundleError: the artifact or folder does not answer questions.
+    """
+    questions = questions_config(config)
+    if questions.is_alias:
+        open_bundle_source(questions).check()
+    else:
+        open_audio_lm(resolve_bundle(questions.model))
 
 
 class StaticSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -72,9 +73,12 @@ class ServeAnswerClient:
     async def ask(
         self, audio: bytes, name: str, question: str | None, options: Sequence[str], request_id: str
     ) -> AudioAnswers:
+        response = self._ask.remote(UploadedAudio(audio, name), question, tuple(options), request_id)
         try:
-            upload = UploadedAudio(audio, name)
-            answers: AudioAnswers = await self._ask.remote(upload, question, tuple(options), request_id)
+            answers: AudioAnswers = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
         except _REPLICA_ERRORS as error:

@@ -11,6 +11,7 @@ import typer
 
 from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
+from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def ask(
     from tinymusician.runtime.audio_reader import read_clip
     from tinymusician.runtime.question_answerer import MAX_SECONDS, QuestionAnswerer, check_question
 
+    if question is None and options:
+        raise RequestError("--option: needs a question")
     if question is not None:
         check_question(question, options or [])
     answerer = QuestionAnswerer(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads)

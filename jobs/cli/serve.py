@@ -153,16 +153,18 @@ def _local_settings(settings: ServeConfig) -> ServeConfig:
 
 
 def _check(settings: ServeConfig) -> str | None:
-    """Check that API keys and a bundle are there; returns the bundle's digest if it cannot change.
+    """Check that API keys and bundles are there; returns the digest of the model's if it cannot change.
 
     Raises:
         TinyMusicianError: they are not, or cannot be read.
     """
     from serve.api_keys import read_keys
-    from serve.bundle_source import open_bundle_source
+    from serve.bundle_source import check_questions_model, open_bundle_source
 
     if settings.api_keys is not None:
         read_keys(settings.api_keys)
+    if settings.questions_model is not None:
+        check_questions_model(settings)
     return open_bundle_source(settings).check()
 
 

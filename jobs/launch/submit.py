@@ -138,8 +138,9 @@ def check_workers(kind: JobKind, recipe: Recipe, workers: int) -> None:
         batches = (recipe.understand.pretrain.batch_size, recipe.understand.train.batch_size)
         most = max(1, min(batches) // training.batch_size)
     if workers > most:
+        key = "understand.*.batch_size" if kind == "understand" else "training.global_batch"
         raise RunError(
-            f"--workers {workers}: a step has {most} microbatches (training.global_batch ÷ training.batch_size), so at "
+            f"--workers {workers}: a step has {most} microbatches ({key} ÷ training.batch_size), so at "
             f"most {most} workers are allowed; a lower training.batch_size allows more"
         )
     if kind in ("precompute", "distill", "pipeline") and workers % split:

@@ -41,7 +41,22 @@ PRETRAIN_KEYS = (
     "training.max_skipped_steps",
     "training.min_workers",
 )
-UNDERSTAND_KEYS = ("understand.", "training.")
+UNDERSTAND_KEYS = (
+    "understand.",
+    "training.batch_size",
+    "training.device",
+    "training.cpus_per_worker",
+    "training.precision",
+    "training.seed",
+    "training.log_every",
+    "training.validate_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.max_restarts",
+    "training.hang_seconds",
+    "training.max_skipped_steps",
+    "training.min_workers",
+)
 ADAPTIVE_PLAN_KEYS = ("kl_budget", "precisions", "block_size", "symmetric", "method", "cache")
 
 

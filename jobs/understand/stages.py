@@ -60,7 +60,9 @@ def train_encoder(context: WorkerContext, data: UnderstandData) -> None:
     task = MaskedPredictionTask(encoder, settings, *spectra, _microbatch(context, config.batch_size), data.seed)
     task.module.to(context.device)
     optimizer = AdamConfig(weight_decay=0.05, max_grad_norm=3.0)
-    _train(context, ENCODER, task, config.steps, config.learning_rate, config.batch_size, optimizer)
+    _train(
+        context, ENCODER, task, config.steps, config.learning_rate, config.warmup_steps, config.batch_size, optimizer
+    )
 
 
 def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
@@ -73,7 +75,8 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
     task = AttributeTask(encoder, CLASSES, STEP_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed)
     task.module.to(context.device)
     optimizer = AdamConfig(weight_decay=0.05)
-    _train(context, ATTRIBUTES, task, config.tune_steps, config.tune_learning_rate, config.batch_size, optimizer)
+    rate, warmup = config.tune_learning_rate, config.warmup_steps
+    _train(context, ATTRIBUTES, task, config.tune_steps, rate, warmup, config.batch_size, optimizer)
 
 
 def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncoder:
@@ -89,11 +92,11 @@ def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncode
 
 def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName) -> None:
     """Train projector and language model on the questions; the text-only control has no audio."""
-    config, is_deaf = data.config.train, stage == TEXT_ONLY
+    config, is_text_only = data.config.train, stage == TEXT_ONLY
     torch.manual_seed(data.seed)
     model = AudioLM(data.shape)
     model.audio_encoder = trained_encoder(context, data)
-    encoder, teacher = model.audio_encoder, None if is_deaf else _teacher(context, data)
+    encoder, teacher = model.audio_encoder, None if is_text_only else _teacher(context, data)
     if teacher is not None and data.config.teacher is not None and data.config.teacher.layers:
         copy_layers(teacher.model, model, data.config.teacher.layers)
     task = AnswerTask(
@@ -104,14 +107,14 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
         data.unhearable_features(encoder),
         _microbatch(context, config.batch_size),
         data.seed,
-        is_deaf,
+        is_text_only,
         config.unhearable_share,
         teacher,
     )
     task.module.to(context.device)
-    steps = config.text_only_steps if is_deaf else config.steps
+    steps = config.text_only_steps if is_text_only else config.steps
     optimizer = AdamConfig(beta2=0.999, weight_decay=config.weight_decay)
-    _train(context, stage, task, steps, config.learning_rate, config.batch_size, optimizer)
+    _train(context, stage, task, steps, config.learning_rate, config.warmup_steps, config.batch_size, optimizer)
 
 
 def _teacher(context: WorkerContext, data: UnderstandData) -> AnswerTeacher | None:
@@ -158,10 +161,15 @@ def _train(
     task: Task,
     steps: int,
     rate: float,
+    warmup: int,
     batch_size: int,
     optimizer: AdamConfig,
 ) -> None:
     training, microbatch = context.recipe.training, _microbatch(context, batch_size)
-    config = replace(trainer_config(training, steps, rate, stage.monitor), microbatches=-(-batch_size // microbatch))
+    config = replace(
+        trainer_config(training, steps, rate, stage.monitor),
+        microbatches=-(-batch_size // microbatch),
+        warmup=min(warmup, steps // 10),
+    )
     zero_stage: Literal[0] = 0  # the teachers' averages and the frozen encoder need whole weights
     train(context, TrainingStage(stage.name, task, config, optimizer, microbatch, zero_stage, context.precision()))

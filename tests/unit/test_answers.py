@@ -125,8 +125,8 @@ def test_lost_audio_is_answered_with_cannot_tell() -> None:
     assert written == {"cannot tell<end>"}
 
 
-def test_deaf_model_gets_no_audio() -> None:
-    assert task(is_deaf=True).batch(0, 0, 1).features is None
+def test_text_only_model_gets_no_audio() -> None:
+    assert task(is_text_only=True).batch(0, 0, 1).features is None
 
 
 def test_student_of_all_layers_begins_as_its_teacher() -> None:
@@ -192,9 +192,9 @@ def test_score_of_a_listener_and_of_what_hears_nothing(answerer: TorchAnswerer) 
     assert (score.official_parsed, score.official_accuracy) == (1.0, 1.0)
     assert (score.strict_parsed, score.strict_accuracy) == (1.0, 1.0)
     assert score.letters == {"A": 4, "B": 4, "C": 4, "D": 4}
-    deaf = score_model("none", items, answerer, None)
-    assert deaf.overall.interval.value == 0.25
-    assert deaf.overall.contains_chance
+    silent = score_model("none", items, answerer, None)
+    assert silent.overall.interval.value == 0.25
+    assert silent.overall.contains_chance
 
 
 def test_probabilities_are_softmaxes_of_the_first_tokens() -> None:

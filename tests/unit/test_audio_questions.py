@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 import requests
 import soundfile
 
+from serve.api_keys import edit_keys, new_key
 from tests.endpoint import Endpoint, endpoint
 from tests.unit.test_answers import COLOURS
 from tests.unit.test_question_answerer import QUESTIONS, new_model, wave, write_bundle
@@ -36,6 +39,15 @@ def recording(seconds: float = 2.0, rate: int = 22_050, channels: int = 2, kind:
     file = io.BytesIO()
     mono = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), 1))
     soundfile.write(file, np.repeat(mono, channels, 1), rate, format=kind)
+    return file.getvalue()
+
+
+def silence(channels: int, rate: int, seconds: int) -> bytes:
+    """A small file that decodes to a large one."""
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", rate, channels, format="FLAC") as writer:
+        for _ in range(seconds):
+            writer.write(np.zeros((rate, channels), np.int16))
     return file.getvalue()
 
 
@@ -74,6 +86,9 @@ def test_without_a_question_all_attributes_are_answered(served: Endpoint) -> Non
         (b"", {}, "audio", "audio: cannot be read as audio"),
         (recording(0.2), {}, "audio", "lasts 0.2 s; 0.5 to 600 s are allowed"),
         (recording(), {"question": " "}, "question", "question: is empty"),
+        (recording(), {"question": ""}, "question", "question: is empty"),
+        (recording(), {"question": "Which?", "options": ["r" * 30_000, "b"]}, "options", "at most 60 are allowed"),
+        (silence(8, 655_350, 30), {}, "audio", "at most 400 MB are allowed"),
         (recording(), {"question": "Which?", "options": ["red"]}, "options", "options: 1; 2 to 50 are allowed"),
         (recording(), {"question": "Which?", "options": ["red", "Red"]}, "options", "is there twice"),
         (recording(), {"options": ["red", "blue"]}, "options", "options: need a question"),
@@ -119,3 +134,21 @@ def test_endpoint_without_questions_says_so() -> None:
         reply = ask(running, recording())
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
     assert "answers no questions" in reply.json()["error"]["message"]
+
+
+def test_upload_without_a_key_is_refused_before_it_is_received(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    text, key = new_key("me", 60, 4, None)
+    with edit_keys(keys, missing=True) as stored:
+        stored.append(key)
+    with endpoint(model=DEFAULT_BUNDLE, threads=1, api_keys=keys) as running:
+        address = urlparse(running.url)
+        with socket.create_connection((address.hostname, address.port), 30) as connection:
+            connection.sendall(
+                b"POST /v1/audio/questions HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
+                b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            )  # and no byte of the body
+            assert b"401 Unauthorized" in connection.recv(4096)
+        file = {"file": ("clip.flac", recording())}
+        url, headers = f"{running.url}/v1/audio/questions", {"Authorization": f"Bearer {text}"}
+        assert requests.post(url, files=file, headers=headers, timeout=60).status_code == 404  # answers no questions

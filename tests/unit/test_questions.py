@@ -1,4 +1,4 @@
-"""Questions: prompts and parsers of the published benchmark, and band-skills, which a deaf model cannot beat."""
+"""Questions: prompts and parsers of the published benchmark, and band-skills, which needs audio to be answered."""
 
 from __future__ import annotations
 

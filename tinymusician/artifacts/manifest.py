@@ -23,6 +23,8 @@ from tinymusician.artifacts.store import Store, check_key
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 from tinymusician.json_types import JsonObject
 
+BUNDLE_KINDS = ("bundle", "audio-lm-bundle")
+"""The kinds of artifacts that players load, with a manifest.json of their own."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(@sha256:(?P<digest>[0-9a-f]{6,64}))?")
 
@@ -64,7 +66,7 @@ class Manifest(BaseModel):
     @property
     def bundle_digest(self) -> str | None:
         """The SHA-256 of a bundle's own manifest.json: what the endpoint, the page and devices call the bundle."""
-        if self.kind != "bundle":
+        if self.kind not in BUNDLE_KINDS:
             return None
         return next((file.sha256 for file in self.files if file.path == "manifest.json"), None)
 

@@ -13,6 +13,8 @@ _KINDS = {
     "loads it.",
     "bundle": "ONNX graphs that `tmctl generate`, phones and browsers play; no torch is needed.",
     "optimum": "ONNX graphs in Optimum's layout, for transformers.js.",
+    "audio-lm": "A model that answers questions about music, with its questions.",
+    "audio-lm-bundle": "ONNX graphs that `tmctl ask` and the endpoint play; no torch is needed.",
     "pretrained": "The house band, trained from scratch.",
 }
 _DATA = (

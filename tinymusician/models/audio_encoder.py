@@ -19,7 +19,6 @@ from tinymusician.models.spectral_front_end import BANDS, FrontEndConfig, Spectr
 
 PATCH = 16
 PATCH_ROWS = BANDS // PATCH
-TOKENS_PER_SECOND = 6.25
 _EPSILON = 1e-6
 
 

@@ -1,4 +1,4 @@
-"""A language model that hears: audio encoder, projector, small causal LM, as TinyMU (arXiv 2604.15849).
+"""A language model with audio input: audio encoder, projector, small causal LM, as TinyMU (arXiv 2604.15849).
 
 The sequence is: the projected vectors of the clip, a separator, the prompt, the answer, an end token. Separator and end
 are one token, as in TinyMU's code (xiquan-li/TinyMU). Rows are padded on the right, so causal attention needs no mask,
@@ -89,7 +89,7 @@ class AudioLM(nn.Module):
     def forward(self, features_BTF: Tensor | None, ids_BL: Tensor, answers_BL: Tensor) -> Tensor:
         """The logits of the answers' tokens, [tokens, vocabulary], row by row.
 
-        `features` are the audio encoder's vectors, or None for a model that hears nothing. `ids` hold prompt, answer
+        `features` are the audio encoder's vectors, or None for a model without audio. `ids` hold prompt, answer
         and end token; `answers` is true at the tokens that the model is to write.
         """
         lm = self.causal_lm

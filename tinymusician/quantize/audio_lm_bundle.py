@@ -71,11 +71,11 @@ def group_of(node: str) -> str:
 
 def write_manifest(model: AudioLM, plan: PrecisionPlan, folder: Path, facts: BundleFacts) -> AudioLMManifest:
     """Describe the files of a folder, and write its manifest."""
-    lm = model.shape.lm
+    lm, dtype = model.shape.lm, " ".join(sorted({plan.default, *plan.groups.values()}))
     manifest = AudioLMManifest(
         format=FORMAT,
         name=facts.name,
-        files=describe_files(folder, [(path, role, plan.default) for path, role in _FILES]),
+        files=describe_files(folder, [(path, role, dtype if path.endswith(".onnx") else "") for path, role in _FILES]),
         architecture=AudioLMArchitecture(
             sampling_rate=RATE,
             window_seconds=facts.window_seconds,

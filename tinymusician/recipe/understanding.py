@@ -54,6 +54,9 @@ class EncoderTrainingConfig(ConfigModel):
     steps: Count = Field(294_816, description="steps of masked prediction")
     batch_size: Count = Field(256, description="clips per step")
     learning_rate: Positive = Field(3e-4, description="peak learning rate")
+    warmup_steps: int = Field(
+        10_000, ge=0, description="steps until the peak; those of the fine-tuning are at most a tenth"
+    )
     mask_share: float = Field(0.7, gt=0, lt=1, description="share of the patches that are masked")
     predictor_width: Count = Field(512, description="width of the predictor")
     predictor_layers: Count = Field(8, description="layers of the predictor")
@@ -86,6 +89,7 @@ class AnswerTrainingConfig(ConfigModel):
     steps: Count = Field(164_000, description="training steps")
     batch_size: Count = Field(64, description="questions per step")
     learning_rate: Positive = Field(1e-4, description="peak learning rate")
+    warmup_steps: int = Field(8200, ge=0, description="steps until the peak; TinyMU's are a twentieth")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     projector_width: Count = Field(2048, description="hidden width of the projector")
     unhearable_share: Share = Field(0.03, description="share of clips that are replaced by silence or noise")

@@ -141,8 +141,9 @@ def _read(path: Path, start: float, seconds: float | None) -> tuple[Wave, int, i
     """The samples [N, channels] of a part of a file, its rate, and its length in samples."""
     import soundfile
 
+    end = None if seconds is None else start + seconds
     if _needs_av(path):
-        return _part(_read_av(path), start, seconds)
+        return _part(_read_av(path, end), start, seconds)
     try:
         with soundfile.SoundFile(path) as file:
             rate, length = int(file.samplerate), int(file.frames)
@@ -150,7 +151,7 @@ def _read(path: Path, start: float, seconds: float | None) -> tuple[Wave, int, i
             count = -1 if seconds is None else round(seconds * rate)
             return file.read(count, dtype="float32", always_2d=True), rate, length
     except (soundfile.SoundFileError, OSError) as error:
-        return _part(_read_as_another_format(path, error), start, seconds)
+        return _part(_read_as_another_format(path, error, end), start, seconds)
 
 
 def _part(whole: tuple[Wave, int, int], start: float, seconds: float | None) -> tuple[Wave, int, int]:
@@ -159,12 +160,12 @@ def _part(whole: tuple[Wave, int, int], start: float, seconds: float | None) -> 
     return samples[begin : None if seconds is None else begin + round(seconds * rate)], rate, length
 
 
-def _read_as_another_format(path: Path, error: Exception) -> tuple[Wave, int, int]:
+def _read_as_another_format(path: Path, error: Exception, end: float | None = None) -> tuple[Wave, int, int]:
     """A file that is not what its suffix says, such as an M4A named .wav; with PyAV, if it is installed."""
     if isinstance(error, OSError):
         raise _unreadable(path, error) from error
     try:
-        return _read_av(path)
+        return _read_av(path, end)
     except DataError:
         raise _unreadable(path, error) from error
 
@@ -173,8 +174,11 @@ def _needs_av(path: Path) -> bool:
     return path.suffix.lower() in _FFMPEG
 
 
-def _read_av(path: Path) -> tuple[Wave, int, int]:
-    """All samples [N, channels] of a file that libsndfile does not read, its rate, and its length in samples."""
+def _read_av(path: Path, end: float | None = None) -> tuple[Wave, int, int]:
+    """The samples [N, channels] of a file that libsndfile does not read, its rate, and its length in samples.
+
+    With `end`, in seconds, no more is decoded, and the length is that of what was.
+    """
     try:
         import av
     except ModuleNotFoundError:
@@ -187,7 +191,12 @@ def _read_av(path: Path) -> tuple[Wave, int, int]:
                 raise DataError(f"{path}: cannot be read as audio (it has no audio stream)")
             stream = container.streams.audio[0]
             rate, resampler = int(stream.rate), av.AudioResampler(format="fltp")
-            decoded = [part for frame in container.decode(stream) for part in resampler.resample(frame)]
+            decoded, count = [], 0
+            for frame in container.decode(stream):
+                decoded += resampler.resample(frame)
+                count += frame.samples
+                if end is not None and count >= end * rate:
+                    break
             samples = np.concatenate([part.to_ndarray() for part in decoded], axis=1).T
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise _unreadable(path, error) from error

@@ -82,11 +82,11 @@ class AnswerTask:
         unhearable: Features,
         batch_size: int,
         seed: int,
-        is_deaf: bool = False,
+        is_text_only: bool = False,
         unhearable_share: float = 0.03,
         teacher: AnswerTeacher | None = None,
     ) -> None:
-        """`unhearable` are features of clips without music, [clips, T, F]; a deaf model gets no features at all.
+        """`unhearable` are features of clips without music, [clips, T, F]; a text-only model gets no features at all.
 
         With a `teacher`, the loss is the KL from its distribution of every answer token, plus the weighted
         cross-entropy.
@@ -96,8 +96,8 @@ class AnswerTask:
             teacher.model.requires_grad_(False).eval()
         self.module, self.model = AnswerModule(model), model
         self.train, self.held_out, self.unhearable = train, held_out, unhearable
-        self.batch_size, self.seed, self.is_deaf = batch_size, seed, is_deaf
-        self.unhearable_share = 0.0 if is_deaf else unhearable_share
+        self.batch_size, self.seed, self.is_text_only = batch_size, seed, is_text_only
+        self.unhearable_share = 0.0 if is_text_only else unhearable_share
         self._epoch: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros((0, 0), np.int64))
         self._lengths = np.array([len(p) + len(a) for p, a in zip(*train.tokens, strict=True)])
         (self._cannot_tell,) = tokenize(tokenizer, [""], [CANNOT_TELL]).answers
@@ -166,7 +166,7 @@ class AnswerTask:
             for row, lost in zip(rows, is_unhearable, strict=True)
         ]
         ids, is_answer = padded([questions.tokens.prompts[row] for row in rows], answers)
-        if self.is_deaf:
+        if self.is_text_only:
             return AnswerBatch(None, ids, is_answer)
         clips = [questions.questions[row].clip for row in rows]
         features = np.asarray(questions.features[clips], np.float32)
