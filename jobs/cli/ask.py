@@ -35,7 +35,7 @@ def ask(
         str,
         typer.Option(
             metavar="REF|DIR",
-            help="A bundle that answers questions: the packaged one, NAME[@sha256:DIGEST] in the store, or a folder.",
+            help="A bundle that answers questions: NAME[@sha256:DIGEST] in the store, or a folder.",
         ),
     ] = DEFAULT_QUESTION_BUNDLE,
     start: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Where to begin in the file.")] = 0,
@@ -47,8 +47,8 @@ def ask(
 ) -> None:
     """Answer a question about audio, with the probability of every option.
 
-    The packaged model knows the house band's music: single melodies on six instruments. Audio longer than its training
-    clips is judged in windows, whose log-probabilities are averaged.
+    `tmctl submit understand band-mu` trains a model that knows the house band's music: single melodies on six
+    instruments. Audio longer than its training clips is judged in windows, whose log-probabilities are averaged.
 
     Examples:
     - `tmctl ask --audio reel.wav`
