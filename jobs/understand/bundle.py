@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,10 @@ def write_bundle(
     config, run = data.config.compress, context.run
     model, tokenizer = trained_model(context, data, ANSWERS), data.tokenizer.to_str()
     clips = data.split("validation").audio(slice(None))
-    scorer = PlanScorer(model, tokenizer, clips, data.questions("validation"), context.threads)
+    questions = data.questions("validation")
+    if len(questions) > config.questions:
+        questions = random.Random(data.seed).sample(questions, config.questions)
+    scorer = PlanScorer(model, tokenizer, clips, questions, context.threads)
     base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
     search = search_plan(
         scorer, base, config.accuracy_budget, lambda done, total: run.report_progress("sensitivity", done, total)

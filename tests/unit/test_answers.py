@@ -11,7 +11,7 @@ from tinymusician.errors import DataError, ModelError
 from tinymusician.evaluate.bootstrap import cluster_interval
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape, copy_layers
-from tinymusician.runtime.answers import OptionProbabilities, candidates, option_probabilities
+from tinymusician.runtime.answers import OptionProbabilities
 from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, padded, question_set
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.benchmark import majority_choices, other_tunes, score_choices, score_model
@@ -32,8 +32,9 @@ def choice(clip: int, options: tuple[str, ...] = COLOURS) -> Question:
 
 
 def yes_no(clip: int, colour: str) -> Question:
-    answer = "yes" if COLOURS[clip % 4] == colour else "no"
-    return Question(format="yes_no", attribute="colour", clip=clip, tune="t", text=f"Is it {colour}?", answer=answer)
+    value, tune = COLOURS[clip % 4], f"tune {clip}"
+    answer, text = "yes" if value == colour else "no", f"Is it {colour}?"
+    return Question(format="yes_no", attribute="colour", clip=clip, tune=tune, text=text, answer=answer, value=value)
 
 
 def questions() -> list[Question]:
@@ -93,10 +94,9 @@ def of(items: list[Question]) -> np.ndarray:
     return features()[[question.clip for question in items]].astype(np.float32)
 
 
-def test_letters_are_single_tokens_that_take_the_space() -> None:
-    encoded = tokenizer().encode("Which? (B) green (C) blue")
-    assert encoded.ids[-4::2] == [3, 4]
-    assert text_of(tokenizer().encode(" (B) green").ids) == "(B) green"
+def test_letters_are_single_tokens() -> None:
+    assert [token for token in tokenizer().encode("Which? (B) green (C) blue").ids if token < 10] == [3, 4]
+    assert text_of(tokenizer().encode(" green (B)").ids) == "green (B)"
 
 
 def test_every_question_is_in_an_epoch_once() -> None:
@@ -197,33 +197,24 @@ def test_score_of_a_listener_and_of_what_hears_nothing(answerer: TorchAnswerer) 
     assert silent.overall.contains_chance
 
 
-def test_probabilities_are_softmaxes_of_the_first_tokens() -> None:
-    tokens = tokenizer()
-    answers = candidates(tokens, COLOURS)
-    assert answers.options == (2, 3, 4, 5)
-    assert answers.prefix == ()
-    logits = np.random.default_rng(0).normal(size=320).astype(np.float32)
-    options = np.exp(logits[list(answers.options)].astype(np.float64))
-    unable = np.exp(float(logits[answers.cannot_tell]))
-    result = option_probabilities(logits, logits, answers)
-    np.testing.assert_allclose(result.options, options / options.sum(), rtol=1e-5)
-    assert result.cannot_tell == pytest.approx(unable / (unable + options.sum()), rel=1e-5)
-
-
-def test_common_prefix_of_the_letters_is_passed() -> None:
-    """As of SmolLM's tokenizer, in which " (" is a token of its own."""
-
-    class Words:
-        def encode_batch(self, texts: list[str]) -> list[object]:
-            vocabulary = {" (": 1, "A": 2, "B": 3, ") ": 4, " cannot": 5}
-            parts = [[1, vocabulary[text[2]]] if text.startswith(" (") else [5, 6] for text in texts]
-            return [type("Ids", (), {"ids": ids}) for ids in parts]
-
-    answers = candidates(Words(), ("red", "green"))  # type: ignore[arg-type]
-    assert answers == ((1,), (2, 3), (1,), 5)
-    result = option_probabilities(np.zeros(7, np.float32), np.array([0, 0, 1, 0, 0, 0, 0], np.float32), answers)
-    assert result.cannot_tell == 0.5
-    assert result.options[0] == pytest.approx(np.e / (np.e + 1))
+def test_probabilities_are_softmaxes_of_the_likelihoods(answerer: TorchAnswerer) -> None:
+    """Against the product of the tokens' probabilities, each from a sequence of its own."""
+    question, vectors = choice(2), torch.from_numpy(of([choice(2)]))
+    prompt = tokenizer().encode(question.prompt).ids
+    logs = []
+    for text in (" red (A)", " green (B)", " blue (C)", " white (D)", " cannot tell"):
+        tokens, total = [*tokenizer().encode(text).ids, END_ID], 0.0
+        for length, token in enumerate(tokens):
+            ids = torch.tensor([[*prompt, *tokens[:length], 0]])
+            is_next = torch.zeros(ids.shape, dtype=torch.bool)
+            is_next[0, -1] = True
+            with torch.no_grad():
+                total += answerer._model(vectors, ids, is_next).double().log_softmax(-1)[0, token].item()
+        logs.append(total)
+    powers = np.exp(np.array(logs) - max(logs))
+    (result,) = answerer.probabilities(of([question]), [question])
+    np.testing.assert_allclose(result.options, powers[:4] / powers[:4].sum(), atol=1e-4)
+    assert result.cannot_tell == pytest.approx(powers[4] / powers.sum(), abs=1e-4)
 
 
 def test_scores_by_attribute_with_intervals_over_tunes() -> None:

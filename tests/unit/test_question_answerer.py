@@ -38,7 +38,7 @@ QUESTIONS = (
     AttributeQuestion(attribute="colour", text="Which?", options=COLOURS),
     AttributeQuestion(attribute="shade", text="Which shade?", options=MANY, per_window=True),
 )
-TEXTS = [choice(0).prompt, " (A) red", "Is it red?", " yes", " no", *(f" {shade}" for shade in MANY), " cannot tell"]
+TEXTS = [choice(0).prompt, " red (A)", "Is it red?", " yes", " no", *(f" {shade}" for shade in MANY), " cannot tell"]
 TOKENIZER = train_tokenizer(TEXTS, 320)
 
 
@@ -87,7 +87,7 @@ def test_front_end_is_pytorchs(model: AudioLM) -> None:
     assert front_end_difference(model, wave(1.0)[None]) < 1e-4
 
 
-def test_letters_are_averaged_over_all_rotations(model: AudioLM, answerer: QuestionAnswerer) -> None:
+def test_options_are_averaged_over_all_rotations(model: AudioLM, answerer: QuestionAnswerer) -> None:
     answer = answerer.ask(answerer.read(wave(1.0)), "Which?", COLOURS)
     features = np.repeat(torch_features(model, wave(1.0)), 4, 0)
     rotated = [choice(0).rotated(by) for by in range(4)]

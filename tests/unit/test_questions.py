@@ -67,7 +67,9 @@ def test_prompt_is_muchomusics() -> None:
     ("output", "official", "strict"),
     [
         (" (C) flute", 2, 2),
-        ("(C)", 2, 2),
+        ("flute (C)", 2, 2),
+        ("(C)", 2, None),
+        ("flute (B)", 1, None),
         ("C", 2, None),
         ("The correct answer is: (B) banjo", 1, None),
         ("(C) trumpet", 2, None),
@@ -145,6 +147,14 @@ def test_yes_and_no_are_equally_often_right() -> None:
     assert Counter(question.format for question in questions)["caption"] == 5
 
 
+def test_yes_and_no_begin_with_the_value_of_the_clip() -> None:
+    clips = corpus()
+    for question in training_questions(clips, QuestionCounts(1, 10, 1, 0), seed=0):
+        if question.format == "yes_no":
+            assert question.value == SKILLS[question.attribute].value(clips[question.clip])
+            assert question.target == f"{question.value}, so {question.answer}"
+
+
 def test_answers_are_the_clips_facts() -> None:
     clips = corpus()
     for question in hard_questions(clips, 10, seed=3):
@@ -206,6 +216,6 @@ def test_rotation_moves_options_and_keeps_the_answer() -> None:
     question = Question(
         format="choice", attribute="instrument", clip=0, tune="t", text="Which?", options=OPTIONS, answer="flute"
     )
-    assert question.target == "(C) flute"
+    assert question.target == "flute (C)"
     assert question.rotated(1).options == ("banjo", "flute", "trumpet", "piano")
-    assert question.rotated(1).target == "(B) flute"
+    assert question.rotated(1).target == "flute (B)"

@@ -18,7 +18,7 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import MAX_LETTERS
 from tinymusician.understand.questions import Question
 
-VERSION = 2
+VERSION = 3
 OPTIONS = 4
 TRAINING_OPTIONS = (2, MAX_LETTERS)
 """The numbers of options in training, smallest and largest: every letter is learnt."""
@@ -241,7 +241,9 @@ def _yes_no_pair(
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
         tune = plain_title(clips[clip].facts.title)
-        yield Question(format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer)
+        yield Question(
+            format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer, value=true_value
+        )
 
 
 def _open_questions(

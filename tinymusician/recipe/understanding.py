@@ -108,6 +108,7 @@ class CompressConfig(ConfigModel):
     """The bundle: the smallest plan whose accuracy on validation questions is within the budget of float32's."""
 
     accuracy_budget: Positive = Field(0.01, description="largest loss of accuracy, as a share of the questions")
+    questions: Count = Field(400, description="validation questions on which plans are compared")
     block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights per scale of int8 and int4")
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import BundleError, RequestError
-from tinymusician.runtime.answers import candidates, option_probabilities, softmax
+from tinymusician.runtime.answers import option_probabilities, softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.language_model import LanguageModel, LMState
-from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, prompt_of
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, answer_texts, prompt_of
 from tinymusician.runtime.session import Session
 
 Samples = npt.NDArray[np.float32]
@@ -136,10 +136,21 @@ class QuestionAnswerer:
         return self.choose(audio, question, choices) if choices else self.write(audio, question)
 
     def choose(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
-        """Choose one of the options, whatever their lengths are: `ask` is for what users give."""
-        if len(options) > MAX_LETTERS:
-            return self._choose_by_likelihood(audio, question, options)
-        return self._choose_by_letter(audio, question, options)
+        """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.
+
+        More options than there are letters are not listed in the prompt, so there is nothing to rotate. The options may
+        be of any length: `ask` is for what users give.
+        """
+        logs, cannot_tell = [], []
+        is_listed = len(options) <= MAX_LETTERS
+        for by in range(len(options) if is_listed else 1):
+            rotated = options[by:] + options[:by]
+            prompt = self.tokenizer.encode(prompt_of(question, rotated if is_listed else ())).ids
+            texts = [self.tokenizer.encode(f" {text}").ids for text in (*answer_texts(rotated), CANNOT_TELL)]
+            windows = [option_probabilities(each) for each in self._text_likelihoods(audio, prompt, texts)]
+            logs.append([np.roll(np.log(np.maximum(one.options, _SMALLEST)), by) for one in windows])
+            cannot_tell.append([one.cannot_tell for one in windows])
+        return _combined(question, options, np.mean(logs, axis=0), np.mean(cannot_tell, axis=0))
 
     def ask_all(self, audio: AudioState) -> list[Answer]:
         """Answer the bundle's questions about all attributes; of longer audio, those that do not hold per window."""
@@ -154,27 +165,6 @@ class QuestionAnswerer:
         """The possible answers to a question that the bundle lists."""
         plain = question.strip().casefold().rstrip("?")
         return next((q.options for q in self.manifest.questions if q.text.casefold().rstrip("?") == plain), ())
-
-    def _choose_by_letter(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
-        """By the probability of the options' letters, averaged over all rotations of their order."""
-        logs, cannot_tell = [], []
-        answers = candidates(self.tokenizer, options)
-        for by in range(len(options)):
-            audio.check()
-            prompt = self.tokenizer.encode(prompt_of(question, options[by:] + options[:by])).ids
-            after = self._after(audio, prompt, answers.prefix)
-            windows = [option_probabilities(first, following, answers) for first, following in after]
-            logs.append([np.roll(np.log(np.maximum(one.options, _SMALLEST)), by) for one in windows])
-            cannot_tell.append([one.cannot_tell for one in windows])
-        return _combined(question, options, np.mean(logs, axis=0), np.mean(cannot_tell, axis=0))
-
-    def _choose_by_likelihood(self, audio: AudioState, question: str, options: tuple[str, ...]) -> Answer:
-        """By the likelihood of the options' texts, for more options than there are letters."""
-        texts = [self.tokenizer.encode(f" {text}").ids for text in (*options, CANNOT_TELL)]
-        prompt = self.tokenizer.encode(prompt_of(question)).ids
-        logs = self._text_likelihoods(audio, prompt, texts)
-        shares = np.log(np.maximum(softmax(logs[:, :-1]), _SMALLEST))
-        return _combined(question, options, shares, softmax(logs)[:, -1])
 
     def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
         """Free text: of each window's most probable text, the one that is most probable in all windows."""
@@ -202,13 +192,6 @@ class QuestionAnswerer:
             audio.check()
             logs.append(self.lm.log_likelihoods(self.lm.read_text(state, prompt), texts))
         return np.concatenate(logs)
-
-    def _after(self, audio: AudioState, prompt: list[int], prefix: tuple[int, ...]) -> Iterator[tuple[Floats, Floats]]:
-        """Of every window, the logits after the prompt, and after prompt and prefix."""
-        for state in audio.states:
-            first = self.lm.read_text(state, prompt)
-            following = self.lm.read_text(first, prefix) if prefix else first
-            yield from zip(first.logits, following.logits, strict=True)
 
 
 def check_question(question: str, options: Sequence[str]) -> None:

@@ -141,7 +141,7 @@ class AnswerTask:
         return kl + self.teacher.hard * hard, {"kl": kl.detach(), "cross_entropy": hard.detach()}
 
     def validate(self, model: Model) -> dict[str, float]:
-        """The loss of held-out answers, and the share of held-out choices whose option has the likeliest letter."""
+        """The loss of held-out answers, and the share of answers whose every token is the most probable one."""
         device = next(self.module.parameters()).device
         losses, right = [], []
         count = len(self.held_out.questions)
@@ -150,9 +150,10 @@ class AnswerTask:
             batch = to_device(self._read(self.held_out, rows, np.zeros(len(rows), bool), rng), device)
             logits, targets = model(batch).float(), batch.ids[batch.answers]
             losses.append(F.cross_entropy(logits, targets, reduction="none"))
-            first = batch.answers.cumsum(1)[batch.answers] == 1
-            right.append(logits[first].argmax(-1) == targets[first])
-        return {"loss": torch.cat(losses).mean().item(), "first_token": torch.cat(right).float().mean().item()}
+            wrong = torch.zeros(len(rows), device=device)
+            wrong.index_add_(0, batch.answers.nonzero()[:, 0], (logits.argmax(-1) != targets).float())
+            right.append(wrong == 0)
+        return {"loss": torch.cat(losses).mean().item(), "exact": torch.cat(right).float().mean().item()}
 
     def _read(
         self,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tinymusician.models.audio_lm import AudioLM
-from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, candidates, option_probabilities
+from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities
+from tinymusician.runtime.prompts import CANNOT_TELL, answer_texts
+from tinymusician.understand.answer_task import padded
 from tinymusician.understand.questions import Question
 from tinymusician.understand.tokenizer import END_ID, PAD_ID
 
@@ -23,7 +25,7 @@ class Answerer(Protocol):
     """A model that answers questions about clips; `features` are one clip's audio vectors for each question."""
 
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
-        """The probabilities of the questions' options, or of yes and no."""
+        """The probabilities of the questions' options."""
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         """The most probable answers, token by token."""
@@ -41,17 +43,30 @@ class TorchAnswerer:
         return np.asarray(self._model.audio_encoder(torch.from_numpy(waves_BN).to(self._device)).cpu().numpy())
 
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
-        results: list[OptionProbabilities] = []
-        for start in range(0, len(questions), _BATCH):
-            batch = questions[start : start + _BATCH]
-            answers = [candidates(self._tokenizer, question.options) for question in batch]
-            prompts, rows = self._encode([question.prompt for question in batch]), _rows(features, start, len(batch))
-            first = following = self._next_logits(rows, prompts)
-            if any(each.prefix for each in answers):
-                sequences = [[*prompt, *each.prefix] for prompt, each in zip(prompts, answers, strict=True)]
-                following = self._next_logits(rows, sequences)
-            results += [option_probabilities(*each) for each in zip(first, following, answers, strict=True)]
-        return results
+        rows = [index for index, question in enumerate(questions) for _ in range(len(question.options) + 1)]
+        prompts = self._encode([question.prompt for question in questions])
+        texts = [f" {text}" for question in questions for text in (*answer_texts(question.options), CANNOT_TELL)]
+        logs = self._log_likelihoods(features, rows, [prompts[row] for row in rows], self._encode(texts))
+        ends = np.cumsum([len(question.options) + 1 for question in questions])[:-1]
+        return [option_probabilities(each) for each in np.split(logs, ends)]
+
+    @torch.no_grad()
+    def _log_likelihoods(
+        self, features: Floats | None, rows: Sequence[int], prompts: list[list[int]], texts: list[list[int]]
+    ) -> Floats:
+        """The log-likelihood of every text with the end token, after its prompt and the features of its row."""
+        logs: list[Floats] = []
+        for start in range(0, len(rows), _BATCH):
+            part = slice(start, start + _BATCH)
+            answers = [np.array([*text, END_ID], np.int64) for text in texts[part]]
+            ids, is_answer = padded([np.array(prompt, np.int64) for prompt in prompts[part]], answers)
+            audio = None if features is None else self._tensor(np.asarray(features[list(rows[part])], np.float32))
+            ids, is_answer = ids.to(self._device), is_answer.to(self._device)
+            log = self._model(audio, ids, is_answer).float().log_softmax(-1)
+            picked = log.gather(1, ids[is_answer][:, None])[:, 0]
+            sums = torch.zeros(len(answers), device=picked.device).index_add_(0, is_answer.nonzero()[:, 0], picked)
+            logs.append(np.asarray(sums.cpu().numpy()))
+        return np.concatenate(logs)
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         texts: list[str] = []

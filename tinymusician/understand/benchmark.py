@@ -1,6 +1,6 @@
 """The benchmark of multiple choice: a model's score with every control that it must be compared with.
 
-The score is the share of questions whose right option has the most probable letter. Intervals are over tunes, not over
+The score is the share of questions whose right option has the most probable text. Intervals are over tunes, not over
 questions. Controls: no audio, noise, the audio of another tune, the answer that was most frequent in training, and a
 model of the same size that was trained without audio. A model that listens is far above all of them, and all of them
 are at chance.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymusician.runtime.answers import Floats, OptionProbabilities, candidates, option_probabilities
+from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities
 from tinymusician.runtime.language_model import LMState
+from tinymusician.runtime.prompts import CANNOT_TELL, answer_texts
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
 
@@ -32,10 +33,10 @@ class BundleAnswerer:
         assert features is not None, "a bundle has audio"
         player, results = self._player, []
         for clip, question in zip(features, questions, strict=True):
-            answers = candidates(player.tokenizer, question.options)
-            first = player.lm.read_text(self._state(clip), player.tokenizer.encode(question.prompt).ids)
-            following = player.lm.read_text(first, answers.prefix) if answers.prefix else first
-            results.append(option_probabilities(first.logits[0], following.logits[0], answers))
+            state = player.lm.read_text(self._state(clip), player.tokenizer.encode(question.prompt).ids)
+            texts = (*answer_texts(question.options), CANNOT_TELL)
+            tokens = [player.tokenizer.encode(f" {text}").ids for text in texts]
+            results.append(option_probabilities(player.lm.log_likelihoods(state, tokens)[0]))
         return results
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ The formats are TinyMU's (arXiv 2604.15849): multiple choice, yes or no, open, c
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -15,13 +14,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
-from tinymusician.runtime.prompts import LEAD_IN, LETTERS, option_text, prompt_of
+from tinymusician.runtime.prompts import LEAD_IN, LETTERS, answer_texts, option_text, prompt_of
 
 Format = Literal["choice", "yes_no", "open", "caption"]
 
 
 class Question(Document):
-    """A question about the clip with number `clip` of its split.
+    """A question about the clip with number `clip` of its split. `value` is the clip's own, of a yes or no.
 
     `tune` identifies the clip's family of tunes. The questions of a `group` share text and options; each option is the
     answer to one of them.
@@ -35,6 +34,7 @@ class Question(Document):
     text: str
     options: tuple[str, ...] = ()
     answer: str
+    value: str = ""
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> Self:
@@ -49,8 +49,10 @@ class Question(Document):
 
     @property
     def target(self) -> str:
-        """What the model is to write: for a choice, letter and text of the option."""
-        return option_text(self.options, self.options.index(self.answer)) if self.format == "choice" else self.answer
+        """What the model is to write: what it hears comes first, then the letter, or yes or no."""
+        if self.format == "choice":
+            return answer_texts(self.options)[self.options.index(self.answer)]
+        return f"{self.value}, so {self.answer}" if self.format == "yes_no" else self.answer
 
     def rotated(self, by: int) -> Question:
         """The question with its options moved `by` places to the front."""
@@ -73,11 +75,9 @@ def official_choice(output: str, options: Sequence[str]) -> int | None:
 
 
 def strict_choice(output: str, options: Sequence[str]) -> int | None:
-    """The option that an output names as asked, `(B)` or `(B) flute`, with nothing else; None otherwise."""
-    match = re.fullmatch(r"\s*\(([A-H])\)(?: (.*?))?\s*", output, re.DOTALL)
-    if match is None or (index := LETTERS.index(match[1])) >= len(options):
-        return None
-    return index if match[2] in (None, options[index]) else None
+    """The option that an output names by text and letter, `flute (B)` or `(B) flute`, with nothing else; or None."""
+    forms = [(text, option_text(options, index)) for index, text in enumerate(answer_texts(options))]
+    return next((index for index, form in enumerate(forms) if output.strip() in form), None)
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> str:

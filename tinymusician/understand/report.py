@@ -9,7 +9,7 @@ from tinymusician.plots import COLOURS, png, pyplot
 from tinymusician.understand.benchmark import BenchmarkResult, Score, SystemScore
 
 _NOTE = (
-    "The score is the share of questions whose right option has the most probable letter; intervals are at 95 % over "
+    "The score is the share of questions whose right option has the most probable text; intervals are at 95 % over "
     "tunes. Controls hear nothing that helps: each must be at chance, within its 99 % interval."
 )
 

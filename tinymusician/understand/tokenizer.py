@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tinymusician.runtime.answers import TextTokenizer
 from tinymusician.runtime.prompts import LETTERS
@@ -25,11 +25,11 @@ class TokenizedQuestions(NamedTuple):
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizersTokenizer:
-    """A byte-level BPE; every option's letter, with its brackets and the space before, is one token, ids 2 to 9."""
+    """A byte-level BPE; every option's letter, with its brackets, is one token, ids 2 to 9."""
     tokenizer = TokenizersTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [END, PAD, *(AddedToken(f"({letter})", lstrip=True, normalized=False) for letter in LETTERS)]
+    special = [END, PAD, *(f"({letter})" for letter in LETTERS)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
