@@ -18,7 +18,14 @@ from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.bundle import MANIFEST
-from tinymusician.runtime.question_answerer import MAX_SECONDS, Answer, QuestionAnswerer, Samples, check_question
+from tinymusician.runtime.question_answerer import (
+    MAX_SECONDS,
+    Answer,
+    QuestionAnswerer,
+    Samples,
+    check_length,
+    check_question,
+)
 
 _MAX_DECODED = 400_000_000
 """Bytes of decoded audio."""
@@ -153,9 +160,11 @@ def decode(audio: UploadedAudio, rate: int) -> Samples:
         file.flush()
         try:
             _check_size(Path(file.name))
-            return read_clip(Path(file.name), rate, 0.0, MAX_SECONDS + 1).wave
+            clip = read_clip(Path(file.name), rate, 0.0, MAX_SECONDS + 1)
         except DataError as error:
             raise RequestError(str(error).replace(file.name, "audio"), "audio") from error
+    check_length(round(clip.file_seconds, 3))
+    return clip.wave
 
 
 def _check_size(path: Path) -> None:

@@ -58,7 +58,7 @@ def ask(
     - `tmctl ask "Which instrument plays?" --audio reel.ogg --option flute --option violin --json`
     """
     from tinymusician.runtime.audio_reader import read_clip
-    from tinymusician.runtime.question_answerer import MAX_SECONDS, QuestionAnswerer, check_question
+    from tinymusician.runtime.question_answerer import MAX_SECONDS, QuestionAnswerer, check_length, check_question
 
     if question is None and options:
         raise RequestError("--option: needs a question")
@@ -67,6 +67,8 @@ def ask(
     answerer = QuestionAnswerer(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads)
     longest = MAX_SECONDS + 1 if seconds is None else seconds
     clip = read_clip(audio, answerer.shape.sampling_rate, start, longest)
+    if seconds is None:
+        check_length(round(clip.file_seconds - start, 3))
     if clip.changed:
         warn(f"{audio}: {', '.join(clip.changed)}")
     state = answerer.read(clip.wave)

@@ -89,6 +89,7 @@ def test_without_a_question_all_attributes_are_answered(served: Endpoint) -> Non
         (recording(), {"question": ""}, "question", "question: is empty"),
         (recording(), {"question": "Which?", "options": ["r" * 30_000, "b"]}, "options", "at most 60 are allowed"),
         (silence(8, 655_350, 30), {}, "audio", "at most 400 MB are allowed"),
+        (silence(1, 1000, 7200), {}, "audio", "lasts 7200 s; 0.5 to 600 s are allowed"),
         (recording(), {"question": "Which?", "options": ["red"]}, "options", "options: 1; 2 to 50 are allowed"),
         (recording(), {"question": "Which?", "options": ["red", "Red"]}, "options", "is there twice"),
         (recording(), {"options": ["red", "blue"]}, "options", "options: need a question"),

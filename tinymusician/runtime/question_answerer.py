@@ -101,8 +101,7 @@ class QuestionAnswerer:
         """
         rate = self.shape.sampling_rate
         seconds = len(wave) / rate
-        if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-            raise RequestError(f"audio: lasts {seconds:g} s; {MIN_SECONDS:g} to {MAX_SECONDS:g} s are allowed", "audio")
+        check_length(seconds)
         if not np.isfinite(wave).all():
             raise RequestError("audio: has samples that are not finite numbers", "audio")
         windows = split_windows(len(wave), round(self.shape.window_seconds * rate))
@@ -192,6 +191,16 @@ class QuestionAnswerer:
             audio.check()
             logs.append(self.lm.log_likelihoods(self.lm.read_text(state, prompt), texts))
         return np.concatenate(logs)
+
+
+def check_length(seconds: float) -> None:
+    """Check that audio is neither too short nor too long.
+
+    Raises:
+        RequestError: it is.
+    """
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise RequestError(f"audio: lasts {seconds:g} s; {MIN_SECONDS:g} to {MAX_SECONDS:g} s are allowed", "audio")
 
 
 def check_question(question: str, options: Sequence[str]) -> None:
