@@ -8,6 +8,7 @@ changes nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
 MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
 _LONGEST_ANSWER = 32
 _WINDOWS_AT_ONCE = 8
+_MAX_TEXTS = 8
+"""Texts of windows that are compared in all windows, the most frequent ones."""
 _SMALLEST_WEIGHT, _SMALLEST = 1e-6, 1e-30
 Check = Callable[[], None]
 """Called between pieces of work; it may raise, to end the work."""
@@ -166,13 +169,13 @@ class QuestionAnswerer:
         return next((q.options for q in self.manifest.questions if q.text.casefold().rstrip("?") == plain), ())
 
     def write(self, audio: AudioState, question: str, options: Sequence[str] = ()) -> Answer:
-        """Free text: of each window's most probable text, the one that is most probable in all windows."""
+        """Free text: of the windows' most probable texts, the one that is most probable in all windows."""
         prompt = self.tokenizer.encode(prompt_of(question, options)).ids
         written = []
         for state in audio.states:
             audio.check()
             written += [self.lm.write(row, _LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
-        texts = list({tuple(tokens): 0 for tokens in written})
+        texts = [text for text, _ in Counter(map(tuple, written)).most_common(_MAX_TEXTS)]
         refusal = tuple(self.tokenizer.encode(f" {CANNOT_TELL}").ids)
         logs = self._text_likelihoods(audio, prompt, [*texts, refusal])
         cannot_tell = np.exp(logs[:, -1])
