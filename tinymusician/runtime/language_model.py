@@ -41,17 +41,17 @@ class LanguageModel:
         return self._extend(state, np.tile(np.array(ids, np.int64), (len(state.logits), 1)))
 
     def log_likelihoods(self, state: LMState, texts: Sequence[Sequence[int]]) -> Floats:
-        """The log-likelihood of each text, with the end token, after each row of a state, [B, texts]."""
+        """The log-likelihood of each text's tokens after each row of a state, [B, texts]."""
         rows, count = len(state.logits), len(texts)
         each = LMState({name: np.repeat(value, count, 0) for name, value in state.cache.items()}, state.logits)
-        tokens = [[*text, self._shape.end] for text in texts]
+        longest = max(map(len, texts))
         totals = np.zeros((rows, count), np.float32)
         logits = np.repeat(state.logits, count, 0)
-        for depth in range(max(map(len, tokens))):
-            column = np.array([text[depth] if depth < len(text) else self._shape.end for text in tokens], np.int64)
+        for depth in range(longest):
+            column = np.array([text[depth] if depth < len(text) else self._shape.end for text in texts], np.int64)
             log = log_softmax(logits)[np.arange(rows * count), np.tile(column, rows)].reshape(rows, count)
-            totals += np.where([depth < len(text) for text in tokens], log, 0).astype(np.float32)
-            if depth + 1 < max(map(len, tokens)):
+            totals += np.where([depth < len(text) for text in texts], log, 0).astype(np.float32)
+            if depth + 1 < longest:
                 each = self._extend(each, np.tile(column, rows)[:, None])
                 logits = each.logits
         return totals

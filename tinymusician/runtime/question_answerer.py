@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinymusician.errors import BundleError, RequestError
-from tinymusician.runtime.answers import option_probabilities, softmax
+from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.language_model import LanguageModel, LMState
-from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, answer_texts, prompt_of
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, prompt_of
 from tinymusician.runtime.session import Session
 
 Samples = npt.NDArray[np.float32]
@@ -148,7 +148,7 @@ class QuestionAnswerer:
         for by in range(len(options) if is_listed else 1):
             rotated = options[by:] + options[:by]
             prompt = self.tokenizer.encode(prompt_of(question, rotated if is_listed else ())).ids
-            texts = [self.tokenizer.encode(f" {text}").ids for text in (*answer_texts(rotated), CANNOT_TELL)]
+            texts = scored_tokens(self.tokenizer, rotated, self.shape.end)
             windows = [option_probabilities(each) for each in self._text_likelihoods(audio, prompt, texts)]
             logs.append([np.roll(np.log(np.maximum(one.options, _SMALLEST)), by) for one in windows])
             cannot_tell.append([one.cannot_tell for one in windows])
@@ -176,8 +176,8 @@ class QuestionAnswerer:
             audio.check()
             written += [self.lm.write(row, _LONGEST_ANSWER) for row in _rows(self.lm.read_text(state, prompt))]
         texts = [text for text, _ in Counter(map(tuple, written)).most_common(_MAX_TEXTS)]
-        refusal = tuple(self.tokenizer.encode(f" {CANNOT_TELL}").ids)
-        logs = self._text_likelihoods(audio, prompt, [*texts, refusal])
+        refusal = self.tokenizer.encode(f" {CANNOT_TELL}").ids
+        logs = self._text_likelihoods(audio, prompt, [[*text, self.shape.end] for text in (*texts, refusal)])
         cannot_tell = np.exp(logs[:, -1])
         weights = np.maximum(1 - cannot_tell, _SMALLEST_WEIGHT)
         means = weights @ logs[:, :-1] / weights.sum()

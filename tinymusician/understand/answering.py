@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tinymusician.models.audio_lm import AudioLM
-from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities
-from tinymusician.runtime.prompts import CANNOT_TELL, answer_texts
+from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
 from tinymusician.understand.answer_task import padded
 from tinymusician.understand.questions import Question
 from tinymusician.understand.tokenizer import END_ID, PAD_ID
@@ -36,6 +35,7 @@ class TorchAnswerer:
 
     def __init__(self, model: AudioLM, tokenizer: TextTokenizer, device: str = "cpu") -> None:
         self._model, self._tokenizer, self._device = model.to(device).eval(), tokenizer, device
+        self._tokens_of: dict[tuple[str, ...], list[list[int]]] = {}
 
     @torch.no_grad()
     def features(self, waves_BN: Floats) -> Floats:
@@ -45,20 +45,26 @@ class TorchAnswerer:
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
         rows = [index for index, question in enumerate(questions) for _ in range(len(question.options) + 1)]
         prompts = self._encode([question.prompt for question in questions])
-        texts = [f" {text}" for question in questions for text in (*answer_texts(question.options), CANNOT_TELL)]
-        logs = self._log_likelihoods(features, rows, [prompts[row] for row in rows], self._encode(texts))
+        texts = [text for question in questions for text in self._scored(question.options)]
+        logs = self._log_likelihoods(features, rows, [prompts[row] for row in rows], texts)
         ends = np.cumsum([len(question.options) + 1 for question in questions])[:-1]
         return [option_probabilities(each) for each in np.split(logs, ends)]
+
+    def _scored(self, options: tuple[str, ...]) -> list[list[int]]:
+        """The tokens of a question's options; many questions have the same ones."""
+        if options not in self._tokens_of:
+            self._tokens_of[options] = scored_tokens(self._tokenizer, options, END_ID)
+        return self._tokens_of[options]
 
     @torch.no_grad()
     def _log_likelihoods(
         self, features: Floats | None, rows: Sequence[int], prompts: list[list[int]], texts: list[list[int]]
     ) -> Floats:
-        """The log-likelihood of every text with the end token, after its prompt and the features of its row."""
+        """The log-likelihood of every text's tokens, after its prompt and the features of its row."""
         logs: list[Floats] = []
         for start in range(0, len(rows), _BATCH):
             part = slice(start, start + _BATCH)
-            answers = [np.array([*text, END_ID], np.int64) for text in texts[part]]
+            answers = [np.array(text, np.int64) for text in texts[part]]
             ids, is_answer = padded([np.array(prompt, np.int64) for prompt in prompts[part]], answers)
             audio = None if features is None else self._tensor(np.asarray(features[list(rows[part])], np.float32))
             ids, is_answer = ids.to(self._device), is_answer.to(self._device)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities
+from tinymusician.runtime.answers import Floats, OptionProbabilities, option_probabilities, scored_tokens
 from tinymusician.runtime.language_model import LMState
-from tinymusician.runtime.prompts import CANNOT_TELL, answer_texts
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 from tinymusician.understand.questions import Question
 
@@ -34,8 +33,7 @@ class BundleAnswerer:
         player, results = self._player, []
         for clip, question in zip(features, questions, strict=True):
             state = player.lm.read_text(self._state(clip), player.tokenizer.encode(question.prompt).ids)
-            texts = (*answer_texts(question.options), CANNOT_TELL)
-            tokens = [player.tokenizer.encode(f" {text}").ids for text in texts]
+            tokens = scored_tokens(player.tokenizer, question.options, player.shape.end)
             results.append(option_probabilities(player.lm.log_likelihoods(state, tokens)[0]))
         return results
 
