@@ -53,7 +53,7 @@ class Cluster:
         self.s3 = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         self.s3 |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
         self._ours = {**self.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUICK, **fork_server}
-        self._ours["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "8"
+        self._ours["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "20"
         self.head = self._net.machine(shared_paths, {**self._ours, **CHECKS})
         self.head.serve(NODE, "head", "--num-cpus=0", f"--node-ip-address={self.head.address}", SMALL)
         self.address = f"http://{self.head.address}:8265"

@@ -25,7 +25,7 @@ from tinymusician.training.metrics import MetricsLog
 from tinymusician.training.task import Task, to_device
 from tinymusician.training.watchdog import Watchdog
 
-_NOTICE_SECONDS = 4.0
+_NOTICE_SECONDS = 2.0
 """Time between two questions whether a machine will be lost; machines have 30 s or more from then on."""
 
 
