@@ -202,15 +202,8 @@ def test_probabilities_are_softmaxes_of_the_likelihoods(answerer: TorchAnswerer)
     question, vectors = choice(2), torch.from_numpy(of([choice(2)]))
     prompt = tokenizer().encode(question.prompt).ids
     logs = []
-    space = tokenizer().token_to_id("Ġ")  # ends the text of an option, before its letter
-    for text, last in (
-        (" red", space),
-        (" green", space),
-        (" blue", space),
-        (" white", space),
-        (" cannot tell", END_ID),
-    ):
-        tokens, total = [*tokenizer().encode(text).ids, last], 0.0
+    for text in (*COLOURS, "cannot tell"):
+        tokens, total = [*tokenizer().encode(f" {text}").ids, END_ID], 0.0
         for length, token in enumerate(tokens):
             ids = torch.tensor([[*prompt, *tokens[:length], 0]])
             is_next = torch.zeros(ids.shape, dtype=torch.bool)

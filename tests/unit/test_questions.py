@@ -67,7 +67,8 @@ def test_prompt_is_muchomusics() -> None:
     ("output", "official", "strict"),
     [
         (" (C) flute", 2, 2),
-        ("flute (C)", 2, 2),
+        ("flute", 2, 2),
+        ("flute (C)", 2, None),
         ("(C)", 2, None),
         ("flute (B)", 1, None),
         ("C", 2, None),
@@ -216,6 +217,6 @@ def test_rotation_moves_options_and_keeps_the_answer() -> None:
     question = Question(
         format="choice", attribute="instrument", clip=0, tune="t", text="Which?", options=OPTIONS, answer="flute"
     )
-    assert question.target == "flute (C)"
+    assert question.target == "flute"
     assert question.rotated(1).options == ("banjo", "flute", "trumpet", "piano")
-    assert question.rotated(1).target == "flute (B)"
+    assert question.rotated(1).target == "flute"

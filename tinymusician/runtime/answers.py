@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.runtime.prompts import CANNOT_TELL, LETTERS, MAX_LETTERS
+from tinymusician.runtime.prompts import CANNOT_TELL
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,26 +40,9 @@ class OptionProbabilities(NamedTuple):
 
 
 def scored_tokens(tokenizer: TextTokenizer, options: Sequence[str], end: int) -> list[list[int]]:
-    """The tokens by which answers are judged: those of each option, and last those of "cannot tell".
-
-    Of an option that the prompt lists, these are the tokens of its text up to those that depend on its letter: a model
-    that knows the text may not have found the letter. All others end with the token `end`.
-    """
-    refusal = [*_encode(tokenizer, CANNOT_TELL), end]
-    if len(options) > MAX_LETTERS:
-        return [*([*_encode(tokenizer, option), end] for option in options), refusal]
-    return [*(_before_letter(tokenizer, option) for option in options), refusal]
-
-
-def _before_letter(tokenizer: TextTokenizer, option: str) -> list[int]:
-    first, second = (_encode(tokenizer, f"{option} ({letter})") for letter in LETTERS[:2])
-    length = next(index for index, (one, other) in enumerate(zip(first, second, strict=True)) if one != other)
-    return first[:length]
-
-
-def _encode(tokenizer: TextTokenizer, text: str) -> list[int]:
-    (encoded,) = tokenizer.encode_batch([f" {text}"])
-    return list(encoded.ids)
+    """The tokens of the options' texts, and last those of "cannot tell", each ended by the token `end`."""
+    encoded = tokenizer.encode_batch([f" {text}" for text in (*options, CANNOT_TELL)])
+    return [[*each.ids, end] for each in encoded]
 
 
 def softmax(logits: Floats) -> Floats:

@@ -19,16 +19,6 @@ def prompt_of(text: str, options: Sequence[str] = ()) -> str:
     return f"Question: {text}\n Options: {listed} \n {LEAD_IN}"
 
 
-def answer_texts(options: Sequence[str]) -> list[str]:
-    """What a model writes for each option: its text, then its letter if the prompt lists the options.
-
-    The text comes first, since a small model knows what it hears before it can look up the letter of it.
-    """
-    if len(options) > MAX_LETTERS:
-        return list(options)
-    return [f"{option} ({letter})" for option, letter in zip(options, LETTERS, strict=False)]
-
-
 def option_text(options: Sequence[str], index: int) -> str:
-    """An option as it stands in the prompt and in the answer, such as `(B) flute`."""
+    """An option as it stands in the prompt, such as `(B) flute`."""
     return f"({LETTERS[index]}) {options[index]}"

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.config_model import Document
 from tinymusician.errors import DataError
-from tinymusician.runtime.prompts import LEAD_IN, LETTERS, answer_texts, option_text, prompt_of
+from tinymusician.runtime.prompts import LEAD_IN, LETTERS, MAX_LETTERS, option_text, prompt_of
 
 Format = Literal["choice", "yes_no", "open", "caption"]
 
@@ -49,9 +49,10 @@ class Question(Document):
 
     @property
     def target(self) -> str:
-        """What the model is to write: what it hears comes first, then the letter, or yes or no."""
-        if self.format == "choice":
-            return answer_texts(self.options)[self.options.index(self.answer)]
+        """What the model is to write: the text of an option without its letter; what it hears before yes or no.
+
+        A small model knows what it hears before it can look up the letter of it, or compare it with the question.
+        """
         return f"{self.value}, so {self.answer}" if self.format == "yes_no" else self.answer
 
     def rotated(self, by: int) -> Question:
@@ -75,9 +76,9 @@ def official_choice(output: str, options: Sequence[str]) -> int | None:
 
 
 def strict_choice(output: str, options: Sequence[str]) -> int | None:
-    """The option that an output names by text and letter, `flute (B)` or `(B) flute`, with nothing else; or None."""
-    forms = [(text, option_text(options, index)) for index, text in enumerate(answer_texts(options))]
-    return next((index for index, form in enumerate(forms) if output.strip() in form), None)
+    """The option whose text an output is, `flute` or `(B) flute`, with nothing else; or None."""
+    texts = list(options) + [option_text(options, index) for index in range(min(len(options), MAX_LETTERS))]
+    return texts.index(answer) % len(options) if (answer := output.strip()) in texts else None
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> str:
