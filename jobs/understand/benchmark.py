@@ -29,6 +29,7 @@ from tinymusician.understand.linear_probe import probe
 from tinymusician.understand.questions import write_questions
 
 if TYPE_CHECKING:
+    from tinymusician.models.audio_encoder import AudioEncoder
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.questions import Question
 
@@ -61,6 +62,7 @@ def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResu
     answerer = TorchAnswerer(model, data.tokenizer, context.device)
     held_out = frozenset(phrasing.held_out for phrasing in PHRASINGS.values())
     score = score_model(context.recipe.name, questions, answerer, clip_features, held_out)
+    coded = _coded(data, model.audio_encoder, answerer, questions)
     encoder, count, samples = model.audio_encoder, len(questions), data.clip_samples
     inputs = {
         "no audio": None,
@@ -84,7 +86,18 @@ def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResu
         tunes=len({question.tune for question in questions}),
         model=score,
         controls=tuple(controls),
+        coded=coded,
     )
+
+
+def _coded(
+    data: UnderstandData, encoder: AudioEncoder, answerer: TorchAnswerer, questions: list[Question]
+) -> SystemScore | None:
+    """The score of the same questions about the same clips after the recipe's codec, if it names one."""
+    if data.config.questions.codec is None:
+        return None
+    features = _of(data.coded_features("test", encoder), [question.clip for question in questions])
+    return score_probabilities("clips after the codec", questions, answerer.probabilities(features, questions))
 
 
 def _text_only(context: WorkerContext, data: UnderstandData, questions: list[Question]) -> list[SystemScore]:

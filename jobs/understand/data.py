@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jobs.worker.context import WorkerContext
 from tinymusician.data.splits import Split
 from tinymusician.errors import RecipeError
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.models.audio_encoder import AudioEncoder
     from tinymusician.models.audio_lm import AudioLM, AudioLMShape
+    from tinymusician.models.protocols import Codec
     from tinymusician.models.spectral_front_end import FrontEndConfig
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.attribute_task import LabelledSpectra
     from tinymusician.understand.questions import Question
-    from tinymusician.understand.spectra import Spectra
+    from tinymusician.understand.spectra import Spectra, Waves
 
 _SCALE_CLIPS = 200
 
@@ -49,7 +52,7 @@ class UnderstandData:
         self.config = understand_config(context.recipe)
         self.seed = context.recipe.training.seed
         self._splits: dict[Split, RenderedSplit] = {}
-        self._spectra: dict[Split, Spectra] = {}
+        self._spectra: dict[tuple[Split, float], Spectra] = {}
         self._questions: dict[Split, list[Question]] = {}
 
     @property
@@ -110,27 +113,58 @@ class UnderstandData:
         )
 
     def spectra(self, name: Split) -> Spectra:
-        """The normalized spectra of a split."""
-        from tinymusician.understand.spectra import load_spectra
-
-        if name not in self._spectra:
-            split = self.split(name)
-            self._context.run.report_progress(f"{name} spectra", 0, 1)
-            self._spectra[name] = load_spectra(
-                self.folder,
-                split.digest,
-                split.audio,
-                len(split.clips),
-                split.samples.shape[1],
-                self.front_end,
-            )
-        return self._spectra[name]
+        """The normalized spectra of a split; a share of the training clips has passed through the recipe's codec."""
+        return self._clips_spectra(name, self._coded_share(name))
 
     def features(self, name: Split, encoder: AudioEncoder) -> Features:
-        """The encoder's vectors of a split."""
+        """The encoder's vectors of the same clips."""
+        return self._clips_features(name, encoder, self._coded_share(name))
+
+    def coded_features(self, name: Split, encoder: AudioEncoder) -> Features:
+        """The encoder's vectors of a split of which all clips have passed through the codec."""
+        return self._clips_features(name, encoder, 1.0)
+
+    def _coded_share(self, name: Split) -> float:
+        return self.config.questions.coded_share if name == "train" and self.config.questions.codec else 0.0
+
+    def _clips_spectra(self, name: Split, coded_share: float) -> Spectra:
+        from tinymusician.understand.coded_clips import with_codec
+        from tinymusician.understand.spectra import load_spectra
+
+        if (name, coded_share) not in self._spectra:
+            split = self.split(name)
+            waves: Waves = split.audio
+            self._context.run.report_progress(f"{name} spectra", 0, 1)
+            if coded_share:
+                is_coded = np.random.default_rng(self.seed).random(len(split.clips)) < coded_share
+                waves = with_codec(waves, is_coded, self._codec)
+            source, samples = self._source(name, coded_share), split.samples.shape[1]
+            self._spectra[name, coded_share] = load_spectra(
+                self.folder, source, waves, len(split.clips), samples, self.front_end
+            )
+        return self._spectra[name, coded_share]
+
+    def _clips_features(self, name: Split, encoder: AudioEncoder, coded_share: float) -> Features:
         from tinymusician.understand.features import load_features
 
-        return load_features(self.folder, self.split(name).digest, encoder, self.spectra(name))
+        source = self._source(name, coded_share)
+        return load_features(self.folder, source, encoder, self._clips_spectra(name, coded_share))
+
+    def _source(self, name: Split, coded_share: float) -> str:
+        """Identifies the clips of a split of which a share has passed through the codec."""
+        from tinymusician.models.prune_layers import weights_digest
+
+        digest = self.split(name).digest
+        if not coded_share:
+            return digest
+        return f"{digest}-{weights_digest(self._codec)[:8]}-{coded_share:g}-{self.seed}"
+
+    @cached_property
+    def _codec(self) -> Codec:
+        from tinymusician.understand.coded_clips import load_codec
+
+        assert self.config.questions.codec is not None
+        return load_codec(self.config.questions.codec)
 
     def unhearable_features(self, encoder: AudioEncoder) -> Features:
         """The encoder's vectors of silence and noise, as long as the clips."""

@@ -31,7 +31,14 @@ QUESTIONS: dict[Split, str] = {"train": "train.jsonl", "validation": "validation
 
 def work(context: WorkerContext) -> None:
     """Run all stages of training in order, each from its own checkpoint."""
-    from jobs.understand.stages import ANSWERS, TEXT_ONLY, train_answers, train_attributes, train_encoder
+    from jobs.understand.stages import (
+        ANSWERS,
+        TEXT_ONLY,
+        train_answers,
+        train_attributes,
+        train_encoder,
+        train_language,
+    )
 
     data = UnderstandData(context)
     if data.given_encoder is None:
@@ -40,6 +47,9 @@ def work(context: WorkerContext) -> None:
         if data.config.pretrain.tune_steps:
             train_attributes(context, data)
             _end_stage(context)
+    if data.config.train.language_steps:
+        train_language(context, data)
+        _end_stage(context)
     train_answers(context, data, ANSWERS)
     _end_stage(context)
     if data.config.train.text_only_steps:

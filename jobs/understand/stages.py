@@ -1,4 +1,4 @@
-"""The training stages of an understand job: masked prediction, tuning of the encoder, answers, text-only control."""
+"""The training stages of an understand job: masked prediction, tuning of the encoder, language, answers, control."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from tinymusician.models.audio_lm import AudioLM, copy_layers
 from tinymusician.models.audio_lm_files import round_weights
 from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, with_prefix
-from tinymusician.understand.answer_task import AnswerTask, AnswerTeacher, QuestionSet, question_set
+from tinymusician.understand.answer_task import (
+    NO_FEATURES,
+    AnswerTask,
+    AnswerTeacher,
+    QuestionSet,
+    question_set,
+    stated_question_set,
+)
 from tinymusician.understand.attribute_task import AttributeTask
 from tinymusician.understand.masked_prediction import MaskedPredictionConfig
 from tinymusician.understand.pretrain_task import MaskedPredictionTask
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
     from tinymusician.training.task import Task
 
 
+_TRAINING_SPLITS: tuple[Split, Split] = ("train", "validation")
+
+
 class StageName(NamedTuple):
     """A stage's name, and the held-out metric that picks its best checkpoint."""
 
@@ -37,6 +47,7 @@ class StageName(NamedTuple):
 
 ENCODER = StageName("encoder", "loss")
 ATTRIBUTES = StageName("attributes", "loss")
+LANGUAGE = StageName("language", "loss")
 ANSWERS = StageName("answers", "loss")
 TEXT_ONLY = StageName("text-only", "loss")
 
@@ -90,12 +101,38 @@ def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncode
     return encoder.to(context.device).eval()
 
 
+def train_language(context: WorkerContext, data: UnderstandData) -> None:
+    """Train the language model alone, on the questions with what they ask for in words, as TinyMU's is pre-trained.
+
+    So it can compare and choose before it listens: from audio alone, a small model hardly learns to say yes or no.
+    """
+    config = data.config.train
+    torch.manual_seed(data.seed)
+    train_set, held_out = (stated_question_set(data.tokenizer, data.questions(name)) for name in _TRAINING_SPLITS)
+    task = AnswerTask(
+        AudioLM(data.shape),
+        data.tokenizer,
+        train_set,
+        held_out,
+        NO_FEATURES,
+        _microbatch(context, config.batch_size),
+        data.seed,
+        is_text_only=True,
+    )
+    task.module.to(context.device)
+    optimizer = AdamConfig(beta2=0.999, weight_decay=config.weight_decay)
+    rate, warmup = config.learning_rate, config.warmup_steps
+    _train(context, LANGUAGE, task, config.language_steps, rate, warmup, config.batch_size, optimizer)
+
+
 def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName) -> None:
     """Train projector and language model on the questions; the text-only control has no audio."""
     config, is_text_only = data.config.train, stage == TEXT_ONLY
     torch.manual_seed(data.seed)
     model = AudioLM(data.shape)
     model.audio_encoder = trained_encoder(context, data)
+    if config.language_steps:
+        model.lm.load_state_dict(with_prefix(best_weights(context, LANGUAGE), "lm."))
     encoder, teacher = model.audio_encoder, None if is_text_only else _teacher(context, data)
     if teacher is not None and data.config.teacher is not None and data.config.teacher.layers:
         copy_layers(teacher.model, model, data.config.teacher.layers)

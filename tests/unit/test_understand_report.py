@@ -11,6 +11,7 @@ from tinymusician.understand.report import answers, attributes, html_report, mar
 
 QUESTIONS: list[Question] = [choice(clip) for clip in range(200)]
 RIGHT = [question.options.index(question.answer) for question in QUESTIONS]
+CODED = score_choices("codec", QUESTIONS, [choice if row % 2 else 3 - choice for row, choice in enumerate(RIGHT)])
 GUESSES = np.random.default_rng(0).integers(0, 4, 200).tolist()
 
 
@@ -19,19 +20,23 @@ def result() -> BenchmarkResult:
         update={"circular": 0.9, "official_parsed": 1.0, "official_accuracy": 0.95, "cannot_tell": 0.01}
     )
     controls = (score_choices("no audio", QUESTIONS, GUESSES), score_choices("leaky", QUESTIONS, RIGHT))
-    return BenchmarkResult(benchmark="hard", digest="0" * 64, clips=200, tunes=200, model=model, controls=controls)
+    return BenchmarkResult(
+        benchmark="hard", digest="0" * 64, clips=200, tunes=200, model=model, controls=controls, coded=CODED
+    )
 
 
 def test_overview_marks_controls_that_are_not_at_chance() -> None:
     _, rows = overview(result())
-    assert [(row[0], row[3]) for row in rows] == [("band-mu", ""), ("no audio", "yes"), ("leaky", "NO")]
+    assert [(row[0], row[3]) for row in rows] == [("band-mu", ""), ("codec", ""), ("no audio", "yes"), ("leaky", "NO")]
     assert rows[0][1] == "1.000 [1.000 to 1.000]"
     assert rows[0][4] == "0.900"
 
 
 def test_attributes_name_the_best_control() -> None:
     _, rows = attributes(result())
-    assert rows == [("colour", 200, "1.000 [1.000 to 1.000]", "0.250", "1.000 (leaky)")]
+    ((*about, coded, chance, control),) = rows
+    assert (about, chance, control) == (["colour", 200, "1.000 [1.000 to 1.000]"], "0.250", "1.000 (leaky)")
+    assert str(coded).startswith("0.500 [")
 
 
 def test_answers_show_letters_and_parsers() -> None:

@@ -228,6 +228,7 @@ def _choice_group(
             text=text,
             options=options,
             answer=option,
+            value=value,
         )
         for value, option in zip(values, options, strict=True)
     ]
@@ -253,7 +254,8 @@ def _open_questions(
         (value,) = pools.least_used(1)
         clip = pools.take(value)
         tune = plain_title(clips[clip].facts.title)
-        yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=rng.choice(texts), answer=value)
+        text = rng.choice(texts)
+        yield Question(format="open", attribute=skill.name, clip=clip, tune=tune, text=text, answer=value, value=value)
 
 
 def _captions(clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random) -> Iterator[Question]:

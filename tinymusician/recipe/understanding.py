@@ -80,6 +80,12 @@ class QuestionsConfig(ConfigModel):
     yes_no_pairs: Count = Field(800, description="pairs of one question, of which one answer is yes and one is no")
     open_questions: Count = Field(1200, description="questions without options")
     captions: Count = Field(3000, description="descriptions, in all")
+    codec: str | None = Field(
+        None, description="a MusicGen whose codec some clips pass through, so that generated music is understood"
+    )
+    coded_share: Share = Field(
+        0.2, description="share of the training clips that pass through the codec, if one is named"
+    )
     benchmark_groups: Count = Field(30, description="groups of four of the benchmark")
 
 
@@ -92,6 +98,9 @@ class AnswerTrainingConfig(ConfigModel):
     warmup_steps: int = Field(8200, ge=0, description="steps until the peak; TinyMU's are a twentieth")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     projector_width: Count = Field(2048, description="hidden width of the projector")
+    language_steps: int = Field(
+        0, ge=0, description="steps of the language model alone before, with what is asked for in words; 0: none"
+    )
     unhearable_share: Share = Field(0.03, description="share of clips that are replaced by silence or noise")
     text_only_steps: int = Field(0, ge=0, description="steps of a model of the same size without audio, as a control")
 

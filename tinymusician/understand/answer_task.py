@@ -21,6 +21,7 @@ from tinymusician.understand.questions import Question
 from tinymusician.understand.tokenizer import PAD_ID, TokenizedQuestions, tokenize
 
 Features = npt.NDArray[np.float16]
+NO_FEATURES: Features = np.zeros((0, 0, 0), np.float16)
 _BATCHES_PER_BUCKET = 16
 
 
@@ -44,6 +45,13 @@ def question_set(tokenizer: TextTokenizer, questions: Sequence[Question], featur
     """Tokenize questions."""
     tokens = tokenize(tokenizer, [q.prompt for q in questions], [q.target for q in questions])
     return QuestionSet(questions, tokens, features)
+
+
+def stated_question_set(tokenizer: TextTokenizer, questions: Sequence[Question]) -> QuestionSet:
+    """Tokenize questions with what they ask for in words, for a model without audio; captions are left out."""
+    stated = [question for question in questions if question.value]
+    tokens = tokenize(tokenizer, [q.stated_prompt for q in stated], [q.target for q in stated])
+    return QuestionSet(stated, tokens, NO_FEATURES)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class SystemScore(Document):
 
 
 class BenchmarkResult(Document):
-    """All scores on one set of questions, which `digest` identifies."""
+    """All scores on one set of questions, which `digest` identifies. `coded` is of the clips after a codec."""
 
     benchmark: str
     digest: str
@@ -72,6 +72,7 @@ class BenchmarkResult(Document):
     model: SystemScore
     controls: tuple[SystemScore, ...]
     bundle: SystemScore | None = None
+    coded: SystemScore | None = None
 
 
 def score_choices(name: str, questions: Sequence[Question], choices: Sequence[int]) -> SystemScore:

@@ -20,7 +20,7 @@ Format = Literal["choice", "yes_no", "open", "caption"]
 
 
 class Question(Document):
-    """A question about the clip with number `clip` of its split. `value` is the clip's own, of a yes or no.
+    """A question about the clip with number `clip` of its split. `value` is the clip's own; a caption has none.
 
     `tune` identifies the clip's family of tunes. The questions of a `group` share text and options; each option is the
     answer to one of them.
@@ -46,6 +46,11 @@ class Question(Document):
     def prompt(self) -> str:
         """What the model reads before it answers."""
         return prompt_of(self.text, self.options)
+
+    @property
+    def stated_prompt(self) -> str:
+        """The prompt after the clip's value in words, from which a language model can answer without audio."""
+        return f"{self.attribute.replace('_', ' ')}: {self.value}\n{self.prompt}"
 
     @property
     def target(self) -> str:

@@ -56,13 +56,15 @@ def overview(result: BenchmarkResult) -> Rows:
 
 
 def attributes(result: BenchmarkResult) -> Rows:
-    """By attribute: the model's score, chance, and the best control."""
+    """By attribute: the model's score, that of the clips after the codec, chance, and the best control."""
     rows: list[tuple[object, ...]] = []
     for name, score in result.model.attributes.items():
         best = max(result.controls, key=lambda control: control.attributes[name].interval.value)
         shown = f"{best.attributes[name].interval.value:.3f} ({best.name})"
-        rows.append((name.replace("_", " "), score.questions, _shown(score.interval), f"{score.chance:.3f}", shown))
-    return ("attribute", "questions", "score", "chance", "best control"), rows
+        coded = "" if result.coded is None else _shown(result.coded.attributes[name].interval)
+        cells = name.replace("_", " "), score.questions, _shown(score.interval), coded
+        rows.append((*cells, f"{score.chance:.3f}", shown))
+    return ("attribute", "questions", "score", "after the codec", "chance", "best control"), rows
 
 
 def answers(result: BenchmarkResult) -> Rows:
@@ -101,8 +103,8 @@ def plot_attributes(result: BenchmarkResult) -> bytes:
 
 
 def _systems(result: BenchmarkResult) -> list[SystemScore]:
-    bundles = [result.bundle] if result.bundle is not None else []
-    return [result.model, *bundles, *result.controls]
+    more = [system for system in (result.bundle, result.coded) if system is not None]
+    return [result.model, *more, *result.controls]
 
 
 def _edges(score: Score) -> tuple[float, float]:
