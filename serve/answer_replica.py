@@ -18,8 +18,8 @@ from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.prompts import MAX_SECONDS
 from tinymusician.runtime.question_answerer import (
-    MAX_SECONDS,
     Answer,
     QuestionAnswerer,
     Samples,

@@ -58,7 +58,8 @@ def ask(
     - `tmctl ask "Which instrument plays?" --audio reel.ogg --option flute --option violin --json`
     """
     from tinymusician.runtime.audio_reader import read_clip
-    from tinymusician.runtime.question_answerer import MAX_SECONDS, QuestionAnswerer, check_length, check_question
+    from tinymusician.runtime.prompts import MAX_SECONDS
+    from tinymusician.runtime.question_answerer import QuestionAnswerer, check_length, check_question
 
     if question is None and options:
         raise RequestError("--option: needs a question")

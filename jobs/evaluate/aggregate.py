@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from tinymusician.artifacts.provenance import machine
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.shards import Arrays
 from tinymusician.errors import DataError
+from tinymusician.evaluate.adherence import adherence_scores
 from tinymusician.evaluate.aggregate import (
     ClipFeatures,
     agreement_metrics,
@@ -35,6 +36,7 @@ from tinymusician.evaluate.results import (
     REAL,
     RECONSTRUCTED,
     AgreementMetrics,
+    ClaimScore,
     DistributionMetrics,
     EvaluationResult,
     FolderResult,
@@ -74,6 +76,7 @@ def aggregate(evaluator: Evaluator) -> EvaluationResult:
     result = EvaluationResult(
         recipe=recipe.name,
         real=real and clap_metrics(real, _caption_vectors(evaluator, REAL), config.seed),
+        real_adherence=_adherence(evaluator, real, evaluator.recordings.captions(REAL)) if real else {},
         reconstructed=_reconstructed(evaluator, compared) if real and model_ids else None,
         models=tuple(models),
         folders=tuple(folders),
@@ -85,11 +88,16 @@ def aggregate(evaluator: Evaluator) -> EvaluationResult:
             print(f"{clips.label}: {note}", flush=True)
     run.write_reference(reference.to_bytes())
     run.write_report(result)
+    run.write_result(RunResult(metrics=_main_metrics(result)))
+    return result
+
+
+def _main_metrics(result: EvaluationResult) -> JsonObject:
+    """By set, the metrics that `tmctl runs` shows."""
     metrics = {REAL: clap_facts(result.real)} if result.real else {}
     metrics |= {RECONSTRUCTED: distribution_facts(result.reconstructed)} if result.reconstructed else {}
     metrics |= {model.label: run_metrics(model) for model in result.models}
-    run.write_result(RunResult(metrics=metrics | {folder.label: set_metrics(folder) for folder in result.folders}))
-    return result
+    return metrics | {folder.label: set_metrics(folder) for folder in result.folders}
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,27 @@ def _caption_vectors(evaluator: Evaluator, source: str) -> Floats:
 
 
 def _reconstructed(evaluator: Evaluator, compared: _Reference) -> DistributionMetrics:
-    features, config = recorded_features(evaluator, RECONSTRUCTED), evaluator.config
-    prompts = _caption_vectors(evaluator, RECONSTRUCTED)
-    return distribution_metrics(features, compared.statistics, compared.pairs, prompts, config.seed, config.resamples)
+    features, captions = recorded_features(evaluator, RECONSTRUCTED), evaluator.recordings.captions(RECONSTRUCTED)
+    return _distribution(evaluator, features, compared, captions, _caption_vectors(evaluator, RECONSTRUCTED))
+
+
+def _distribution(
+    evaluator: Evaluator, features: ClipFeatures, compared: _Reference, prompts: Sequence[str], vectors: Floats
+) -> DistributionMetrics:
+    """The metrics of clips with these prompts and their vectors of CLAP."""
+    config = evaluator.config
+    metrics = distribution_metrics(
+        features, compared.statistics, compared.pairs, vectors, config.seed, config.resamples
+    )
+    return metrics.model_copy(update={"adherence": _adherence(evaluator, features, prompts)})
+
+
+def _adherence(evaluator: Evaluator, features: ClipFeatures, prompts: Sequence[str]) -> dict[str, ClaimScore]:
+    """How far clips keep what their prompts claim; nothing without a judge."""
+    judge = evaluator.features.judge
+    if judge is None:
+        return {}
+    return adherence_scores(features.answers, features.indices, prompts, judge.questions, evaluator.config.seed)
 
 
 def _model_result(
@@ -144,33 +170,31 @@ def _model_result(
     first: Sequence[float] | None,
 ) -> ModelResult:
     config = evaluator.config
-    features = model_features(evaluator, model_id, clip_groups(config))
+    features, texts = model_features(evaluator, model_id, clip_groups(config)), evaluator.prompts(range(config.clips))
     assert features.health is not None
     scores = clap_scores(features, prompts)
     return ModelResult(
         model_id=model_id,
         label=label,
         size=evaluator.models.facts(model_id).size,
-        distribution=distribution_metrics(
-            features, compared.statistics, compared.pairs, prompts, config.seed, config.resamples
-        ),
+        distribution=_distribution(evaluator, features, compared, texts, prompts),
         degenerate=count_degenerate(features.health, config.degenerate),
         agreement=_agreement(evaluator, model_id),
         cost=evaluator.cost(model_id) if config.cost_runs else None,
         clap_by_clip=scores,
         clap_difference=None if first is None else paired_difference(scores, first, config.seed),
-        worst=worst_clips(features, compared.statistics, evaluator.prompts(range(config.clips))),
+        worst=worst_clips(features, compared.statistics, texts),
     )
 
 
 def _folder_result(evaluator: Evaluator, source: str, label: str, compared: _Reference) -> FolderResult:
     config, features = evaluator.config, recorded_features(evaluator, source)
     assert features.health is not None
-    prompts = _caption_vectors(evaluator, source)
+    captions, alone = evaluator.recordings.captions(source), replace(compared, pairs=None)
     return FolderResult(
         model_id=source,
         label=label,
-        distribution=distribution_metrics(features, compared.statistics, None, prompts, config.seed, config.resamples),
+        distribution=_distribution(evaluator, features, alone, captions, _caption_vectors(evaluator, source)),
         degenerate=count_degenerate(features.health, config.degenerate),
         worst=worst_clips(features, compared.statistics, evaluator.recordings.clips(source).names),
         files=evaluator.recordings.clips(source).provenance,
@@ -196,17 +220,21 @@ def _agreement(evaluator: Evaluator, model_id: str) -> AgreementMetrics | None:
 def _join(parts: Sequence[Arrays]) -> ClipFeatures:
     """All groups together, without the clips that are not valid."""
     valid = np.concatenate([part["valid"] for part in parts])
-    classes = {
-        name.removeprefix("classes/"): np.concatenate([part[name] for part in parts])[valid]
-        for name in parts[0]
-        if name.startswith("classes/")
-    }
+    classes, answers = (
+        {
+            name.removeprefix(prefix): np.concatenate([part[name] for part in parts])[valid]
+            for name in parts[0]
+            if name.startswith(prefix)
+        }
+        for prefix in ("classes/", "answers/")
+    )
     embeddings = _join_embeddings(parts, "vectors", valid)
     return ClipFeatures(
         indices=np.flatnonzero(valid),
         embeddings=embeddings,
         clap=_join_embeddings(parts, "clap", valid) if "clap" in parts[0] else embeddings,
         classes=classes,
+        answers=answers,
         health=np.concatenate([part["health"] for part in parts]) if "health" in parts[0] else None,
     )
 
@@ -221,7 +249,7 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures | None, reference: Refe
     config, record = evaluator.config, evaluator.context.record
     audio = _recorded_audio(evaluator, REAL) if real else RecordedAudio(conversions={}, unreadable=())
     embedding = {**config.embedding.model_dump(mode="json"), **evaluator.features.embedder.facts}
-    tagger = evaluator.features.tagger
+    tagger, judge = evaluator.features.tagger, evaluator.features.judge
     return Provenance(
         reference=evaluator.recordings.reference.provenance if real else _file_facts(evaluator, reference),
         real_clips=len(real.indices) if real else 0,
@@ -232,6 +260,7 @@ def _provenance(evaluator: Evaluator, real: ClipFeatures | None, reference: Refe
         embedding={**embedding, "D": reference.dimension},
         clap={"model": config.clap, **evaluator.features.clap.facts},
         tagger=None if tagger is None else {"model": config.tagger, **tagger.facts},
+        judge=None if judge is None else {"model": config.judge, **judge.facts},
         commits=_commits(evaluator),
         sampling=dict(evaluator.settings.__dict__) if config.evaluates_models else {},
         seed=config.seed,

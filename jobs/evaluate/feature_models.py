@@ -8,13 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from jobs.evaluate.laion_clap_actor import LaionClapActor
-from jobs.evaluate.open import open_embedder, open_tagger
+from jobs.evaluate.open import open_embedder, open_judge, open_tagger
 from jobs.worker.context import WorkerContext
 from tinymusician.data.shards import Arrays, ShardCache, fingerprint
 from tinymusician.errors import NotFoundError
 from tinymusician.evaluate.clap_model import ClapEmbedder
 from tinymusician.evaluate.clip_embeddings import Floats
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder, TextEmbedder
+from tinymusician.evaluate.judge import QuestionJudge
 from tinymusician.runtime.audio_reader import Wave
 
 
@@ -42,6 +43,11 @@ class FeatureModels:
         """The classifier, if the recipe names one."""
         return open_tagger(self._config.tagger, self._device) if self._config.tagger else None
 
+    @cached_property
+    def judge(self) -> QuestionJudge | None:
+        """The bundle that is asked about the clips, if the recipe names one."""
+        return open_judge(self._config.judge) if self._config.judge else None
+
     def embed_prompts(self, prompts: Sequence[str]) -> Floats:
         """A vector of CLAP per prompt, [N, D]; equal for equal prompts, NaN for an empty one."""
         texts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
@@ -51,7 +57,10 @@ class FeatureModels:
         return np.array([by_text.get(prompt, nothing) for prompt in prompts]).reshape(len(prompts), len(nothing))
 
     def compute(self, at: Callable[[int], Sequence[Wave]]) -> Arrays:
-        """Embeddings (`vectors`, `clap`) with the owners of their windows, and classes; `at` gives clips at a rate."""
+        """Embeddings (`vectors`, `clap`) with the owners of their windows, classes, and `answers` of the judge.
+
+        `at` gives the clips at a rate.
+        """
         arrays: Arrays = {}
         embedders: dict[str, Embedder] = {"vectors": self.embedder}
         if self.clap is not self.embedder:
@@ -63,12 +72,17 @@ class FeatureModels:
         if self.tagger is not None:
             classes = self.tagger(at(self.tagger.rate))
             arrays |= {f"classes/{question}": values for question, values in classes.items()}
+        if self.judge is not None:
+            answers = self.judge(at(self.judge.rate))
+            arrays |= {f"answers/{attribute}": values for attribute, values in answers.items()}
         return arrays
 
     def cache(self, subject: Mapping[str, object]) -> ShardCache:
         """The cache of the features of some clips; `subject` is what these clips depend on."""
         tagger = self.tagger.facts if self.tagger is not None else None
         facts = {"embedding": self.embedder.facts, "clap": self.clap.facts, "tagger": tagger, "layout": 3}
+        if self.judge is not None:
+            facts["judge"] = self.judge.facts
         return ShardCache(self._store, "features", facts, names=[fingerprint(subject)])
 
 

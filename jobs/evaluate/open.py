@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.worker.model_refs import parse_label
+from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.evaluate.embedding import AudioClassifier, Embedder
 from tinymusician.evaluate.reference import FileClips, ReferenceSet, choose_clips
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
@@ -22,6 +24,9 @@ from tinymusician.recipe.evaluation import (
     EvaluateConfig,
     LaionClapEmbeddingConfig,
 )
+
+if TYPE_CHECKING:
+    from tinymusician.evaluate.judge import QuestionJudge
 
 
 def has_clips(config: EvaluateConfig) -> bool:
@@ -155,6 +160,18 @@ def open_embedder(config: Embedding, device: str = "cpu") -> Embedder:
     from tinymusician.evaluate.vggish import VggishEmbedder
 
     return VggishEmbedder(str(input_path(config.checkpoint)), device)
+
+
+def open_judge(name: str) -> QuestionJudge:
+    """The bundle of `evaluate.judge`: a packaged one, an artifact or a folder.
+
+    Raises:
+        NotFoundError: there is none of this name.
+        BundleError: it does not answer questions.
+    """
+    from tinymusician.evaluate.judge import QuestionJudge
+
+    return QuestionJudge(resolve_bundle(name))
 
 
 def open_tagger(name: str, device: str = "cpu") -> AudioClassifier:

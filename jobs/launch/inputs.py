@@ -60,6 +60,7 @@ FIELDS = (
     InputField("evaluate.audio", FOLDER, ("evaluate", "pipeline")),
     InputField("evaluate.clap", MODEL, _EVALUATING),
     InputField("evaluate.tagger", MODEL, _EVALUATING),
+    InputField("evaluate.judge", MODEL, _EVALUATING),
     InputField("evaluate.prompts", FILE, _EVALUATING),
     InputField("evaluate.reference.audio", FOLDER, _EVALUATING),
     InputField("evaluate.reference.table", FILE, _EVALUATING),

@@ -53,9 +53,11 @@ def new_model() -> AudioLM:
     return model
 
 
-def write_bundle(folder: Path, model: AudioLM, plan: PrecisionPlan) -> Path:
+def write_bundle(
+    folder: Path, model: AudioLM, plan: PrecisionPlan, questions: tuple[AttributeQuestion, ...] = QUESTIONS
+) -> Path:
     write_graphs(model, plan, TOKENIZER.to_str(), folder)
-    facts = BundleFacts("tiny-mu", 1.0, QUESTIONS, {}, {}, "Apache-2.0", {})
+    facts = BundleFacts("tiny-mu", 1.0, questions, {}, {}, "Apache-2.0", {})
     write_manifest(model, plan, folder, facts)
     return folder
 

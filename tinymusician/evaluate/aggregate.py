@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -27,8 +27,8 @@ class ClipFeatures:
     """The features of a model's finite clips, N of them.
 
     `indices` [N] are the clips' numbers in their set, `embeddings` those of FAD and KAD, `clap` those of CLAP,
-    `classes` [N, C] the class probabilities by question. `health` [all clips, F] holds the fields of `ClipHealth`; it
-    is None for the reference.
+    `classes` [N, C] the class probabilities by question, `answers` [N, options] the judge's by attribute. `health`
+    [all clips, F] holds the fields of `ClipHealth`; it is None for the reference.
     """
 
     indices: Indices
@@ -36,13 +36,15 @@ class ClipFeatures:
     clap: ClipEmbeddings
     classes: Mapping[str, Floats]
     health: Floats | None = None
+    answers: Mapping[str, Floats] = field(default_factory=dict)
 
     def at(self, indices: Indices) -> ClipFeatures:
         """The clips with these numbers."""
         rows = np.searchsorted(self.indices, indices)
         classes = {question: values[rows] for question, values in self.classes.items()}
+        answers = {attribute: values[rows] for attribute, values in self.answers.items()}
         embeddings, clap = self.embeddings.select(rows), self.clap.select(rows)
-        return replace(self, indices=indices, embeddings=embeddings, clap=clap, classes=classes, health=None)
+        return ClipFeatures(indices, embeddings, clap, classes, None, answers)
 
 
 def distribution_metrics(

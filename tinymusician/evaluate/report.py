@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tinymusician.evaluate.report_plots import plot_codebooks, plot_cost, plot_extrapolation, plot_front, plot_training
 from tinymusician.evaluate.report_tables import (
     Table,
+    adherence_table,
     agreement_table,
     cost_table,
     degenerate_table,
@@ -68,8 +69,7 @@ def html_report(
     if any(model.agreement for model in models):
         picture = html_picture(plot_codebooks(models), "KL to the teacher by codebook")
         parts.append(("Agreement with the teacher", html_table(*agreement_table(models)) + picture))
-    if any(model.distribution.labels for model in models):
-        parts.append(("Labels by a classifier", html_table(*label_table(result))))
+    parts += _content_parts(result)
     if any(model.cost for model in models):
         picture = html_picture(plot_cost(models), "cost of generation")
         parts.append(("Cost", html_table(*cost_table(models)) + picture + html_note(_COST)))
@@ -83,6 +83,14 @@ def html_report(
         parts.append(("Metrics that could not be computed", html_text("\n".join(notes))))
     parts.append(("Measurement", html_table(*_provenance_table(result))))
     return page(f"{result.recipe}: evaluation", parts)
+
+
+def _content_parts(result: EvaluationResult) -> Iterator[tuple[str, str]]:
+    """What a classifier and a judge hear in the clips."""
+    if any(model.distribution.labels for model in result.models):
+        yield "Labels by a classifier", html_table(*label_table(result))
+    if (adherence := adherence_table(result))[1]:
+        yield "Adherence to the prompts", html_table(*adherence) + html_note(_ADHERENCE)
 
 
 def _origin_parts(
@@ -105,6 +113,7 @@ def markdown_report(result: EvaluationResult) -> str:
         (f"Difference from {result.sets[0].label}", difference_table(result.sets)),
         ("Agreement with the teacher", agreement_table(models)),
         ("Labels by a classifier", label_table(result)),
+        ("Adherence to the prompts", adherence_table(result)),
         ("Cost", cost_table(models)),
         ("Degenerate clips", degenerate_table(result.sets)),
         ("Folders of audio", folder_table(result.folders)),
@@ -123,6 +132,10 @@ _SUMMARY = (
     "nearer, but only as far as it exceeds the score of shuffled prompts. `real, reconstructed` are the real clips "
     "after the teacher's codec: a lower bound for the distance of every model that uses this codec. RTF, the real-time "
     "factor, is seconds of computation per second of audio."
+)
+_ADHERENCE = (
+    "A model that answers questions about music is asked for what the prompts name. It errs, too: its scores of the "
+    "real clips, and of the real clips after the codec, are the most that a model can reach."
 )
 _DIFFERENCE = (
     "CLAP: paired by clip; an interval without 0 is a difference. Distances: the difference between the values."

@@ -83,6 +83,20 @@ def label_table(result: EvaluationResult) -> Table:
     return columns, rows
 
 
+def adherence_table(result: EvaluationResult) -> Table:
+    """By set and attribute: the probability that clips keep what their prompts claim, and how often it is the top."""
+    sets = [(REAL, result.real_adherence)]
+    if result.reconstructed is not None:
+        sets.append((RECONSTRUCTED, result.reconstructed.adherence))
+    sets += [(clips.label, clips.distribution.adherence) for clips in result.sets]
+    rows = [
+        (label, attribute, score.clips, format_interval(score.probability), format_interval(score.top))
+        for label, scores in sets
+        for attribute, score in scores.items()
+    ]
+    return ("clips", "attribute", "prompts that name it", "probability of what they name", "most probable"), rows
+
+
 def cost_table(models: Sequence[ModelResult]) -> Table:
     """The cost of generation, as in the paper's table 4."""
     columns = ("model", "s per clip", "RTF (lowest to highest)", "processors", "peak memory MB", "GPU memory MB")

@@ -39,8 +39,20 @@ class LabelDivergence(Document):
     agreement: Interval
 
 
+class ClaimScore(Document):
+    """How far clips keep what their prompts claim of one attribute.
+
+    `probability` is the mean probability of the claimed answer, `top` the share of clips where it is the most probable;
+    `clips` have such a prompt.
+    """
+
+    clips: int
+    probability: Interval
+    top: Interval
+
+
 class DistributionMetrics(Document):
-    """Distances of a set of clips from the real ones.
+    """Distances of a set of clips from the real ones, and the adherence to their prompts by attribute.
 
     `clips` counts those that are finite. A metric that could not be computed is None, and `notes` say why.
     """
@@ -52,6 +64,7 @@ class DistributionMetrics(Document):
     kad: Interval | None
     clap: ClapScore | None
     labels: dict[str, LabelDivergence]
+    adherence: dict[str, ClaimScore] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -169,6 +182,7 @@ class Provenance(Document):
     embedding: JsonObject = Field(description="embedding of FAD and KAD")
     clap: JsonObject = Field(description="model of the CLAP score")
     tagger: JsonObject | None = Field(description="classifier of the labels")
+    judge: JsonObject | None = Field(None, description="judge of the adherence")
     commits: dict[str, str] = Field(default_factory=dict, description="commits of hub models")
     sampling: dict[str, float] = Field(description="sampling")
     seed: int = Field(description="seed")
@@ -205,12 +219,14 @@ class PromptSamples(Document):
 class EvaluationResult(Document):
     """Everything that an evaluation measured.
 
-    `real` is the CLAP score of the real clips, None without captions; `reconstructed` the metrics of the real clips
-    after the teacher's codec, None where only audio was evaluated, or the reference is given by its statistics.
+    `real` is the CLAP score of the real clips, None without captions, and `real_adherence` that of the real clips to
+    their captions; `reconstructed` the metrics of the real clips after the teacher's codec, None where only audio was
+    evaluated, or the reference is given by its statistics.
     """
 
     recipe: str
     real: ClapScore | None
+    real_adherence: dict[str, ClaimScore] = Field(default_factory=dict)
     reconstructed: DistributionMetrics | None
     models: tuple[ModelResult, ...]
     folders: tuple[FolderResult, ...] = ()
@@ -250,7 +266,8 @@ def run_metrics(model: ModelResult) -> Facts:
 def distribution_facts(metrics: DistributionMetrics) -> Facts:
     """The values of a set's metrics by name."""
     distances = {"fad": metrics.fad, "fad_infinity": metrics.fad_infinity, "kad": metrics.kad}
-    return {**{name: _value(distance) for name, distance in distances.items()}, **clap_facts(metrics.clap)}
+    adherence = {f"adherence_{name}": score.probability.value for name, score in metrics.adherence.items()}
+    return {**{name: _value(one) for name, one in distances.items()}, **clap_facts(metrics.clap), **adherence}
 
 
 def clap_facts(clap: ClapScore | None) -> Facts:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tinymusician.house_band.attributes import INSTRUMENTS
 from tinymusician.house_band.corpus import Clip
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
@@ -106,6 +107,16 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "fast": ("fast tempo", "about 188 beats per minute"),
 }
 _SYNONYM_SHARE = 0.25
+_PROMPT_NAMES: Mapping[str, Mapping[str, str]] = {
+    "instrument": {name: value for value in INSTRUMENTS for name in _SYNONYMS.get(value, ())},
+    "tempo": {"moderate": "medium"},
+    "key": {
+        f"{name} {mode}": f"{tonic} {mode}"
+        for name, tonic in (("C#", "Db"), ("D#", "Eb"), ("Gb", "F#"), ("G#", "Ab"), ("A#", "Bb"))
+        for mode in ("major", "minor")
+    },
+}
+"""The attributes that prompts state, with other names of their values."""
 _PER_WINDOW = ("note_count", "pitch_range", "contour", "busier_half", "highest_note")
 """Attributes of a clip as long as the training's, which longer audio has not."""
 _FEWEST_VALUES = 2
@@ -197,6 +208,8 @@ def attribute_questions() -> tuple[AttributeQuestion, ...]:
             text=PHRASINGS[name].texts[0],
             options=skill.answers,
             per_window=name in _PER_WINDOW,
+            in_prompts=name in _PROMPT_NAMES,
+            synonyms=dict(_PROMPT_NAMES.get(name, {})),
         )
         for name, skill in SKILLS.items()
     )

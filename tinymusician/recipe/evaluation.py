@@ -126,6 +126,10 @@ class EvaluateConfig(ConfigModel):
         None,
         description="the classifier of the label divergence: band-tagger, or an audio classifier of transformers",
     )
+    judge: str | None = Field(
+        None,
+        description="a bundle that answers questions, such as band-mu: clips are asked for what their prompts claim",
+    )
     agreement_clips: Annotated[int, Field(ge=0)] = Field(
         32, description="the teacher's samples on which models are compared with the teacher"
     )

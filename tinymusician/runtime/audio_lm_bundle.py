@@ -45,12 +45,15 @@ class AttributeQuestion(ConfigModel):
     """The question about an attribute, with all possible answers.
 
     An answer that holds for a window alone (`per_window`), such as the number of notes, says nothing of longer audio.
+    Prompts of music may state the attribute (`in_prompts`), by an option or by one of the `synonyms` (name to option).
     """
 
     attribute: str
     text: str
     options: tuple[str, ...] = Field(min_length=2)
     per_window: bool = False
+    in_prompts: bool = False
+    synonyms: dict[str, str] = Field(default_factory=dict)
 
 
 class AudioLMManifest(ConfigModel):

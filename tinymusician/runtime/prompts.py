@@ -7,6 +7,8 @@ from collections.abc import Sequence
 LETTERS = "ABCDEFGH"
 MAX_LETTERS = len(LETTERS)
 LEAD_IN = "The correct answer is:"
+MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
+"""The length of audio that a question may be about."""
 CANNOT_TELL = "cannot tell"
 """The answer where there is no music to judge: silence or noise."""
 

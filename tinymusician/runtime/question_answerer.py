@@ -22,13 +22,11 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_l
 from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.language_model import LanguageModel, LMState
-from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, prompt_of
+from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
 from tinymusician.runtime.session import Session
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
-MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
-"""The length of audio that a question may be about."""
 MAX_QUESTION_CHARACTERS, MAX_OPTIONS, MAX_OPTION_CHARACTERS = 300, 50, 60
 _LONGEST_ANSWER = 32
 _WINDOWS_AT_ONCE = 8

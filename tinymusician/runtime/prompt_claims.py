@@ -1,0 +1,78 @@
+"""What a prompt claims about its music, and how probable it is that a clip keeps it: the clip is asked (AQAScore).
+
+A prompt claims the value of an attribute if it names one of the answers to the attribute's question, or a synonym. The
+score of a claim is the probability of that answer among all answers (arXiv 2601.14728 takes that of "yes").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinymusician.errors import RequestError
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
+
+if TYPE_CHECKING:
+    from tinymusician.runtime.question_answerer import AudioState, QuestionAnswerer, Samples
+
+_SMALLEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The value of an attribute that a prompt names: one of the answers to its question."""
+
+    question: AttributeQuestion
+    value: str
+
+
+def claims_of(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[Claim, ...]:
+    """The claims of a prompt, at most one of each attribute; a prompt that names two values of one claims neither."""
+    claims = []
+    for question in claimable(questions):
+        names = {**{option: option for option in question.options}, **question.synonyms}
+        values = {value for name, value in names.items() if _occurs(name, prompt)}
+        if len(values) == 1:
+            claims.append(Claim(question, values.pop()))
+    return tuple(claims)
+
+
+def claimable(questions: Sequence[AttributeQuestion]) -> list[AttributeQuestion]:
+    """The questions about attributes that prompts state."""
+    return [question for question in questions if question.in_prompts]
+
+
+def claim_probability(answerer: QuestionAnswerer, audio: AudioState, claim: Claim) -> float:
+    """The probability that the audio keeps a claim; little can be told of silence, so little of it is kept."""
+    answer = answerer.choose(audio, claim.question.text, claim.question.options)
+    (value,) = (option.probability for option in answer.options if option.text == claim.value)
+    return value * (1 - answer.cannot_tell)
+
+
+def adherence(answerer: QuestionAnswerer, wave: Samples, claims: Sequence[Claim]) -> float:
+    """The geometric mean of the claims' probabilities. `wave` has the bundle's rate."""
+    audio = answerer.read(wave)
+    logs = [np.log(max(claim_probability(answerer, audio, claim), _SMALLEST)) for claim in claims]
+    return float(np.exp(np.mean(logs)))
+
+
+def rankable_claims(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[Claim, ...]:
+    """The claims by which clips of a prompt can be ranked.
+
+    Raises:
+        RequestError: the prompt claims nothing.
+    """
+    if claims := claims_of(prompt, questions):
+        return claims
+    known = "; ".join(f"{q.attribute} ({', '.join(q.options[:3])}, …)" for q in claimable(questions))
+    raise RequestError(f"best_of: the prompt names nothing that clips can be ranked by: {known}", "best_of")
+
+
+def _occurs(name: str, text: str) -> bool:
+    """Whether a name stands in a text, as whole words. A name with capitals must have them: `a minor key` is no key."""
+    flags = re.IGNORECASE if name == name.lower() else 0
+    return re.search(rf"(?<![\w#]){re.escape(name)}(?![\w#])", text, flags) is not None
