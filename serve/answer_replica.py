@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve import log
-from serve.bundle_source import ResolvedBundle, open_bundle_source, questions_config
+from serve.bundle_follower import BundleFollower
+from serve.bundle_source import ResolvedBundle, questions_config
 from serve.config import ServeConfig
 from serve.log import log_event
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
-from tinymusician.runtime.bundle import MANIFEST
 from tinymusician.runtime.prompts import MAX_SECONDS
 from tinymusician.runtime.question_answerer import (
     Answer,
@@ -40,10 +39,14 @@ class UploadedAudio(NamedTuple):
     name: str
 
 
-class _LoadedAnswerer(NamedTuple):
-    source: ResolvedBundle
-    answerer: QuestionAnswerer
-    digest: str
+class _LoadedAnswerer:
+    """A bundle that is loaded; questions that use it keep it alive."""
+
+    def __init__(self, source: ResolvedBundle, answerer: QuestionAnswerer) -> None:
+        self.source, self.answerer, self.digest = source, answerer, source.digest
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class AnswerReplica:
@@ -56,12 +59,12 @@ class AnswerReplica:
             TinyMusicianError: no bundle can be loaded.
         """
         self._config = questions_config(config)
-        self._source = open_bundle_source(self._config)
-        self._rejected: set[str] = set()
-        self._loaded = self._load_first()
+        self._follower = BundleFollower(self._config, self._load)
         self._slots = asyncio.Semaphore(_CONCURRENT)
-        if self._config.is_alias:
-            threading.Thread(target=self._poll_source, name="question-bundle-poll", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop polling the alias."""
+        self._follower.close()
 
     async def ask(
         self, audio: UploadedAudio, question: str | None, options: Sequence[str], request_id: str
@@ -96,7 +99,7 @@ class AnswerReplica:
             check_question(question, options)
         elif options:
             raise RequestError("options: need a question", "options")
-        loaded = self._loaded
+        loaded = self._follower.current
         state = loaded.answerer.read(decode(audio, loaded.answerer.shape.sampling_rate), check)
         answers = (
             loaded.answerer.ask_all(state) if question is None else [loaded.answerer.ask(state, question, options)]
@@ -110,42 +113,10 @@ class AnswerReplica:
             answers=tuple(_schema(answer) for answer in answers),
         )
 
-    def _load_first(self) -> _LoadedAnswerer:
-        first_error: Exception | None = None
-        for source in self._source.candidates():
-            try:
-                return self._load(source)
-            except Exception as error:  # whatever is wrong with this version, the previous one may work
-                first_error = first_error or error
-                self._reject(source, error)
-        assert first_error is not None  # a source without candidates raises
-        raise first_error
-
     def _load(self, source: ResolvedBundle) -> _LoadedAnswerer:
-        answerer = QuestionAnswerer(source.folder, self._config.threads)
-        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
-        log_event("question_bundle_loaded", folder=str(source.folder), digest=digest)
-        return _LoadedAnswerer(source, answerer, digest)
-
-    def _poll_source(self) -> None:
-        closed = threading.Event()
-        while not closed.wait(self._config.poll_interval_s):
-            try:
-                source = self._source.poll(self._rejected)
-            except Exception as error:  # whatever it is, the next poll may succeed
-                log_event("store_error", error=str(error))
-                continue
-            if source is None or source.version_id == self._loaded.source.version_id:
-                continue
-            try:
-                self._loaded = self._load(source)
-            except Exception as error:
-                self._reject(source, error)
-
-    def _reject(self, source: ResolvedBundle, error: Exception) -> None:
-        self._rejected.add(source.version_id)
-        self._source.reject(source)
-        log_event("question_bundle_rejected", folder=str(source.folder), error=str(error))
+        loaded = _LoadedAnswerer(source, QuestionAnswerer(source.folder, self._config.threads))
+        log_event("question_bundle_loaded", folder=str(source.folder), digest=loaded.digest)
+        return loaded
 
 
 def decode(audio: UploadedAudio, rate: int) -> Samples:

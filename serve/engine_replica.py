@@ -1,7 +1,7 @@
 """An engine behind the endpoint: runs requests on a bundle, and loads a new bundle when the alias moves.
 
 A new bundle is loaded and run once beside the old one. After that, new requests run on it; those that run on the old
-bundle are completed there. A bundle that cannot be loaded or run is rejected and not tried again.
+bundle are completed there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -17,7 +16,8 @@ from dataclasses import replace
 import numpy as np
 
 from serve import log
-from serve.bundle_source import ResolvedBundle, open_bundle_source
+from serve.bundle_follower import BundleFollower, Outcome
+from serve.bundle_source import ResolvedBundle
 from serve.config import ServeConfig
 from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
 from serve.gauge_refresh import GaugeRefresh
@@ -38,6 +38,10 @@ class LoadedBundle:
     def __init__(self, source: ResolvedBundle, generator: MusicGenerator, loop: EngineLoop) -> None:
         self.source, self.generator, self.loop = source, generator, loop
         self.digest = source.digest
+
+    def close(self) -> None:
+        """Accept no more requests; those that run are completed."""
+        self.loop.close()
 
 
 class AsyncOutputQueue:
@@ -66,18 +70,17 @@ class EngineReplica:
             TinyMusicianError: no bundle can be loaded and run.
         """
         self._config, self._metrics = config, EngineMetrics()
-        self._source = open_bundle_source(config)
-        self._rejected: set[str] = set()
-        self._bundle = self._load_first()
-        self._closed, self._gauges = threading.Event(), GaugeRefresh(self._update_gauges)
-        if config.is_alias:
-            threading.Thread(target=self._poll_source, name="bundle-poll", daemon=True).start()
+        self._follower = BundleFollower(config, self._load, self._count)
+        self._gauges = GaugeRefresh(self._update_gauges)
 
     def close(self) -> None:
         """Stop polling the alias and accept no more requests; those that run are completed."""
-        self._closed.set()
         self._gauges.close()
-        self._bundle.loop.close()
+        self._follower.close()
+
+    @property
+    def _bundle(self) -> LoadedBundle:
+        return self._follower.current
 
     async def generate(
         self, request: GenerationRequest, buffered: bool, request_id: str
@@ -176,39 +179,6 @@ class EngineReplica:
             unknown_words=tuple(bundle.generator.unknown_words(request)),
         )
 
-    def _load_first(self) -> LoadedBundle:
-        """Load the best candidate that works."""
-        first_error: Exception | None = None
-        for source in self._source.candidates():
-            try:
-                return self._load(source)
-            except Exception as error:  # whatever is wrong with this version, the previous one may work
-                first_error = first_error or error
-                self._reject(source, error)
-        assert first_error is not None  # a source without candidates raises
-        raise first_error
-
-    def _poll_source(self) -> None:
-        while not self._closed.wait(self._config.poll_interval_s):
-            try:
-                source = self._source.poll(self._rejected)
-            except Exception as error:  # whatever it is, the next poll may succeed
-                self._metrics.store_errors.inc()
-                log_event("store_error", error=str(error))
-                continue
-            if source is not None and source.version_id != self._bundle.source.version_id:
-                self._try_reload(source)
-
-    def _try_reload(self, source: ResolvedBundle) -> None:
-        """Load a bundle and switch to it, or reject it."""
-        try:
-            self._switch(self._load(source))
-        except Exception as error:
-            if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
-                log_event("bundle_postponed", folder=str(source.folder), error=str(error))  # temporary: tried again
-            else:
-                self._reject(source, error)
-
     def _load(self, source: ResolvedBundle) -> LoadedBundle:
         """Load a bundle and run it once."""
         began = time.monotonic()
@@ -222,19 +192,11 @@ class EngineReplica:
         log_event("bundle_loaded", folder=str(source.folder), seconds=round(time.monotonic() - began, 2))
         return LoadedBundle(source, generator, EngineLoop(generator, self._on_complete))
 
-    def _switch(self, bundle: LoadedBundle) -> None:
-        before, self._bundle = self._bundle, bundle
-        before.loop.close()
-        if self._closed.is_set():
-            bundle.loop.close()
-        self._metrics.switches.inc(tags={"outcome": "accepted"})
-        log_event("bundle_switched", digest=bundle.digest, before=before.digest)
-
-    def _reject(self, source: ResolvedBundle, error: Exception) -> None:
-        self._rejected.add(source.version_id)
-        self._source.reject(source)
-        self._metrics.switches.inc(tags={"outcome": "rejected"})
-        log_event("bundle_rejected", folder=str(source.folder), error=str(error))
+    def _count(self, outcome: Outcome) -> None:
+        if outcome == "store_error":
+            self._metrics.store_errors.inc()
+        else:
+            self._metrics.switches.inc(tags={"outcome": outcome})
 
     def _on_complete(self, handle: RequestHandle) -> None:
         self._update_gauges()
