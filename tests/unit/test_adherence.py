@@ -41,8 +41,8 @@ def test_judge_answers_as_the_engine(tmp_path: Path) -> None:
     broken[7] = np.nan
     answers = judge([np.tile(wave, 4), wave, broken])
     assert list(answers) == ["colour"]
-    for row, heard in enumerate((np.tile(wave, 4), np.tile(wave, 2), np.nan_to_num(broken))):
-        answer = engine.choose(engine.read(heard), "Which?", COLOURS)
+    for row, clip in enumerate((np.tile(wave, 4), np.tile(wave, 2), np.nan_to_num(broken))):
+        answer = engine.choose(engine.read(clip), "Which?", COLOURS)
         expected = [option.probability * (1 - answer.cannot_tell) for option in answer.options]
         np.testing.assert_allclose(answers["colour"][row], expected, rtol=1e-5)
     assert judge.facts["name"] == "tiny-mu"

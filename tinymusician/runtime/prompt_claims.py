@@ -23,21 +23,21 @@ _SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
-class Claim:
+class PromptClaim:
     """The value of an attribute that a prompt names: one of the answers to its question."""
 
     question: AttributeQuestion
     value: str
 
 
-def claims_of(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[Claim, ...]:
+def claims_of(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[PromptClaim, ...]:
     """The claims of a prompt, at most one of each attribute; a prompt that names two values of one claims neither."""
     claims = []
     for question in claimable(questions):
         names = {**{option: option for option in question.options}, **question.synonyms}
         values = {value for name, value in names.items() if _occurs(name, prompt)}
         if len(values) == 1:
-            claims.append(Claim(question, values.pop()))
+            claims.append(PromptClaim(question, values.pop()))
     return tuple(claims)
 
 
@@ -46,21 +46,21 @@ def claimable(questions: Sequence[AttributeQuestion]) -> list[AttributeQuestion]
     return [question for question in questions if question.in_prompts]
 
 
-def claim_probability(answerer: QuestionAnswerer, audio: AudioState, claim: Claim) -> float:
+def claim_probability(answerer: QuestionAnswerer, audio: AudioState, claim: PromptClaim) -> float:
     """The probability that the audio keeps a claim; little can be told of silence, so little of it is kept."""
     answer = answerer.choose(audio, claim.question.text, claim.question.options)
     (value,) = (option.probability for option in answer.options if option.text == claim.value)
     return value * (1 - answer.cannot_tell)
 
 
-def adherence(answerer: QuestionAnswerer, wave: Samples, claims: Sequence[Claim]) -> float:
+def adherence(answerer: QuestionAnswerer, wave: Samples, claims: Sequence[PromptClaim]) -> float:
     """The geometric mean of the claims' probabilities. `wave` has the bundle's rate."""
     audio = answerer.read(wave)
     logs = [np.log(max(claim_probability(answerer, audio, claim), _SMALLEST)) for claim in claims]
     return float(np.exp(np.mean(logs)))
 
 
-def rankable_claims(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[Claim, ...]:
+def rankable_claims(prompt: str, questions: Sequence[AttributeQuestion]) -> tuple[PromptClaim, ...]:
     """The claims by which clips of a prompt can be ranked.
 
     Raises:
@@ -68,8 +68,8 @@ def rankable_claims(prompt: str, questions: Sequence[AttributeQuestion]) -> tupl
     """
     if claims := claims_of(prompt, questions):
         return claims
-    known = "; ".join(f"{q.attribute} ({', '.join(q.options[:3])}, …)" for q in claimable(questions))
-    raise RequestError(f"best_of: the prompt names nothing that clips can be ranked by: {known}", "best_of")
+    names = "; ".join(f"{q.attribute} ({', '.join(q.options[:3])}, …)" for q in claimable(questions))
+    raise RequestError(f"best_of: the prompt names nothing that clips can be ranked by: {names}", "best_of")
 
 
 def _occurs(name: str, text: str) -> bool:
