@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from serve import log
 from serve.bundle_follower import BundleFollower
 from serve.bundle_source import ResolvedBundle, questions_config
 from serve.config import ServeConfig
 from serve.log import log_event
-from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers
+from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
+from tinymusician.runtime.best_of import rank
+from tinymusician.runtime.prompt_claims import rankable_claims
 from tinymusician.runtime.prompts import MAX_SECONDS
 from tinymusician.runtime.question_answerer import (
     Answer,
+    Check,
     QuestionAnswerer,
     Samples,
     check_length,
@@ -28,6 +31,7 @@ from tinymusician.runtime.question_answerer import (
 
 _MAX_DECODED = 400_000_000
 """Bytes of decoded audio."""
+_Result = TypeVar("_Result")
 _CONCURRENT = 2
 """Questions that one replica answers at the same time; ONNX Runtime uses all cores for each."""
 
@@ -75,9 +79,31 @@ class AnswerReplica:
             RequestError: the audio, the question or the options cannot be used.
         """
         log.request_id.set(request_id)
+        return await self._run(lambda check: self._ask(audio, question, options, check))
+
+    async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
+        """Rank clips of a prompt, float32 at `rate` Hz; without clips, only check that it can be done.
+
+        Raises:
+            RequestError: the prompt names nothing that clips can be ranked by, or a clip is too short.
+        """
+        log.request_id.set(request_id)
+        if not waves:
+            rankable_claims(prompt, self._follower.current.answerer.manifest.questions)
+            return ClipRanking(best=0, scores=())
+        best, scores = await self._run(lambda check: rank(self._follower.current.answerer, prompt, waves, rate, check))
+        return ClipRanking(best=best, scores=scores)
+
+    async def _run(self, work_on: Callable[[Check], _Result]) -> _Result:
+        """Run work in a thread, when a slot is free; it is given a check that raises after a cancellation."""
         await self._slots.acquire()
         cancelled = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(None, self._ask, audio, question, options, cancelled)
+
+        def check() -> None:
+            if cancelled.is_set():
+                raise RequestError("the request was cancelled")
+
+        work = asyncio.get_running_loop().run_in_executor(None, work_on, check)
         work.add_done_callback(lambda _: self._slots.release())  # a thread goes on for a while after a cancellation
         try:
             return await asyncio.shield(work)
@@ -88,13 +114,7 @@ class AnswerReplica:
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""
 
-    def _ask(
-        self, audio: UploadedAudio, question: str | None, options: Sequence[str], cancelled: threading.Event
-    ) -> AudioAnswers:
-        def check() -> None:
-            if cancelled.is_set():
-                raise RequestError("the request was cancelled")
-
+    def _ask(self, audio: UploadedAudio, question: str | None, options: Sequence[str], check: Check) -> AudioAnswers:
         if question is not None:
             check_question(question, options)
         elif options:

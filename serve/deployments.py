@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
 from serve.config import DEPLOYMENT_ID, ServeConfig, read_config
+from serve.encoders import Samples
 from serve.engine_replica import EngineReplica
 from serve.gauge_refresh import GaugeRefresh
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.generator import GenerationRequest
 
 _REPLICA_ERRORS = (ObjectLostError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_Result = TypeVar("_Result")
 _HEAD = {"node:__internal_head__": 0.001}
 """Ray's resource of the head node. The ingress runs beside Serve's proxy and controller, so no other node's failure
 ends it."""
@@ -69,21 +71,29 @@ class ServeAnswerClient:
 
     def __init__(self, replicas: DeploymentHandle) -> None:
         self._ask = replicas.options(method_name="ask")
+        self._rank = replicas.options(method_name="rank")
 
     async def ask(
         self, audio: bytes, name: str, question: str | None, options: Sequence[str], request_id: str
     ) -> AudioAnswers:
-        response = self._ask.remote(UploadedAudio(audio, name), question, tuple(options), request_id)
-        try:
-            answers: AudioAnswers = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
-        except _REPLICA_ERRORS as error:
-            raise EngineDeadError(type(error).__name__) from error
-        return answers
+        return await _result(self._ask.remote(UploadedAudio(audio, name), question, tuple(options), request_id))
+
+    async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
+        return await _result(self._rank.remote(prompt, list(waves), rate, request_id))
+
+
+async def _result(response: DeploymentResponse[_Result]) -> _Result:
+    """What a replica returns; what it raised is raised instead of Ray's errors. A cancellation cancels the call."""
+    try:
+        result: _Result = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, TinyMusicianError) else error from None
+    except _REPLICA_ERRORS as error:
+        raise EngineDeadError(type(error).__name__) from error
+    return result
 
 
 async def _translate_errors(parts: DeploymentResponseGenerator[Any]) -> AsyncGenerator[Any, None]:

@@ -6,17 +6,19 @@ If an engine dies before any audio was sent, the request is retried on another e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from serve.encoders import Samples
 from serve.errors import ApiError, request_error
 from serve.log import log_event, request_id
-from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.generator import GenerationRequest
 
 ATTEMPTS = 3
+_Result = TypeVar("_Result")
 
 
 class EngineDeadError(Exception):
@@ -49,18 +51,19 @@ class AnswerClient(Protocol):
     ) -> AudioAnswers:
         """Answer a question about an uploaded file, or without one those about all attributes."""
 
+    async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
+        """Rank clips of a prompt, float32 at `rate` Hz; without clips, only check that it can be done."""
 
-async def ask_with_retries(
-    client: AnswerClient, audio: bytes, name: str, question: str | None, options: Sequence[str]
-) -> AudioAnswers:
-    """Ask; if the replica dies, ask another one.
+
+async def with_retries(call: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Call a replica; if it dies, call another one.
 
     Raises:
         ApiError: all died.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return await client.ask(audio, name, question, options, request_id.get())
+            return await call()
         except EngineDeadError as error:
             log_event("engine_lost", attempt=attempt, error=str(error))
     raise ApiError(503, "failed", "the engine was lost", retry_after=5)

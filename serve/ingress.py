@@ -19,12 +19,13 @@ from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, Rat
 from serve.config import ServeConfig
 from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
-from serve.generation_task import AnswerClient, EngineClient, EngineDeadError, GenerationTask, ask_with_retries
-from serve.log import log_event
+from serve.generation_task import AnswerClient, EngineClient, EngineDeadError, GenerationTask, with_retries
+from serve.log import log_event, request_id
 from serve.metrics import IngressMetrics
 from serve.schemas import (
     MAX_SEED,
     AudioAnswers,
+    ClipRanking,
     CreateAudioRequest,
     ErrorCode,
     ModelInfo,
@@ -130,30 +131,54 @@ class Ingress:
         """
         began = time.monotonic()
         seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
+        if body.best_of > 1:
+            return await self._generate_best(body, seed, key)
         task = self._start(body, seed, key)
         try:
             metadata = await task.next()
             first = await task.next()
             assert isinstance(metadata, StreamMetadata)
             assert isinstance(first, bytes)
-            headers = {"X-Seed": str(seed), "X-Bundle": metadata.digest}
-            if metadata.version is not None:
-                headers["X-Bundle-Version"] = str(metadata.version)
-            if metadata.unknown_words:
-                headers["X-Unknown-Words"] = ", ".join(
-                    quote(word) for word in metadata.unknown_words[:_MAX_UNKNOWN_WORDS]
-                )
+            headers = _headers(seed, metadata)
             if body.stream:
                 self.metrics.first_audio.observe(time.monotonic() - began)
                 return self._stream(body, task, metadata, first, headers)
-            parts = [first, *await task.remaining()]
-            elapsed, duration = time.monotonic() - began, metadata.samples / metadata.rate
-            headers["X-Real-Time-Factor"] = f"{elapsed / duration:.3f}"
-            content = await asyncio.to_thread(_encode, body, metadata, parts)
-            return Response(content, headers=headers, media_type=MEDIA_TYPES[body.format])
+            return await _response(body, metadata, [first, *await task.remaining()], headers, began)
         except BaseException:
             task.cancel()
             raise
+
+    async def _generate_best(self, body: CreateAudioRequest, seed: int, key: ApiKey | None) -> Response:
+        """Generate several clips, and return the one that keeps best what the prompt names."""
+        if self._answers is None:
+            raise _invalid_best_of("this endpoint has no model that ranks (questions_model is null)")
+        if body.stream:
+            raise _invalid_best_of("clips are ranked when they are complete; leave `stream` out")
+        began, tasks = time.monotonic(), list[GenerationTask]()
+        await self._rank(body.prompt, [], 1)
+        seeds = [(seed + number) % (MAX_SEED + 1) for number in range(body.best_of)]
+        try:
+            tasks += [self._start(body, one, key) for one in seeds]
+            clips = [(await task.next(), await task.remaining()) for task in tasks]
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        metadata = [first for first, _ in clips if isinstance(first, StreamMetadata)]
+        waves = [np.concatenate([_samples(part) for part in parts]) for _, parts in clips]
+        ranking = await self._rank(body.prompt, waves, metadata[0].rate)
+        best, scores = ranking.best, ", ".join(f"{score:.4f}" for score in ranking.scores)
+        headers = _headers(seeds[best], metadata[best]) | {"X-Adherence": scores}
+        return await _response(body, metadata[best], clips[best][1], headers, began)
+
+    async def _rank(self, prompt: str, waves: Sequence[Samples], rate: int) -> ClipRanking:
+        assert self._answers is not None
+        answers, timeout = self._answers, self._limits.request_timeout_s
+        try:
+            async with asyncio.timeout(timeout):
+                return await with_retries(lambda: answers.rank(prompt, waves, rate, request_id.get()))
+        except TimeoutError:
+            raise _too_slow(timeout) from None
 
     async def ask(
         self,
@@ -178,9 +203,10 @@ class Ingress:
             self.update_gauges()
             try:
                 async with asyncio.timeout(timeout):
-                    return await ask_with_retries(self._answers, await read(), name, question, options)
+                    content, answers = await read(), self._answers
+                    return await with_retries(lambda: answers.ask(content, name, question, options, request_id.get()))
             except TimeoutError:
-                raise ApiError(504, "too_slow", f"not done within {timeout:g} seconds", retry_after=5) from None
+                raise _too_slow(timeout) from None
             finally:
                 elapsed = time.monotonic() - began
                 self._limiter.record_duration(elapsed)
@@ -256,6 +282,34 @@ class AudioStreamingResponse(StreamingResponse):
                 await super().__call__(scope, receive, send)
         finally:
             self._on_end()
+
+
+def _headers(seed: int, metadata: StreamMetadata) -> dict[str, str]:
+    """What the response says about its clip."""
+    headers = {"X-Seed": str(seed), "X-Bundle": metadata.digest}
+    if metadata.version is not None:
+        headers["X-Bundle-Version"] = str(metadata.version)
+    if metadata.unknown_words:
+        headers["X-Unknown-Words"] = ", ".join(quote(word) for word in metadata.unknown_words[:_MAX_UNKNOWN_WORDS])
+    return headers
+
+
+async def _response(
+    body: CreateAudioRequest, metadata: StreamMetadata, parts: list[bytes], headers: dict[str, str], began: float
+) -> Response:
+    """A clip that is complete."""
+    elapsed, duration = time.monotonic() - began, metadata.samples / metadata.rate
+    headers = {**headers, "X-Real-Time-Factor": f"{elapsed / duration:.3f}"}
+    content = await asyncio.to_thread(_encode, body, metadata, parts)
+    return Response(content, headers=headers, media_type=MEDIA_TYPES[body.format])
+
+
+def _invalid_best_of(reason: str) -> ApiError:
+    return ApiError(422, "invalid", f"best_of: {reason}", "best_of")
+
+
+def _too_slow(timeout: float) -> ApiError:
+    return ApiError(504, "too_slow", f"not done within {timeout:g} seconds", retry_after=5)
 
 
 def _not_ready() -> ApiError:

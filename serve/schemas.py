@@ -24,6 +24,7 @@ ErrorCode = Literal[
     "too_slow",
 ]
 """The reason of an error, for programs; the message is for people."""
+MAX_BEST_OF = 8
 MAX_SEED = 2**53 - 1
 """The largest integer that JavaScript represents exactly."""
 
@@ -64,6 +65,11 @@ class CreateAudioRequest(BaseModel):
     negative_prompt: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
         None, description="A description of what to avoid; needs guidance."
     )
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = Field(
+        1,
+        description="Generate this many clips with seeds from `seed` on, and return the one that keeps best what the "
+        "prompt names; it counts as that many requests. Not with `stream`.",
+    )
     format: Format = Field("wav", description="16-bit WAV, FLAC, or Opus in Ogg.")
     stream: bool = Field(False, description="Send the audio while it is generated.")
 
@@ -80,6 +86,15 @@ class CreateAudioRequest(BaseModel):
                 raise RequestError(f"{name}: {len(text)} characters; at most {prompt} here", name)
         fields = self.model_dump(include={"prompt", "guidance", "temperature", "top_k", "top_p", "negative_prompt"})
         return GenerationRequest(seconds=self.seconds, seed=seed, **fields)
+
+
+class ClipRanking(BaseModel):
+    """The number of the best clip, and the adherence of every clip to the prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    best: int
+    scores: tuple[float, ...]
 
 
 class StreamMetadata(BaseModel):

@@ -15,10 +15,11 @@ import uvicorn
 from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
 from serve.config import read_config
+from serve.encoders import Samples
 from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import AudioAnswers, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
 from tests.ray_cluster import wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.generator import GenerationRequest
@@ -63,6 +64,12 @@ class Answers:
             self.lose -= 1
             raise EngineDeadError("simulated")
         return await self.replica.ask(UploadedAudio(audio, name), question, options, request)
+
+    async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request: str) -> ClipRanking:
+        if self.lose:
+            self.lose -= 1
+            raise EngineDeadError("simulated")
+        return await self.replica.rank(prompt, waves, rate, request)
 
 
 @dataclass

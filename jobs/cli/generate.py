@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.clip_ranker import ClipRanker
 from jobs.cli.output import emit, warn
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import DataError, RequestError
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
@@ -48,6 +50,18 @@ def generate(
     ] = Path("out.wav"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     count: Annotated[int, typer.Option(min=1, help="Clips per prompt, each with a seed of its own.")] = 1,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Generate N clips for each that is written, and write the one that keeps best what its prompt names.",
+            show_default="off",
+        ),
+    ] = 1,
+    judge: Annotated[
+        str, typer.Option(metavar="REF|DIR", help="The bundle that answers questions, by which --best-of ranks.")
+    ] = DEFAULT_QUESTION_BUNDLE,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text file with a prompt per line, generated in one batch.")
     ] = None,
@@ -109,6 +123,8 @@ def generate(
     - `tmctl generate "a slow march" --section '8:a fast march' --seconds 16 -o march.ogg`
 
     - `tmctl generate --prompts prompts.txt --count 3 -o clips.wav`
+
+    - `tmctl generate "a slow waltz for flute in D major" --best-of 4 -o waltz.wav`
     """
     from tinymusician.artifacts.output_file import STDOUT, check_writable, is_special
     from tinymusician.runtime.audio_output import audio_format
@@ -127,6 +143,7 @@ def generate(
         check_writable(path, force)
     if normalize is not None:
         check_loudness(normalize, seconds)
+    ranker = None if best_of == 1 else ClipRanker(judge, texts, best_of, threads)
     generator = load_generator(resolve_bundle(model, lambda path: print(path, file=sys.stderr)), threads, provider)
     rate, first = generator.codec.shape.sampling_rate, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed
     one = GenerationRequest(None, seconds, first, guidance, temperature, top_k, top_p, negative_prompt, windows=windows)
@@ -136,15 +153,22 @@ def generate(
             warn(f"{clip}: {', '.join(loaded_clip.changed)}")
         one = replace(one, clip=loaded_clip.wave)
     one = replace(one, sections=_parse_sections(sections or []))
-    requests = [replace(one, prompt=texts[n // count], seed=first + n) for n in range(len(paths))]
+    requests = [replace(one, prompt=texts[n // (count * best_of)], seed=first + n) for n in range(len(paths) * best_of)]
     words = {text: _unknown_words(generator, replace(one, prompt=text)) for text in dict.fromkeys(texts)}
     loaded = time.monotonic()
     with progress(generator.codec.shape.frame_rate) as on_progress:
         waves = generator.generate_batch(requests, on_progress)
     took = time.monotonic() - loaded
+    adherence: Sequence[tuple[float, ...] | None] = [None] * len(paths)
+    if ranker is not None:
+        requests, waves, adherence = ranker.best(requests, waves, rate)
     clips = [
-        {**_write(path, suffix, wave, request, generator, normalize, fade_out), "unknown_words": words[request.prompt]}
-        for path, wave, request in zip(paths, waves, requests, strict=True)
+        {
+            **_write(path, suffix, wave, request, generator, normalize, fade_out),
+            "unknown_words": words[request.prompt],
+            "adherence": scores,
+        }
+        for path, wave, request, scores in zip(paths, waves, requests, adherence, strict=True)
     ]
     _report(clips, generator.manifest.name, loaded - began, took, json, output == STDOUT)
 
@@ -247,12 +271,20 @@ def _report(
         "peak_memory_bytes": peak_memory(),
         "clips": clips,
     }
-    lines = [f"{clip['output']}: {clip['seconds']:g} s, seed {clip['seed']}" for clip in clips]
+    lines = [f"{clip['output']}: {clip['seconds']:g} s, seed {clip['seed']}{_ranked(clip)}" for clip in clips]
     lines += [f"generated in {took:.1f} s (real-time factor {factor:.2f})"]
     if to_stderr:
         print("\n".join(lines), file=sys.stderr)
     else:
         emit(facts, as_json, "\n".join(lines))
+
+
+def _ranked(clip: JsonObject) -> str:
+    """How far a clip keeps what its prompt names, and the clips that it was chosen from."""
+    if (scores := clip["adherence"]) is None:
+        return ""
+    best, *others = sorted(scores, reverse=True)
+    return f", adherence {best:.2f} (the others {', '.join(f'{one:.2f}' for one in others)})"
 
 
 @contextmanager

@@ -19,13 +19,16 @@ from tests.endpoint import Endpoint, endpoint
 from tests.unit.test_answers import COLOURS
 from tests.unit.test_question_answerer import QUESTIONS, new_model, wave, write_bundle
 from tinymusician.quantize.precision import load_plan
+from tinymusician.runtime.best_of import rank
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE
 from tinymusician.runtime.question_answerer import QuestionAnswerer
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"), new_model(), load_plan("float32"))
+    colour, shade = QUESTIONS
+    questions = colour.model_copy(update={"in_prompts": True}), shade
+    return write_bundle(tmp_path_factory.mktemp("bundle"), new_model(), load_plan("float32"), questions)
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,41 @@ def test_upload_without_a_key_is_refused_before_it_is_received(tmp_path: Path) -
         file = {"file": ("clip.flac", recording())}
         url, headers = f"{running.url}/v1/audio/questions", {"Authorization": f"Bearer {text}"}
         assert requests.post(url, files=file, headers=headers, timeout=60).status_code == 404  # answers no questions
+
+
+def test_best_of_several_clips_is_the_one_that_keeps_the_prompt(served: Endpoint, bundle: Path) -> None:
+    """The clips are those of the seeds from the request's on; the scores are those of the engine."""
+    body = {"prompt": "a red march", "seconds": 0.6}
+    reply = served.generate(**body, seed=5, best_of=3)
+    assert reply.status_code == 200, reply.text
+    clips = [served.generate(**body, seed=seed).content for seed in (5, 6, 7)]
+    waves = [soundfile.read(io.BytesIO(clip), dtype="float32")[0] for clip in clips]
+    ranking = rank(QuestionAnswerer(bundle, threads=1), "a red march", waves, 16_000)
+    scores = [float(score) for score in reply.headers["X-Adherence"].split(",")]
+    assert scores == pytest.approx(ranking.scores, abs=1e-3)
+    assert (reply.headers["X-Seed"], reply.content) == (str(5 + ranking.best), clips[ranking.best])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "a march"}, "best_of: the prompt names nothing that clips can be ranked by: colour (red"),
+        ({"prompt": "a red march", "stream": True}, "best_of: clips are ranked when they are complete"),
+        ({"prompt": "a red march", "seconds": 0.2}, "audio: lasts 0.2 s; 0.5 to 600 s are allowed"),
+        ({"prompt": "a red march", "best_of": 9}, "best_of: Input should be less than or equal to 8"),
+    ],
+)
+def test_best_of_that_cannot_be_ranked_is_refused(served: Endpoint, fields: dict[str, Any], message: str) -> None:
+    reply = served.generate(**{"seconds": 0.6, "best_of": 2, **fields})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "invalid")
+    assert reply.json()["error"]["message"].startswith(message)
+
+
+def test_ranking_is_retried_when_its_replica_is_lost(served: Endpoint) -> None:
+    assert served.answers is not None
+    served.answers.lose = 2
+    assert served.generate(prompt="a red march", seconds=0.6, best_of=2).status_code == 200
+    served.answers.lose = 3
+    assert served.generate(prompt="a red march", seconds=0.6, best_of=2).status_code == 503
+    with endpoint(model=DEFAULT_BUNDLE, threads=1) as silent:
+        assert "questions_model is null" in silent.generate(prompt="red", best_of=2).json()["error"]["message"]

@@ -17,7 +17,7 @@ from tinymusician.errors import RequestError
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 
 if TYPE_CHECKING:
-    from tinymusician.runtime.question_answerer import AudioState, QuestionAnswerer, Samples
+    from tinymusician.runtime.question_answerer import AudioState, Check, QuestionAnswerer, Samples
 
 _SMALLEST = 1e-6
 
@@ -53,9 +53,9 @@ def claim_probability(answerer: QuestionAnswerer, audio: AudioState, claim: Prom
     return value * (1 - answer.cannot_tell)
 
 
-def adherence(answerer: QuestionAnswerer, wave: Samples, claims: Sequence[PromptClaim]) -> float:
+def adherence(answerer: QuestionAnswerer, wave: Samples, claims: Sequence[PromptClaim], check: Check) -> float:
     """The geometric mean of the claims' probabilities. `wave` has the bundle's rate."""
-    audio = answerer.read(wave)
+    audio = answerer.read(wave, check)
     logs = [np.log(max(claim_probability(answerer, audio, claim), _SMALLEST)) for claim in claims]
     return float(np.exp(np.mean(logs)))
 
