@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from serve import log
+from serve.bundle_files import ServedFiles, bundle_file
 from serve.bundle_follower import BundleFollower
 from serve.bundle_source import ResolvedBundle, questions_config
 from serve.config import ServeConfig
 from serve.log import log_event
-from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking
+from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking, QuestionModelInfo
 from tinymusician.errors import DataError, RequestError
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.best_of import rank
@@ -110,6 +111,33 @@ class AnswerReplica:
         except asyncio.CancelledError:
             cancelled.set()
             raise
+
+    async def about(self) -> QuestionModelInfo:
+        """Describe the loaded bundle."""
+        loaded = self._follower.current
+        manifest, version = loaded.answerer.manifest, loaded.source.version
+        return QuestionModelInfo(
+            id=version.release.reference if version else manifest.name,
+            digest=loaded.digest,
+            version=version.release.version if version else None,
+            artifact=version.release.artifact if version else None,
+            licence=manifest.licence,
+            bytes=sum(file.size for file in manifest.files),
+            minimum_memory=manifest.minimum_memory,
+            sampling_rate=manifest.architecture.sampling_rate,
+            window_seconds=manifest.architecture.window_seconds,
+            attributes=tuple(question.attribute for question in manifest.questions),
+        )
+
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then its bytes.
+
+        Raises:
+            NotFoundError: another bundle is loaded, or it has no such file.
+        """
+        loaded = self._follower.current
+        served = ServedFiles(loaded.source.folder, loaded.digest, loaded.answerer.manifest.files)
+        return bundle_file(served, digest, path)
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""

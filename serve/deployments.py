@@ -21,7 +21,7 @@ from serve.engine_replica import EngineReplica
 from serve.gauge_refresh import GaugeRefresh
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, QuestionModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.generator import GenerationRequest
@@ -54,11 +54,7 @@ class ServeEngineClient:
                 yield part
 
     async def about(self) -> ModelInfo:
-        try:
-            model: ModelInfo = await self._about.remote()
-        except _REPLICA_ERRORS as error:
-            raise EngineDeadError(type(error).__name__) from error
-        return model
+        return await _result(self._about.remote())
 
     async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
         async with aclosing(_translate_errors(self._file.remote(digest, path))) as parts:
@@ -72,6 +68,8 @@ class ServeAnswerClient:
     def __init__(self, replicas: DeploymentHandle) -> None:
         self._ask = replicas.options(method_name="ask")
         self._rank = replicas.options(method_name="rank")
+        self._about = replicas.options(method_name="about")
+        self._file = replicas.options(method_name="file", stream=True)
 
     async def ask(
         self, audio: bytes, name: str, question: str | None, options: Sequence[str], request_id: str
@@ -80,6 +78,14 @@ class ServeAnswerClient:
 
     async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
         return await _result(self._rank.remote(prompt, list(waves), rate, request_id))
+
+    async def about(self) -> QuestionModelInfo:
+        return await _result(self._about.remote())
+
+    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        async with aclosing(_translate_errors(self._file.remote(digest, path))) as parts:
+            async for part in parts:
+                yield part
 
 
 async def _result(response: DeploymentResponse[_Result]) -> _Result:

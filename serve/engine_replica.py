@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from serve import log
+from serve.bundle_files import ServedFiles, bundle_file
 from serve.bundle_follower import BundleFollower, Outcome
 from serve.bundle_source import ResolvedBundle
 from serve.config import ServeConfig
@@ -24,12 +24,8 @@ from serve.gauge_refresh import GaugeRefresh
 from serve.log import log_event
 from serve.metrics import EngineMetrics
 from serve.schemas import ModelInfo, StreamMetadata
-from tinymusician.errors import BundleError, EngineError, NotFoundError
-from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.errors import BundleError, EngineError
 from tinymusician.runtime.generator import GenerationRequest, MusicGenerator, load_generator
-
-_FILE_CHUNK = 1 << 20
-"""Bytes of a bundle file per message."""
 
 
 class LoadedBundle:
@@ -144,20 +140,15 @@ class EngineReplica:
             guidance_range=defaults.guidance_range,
         )
 
-    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
         """Yield the size of a file of the bundle with this digest, then its bytes.
 
         Raises:
             NotFoundError: another bundle is loaded, or it has no such file.
         """
         bundle = self._bundle
-        paths = {MANIFEST, *(file.path for file in bundle.generator.manifest.files)}
-        if digest != bundle.digest or path not in paths:
-            raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
-        with (bundle.source.folder / path).open("rb") as file:
-            yield os.fstat(file.fileno()).st_size
-            while chunk := await asyncio.to_thread(file.read, _FILE_CHUNK):
-                yield chunk
+        served = ServedFiles(bundle.source.folder, bundle.digest, bundle.generator.manifest.files)
+        return bundle_file(served, digest, path)
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica that raises is replaced."""

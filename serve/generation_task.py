@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from serve.encoders import Samples
 from serve.errors import ApiError, request_error
 from serve.log import log_event, request_id
-from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, QuestionModelInfo, StreamMetadata
 from tinymusician.errors import TinyMusicianError
 from tinymusician.runtime.generator import GenerationRequest
 
@@ -53,6 +53,12 @@ class AnswerClient(Protocol):
 
     async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request_id: str) -> ClipRanking:
         """Rank clips of a prompt, float32 at `rate` Hz; without clips, only check that it can be done."""
+
+    async def about(self) -> QuestionModelInfo:
+        """Describe the loaded bundle."""
+
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then its bytes."""
 
 
 async def with_retries(call: Callable[[], Awaitable[_Result]]) -> _Result:

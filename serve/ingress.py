@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import cast
 from urllib.parse import quote
 
@@ -28,10 +28,10 @@ from serve.schemas import (
     ClipRanking,
     CreateAudioRequest,
     ErrorCode,
-    ModelInfo,
     ModelList,
     StreamMetadata,
 )
+from tinymusician.errors import NotFoundError
 
 MAX_DOWNLOADS = 8
 """Bundle files that are sent concurrently."""
@@ -53,7 +53,7 @@ class Ingress:
         self._authenticator = ApiKeyAuthenticator(config.api_keys)
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
-        self._model: tuple[float, ModelInfo] | None = None
+        self._models: tuple[float, ModelList] | None = None
         self.metrics = IngressMetrics()
 
     def authenticate(self, authorization: str | None) -> ApiKey | None:
@@ -68,7 +68,7 @@ class Ingress:
             raise ApiError(401, "unauthorized", str(error)) from None
 
     async def models(self) -> ModelList:
-        """The bundle that the engines play.
+        """The bundle that the engines play, and the one that answers questions.
 
         Raises:
             ApiError: no engine is ready.
@@ -76,27 +76,27 @@ class Ingress:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 model = await self._engines.about()
+                questions = None if self._answers is None else await self._answers.about()
         except TimeoutError:  # busy engines queue this like any request
-            if self._model is None or time.monotonic() - self._model[0] > _STALE_SECONDS:
+            if self._models is None or time.monotonic() - self._models[0] > _STALE_SECONDS:
                 raise _not_ready() from None
-            return ModelList(data=(self._model[1],))
+            return self._models[1]
         except EngineDeadError:
             raise _not_ready() from None
-        self._model = time.monotonic(), model
-        return ModelList(data=(model,))
+        self._models = time.monotonic(), ModelList(data=(model,), questions=questions)
+        return self._models[1]
 
     async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
-        """A file of the loaded bundle. Under its digest it never changes.
+        """A file of a loaded bundle. Under its digest it never changes.
 
         Raises:
             ApiError: no engine is ready, or too many downloads run.
-            NotFoundError: the engines play another bundle, or it has no such file.
+            NotFoundError: another bundle is loaded, or it has no such file.
         """
         slots = self._admit(self._downloads, key)
-        parts = self._engines.file(digest, path)
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                size = await anext(parts)
+                parts, size = await self._open_file(digest, path)
         except (EngineDeadError, TimeoutError):
             slots.close()
             raise _not_ready() from None
@@ -106,6 +106,17 @@ class Ingress:
         headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
         body = cast(AsyncIterator[bytes], parts)
         return AudioStreamingResponse(body, headers, _BINARY, slots.close, self._limits.request_timeout_s)
+
+    async def _open_file(self, digest: str, path: str) -> tuple[AsyncGenerator[int | bytes, None], int | bytes]:
+        """The rest of a file and its size, from whoever has loaded its bundle."""
+        parts = self._engines.file(digest, path)
+        try:
+            return parts, await anext(parts)
+        except NotFoundError:
+            if self._answers is None:
+                raise
+        parts = self._answers.file(digest, path)
+        return parts, await anext(parts)
 
     def update_gauges(self) -> None:
         """Set the gauges to what is true now."""

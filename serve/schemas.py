@@ -136,10 +136,28 @@ class ModelInfo(BaseModel):
     )
 
 
+class QuestionModelInfo(BaseModel):
+    """The loaded bundle that answers questions; `digest`, `version` and `artifact` are as of a `ModelInfo`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    digest: str
+    version: int | None
+    artifact: str | None
+    licence: str
+    bytes: int
+    minimum_memory: int = Field(description="Memory in bytes that answers need.")
+    sampling_rate: int
+    window_seconds: float = Field(description="Longer audio is judged in windows of this length.")
+    attributes: tuple[str, ...] = Field(description="What is answered without a question.")
+
+
 class ModelList(BaseModel):
-    """The models of this endpoint: one bundle."""
+    """The models of this endpoint: one bundle that generates, and perhaps one that answers questions."""
 
     data: tuple[ModelInfo, ...]
+    questions: QuestionModelInfo | None = None
 
 
 class AnswerOption(BaseModel):

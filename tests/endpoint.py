@@ -19,7 +19,7 @@ from serve.encoders import Samples
 from serve.engine_replica import EngineReplica
 from serve.generation_task import EngineDeadError
 from serve.ingress import Ingress
-from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, StreamMetadata
+from serve.schemas import AudioAnswers, ClipRanking, ModelInfo, QuestionModelInfo, StreamMetadata
 from tests.ray_cluster import wait_for
 from tests.s3_server import free_port
 from tinymusician.runtime.generator import GenerationRequest
@@ -64,6 +64,12 @@ class Answers:
             self.lose -= 1
             raise EngineDeadError("simulated")
         return await self.replica.ask(UploadedAudio(audio, name), question, options, request)
+
+    async def about(self) -> QuestionModelInfo:
+        return await self.replica.about()
+
+    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+        return self.replica.file(digest, path)
 
     async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request: str) -> ClipRanking:
         if self.lose:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +196,23 @@ def test_ranking_is_retried_when_its_replica_is_lost(served: Endpoint) -> None:
     assert served.generate(prompt="a red march", seconds=0.6, best_of=2).status_code == 503
     with endpoint(model=DEFAULT_BUNDLE, threads=1) as silent:
         assert "questions_model is null" in silent.generate(prompt="red", best_of=2).json()["error"]["message"]
+
+
+def test_bundle_of_questions_is_described_and_served(served: Endpoint, bundle: Path) -> None:
+    """Every file has the manifest's digest; the bundle that generates is served as before."""
+    listed = requests.get(f"{served.url}/v1/models", timeout=10).json()
+    questions, (model,) = listed["questions"], listed["data"]
+    assert (questions["id"], questions["attributes"], questions["window_seconds"]) == (
+        "tiny-mu",
+        ["colour", "shade"],
+        1,
+    )
+    for about in (questions, model):
+        address = f"{served.url}/v1/bundles/{about['digest']}"
+        content = requests.get(f"{address}/manifest.json", timeout=10).content
+        assert hashlib.sha256(content).hexdigest() == about["digest"]
+        for file in json.loads(content)["files"]:
+            served_file = requests.get(f"{address}/{file['path']}", timeout=10).content
+            assert hashlib.sha256(served_file).hexdigest() == file["sha256"]
+    missing = requests.get(f"{served.url}/v1/bundles/{questions['digest']}/config.json", timeout=10)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

@@ -1,0 +1,38 @@
+"""Sends the files of a loaded bundle to devices, in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import NamedTuple
+
+from tinymusician.errors import NotFoundError
+from tinymusician.runtime.bundle import MANIFEST
+from tinymusician.runtime.bundle_manifest import BundleFile
+
+_CHUNK = 1 << 20
+"""Bytes per message."""
+
+
+class ServedFiles(NamedTuple):
+    """The files of a loaded bundle, whose manifest has this digest."""
+
+    folder: Path
+    digest: str
+    files: tuple[BundleFile, ...]
+
+
+async def bundle_file(served: ServedFiles, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+    """Yield the size of a file of the bundle with this digest, then its bytes.
+
+    Raises:
+        NotFoundError: the loaded bundle is another one, or it has no such file.
+    """
+    if digest != served.digest or path not in {MANIFEST, *(file.path for file in served.files)}:
+        raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
+    with (served.folder / path).open("rb") as file:
+        yield os.fstat(file.fileno()).st_size
+        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            yield chunk
