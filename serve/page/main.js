@@ -1,9 +1,11 @@
 // The page: a form, the current audio, and the history.
 
-import { Device, Unable, whyUnsupported } from './device/device.js';
+import { Device, whyUnsupported } from './device/device.js';
+import { Unable } from './device/messages.js';
 import { Picture } from './draw.js';
 import * as history from './history.js';
-import { Refused, generate, model } from './server.js';
+import { Questions } from './questions.js';
+import { Refused, generate, models } from './server.js';
 import { Sound, wave } from './sound.js';
 
 const EXAMPLES = [
@@ -15,20 +17,25 @@ const LARGEST_SEED = 2 ** 53 - 1;
 const at = (id) => document.getElementById(id);
 const picture = new Picture(at('wave'), at('spectrogram'));
 const device = new Device();
+const questions = new Questions({ key, onDevice, keep: () => (bundle ? [bundle.digest] : []) });
 let bundle, sound, running, online = false;
 
 // ---- the model
 
 async function loadModel() {
   try {
-    bundle = await model(key());
+    const listed = await models(key());
+    bundle = listed.bundle;
     online = true;
     localStorage.setItem('bundle', JSON.stringify(bundle));
+    localStorage.setItem('questions', JSON.stringify(listed.questions ?? null));
+    questions.describe(listed.questions);
   } catch (error) {
     bundle = onDevice() && JSON.parse(localStorage.getItem('bundle'));
     if (error.code === 'unauthorized') at('key-part').hidden = false;
     at('bundle').textContent = error.code === 'unauthorized' ? 'This server requires an API key.' : error.message;
     if (!bundle) return;
+    questions.describe(JSON.parse(localStorage.getItem('questions') ?? 'null'));
   }
   const version = bundle.version === null ? '' : `, version ${bundle.version}`;
   const facts = document.createElement('span');
@@ -48,7 +55,7 @@ async function loadModel() {
   if (onDevice()) await enableDevice();
 }
 
-const key = () => at('key').value.trim() || sessionStorage.getItem('key') || '';
+function key() { return at('key').value.trim() || sessionStorage.getItem('key') || ''; }
 
 function showValues() {
   at('seconds-value').textContent = `${at('seconds').value} s`;
@@ -58,7 +65,7 @@ function showValues() {
 
 // ---- on this device
 
-const onDevice = () => localStorage.getItem('device') === 'yes';
+function onDevice() { return localStorage.getItem('device') === 'yes'; }
 
 // Prepare generation on this device. If it is not possible, show the reason and use the server.
 async function enableDevice() {
@@ -69,7 +76,7 @@ async function enableDevice() {
   const began = performance.now();
   try {
     await navigator.serviceWorker?.register('offline.js').catch(() => {}); // without it, generation works, but not offline
-    await device.open(bundle, key(), (done, size) => {
+    await device.open(bundle, key(), questions.model ? [questions.model.digest] : [], (done, size) => {
       at('device-load').value = done / size;
       at('device-note').textContent = `loading: ${(done / 1e6).toFixed(1)} of ${(size / 1e6).toFixed(1)} MB`;
     });
@@ -327,6 +334,7 @@ for (const name of ['seconds', 'guidance', 'temperature']) {
 at('key').addEventListener('change', () => { sessionStorage.setItem('key', at('key').value.trim()); loadModel(); });
 at('pause').addEventListener('click', () => (sound.playing ? sound.pause() : sound.play()));
 at('seek').addEventListener('input', () => sound.seek(Number(at('seek').value)));
+at('what').addEventListener('click', () => questions.identify(sound.samples.subarray(0, sound.have), sound.rate, at('now-title').textContent));
 at('forget').addEventListener('click', () => history.forget().then(renderHistory));
 at('examples').append(...EXAMPLES.map((text) => {
   const chip = Object.assign(document.createElement('button'), { type: 'button', textContent: text });

@@ -1,4 +1,4 @@
-// Generation on the endpoint: a header, then samples as they arrive.
+// The endpoint: generation as a header, then samples as they arrive; questions.
 
 import { WaveReader } from './sound.js';
 
@@ -9,8 +9,19 @@ export class Refused extends Error {
   }
 }
 
-export async function model(key) {
-  return (await (await request('v1/models', { headers: headers(key) })).json()).data[0];
+// The bundle that generates, and the one that answers questions, if there is one.
+export async function models(key) {
+  const { data, questions } = await (await request('v1/models', { headers: headers(key) })).json();
+  return { bundle: data[0], questions };
+}
+
+// Without a question, answers about all attributes.
+export async function ask(audio, question, options, key) {
+  const form = new FormData();
+  form.append('file', audio, 'audio.wav');
+  if (question) form.append('question', question);
+  for (const option of options) form.append('options', option);
+  return (await request('v1/audio/questions', { method: 'POST', body: form, headers: headers(key) })).json();
 }
 
 // Yields {rate, total, seed, digest, version, unknown}, then Float32Arrays.

@@ -1,6 +1,7 @@
 // A bundle in the browser's storage: downloaded once, and each file is checked against its SHA-256 before use.
 // The digest that the server names is that of manifest.json, which names every other file by its own.
 
+const ROLES = ['tokenizer', 'text_encoder', 'cross', 'decoder', 'codec_decoder', 'weights', 'audio_encoder', 'lm'];
 const CACHE = 'tinymusician-bundles';
 
 const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, '0')).join('');
@@ -34,11 +35,12 @@ async function download(cache, digest, path, expected, key, onProgress) {
   return bytes;
 }
 
-// The manifest, and the files' bytes by role. `onProgress` receives the downloaded and the total bytes.
-export async function open(digest, key, onProgress) {
+// The manifest, and the files' bytes by role. `onProgress` receives the downloaded and the total bytes. Bundles other than `keep`
+// are removed.
+export async function open(digest, key, keep, onProgress) {
   const cache = await caches.open(CACHE);
   const manifest = JSON.parse(new TextDecoder().decode(await download(cache, digest, 'manifest.json', digest, key, () => {})));
-  const parts = manifest.files.filter((file) => ['tokenizer', 'text_encoder', 'cross', 'decoder', 'codec_decoder', 'weights'].includes(file.role));
+  const parts = manifest.files.filter((file) => ROLES.includes(file.role));
   const size = parts.reduce((sum, file) => sum + file.size, 0), files = {};
   let done = 0;
   for (const file of parts) {
@@ -47,13 +49,13 @@ export async function open(digest, key, onProgress) {
     onProgress((done = before + file.size), size);
     files[file.role] = new Uint8Array(bytes);
   }
-  await forgetAllBut(digest);
+  await forgetAllBut([digest, ...keep]);
   return { manifest, files };
 }
 
-export async function forgetAllBut(digest) {
+async function forgetAllBut(digests) {
   const cache = await caches.open(CACHE);
   for (const request of await cache.keys()) {
-    if (digest === undefined || !request.url.startsWith(address(digest, ''))) await cache.delete(request);
+    if (!digests.some((digest) => request.url.startsWith(address(digest, '')))) await cache.delete(request);
   }
 }

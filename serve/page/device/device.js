@@ -1,10 +1,10 @@
 // Generation on this device: whether it is possible, and the same header and samples as from the server.
 
+import { Unable, endWorker, messagesOf } from './messages.js';
+
 // The smallest module with a SIMD instruction (i8x16.splat, i8x16.popcnt).
 const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
 const TRIAL = 3; // seconds of audio that decide whether the device is fast enough
-
-export class Unable extends Error {}
 
 // The reason why this device cannot run a bundle; undefined if it can.
 export async function whyUnsupported(model) {
@@ -21,12 +21,13 @@ export async function whyUnsupported(model) {
 export class Device {
   constructor() { this.worker = undefined; }
 
-  // Load a bundle, from the browser's storage if it is there. `onProgress` receives the bytes that are done, and their total.
-  async open(model, key, onProgress) {
+  // Load a bundle, from the browser's storage if it is there, which then holds the bundles `keep` alone. `onProgress` receives the
+  // bytes that are done, and their total.
+  async open(model, key, keep, onProgress) {
     this.close();
     this.worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
-    this.worker.postMessage({ kind: 'open', digest: model.digest, key });
-    for await (const message of this.#messages('opened')) if (message.kind === 'loading') onProgress(message.done, message.size);
+    this.worker.postMessage({ kind: 'open', digest: model.digest, key, keep });
+    for await (const message of messagesOf(this.worker, 'opened')) if (message.kind === 'loading') onProgress(message.done, message.size);
     this.digest = model.digest;
     this.version = model.version;
   }
@@ -43,7 +44,7 @@ export class Device {
     let slow = 0; // seconds of audio that took longer than one second
     let ended = false;
     try {
-      for await (const message of this.#messages('ended', 'stopped')) {
+      for await (const message of messagesOf(this.worker, 'ended', 'stopped')) {
         if (message.kind === 'heading') {
           const { rate, total, unknown } = message;
           yield { rate, total, unknown, seed, digest: this.digest, version: this.version };
@@ -61,10 +62,8 @@ export class Device {
     }
   }
 
-  // Waiting calls receive the error event.
   close() {
-    this.worker?.dispatchEvent(new ErrorEvent('error', { message: 'it was disabled' }));
-    this.worker?.terminate();
+    endWorker(this.worker);
     this.worker = this.digest = undefined;
   }
 
@@ -73,33 +72,9 @@ export class Device {
     if (!this.worker) return;
     this.worker.postMessage({ kind: 'stop' });
     try {
-      for await (const _ of this.#messages('ended', 'stopped'));
+      for await (const _ of messagesOf(this.worker, 'ended', 'stopped'));
     } catch {
       this.close();
-    }
-  }
-
-  // Messages of the worker, up to one of `last`.
-  async *#messages(...last) {
-    const messages = [];
-    let wake;
-    const put = (one) => { messages.push(one); wake?.(); };
-    const onMessage = ({ data }) => put(data);
-    const onError = (event) => put({ kind: 'failed', message: event.message || 'its memory is too small, or a file is missing' });
-    this.worker.addEventListener('message', onMessage);
-    this.worker.addEventListener('error', onError);
-    const worker = this.worker;
-    try {
-      for (;;) {
-        while (!messages.length) await new Promise((resolve) => { wake = resolve; });
-        const one = messages.shift();
-        if (one.kind === 'failed') throw new Unable(one.message);
-        yield one;
-        if (last.includes(one.kind)) return;
-      }
-    } finally {
-      worker.removeEventListener('message', onMessage);
-      worker.removeEventListener('error', onError);
     }
   }
 }

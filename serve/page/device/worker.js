@@ -11,9 +11,9 @@ ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardw
 const QUIET = { prompt: 'warming up', temperature: 0, seed: 0, top_k: 0, top_p: 1 };
 let engine, stopped, playing = false;
 const works = {
-  async open({ digest, key }) {
+  async open({ digest, key, keep }) {
     engine = undefined;
-    const { manifest, files } = await open(digest, key, (done, size) => postMessage({ kind: 'loading', done, size }));
+    const { manifest, files } = await open(digest, key, keep, (done, size) => postMessage({ kind: 'loading', done, size }));
     engine = await Engine.open(ort, Tokenizer, manifest, files);
     for await (const _ of engine.play({ ...QUIET, guidance: manifest.sampling.guidance, seconds: 0.3 })); // warm-up
     postMessage({ kind: 'opened', threads: ort.env.wasm.numThreads });

@@ -1,0 +1,161 @@
+// Answers questions about audio in JavaScript. It follows tinymusician/runtime/question_answerer.py step by step: windows, rotations
+// of the options, "cannot tell", so its probabilities are the engine's.
+
+const LETTERS = 'ABCDEFGH', LEAD_IN = 'The correct answer is:', CANNOT_TELL = 'cannot tell';
+const LONGEST_ANSWER = 32, MAX_TEXTS = 8, SMALLEST_WEIGHT = 1e-6, SMALLEST = 1e-30;
+
+export class Answerer {
+  // `ort` is onnxruntime-web, `Tokenizer` that of @huggingface/tokenizers, `files` the bundle's bytes by role.
+  static async open(ort, Tokenizer, manifest, files) {
+    const answerer = new Answerer();
+    Object.assign(answerer, { ort, manifest, shape: manifest.architecture, sessions: {} });
+    answerer.tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(files.tokenizer)), {});
+    for (const role of ['audio_encoder', 'lm']) {
+      answerer.sessions[role] = await ort.InferenceSession.create(files[role], { executionProviders: ['wasm'], logSeverityLevel: 3 });
+      delete files[role];
+    }
+    return answerer;
+  }
+
+  // One state per window of mono audio at the bundle's rate.
+  async read(samples) {
+    const states = [];
+    for (const [start, end] of windows(samples.length, Math.round(this.shape.window_seconds * this.shape.sampling_rate))) {
+      const audio = new this.ort.Tensor('float32', samples.slice(start, end), [1, end - start]);
+      const { embeddings } = await this.sessions.audio_encoder.run({ audio });
+      states.push(await this.#run(embeddings, [[this.shape.end]], this.#nothing()));
+    }
+    return states;
+  }
+
+  // All questions of the manifest; of longer audio, those that do not hold for a window alone.
+  async askAll(states) {
+    const answers = [];
+    for (const { attribute, text, options, per_window } of this.manifest.questions) {
+      if (states.length === 1 || !per_window) answers.push({ ...await this.choose(states, text, options), attribute });
+    }
+    return answers;
+  }
+
+  async ask(states, question, options) {
+    const plain = (text) => text.trim().toLowerCase().replace(/\?+$/, '');
+    const choices = options.length ? options : this.manifest.questions.find(({ text }) => plain(text) === plain(question))?.options;
+    return choices ? this.choose(states, question, choices) : this.write(states, question);
+  }
+
+  // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order.
+  async choose(states, question, options) {
+    const listed = options.length <= LETTERS.length, rotations = listed ? options.length : 1;
+    const sums = states.map(() => new Float64Array(options.length)), unable = states.map(() => 0);
+    for (let by = 0; by < rotations; by++) {
+      const rotated = [...options.slice(by), ...options.slice(0, by)];
+      const prompt = this.#encode(promptOf(question, listed ? rotated : []));
+      const texts = [...rotated, CANNOT_TELL].map((text) => [...this.#encode(` ${text}`), this.shape.end]);
+      for (const [index, state] of states.entries()) {
+        const logs = await this.#likelihoods(await this.#extend(state, prompt), texts);
+        const shares = softmax(logs.slice(0, -1));
+        shares.forEach((share, place) => { sums[index][(place + by) % options.length] += Math.log(Math.max(share, SMALLEST)) / rotations; });
+        unable[index] += softmax(logs).at(-1) / rotations;
+      }
+    }
+    const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT)), total = weights.reduce((a, b) => a + b);
+    const shares = softmax(options.map((_, option) => weights.reduce((sum, weight, index) => sum + weight * sums[index][option], 0) / total));
+    const cannot_tell = Math.min(...unable), best = shares.indexOf(Math.max(...shares));
+    const [answer, probability] = cannot_tell > 0.5 ? [CANNOT_TELL, cannot_tell] : [options[best], shares[best]];
+    return { question, answer, probability, cannot_tell, options: options.map((text, index) => ({ text, probability: shares[index] })) };
+  }
+
+  // Free text: of the windows' most probable texts, the one that is most probable in all windows.
+  async write(states, question) {
+    const prompt = this.#encode(promptOf(question, [])), counts = new Map(), after = [];
+    for (const state of states) {
+      after.push(await this.#extend(state, prompt));
+      const text = (await this.#greedy(after.at(-1))).join(' ');
+      counts.set(text, (counts.get(text) ?? 0) + 1);
+    }
+    const frequent = [...counts].sort((a, b) => b[1] - a[1]).slice(0, MAX_TEXTS).map(([text]) => text.split(' ').filter(Boolean).map(Number));
+    const texts = [...frequent, this.#encode(` ${CANNOT_TELL}`)].map((text) => [...text, this.shape.end]);
+    const logs = [];
+    for (const state of after) logs.push(await this.#likelihoods(state, texts));
+    const unable = logs.map((row) => Math.exp(row.at(-1))), cannot_tell = Math.min(...unable);
+    const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT)), total = weights.reduce((a, b) => a + b);
+    const means = frequent.map((_, text) => weights.reduce((sum, weight, index) => sum + weight * logs[index][text], 0) / total);
+    const best = means.indexOf(Math.max(...means));
+    if (cannot_tell > 0.5) return { question, answer: CANNOT_TELL, probability: cannot_tell, cannot_tell, options: [] };
+    return { question, answer: this.tokenizer.decode(frequent[best]).trim(), probability: Math.exp(means[best]), cannot_tell, options: [] };
+  }
+
+  async #greedy(state) {
+    const tokens = [];
+    for (let token; tokens.length < LONGEST_ANSWER && (token = state.logits.indexOf(Math.max(...state.logits))) !== this.shape.end;) {
+      tokens.push(token);
+      state = await this.#extend(state, [token]);
+    }
+    return tokens;
+  }
+
+  // The log-likelihood of each text's tokens after a state of one row.
+  async #likelihoods(state, texts) {
+    const totals = new Float64Array(texts.length), longest = Math.max(...texts.map((text) => text.length)), { vocabulary } = this.shape;
+    let all = this.#repeat(state, texts.length);
+    for (let depth = 0; depth < longest; depth++) {
+      const column = texts.map((text) => text[depth] ?? this.shape.end);
+      texts.forEach((text, row) => {
+        if (depth < text.length) totals[row] += logShare(all.logits.subarray(row * vocabulary, (row + 1) * vocabulary), column[row]);
+      });
+      if (depth + 1 < longest) all = await this.#run(this.#silence(texts.length), column.map((token) => [token]), all.cache);
+    }
+    return [...totals];
+  }
+
+  #repeat({ cache, logits }, count) {
+    const each = (data) => { const all = new data.constructor(data.length * count); for (let row = 0; row < count; row++) all.set(data, row * data.length); return all; };
+    const tensors = Object.entries(cache).map(([name, { type, data, dims }]) => [name, new this.ort.Tensor(type, each(data), [count, ...dims.slice(1)])]);
+    return { cache: Object.fromEntries(tensors), logits: each(logits) };
+  }
+
+  #extend(state, ids) { return this.#run(this.#silence(1), [ids], state.cache); }
+
+  #silence(rows) { return new this.ort.Tensor('float32', new Float32Array(0), [rows, 0, this.shape.width]); }
+
+  #nothing() {
+    const { layers, key_value_heads, head_width } = this.shape, cache = {};
+    for (let layer = 0; layer < layers; layer++) {
+      for (const kind of ['key', 'value']) cache[`past_${kind}.${layer}`] = new this.ort.Tensor('float32', new Float32Array(0), [1, key_value_heads, 0, head_width]);
+    }
+    return cache;
+  }
+
+  async #run(embeddings, rows, cache) {
+    const ids = new this.ort.Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length]);
+    const { logits, ...present } = await this.sessions.lm.run({ embeddings, ids, ...cache });
+    return { logits: logits.data, cache: Object.fromEntries(Object.entries(present).map(([name, value]) => [name.replace('present', 'past'), value])) };
+  }
+
+  #encode(text) { return this.tokenizer.encode(text).ids; }
+}
+
+function promptOf(text, options) {
+  if (!options.length) return `Question: ${text}\n Answer:`;
+  return `Question: ${text}\n Options: ${options.map((option, index) => `(${LETTERS[index]}) ${option}`).join(' ')} \n ${LEAD_IN}`;
+}
+
+// Windows that cover all samples; the last one ends with the audio.
+function windows(samples, window) {
+  if (samples <= window) return [[0, samples]];
+  const starts = [];
+  for (let start = 0; start < samples - window; start += window) starts.push(start);
+  return [...starts, samples - window].map((start) => [start, start + window]);
+}
+
+function softmax(logs) {
+  const most = Math.max(...logs), powers = logs.map((log) => Math.exp(log - most)), sum = powers.reduce((a, b) => a + b);
+  return powers.map((power) => power / sum);
+}
+
+function logShare(logits, token) {
+  let most = -Infinity, sum = 0;
+  for (const value of logits) most = Math.max(most, value);
+  for (const value of logits) sum += Math.exp(value - most);
+  return logits[token] - most - Math.log(sum);
+}
