@@ -41,9 +41,10 @@ def task_of(
         SignalSet(source, 8),
         SignalSet(source, 8),
         ObjectiveConfig(
-            partial(loss_weights_at, objective or PlainObjectiveConfig(name="forward"), steps),
+            partial(loss_weights_at, (objective := objective or PlainObjectiveConfig(name="forward")), steps),
             TemperatureSchedule(temperature, 1.0, "sequence", steps),
             hidden,
+            objective.hard,
         ),
         batch_size=batch,
         seed=0,

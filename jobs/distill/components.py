@@ -123,7 +123,8 @@ def _train_text(
     config, training = context.recipe.text_encoder, context.recipe.training
     assert config is not None
     method, seed = context.recipe.joint.balance, training.seed
-    fit_text_projections(text, teacher, tokens)
+    if config.map_start == "least_squares":
+        fit_text_projections(text, teacher, tokens)
     task = TextEncoderDistillTask(text, teacher, tokens, held_out, method, training.batch_size, seed, context.device)
     _train(context, "text-encoder", task, config.steps, config.learning_rate, context.precision())
 
@@ -133,8 +134,9 @@ def _train_codec(
 ) -> None:
     config = context.recipe.codec
     assert config is not None
-    frames = codec_piece_frames(context.recipe, teacher)
-    fit_codec_projections(codec, teacher, tokens, frames, context.recipe.training.seed)
+    if config.map_start == "least_squares":
+        frames = codec_piece_frames(context.recipe, teacher)
+        fit_codec_projections(codec, teacher, tokens, frames, context.recipe.training.seed)
     task = _codec_distill_task(context, teacher, codec, tokens, held_out)
     _train(context, "codec", task, config.steps, config.learning_rate, "float32")
 

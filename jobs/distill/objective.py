@@ -21,7 +21,9 @@ def objective_config(recipe: Recipe, steps: int, hidden: HiddenLossConfig | None
     """The objective of the language model's stage, which has `steps` steps."""
     config = recipe.temperature
     temperature = TemperatureSchedule(config.initial, config.final, config.axis, steps)
-    return ObjectiveConfig(partial(loss_weights_at, recipe.objective, steps), temperature, hidden)
+    return ObjectiveConfig(
+        partial(loss_weights_at, recipe.objective, steps), temperature, hidden, recipe.objective.hard
+    )
 
 
 def final_objective_config(recipe: Recipe) -> ObjectiveConfig:
@@ -29,7 +31,9 @@ def final_objective_config(recipe: Recipe) -> ObjectiveConfig:
     config, steps = recipe.temperature, recipe.training.steps
     initial = config.initial if config.axis == "sequence" else config.final
     temperature = TemperatureSchedule(initial, config.final, "sequence", steps)
-    return ObjectiveConfig(lambda step: loss_weights_at(recipe.objective, steps, steps - 1), temperature)
+    return ObjectiveConfig(
+        lambda step: loss_weights_at(recipe.objective, steps, steps - 1), temperature, hard=recipe.objective.hard
+    )
 
 
 def on_policy_share(config: OnPolicyConfig, steps: int, step: int) -> float:

@@ -85,6 +85,29 @@ def test_activation_checkpointing_changes_no_loss(tiny_musicgen: Path) -> None:
     assert some < 0.5 * all_of_it
 
 
+def test_hard_labels_are_the_sequences_codes(tiny_musicgen: Path) -> None:
+    """Against float64: codebook k predicts code t at step t + k; the very last code is no input, so no label."""
+    hard = PlainObjectiveConfig(name="forward", hard=0.25)
+    task, plain = (build(tiny_musicgen, "guided", one, 5) for one in (hard, PlainObjectiveConfig(name="forward")))
+    engine = TorchEngine(task.module, AdamConfig())
+    batch = task.batch(0, 0, 1)
+    loss, metrics = task.loss(engine, batch, 0)
+    logits = task.student_logits(engine, batch).detach().double().numpy()
+    codes = tiny_tokens(tiny_musicgen).codes[task.rows(0, 0, 1)]
+    rows, codebooks, frames = codes.shape
+    log_p = log_softmax(logits, -1)
+    surprise = [
+        -log_p[row, book, frame + book, codes[row, book, frame]]
+        for row in range(rows)
+        for book in range(codebooks)
+        for frame in range(frames)
+        if (book, frame) != (codebooks - 1, frames - 1)
+    ]
+    assert metrics["hard"].item() == pytest.approx(np.mean(surprise), rel=1e-5)
+    kl, _ = plain.loss(TorchEngine(plain.module, AdamConfig()), batch, 0)
+    assert loss.item() == pytest.approx(0.75 * kl.item() + 0.25 * np.mean(surprise), rel=1e-5)
+
+
 def test_stages_follow_the_recipe() -> None:
     staged = StageMixedConfig(name="stage_mixed", switch=0.5, transition=0.0, beta=0.25, gamma=0.75, skew=0.2)
     assert tuple(loss_weights_at(staged, 10, 4)) == (0.25, 0, 0.75, 0, 0.2)

@@ -127,6 +127,7 @@ def test_sampling_does_not_change_the_student(tiny_musicgen: Path, tmp_path: Pat
     ("sets", "message"),
     [
         (("on_policy.share=0.5", "signals.source=cached"), "shards have no signals of new sequences"),
+        (("on_policy.share=0.5", "objective.hard=0.1"), "the student's own samples are no labels"),
         (("on_policy.share=0.5", "training.zero_stage=3"), "allowed are training.zero_stage 0 to 2"),
         (("on_policy.share=0.01",), r"on_policy\.share = 0\.01: is less than one of training\.batch_size = 4"),
     ],

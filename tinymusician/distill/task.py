@@ -8,6 +8,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinymusician.data.tokens import WINDOW_ROWS, rows_of_step
 from tinymusician.distill.closeness import closeness, held_out_closeness
@@ -17,6 +18,7 @@ from tinymusician.distill.objective import LossWeights, distillation_loss
 from tinymusician.distill.on_policy import OnPolicySampler
 from tinymusician.distill.schedules import TemperatureSchedule
 from tinymusician.distill.signals import (
+    DecoderBatch,
     Rows,
     SignalSet,
     SignalSource,
@@ -42,11 +44,15 @@ class HiddenLossConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The objective: its weights by training step, its temperature, and the loss on hidden states, if any."""
+    """The objective: its weights by training step, its temperature, and the loss on hidden states, if any.
+
+    `hard` is the share of the cross-entropy with the sequences' own codes.
+    """
 
     loss_weights_at: Callable[[int], LossWeights]
     temperature: TemperatureSchedule
     hidden: HiddenLossConfig | None = None
+    hard: float = 0.0
 
 
 class ObjectiveTask:
@@ -130,7 +136,12 @@ class ObjectiveTask:
             metrics |= closeness(batch.logits, logits.detach(), mask)
         metrics["alpha"] = torch.tensor(_forward_share(weights))
         metrics["temperature"] = tau.mean()
-        return mean_over_valid(values, mask), metrics
+        loss = mean_over_valid(values, mask)
+        if hard := self.config.hard:
+            labels = hard_loss(logits, batch.sequences)
+            metrics["hard"] = labels.detach()
+            loss = (1 - hard) * loss + hard * labels
+        return loss, metrics
 
     def student_logits(self, model: Model, signals: TeacherSignals) -> Tensor:
         """The logits [R, K, S, V] of the student, as `model` runs it, on the signals' sequences."""
@@ -177,6 +188,15 @@ class DistillTask(ObjectiveTask):
         names = next(iter(by_scale.values()))
         means = {name: sum(metrics[name] for metrics in by_scale.values()) / len(by_scale) for name in names}
         return means | {f"kl@{scale:g}": metrics["kl"] for scale, metrics in by_scale.items()}
+
+
+def hard_loss(logits_RKSV: Tensor, sequences: DecoderBatch) -> Tensor:
+    """The cross-entropy with the sequences' codes, in nats per code.
+
+    The labels are the inputs of the next step; the last code of the last codebook is no input, and not counted.
+    """
+    labels, mask = sequences.inputs[:, :, 1:], sequences.mask[:, :, :-1]
+    return F.cross_entropy(logits_RKSV[:, :, :-1][mask].float(), labels[mask])
 
 
 def _forward_share(weights: LossWeights) -> float:

@@ -11,6 +11,15 @@ from tinymusician.config_model import ConfigModel, Count, Positive
 Steps = Annotated[int, Field(ge=2, description="training steps of this component")]
 
 
+MapStart = Annotated[
+    Literal["least_squares", "copy"],
+    Field(
+        description="the maps from the student's states to the teacher's, at first: fitted to them, or as they are "
+        "without a fit, beside the copied layers"
+    ),
+]
+
+
 class TextEncoderConfig(ConfigModel):
     """A smaller text encoder, pruned from the teacher's and distilled."""
 
@@ -20,6 +29,7 @@ class TextEncoderConfig(ConfigModel):
     width: Count = Field(description="width of its states; must differ from the width of the student's decoder")
     heads: Count = Field(description="attention heads, each as wide as the teacher's")
     feed_forward: Count = Field(description="width of the feed-forward blocks")
+    map_start: MapStart = "least_squares"
     steps: Steps = 500
     learning_rate: Positive = 1e-3
 
@@ -31,6 +41,7 @@ class CodecConfig(ConfigModel):
         description="filters of the first convolution; every stage has twice as many as the one before"
     )
     residual_layers: Annotated[int, Field(ge=0)] = Field(description="residual blocks per stage")
+    map_start: MapStart = "least_squares"
     steps: Steps = 500
     learning_rate: Positive = 3e-4
     batch_size: Count = Field(8, description="pieces per microbatch")

@@ -172,20 +172,30 @@ Transition = Annotated[
 Switch = Annotated[float, Field(ge=0, le=1, description="share of the training after which reverse replaces forward")]
 
 
-class PlainObjectiveConfig(ConfigModel):
+class HardLabels(ConfigModel):
+    """What all objectives have: a share of cross-entropy (Hinton et al., arXiv 1503.02531; TinyTTM, 2406.17159)."""
+
+    hard: Share = Field(
+        0.0,
+        description="share of the cross-entropy with the sequences' own codes in the loss: real ones with "
+        "sequences.clips, else the teacher's samples; 1 is fine-tuning",
+    )
+
+
+class PlainObjectiveConfig(HardLabels):
     """KL(p ‖ q), KL(q ‖ p), or their sum."""
 
     name: Literal["forward", "reverse", "bikl"]
 
 
-class FixedBiKLConfig(ConfigModel):
+class FixedBiKLConfig(HardLabels):
     """w·KL(p ‖ q) + (1-w)·KL(q ‖ p)."""
 
     name: Literal["fixed_bikl"]
     weight: Share = 0.5
 
 
-class SwitchedBiKLConfig(ConfigModel):
+class SwitchedBiKLConfig(HardLabels):
     """Forward KL first, reverse KL after the switch."""
 
     name: Literal["switched_bikl"]
@@ -193,7 +203,7 @@ class SwitchedBiKLConfig(ConfigModel):
     transition: Transition = 0.0
 
 
-class StageMixedConfig(ConfigModel):
+class StageMixedConfig(HardLabels):
     """TinyMusician's stage-mixed bidirectional skewed KL (eq. 4)."""
 
     name: Literal["stage_mixed"] = "stage_mixed"

@@ -108,6 +108,11 @@ class Recipe(ConfigModel):
         share, batch = self.on_policy.share, self.training.batch_size
         if share == 0:
             return self
+        if self.objective.hard:
+            raise ValueError(
+                f"objective.hard = {self.objective.hard:g}: the student's own samples are no labels; allowed is "
+                "on_policy.share = 0"
+            )
         if self.signals.source == "cached":
             raise ValueError(
                 "on_policy.share: shards have no signals of new sequences; allowed sources are online, actors"
