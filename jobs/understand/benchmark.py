@@ -1,4 +1,4 @@
-"""The benchmark of an understand job: a linear probe of the encoder, then the hard questions with all controls."""
+"""The benchmark of an understand job: a linear probe of the encoder, then questions with all controls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from jobs.understand.data import UnderstandData
 from jobs.understand.stages import ANSWERS, TEXT_ONLY, trained_encoder, trained_model
 from jobs.worker.context import WorkerContext
+from tinymusician.house_band.mucho_questions import mucho_questions
 from tinymusician.house_band.skill_questions import PHRASINGS
 from tinymusician.house_band.skills import SKILLS
 from tinymusician.understand.answering import TorchAnswerer
@@ -29,7 +30,6 @@ from tinymusician.understand.linear_probe import probe
 from tinymusician.understand.questions import write_questions
 
 if TYPE_CHECKING:
-    from tinymusician.models.audio_encoder import AudioEncoder
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.questions import Question
 
@@ -54,58 +54,71 @@ def run_probe(context: WorkerContext, data: UnderstandData) -> dict[str, float]:
 
 
 def run_benchmark(context: WorkerContext, data: UnderstandData) -> BenchmarkResult:
-    """The model's score on hard questions, and those of all controls."""
-    questions, seed = data.questions("test"), data.seed
-    model = trained_model(context, data, ANSWERS)
-    features = data.features("test", model.audio_encoder)
-    clip_features = _of(features, [question.clip for question in questions])
-    answerer = TorchAnswerer(model, data.tokenizer, context.device)
-    held_out = frozenset(phrasing.held_out for phrasing in PHRASINGS.values())
-    score = score_model(context.recipe.name, questions, answerer, clip_features, held_out)
-    coded = _coded(data, model.audio_encoder, answerer, questions)
-    encoder, count, samples = model.audio_encoder, len(questions), data.clip_samples
-    inputs = {
-        "no audio": None,
-        "silence": silence_features(encoder, count, samples).astype(np.float32),
-        "noise": noise_features(encoder, count, samples, seed + _NOISE_SEED).astype(np.float32),
-        "another tune's audio": _of(features, other_tunes(questions, seed)),
-    }
-    mixed = shuffled_options(questions, seed)
-    controls = [
-        score_probabilities(name, mixed, answerer.probabilities(given, mixed)) for name, given in inputs.items()
-    ]
-    majority = majority_choices(mixed, data.questions("train"))
-    controls.append(score_choices("most frequent answer", mixed, majority))
-    controls += _text_only(context, data, mixed)
-    with tempfile.TemporaryDirectory() as folder:
-        digest = write_questions(Path(folder) / "hard.jsonl", questions)
-    return BenchmarkResult(
-        benchmark="hard",
-        digest=digest,
-        clips=len({question.clip for question in questions}),
-        tunes=len({question.tune for question in questions}),
-        model=score,
-        controls=tuple(controls),
-        coded=coded,
-    )
+    """The scores on the hard questions, and on those with MuChoMusic's distractors."""
+    benchmark, groups = _Benchmark(context, data), data.config.questions.benchmark_groups
+    hard = benchmark.score("hard", data.questions("test"))
+    mucho = benchmark.score("mucho", mucho_questions(data.split("test").clips, groups, data.seed))
+    return hard.model_copy(update={"coded": benchmark.score_coded(data.questions("test")), "others": (mucho,)})
 
 
-def _coded(
-    data: UnderstandData, encoder: AudioEncoder, answerer: TorchAnswerer, questions: list[Question]
-) -> SystemScore | None:
-    """The score of the same questions about the same clips after the recipe's codec, if it names one."""
-    if data.config.questions.codec is None:
-        return None
-    features = _of(data.coded_features("test", encoder), [question.clip for question in questions])
-    return score_probabilities("clips after the codec", questions, answerer.probabilities(features, questions))
+class _Benchmark:
+    """Scores the trained model and its controls."""
 
+    def __init__(self, context: WorkerContext, data: UnderstandData) -> None:
+        self._context, self._data = context, data
+        model = trained_model(context, data, ANSWERS)
+        self._encoder, self._answerer = model.audio_encoder, TorchAnswerer(model, data.tokenizer, context.device)
+        self._features = data.features("test", self._encoder)
 
-def _text_only(context: WorkerContext, data: UnderstandData, questions: list[Question]) -> list[SystemScore]:
-    """The score of the model that was trained without audio, if there is one."""
-    if not data.config.train.text_only_steps:
-        return []
-    answerer = TorchAnswerer(trained_model(context, data, TEXT_ONLY), data.tokenizer, context.device)
-    return [score_probabilities("text-only model", questions, answerer.probabilities(None, questions))]
+    def score(self, name: str, questions: list[Question]) -> BenchmarkResult:
+        """The model's score on some questions, and those of all controls."""
+        clips = [question.clip for question in questions]
+        held_out = frozenset(phrasing.held_out for phrasing in PHRASINGS.values())
+        features = _of(self._features, clips)
+        with tempfile.TemporaryDirectory() as folder:
+            digest = write_questions(Path(folder) / f"{name}.jsonl", questions)
+        return BenchmarkResult(
+            benchmark=name,
+            digest=digest,
+            clips=len(set(clips)),
+            tunes=len({question.tune for question in questions}),
+            model=score_model(self._context.recipe.name, questions, self._answerer, features, held_out),
+            controls=tuple(self._controls(questions)),
+        )
+
+    def score_coded(self, questions: list[Question]) -> SystemScore | None:
+        """The score of the same questions about the same clips after the recipe's codec, if it names one."""
+        if self._data.config.questions.codec is None:
+            return None
+        features = _of(self._data.coded_features("test", self._encoder), [question.clip for question in questions])
+        return score_probabilities(
+            "clips after the codec", questions, self._answerer.probabilities(features, questions)
+        )
+
+    def _controls(self, questions: list[Question]) -> list[SystemScore]:
+        """What hears nothing that helps; each question has its options in an order of its own."""
+        count, samples, seed = len(questions), self._data.clip_samples, self._data.seed
+        noise = noise_features(self._encoder, count, samples, seed + _NOISE_SEED)
+        inputs = {
+            "no audio": None,
+            "silence": silence_features(self._encoder, count, samples).astype(np.float32),
+            "noise": noise.astype(np.float32),
+            "another tune's audio": _of(self._features, other_tunes(questions, seed)),
+        }
+        mixed, answerer = shuffled_options(questions, seed), self._answerer
+        controls = [
+            score_probabilities(name, mixed, answerer.probabilities(given, mixed)) for name, given in inputs.items()
+        ]
+        majority = majority_choices(mixed, self._data.questions("train"))
+        return [*controls, score_choices("most frequent answer", mixed, majority), *self._text_only(mixed)]
+
+    def _text_only(self, questions: list[Question]) -> list[SystemScore]:
+        """The score of the model that was trained without audio, if there is one."""
+        if not self._data.config.train.text_only_steps:
+            return []
+        model = trained_model(self._context, self._data, TEXT_ONLY)
+        answerer = TorchAnswerer(model, self._data.tokenizer, self._context.device)
+        return [score_probabilities("text-only model", questions, answerer.probabilities(None, questions))]
 
 
 def _of(features: Features, clips: list[int]) -> np.ndarray:

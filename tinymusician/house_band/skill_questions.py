@@ -133,7 +133,7 @@ class QuestionCounts:
     captions: int
 
 
-class _Pools:
+class ClipPools:
     """By value, the clips that have it; each is given once before any is given again."""
 
     def __init__(self, values: Mapping[int, str], rng: random.Random) -> None:
@@ -160,6 +160,7 @@ class _Pools:
 
     @property
     def values(self) -> list[str]:
+        """The values that enough clips have."""
         return list(self._clips)
 
 
@@ -168,7 +169,7 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
     rng = random.Random(f"band-skills/{VERSION}/{seed}/train")
     questions = []
     for skill in SKILLS.values():
-        pools, texts = _Pools(_values(skill, clips), rng), PHRASINGS[skill.name].texts
+        pools, texts = ClipPools(clip_values(skill, clips), rng), PHRASINGS[skill.name].texts
         if len(pools.values) < _FEWEST_VALUES:
             continue
         for _ in range(counts.choice_groups):
@@ -191,7 +192,7 @@ def hard_questions(clips: Sequence[Clip], groups: int, seed: int, has_new_phrasi
     rng = random.Random(f"band-skills/{VERSION}/{seed}/hard")
     questions: list[Question] = []
     for skill in SKILLS.values():
-        pools, phrasing = _Pools(_values(skill, clips), rng), PHRASINGS[skill.name]
+        pools, phrasing = ClipPools(clip_values(skill, clips), rng), PHRASINGS[skill.name]
         size = min(OPTIONS, len(pools.values))
         for number in range(groups * OPTIONS // size if size >= _FEWEST_VALUES else 0):
             is_new = has_new_phrasings and number % 3 == 2
@@ -222,13 +223,14 @@ def caption_of(clip: Clip) -> str:
     return f"a {pace}melody{where}, played on the {clip.facts.instrument}"
 
 
-def _values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
+def clip_values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
+    """By the number of a clip, its value of an attribute; clips where it cannot be heard are left out."""
     values = ((index, skill.value(clip)) for index, clip in enumerate(clips))
     return {index: value for index, value in values if value is not None}
 
 
 def _choice_group(
-    skill: Skill, pools: _Pools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float, size: int
+    skill: Skill, pools: ClipPools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float, size: int
 ) -> list[Question]:
     values = pools.least_used(size)
     options = tuple(_said(value, rng, synonyms) for value in values)
@@ -248,7 +250,7 @@ def _choice_group(
 
 
 def _yes_no_pair(
-    skill: Skill, pools: _Pools, clips: Sequence[Clip], rng: random.Random, synonyms: float
+    skill: Skill, pools: ClipPools, clips: Sequence[Clip], rng: random.Random, synonyms: float
 ) -> Iterator[Question]:
     value, other = pools.least_used(2)
     text = rng.choice(PHRASINGS[skill.name].yes_no).format(_said(value, rng, synonyms))
@@ -261,7 +263,7 @@ def _yes_no_pair(
 
 
 def _open_questions(
-    skill: Skill, pools: _Pools, clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random
+    skill: Skill, pools: ClipPools, clips: Sequence[Clip], texts: Sequence[str], count: int, rng: random.Random
 ) -> Iterator[Question]:
     for _ in range(count):
         (value,) = pools.least_used(1)

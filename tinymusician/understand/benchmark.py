@@ -63,7 +63,10 @@ class SystemScore(Document):
 
 
 class BenchmarkResult(Document):
-    """All scores on one set of questions, which `digest` identifies. `coded` is of the clips after a codec."""
+    """All scores on one set of questions, which `digest` identifies. `coded` is of the clips after a codec.
+
+    `others` are the results on other sets of questions.
+    """
 
     benchmark: str
     digest: str
@@ -73,6 +76,7 @@ class BenchmarkResult(Document):
     controls: tuple[SystemScore, ...]
     bundle: SystemScore | None = None
     coded: SystemScore | None = None
+    others: tuple[BenchmarkResult, ...] = ()
 
 
 def score_choices(name: str, questions: Sequence[Question], choices: Sequence[int]) -> SystemScore:

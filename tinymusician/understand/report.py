@@ -16,14 +16,14 @@ _NOTE = (
 
 def html_report(result: BenchmarkResult, title: str) -> str:
     """The page."""
-    about = f"{result.model.overall.questions} questions about {result.clips} clips of {result.tunes} tunes. {_NOTE}"
     sections = [
-        ("Scores", html_note(about) + html_table(*overview(result))),
+        ("Scores", html_note(f"{_about(result)} {_NOTE}") + html_table(*overview(result))),
         (
             "By attribute",
             html_picture(plot_attributes(result), "scores by attribute") + html_table(*attributes(result)),
         ),
         ("Answers", html_table(*answers(result))),
+        *((_title(other), html_note(_about(other)) + html_table(*overview(other))) for other in result.others),
     ]
     return page(f"{title}: benchmark {result.benchmark}", sections)
 
@@ -31,7 +31,18 @@ def html_report(result: BenchmarkResult, title: str) -> str:
 def markdown_report(result: BenchmarkResult) -> str:
     """The tables."""
     tables = (overview(result), attributes(result), answers(result))
-    return "\n\n".join(markdown_table(*table) for table in tables) + "\n"
+    text = [markdown_table(*table) for table in tables]
+    for other in result.others:
+        text += [f"## {_title(other)}", _about(other), markdown_table(*overview(other))]
+    return "\n\n".join(text) + "\n"
+
+
+def _about(result: BenchmarkResult) -> str:
+    return f"{result.model.overall.questions} questions about {result.clips} clips of {result.tunes} tunes."
+
+
+def _title(result: BenchmarkResult) -> str:
+    return f"Questions of the kind {result.benchmark}"
 
 
 Rows = tuple[tuple[str, ...], list[tuple[object, ...]]]
