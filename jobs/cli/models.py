@@ -17,28 +17,38 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of th
 
 @app.command()
 def convert(
-    source: Folder,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder of the model, or TinyMU's checkpoint.")],
     to: Annotated[Path, typer.Argument(metavar="NEW", help="The folder to write; it must not exist.")],
     base: Annotated[
         str | None, typer.Option(help="The model that a LoRA adapter belongs to, if not the one that it names.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The tokenizer.json of TinyMU's language model, SmolLM2.")
     ] = None,
 ) -> None:
     """Write a model in the layout that every command reads: transformers' layout with safetensors.
 
     Converts `pytorch_model.bin` (read without running code from it), a tokenizer that is a SentencePiece model alone,
-    a LoRA adapter of peft (merged into its base model), and an audiocraft release.
+    a LoRA adapter of peft (merged into its base model), an audiocraft release, and the published checkpoint of TinyMU
+    (a `.pt` file), whose folder a recipe can name as `understand.teacher.model` or `understand.encoder.model`.
 
-    Example: `tmctl models convert my-lora my-model --base facebook/musicgen-small`
+    Examples:
+    - `tmctl models convert my-lora my-model --base facebook/musicgen-small`
+
+    - `tmctl models convert tinymu.pt tinymu --tokenizer smollm2/tokenizer.json`
     """
     from tinymusician.artifacts.atomic import new_folder
     from tinymusician.errors import ModelError
     from tinymusician.models.checkpoint_files import check_checkpoint, model_type
     from tinymusician.models.convert import convert_checkpoint
 
-    if not source.is_dir():
-        raise ModelError(f"model {str(source)!r}: no such folder")
     if to.exists():
         raise ModelError(f"{to}: exists; give the path of a new folder")
+    if source.suffix in (".pt", ".pth"):
+        _convert_tinymu(source, to, tokenizer)
+        return
+    if not source.is_dir():
+        raise ModelError(f"model {str(source)!r}: no such folder")
     with new_folder(to) as draft:
         done = convert_checkpoint(source, draft, base)
         kind = model_type(draft)
@@ -47,6 +57,30 @@ def convert(
     for line in done:
         print(line)
     print(f"{to}: a {kind} in transformers' layout")
+
+
+def _convert_tinymu(checkpoint: Path, to: Path, tokenizer: Path | None) -> None:
+    """Write the model of a published checkpoint of TinyMU.
+
+    Raises:
+        ModelError: it cannot be read, or the tokenizer is missing.
+    """
+    from tokenizers import Tokenizer
+
+    from tinymusician.artifacts.atomic import new_folder
+    from tinymusician.errors import ModelError, first_line
+    from tinymusician.models.audio_lm_files import load_tinymu, save_audio_lm
+
+    if tokenizer is None:
+        raise ModelError(f"{checkpoint}: has no tokenizer in it; give SmolLM2's tokenizer.json with --tokenizer")
+    try:
+        words = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"--tokenizer {tokenizer}: cannot be read ({first_line(error)})") from error
+    model = load_tinymu(checkpoint)
+    with new_folder(to) as draft:
+        save_audio_lm(draft, model, words.to_str())
+    print(f"{to}: a model that answers questions, {sum(value.numel() for value in model.parameters()):,} parameters")
 
 
 @app.command()

@@ -249,6 +249,7 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
         "pretrain.tune_steps=2",
         "pretrain.batch_size=4",
         "train.steps=2",
+        "train.language_steps=2",
         "train.text_only_steps=2",
         "train.batch_size=4",
         "questions.train_clips=60",
@@ -269,7 +270,11 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     result = RunStore(store, "u").report(BenchmarkResult)
     assert result.model.name == "band-mu"
     names = ["no audio", "silence", "noise", "another tune's audio", "most frequent answer", "text-only model"]
-    assert [score.name for score in result.controls] == names
+    (mucho,) = result.others
+    for each in (result, mucho):
+        assert [score.name for score in each.controls] == names
+    assert mucho.model.overall.chance == 0.25
+    assert result.coded is not None
     assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
     from tinymusician.models.audio_lm_files import load_audio_lm
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from jobs.cli.main import app
 from tinymusician.errors import ModelError
 from tinymusician.models.audio_encoder import AudioEncoder, AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLM, AudioLMShape, LanguageModelShape
 from tinymusician.models.audio_lm_files import load_audio_lm, load_matpac, load_tinymu, round_weights, save_audio_lm
 from tinymusician.models.spectral_front_end import FrontEndConfig, Scale
+from tinymusician.understand.tokenizer import train_tokenizer
 
 SHAPE = AudioLMShape(
     AudioEncoderShape(16, 1, 2, 32, 4, FrontEndConfig(Scale(-1, 2), Scale(-3, 4))),
@@ -101,3 +104,21 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "musicgen"}')
     with pytest.raises(ModelError, match="is of type 'musicgen'; tinymusician-audio-lm is needed"):
         load_audio_lm(tmp_path)
+
+
+def test_tinymu_is_converted_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command, with a model of a smaller shape in place of the 229 million parameters."""
+    monkeypatch.setattr("tinymusician.models.audio_lm_files.AudioLMShape", lambda: SHAPE)
+    model, words = small(), train_tokenizer(["Which instrument?"], 300)
+    torch.save(published(model), tmp_path / "tinymu.pt")
+    words.save(str(tmp_path / "smollm2.json"))
+    convert = ["models", "convert", str(tmp_path / "tinymu.pt"), str(tmp_path / "new")]
+    refused = CliRunner().invoke(app, convert)
+    assert isinstance(refused.exception, ModelError)
+    assert "--tokenizer" in str(refused.exception)
+    assert not (tmp_path / "new").exists()
+    ended = CliRunner().invoke(app, [*convert, "--tokenizer", str(tmp_path / "smollm2.json")], catch_exceptions=False)
+    assert "parameters" in ended.output
+    monkeypatch.undo()
+    assert same_outputs(model, load_audio_lm(tmp_path / "new"))
+    assert (tmp_path / "new" / "tokenizer.json").read_text() == words.to_str()

@@ -113,7 +113,7 @@ class AttributeTask:
         return self._total(losses), {name: value.detach() for name, value in losses.items()}
 
     def validate(self, model: Model) -> dict[str, float]:
-        """The held-out loss, the balanced accuracy of every attribute, and the share of right time steps."""
+        """The held-out loss, the balanced accuracy of every attribute that clips have, the share of right steps."""
         device = next(self.module.parameters()).device
         count = len(self.held_out.spectra)
         parts = np.array_split(np.arange(count), -(-count // self.batch_size))
@@ -123,7 +123,8 @@ class AttributeTask:
         truth = to_device(self._read(self.held_out, np.arange(count)), device)
         figures = {"loss": self._total(self._losses(whole, truth)).item()}
         for index, name in enumerate(self.names):
-            figures[name] = _balanced_accuracy(attributes[name], truth.labels[:, index])
+            if (truth.labels[:, index] != UNKNOWN).any():
+                figures[name] = _balanced_accuracy(attributes[name], truth.labels[:, index])
         return {**figures, "steps": _accuracy(whole.steps.flatten(0, 1), truth.steps.flatten())}
 
     def _losses(self, logits: AttributeLogits, batch: AttributeBatch) -> dict[str, Tensor]:
@@ -153,9 +154,9 @@ class AttributeTask:
 
 
 def class_weights(labels: Labels, classes: int) -> Tensor:
-    """The weight of each class, [classes], with which all have the same share of the labels; 0 for one without any."""
+    """The weight of each class, [classes], with which all have the same share of the labels; 1 for one without any."""
     counts = np.bincount(labels[labels != UNKNOWN], minlength=classes)
-    share = np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=np.zeros(classes), where=counts > 0)
+    share = np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=np.ones(classes), where=counts > 0)
     return torch.from_numpy(share.astype(np.float32))
 
 
