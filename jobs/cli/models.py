@@ -54,9 +54,7 @@ def convert(
         kind = model_type(draft)
         if kind == "musicgen":
             check_checkpoint(draft, str(source))
-    for line in done:
-        print(line)
-    print(f"{to}: a {kind} in transformers' layout")
+    print("\n".join([*done, f"{to}: a {kind} in transformers' layout"]))
 
 
 def _convert_tinymu(checkpoint: Path, to: Path, tokenizer: Path | None) -> None:

@@ -11,16 +11,16 @@ def test_options_are_of_three_kinds() -> None:
     clips = corpus()
     questions = mucho_questions(clips, 20, seed=0)
     assert {question.attribute for question in questions} >= {"instrument", "tempo", "key", "mode"}
-    places = set()
+    positions = set()
     for question in questions:
         clip, skill = clips[question.clip], SKILLS[question.attribute]
-        own = [option for option in question.options if option in skill.answers]
+        related = [option for option in question.options if option in skill.answers]
         others = [option for option in question.options if option not in skill.answers]
         assert len(set(question.options)) == 4
         assert question.answer == skill.value(clip)
-        assert question.answer in own
+        assert question.answer in related
         (attribute,) = {name for name, other in SKILLS.items() if set(others) <= set(other.answers)}
         assert sorted(option == SKILLS[attribute].value(clip) for option in others) == [False, True]
-        places.add(question.options.index(question.answer))
-    assert places == {0, 1, 2, 3}
+        positions.add(question.options.index(question.answer))
+    assert positions == {0, 1, 2, 3}
     assert mucho_questions(clips, 20, seed=0) == questions != mucho_questions(clips, 20, seed=1)
