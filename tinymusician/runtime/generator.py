@@ -11,15 +11,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.errors import BundleError, EngineError, RequestError
+from tinymusician.errors import BundleError, RequestError
 from tinymusician.runtime.bundle import DEFAULT_BUNDLE, MANIFEST, PACKAGED, Bundle, open_bundle
 from tinymusician.runtime.bundle_manifest import Role
 from tinymusician.runtime.codec import CodecDecoder, CodecSpec, StreamingDecoder
-from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.decoder import CrossAttentionKV, Decoder
 from tinymusician.runtime.engine import Engine, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.hugepages import use_large_pages
+from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.sampling import SamplingParams, check_real
 from tinymusician.runtime.session import Session
 from tinymusician.runtime.text import TextEncoder
@@ -31,8 +31,6 @@ FIRST_CHUNK, CHUNK = 0.5, 1.0
 MAX_SECONDS = 600.0
 """The maximum length of a request, in windows."""
 
-OLDEST_RUNTIME = (1, 27)
-"""The oldest ONNX Runtime that plays every bundle: older ones have no attention with an int8 cache."""
 _DEVICE_PROVIDERS = frozenset(
     f"{name}ExecutionProvider"
     for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "WebGpu", "Js", "CANN")
@@ -89,7 +87,7 @@ class MusicGenerator:
         """
         self.bundle, self.manifest = bundle, bundle.manifest
         shape = self.manifest.architecture
-        open_ = _SessionFactory(bundle, threads, provider)
+        open_ = _GraphFactory(bundle, threads, provider)
         self.decoder = Decoder(open_("decoder"))  # the largest first: loading a graph briefly takes twice its memory
         self.text = TextEncoder(bundle.path("tokenizer"), open_("text_encoder"), open_("cross"), shape.text_tokens)
         codec = CodecSpec(shape.sampling_rate, shape.hop, shape.context_before, shape.context_after)
@@ -298,8 +296,8 @@ def load_generator(
     return MusicGenerator(open_bundle(folder), threads, provider)
 
 
-class _SessionFactory:
-    """Opens inference sessions for the graphs of a bundle."""
+class _GraphFactory:
+    """Opens the graphs of a bundle, and checks that they are what their roles say."""
 
     def __init__(self, bundle: Bundle, threads: int, provider: str) -> None:
         import onnxruntime
@@ -315,43 +313,21 @@ class _SessionFactory:
         allowed = bundle.manifest.providers
         if provider not in allowed:
             raise BundleError(f"provider {provider!r}: the bundle allows {', '.join(allowed)} (its plan's `providers`)")
-        self._runtime, self._bundle, self._provider = onnxruntime, bundle, provider
+        self._bundle, self._open = bundle, SessionFactory(threads, provider)
         self._is_guidance_conditioned = bundle.manifest.sampling.guidance_range is not None
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = engine_threads(threads)
-        self._options.log_severity_level = 3
-
-    @property
-    def _is_older(self) -> bool:
-        """Whether this ONNX Runtime is older than the one that plays every bundle."""
-        version = tuple(int(part) for part in self._runtime.__version__.split(".")[:2])
-        return version < OLDEST_RUNTIME
-
-    def _update_advice(self) -> str:
-        oldest = ".".join(map(str, OLDEST_RUNTIME))
-        return f"; ONNX Runtime {oldest} or newer plays every bundle" if self._is_older else ""
 
     def __call__(self, role: Role) -> Session:
         path = self._bundle.path(role)
-        try:
-            session: Session = self._runtime.InferenceSession(str(path), self._options, providers=[self._provider])
-        except MemoryError as error:
-            raise EngineError(f"{path.name}: not enough memory to load it") from error
-        except Exception as error:  # ONNX Runtime's exceptions for invalid graphs
-            reason = " ".join(str(error).split())
-            raise BundleError(
-                f"bundle {self._bundle.folder}: {path.name} cannot be loaded by ONNX Runtime "
-                f"{self._runtime.__version__} ({reason}){self._update_advice()}"
-            ) from error
+        session = self._open(path)
         inputs = _INPUTS[role] | ({"guidance"} if role == "cross" and self._is_guidance_conditioned else set())
         names = {value.name for value in session.get_inputs()}
         if lacking := inputs - names:
             why = f"it has no input {', '.join(sorted(lacking))}"
             raise BundleError(f"bundle {self._bundle.folder}: {path.name} is not a {role.replace('_', ' ')}; {why}")
-        if self._is_older and any(value.type == "tensor(int8)" for value in session.get_inputs()):
+        if self._open.is_older and any(value.type == "tensor(int8)" for value in session.get_inputs()):
             raise BundleError(
-                f"bundle {self._bundle.folder}: {path.name} has an int8 cache{self._update_advice()}, and this is "
-                f"{self._runtime.__version__}"
+                f"bundle {self._bundle.folder}: {path.name} has an int8 cache{self._open.update_advice}, and this is "
+                f"{self._open.version}"
             )
         if "guidance" in names - inputs:
             raise BundleError(

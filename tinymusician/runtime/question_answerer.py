@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.errors import BundleError, RequestError
+from tinymusician.errors import RequestError
 from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
-from tinymusician.runtime.cpus import engine_threads
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.language_model import LanguageModel, LMState
+from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
-from tinymusician.runtime.session import Session
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
@@ -88,8 +87,9 @@ class QuestionAnswerer:
 
         self.manifest = open_audio_lm(folder)
         self.shape = self.manifest.architecture
-        self._encoder = _open(folder / self.manifest.file("audio_encoder"), threads)
-        self.lm = LanguageModel(_open(folder / self.manifest.file("lm"), threads), self.shape)
+        open_session = SessionFactory(threads)
+        self._encoder = open_session(folder / self.manifest.file("audio_encoder"))
+        self.lm = LanguageModel(open_session(folder / self.manifest.file("lm")), self.shape)
         self.tokenizer = Tokenizer.from_file(str(folder / self.manifest.file("tokenizer")))
 
     def read(self, wave: Samples, check: Check = lambda: None) -> AudioState:
@@ -256,18 +256,3 @@ def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_t
     answer, probability = (CANNOT_TELL, nothing) if nothing > 0.5 else (options[best], float(shares[best]))
     listed = tuple(Option(text, float(share)) for text, share in zip(options, shares, strict=True))
     return Answer(question, answer, probability, nothing, listed)
-
-
-def _open(path: Path, threads: int) -> Session:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = engine_threads(threads)
-    settings.log_severity_level = 3
-    try:
-        session: Session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions for invalid graphs
-        raise BundleError(
-            f"bundle {path.parent}: {path.name} cannot be loaded ({' '.join(str(error).split())})"
-        ) from error
-    return session
