@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -39,14 +39,15 @@ from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig
 from tinymusician.training.loop import Trainer
 from tinymusician.training.metrics import MetricsLog
+from tinymusician.training.task import Task
 from tinymusician.training.torch_engine import TorchEngine
 
 FRAMES = 250
 """Of a sequence: five seconds."""
 
 
-def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> dict[str, float]:
-    """The stage's held-out figures after its last step."""
+def validated_after(stage: str, task: Task, recipe: Recipe, steps: int, rate: float) -> dict[str, float]:
+    """All held-out figures of a task after its last step."""
     training = recipe.training
     with tempfile.TemporaryDirectory() as scratch:
         store = LocalStore(Path(scratch))
@@ -58,25 +59,33 @@ def trained(stage: str, task: Any, recipe: Recipe, steps: int, rate: float) -> d
             task, engine, plan, MetricsLog(store, "metrics.jsonl", -1), CheckpointManager(store, stage, MONITORS[stage])
         ).run()
     task.module.eval()
-    result = task.validate(engine)
+    figures: dict[str, float] = task.validate(engine)
+    return figures
+
+
+def trained(stage: str, task: Task, recipe: Recipe, steps: int, rate: float) -> dict[str, float]:
+    """The figures that a stage reports, after its last step."""
+    result = validated_after(stage, task, recipe, steps, rate)
     return {f"{stage}_{name}": result[name] for name in REPORTED_METRICS[stage]}
 
 
 def compared(
-    teacher: Musicgen, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int
+    teacher: Musicgen, tokens: TokenDataset, held_out: TokenDataset, method: Method, seed: int, is_fitted: bool = True
 ) -> dict[str, float]:
-    """Both parts, trained with one rule."""
+    """Both parts, trained with one rule; their maps begin with least squares, or without a fit."""
     recipe = load_recipe("band-ttm", (f"training.seed={seed}", f"joint.balance={method}"))
     torch.manual_seed(seed)
     (text, codec), text_config, codec_config = build_components(recipe, teacher), recipe.text_encoder, recipe.codec
     assert text_config is not None
     assert codec_config is not None
-    fit_text_projections(text, teacher, tokens)
+    if is_fitted:
+        fit_text_projections(text, teacher, tokens)
     batch = recipe.training.batch_size
     hearing = TextEncoderDistillTask(text, teacher, tokens, held_out, method, batch, seed, "cpu")
     figures = trained("text-encoder", hearing, recipe, text_config.steps, text_config.learning_rate)
     frames = codec_piece_frames(recipe, teacher)
-    fit_codec_projections(codec, teacher, tokens, frames, seed)
+    if is_fitted:
+        fit_codec_projections(codec, teacher, tokens, frames, seed)
     sounding = CodecDistillTask(
         codec, teacher.audio_encoder, tokens, held_out, frames, method, codec_config.batch_size, seed, "cpu"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -12,17 +10,24 @@ from tinymusician.data.splits import Split
 from tinymusician.data.tokens import TokenDataset, tokenize_captions
 from tinymusician.models.conditional_decoder import encode_text
 from tinymusician.models.musicgen import load_musicgen, load_tokenizer
+from tinymusician.models.protocols import Musicgen
 from tinymusician.models.sampling import sample_codes, sample_seed
 
 GUIDANCE, TOP_K, TEMPERATURE = 2.0, 64, 0.7
 
 
-def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Any, TokenDataset]:
+def played_by_the_band(split: Split, clips: int, frames: int, seed: int) -> tuple[Musicgen, TokenDataset]:
     """band-large, and what it plays for the first captions of a split at its own settings."""
-    teacher, tokenizer = load_musicgen("band-large"), load_tokenizer("band-large")
+    teacher = load_musicgen("band-large")
+    return teacher, samples_of(teacher, split, clips, frames, seed)
+
+
+def samples_of(teacher: Musicgen, split: Split, clips: int, frames: int, seed: int) -> TokenDataset:
+    """What a model of the band plays for the first captions of a split at the teacher's settings."""
+    tokenizer = load_tokenizer("band-large")
     ids, mask = tokenize_captions(tokenizer, texts_of(load_prompts("band"), split)[:clips])
     with torch.no_grad():
         text = encode_text(teacher, torch.from_numpy(ids), torch.from_numpy(mask))
         seeds = [sample_seed(seed, row) for row in range(len(ids))]
         codes = sample_codes(teacher, text, frames, seeds, GUIDANCE, TOP_K, TEMPERATURE)
-    return teacher, TokenDataset(codes.numpy().astype(np.int16), ids, mask)
+    return TokenDataset(codes.numpy().astype(np.int16), ids, mask)
