@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.gates import check_gates, describe_failures
+from tinymusician.artifacts.gates import check_gates, check_question_gates, describe_failures, is_benchmarked
 from tinymusician.artifacts.keys import keys_folder, load_key
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
@@ -75,9 +75,12 @@ def promote(
     Raises:
         UntrustedError: it does not pass, and no reason is given.
     """
-    evaluation = source.about.get("evaluation")
-    results = check_gates(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
-    failed = describe_failures(results) if evaluation else "evaluation: it has none"
+    evaluation, metrics = source.about.get("evaluation"), source.about.get("metrics") or {}
+    if is_benchmarked(metrics):
+        results = check_question_gates(metrics, config.question_gates)
+    else:
+        results = check_gates(evaluation["own"], evaluation["baseline"], config.gates) if evaluation else []
+    failed = describe_failures(results) if results else "evaluation: it has none"
     if failed and not reason:
         raise UntrustedError(
             f"release {source.reference}, version {source.version}: {failed}. Nothing was promoted; --override REASON "

@@ -34,3 +34,16 @@ class ReleaseGatesConfig(ConfigModel):
     quiet: Share = Field(
         0.02, description="maximum increase of the share of quiet frames (50 ms below -45 dB of full scale)"
     )
+
+
+class QuestionGatesConfig(ConfigModel):
+    """What a bundle that answers questions must reach on the benchmark of its run."""
+
+    accuracy: Share = Field(0.75, description="minimum share of right answers of the bundle")
+    circular: Share = Field(
+        0.65, description="minimum share of questions that are right in all orders of their options"
+    )
+    loss: Share = Field(0.01, description="maximum loss of accuracy against the model in float32")
+    controls: Annotated[int, Field(ge=0)] = Field(
+        0, description="maximum number of controls whose 99 % interval does not contain chance"
+    )

@@ -111,7 +111,9 @@ def _headline(result: BenchmarkResult) -> JsonObject:
     """The figures of a model's score that thresholds and tables use."""
     score = result.model
     figures = {attribute: each.interval.value for attribute, each in score.attributes.items()}
-    return {"accuracy": score.overall.interval.value, "circular": score.circular, **figures}
+    leaks = sum(control.overall.contains_chance is False for control in result.controls)
+    headline = {"accuracy": score.overall.interval.value, "circular": score.circular, "controls_not_at_chance": leaks}
+    return {**headline, **figures}
 
 
 def _end_stage(context: WorkerContext) -> None:

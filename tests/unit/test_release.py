@@ -67,3 +67,30 @@ def test_an_evaluation_must_contain_both(world: World) -> None:
     assert list(metrics["own"]) == [
         "fad", "fad_infinity", "kad", "clap", "clap_shuffled", "kl", "degenerate", "quiet", "bytes", "real_time_factor",
     ]  # fmt: skip
+
+
+ANSWERS = {"bundle_accuracy": 0.8, "accuracy": 0.805, "circular": 0.7, "controls_not_at_chance": 0}
+
+
+@pytest.mark.parametrize(
+    ("figure", "failure"),
+    [
+        ({}, None),
+        ({"bundle_accuracy": 0.7, "accuracy": 0.7}, r"accuracy: 0\.7; at least 0\.75"),
+        ({"circular": 0.6}, r"circular: 0\.6; at least 0\.65"),
+        ({"accuracy": 0.82}, r"loss: 0\.02; at most 0\.01"),
+        ({"controls_not_at_chance": 1}, "controls: 1; at most 0"),
+        ({"circular": None}, "circular: was not measured"),
+    ],
+)
+def test_bundle_that_answers_questions_has_gates_on_its_benchmark(
+    world: World, figure: dict[str, Any], failure: str | None
+) -> None:
+    bundle = world.made(decoder="one").model_copy(update={"metrics": {**ANSWERS, **figure}})
+    source = publish(world.registry, bundle, None, PublishConfig())
+    if failure is None:
+        moved = promote(world.registry, source, "stable", PublishConfig(), None)
+        assert [gate["gate"] for gate in moved.about["why"]["gates"]] == ["accuracy", "circular", "loss", "controls"]
+        return
+    with pytest.raises(UntrustedError, match=rf"version 1: {failure}\. Nothing was promoted"):
+        promote(world.registry, source, "stable", PublishConfig(), None)

@@ -1,6 +1,7 @@
 """Release gates: what a release must retain of its baseline before an alias may point at it.
 
-The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size.
+The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size. A bundle that answers
+questions has no baseline: its gates are on the benchmark that it was trained with.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tinymusician.settings import ReleaseGatesConfig
+from tinymusician.settings import QuestionGatesConfig, ReleaseGatesConfig
 
 
 class GateResult(NamedTuple):
@@ -32,6 +33,23 @@ def check_gates(
     ]
 
 
+def is_benchmarked(metrics: Mapping[str, object]) -> bool:
+    """Whether an artifact's own metrics are those of a bundle that answers questions."""
+    return "bundle_accuracy" in metrics
+
+
+def check_question_gates(metrics: Mapping[str, object], gates: QuestionGatesConfig) -> list[GateResult]:
+    """Every gate on the benchmark of a bundle that answers questions. A metric that was not measured fails its gate."""
+    bundle, model = _value(metrics, "bundle_accuracy"), _value(metrics, "accuracy")
+    loss = None if bundle is None or model is None else max(0.0, model - bundle)
+    return [
+        _within("accuracy", bundle, gates.accuracy, is_minimum=True),
+        _within("circular", _value(metrics, "circular"), gates.circular, is_minimum=True),
+        _within("loss", loss, gates.loss, is_minimum=False),
+        _within("controls", _value(metrics, "controls_not_at_chance"), gates.controls, is_minimum=False),
+    ]
+
+
 def describe_failures(results: list[GateResult]) -> str:
     """The gates that failed, in one line; empty if none did."""
     return "; ".join(f"{one.gate}: {one.said}" for one in results if not one.passed)
@@ -44,6 +62,13 @@ def _value(figures: Mapping[str, object], name: str) -> float | None:
         return float(value) if isinstance(value, str | int | float) else None
     except ValueError:
         return None
+
+
+def _within(gate: str, value: float | None, limit: float, is_minimum: bool) -> GateResult:
+    if value is None:
+        return GateResult(gate, False, "was not measured")
+    passed = value >= limit if is_minimum else value <= limit
+    return GateResult(gate, passed, f"{value:.4g}; at {'least' if is_minimum else 'most'} {limit:g}")
 
 
 def _at_least(gate: str, value: float | None, base: float | None, share: float) -> GateResult:

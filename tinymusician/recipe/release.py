@@ -7,7 +7,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from tinymusician.config_model import ConfigModel, Count
-from tinymusician.settings import ReleaseGatesConfig
+from tinymusician.settings import QuestionGatesConfig, ReleaseGatesConfig
 
 Step = Literal["precompute", "distill", "quantize", "evaluate", "publish"]
 
@@ -33,3 +33,4 @@ class PublishConfig(ConfigModel):
     baseline: str = Field("teacher", description="the model that gates compare the bundle with")
     days: Count = Field(90, description="days until a release expires, unless it is signed again")
     gates: ReleaseGatesConfig = ReleaseGatesConfig()
+    question_gates: QuestionGatesConfig = QuestionGatesConfig()
