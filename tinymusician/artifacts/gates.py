@@ -1,7 +1,7 @@
 """Release gates: what a release must retain of its baseline before an alias may point at it.
 
-The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size. A bundle that answers
-questions has no baseline: its gates are on the benchmark that it was trained with.
+The defaults are the paper's summary: 93 % of the CLAP score, a FAD within 9.5 %, 45 % of the size. A bundle that
+answers questions has no baseline: its gates are on the benchmark that it was trained with.
 """
 
 from __future__ import annotations
