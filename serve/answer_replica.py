@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -129,7 +130,7 @@ class AnswerReplica:
             attributes=tuple(question.attribute for question in manifest.questions),
         )
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
         """Yield the size of a file of the bundle with this digest, then its bytes.
 
         Raises:
@@ -137,7 +138,9 @@ class AnswerReplica:
         """
         loaded = self._follower.current
         served = ServedFiles(loaded.source.folder, loaded.digest, loaded.answerer.manifest.files)
-        return bundle_file(served, digest, path)
+        async with aclosing(bundle_file(served, digest, path)) as parts:  # Serve streams generator functions alone
+            async for part in parts:
+                yield part
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""

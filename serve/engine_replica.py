@@ -140,7 +140,7 @@ class EngineReplica:
             guidance_range=defaults.guidance_range,
         )
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
+    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
         """Yield the size of a file of the bundle with this digest, then its bytes.
 
         Raises:
@@ -148,7 +148,11 @@ class EngineReplica:
         """
         bundle = self._bundle
         served = ServedFiles(bundle.source.folder, bundle.digest, bundle.generator.manifest.files)
-        return bundle_file(served, digest, path)
+        async with contextlib.aclosing(
+            bundle_file(served, digest, path)
+        ) as parts:  # Serve streams generator functions alone
+            async for part in parts:
+                yield part
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica that raises is replaced."""

@@ -96,7 +96,7 @@ AnyRay = TypeVar("AnyRay", bound=Ray)
 @contextlib.contextmanager
 def running_ray(environment: dict[str, str], kind: type[AnyRay]) -> Iterator[AnyRay]:
     """A Ray whose workers and jobs are forks of one server; nothing of it is left at the end."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray = kind(Path(folder), environment)
         with fork_server(ray.folder / "fork-server", ray.environment) as variables:
             ray.environment |= variables

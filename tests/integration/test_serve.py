@@ -27,6 +27,7 @@ import requests
 
 from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = pytest.mark.slow
@@ -264,6 +265,27 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     _gone(served)
+
+
+def test_questions_have_a_replica_of_their_own(served: Served, bundle: Path) -> None:
+    """Through Serve: answers, files of the bundle, and the best of several clips; errors keep their form."""
+    ended = served.serve(str(bundle), "--threads", "1", "--set", f"questions_model={DEFAULT_QUESTION_BUNDLE}")
+    assert ended.returncode == 0, ended.stderr
+    clip = served.generate(seconds=1, seed=5).content
+    address = f"{served.url}/v1/audio/questions"
+    answer = requests.post(
+        address, files={"file": ("a.wav", clip)}, data={"question": "Which instrument plays?"}
+    ).json()
+    assert sum(option["probability"] for option in answer["answers"][0]["options"]) == pytest.approx(1, abs=1e-4)
+    refused = requests.post(address, files={"file": ("a.wav", b"no audio")})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "audio")
+    about = requests.get(f"{served.url}/v1/models", timeout=10).json()["questions"]
+    manifest = requests.get(f"{served.url}/v1/bundles/{about['digest']}/manifest.json", timeout=10).content
+    assert hashlib.sha256(manifest).hexdigest() == about["digest"]
+    best = served.generate(prompt="a march for flute", seconds=1, seed=5, best_of=2)
+    assert best.status_code == 200, best.text
+    assert len(best.headers["X-Adherence"].split(",")) == 2
+    assert served.generate(best_of=2).json()["error"]["field"] == "best_of"
 
 
 def test_a_second_serve_replaces_the_first(served: Served, bundle: Path) -> None:
