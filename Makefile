@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install default-bundle page tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install default-bundle question-bundle page tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -140,6 +140,12 @@ default-bundle: $(STAMP)  ## The packaged bundle (tinymusician/bundles), made ag
 	$(BIN)/tmctl submit quantize band --model band-small
 	rm -rf tinymusician/bundles/band-small
 	$(BIN)/tmctl pull band-bundle --to tinymusician/bundles/band-small
+
+question-bundle: $(STAMP)  ## The packaged model that answers questions, trained again (two hours on two cores)
+	$(BIN)/tmctl submit understand band-mu
+	rm -rf tinymusician/models/weights/band-mu tinymusician/bundles/band-mu
+	$(BIN)/tmctl pull band-mu --to tinymusician/models/weights/band-mu && rm tinymusician/models/weights/band-mu/*.jsonl
+	$(BIN)/tmctl pull band-mu-bundle --to tinymusician/bundles/band-mu
 
 PARTS ?=
 paper: $(STAMP)  ## The paper's figures and tables on the house band; PARTS="table3 figures" for some

@@ -20,8 +20,8 @@ from tinymusician.json_types import JsonObject
 from tinymusician.runtime.bundle import FORMAT, MANIFEST, check_file
 from tinymusician.runtime.bundle_manifest import BundleFile, Role
 
-DEFAULT_QUESTION_BUNDLE = "band-mu-bundle"
-"""The bundle of the recipe band-mu, in the store."""
+DEFAULT_QUESTION_BUNDLE = "band-mu"
+"""The packaged bundle that answers questions."""
 AUDIO_LM_ROLES: tuple[Role, ...] = ("audio_encoder", "lm", "tokenizer")
 
 
