@@ -53,7 +53,14 @@ def evaluate_options(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     write_clips(folder)
     embedding = json.dumps({"kind": "encodec", "model": str(recipe.parent / "teacher")})
     values = ("reference.kind=folder", f"reference.audio={folder}", f"embedding={embedding}", f"clips={CLIPS}")
-    values += ("clap=band-clap", "tagger=band-tagger", "judge=band-mu", "seconds=0.4", "batch_size=4", "agreement_clips=8")
+    values += (
+        "clap=band-clap",
+        "tagger=band-tagger",
+        "judge=band-mu",
+        "seconds=0.4",
+        "batch_size=4",
+        "agreement_clips=8",
+    )
     values += ("cost_runs=1", "resamples=20", "num_audio_samples=2")
     return [str(recipe), *settings(tuple(f"evaluate.{value}" for value in values))]
 

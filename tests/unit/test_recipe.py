@@ -28,7 +28,7 @@ def test_overrides_set_nested_values() -> None:
 
 def test_other_embedding_is_computed_separately() -> None:
     recipe = load_recipe("band", ("objective.name=fixed_bikl", "objective.weight=0.9"))
-    assert recipe.objective.model_dump() == {"name": "fixed_bikl", "weight": 0.9}
+    assert recipe.objective.model_dump() == {"name": "fixed_bikl", "weight": 0.9, "hard": 0.0}
 
 
 @pytest.mark.parametrize(
