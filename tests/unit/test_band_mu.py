@@ -52,7 +52,7 @@ def test_key_is_that_of_the_notes(answerer: QuestionAnswerer) -> None:
         assert answerer.ask(audio, "In which key is the music?", ("C major", "D major", "G major")).answer == key
 
 
-def test_silence_and_noise_cannot_be_told(answerer: QuestionAnswerer) -> None:
+def test_silence_and_noise_have_no_answer(answerer: QuestionAnswerer) -> None:
     noise = np.random.default_rng(0).normal(0, 0.05, 80_000).astype(np.float32)
     for wave in (np.zeros(80_000, np.float32), noise):
         answer = answerer.ask(answerer.read(wave), "Which instrument plays?")
