@@ -267,7 +267,7 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
     _gone(served)
 
 
-def test_questions_have_a_replica_of_their_own(served: Served, bundle: Path) -> None:
+def test_questions_are_answered_through_serve(served: Served, bundle: Path) -> None:
     """Through Serve: answers, files of the bundle, and the best of several clips; errors keep their form."""
     ended = served.serve(str(bundle), "--threads", "1", "--set", f"questions_model={DEFAULT_QUESTION_BUNDLE}")
     assert ended.returncode == 0, ended.stderr
