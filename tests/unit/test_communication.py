@@ -32,6 +32,7 @@ def measure(rank: int, port: int, out: str) -> None:
         communication_share(lambda: dist.all_reduce(values), device),
     )
     torch.save(shares, f"{out}-{rank}.pt")
+    dist.barrier()  # a process that ends while the other one communicates would abort it
     dist.destroy_process_group()
 
 
