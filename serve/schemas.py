@@ -112,8 +112,8 @@ class StreamMetadata(BaseModel):
     unknown_words: tuple[str, ...] = ()
 
 
-class ModelInfo(BaseModel):
-    """The loaded bundle: `digest` is the SHA-256 of its manifest.json; `version` and `artifact` are its release's."""
+class BundleInfo(BaseModel):
+    """A loaded bundle: `digest` is the SHA-256 of its manifest.json; `version` and `artifact` are its release's."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -123,8 +123,13 @@ class ModelInfo(BaseModel):
     artifact: str | None
     licence: str
     bytes: int
-    minimum_memory: int = Field(description="Memory in bytes that generation needs.")
+    minimum_memory: int = Field(description="Memory in bytes that running it needs.")
     sampling_rate: int
+
+
+class ModelInfo(BundleInfo):
+    """The loaded bundle that generates."""
+
     codebooks: int
     seconds: float = Field(description="The default length in seconds.")
     most_seconds: float = Field(description="The maximum length in seconds.")
@@ -136,19 +141,9 @@ class ModelInfo(BaseModel):
     )
 
 
-class QuestionModelInfo(BaseModel):
-    """The loaded bundle that answers questions; `digest`, `version` and `artifact` are as of a `ModelInfo`."""
+class QuestionModelInfo(BundleInfo):
+    """The loaded bundle that answers questions."""
 
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    digest: str
-    version: int | None
-    artifact: str | None
-    licence: str
-    bytes: int
-    minimum_memory: int = Field(description="Memory in bytes that answers need.")
-    sampling_rate: int
     window_seconds: float = Field(description="Longer audio is judged in windows of this length.")
     attributes: tuple[str, ...] = Field(description="What is answered without a question.")
 
