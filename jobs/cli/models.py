@@ -17,7 +17,9 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of th
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder of the model, or TinyMU's checkpoint.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The folder of the model, TinyMU's checkpoint, or a GGUF file.")
+    ],
     to: Annotated[Path, typer.Argument(metavar="NEW", help="The folder to write; it must not exist.")],
     base: Annotated[
         str | None, typer.Option(help="The model that a LoRA adapter belongs to, if not the one that it names.")
@@ -30,31 +32,50 @@ def convert(
 
     Converts `pytorch_model.bin` (read without running code from it), a tokenizer that is a SentencePiece model alone,
     a LoRA adapter of peft (merged into its base model), an audiocraft release, and the published checkpoint of TinyMU
-    (a `.pt` file), whose folder a recipe can name as `understand.teacher.model` or `understand.encoder.model`.
+    (a `.pt` file), whose folder a recipe can name as `understand.teacher.model` or `understand.encoder.model`, and a
+    GGUF file of a Llama, for `understand.language_model.model`.
 
     Examples:
     - `tmctl models convert my-lora my-model --base facebook/musicgen-small`
 
     - `tmctl models convert tinymu.pt tinymu --tokenizer smollm2/tokenizer.json`
+
+    - `tmctl models convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2`
     """
-    from tinymusician.artifacts.atomic import new_folder
     from tinymusician.errors import ModelError
-    from tinymusician.models.checkpoint_files import check_checkpoint, model_type
-    from tinymusician.models.convert import convert_checkpoint
 
     if to.exists():
         raise ModelError(f"{to}: exists; give the path of a new folder")
     if source.suffix in (".pt", ".pth"):
         _convert_tinymu(source, to, tokenizer)
-        return
-    if not source.is_dir():
+    elif source.suffix == ".gguf":
+        _convert_gguf(source, to)
+    elif source.is_dir():
+        _convert_folder(source, to, base)
+    else:
         raise ModelError(f"model {str(source)!r}: no such folder")
+
+
+def _convert_folder(source: Path, to: Path, base: str | None) -> None:
+    from tinymusician.artifacts.atomic import new_folder
+    from tinymusician.models.checkpoint_files import check_checkpoint, model_type
+    from tinymusician.models.convert import convert_checkpoint
+
     with new_folder(to) as draft:
         done = convert_checkpoint(source, draft, base)
         kind = model_type(draft)
         if kind == "musicgen":
             check_checkpoint(draft, str(source))
     print("\n".join([*done, f"{to}: a {kind} in transformers' layout"]))
+
+
+def _convert_gguf(file: Path, to: Path) -> None:
+    from tinymusician.artifacts.atomic import new_folder
+    from tinymusician.models.gguf import convert_gguf
+
+    with new_folder(to) as draft:
+        count = convert_gguf(file, draft)
+    print(f"{to}: a Llama in transformers' layout, {count:,} parameters")
 
 
 def _convert_tinymu(checkpoint: Path, to: Path, tokenizer: Path | None) -> None:

@@ -69,6 +69,7 @@ FIELDS = (
     InputField("evaluate.embedding.checkpoint", FILE, _EVALUATING),
     InputField("evaluate.embedding.tokenizer", FOLDER, _EVALUATING),
     InputField("understand.encoder.model", MODEL, ("understand",)),
+    InputField("understand.language_model.model", MODEL, ("understand",)),
     InputField("understand.teacher.model", MODEL, ("understand",)),
 )
 Section = TypeVar("Section", bound=BaseModel)

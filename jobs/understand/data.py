@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tinymusician.house_band.corpus import RenderedSplit
     from tinymusician.models.audio_encoder import AudioEncoder
     from tinymusician.models.audio_lm import AudioLM, AudioLMShape
+    from tinymusician.models.pretrained_lm import PretrainedLM
     from tinymusician.models.protocols import Codec
     from tinymusician.models.spectral_front_end import FrontEndConfig
     from tinymusician.understand.answer_task import Features
@@ -80,6 +81,14 @@ class UnderstandData:
         return None if self.config.teacher is None else load_audio_lm(model_folder(self.config.teacher.model))
 
     @cached_property
+    def given_lm(self) -> PretrainedLM | None:
+        """The trained language model that the recipe names, if any."""
+        from tinymusician.models.pretrained_lm import load_language_model
+
+        name = self.config.language_model.model
+        return None if name is None else load_language_model(name)
+
+    @cached_property
     def given_encoder(self) -> AudioEncoder | None:
         """The teacher's encoder, or the one that the recipe names; None if it is to be trained."""
         from tinymusician.models.audio_lm_files import load_encoder
@@ -105,12 +114,12 @@ class UnderstandData:
         """The shapes of all components."""
         from jobs.understand.shapes import audio_lm_shape
 
-        shape, teacher = audio_lm_shape(self.config, self.front_end), self.teacher
+        shape = audio_lm_shape(self.config, self.front_end)
         if self.given_encoder is not None:
             shape = replace(shape, audio_encoder=self.given_encoder.shape)
-        return (
-            shape if teacher is None else replace(shape, lm=replace(shape.lm, vocabulary=teacher.shape.lm.vocabulary))
-        )
+        if self.teacher is not None:
+            shape = replace(shape, lm=replace(shape.lm, vocabulary=self.teacher.shape.lm.vocabulary))
+        return shape if self.given_lm is None else replace(shape, lm=self.given_lm.shape)
 
     def spectra(self, name: Split) -> Spectra:
         """The normalized spectra of a split; a share of the training clips has passed through the recipe's codec."""
@@ -203,7 +212,7 @@ class UnderstandData:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The teacher's tokenizer, or one that is learnt from the training questions."""
+        """The teacher's or the given language model's tokenizer, or one that is learnt from the training questions."""
         from tokenizers import Tokenizer
 
         from tinymusician.models.audio_lm_files import TOKENIZER, model_folder
@@ -211,6 +220,8 @@ class UnderstandData:
 
         if self.config.teacher is not None:
             return Tokenizer.from_file(str(model_folder(self.config.teacher.model) / TOKENIZER))
+        if self.given_lm is not None:
+            return self.given_lm.tokenizer
         questions = self.questions("train")
         texts = [text for question in questions for text in (question.prompt, f" {question.target}")]
         return train_tokenizer(texts, self.config.language_model.vocabulary)

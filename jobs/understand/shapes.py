@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLMShape, LanguageModelShape
+from tinymusician.models.pretrained_lm import llama_shape
+from tinymusician.models.shape import read_model_json
 from tinymusician.models.spectral_front_end import MATPAC_SCALE, FrontEndConfig
-from tinymusician.recipe import UnderstandConfig
+from tinymusician.recipe import LanguageModelConfig, UnderstandConfig
 
 
 def front_end_of(config: UnderstandConfig) -> FrontEndConfig:
@@ -15,16 +17,23 @@ def front_end_of(config: UnderstandConfig) -> FrontEndConfig:
 
 def audio_lm_shape(config: UnderstandConfig, front_end: FrontEndConfig) -> AudioLMShape:
     """The shapes that a recipe states."""
-    encoder, lm = config.encoder, config.language_model
+    encoder = config.encoder
     return AudioLMShape(
         AudioEncoderShape(encoder.width, encoder.layers, encoder.heads, encoder.feed_forward, front_end=front_end),
         config.train.projector_width,
-        LanguageModelShape(
-            vocabulary=lm.vocabulary,
-            width=lm.width,
-            layers=lm.layers,
-            heads=lm.heads,
-            key_value_heads=lm.key_value_heads,
-            feed_forward=lm.feed_forward,
-        ),
+        _language_model_shape(config.language_model),
+    )
+
+
+def _language_model_shape(config: LanguageModelConfig) -> LanguageModelShape:
+    """That of the model that the recipe names, if its files are on this machine or in a store; else what it states."""
+    if config.model is not None and (content := read_model_json(config.model, "config.json")) is not None:
+        return llama_shape(content, config.model)
+    return LanguageModelShape(
+        vocabulary=config.vocabulary,
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        key_value_heads=config.key_value_heads,
+        feed_forward=config.feed_forward,
     )

@@ -18,6 +18,7 @@ from tinymusician.training.checkpoint import CheckpointManager
 from tinymusician.training.engine import AdamConfig, with_prefix
 from tinymusician.understand.answer_task import (
     NO_FEATURES,
+    AnswerModule,
     AnswerTask,
     AnswerTeacher,
     QuestionSet,
@@ -25,6 +26,7 @@ from tinymusician.understand.answer_task import (
     stated_question_set,
 )
 from tinymusician.understand.attribute_task import AttributeTask
+from tinymusician.understand.lora import LoraSettings, add_adapters, merge_adapters
 from tinymusician.understand.masked_prediction import MaskedPredictionConfig
 from tinymusician.understand.pretrain_task import MaskedPredictionTask
 
@@ -108,7 +110,8 @@ def train_language(context: WorkerContext, data: UnderstandData) -> None:
     """
     config = data.config.train
     torch.manual_seed(data.seed)
-    train_set, held_out = (stated_question_set(data.tokenizer, data.questions(name)) for name in _TRAINING_SPLITS)
+    words, end = data.tokenizer, data.shape.lm.end
+    train_set, held_out = (stated_question_set(words, end, data.questions(name)) for name in _TRAINING_SPLITS)
     task = AnswerTask(
         AudioLM(data.shape),
         data.tokenizer,
@@ -129,8 +132,7 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
     """Train projector and language model on the questions; the text-only control has no audio."""
     config, is_text_only = data.config.train, stage == TEXT_ONLY
     torch.manual_seed(data.seed)
-    model = AudioLM(data.shape)
-    model.audio_encoder = trained_encoder(context, data)
+    model = _new_model(context, data)
     if config.language_steps:
         model.lm.load_state_dict(with_prefix(best_weights(context, LANGUAGE), "lm."))
     encoder, teacher = model.audio_encoder, None if is_text_only else _teacher(context, data)
@@ -148,7 +150,7 @@ def train_answers(context: WorkerContext, data: UnderstandData, stage: StageName
         config.unhearable_share,
         teacher,
     )
-    task.module.to(context.device)
+    model.to(context.device)
     steps = config.text_only_steps if is_text_only else config.steps
     optimizer = AdamConfig(beta2=0.999, weight_decay=config.weight_decay)
     _train(context, stage, task, steps, config.learning_rate, config.warmup_steps, config.batch_size, optimizer)
@@ -162,13 +164,23 @@ def _teacher(context: WorkerContext, data: UnderstandData) -> AnswerTeacher | No
 
 def trained_model(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioLM:
     """A trained model, rounded to float16 as it is shipped, in evaluation mode."""
-    model = AudioLM(data.shape)
-    model.audio_encoder = trained_encoder(context, data)
-    weights = best_weights(context, stage)
-    model.projector.load_state_dict(with_prefix(weights, "projector."))
-    model.lm.load_state_dict(with_prefix(weights, "lm."))
+    model = _new_model(context, data)
+    AnswerModule(model).load_state_dict(best_weights(context, stage))
+    if data.config.language_model.lora_rank:
+        merge_adapters(model)
     round_weights(model)
     return model.eval()
+
+
+def _new_model(context: WorkerContext, data: UnderstandData) -> AudioLM:
+    """The model before its answers are trained: the trained encoder, and the given language model with its adapters."""
+    model, config = AudioLM(data.shape), data.config.language_model
+    model.audio_encoder = trained_encoder(context, data)
+    if data.given_lm is not None:
+        model.lm.load_state_dict(data.given_lm.weights)
+    if config.lora_rank:
+        add_adapters(model, LoraSettings(config.lora_rank, config.lora_alpha))
+    return model
 
 
 def checkpoints(context: WorkerContext, stage: StageName) -> CheckpointManager:
@@ -184,7 +196,7 @@ def best_weights(context: WorkerContext, stage: StageName) -> dict[str, Tensor]:
 
 
 def _questions(data: UnderstandData, encoder: AudioEncoder, name: Split) -> QuestionSet:
-    return question_set(data.tokenizer, data.questions(name), data.features(name, encoder))
+    return question_set(data.tokenizer, data.shape.lm.end, data.questions(name), data.features(name, encoder))
 
 
 def _microbatch(context: WorkerContext, batch_size: int) -> int:

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests.ray_cluster import BIN, Ray, settings, tmctl, tmctl_json
 from tests.unit.test_runs import record
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import LocalStore, Store
 from tinymusician.house_band.skill_questions import PHRASINGS
+from tinymusician.models.audio_lm import LanguageModelShape
+from tinymusician.models.shape import WEIGHTS
 from tinymusician.recipe import load_recipe
 from tinymusician.understand.benchmark import BenchmarkResult
 from tinymusician.understand.questions import read_questions
@@ -233,10 +236,32 @@ def test_pretraining_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -
     assert BandTagger.load(tmp_path / "out" / "band-tagger").width == 48
 
 
+SHORT_UNDERSTANDING = (
+    "understand.pretrain.steps=2",
+    "understand.pretrain.tune_steps=2",
+    "understand.pretrain.batch_size=4",
+    "understand.train.steps=2",
+    "understand.train.text_only_steps=2",
+    "understand.train.batch_size=4",
+    "understand.questions.train_clips=60",
+    "understand.questions.validation_clips=50",
+    "understand.questions.test_clips=50",
+    "understand.questions.choice_groups=3",
+    "understand.questions.yes_no_pairs=2",
+    "understand.questions.open_questions=2",
+    "understand.questions.captions=2",
+    "understand.questions.benchmark_groups=3",
+    "understand.compress.accuracy_budget=1",
+    "understand.compress.block_size=16",
+    "training.batch_size=2",
+    "training.precision=float32",
+)
+
+
 def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
     """Every stage for two steps, on two workers; the artifact has a model that loads and the benchmark's questions."""
     write_tunes(ray)
-    short = (
+    sizes = (
         "encoder.width=24",
         "encoder.layers=1",
         "encoder.heads=2",
@@ -245,25 +270,9 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
         "language_model.layers=1",
         "language_model.feed_forward=16",
         "language_model.vocabulary=400",
-        "pretrain.steps=2",
-        "pretrain.tune_steps=2",
-        "pretrain.batch_size=4",
-        "train.steps=2",
         "train.language_steps=2",
-        "train.text_only_steps=2",
-        "train.batch_size=4",
-        "questions.train_clips=60",
-        "questions.validation_clips=50",
-        "questions.test_clips=50",
-        "questions.choice_groups=3",
-        "questions.yes_no_pairs=2",
-        "questions.open_questions=2",
-        "questions.captions=2",
-        "questions.benchmark_groups=3",
-        "compress.accuracy_budget=1",
-        "compress.block_size=16",
     )
-    values = (*(f"understand.{value}" for value in short), "training.batch_size=2", "training.precision=float32")
+    values = (*(f"understand.{value}" for value in sizes), *SHORT_UNDERSTANDING)
     run = tmctl_json(ray, store, "submit", "understand", "band-mu", *settings(values), *TWO, "--name", "u")
     assert run["state"] == "SUCCEEDED"
     assert set(run["metrics"]["probe"]) == {"instrument", "tempo", "key", "mode"}
@@ -287,3 +296,36 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     played = tmctl_json(ray, store, "ask", "--audio", str(tmp_path / "clip.flac"), "--model", str(tmp_path / "bundle"))
     assert (played["model"], played["audio_seconds"], played["windows"]) == ("band-mu", 2.0, 1)
     assert [answer["attribute"] for answer in played["answers"]] == list(PHRASINGS)
+
+
+def test_language_model_from_elsewhere_learns_adapters(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+    """The model is an imported artifact; the result has its tokenizer, and no adapters beside its weights."""
+    from tokenizers import Tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    write_tunes(ray)
+    words = Tokenizer.from_file(str(WEIGHTS / "band-mu" / "tokenizer.json"))
+    config = LlamaConfig(640, 32, 32, 1, 4, 2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    words.save(str(tmp_path / "lm" / "tokenizer.json"))
+    assert tmctl(ray, store, "artifacts", "import", str(tmp_path / "lm"), "--name", "small-lm").returncode == 0
+    values = (
+        "understand.language_model.model=small-lm",
+        "understand.language_model.lora_rank=2",
+        "understand.train.learning_rate=0.1",
+    )
+    run = tmctl_json(
+        ray, store, "submit", "understand", "band-mu-smol", *settings((*values, *SHORT_UNDERSTANDING)), "--name", "l"
+    )
+    assert run["state"] == "SUCCEEDED"
+    assert RunStore(store, "l").record().recipe["understand"]["language_model"]["model"].startswith("small-lm@sha256:")
+    assert tmctl(ray, store, "pull", run["artifact"], "--to", str(tmp_path / "out")).returncode == 0
+    from tinymusician.models.audio_lm_files import load_audio_lm
+
+    loaded = load_audio_lm(tmp_path / "out")
+    assert loaded.shape.lm == LanguageModelShape(640, 32, 1, 4, 2, 32, 10_000.0, 2048, 1e-6, 0)
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == words.to_str()
+    trained = loaded.lm.state_dict()
+    given = LlamaForCausalLM.from_pretrained(tmp_path / "lm").state_dict()
+    changed = {name for name in given if not torch.allclose(given[name], trained[name], atol=1e-3)}
+    assert changed == {f"model.layers.0.self_attn.{part}_proj.weight" for part in ("q", "v")}

@@ -65,7 +65,7 @@ def model() -> AudioLM:
 def task(number: int = 80, **options: object) -> AnswerTask:
     """The task on the first questions; the first 16 are multiple choice."""
     tokens, vectors = tokenizer(), features()
-    train = question_set(tokens, questions()[:number], vectors)
+    train = question_set(tokens, END_ID, questions()[:number], vectors)
     nothing = np.zeros((2, 3, 40), np.float16)
     return AnswerTask(model(), tokens, train, train, nothing, 16, 0, **options)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class LanguageModelShape:
     feed_forward: int = 1536
     rope_theta: float = 100_000.0
     positions: int = 8192
+    norm_epsilon: float = 1e-5
     end: int = 0
 
 
@@ -43,10 +44,18 @@ class AudioLMShape:
     lm: LanguageModelShape = field(default_factory=LanguageModelShape)
 
 
+class KeyValueCache(Protocol):
+    """Keys and values of the positions so far: transformers' `DynamicCache`, as far as it is used."""
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, in place."""
+
+
 class HiddenStates(Protocol):
     """What a Llama's layers return."""
 
     last_hidden_state: Tensor
+    past_key_values: KeyValueCache
 
 
 class LlamaLayers(Protocol):
@@ -54,7 +63,9 @@ class LlamaLayers(Protocol):
 
     embed_tokens: nn.Embedding
 
-    def __call__(self, *, inputs_embeds: Tensor, use_cache: bool) -> HiddenStates: ...
+    def __call__(
+        self, *, inputs_embeds: Tensor, use_cache: bool, past_key_values: KeyValueCache | None = None
+    ) -> HiddenStates: ...
 
 
 class CausalLM(Protocol):
@@ -62,6 +73,13 @@ class CausalLM(Protocol):
 
     model: LlamaLayers
     lm_head: nn.Linear
+
+
+class PromptState(NamedTuple):
+    """What a model has read: its cache, and the logits of the next token, [B, vocabulary]."""
+
+    cache: KeyValueCache
+    logits: Tensor
 
 
 class Projector(nn.Module):
@@ -96,6 +114,19 @@ class AudioLM(nn.Module):
         hidden = lm.model(inputs_embeds=self.embeddings(features_BTF, ids_BL), use_cache=False).last_hidden_state
         written = hidden[:, -ids_BL.shape[1] - 1 : -1][answers_BL]
         logits: Tensor = lm.lm_head(written)
+        return logits
+
+    def read(self, features_BTF: Tensor | None, ids_BL: Tensor) -> PromptState:
+        """Read prompts of one length, after the audio encoder's vectors or without audio."""
+        out = self.causal_lm.model(inputs_embeds=self.embeddings(features_BTF, ids_BL), use_cache=True)
+        return PromptState(out.past_key_values, self.causal_lm.lm_head(out.last_hidden_state[:, -1]))
+
+    def read_on(self, cache: KeyValueCache, ids_BL: Tensor) -> Tensor:
+        """Append tokens to a cache, in place; returns the logits after each of them, [B, L, vocabulary]."""
+        lm = self.causal_lm
+        embeddings = lm.model.embed_tokens(ids_BL)
+        out = lm.model(inputs_embeds=embeddings, use_cache=True, past_key_values=cache)
+        logits: Tensor = lm.lm_head(out.last_hidden_state)
         return logits
 
     @property
@@ -145,6 +176,7 @@ def new_lm(shape: LanguageModelShape) -> nn.Module:
             num_key_value_heads=shape.key_value_heads,
             rope_theta=shape.rope_theta,
             max_position_embeddings=shape.positions,
+            rms_norm_eps=shape.norm_epsilon,
             tie_word_embeddings=True,
             bos_token_id=shape.end,
             eos_token_id=shape.end,

@@ -31,7 +31,7 @@ from tinymusician.quantize.graph import MICROSOFT, GraphWriter
 from tinymusician.runtime.session import Array
 
 Weights = Mapping[str, Array]
-_NORM_EPSILON, _RMS_EPSILON = 1e-6, 1e-6
+_NORM_EPSILON = 1e-6
 _MASKED = -1e30
 
 
@@ -63,12 +63,14 @@ def lm_graph(shape: LanguageModelShape, weights: Weights) -> onnx.ModelProto:
     rotation, mask = _rotation(g, past, length, head, shape.rope_theta), _causal_mask(g, past, length)
     for layer in range(shape.layers):
         name = f"layers.{layer}"
-        y = _rms_norm(g, x, f"lm.model.{name}.input_layernorm", weights)
+        y = _rms_norm(g, x, f"lm.model.{name}.input_layernorm", weights, shape.norm_epsilon)
         x = g.node("Add", [x, _attention(g, y, layer, shape, weights, rotation, mask)], f"{name}.attended")
-        y = _rms_norm(g, x, f"lm.model.{name}.post_attention_layernorm", weights)
+        y = _rms_norm(g, x, f"lm.model.{name}.post_attention_layernorm", weights, shape.norm_epsilon)
         x = g.node("Add", [x, _gated(g, y, name, weights)], f"{name}.output")
     last = g.node("Slice", [x, g.ints(-1), g.ints(2**31), g.ints(1)], "last")
-    normed = _rms_norm(g, g.node("Squeeze", [last, g.ints(1)], "last.flat"), "lm.model.norm", weights)
+    normed = _rms_norm(
+        g, g.node("Squeeze", [last, g.ints(1)], "last.flat"), "lm.model.norm", weights, shape.norm_epsilon
+    )
     g.product(normed, weights["lm.model.embed_tokens.weight"], "logits")
     g.output("logits", "float32", ["B", shape.vocabulary])
     for layer in range(shape.layers):
@@ -238,9 +240,9 @@ def _layer_norm(g: GraphWriter, x: str, source: str, weights: Weights) -> str:
     return g.norm(x, weights[f"{source}.weight"], weights[f"{source}.bias"], source, _NORM_EPSILON)
 
 
-def _rms_norm(g: GraphWriter, x: str, source: str, weights: Weights) -> str:
+def _rms_norm(g: GraphWriter, x: str, source: str, weights: Weights, epsilon: float) -> str:
     gain = g.weight(f"{source}.weight", weights[f"{source}.weight"])
-    return g.node("SimplifiedLayerNormalization", [x, gain], source, axis=-1, epsilon=_RMS_EPSILON)
+    return g.node("SimplifiedLayerNormalization", [x, gain], source, axis=-1, epsilon=epsilon)
 
 
 def _size(g: GraphWriter, x: str, axis: int, name: str) -> str:

@@ -31,7 +31,7 @@ from tinymusician.recipe.load import apply_overrides, load_recipe, parse_recipe,
 from tinymusician.recipe.pretraining import PretrainConfig
 from tinymusician.recipe.recipe import Recipe
 from tinymusician.recipe.release import PublishConfig, Step
-from tinymusician.recipe.understanding import UnderstandConfig
+from tinymusician.recipe.understanding import LanguageModelConfig, UnderstandConfig
 
 __all__ = [
     "ActorSignalsConfig",
@@ -42,6 +42,7 @@ __all__ = [
     "FixedBiKLConfig",
     "Grid",
     "LaionClapEmbeddingConfig",
+    "LanguageModelConfig",
     "LayerPrunedStudent",
     "LayerSubset",
     "Objective",

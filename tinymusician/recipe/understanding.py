@@ -29,14 +29,21 @@ class AudioEncoderConfig(ConfigModel):
 
 
 class LanguageModelConfig(ConfigModel):
-    """The language model, a Llama, from random weights. The defaults are SmolLM2-135M's, which TinyMU uses."""
+    """The language model, a Llama. The defaults are SmolLM2-135M's, which TinyMU uses, with random weights."""
 
+    model: str | None = Field(
+        None, description="a trained Llama, which brings shape and tokenizer: a folder, artifact or hub id"
+    )
     width: Count = Field(576, description="width of a token's vector")
     layers: Count = Field(30, description="transformer layers")
     heads: Count = Field(9, description="attention heads; they divide the width")
     key_value_heads: Count = Field(3, description="heads of keys and values; they divide the heads")
     feed_forward: Count = Field(1536, description="width of the feed-forward layers")
     vocabulary: int = Field(49_152, ge=300, description="tokens; those of a model from scratch are learnt")
+    lora_rank: int = Field(
+        0, ge=0, description="train low-rank products beside a trained model's queries and values alone; 0: all weights"
+    )
+    lora_alpha: Positive = Field(128, description="the products' factor, times lora_rank")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -131,6 +138,17 @@ class UnderstandConfig(ConfigModel):
     train: AnswerTrainingConfig = AnswerTrainingConfig()
     teacher: AnswerTeacherConfig | None = None
     compress: CompressConfig = CompressConfig()
+
+    @model_validator(mode="after")
+    def _trained_language_model_is_used(self) -> Self:
+        lm = self.language_model
+        if lm.model is None and lm.lora_rank:
+            raise ValueError(f"language_model.lora_rank = {lm.lora_rank}: needs language_model.model")
+        if lm.model is not None and self.teacher is not None:
+            raise ValueError(f"language_model.model {lm.model!r}: teacher.model brings a tokenizer; leave it out")
+        if lm.model is not None and self.train.language_steps:
+            raise ValueError(f"train.language_steps = {self.train.language_steps}: {lm.model!r} can read; 0 is needed")
+        return self
 
     @model_validator(mode="after")
     def _teacher_brings_the_encoder(self) -> Self:

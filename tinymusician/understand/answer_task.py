@@ -17,6 +17,7 @@ from tinymusician.models.divergences import forward_kl
 from tinymusician.runtime.answers import TextTokenizer
 from tinymusician.runtime.prompts import CANNOT_TELL
 from tinymusician.training.task import Model, to_device
+from tinymusician.understand.lora import adapters
 from tinymusician.understand.questions import Question
 from tinymusician.understand.tokenizer import PAD_ID, TokenizedQuestions, tokenize
 
@@ -41,16 +42,16 @@ class QuestionSet(NamedTuple):
     features: Features
 
 
-def question_set(tokenizer: TextTokenizer, questions: Sequence[Question], features: Features) -> QuestionSet:
-    """Tokenize questions."""
-    tokens = tokenize(tokenizer, [q.prompt for q in questions], [q.target for q in questions])
+def question_set(tokenizer: TextTokenizer, end: int, questions: Sequence[Question], features: Features) -> QuestionSet:
+    """Tokenize questions; the token `end` ends answers."""
+    tokens = tokenize(tokenizer, end, [q.prompt for q in questions], [q.target for q in questions])
     return QuestionSet(questions, tokens, features)
 
 
-def stated_question_set(tokenizer: TextTokenizer, questions: Sequence[Question]) -> QuestionSet:
+def stated_question_set(tokenizer: TextTokenizer, end: int, questions: Sequence[Question]) -> QuestionSet:
     """Tokenize questions with what they ask for in words, for a model without audio; captions are left out."""
     stated = [question for question in questions if question.value]
-    tokens = tokenize(tokenizer, [q.stated_prompt for q in stated], [q.target for q in stated])
+    tokens = tokenize(tokenizer, end, [q.stated_prompt for q in stated], [q.target for q in stated])
     return QuestionSet(stated, tokens, NO_FEATURES)
 
 
@@ -63,12 +64,12 @@ class AnswerTeacher:
 
 
 class AnswerModule(nn.Module):
-    """The parts of an AudioLM that train: projector and LM; the encoder's work is in the features."""
+    """The parts of an AudioLM that train: projector and LM, or its adapters; the encoder's work is in the features."""
 
     def __init__(self, model: AudioLM) -> None:
         super().__init__()
-        self.projector, self.lm = model.projector, model.lm
-        self._model = [model]  # in a list, so that the encoder is no submodule
+        self.projector, self.lm = model.projector, adapters(model) or model.lm
+        self._model = [model]  # in a list, so that the rest is no submodule
 
     def forward(self, batch: AnswerBatch) -> Tensor:
         logits: Tensor = self._model[0](*batch)
@@ -108,7 +109,7 @@ class AnswerTask:
         self.unhearable_share = 0.0 if is_text_only else unhearable_share
         self._epoch: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros((0, 0), np.int64))
         self._lengths = np.array([len(p) + len(a) for p, a in zip(*train.tokens, strict=True)])
-        (self._cannot_tell,) = tokenize(tokenizer, [""], [CANNOT_TELL]).answers
+        (self._cannot_tell,) = tokenize(tokenizer, model.shape.lm.end, [""], [CANNOT_TELL]).answers
 
     def rows(self, step: int, part: int, parts: int) -> npt.NDArray[np.int64]:
         """The next questions of a random order of all, epoch by epoch; the rest of an epoch is left out."""

@@ -1,22 +1,25 @@
-"""Answers of a model to questions: the probabilities of options, and free text."""
+"""Answers of a model to questions: the probabilities of options, and free text.
+
+A prompt is read once, and all its options continue from the cache. Prompts of one length are read together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tinymusician.models.audio_lm import AudioLM
+from tinymusician.models.audio_lm import AudioLM, PromptState
 from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
-from tinymusician.understand.answer_task import padded
 from tinymusician.understand.questions import Question
-from tinymusician.understand.tokenizer import END_ID, PAD_ID
 
-_BATCH = 64
+_TOKENS_AT_ONCE = 4096
+"""Prompt tokens of a batch, about."""
 _LONGEST_ANSWER = 24
 
 
@@ -30,11 +33,19 @@ class Answerer(Protocol):
         """The most probable answers, token by token."""
 
 
+class _Prompt(NamedTuple):
+    """The tokens of a question's prompt, and those of every text that may follow."""
+
+    tokens: list[int]
+    texts: list[list[int]]
+
+
 class TorchAnswerer:
     """An `AudioLM` in PyTorch."""
 
     def __init__(self, model: AudioLM, tokenizer: TextTokenizer, device: str = "cpu") -> None:
         self._model, self._tokenizer, self._device = model.to(device).eval(), tokenizer, device
+        self._end = model.shape.lm.end
         self._tokens_of: dict[tuple[str, ...], list[list[int]]] = {}
 
     @torch.no_grad()
@@ -43,69 +54,65 @@ class TorchAnswerer:
         return np.asarray(self._model.audio_encoder(torch.from_numpy(waves_BN).to(self._device)).cpu().numpy())
 
     def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
-        rows = [index for index, question in enumerate(questions) for _ in range(len(question.options) + 1)]
-        prompts = self._encode([question.prompt for question in questions])
-        texts = [text for question in questions for text in self._scored(question.options)]
-        logs = self._log_likelihoods(features, rows, [prompts[row] for row in rows], texts)
-        ends = np.cumsum([len(question.options) + 1 for question in questions])[:-1]
-        return [option_probabilities(each) for each in np.split(logs, ends)]
+        prompts = [
+            _Prompt(tokens, self._scored(question.options))
+            for tokens, question in zip(self._encode([q.prompt for q in questions]), questions, strict=True)
+        ]
+        results: dict[int, OptionProbabilities] = {}
+        for rows in _batches([(len(prompt.tokens), len(prompt.texts)) for prompt in prompts]):
+            logs = self._log_likelihoods(_rows(features, rows), [prompts[row] for row in rows])
+            results |= {row: option_probabilities(each) for row, each in zip(rows, logs, strict=True)}
+        return [results[row] for row in range(len(questions))]
 
     def _scored(self, options: tuple[str, ...]) -> list[list[int]]:
         """The tokens of a question's options; many questions have the same ones."""
         if options not in self._tokens_of:
-            self._tokens_of[options] = scored_tokens(self._tokenizer, options, END_ID)
+            self._tokens_of[options] = scored_tokens(self._tokenizer, options, self._end)
         return self._tokens_of[options]
 
     @torch.no_grad()
-    def _log_likelihoods(
-        self, features: Floats | None, rows: Sequence[int], prompts: list[list[int]], texts: list[list[int]]
-    ) -> Floats:
-        """The log-likelihood of every text's tokens, after its prompt and the features of its row."""
-        logs: list[Floats] = []
-        for start in range(0, len(rows), _BATCH):
-            part = slice(start, start + _BATCH)
-            answers = [np.array(text, np.int64) for text in texts[part]]
-            ids, is_answer = padded([np.array(prompt, np.int64) for prompt in prompts[part]], answers)
-            audio = None if features is None else self._tensor(np.asarray(features[list(rows[part])], np.float32))
-            ids, is_answer = ids.to(self._device), is_answer.to(self._device)
-            log = self._model(audio, ids, is_answer).float().log_softmax(-1)
-            picked = log.gather(1, ids[is_answer][:, None])[:, 0]
-            sums = torch.zeros(len(answers), device=picked.device).index_add_(0, is_answer.nonzero()[:, 0], picked)
-            logs.append(np.asarray(sums.cpu().numpy()))
-        return np.concatenate(logs)
+    def _log_likelihoods(self, features: Floats | None, prompts: Sequence[_Prompt]) -> Floats:
+        """The log-likelihoods of the texts after their prompts, which have one length and number of texts, [B, N]."""
+        state, texts = self._read(features, [prompt.tokens for prompt in prompts]), len(prompts[0].texts)
+        tokens = [torch.tensor(text) for prompt in prompts for text in prompt.texts]
+        ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self._device)
+        lengths = torch.tensor([len(text) for text in tokens], device=self._device)
+        state.cache.batch_repeat_interleave(texts)
+        logits = [state.logits.repeat_interleave(texts, 0)[:, None]]
+        if ids.shape[1] > 1:
+            logits.append(self._model.read_on(state.cache, ids[:, :-1]))
+        logs = -F.cross_entropy(torch.cat(logits, 1).float().transpose(1, 2), ids, reduction="none")
+        is_text = torch.arange(ids.shape[1], device=self._device) < lengths[:, None]
+        sums = (logs * is_text).sum(1).reshape(len(prompts), texts)
+        return np.asarray(sums.cpu().numpy())
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(prompts), _BATCH):
-            batch = self._encode(prompts[start : start + _BATCH])
-            texts += self._generate_batch(_rows(features, start, len(batch)), batch)
-        return texts
-
-    def _generate_batch(self, features: Floats | None, prompts: list[list[int]]) -> list[str]:
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_rows = list(range(len(prompts)))
-        for _ in range(_LONGEST_ANSWER):
-            rows = None if features is None else features[open_rows]
-            logits = self._next_logits(rows, [prompts[row] + answers[row] for row in open_rows])
-            for row, token in zip(open_rows, logits.argmax(-1).tolist(), strict=True):
-                answers[row].append(token)
-            open_rows = [row for row in open_rows if answers[row][-1] != END_ID]
-            if not open_rows:
-                break
-        texts = [[token for token in answer if token != END_ID] for answer in answers]
-        return [self._tokenizer.decode(tokens, skip_special_tokens=False).strip() for tokens in texts]
+        tokens = self._encode(prompts)
+        written: dict[int, str] = {}
+        for rows in _batches([(len(each), 1) for each in tokens]):
+            written |= zip(rows, self._write(_rows(features, rows), [tokens[row] for row in rows]), strict=True)
+        return [written[row] for row in range(len(prompts))]
 
     @torch.no_grad()
-    def _next_logits(self, features: Floats | None, sequences: Sequence[Sequence[int]]) -> Floats:
-        """The logits of the token after each sequence, [B, vocabulary]."""
-        ids = np.full((len(sequences), max(map(len, sequences)) + 1), PAD_ID, np.int64)
-        is_next = np.zeros(ids.shape, bool)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
-            is_next[row, len(sequence)] = True
+    def _write(self, features: Floats | None, prompts: Sequence[list[int]]) -> list[str]:
+        """The answers to prompts of one length, until all have ended."""
+        state = self._read(features, prompts)
+        tokens = state.logits.argmax(-1)[:, None]
+        is_ended = tokens[:, -1] == self._end
+        while tokens.shape[1] < _LONGEST_ANSWER and not is_ended.all():
+            token = self._model.read_on(state.cache, tokens[:, -1:])[:, -1].argmax(-1)
+            tokens = torch.cat([tokens, token[:, None]], 1)
+            is_ended |= token == self._end
+        return [self._text(row) for row in tokens.tolist()]
+
+    def _text(self, tokens: list[int]) -> str:
+        """The text before the end token."""
+        length = tokens.index(self._end) if self._end in tokens else len(tokens)
+        return self._tokenizer.decode(tokens[:length], skip_special_tokens=False).strip()
+
+    def _read(self, features: Floats | None, prompts: Sequence[list[int]]) -> PromptState:
         audio = None if features is None else self._tensor(np.asarray(features, np.float32))
-        logits = self._model(audio, self._tensor(ids), self._tensor(is_next))
-        return np.asarray(logits.float().cpu().numpy())
+        return self._model.read(audio, self._tensor(np.array(prompts, np.int64)))
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -114,5 +121,15 @@ class TorchAnswerer:
         return [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
 
 
-def _rows(features: Floats | None, start: int, count: int) -> Floats | None:
-    return None if features is None else features[start : start + count]
+def _batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Numbers of prompts of equal (length, texts), as many as are read at once."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        alike.setdefault(size, []).append(row)
+    for (length, _), rows in alike.items():
+        count = max(1, _TOKENS_AT_ONCE // max(1, length))
+        yield from (rows[start : start + count] for start in range(0, len(rows), count))
+
+
+def _rows(features: Floats | None, rows: list[int]) -> Floats | None:
+    return None if features is None else features[rows]

@@ -15,6 +15,7 @@ from tinymusician.runtime.prompts import LETTERS
 
 END, PAD = "<end>", "<pad>"
 END_ID, PAD_ID = 0, 1
+"""The ids of both in a tokenizer from here. Rows are padded after their end, so any id serves for that."""
 
 
 class TokenizedQuestions(NamedTuple):
@@ -38,8 +39,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizersTokenize
     return tokenizer
 
 
-def tokenize(tokenizer: TextTokenizer, prompts: Sequence[str], answers: Sequence[str]) -> TokenizedQuestions:
-    """The tokens of prompts and of the answers to them; a space begins an answer, and the end token ends it."""
+def tokenize(tokenizer: TextTokenizer, end: int, prompts: Sequence[str], answers: Sequence[str]) -> TokenizedQuestions:
+    """The tokens of prompts and of the answers to them; a space begins an answer, and the token `end` ends it."""
     prompt_ids = [np.array(encoded.ids, np.int64) for encoded in tokenizer.encode_batch(prompts)]
     spaced = tokenizer.encode_batch([f" {answer}" for answer in answers])
-    return TokenizedQuestions(prompt_ids, [np.array([*encoded.ids, END_ID], np.int64) for encoded in spaced])
+    return TokenizedQuestions(prompt_ids, [np.array([*encoded.ids, end], np.int64) for encoded in spaced])
