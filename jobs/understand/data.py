@@ -5,6 +5,7 @@ Each node renders and computes them once, in its cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -68,9 +69,8 @@ class UnderstandData:
         from tinymusician.house_band.tunes import TUNES, load_tunes
 
         if name not in self._splits:
-            self._context.run.report_progress(f"{name} clips", 0, 1)
-            tunes = load_tunes(self.folder / TUNES)
-            self._splits[name] = load_split(self.folder, tunes, name, self._count(name), SEED, EVERY_KEY)
+            tunes, progress = load_tunes(self.folder / TUNES), self._progress(f"{name} clips")
+            self._splits[name] = load_split(self.folder, tunes, name, self._count(name), SEED, EVERY_KEY, progress)
         return self._splits[name]
 
     @cached_property
@@ -133,6 +133,18 @@ class UnderstandData:
         """The encoder's vectors of a split of which all clips have passed through the codec."""
         return self._clips_features(name, encoder, 1.0)
 
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        """Reports what is done of a part of the data, as often as its percentage changes."""
+        last = -1
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if (percentage := done * 100 // total) != last:
+                self._context.run.report_progress(stage, done, total)
+                last = percentage
+
+        return report
+
     def _coded_share(self, name: Split) -> float:
         return self.config.questions.coded_share if name == "train" and self.config.questions.codec else 0.0
 
@@ -143,13 +155,18 @@ class UnderstandData:
         if (name, coded_share) not in self._spectra:
             split = self.split(name)
             waves: Waves = split.audio
-            self._context.run.report_progress(f"{name} spectra", 0, 1)
             if coded_share:
                 is_coded = np.random.default_rng(self.seed).random(len(split.clips)) < coded_share
                 waves = with_codec(waves, is_coded, self._codec)
             source, samples = self._source(name, coded_share), split.samples.shape[1]
             self._spectra[name, coded_share] = load_spectra(
-                self.folder, source, waves, len(split.clips), samples, self.front_end
+                self.folder,
+                source,
+                waves,
+                len(split.clips),
+                samples,
+                self.front_end,
+                self._progress(f"{name} spectra"),
             )
         return self._spectra[name, coded_share]
 
@@ -157,7 +174,8 @@ class UnderstandData:
         from tinymusician.understand.features import load_features
 
         source = self._source(name, coded_share)
-        return load_features(self.folder, source, encoder, self._clips_spectra(name, coded_share))
+        spectra = self._clips_spectra(name, coded_share)
+        return load_features(self.folder, source, encoder, spectra, self._progress(f"{name} features"))
 
     def _source(self, name: Split, coded_share: float) -> str:
         """Identifies the clips of a split of which a share has passed through the codec."""

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def load_split(
     count: int,
     seed: int,
     transpositions: Sequence[int] = TRANSPOSITIONS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RenderedSplit:
     """Read `count` clips of `split` from `folder`, and render them first if they are missing.
 
@@ -77,7 +78,7 @@ def load_split(
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
     audio, facts = folder / f"{split}-{digest}.npy", folder / f"{split}-{digest}.json"
     if not facts.exists():
-        _render(audio, facts, selected, f"{seed}/{split}", count, transpositions)
+        _render(audio, facts, selected, f"{seed}/{split}", count, transpositions, on_progress)
     clips = [_from_json(entry) for entry in json.loads(facts.read_text())]
     return RenderedSplit(np.load(audio, mmap_mode="r"), clips, audio.stem)
 
@@ -93,7 +94,13 @@ def load_test_split(folder: Path, count: int) -> RenderedSplit:
 
 
 def _render(
-    audio: Path, facts: Path, tunes: Sequence[Tune], seed: str, count: int, transpositions: Sequence[int]
+    audio: Path,
+    facts: Path,
+    tunes: Sequence[Tune],
+    seed: str,
+    count: int,
+    transpositions: Sequence[int],
+    on_progress: Callable[[int, int], None],
 ) -> None:
     """Render `count` clips; the attributes are written last, so a split is either complete or absent."""
     audio.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +114,7 @@ def _render(
         clip, wave = _draw(band, tunes, random.Random(f"{seed}/{index}"), transpositions)
         samples[index] = np.round(wave * 32767).astype(np.int16)
         entries.append(asdict(clip))
+        on_progress(index + 1, count)
     samples.flush()
     os.replace(draft, audio)
     draft.write_text(json.dumps(entries))

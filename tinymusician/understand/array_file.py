@@ -10,10 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 Halves = npt.NDArray[np.float16]
+ProgressCallback = Callable[[int, int], None]
+"""Called with the rows that are done, and their number in all."""
+_ROWS_AT_ONCE = 50
 
 
-def computed_once(path: Path, shape: tuple[int, ...], fill: Callable[[Halves], None]) -> Halves:
-    """The array in a file; if it is missing, one process fills it, and others wait.
+def computed_once(
+    path: Path,
+    shape: tuple[int, ...],
+    compute: Callable[[slice], npt.NDArray[np.floating]],
+    on_progress: ProgressCallback = lambda done, total: None,
+) -> Halves:
+    """The array in a file; if it is missing, one process computes it, some rows at a time, and others wait.
 
     A process that is killed leaves a draft, which the next one overwrites.
     """
@@ -24,7 +32,10 @@ def computed_once(path: Path, shape: tuple[int, ...], fill: Callable[[Halves], N
         if not path.exists():
             draft = path.with_name(f"{path.name}.part")
             array = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
-            fill(array)
+            for start in range(0, shape[0], _ROWS_AT_ONCE):
+                rows = slice(start, min(shape[0], start + _ROWS_AT_ONCE))
+                array[rows] = compute(rows).astype(np.float16)
+                on_progress(rows.stop, shape[0])
             array.flush()
             os.replace(draft, path)
     return np.asarray(np.load(path, mmap_mode="r"))

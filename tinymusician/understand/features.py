@@ -12,7 +12,7 @@ from tinymusician.models.audio_encoder import PATCH, AudioEncoder
 from tinymusician.models.prune_layers import weights_digest
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.understand.answer_task import Features
-from tinymusician.understand.array_file import computed_once
+from tinymusician.understand.array_file import ProgressCallback, computed_once
 from tinymusician.understand.spectra import Spectra
 
 _CLIPS_AT_ONCE = 50
@@ -21,20 +21,25 @@ _SILENCES = 10
 
 
 @torch.no_grad()
-def load_features(folder: Path, source: str, encoder: AudioEncoder, spectra: Spectra) -> Features:
+def load_features(
+    folder: Path,
+    source: str,
+    encoder: AudioEncoder,
+    spectra: Spectra,
+    on_progress: ProgressCallback = lambda done, total: None,
+) -> Features:
     """The vectors of every clip, float16 [clips, T, F], from `folder`; a missing file is computed.
 
     `source` names the clips; the file's name is made of it and of the encoder's weights.
     """
     device, columns = next(encoder.parameters()).device, -(-spectra.shape[-1] // PATCH)
 
-    def fill(features: Features) -> None:
-        for start in range(0, len(spectra), _CLIPS_AT_ONCE):
-            batch = torch.from_numpy(np.asarray(spectra[start : start + _CLIPS_AT_ONCE], np.float32)).to(device)
-            features[start : start + _CLIPS_AT_ONCE] = encoder.encode(batch).cpu().numpy().astype(np.float16)
+    def compute(rows: slice) -> npt.NDArray[np.float32]:
+        batch = torch.from_numpy(np.asarray(spectra[rows], np.float32)).to(device)
+        return np.asarray(encoder.encode(batch).cpu().numpy())
 
     path = folder / f"features-{source}-{weights_digest(encoder)[:16]}.npy"
-    return computed_once(path, (len(spectra), columns, encoder.shape.output_width), fill)
+    return computed_once(path, (len(spectra), columns, encoder.shape.output_width), compute, on_progress)
 
 
 def unhearable_features(encoder: AudioEncoder, samples: int, seed: int) -> Features:

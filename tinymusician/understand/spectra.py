@@ -11,15 +11,22 @@ import numpy.typing as npt
 import torch
 
 from tinymusician.models.spectral_front_end import BANDS, HOP, WINDOW, FrontEndConfig, Scale, SpectralFrontEnd
-from tinymusician.understand.array_file import computed_once
+from tinymusician.understand.array_file import ProgressCallback, computed_once
 
 Spectra = npt.NDArray[np.float16]
 Waves = Callable[[slice], npt.NDArray[np.float32]]
 """Reads clips as float32 in [-1, 1], [n, N]."""
-_CLIPS_AT_ONCE = 50
 
 
-def load_spectra(folder: Path, source: str, waves: Waves, count: int, samples: int, config: FrontEndConfig) -> Spectra:
+def load_spectra(
+    folder: Path,
+    source: str,
+    waves: Waves,
+    count: int,
+    samples: int,
+    config: FrontEndConfig,
+    on_progress: ProgressCallback = lambda done, total: None,
+) -> Spectra:
     """The spectra of `count` clips of `samples` samples, float16 [count, channels, 80, frames], from `folder`.
 
     `source` names the clips' content; the file's name is made of it and of the front end. A missing file is computed.
@@ -27,13 +34,12 @@ def load_spectra(folder: Path, source: str, waves: Waves, count: int, samples: i
     digest = hashlib.sha256(repr((source, count, samples, config)).encode()).hexdigest()[:16]
     shape = (count, config.channels, BANDS, 1 + (samples - WINDOW) // HOP)
 
-    def fill(spectra: Spectra) -> None:
-        front_end = SpectralFrontEnd(config)
-        for start in range(0, count, _CLIPS_AT_ONCE):
-            rows = slice(start, min(count, start + _CLIPS_AT_ONCE))
-            spectra[rows] = front_end(torch.from_numpy(waves(rows))).numpy().astype(np.float16)
+    front_end = SpectralFrontEnd(config)
 
-    return computed_once(folder / f"spectra-{digest}.npy", shape, fill)
+    def compute(rows: slice) -> npt.NDArray[np.float32]:
+        return np.asarray(front_end(torch.from_numpy(waves(rows))).numpy())
+
+    return computed_once(folder / f"spectra-{digest}.npy", shape, compute, on_progress)
 
 
 def measure_scales(waves_BN: npt.NDArray[np.float32]) -> FrontEndConfig:
