@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,12 @@ from jobs.understand.data import UnderstandData
 from jobs.understand.stages import ANSWERS, trained_model
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.skill_questions import attribute_questions
-from tinymusician.models.licence import HOUSE_BAND_LICENCE
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.quantize.audio_lm_bundle import BundleFacts, front_end_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan
+from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan, uniform_plan
 
 _PARITY_CLIPS = 8
 
@@ -28,7 +28,7 @@ def write_bundle(
     """Write the bundle of the trained model, whose artifact is `source`; returns the plan's search and its score.
 
     Raises:
-        PlanError: every plan loses more accuracy than the recipe allows.
+        PlanError: every plan, or the given precision, loses more accuracy than the recipe allows.
     """
     config, run = data.config.compress, context.run
     model, tokenizer = trained_model(context, data, ANSWERS), data.tokenizer.to_str()
@@ -38,9 +38,11 @@ def write_bundle(
         questions = random.Random(data.seed).sample(questions, config.questions)
     scorer = PlanScorer(model, tokenizer, clips, questions, context.threads)
     base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
-    search = search_plan(
-        scorer, base, config.accuracy_budget, lambda done, total: run.report_progress("sensitivity", done, total)
-    )
+    if config.precision is not None:
+        search = uniform_plan(scorer, base, config.accuracy_budget, config.precision)
+    else:
+        progress = partial(run.report_progress, "sensitivity")
+        search = search_plan(scorer, base, config.accuracy_budget, progress)
     write_graphs(model, search.plan, tokenizer, folder)
     facts = BundleFacts(
         name=context.recipe.name,
@@ -51,7 +53,7 @@ def write_bundle(
             "validation_accuracy": {"float32": search.float32.accuracy, "bundle": search.chosen.accuracy},
         },
         cost={"graph_bytes": search.chosen.size},
-        licence=HOUSE_BAND_LICENCE,
+        licence=data.licence,
         lineage={"run": run.id, "model": source},
     )
     write_manifest(model, search.plan, folder, facts)

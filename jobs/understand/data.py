@@ -80,6 +80,16 @@ class UnderstandData:
 
         return None if self.config.teacher is None else load_audio_lm(model_folder(self.config.teacher.model))
 
+    @property
+    def licence(self) -> str:
+        """The licence of the trained model, with those of the models that it contains."""
+        from tinymusician.models.licence import audio_lm_licence
+
+        config = self.config
+        teacher = config.teacher.model if config.teacher is not None else None
+        names = (config.encoder.model, config.language_model.model, teacher)
+        return audio_lm_licence([name for name in names if name is not None])
+
     @cached_property
     def given_lm(self) -> PretrainedLM | None:
         """The trained language model that the recipe names, if any."""

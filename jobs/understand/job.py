@@ -19,7 +19,6 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.json_types import JsonObject
-from tinymusician.models.licence import HOUSE_BAND_LICENCE
 
 if TYPE_CHECKING:
     from tinymusician.data.splits import Split
@@ -77,11 +76,11 @@ def finish(context: WorkerContext) -> None:
         save_audio_lm(folder, trained_model(context, data, ANSWERS), data.tokenizer.to_str())
         for split, file in QUESTIONS.items():
             write_questions(folder / file, data.questions(split))
-        model = _publish(context, folder, "audio-lm", metrics)
+        model = _publish(context, data, folder, "audio-lm", metrics)
     with tempfile.TemporaryDirectory() as name:
         search, score = write_bundle(context, data, Path(name), model.reference)
         metrics |= {"bundle_accuracy": score.overall.interval.value, "bundle_size": search.chosen.size}
-        bundle = _publish(context, Path(name), "audio-lm-bundle", metrics)
+        bundle = _publish(context, data, Path(name), "audio-lm-bundle", metrics)
     result = result.model_copy(update={"bundle": score})
     run.write_report(result)
     run.write_rendered_report(html_report(result, context.recipe.name), markdown_report(result))
@@ -93,7 +92,7 @@ def run(run_id: str) -> None:
     run_training_driver(RunStore(open_store(), run_id), work, finish)
 
 
-def _publish(context: WorkerContext, folder: Path, kind: str, metrics: JsonObject) -> Manifest:
+def _publish(context: WorkerContext, data: UnderstandData, folder: Path, kind: str, metrics: JsonObject) -> Manifest:
     record, suffix = context.record, "-bundle" if kind.endswith("-bundle") else ""
     return publish(
         context.run.store,
@@ -103,7 +102,7 @@ def _publish(context: WorkerContext, folder: Path, kind: str, metrics: JsonObjec
         recipe=record.recipe,
         lineage={"run": record.id, "versions": record.versions, "git": record.git, "seeds": record.seeds},
         metrics=metrics,
-        licence=HOUSE_BAND_LICENCE,
+        licence=data.licence,
     )
 
 

@@ -32,7 +32,7 @@ from tinymusician.artifacts.store import LocalStore
 from tinymusician.data.prompts import load_prompts
 from tinymusician.errors import DataError, DigestMismatchError, ModelError, RecipeError, StoreError
 from tinymusician.inputs import input_path
-from tinymusician.models.licence import MUSICGEN_LICENCE, inherited_licence
+from tinymusician.models.licence import HOUSE_BAND_LICENCE, MUSICGEN_LICENCE, audio_lm_licence, inherited_licence
 from tinymusician.models.shape import WEIGHTS, sampling_defaults, shape_of
 from tinymusician.recipe import load_recipe
 
@@ -115,7 +115,10 @@ class TestImport:
         assert inherited_licence([silent.reference]) == MUSICGEN_LICENCE
         (folder / "README.md").write_text("---\nlicense: cc-by-4.0\ntags: [music]\n---\n# A model\n")
         assert inherited_licence([import_path(store, folder, "card", "here").reference]) == "cc-by-4.0"
-        assert inherited_licence([import_path(store, folder, "named", "here", "MIT").reference]) == "MIT"
+        named = import_path(store, folder, "named", "here", "MIT").reference
+        assert inherited_licence([named]) == "MIT"
+        assert audio_lm_licence([named, "band-mu"]) == f"{HOUSE_BAND_LICENCE} and MIT"
+        assert audio_lm_licence(["owner/name"]) == f"{HOUSE_BAND_LICENCE} and owner/name: not stated"
 
 
 class TestAddresses:

@@ -15,7 +15,7 @@ from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.settings import Precision
 from tinymusician.understand.answering import TorchAnswerer
 from tinymusician.understand.bundle_answerer import BundleAnswerer
-from tinymusician.understand.plan_search import PRECISIONS, PlanScore, PlanScorer, search_plan
+from tinymusician.understand.plan_search import PRECISIONS, PlanScore, PlanScorer, search_plan, uniform_plan
 
 CLIPS = 6
 WAVES = np.stack([wave(0.6, seed) for seed in range(CLIPS)])
@@ -95,3 +95,12 @@ def test_search_finds_a_small_plan_within_the_budget() -> None:
 def test_budget_that_nothing_meets_is_refused() -> None:
     with pytest.raises(PlanError, match="no plan stays within it"):
         search_plan(Additive(), BASE, -1.0)
+
+
+def test_one_precision_for_all_weights_keeps_the_budget() -> None:
+    result = uniform_plan(Additive(), BASE, 0.01, "int8")
+    assert result.plan.groups == dict.fromkeys(SIZES, "int8")
+    assert result.chosen.size == 1000 + sum(SIZES.values()) // 4
+    assert result.float32.accuracy == 0.9
+    with pytest.raises(PlanError, match=r"int4: loses 0\.087 of accuracy; compress\.accuracy_budget is 0\.01"):
+        uniform_plan(Additive(), BASE, 0.01, "int4")

@@ -14,17 +14,24 @@ HOUSE_BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house ba
 MUSICGEN_LICENCE = "CC-BY-NC-4.0 (derived from MusicGen's weights)"
 
 
+def audio_lm_licence(models: Iterable[str]) -> str:
+    """The licence of a model that answers questions: the house band's, and those that the models in it state."""
+    stated = {_stated(name) or f"{name}: not stated" for name in models}
+    return " and ".join(sorted({HOUSE_BAND_LICENCE, *stated}))
+
+
 def inherited_licence(models: Iterable[str]) -> str:
     """The licence of what is derived from these models: the packaged ones' is the project's, artifacts state theirs.
 
     Others, and artifacts that state none, are taken for MusicGen's.
     """
-    licences = {_licence_of(name) for name in models}
+    licences = {_stated(name) or MUSICGEN_LICENCE for name in models}
     return " and ".join(sorted(licences)) if MUSICGEN_LICENCE not in licences else MUSICGEN_LICENCE
 
 
-def _licence_of(name: str) -> str:
+def _stated(name: str) -> str | None:
+    """The licence that a packaged model or an artifact states."""
     if is_packaged(name):
         return HOUSE_BAND_LICENCE
     stated = find(open_store(), name).licence if scheme_of(name) == "artifact" else UNKNOWN_LICENCE
-    return MUSICGEN_LICENCE if stated == UNKNOWN_LICENCE else stated
+    return None if stated == UNKNOWN_LICENCE else stated

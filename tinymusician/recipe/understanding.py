@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tinymusician.config_model import ConfigModel, Count, Positive, Share
+from tinymusician.settings import Precision
 
 
 class AudioEncoderConfig(ConfigModel):
@@ -123,6 +124,9 @@ class AnswerTeacherConfig(ConfigModel):
 class CompressConfig(ConfigModel):
     """The bundle: the smallest plan whose accuracy on validation questions is within the budget of float32's."""
 
+    precision: Precision | None = Field(
+        None, description="one precision for all weights, without a search; null: each group's is searched for"
+    )
     accuracy_budget: Positive = Field(0.01, description="largest loss of accuracy, as a share of the questions")
     questions: Count = Field(400, description="validation questions on which plans are compared")
     block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights per scale of int8 and int4")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from tinymusician.errors import PlanError
 from tinymusician.models.audio_lm import AudioLM
 from tinymusician.quantize.adaptive import trials
 from tinymusician.quantize.apply import WEIGHTED
@@ -54,7 +55,10 @@ class PlanScorer:
         self, model: AudioLM, tokenizer_json: str, waves_BN: Floats, questions: Sequence[Question], threads: int = 0
     ) -> None:
         self._model, self._tokenizer, self._threads = model, tokenizer_json, threads
-        self._waves, self._questions = waves_BN, questions
+        rows = sorted({question.clip for question in questions})
+        row_of = {clip: row for row, clip in enumerate(rows)}
+        self._waves, self._questions = waves_BN[rows], questions
+        self._rows = [row_of[question.clip] for question in questions]
 
     def score(self, plan: PrecisionPlan) -> PlanScore:
         """Write the bundle of a plan, and answer all questions with it."""
@@ -64,7 +68,7 @@ class PlanScorer:
             write_manifest(self._model, plan, folder, BundleFacts("trial", 1.0, (), {}, {}, "", {}))
             answerer = BundleAnswerer(folder, self._threads)
             embeddings = answerer.embed(self._waves)
-            results = answerer.probabilities(embeddings[[q.clip for q in self._questions]], self._questions)
+            results = answerer.probabilities(embeddings[self._rows], self._questions)
             pairs = zip(self._questions, results, strict=True)
             right = [question.options[result.choice] == question.answer for question, result in pairs]
             return PlanScore(sum((folder / graph).stat().st_size for graph in _GRAPHS), float(np.mean(right)))
@@ -81,6 +85,23 @@ class PlanScorer:
                     if node.op_type in WEIGHTED and (size := sum(weights.get(name, 0) for name in node.input)):
                         sizes[group_of(node.name)] = sizes.get(group_of(node.name), 0) + size
         return {group: size for group, size in sizes.items() if group != FRONT_END}
+
+
+def uniform_plan(scorer: PlanScorer, base: PrecisionPlan, budget: float, precision: Precision) -> PlanSearch:
+    """One precision for all weights, if it loses at most `budget`.
+
+    Raises:
+        PlanError: it loses more.
+    """
+    float32 = scorer.score(base.model_copy(update={"default": "float32", "groups": {}}))
+    groups = dict.fromkeys(scorer.group_sizes(), precision)
+    plan = base.model_copy(update={"default": "float32", "groups": groups})
+    chosen = scorer.score(plan)
+    if (lost := float32.accuracy - chosen.accuracy) > budget:
+        raise PlanError(
+            f"compress.precision = {precision}: loses {lost:.3f} of accuracy; compress.accuracy_budget is {budget:g}"
+        )
+    return PlanSearch(plan, chosen, float32, {})
 
 
 def search_plan(
