@@ -49,6 +49,7 @@ class InputField(NamedTuple):
     jobs: tuple[JobKind, ...]
 
 
+_LANGUAGE_MODEL = "understand.language_model.model"
 FIELDS = (
     InputField("teacher.model", MODEL, ("precompute", "distill", "sweep", "pipeline", "evaluate")),
     InputField("student.model", MODEL, (*_TRAINING, "evaluate")),
@@ -69,7 +70,7 @@ FIELDS = (
     InputField("evaluate.embedding.checkpoint", FILE, _EVALUATING),
     InputField("evaluate.embedding.tokenizer", FOLDER, _EVALUATING),
     InputField("understand.encoder.model", MODEL, ("understand",)),
-    InputField("understand.language_model.model", MODEL, ("understand",)),
+    InputField(_LANGUAGE_MODEL, MODEL, ("understand",)),
     InputField("understand.teacher.model", MODEL, ("understand",)),
 )
 Section = TypeVar("Section", bound=BaseModel)
@@ -149,6 +150,9 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
         if "/" not in name and "." not in name:
             return find(store, name).reference
     except NotFoundError as error:
+        if field.key == _LANGUAGE_MODEL:
+            advice = "allowed are a folder, a hub id and an artifact; `make smollm` stores smollm2-135m-instruct"
+            raise RecipeError(f"{field.key} = {name!r}: {advice}") from error
         if field.kind == MODEL and not scheme:
             shape_of(name)  # says what is allowed
         if field.key == "quantize.plan" and not scheme:

@@ -122,13 +122,13 @@ class UnderstandData:
     @cached_property
     def shape(self) -> AudioLMShape:
         """The shapes of all components."""
-        from jobs.understand.shapes import audio_lm_shape
+        from jobs.understand.shapes import audio_lm_shape, student_shape
 
         shape = audio_lm_shape(self.config, self.front_end)
         if self.given_encoder is not None:
             shape = replace(shape, audio_encoder=self.given_encoder.shape)
         if self.teacher is not None:
-            shape = replace(shape, lm=replace(shape.lm, vocabulary=self.teacher.shape.lm.vocabulary))
+            shape = replace(shape, lm=student_shape(self.teacher.shape.lm, shape.lm))
         return shape if self.given_lm is None else replace(shape, lm=self.given_lm.shape)
 
     def spectra(self, name: Split) -> Spectra:

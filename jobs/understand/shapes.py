@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tinymusician.models.audio_encoder import AudioEncoderShape
 from tinymusician.models.audio_lm import AudioLMShape, LanguageModelShape
 from tinymusician.models.pretrained_lm import llama_shape
@@ -22,6 +24,18 @@ def audio_lm_shape(config: UnderstandConfig, front_end: FrontEndConfig) -> Audio
         AudioEncoderShape(encoder.width, encoder.layers, encoder.heads, encoder.feed_forward, front_end=front_end),
         config.train.projector_width,
         _language_model_shape(config.language_model),
+    )
+
+
+def student_shape(teacher: LanguageModelShape, stated: LanguageModelShape) -> LanguageModelShape:
+    """The stated sizes, with the teacher's tokens and constants."""
+    return replace(
+        teacher,
+        width=stated.width,
+        layers=stated.layers,
+        heads=stated.heads,
+        key_value_heads=stated.key_value_heads,
+        feed_forward=stated.feed_forward,
     )
 
 

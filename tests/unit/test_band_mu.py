@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
+from jobs.launch.estimate import understand_cost
+from jobs.understand.shapes import audio_lm_shape, student_shape
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.house_band.attributes import INSTRUMENTS
 from tinymusician.house_band.synth import Note, SoundfontSynth
+from tinymusician.models.audio_lm import AudioLM, copy_layers
+from tinymusician.models.audio_lm_files import load_audio_lm
+from tinymusician.models.shape import WEIGHTS
+from tinymusician.recipe import load_recipe
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 from tinymusician.runtime.audio_reader import Wave
 from tinymusician.runtime.best_of import rank
@@ -74,3 +82,21 @@ def test_command_answers_without_naming_a_model(tmp_path: Path) -> None:
     reply = json.loads(ended.stdout)
     assert (reply["model"], reply["windows"]) == ("band-mu", 1)
     assert reply["answers"][0]["answer"] == "fiddle"
+
+
+def test_packaged_student_can_copy_its_teachers_layers() -> None:
+    """band-mu-tiny differs from band-mu in the number of layers alone, and trains no encoder."""
+    recipe, teacher = load_recipe("band-mu-tiny"), load_audio_lm(WEIGHTS / "band-mu")
+    assert recipe.understand is not None
+    assert recipe.understand.teacher is not None
+    stated = audio_lm_shape(recipe.understand, teacher.shape.audio_encoder.front_end)
+    shape = replace(
+        teacher.shape, lm=student_shape(teacher.shape.lm, stated.lm), projector_width=stated.projector_width
+    )
+    student = AudioLM(shape)
+    copy_layers(teacher, student, recipe.understand.teacher.layers)
+    last, first = (model.lm.state_dict() for model in (teacher, student))
+    torch.testing.assert_close(first["model.layers.1.mlp.up_proj.weight"], last["model.layers.3.mlp.up_proj.weight"])
+    cost = understand_cost(recipe)
+    assert cost["language_model_parameters"] == sum(value.numel() for value in student.lm.parameters())
+    assert cost["clips_of_masked_prediction"] == 0
