@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from serve import log
-from serve.bundle_files import ServedFiles, bundle_file
+from serve.bundle_files import ServedFiles, bundle_file, bundle_info
 from serve.bundle_follower import BundleFollower
 from serve.bundle_source import ResolvedBundle, questions_config
 from serve.config import ServeConfig
@@ -52,7 +52,7 @@ class _LoadedAnswerer:
         self.source, self.answerer, self.digest = source, answerer, source.digest
 
     def close(self) -> None:
-        """Does nothing."""
+        """Nothing is to be closed: the last question that uses the bundle frees it."""
 
 
 class AnswerReplica:
@@ -116,16 +116,9 @@ class AnswerReplica:
     async def about(self) -> QuestionModelInfo:
         """Describe the loaded bundle."""
         loaded = self._follower.current
-        manifest, version = loaded.answerer.manifest, loaded.source.version
+        manifest = loaded.answerer.manifest
         return QuestionModelInfo(
-            id=version.release.reference if version else manifest.name,
-            digest=loaded.digest,
-            version=version.release.version if version else None,
-            artifact=version.release.artifact if version else None,
-            licence=manifest.licence,
-            bytes=sum(file.size for file in manifest.files),
-            minimum_memory=manifest.minimum_memory,
-            sampling_rate=manifest.architecture.sampling_rate,
+            **bundle_info(loaded.source, loaded.digest, manifest).model_dump(),
             window_seconds=manifest.architecture.window_seconds,
             attributes=tuple(question.attribute for question in manifest.questions),
         )

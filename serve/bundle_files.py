@@ -1,4 +1,4 @@
-"""Sends the files of a loaded bundle to devices, in chunks."""
+"""Describes a loaded bundle, and sends its files to devices, in chunks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.bundle_source import ResolvedBundle
+from serve.schemas import BundleInfo
 from tinymusician.errors import NotFoundError
+from tinymusician.runtime.audio_lm_bundle import AudioLMManifest
 from tinymusician.runtime.bundle import MANIFEST
-from tinymusician.runtime.bundle_manifest import BundleFile
+from tinymusician.runtime.bundle_manifest import BundleFile, BundleManifest
 
 _CHUNK = 1 << 20
 """Bytes per message."""
@@ -22,6 +25,21 @@ class ServedFiles(NamedTuple):
     folder: Path
     digest: str
     files: tuple[BundleFile, ...]
+
+
+def bundle_info(source: ResolvedBundle, digest: str, manifest: BundleManifest | AudioLMManifest) -> BundleInfo:
+    """What both kinds of loaded bundles tell of themselves."""
+    version = source.version
+    return BundleInfo(
+        id=version.release.reference if version else manifest.name,
+        digest=digest,
+        version=version.release.version if version else None,
+        artifact=version.release.artifact if version else None,
+        licence=manifest.licence,
+        bytes=sum(file.size for file in manifest.files),
+        minimum_memory=manifest.minimum_memory,
+        sampling_rate=manifest.architecture.sampling_rate,
+    )
 
 
 async def bundle_file(served: ServedFiles, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:

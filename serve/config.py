@@ -12,6 +12,7 @@ from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
 from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
+from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
 DEPLOYMENT_ID = "deployment_id"
 """The argument of an application that differs between deployments: the same settings twice are two deployments."""
@@ -38,7 +39,8 @@ class ServeConfig(ConfigModel):
 
     model: str = Field(description="NAME@ALIAS, NAME, NAME@sha256:DIGEST or a folder")
     questions_model: str | None = Field(
-        None, description="a bundle that answers questions about audio, named like `model`; null: no questions"
+        DEFAULT_QUESTION_BUNDLE,
+        description="a bundle that answers questions about audio, named like `model`; null: no questions",
     )
     sources: tuple[str, ...] = Field(
         (), description="addresses that releases are pulled from; the store's own if empty"

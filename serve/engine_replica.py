@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from serve import log
-from serve.bundle_files import ServedFiles, bundle_file
+from serve.bundle_files import ServedFiles, bundle_file, bundle_info
 from serve.bundle_follower import BundleFollower, Outcome
 from serve.bundle_source import ResolvedBundle
 from serve.config import ServeConfig
@@ -120,17 +120,10 @@ class EngineReplica:
     async def about(self) -> ModelInfo:
         """Describe the loaded bundle."""
         bundle, limits = self._bundle, self._config.limits
-        manifest, version = bundle.generator.manifest, bundle.source.version
+        manifest = bundle.generator.manifest
         defaults = manifest.sampling
         return ModelInfo(
-            id=version.release.reference if version else manifest.name,
-            digest=bundle.digest,
-            version=version.release.version if version else None,
-            artifact=version.release.artifact if version else None,
-            licence=manifest.licence,
-            bytes=manifest.size,
-            minimum_memory=manifest.minimum_memory,
-            sampling_rate=manifest.architecture.sampling_rate,
+            **bundle_info(bundle.source, bundle.digest, manifest).model_dump(),
             codebooks=manifest.architecture.codebooks,
             seconds=self._default_seconds(bundle),
             most_seconds=limits.seconds,

@@ -103,7 +103,8 @@ def endpoint(**values: Any) -> Iterator[Endpoint]:
     settings = read_config({"questions_model": None, **values})
     replica = EngineReplica(settings)
     engines = Engines(replica)
-    answers = Answers(AnswerReplica(settings)) if settings.questions_model else None
+    answer_replica = AnswerReplica(settings) if settings.questions_model else None
+    answers = Answers(answer_replica) if answer_replica is not None else None
     port = free_port()
     app = create_app(Ingress(engines, settings, answers), settings.limits)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
@@ -116,3 +117,5 @@ def endpoint(**values: Any) -> Iterator[Endpoint]:
         server.should_exit = True
         thread.join()
         replica.close()
+        if answer_replica is not None:
+            answer_replica.close()

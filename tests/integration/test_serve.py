@@ -27,7 +27,6 @@ import requests
 
 from tests.ray_cluster import BIN, Ray, wait_for
 from tests.s3_server import free_port
-from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 from tinymusician.runtime.generator import GenerationRequest, load_generator
 
 pytestmark = pytest.mark.slow
@@ -269,7 +268,7 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
 
 def test_questions_are_answered_through_serve(served: Served, bundle: Path) -> None:
     """Through Serve: answers, files of the bundle, and the best of several clips; errors keep their form."""
-    ended = served.serve(str(bundle), "--threads", "1", "--set", f"questions_model={DEFAULT_QUESTION_BUNDLE}")
+    ended = served.serve(str(bundle), "--threads", "1")
     assert ended.returncode == 0, ended.stderr
     clip = served.generate(seconds=1, seed=5).content
     address = f"{served.url}/v1/audio/questions"
