@@ -54,7 +54,7 @@ class WaitNotice:
 
     def text(self, summary: RunSummary) -> str:
         """Why the run waits, once per reason; empty if it does not, or if that was said already."""
-        from jobs.launch.shortage import current_shortages, run_holder
+        from jobs.launch.shortage import recorded_shortages, run_holder
 
         now, position = time.monotonic(), (summary.state, summary.stage or "", summary.step)
         if position != self._position:
@@ -64,7 +64,7 @@ class WaitNotice:
             return summary.message if is_new else ""
         if now < self._ask_at:
             return ""
-        text = ", ".join(str(shortage) for shortage in current_shortages(self._cluster, run_holder(self._run_id)))
+        text = ", ".join(str(shortage) for shortage in recorded_shortages(self._cluster, run_holder(self._run_id)))
         self._ask_at = time.monotonic() + (_ASK_AGAIN_SECONDS if summary.stage else _ASK_SECONDS)
         is_new, self._text = text != self._text, text
         return text if is_new else ""

@@ -121,7 +121,7 @@ def _by_name(rows: list[list[str]]) -> dict[str, list[str]]:
 
 def status(run: RunName, json: Json = False) -> None:
     """Show a run's state, step, metrics and artifact."""
-    from jobs.launch.shortage import current_shortages, run_holder
+    from jobs.launch.shortage import recorded_shortages, run_holder
     from jobs.launch.submit import is_alive, reconcile
 
     folder = RunStore(open_store(), run)
@@ -135,7 +135,7 @@ def status(run: RunName, json: Json = False) -> None:
         if value not in (None, "", {}) and name not in _PRINTED_APART
     ]
     if summary.state not in ENDED and (summary.stage is None or summary.step == summary.steps):
-        lines += [str(shortage) for shortage in current_shortages(folder.record().cluster, run_holder(run))]
+        lines += [str(shortage) for shortage in recorded_shortages(folder.record().cluster, run_holder(run))]
     lines += [f"  {step.step}: {step.state}{_step_result(step)}" for step in summary.pipeline or ()]
     lines += [f"  {name}: {value}" for name, value in summary.metrics.items()]
     emit(facts, json, "\n".join(lines))

@@ -11,13 +11,15 @@ from urllib.parse import urlparse
 
 from jobs.launch import local_ray
 from jobs.launch.ray_environment import (
-    ADDRESS_VARIABLES,
+    CLUSTER_VARIABLE,
+    configured_address,
     explicit_address,
     read_token,
     token_file,
     use_token,
     worker_environment,
 )
+from jobs.launch.trusted_clusters import check_trusted
 from jobs.worker import mlflow
 from serve.config import is_loopback
 from tinymusician.artifacts.keys import KEYS_VARIABLE
@@ -27,7 +29,6 @@ from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
 from tinymusician.models.shape import WEIGHTS_VARIABLE
 
-CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 _UPLOADERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that tell of each package that a submission uploads."""
 _MAX_NODES = 10_000
@@ -54,6 +55,17 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     return _client(target), target
 
 
+def connect_recorded(address: str) -> Any:
+    """A client of the cluster that a run's record names.
+
+    Raises:
+        ClusterError: no user of this machine has named that cluster, or none responds there.
+    """
+    check_trusted(address)
+    client, _ = connect(address, start=False)
+    return client
+
+
 def check_ray_version(address: str) -> None:
     """Check that a cluster runs the Ray that this package is written for: patch versions may differ.
 
@@ -74,19 +86,6 @@ def check_ray_version(address: str) -> None:
         raise ClusterError(
             f"cluster {address}: runs Ray {running}, and this package needs {needed}; install that on all nodes"
         )
-
-
-def configured_address(address: str | None) -> str | None:
-    """The address of the cluster that a command or the environment names; None without one.
-
-    Raises:
-        ClusterError: it is not the address of a dashboard.
-    """
-    target = address or os.environ.get(CLUSTER_VARIABLE)
-    if target and urlparse(target).scheme not in {"http", "https"}:
-        raise ClusterError(f"cluster {target!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
-    from_ray = next((os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ), "")
-    return target or (from_ray if urlparse(from_ray).scheme in {"http", "https"} else None)
 
 
 def is_here(address: str) -> bool:

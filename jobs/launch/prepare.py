@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from jobs.launch.cluster import configured_address, is_here
+from jobs.launch.cluster import is_here
 from jobs.launch.inputs import locate_inputs
+from jobs.launch.ray_environment import configured_address
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.launch.validate import check, check_overrides, with_loaded_plan
 from jobs.registry import JobKind

@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlparse
+
+from tinymusician.errors import ClusterError
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "token")
 """Ray's authentication: some of its ports listen on every interface, even of a head on loopback, so all need a token.
 """
 QUIET_ENVIRONMENT = {"REPORTER_UPDATE_INTERVAL_MS": "30000"}
 """Ray's dashboard scans every process of the machine; every 5 s takes 8 % of a laptop's core."""
+CLUSTER_VARIABLE = "TMCTL_CLUSTER"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray's clients prefer these to the address that they are called with."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -40,6 +44,19 @@ def use_token() -> None:
     """Make Ray's client send its token if there is one; a cluster without authentication ignores it."""
     if read_token() is not None:
         os.environ.setdefault(*AUTHENTICATION)
+
+
+def configured_address(address: str | None) -> str | None:
+    """The address of the cluster that a command or the environment names; None without one.
+
+    Raises:
+        ClusterError: it is not the address of a dashboard.
+    """
+    target = address or os.environ.get(CLUSTER_VARIABLE)
+    if target and urlparse(target).scheme not in {"http", "https"}:
+        raise ClusterError(f"cluster {target!r}: the address of Ray's dashboard is needed, such as http://HEAD:8265")
+    from_ray = next((os.environ[name] for name in ADDRESS_VARIABLES if name in os.environ), "")
+    return target or (from_ray if urlparse(from_ray).scheme in {"http", "https"} else None)
 
 
 @contextmanager

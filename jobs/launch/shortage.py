@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.launch.cluster import connect
 from jobs.launch.ray_environment import explicit_address
+from jobs.launch.trusted_clusters import check_trusted
 from tinymusician.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -67,6 +68,15 @@ def shortages(claims: Iterable[ResourceClaim], totals: Mapping[str, float], wait
 def run_holder(run_id: str) -> str:
     """The holder of a run's resources."""
     return f"run {run_id}"
+
+
+def recorded_shortages(address: str, waiting: str) -> list[Shortage]:
+    """What a run lacks on the cluster that its record names; nothing if no user of this machine has named that."""
+    try:
+        check_trusted(address)
+    except ClusterError:
+        return []
+    return current_shortages(address, waiting)
 
 
 def current_shortages(address: str, waiting: str) -> list[Shortage]:

@@ -15,6 +15,8 @@ from urllib.parse import urlparse
 
 from jobs.launch import cluster
 from jobs.launch.inputs import upload_inputs
+from jobs.launch.ray_environment import configured_address
+from jobs.launch.trusted_clusters import check_trusted, remember_cluster
 from jobs.registry import JobKind
 from jobs.worker import mlflow
 from serve.config import is_loopback
@@ -59,9 +61,10 @@ def submit(
         workers, address = resume_target(run, kind, workers, address, recipe.evaluate.first != "generate")
     elif run.exists():
         raise RunError(f"run {run.id!r}: exists already; choose another --name, or continue it with --resume {run.id}")
-    is_local = cluster.configured_address(address) is None
+    is_local = configured_address(address) is None
     mlflow.shared_variables(is_local)  # refuses a password before anything is written
     client, where = cluster.connect(address)
+    remember_cluster(where)
     if not is_local:
         cluster.check_ray_version(where)
         cluster.check_store(store, where)
@@ -180,8 +183,9 @@ def resume_target(
     # Once it has ended, the cluster may take a while to see it.
     if run.status().state not in ENDED and is_alive(record):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
-    configured = cluster.configured_address(address)
+    configured = configured_address(address)
     if configured is None and not record.local_ray:
+        check_trusted(record.cluster)
         _check_tunnel(record)
         configured = record.cluster
     return workers or record.workers, configured
@@ -213,7 +217,7 @@ def stop(run: RunStore) -> None:
     state = effective_status(run, is_alive).state
     if state in ENDED:
         raise RunError(f"run {run.id!r}: has ended ({state})")
-    client, _ = cluster.connect(record.cluster, start=False)
+    client = cluster.connect_recorded(record.cluster)
     try:
         client.stop_job(record.submission)
     except RuntimeError as error:
@@ -227,7 +231,7 @@ def reconcile(run: RunStore) -> None:
         return
     record = run.record()
     try:
-        client, _ = cluster.connect(record.cluster, start=False)
+        client = cluster.connect_recorded(record.cluster)
         job = client.get_job_info(record.submission)
     except (ClusterError, RuntimeError):
         status = run.status()
@@ -264,7 +268,7 @@ def alive_checker() -> IsAlive:
         if record.cluster in silent:
             return False
         try:
-            client, _ = cluster.connect(record.cluster, start=False)
+            client = cluster.connect_recorded(record.cluster)
         except ClusterError:
             silent.add(record.cluster)
             return False

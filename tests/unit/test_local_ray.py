@@ -18,8 +18,7 @@ import pytest
 
 from jobs.cli.main import extra_of
 from jobs.launch import local_ray, serve_deploy
-from jobs.launch.cluster import configured_address
-from jobs.launch.ray_environment import bypass_proxies, explicit_address
+from jobs.launch.ray_environment import bypass_proxies, configured_address, explicit_address
 from jobs.launch.shortage import ENDPOINT, ResourceClaim, current_shortages, shortages
 from serve.config import reachable_url
 from tinymusician.errors import ClusterError

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.cli.compare_runs import comparison_page, differing_settings, read_run, result_rows
 from jobs.launch.submit import reconcile, resume_target
+from jobs.launch.trusted_clusters import remember_cluster
 from jobs.pipeline import Pipeline
 from tinymusician.artifacts.append_log import AppendLog
 from tinymusician.artifacts.registry import ReleaseRegistry
@@ -81,9 +82,17 @@ def test_runs_are_listed_by_age(store: LocalStore) -> None:
     assert [line.split(":")[0] for line in warnings] == ["run 'b'", "run 'c'"]
 
 
+@pytest.fixture
+def cluster_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster of `record` is one that jobs were submitted to from here."""
+    monkeypatch.delenv("TMCTL_CLUSTER", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    remember_cluster("http://127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("cluster_of_this_machine")
 def test_resumed_run_keeps_its_settings(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers and its cluster are its own, unless others are asked for."""
-    monkeypatch.delenv("TMCTL_CLUSTER", raising=False)
     run = RunStore(store, "r1")
     run.write_record(record("r1"))
     assert resume_target(run, "distill", None, None) == (2, "http://127.0.0.1:1")
@@ -106,6 +115,7 @@ def test_resumed_run_keeps_its_settings(store: LocalStore, monkeypatch: pytest.M
         resume_target(run, "distill", None, None)
 
 
+@pytest.mark.usefixtures("cluster_of_this_machine")
 def test_an_evaluation_that_succeeded_may_repeat_its_later_steps(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1", kind="evaluate"))
