@@ -17,8 +17,9 @@ from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import latest_key
-from tinymusician.artifacts.sources import FolderSource
+from tinymusician.artifacts.sources import FolderSource, open_source
 from tinymusician.artifacts.store import LocalStore
+from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import KeyFileError, StoreError, UntrustedError
 
 
@@ -215,6 +216,47 @@ class TestRefused:
         self.refused(world, "was set up with another root key", pinned="ab" * 32)
         with pytest.raises(UntrustedError, match="has no root key yet"):
             PullClient("band@stable", world.folder / "other", [])
+
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            ("http://127.0.0.1:9", "http://127.0.0.1:9: no server responds there"),
+            ("https://no-such-host.invalid/store", "its name cannot be resolved|no server responds|proxy does not"),
+            ("file:///no/such/folder", "no such folder"),
+        ],
+    )
+    def test_a_store_that_cannot_be_read_is_not_called_untrusted(self, tmp_path: Path, url: str, message: str) -> None:
+        client = PullClient("band@stable", tmp_path, [open_source(url)], "ab" * 32)
+        with pytest.raises(StoreError, match=message) as error:
+            client.pull()
+        assert not isinstance(error.value, UntrustedError)
+
+    def test_a_store_without_credentials_is_not_called_untrusted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = PullClient("band@stable", tmp_path / "device", [open_source("s3://music/store")], "ab" * 32)
+        with pytest.raises(StoreError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+            client.pull()
+
+    def test_both_reasons_of_a_silent_and_an_unsigned_source(self, world: World) -> None:
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        sources = [open_source("http://127.0.0.1:9"), FolderSource(world.folder / "store")]
+        client = PullClient("band@stable", world.folder / "other", sources, "ab" * 32)
+        with pytest.raises(UntrustedError, match=r"none is signed by .*; another source: .*no server responds there"):
+            client.pull()
+
+    def test_presigned_addresses_are_in_no_message(self, tmp_path: Path) -> None:
+        addresses = {root_key(1): "http://127.0.0.1:9/x?X-Amz-Signature=secret"}
+        (tmp_path / "list.json").write_text(json.dumps({"addresses": addresses}))
+        source = open_source((tmp_path / "list.json").as_uri())
+        with pytest.raises(StoreError, match="no server responds there") as error:
+            PullClient("band@stable", tmp_path / "device", [source], "ab" * 32).pull()
+        assert "secret" not in str(error.value)
 
     def test_equal_version_with_other_content(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {})

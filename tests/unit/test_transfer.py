@@ -200,7 +200,7 @@ def test_small_values_are_retried(tmp_path: Path, server: FaultyServer, file: Re
 
 def test_earlier_partial_downloads_are_used(tmp_path: Path, server: FaultyServer, file: ReleasedFile) -> None:
     server.faults = [truncate(0.5)] + [refuse(401)] * 2
-    with pytest.raises(StoreError, match="IncompleteRead"):
+    with pytest.raises(StoreError, match="the connection broke off"):
         bring_to(tmp_path / "device", server, file)
     _, bytes_done = bring_to(tmp_path / "device", server, file)
     assert bytes_done == SIZE
@@ -229,7 +229,7 @@ def test_pipeline_ends_with_a_clear_state(tmp_path: Path, server: FaultyServer, 
         (refuse(500), "status 500 for"),
         (refuse(401), "status 401 for"),
         (redirect_for_ever, "more than 5 redirects"),
-        (hang_up, r"Connection aborted|RemoteDisconnected|Connection reset"),
+        (hang_up, r"the connection broke off"),
     ):
         server.faults = [fault] * 99
         with pytest.raises(StoreError, match=message):

@@ -172,6 +172,7 @@ class PullClient:
     def _newest_root(self, current: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
         """The newest root document, the root keys on the way to it, and the errors if no source is good."""
         newest, errors, followed, good = current, list[StoreError](), list[str](), False
+        has_unsigned = False
         for source in self._sources:
             denied = list[StoreError]()
             try:
@@ -180,12 +181,18 @@ class PullClient:
                 good = True
             except StoreError as error:
                 errors.append(error)
+            has_unsigned |= newest is None and good and not denied
             errors += denied if newest is None else []
         if newest is None:
-            raise _gravest(
-                [*errors, UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…")]
-            )
+            raise self._no_root(errors, has_unsigned)
         return newest, followed, None if good else _gravest(errors)
+
+    def _no_root(self, errors: list[StoreError], has_unsigned: bool) -> StoreError:
+        """Why there is no root document: no source could be read, or one that could has none that is trusted."""
+        if not has_unsigned:
+            return _gravest(errors)
+        others = f"; another source: {_gravest(errors)}" if errors else ""
+        return UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…{others}")
 
     def _offer(self, record: InstallState) -> AvailableUpdate:
         """The newest release of any source; one that cannot be trusted is skipped if another can."""

@@ -70,6 +70,8 @@ class FolderSource:
         try:
             file = (self._root / check_key(key)).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if not self._root.is_dir():
+                raise StoreError(f"{self.url}: no such folder") from None
             raise NotFoundError(f"{self.url}: nothing under {key!r}") from None
         except OSError as error:
             raise StoreError(f"{self.url}: cannot read {key!r}: {error.strerror or error}") from None
@@ -145,7 +147,7 @@ class HttpSource:
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise TransientStoreError(f"{self.url}: {' '.join(str(error).split())[:200]}") from None
+            raise TransientStoreError(f"{self.url}: {_reason(error)}") from None
 
     def _url_of(self, key: str) -> str:
         return f"{self.url}/{quote(key)}"
@@ -201,6 +203,22 @@ class _PresignedSource(HttpSource):
         with contextlib.closing(self._get(self.url, {})) as response:
             self._offset(response, parts.path, 0)
             return _read_first(self._chunks(response), _MAX_LIST_BYTES)
+
+
+_REASONS = (
+    (r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCert", "its certificate is not accepted, or it does not speak TLS"),
+    (r"ProxyError|Unable to connect to proxy", "the proxy does not respond; check HTTPS_PROXY and HTTP_PROXY"),
+    (r"NameResolution|Failed to resolve", "its name cannot be resolved"),
+    (r"[Tt]imed? ?out|Timeout", "no answer in time"),
+    (r"NewConnectionError|refused|unreachable", "no server responds there"),
+)
+"""Patterns in the errors of requests and urllib3, and what they mean."""
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, in plain words: the errors' texts contain addresses, and presigned ones are credentials."""
+    text = f"{type(error).__name__} {error}"
+    return next((reason for pattern, reason in _REASONS if re.search(pattern, text)), "the connection broke off")
 
 
 def _redirect_target(source: str, url: str, location: str) -> str:
