@@ -21,6 +21,7 @@ from serve.body_size import BodySizeLimitMiddleware, UploadAuthenticationMiddlew
 from serve.config import RequestLimits
 from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
+from serve.host_check import LoopbackHostMiddleware
 from serve.ingress import Ingress
 from serve.request_id import RequestIdMiddleware
 from serve.schemas import AudioAnswers, CreateAudioRequest, ErrorCode, ErrorResponse, ModelList
@@ -167,6 +168,8 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
     _add_error_handlers(app)
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
     app.add_middleware(UploadAuthenticationMiddleware, paths=(_QUESTIONS,), authenticate=ingress.authenticate)
+    if not ingress.has_api_keys:
+        app.add_middleware(LoopbackHostMiddleware)
     app.add_middleware(RequestIdMiddleware, metrics=ingress.metrics, has_request_id=has_request_id)
     return app
 

@@ -50,6 +50,7 @@ class Ingress:
             KeyFileError: the configured file of API keys cannot be read.
         """
         self._engines, self._limits, self._answers = engines, config.limits, answers
+        self.has_api_keys = config.api_keys is not None
         self._authenticator = ApiKeyAuthenticator(config.api_keys)
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)

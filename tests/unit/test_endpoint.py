@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import socket
@@ -282,13 +283,52 @@ def test_slow_request_times_out(bundle: Path) -> None:
         wait_for(lambda: here.replica._bundle.loop.num_requests == 0, 10)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("[::1]:9", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 400),
+        ("evil.example:80", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("localhost@evil.example", 400),
+        ("127.0.0.1, evil.example", 400),
+        ("192.168.1.7", 400),
+        ("", 400),
+    ],
+)
+def test_without_keys_only_this_machines_names_are_served(here: Endpoint, host: str, status: int) -> None:
+    """DNS rebinding: the page of another site asks under its own name, whatever address that resolves to."""
+    for path in ("/v1/models", "/", "/live", "/openapi.json"):
+        answer = requests.get(f"{here.url}{path}", headers={"Host": host}, timeout=10)
+        assert answer.status_code == status, (path, answer.text)
+    refused = here.generate(prompt=MARCH, headers={"Host": host})
+    assert refused.status_code == status
+    if status == 400:
+        assert refused.json()["error"]["message"].startswith("Host: without API keys, only 127.0.0.1")
+
+
+def test_two_hosts_are_refused(here: Endpoint) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(here.url.rpartition(":")[2]), timeout=10)
+    connection.putrequest("GET", "/v1/models", skip_host=True)
+    for host in ("localhost", "evil.example"):
+        connection.putheader("Host", host)
+    connection.endheaders()
+    assert connection.getresponse().status == 400
+    connection.close()
+
+
 def test_keys_open_and_bound(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, key = new_key("shop", 2, 1, None)
     with edit_keys(path, missing=True) as keys:
         keys.append(key)
     with endpoint(model=str(bundle), threads=1, api_keys=str(path)) as here:
-        assert requests.get(f"{here.url}/live", timeout=10).status_code == 200
+        public = requests.get(f"{here.url}/live", headers={"Host": "music.example"}, timeout=10)
+        assert public.status_code == 200
         shut = here.generate(prompt=MARCH)
         assert (shut.status_code, shut.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert requests.get(f"{here.url}/v1/models", timeout=10).status_code == 401
