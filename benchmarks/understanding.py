@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -117,36 +117,30 @@ def cost(bundle: Path, wave: Floats) -> dict[str, float]:
         began = time.monotonic()
         answerer.ask(answerer.read(wave), question.text, question.options)
         times.append(time.monotonic() - began)
-    file = user_folder("cache") / "understanding.wav"
-    soundfile.write(file, wave, answerer.shape.sampling_rate)
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.cli.main",
-        "ask",
-        question.text,
-        "--audio",
-        str(file),
-        "--model",
-        str(bundle),
-    ]
-    began = time.monotonic()
-    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE)
-    output, _ = process.communicate()
-    seconds = time.monotonic() - began
-    json.loads(output)
-    peak = peak_of(command)
-    file.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clip.wav"
+        soundfile.write(file, wave, answerer.shape.sampling_rate)
+        command = [sys.executable, "-m", "jobs.cli.main", "ask", question.text]
+        command += ["--audio", str(file), "--model", str(bundle.absolute()), "--json"]
+        began = time.monotonic()
+        json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        seconds, peak = time.monotonic() - began, peak_of(command)
     return {"question_seconds": float(np.median(times)), "cold_start_seconds": seconds, "peak_memory_mb": peak}
 
 
+_MEASURE = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+
+
 def peak_of(command: list[str]) -> float:
-    """The peak resident memory of a command in MB."""
-    process = os.posix_spawn(
-        command[0], command, dict(os.environ), file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    )
-    _, _, usage = os.wait4(process, 0)
-    return usage.ru_maxrss / 1e3
+    """The peak resident memory of a command in MB.
+
+    A small process starts it: Linux counts what the process that starts another one has in memory as the other's peak.
+    """
+    measured = subprocess.run([sys.executable, "-c", _MEASURE, *command], check=True, capture_output=True, text=True)
+    return int(measured.stdout) / 1e3
 
 
 if __name__ == "__main__":
