@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from serve.api_keys import ApiKey
-from serve.body_size import BodySizeLimitMiddleware, UploadAuthenticationMiddleware
+from serve.body_size import BodySizeLimitMiddleware, UploadAuthenticationMiddleware, path_of
 from serve.config import RequestLimits
 from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
@@ -188,7 +188,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(ApiError(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        if "content-type" not in request.headers:
+            needed = "multipart/form-data" if path_of(request.scope) == _QUESTIONS else "application/json"
+            message = f"Content-Type: is missing; {needed} is needed"
+            return error_response(ApiError(422, "invalid", message, "Content-Type"))
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part != "body")
         if problem["type"] == "json_invalid":

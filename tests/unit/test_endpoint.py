@@ -311,6 +311,17 @@ def test_without_keys_only_this_machines_names_are_served(here: Endpoint, host: 
         assert refused.json()["error"]["message"].startswith("Host: without API keys, only 127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [("/v1/audio/generations", "application/json"), ("/v1/audio/questions", "multipart/form-data")],
+)
+def test_a_body_without_content_type_names_the_header(here: Endpoint, path: str, needed: str) -> None:
+    answer = requests.post(f"{here.url}{path}", data=b'{"prompt": "a march"}', timeout=10)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["message"], error["field"]) == (f"Content-Type: is missing; {needed} is needed", "Content-Type")
+
+
 def test_two_hosts_are_refused(here: Endpoint) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(here.url.rpartition(":")[2]), timeout=10)
     connection.putrequest("GET", "/v1/models", skip_host=True)
