@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.artifacts.atomic import atomic_write, lock_file
+from tinymusician.artifacts.atomic import atomic_write, lock_file, open_lock
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
@@ -85,7 +85,7 @@ def edit_keys(path: Path, missing: bool = False) -> Iterator[list[ApiKey]]:
         KeyFileError: the file is malformed, or it does not exist and `missing` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    with open_lock(path.with_name(f".{path.name}.lock")) as lock:
         lock_file(lock)
         keys = [] if missing and not path.exists() else list(read_keys(path).keys)
         yield keys

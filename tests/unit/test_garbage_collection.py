@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage_collection import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
 from tinymusician.artifacts.model_card import model_card
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.run_state import RunRecord, RunResult, now
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.artifacts.store import LocalStore
+from tinymusician.artifacts.store import LocalStore, StoreEntry
 from tinymusician.data.shards import ShardCache
 from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
 
@@ -45,6 +47,30 @@ def gone(world: World, manifest: Manifest) -> bool:
     except NotFoundError:
         return True
     return False
+
+
+class IncompleteList(LocalStore):
+    """A store whose list lacks some keys, as one does whose list is updated later."""
+
+    def __init__(self, root: Path, missing: str) -> None:
+        super().__init__(root)
+        self.missing = missing
+
+    def list(self, prefix: str) -> Iterator[StoreEntry]:
+        return (entry for entry in super().list(prefix) if self.missing not in entry.key)
+
+
+@pytest.mark.parametrize("missing", ["releases/band/stable/v", "releases/"])
+def test_incomplete_list_stops_the_collection(world: World, missing: str) -> None:
+    """The stable release is read from its copy, which needs no list; its blobs would have been removed."""
+    released = made(world, 1)
+    world.registry.release(released, "stable", {})
+    made(world, 2)
+    store = IncompleteList(world.folder / "store", missing)
+    registry = ReleaseRegistry(store, world.folder / "keys", world.clock)
+    with pytest.raises(StoreError, match=r"lists no version 1 of band@stable, which its latest\.json has"):
+        find_garbage(store, registry, 1, clock=later)
+    assert released.reference not in garbage(world).artifacts
 
 
 def test_only_unreferenced_files_are_collected(world: World, tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ class TestDevice:
         assert world.playing() == {"decoder": "one"}
         assert [one.version for one in world.registry.history("band", "stable")] == [1, 2, 3]
 
+    def test_what_a_killed_process_left_does_not_double_the_space(self, world: World) -> None:
+        """In a container, process numbers repeat."""
+        world.registry.release(world.made(decoder="one"), "stable", {})
+        world.client().pull()
+        (world.folder / "device" / f".link-{os.getpid()}").touch()
+        assert world.client().installation.can_link()
+
     def test_damaged_installation_is_repaired(self, world: World) -> None:
         world.registry.release(world.made(decoder="one"), "stable", {})
         version = world.client().pull()

@@ -125,6 +125,21 @@ class TestPublishers:
         assert world.client().check().version.release == result[-1]
 
 
+class StaleCopy(LocalStore):
+    """A store behind a cache: what latest.json had first is read for ever."""
+
+    def get(self, key: str) -> bytes:
+        return b"old" if key.endswith("latest.json") else super().get(key)
+
+
+def test_a_copy_that_stays_old_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinymusician.artifacts.registry._PAUSE", 0.0)
+    registry = ReleaseRegistry(StaleCopy(world.folder / "store"), world.folder / "keys", world.clock)
+    with pytest.raises(StoreError, match=r"latest\.json reads back as something else after 20 writes"):
+        registry.release(world.made(decoder="one"), "stable", {})
+    assert world.registry.newest("band", "stable").version == 1
+
+
 def test_files_outside_their_folder() -> None:
     moment = START.isoformat()
     facts: dict[str, Any] = {"name": "band", "alias": "stable", "version": 1, "created": moment, "expires": moment}

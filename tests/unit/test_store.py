@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tinymusician.artifacts.atomic import atomic_write
+from tinymusician.artifacts.atomic import atomic_write, open_lock
 from tinymusician.artifacts.blobs import blob_key, digest_of, get_blob, put_blob
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.store import LocalStore, Store
@@ -61,7 +62,7 @@ def test_missing_input(store: Store, tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from tinymusician.artifacts.atomic import atomic_write
+from tinymusician.artifacts.atomic import atomic_write, open_lock
 with atomic_write(Path(sys.argv[1])) as draft:
     draft.write_bytes(b"half")
     print("writing", flush=True)
@@ -136,6 +137,41 @@ def test_blobs_are_checked_when_read(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DigestMismatchError, match=digest):
         get_blob(store, digest, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+def test_blob_of_another_size_is_stored_again(store: Store, tmp_path: Path) -> None:
+    """What an upload that was cut off, or another program, left under a blob's key does not count as the blob."""
+    (tmp_path / "file").write_bytes(b"whole")
+    store.put(blob_key(digest_of(tmp_path / "file")), b"cut")
+    digest = put_blob(store, tmp_path / "file")
+    get_blob(store, digest, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_the_users_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "file") as draft:
+            draft.write_text("text")
+        with atomic_write(tmp_path / "secret", 0o600) as draft:
+            assert stat.S_IMODE(draft.stat().st_mode) == 0o600 & ~umask
+            draft.write_text("key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_a_lock_does_not_follow_a_link(tmp_path: Path) -> None:
+    """Another user may plant one in a shared folder: its target would be emptied."""
+    (tmp_path / "target").write_text("content")
+    (tmp_path / "lock").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_lock(tmp_path / "lock")
+    (tmp_path / "lock").unlink()
+    open_lock(tmp_path / "lock").close()
+    assert (tmp_path / "target").read_text() == "content"
 
 
 def test_readers_never_see_half_a_value(store: Store) -> None:

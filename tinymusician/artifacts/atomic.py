@@ -1,4 +1,4 @@
-"""Atomic file writes: into a draft beside the target, flushed to disk, then renamed.
+"""Atomic file writes: into a draft beside the target, flushed to disk, then renamed; and locks between processes.
 
 A draft's name contains the id of the process that writes it, and a hash of the machine and process namespace. A process
 of the same machine and namespace knows at once which drafts belong to dead processes; others go by age.
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import secrets
 import sys
 import tempfile
 import time
@@ -23,20 +24,34 @@ DRAFT = ".draft-"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A draft that replaces `path` when the block ends without an error."""
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """A draft that replaces `path` when the block ends without an error; by default with the mode of the user's umask.
+
+    The folder is flushed too, so that the file survives a loss of power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{DRAFT}{_process_scope()}-{os.getpid()}-", dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
+    draft = path.parent / f"{DRAFT}{_process_scope()}-{os.getpid()}-{secrets.token_hex(6)}"
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
     try:
         yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.chmod(mode)
+        if mode is not None:
+            draft.chmod(mode)
+        flush(draft)
         os.replace(draft, path)
+        flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Flush a file to disk, or a folder where the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -51,6 +66,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         draft = Path(scratch) / path.name
         yield draft
         os.rename(draft, path)
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open a lock's file, which is created if it is missing; its content does not matter, and stays.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link: another user may have planted that.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8")
 
 
 def lock_file(file: IO[str], shared: bool = False) -> None:

@@ -39,14 +39,14 @@ def blob_key(digest: str) -> str:
 
 
 def put_blob(store: Store, path: Path) -> str:
-    """Store a file under its digest, unless the store has it; returns the digest.
+    """Store a file under its digest, unless the store has it in this size; returns the digest.
 
     An old blob is stored again, so that garbage collection does not remove it before its manifest is written.
     """
-    digest = digest_of(path)
+    digest, size = digest_of(path), path.stat().st_size
     key = blob_key(digest)
     young = time.time() - GRACE / 2
-    if not any(entry.key == key and entry.modified > young for entry in store.list(key)):
+    if not any(entry.key == key and entry.modified > young and entry.size == size for entry in store.list(key)):
         store.upload(path, key)
     return digest
 

@@ -8,6 +8,7 @@ than half of it. Reachability and age are determined again just before each remo
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -59,8 +60,8 @@ def find_garbage(
         StoreError: a manifest cannot be read, so its dependencies are unknown.
     """
     old = clock() - GRACE
-    releases = _released(registry)
     manifests = {one.reference: one for one in list_manifests(store, _refuse)}
+    releases = _released(registry, {one.name for one in manifests.values()})
     open_runs = dict(_open_runs(store))
     records = [*open_runs.values(), *_resumable_records(store)]
     needed = _closure(_live_manifests(list(manifests.values()), releases, records, keep), manifests)
@@ -105,14 +106,32 @@ def _removed(store: Store, key: str, size: int, on_progress: ProgressCallback, c
     return size
 
 
-def _released(registry: ReleaseRegistry) -> list[Release]:
-    """The releases of every alias's last artifacts; all releases of an alias whose signing keys are all revoked."""
+def _released(registry: ReleaseRegistry, names: Collection[str]) -> list[Release]:
+    """The releases of every alias's last artifacts; all releases of an alias whose signing keys are all revoked.
+
+    Raises:
+        StoreError: the store's list lacks a release that an alias's copy has: it is incomplete.
+    """
     releases: list[Release] = []
-    for alias in registry.aliases(revoked=True):
-        counting = registry.history(*alias)
+    listed = registry.aliases(revoked=True)
+    for name, alias in itertools.product(sorted({*names, *(name for name, _ in listed)}), _aliases(listed)):
+        copy = registry.copy(name, alias)
+        versions = [one.version for one in registry.history(name, alias, revoked=True)] if copy else []
+        if copy is not None and copy.version not in versions:
+            raise StoreError(
+                f"nothing was collected: {registry.store.url} lists no version {copy.version} of {copy.reference}, "
+                "which its latest.json has; a store must list what it has (`tmctl artifacts renew` writes it again)"
+            )
+    for pair in listed:
+        counting = registry.history(*pair)
         last = list(dict.fromkeys(release.artifact for release in reversed(counting)))[:RETAINED_RELEASES]
-        releases += [one for one in counting if one.artifact in last] or registry.history(*alias, revoked=True)
+        releases += [one for one in counting if one.artifact in last] or registry.history(*pair, revoked=True)
     return releases
+
+
+def _aliases(listed: Collection[tuple[str, str]]) -> list[str]:
+    """The aliases that any name has, and those that releases begin with, in case a list lacks them all."""
+    return sorted({"candidate", "stable", *(alias for _, alias in listed)})
 
 
 def _open_runs(store: Store) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinymusician.artifacts.atomic import atomic_write, lock_file
+from tinymusician.artifacts.atomic import atomic_write, flush, lock_file, open_lock
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.release import Release, ReleasedFile
 from tinymusician.artifacts.trust import RootMetadata
@@ -108,6 +108,7 @@ class Installation:
     def can_link(self) -> bool:
         """Whether the file system has hard links; then a version's folder needs no space beyond its blobs."""
         path, link = self.folder / "lock", self.folder / f".link-{os.getpid()}"
+        link.unlink(missing_ok=True)  # of a process of the same number that was killed
         try:
             os.link(path, link)
         except OSError:
@@ -133,9 +134,9 @@ class Installation:
             path.parent.mkdir(parents=True, exist_ok=True)
             _link(self.folder / "blobs" / file.sha256, path)
         for path in (*draft.rglob("*"), draft):
-            _fsync(path)
+            flush(path)
         os.replace(draft, place)
-        _fsync(place.parent)
+        flush(place.parent)
 
     def roll_back(self, digest: str) -> None:
         """Return to the previous version if this one is in use: it is complete but unusable."""
@@ -168,7 +169,7 @@ class Installation:
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock; the system releases it if the process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
+        with open_lock(self.folder / "lock") as file:
             lock_file(file)
             yield
 
@@ -187,14 +188,3 @@ def _link(blob: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(blob, path)
         path.chmod(0o444)
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file to disk, or a folder where the system can."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

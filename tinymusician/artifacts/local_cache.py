@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from tinymusician.artifacts.atomic import lock_file, try_lock_file
+from tinymusician.artifacts.atomic import lock_file, open_lock, try_lock_file
 from tinymusician.errors import StoreError
 
 LIMIT_VARIABLE = "TMCTL_CACHE_LIMIT_GB"
@@ -62,7 +62,7 @@ class LocalCache:
 
     def _pin(self, path: Path) -> bool:
         """Protect an entry from removal while this process lives; False if it was removed before."""
-        file = self._lock_path(f"{path.name}.pin").open("a+")  # NFS gives shared locks to readers only
+        file = open_lock(self._lock_path(f"{path.name}.pin"))
         lock_file(file, shared=True)
         if not path.exists():
             file.close()
@@ -108,7 +108,7 @@ class LocalCache:
     def _remove_unless_in_use(self, entry: Path) -> None:
         """Remove an entry, or what a killed process left of one, unless a process makes or uses it."""
         name = entry.name.removesuffix(_UNFINISHED)
-        with self._lock_path(name).open("a") as making, self._lock_path(f"{name}.pin").open("a") as pin:
+        with open_lock(self._lock_path(name)) as making, open_lock(self._lock_path(f"{name}.pin")) as pin:
             if try_lock_file(making) and try_lock_file(pin):
                 removed = self.folder / f"{secrets.token_hex(8)}{_UNFINISHED}"  # a kill leaves no incomplete entry
                 entry.rename(removed)
@@ -130,7 +130,7 @@ class LocalCache:
         """Hold a lock. Its file stays, because a process that waits for the lock has opened it."""
         path = self._lock_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with open_lock(path) as file:
             lock_file(file)
             yield file
 

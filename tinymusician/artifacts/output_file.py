@@ -67,7 +67,7 @@ def write_output(path: Path, data: bytes) -> None:
                 sink.write(data)
         else:
             target = path.resolve()
-            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
+            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
             with atomic_write(target, mode) as draft:
                 draft.write_bytes(data)
     except OSError as error:

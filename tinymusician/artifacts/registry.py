@@ -132,6 +132,14 @@ class ReleaseRegistry:
                 releases[release.version] = (key, release)
         return [releases[version][1] for version in sorted(releases)]
 
+    def copy(self, name: str, alias: str) -> Release | None:
+        """The trusted release in an alias's copy, which is read without a list; None without one."""
+        trusted = {keyid: public for root in self.roots() for keyid, public in root.release_keys.items()}
+        try:
+            return read_release(self.store.get(latest_key(name, alias)), f"{name}@{alias}", trusted)
+        except (NotFoundError, UntrustedError):
+            return None
+
     def newest(self, name: str, alias: str) -> Release:
         """The newest release of an alias.
 
@@ -221,18 +229,25 @@ class ReleaseRegistry:
     def _point(self, release_key: str, release: Release) -> None:
         """Copy a release, or a newer one, and check afterwards that the copy is still the newest."""
         name, alias = release.name, release.alias
-        while True:
+        for _ in range(_TRIES):
             key, newest = next(self._signed(name, alias))
             try:
                 ends = self._copied(name, alias)
                 same = [one for one, _ in self._signed(name, alias, newest.version) if one.endswith(ends)]
                 data = self.store.get(release_key if newest.version == release.version else same[0] if same else key)
             except NotFoundError:  # withdrawn meanwhile
+                time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
                 continue
             self.store.put(latest_key(name, alias), data)
             later = next(self._signed(name, alias))[1]
             if later.version == newest.version and self.store.get(latest_key(name, alias)) == data:
                 return
+            time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
+        raise StoreError(
+            f"release {release.reference}: version {release.version} is stored, but {latest_key(name, alias)} "
+            f"reads back as something else after {_TRIES} writes; a cache before the store? (`tmctl artifacts renew` "
+            "writes it again)"
+        )
 
     def _signed(
         self, name: str, alias: str, version: int | None = None, revoked: bool = False
