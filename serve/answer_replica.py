@@ -17,7 +17,7 @@ from serve.bundle_source import ResolvedBundle, questions_config
 from serve.config import ServeConfig
 from serve.log import log_event
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking, QuestionModelInfo
-from tinymusician.errors import DataError, RequestError
+from tinymusician.errors import DataError, RequestError, contain_panics
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.best_of import rank
 from tinymusician.runtime.prompt_claims import rankable_claims
@@ -72,6 +72,10 @@ class AnswerReplica:
         """Stop polling the alias."""
         self._follower.close()
 
+    async def check_health(self) -> None:
+        """Called by Ray Serve periodically; a replica that raises is replaced."""
+        self._follower.check_health()
+
     async def ask(
         self, audio: UploadedAudio, question: str | None, options: Sequence[str], request_id: str
     ) -> AudioAnswers:
@@ -105,7 +109,7 @@ class AnswerReplica:
             if cancelled.is_set():
                 raise RequestError("the request was cancelled")
 
-        work = asyncio.get_running_loop().run_in_executor(None, work_on, check)
+        work = asyncio.get_running_loop().run_in_executor(None, _contained, work_on, check)
         work.add_done_callback(lambda _: self._slots.release())  # a thread goes on for a while after a cancellation
         try:
             return await asyncio.shield(work)
@@ -135,9 +139,6 @@ class AnswerReplica:
             async for part in parts:
                 yield part
 
-    async def check_health(self) -> None:
-        """Called by Ray Serve periodically; a replica whose bundle is loaded is healthy."""
-
     def _ask(self, audio: UploadedAudio, question: str | None, options: Sequence[str], check: Check) -> AudioAnswers:
         if question is not None:
             check_question(question, options)
@@ -161,6 +162,12 @@ class AnswerReplica:
         loaded = _LoadedAnswerer(source, QuestionAnswerer(source.folder, self._config.threads))
         log_event("question_bundle_loaded", folder=str(source.folder), digest=loaded.digest)
         return loaded
+
+
+def _contained(work_on: Callable[[Check], _Result], check: Check) -> _Result:
+    """Work whose panics are errors."""
+    with contain_panics():
+        return work_on(check)
 
 
 def decode(audio: UploadedAudio, rate: int) -> Samples:

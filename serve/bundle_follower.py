@@ -13,6 +13,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from serve.bundle_source import ResolvedBundle, open_bundle_source
 from serve.config import ServeConfig
 from serve.log import log_event
+from tinymusician.errors import EngineError, contain_panics
 
 Outcome = Literal["accepted", "rejected", "store_error"]
 
@@ -48,8 +49,19 @@ class BundleFollower(Generic[LoadedT]):
         self._rejected: set[str] = set()
         self._closed = threading.Event()
         self.current = self._load_first()
+        self._thread: threading.Thread | None = None
         if config.is_alias:
-            threading.Thread(target=self._poll, name="bundle-poll", daemon=True).start()
+            self._thread = threading.Thread(target=self._poll, name="bundle-poll", daemon=True)
+            self._thread.start()
+
+    def check_health(self) -> None:
+        """Check that the alias is followed.
+
+        Raises:
+            EngineError: the thread that does it has ended.
+        """
+        if self._thread is not None and not self._thread.is_alive() and not self._closed.is_set():
+            raise EngineError("the thread that follows the alias has ended")
 
     def close(self) -> None:
         """Stop polling the alias, and close the bundle."""
@@ -60,7 +72,8 @@ class BundleFollower(Generic[LoadedT]):
         first_error: Exception | None = None
         for source in self._source.candidates():
             try:
-                return self._load(source)
+                with contain_panics():
+                    return self._load(source)
             except Exception as error:  # whatever is wrong with this version, the previous one may work
                 first_error = first_error or error
                 self._reject(source, error)
@@ -70,7 +83,8 @@ class BundleFollower(Generic[LoadedT]):
     def _poll(self) -> None:
         while not self._closed.wait(self._interval):
             try:
-                source = self._source.poll(self._rejected)
+                with contain_panics():
+                    source = self._source.poll(self._rejected)
             except Exception as error:  # whatever it is, the next poll may succeed
                 self._on_outcome("store_error")
                 log_event("store_error", error=str(error))
@@ -81,7 +95,8 @@ class BundleFollower(Generic[LoadedT]):
     def _try_reload(self, source: ResolvedBundle) -> None:
         """Load a bundle and switch to it, or reject it."""
         try:
-            self._switch(self._load(source))
+            with contain_panics():
+                self._switch(self._load(source))
         except Exception as error:
             if isinstance(error, MemoryError | OSError) or isinstance(error.__cause__, MemoryError):
                 log_event("bundle_postponed", folder=str(source.folder), error=str(error))  # temporary: tried again

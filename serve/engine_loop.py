@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from tinymusician.errors import EngineError
+from serve.log import log_event
+from tinymusician.errors import EngineError, first_line
 from tinymusician.runtime.codec import StreamingDecoder
 from tinymusician.runtime.engine import Codes, EngineRequest
 from tinymusician.runtime.errors import as_engine_error
@@ -142,17 +143,26 @@ class EngineLoop:
             self._changed.notify()
 
     def _run(self) -> None:
-        while handles := self._wait_for_requests():
-            try:
-                self.generator.engine.step()
-            except Exception as error:  # the engine handles ONNX Runtime's errors; a bug in it must not end the thread
-                for handle in handles:
-                    handle.fail(error)
-            for handle in handles:
-                handle.poll()
-            with self._changed:
-                self._requests = [handle for handle in self._requests if not handle.is_finished]
+        try:
+            while handles := self._wait_for_requests():
+                self._step(handles)
+        except BaseException as error:  # no `Exception`, as a library's panic: health reports that the thread ends
+            self.close()
+            for handle in self._requests:
+                handle.fail(EngineError(f"the engine's thread has ended ({first_line(error)})"))
+            log_event("engine_ended", error=first_line(error))
         self.pool.shutdown(wait=False)
+
+    def _step(self, handles: list[RequestHandle]) -> None:
+        try:
+            self.generator.engine.step()
+        except Exception as error:  # the engine handles ONNX Runtime's errors; a bug in it must not end the thread
+            for handle in handles:
+                handle.fail(error)
+        for handle in handles:
+            handle.poll()
+        with self._changed:
+            self._requests = [handle for handle in self._requests if not handle.is_finished]
 
     def _wait_for_requests(self) -> list[RequestHandle]:
         """The current requests; blocks until there is one. Empty if the loop is closed and idle."""

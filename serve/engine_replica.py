@@ -152,6 +152,7 @@ class EngineReplica:
         self._update_gauges()
         if not self._bundle.loop.is_alive:
             raise EngineError("the engine's thread has ended")
+        self._follower.check_health()
 
     def _default_seconds(self, bundle: LoadedBundle) -> float:
         """The length of a request that gives none."""

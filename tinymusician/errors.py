@@ -23,6 +23,9 @@ TinyMusicianError
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class TinyMusicianError(Exception):
     """The base of every error that users see as one line."""
@@ -113,3 +116,19 @@ class ParityError(TinyMusicianError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, shortened; its type if it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def contain_panics() -> Iterator[None]:
+    """Raise a panic of a library's Rust code as a RuntimeError: pyo3's PanicException is no `Exception`.
+
+    The tokenizers library panics for some damaged files, and for some texts.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a library panicked: {first_line(error)}") from error

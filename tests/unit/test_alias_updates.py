@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,24 @@ class Publisher:
                 values = onnx.numpy_helper.to_array(weight)
                 weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), weight.name))
         onnx.save(graph, folder / "decoder.onnx")
+
+    @staticmethod
+    def panicking_tokenizer(folder: Path) -> None:
+        """A table that is none: the Rust code of tokenizers panics while it reads the file."""
+        change_tokenizer(folder, normalizer={"type": "Precompiled", "precompiled_charsmap": "////f2p1bms="})
+
+    @staticmethod
+    def panicking_encoder(folder: Path) -> None:
+        """A template with a token that it does not define: the Rust code panics at the first prompt."""
+        single = [{"SpecialToken": {"id": "[NONE]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        pair = [{"Sequence": {"id": "A", "type_id": 0}}]
+        template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}}
+        change_tokenizer(folder, post_processor=template)
+
+
+def change_tokenizer(folder: Path, **parts: object) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -152,10 +171,14 @@ def test_invalid_bundle_is_rejected_and_the_previous_one_stays(
 def test_two_invalid_bundles_leave_the_valid_one(
     here: Endpoint, publisher: Publisher, world: World, first: str, logged: Callable[[str, int], bool]
 ) -> None:
-    for number, damage in enumerate(("no_graph", "no_numbers"), 1):
+    for number, damage in enumerate(("no_graph", "no_numbers", "panicking_tokenizer", "panicking_encoder"), 1):
         publisher.release(damage)
         wait_for(lambda: logged("bundle_rejected", number), 30)  # noqa: B023 — called at once
     assert playing(here) == (first, 1)
+    asyncio.run(here.replica.check_health())
+    third = publisher.release(temperature=0.7)
+    wait_for(lambda: playing(here) == (third, 6), 30)
+    first = third
     tokenizer = requests.get(f"{here.url}/v1/bundles/{first}/tokenizer.json", timeout=10)
     assert tokenizer.status_code == 200
     assert begins_with(world) == first

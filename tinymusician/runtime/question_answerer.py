@@ -23,6 +23,7 @@ from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
+from tinymusician.runtime.text import read_tokenizer
 
 Samples = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]
@@ -83,14 +84,12 @@ class QuestionAnswerer:
         Raises:
             BundleError: it is incomplete, damaged, of another kind, or cannot be loaded here.
         """
-        from tokenizers import Tokenizer
-
         self.manifest = open_audio_lm(folder)
         self.shape = self.manifest.architecture
         open_session = SessionFactory(threads)
         self._encoder = open_session(folder / self.manifest.file("audio_encoder"))
         self.lm = LanguageModel(open_session(folder / self.manifest.file("lm")), self.shape)
-        self.tokenizer = Tokenizer.from_file(str(folder / self.manifest.file("tokenizer")))
+        self.tokenizer = read_tokenizer(folder / self.manifest.file("tokenizer"))
 
     def read(self, wave: Samples, check: Check = lambda: None) -> AudioState:
         """Read mono audio at the bundle's rate, once for all questions.

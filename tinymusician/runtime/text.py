@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinymusician.errors import RequestError
+from tinymusician.errors import BundleError, EngineError, RequestError, contain_panics, first_line
 from tinymusician.runtime.decoder import CrossAttentionKV
 from tinymusician.runtime.errors import as_engine_error
 from tinymusician.runtime.session import Array, Session
@@ -20,14 +20,27 @@ if TYPE_CHECKING:
 MAX_PROMPT_CHARACTERS = 5_000
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A bundle's tokenizer.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        with contain_panics():
+            return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise BundleError(f"bundle {path.parent}: {path.name} is damaged ({first_line(error)})") from error
+
+
 class TextEncoder:
     """Tokenizer, text encoder and cross-attention graph of a bundle."""
 
     def __init__(self, tokenizer: Path, encoder: Session, cross: Session, max_tokens: int) -> None:
         """`encoder` and `cross` are ONNX Runtime sessions; `max_tokens` limits the prompt."""
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer = read_tokenizer(tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._unknown = _unknown_id(self._tokenizer)
@@ -92,7 +105,11 @@ class TextEncoder:
             prompt.encode()
         except UnicodeEncodeError:
             raise RequestError("prompt: has bytes that are not UTF-8", "prompt") from None
-        encoding = self._tokenizer.encode(prompt)
+        try:
+            with contain_panics():
+                encoding = self._tokenizer.encode(prompt)
+        except RuntimeError as error:
+            raise EngineError(f"the tokenizer: {error}") from error
         return [encoding, *encoding.overflowing]
 
     def _cross_attention(self, states: Array, mask: Array, scale: float | None) -> CrossAttentionKV:
