@@ -1,39 +1,48 @@
-"""Which Host header is accepted without API keys: that of this machine.
+"""Which requests an endpoint without API keys accepts: those of this machine, by their `Host` and `Origin`.
 
 A web page of another site can make its name resolve to 127.0.0.1 (DNS rebinding); its requests then come from this
-machine, and say that site's name in `Host`.
+machine, and say that site's name in `Host`. It can also send a form to 127.0.0.1; the browser then says its `Origin`.
 """
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.config import is_loopback
 from serve.errors import ApiError, error_response
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^][:/@,\s]+))(?::[0-9]{1,5})?")
+
 
 class LoopbackHostMiddleware:
-    """ASGI middleware: refuses requests whose Host is neither localhost nor an address of this machine's loopback."""
+    """ASGI middleware: refuses requests whose Host or Origin is neither localhost nor an address of the loopback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-            if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
-                message = "Host: without API keys, only 127.0.0.1, localhost and [::1] are accepted"
-                await error_response(ApiError(400, "malformed", message))(scope, receive, send)
-                return
+        if scope["type"] in ("http", "websocket") and (problem := _problem(Headers(scope=scope))):
+            await error_response(ApiError(400, "malformed", problem))(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
 
-def _name(host: str) -> str:
-    """The name or address in a Host header, without its port; empty if it has none."""
-    try:
-        parts = urlsplit(f"//{host}")
-        return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
-    except ValueError:
-        return ""
+def _problem(headers: Headers) -> str:
+    """Why a request is not accepted; empty if it is."""
+    allowed = "without API keys, only localhost and addresses of the loopback are accepted"
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not _is_here(hosts[0]):
+        return f"Host {', '.join(hosts)[:60]!r}: {allowed}"
+    origin = headers.get("origin")
+    if origin is not None and not _is_here(re.sub(r"^https?://", "", origin)):
+        return f"Origin {origin[:60]!r}: {allowed}"
+    return ""
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine."""
+    match = _HOST.fullmatch(host)
+    return match is not None and is_loopback((match[1] or match[2]).lower())

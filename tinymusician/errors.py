@@ -14,6 +14,7 @@ TinyMusicianError
 ├── NonFiniteLossError         a loss that is not finite
 ├── RunError                   a run that does not exist, or has the wrong state
 ├── ClusterError               the Ray cluster cannot be reached, or refused the job
+│   └── UntrustedClusterError  only the store names the cluster
 ├── PlanError                  a precision plan whose key or value is not allowed
 ├── ParityError                a bundle that differs too much from its model
 ├── BundleError                a bundle that is damaged, incomplete or of another version
@@ -87,6 +88,10 @@ class RunError(TinyMusicianError):
 
 class ClusterError(TinyMusicianError):
     """The Ray cluster cannot be reached, or refused the job."""
+
+
+class UntrustedClusterError(ClusterError):
+    """Only the store names the cluster, so Ray's token is not sent there."""
 
 
 class BundleError(TinyMusicianError):

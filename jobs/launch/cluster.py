@@ -55,13 +55,14 @@ def connect(address: str | None, start: bool = True) -> tuple[Any, str]:
     return _client(target), target
 
 
-def connect_recorded(address: str) -> Any:
-    """A client of the cluster that a run's record names.
+def connect_recorded(address: str, named: str | None = None) -> Any:
+    """A client of the cluster that a run's record names; `named` is the command's.
 
     Raises:
-        ClusterError: no user of this machine has named that cluster, or none responds there.
+        UntrustedClusterError: no user of this machine has named that cluster.
+        ClusterError: none responds there.
     """
-    check_trusted(address)
+    check_trusted(address, named)
     client, _ = connect(address, start=False)
     return client
 

@@ -26,7 +26,7 @@ from tinymusician.artifacts.run_state import ENDED, RunRecord, check_run_name, n
 from tinymusician.artifacts.run_summary import HEARTBEAT_TIMEOUT, IsAlive, effective_status
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.store import Store
-from tinymusician.errors import ClusterError, RunError
+from tinymusician.errors import ClusterError, RunError, UntrustedClusterError
 from tinymusician.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def submit(
     is_local = configured_address(address) is None
     mlflow.shared_variables(is_local)  # refuses a password before anything is written
     client, where = cluster.connect(address)
-    remember_cluster(where)
     if not is_local:
+        remember_cluster(where)
         cluster.check_ray_version(where)
         cluster.check_store(store, where)
     check_workers(kind, recipe, workers or 1)
@@ -173,6 +173,7 @@ def resume_target(
 
     Raises:
         RunError: it is of another kind, finished or still running.
+        ClusterError: only its record names its cluster.
     """
     record = run.record()
     if record.kind != kind:
@@ -181,14 +182,31 @@ def resume_target(
         hint = "; repeat a step with `--from embed`, `aggregate` or `render`" if kind == "evaluate" else ""
         raise RunError(f"run {run.id!r}: has succeeded; there is nothing to resume{hint}")
     # Once it has ended, the cluster may take a while to see it.
-    if run.status().state not in ENDED and is_alive(record):
+    if run.status().state not in ENDED and _may_run(run, address):
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
     configured = configured_address(address)
     if configured is None and not record.local_ray:
-        check_trusted(record.cluster)
+        check_trusted(record.cluster, address)
         _check_tunnel(record)
         configured = record.cluster
     return workers or record.workers, configured
+
+
+def _may_run(run: RunStore, address: str | None) -> bool:
+    """Whether a run's job may be running, by its cluster; by its heartbeat, where that must not be asked."""
+    record = run.record()
+    try:
+        check_trusted(record.cluster, address)
+    except UntrustedClusterError:
+        return effective_status(run).state not in ENDED and not _is_lost(run)
+    return alive_checker(address)(record)
+
+
+def _is_lost(run: RunStore) -> bool:
+    """Whether a run was submitted a while ago and has never begun."""
+    status = run.status()
+    late = status.submitted is not None and now() - status.submitted > HEARTBEAT_TIMEOUT
+    return status.state == "PENDING" and late
 
 
 def _check_tunnel(record: RunRecord) -> None:
@@ -212,8 +230,11 @@ def stop(run: RunStore) -> None:
 
     Raises:
         RunError: the run has ended already.
+        ClusterError: its cluster does not respond, or only its record names it.
     """
     record = run.record()
+    if run.status().state not in ENDED:
+        check_trusted(record.cluster)
     state = effective_status(run, is_alive).state
     if state in ENDED:
         raise RunError(f"run {run.id!r}: has ended ({state})")
@@ -233,9 +254,10 @@ def reconcile(run: RunStore) -> None:
     try:
         client = cluster.connect_recorded(record.cluster)
         job = client.get_job_info(record.submission)
+    except UntrustedClusterError:  # others know what became of it
+        return
     except (ClusterError, RuntimeError):
-        status = run.status()
-        if status.state == "PENDING" and status.submitted and now() - status.submitted > HEARTBEAT_TIMEOUT:
+        if _is_lost(run):
             run.fail(f"cluster {record.cluster} was lost before the job started; continue it with --resume")
         return
     if str(job.status) not in ENDED or run.status().state in ENDED:
@@ -260,15 +282,15 @@ def is_alive(record: RunRecord) -> bool:
     return alive_checker()(record)
 
 
-def alive_checker() -> IsAlive:
-    """`is_alive` for many runs: a cluster that does not answer is asked once."""
+def alive_checker(named: str | None = None) -> IsAlive:
+    """`is_alive` for many runs: a cluster that does not answer is asked once. `named` is the command's cluster."""
     silent: set[str] = set()
 
     def ask(record: RunRecord) -> bool:
         if record.cluster in silent:
             return False
         try:
-            client = cluster.connect_recorded(record.cluster)
+            client = cluster.connect_recorded(record.cluster, named)
         except ClusterError:
             silent.add(record.cluster)
             return False

@@ -89,7 +89,7 @@ def test_slow_client_does_not_block_others(here: Endpoint) -> None:
     address = urlparse(here.url)
     body = json.dumps({"prompt": MARCH, "seconds": 60, "stream": True}).encode()
     with socket.create_connection((address.hostname, address.port)) as slow:
-        head = f"POST /v1/audio/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/audio/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         assert slow.recv(12) == b"HTTP/1.1 200"
         assert here.generate(prompt=MARCH, seconds=1).status_code == 200
@@ -298,6 +298,10 @@ def test_slow_request_times_out(bundle: Path) -> None:
         ("127.0.0.1, evil.example", 400),
         ("192.168.1.7", 400),
         ("", 400),
+        ("[::1].evil.example", 400),
+        ("evil.example[::1]", 400),
+        ("localhost:evil.example", 400),
+        ("localhost:80:x", 400),
     ],
 )
 def test_without_keys_only_this_machines_names_are_served(here: Endpoint, host: str, status: int) -> None:
@@ -308,7 +312,16 @@ def test_without_keys_only_this_machines_names_are_served(here: Endpoint, host: 
     refused = here.generate(prompt=MARCH, headers={"Host": host})
     assert refused.status_code == status
     if status == 400:
-        assert refused.json()["error"]["message"].startswith("Host: without API keys, only 127.0.0.1")
+        assert refused.json()["error"]["message"].startswith(f"Host {host!r}: without API keys")
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:5173", 200), ("http://localhost:8000", 200), ("https://evil.example", 400), ("null", 400)],
+)
+def test_pages_of_other_sites_are_refused_without_keys(here: Endpoint, origin: str, status: int) -> None:
+    """A form of another site reaches 127.0.0.1 without a preflight; the browser says where it comes from."""
+    assert here.generate(prompt=MARCH, headers={"Origin": origin}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from tinymusician.artifacts.release import latest_key
 from tinymusician.artifacts.sources import FolderSource, open_source
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.artifacts.trust import root_key
-from tinymusician.errors import KeyFileError, StoreError, UntrustedError
+from tinymusician.errors import AccessDeniedError, KeyFileError, StoreError, UntrustedError
+
+
+class DeniedSource:
+    """A source that answers 403 to everything."""
+
+    url = "https://denied"
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        raise AccessDeniedError(f"{self.url}: status 403 for {key!r}")
 
 
 class TestDevice:
@@ -256,6 +265,27 @@ class TestRefused:
         client = PullClient("band@stable", world.folder / "other", sources, "ab" * 32)
         with pytest.raises(UntrustedError, match=r"none is signed by .*; another source: .*no server responds there"):
             client.pull()
+
+    @pytest.mark.parametrize("is_reversed", [False, True])
+    def test_denied_and_silent_sources_are_not_called_untrusted(self, world: World, is_reversed: bool) -> None:
+        sources: list[Any] = [DeniedSource(), open_source("http://127.0.0.1:9")]
+        client = PullClient("band@stable", world.folder / "other", sources[:: -1 if is_reversed else 1], "ab" * 32)
+        with pytest.raises(AccessDeniedError, match="status 403"):
+            client.pull()
+
+    def test_a_folder_without_documents_is_no_store(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        source = FolderSource(tmp_path / "empty")
+        with pytest.raises(UntrustedError, match=r"root documents: none at file:.*; is this the address of a store\?"):
+            PullClient("band@stable", tmp_path / "device", [source], "ab" * 32).pull()
+
+    @pytest.mark.parametrize(
+        "url", ["http://user:secret@127.0.0.1:9/store", "http://127.0.0.1:9/list.json?X-Amz-Signature=secret"]
+    )
+    def test_secrets_of_an_address_are_in_no_message(self, tmp_path: Path, url: str) -> None:
+        with pytest.raises(StoreError, match=r"^http://127\.0\.0\.1:9/\S+: no server responds there") as error:
+            PullClient("band@stable", tmp_path, [open_source(url)], "ab" * 32).pull()
+        assert "secret" not in str(error.value)
 
     def test_presigned_addresses_are_in_no_message(self, tmp_path: Path) -> None:
         addresses = {root_key(1): "http://127.0.0.1:9/x?X-Amz-Signature=secret"}

@@ -128,6 +128,7 @@ def test_an_evaluation_that_succeeded_may_repeat_its_later_steps(store: LocalSto
     assert run.status().state == "PENDING"
 
 
+@pytest.mark.usefixtures("cluster_of_this_machine")
 def test_job_that_never_started_is_not_awaited(store: LocalStore) -> None:
     run = RunStore(store, "r1")
     run.write_record(record("r1"))

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
@@ -172,27 +171,31 @@ class PullClient:
     def _newest_root(self, current: RootMetadata | None) -> tuple[RootMetadata, list[str], StoreError | None]:
         """The newest root document, the root keys on the way to it, and the errors if no source is good."""
         newest, errors, followed, good = current, list[StoreError](), list[str](), False
-        has_unsigned = False
+        has_unsigned, has_none = False, False
         for source in self._sources:
-            denied = list[StoreError]()
+            documents = _RootReader(source)
             try:
-                for root in follow(self._pinned, newest, partial(_fetch, source, denied)):
+                for root in follow(self._pinned, newest, documents.fetch):
                     newest, followed = root, [*followed, *root.root]
                 good = True
+                has_unsigned |= documents.count > 0
+                has_none |= documents.count == 0 and not documents.denied
             except StoreError as error:
                 errors.append(error)
-            has_unsigned |= newest is None and good and not denied
-            errors += denied if newest is None else []
+            errors += documents.denied if newest is None else []
         if newest is None:
-            raise self._no_root(errors, has_unsigned)
+            raise self._no_root(errors, has_unsigned, has_none)
         return newest, followed, None if good else _gravest(errors)
 
-    def _no_root(self, errors: list[StoreError], has_unsigned: bool) -> StoreError:
-        """Why there is no root document: no source could be read, or one that could has none that is trusted."""
-        if not has_unsigned:
-            return _gravest(errors)
+    def _no_root(self, errors: list[StoreError], has_unsigned: bool, has_none: bool) -> StoreError:
+        """Why there is no root document: what the sources have is not trusted, they have none, or cannot be read."""
         others = f"; another source: {_gravest(errors)}" if errors else ""
-        return UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…{others}")
+        if has_unsigned:
+            return UntrustedError(f"root documents: none is signed by the root key {self._pinned[:12]}…{others}")
+        if has_none:
+            urls = ", ".join(source.url for source in self._sources)
+            return UntrustedError(f"root documents: none at {urls}; is this the address of a store?{others}")
+        return _gravest(errors)
 
     def _offer(self, record: InstallState) -> AvailableUpdate:
         """The newest release of any source; one that cannot be trusted is skipped if another can."""
@@ -235,15 +238,24 @@ class PullClient:
             )
 
 
-def _fetch(source: Source, denied: list[StoreError], version: int) -> bytes | None:
-    """A root document; a source that denies access is taken to have none, which is noted."""
-    try:
-        return read_small(source, root_key(version), MAX_BYTES + 1)
-    except NotFoundError:
-        return None
-    except AccessDeniedError as error:
-        denied.append(error)
-        return None
+class _RootReader:
+    """Reads root documents of a source. One that denies access is taken to have none, which is noted."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.count, self.denied = 0, list[StoreError]()
+
+    def fetch(self, version: int) -> bytes | None:
+        """A root document; None if the source has none of this version."""
+        try:
+            data = read_small(self._source, root_key(version), MAX_BYTES + 1)
+        except NotFoundError:
+            return None
+        except AccessDeniedError as error:
+            self.denied.append(error)
+            return None
+        self.count += 1
+        return data
 
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:

@@ -111,7 +111,7 @@ class HttpSource:
     def __init__(self, url: str) -> None:
         import requests
 
-        self.url = url.rstrip("/")
+        self._base, self.url = url.rstrip("/"), without_secrets(url).rstrip("/")
         self._session = requests.Session()
         self._session.headers["Accept-Encoding"] = "identity"
 
@@ -150,7 +150,7 @@ class HttpSource:
             raise TransientStoreError(f"{self.url}: {_reason(error)}") from None
 
     def _url_of(self, key: str) -> str:
-        return f"{self.url}/{quote(key)}"
+        return f"{self._base}/{quote(key)}"
 
     def _get(self, url: str, headers: dict[str, str]) -> Any:
         """The response behind all redirects; none leads from HTTPS to HTTP."""
@@ -193,32 +193,50 @@ class _PresignedSource(HttpSource):
             raise StoreError(f"{self.url}: is not a list of URLs, as `tmctl artifacts presign` prints it") from None
         if not isinstance(url, str):
             raise NotFoundError(f"{self.url}: has no URL for {key!r}")
-        return _redirect_target(self.url, self.url, url)
+        return _redirect_target(self.url, self._base, url)
 
     def _list(self) -> bytes:
-        parts = urlparse(self.url)
+        parts = urlparse(self._base)
         if parts.scheme == "file":
             with FolderSource(Path(unquote(parts.path)).parent).open(Path(unquote(parts.path)).name, 0, "") as file:
                 return _read_first(file.chunks, _MAX_LIST_BYTES)
-        with contextlib.closing(self._get(self.url, {})) as response:
+        with contextlib.closing(self._get(self._base, {})) as response:
             self._offset(response, parts.path, 0)
             return _read_first(self._chunks(response), _MAX_LIST_BYTES)
 
 
-_REASONS = (
-    (r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCert", "its certificate is not accepted, or it does not speak TLS"),
-    (r"ProxyError|Unable to connect to proxy", "the proxy does not respond; check HTTPS_PROXY and HTTP_PROXY"),
-    (r"NameResolution|Failed to resolve", "its name cannot be resolved"),
-    (r"[Tt]imed? ?out|Timeout", "no answer in time"),
-    (r"NewConnectionError|refused|unreachable", "no server responds there"),
-)
-"""Patterns in the errors of requests and urllib3, and what they mean."""
+_REASONS = {
+    "SSLError": "its certificate is not accepted, or it does not speak TLS",
+    "ProxyError": "the proxy does not respond; check HTTPS_PROXY and HTTP_PROXY",
+    "NameResolutionError": "its name cannot be resolved",
+    "NewConnectionError": "no server responds there",
+    "Timeout": "no answer in time",
+    "ConnectTimeoutError": "no answer in time",
+    "ReadTimeoutError": "no answer in time",
+    "InvalidURL": "is no valid address",
+    "LocationParseError": "is no valid address",
+}
+"""The errors of requests and urllib3 by class, and what they mean; the first of a chain counts."""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Why a request failed, in plain words: the errors' texts contain addresses, and presigned ones are credentials."""
-    text = f"{type(error).__name__} {error}"
-    return next((reason for pattern, reason in _REASONS if re.search(pattern, text)), "the connection broke off")
+    names = {kind.__name__ for one in _causes(error) for kind in type(one).__mro__}
+    return next((reason for name, reason in _REASONS.items() if name in names), "the connection broke off")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those inside it: urllib3's are arguments of requests' errors, and their reasons."""
+    while error is not None:
+        yield error
+        inner = [one for one in (getattr(error, "reason", None), *error.args) if isinstance(one, BaseException)]
+        error = inner[0] if inner else None
+
+
+def without_secrets(url: str) -> str:
+    """An address for messages: without user, password and query."""
+    parts = urlparse(url)
+    return url if not parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _redirect_target(source: str, url: str, location: str) -> str:
@@ -231,11 +249,12 @@ def _redirect_target(source: str, url: str, location: str) -> str:
         target = urljoin(url, location)
         scheme = urlparse(target).scheme
     except ValueError:
-        raise StoreError(f"{source}: redirects to {location[:60]!r}, which is not a URL") from None
+        raise StoreError(f"{source}: redirects to what is not a URL") from None
     if scheme not in ("http", "https"):
-        raise StoreError(f"{source}: redirects to {target[:60]!r}; allowed are https://… and http://…")
+        raise StoreError(f"{source}: redirects to {scheme[:20]!r}; allowed are https://… and http://…")
     if urlparse(url).scheme == "https" and scheme != "https":
-        raise StoreError(f"{source}: redirects from HTTPS to {target[:60]!r}, which is not encrypted")
+        host = urlparse(target).hostname
+        raise StoreError(f"{source}: redirects from HTTPS to {scheme}://{host}, which is not encrypted")
     return target
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinymusician.errors import ModelError, first_line
+from tinymusician.errors import ModelError, contain_panics, first_line
 from tinymusician.json_types import JsonObject
 from tinymusician.models.audio_lm import LanguageModelShape
 from tinymusician.models.checkpoint_files import TOKENIZER, read_json
@@ -46,7 +46,8 @@ def load_language_model(name: str) -> PretrainedLM:
     shape = llama_shape(read_json(folder / "config.json", name), name)
     model = load_pretrained(LlamaForCausalLM, name, folder)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        with contain_panics():
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the library raises no narrower one
         raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
     if (tokens := tokenizer.get_vocab_size()) > shape.vocabulary:
