@@ -151,7 +151,7 @@ def _located(store: Store, field: InputField, name: str, on_progress: ProgressCa
             return find(store, name).reference
     except NotFoundError as error:
         if field.key == _LANGUAGE_MODEL:
-            advice = "allowed are a folder, a hub id and an artifact; `make smollm` stores smollm2-135m-instruct"
+            advice = "a folder, hub id or artifact is needed; in a checkout, `make smollm` stores smollm2-135m-instruct"
             raise RecipeError(f"{field.key} = {name!r}: {advice}") from error
         if field.kind == MODEL and not scheme:
             shape_of(name)  # says what is allowed

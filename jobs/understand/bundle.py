@@ -28,7 +28,7 @@ def write_bundle(
     """Write the bundle of the trained model, whose artifact is `source`; returns the plan's search and its score.
 
     Raises:
-        PlanError: every plan, or the given precision, loses more accuracy than the recipe allows.
+        PlanError: every plan that is searched loses more accuracy than the recipe allows.
     """
     config, run = data.config.compress, context.run
     model, tokenizer = trained_model(context, data, ANSWERS), data.tokenizer.to_str()
@@ -39,7 +39,7 @@ def write_bundle(
     scorer = PlanScorer(model, tokenizer, clips, questions, context.threads)
     base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
     if config.precision is not None:
-        search = uniform_plan(scorer, base, config.accuracy_budget, config.precision)
+        search = uniform_plan(scorer, base, config.precision)
     else:
         progress = partial(run.report_progress, "sensitivity")
         search = search_plan(scorer, base, config.accuracy_budget, progress)

@@ -151,7 +151,7 @@ def test_upload_without_a_key_is_refused_before_it_is_received(tmp_path: Path) -
         address = urlparse(running.url)
         with socket.create_connection((address.hostname, address.port), 30) as connection:
             connection.sendall(
-                b"POST /v1/audio/questions HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
+                b"POST /v1/audio/questions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n"
                 b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             )  # and no byte of the body
             assert b"401 Unauthorized" in connection.recv(4096)

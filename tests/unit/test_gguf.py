@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -64,7 +64,13 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(path: Path, pre: str = "smollm", architecture: str = "llama", precision: str = "F32") -> None:
+def write_gguf(
+    path: Path,
+    pre: str = "smollm",
+    architecture: str = "llama",
+    precision: str = "F32",
+    merges: list[str] | None = None,
+) -> None:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(SHAPE.positions)
     writer.add_embedding_length(SHAPE.width)
@@ -82,7 +88,7 @@ def write_gguf(path: Path, pre: str = "smollm", architecture: str = "llama", pre
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if index < 3 else 1 for index in range(len(tokens))])
-    writer.add_token_merges([" ".join(merge) for merge in content["model"]["merges"]])
+    writer.add_token_merges(merges or [" ".join(merge) for merge in content["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(SHAPE.end)
     kind = gguf.GGMLQuantizationType[precision]
@@ -151,6 +157,35 @@ def test_files_that_are_no_llama_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "new").exists()
 
 
+def test_tokens_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    for number, merges in enumerate((["together"], ["no such", "tokens here"])):
+        write_gguf(tmp_path / f"{number}.gguf", merges=merges)
+        with pytest.raises(ModelError, match="its tokens do not fit together"):
+            convert_gguf(tmp_path / f"{number}.gguf", tmp_path / "new")
+
+
+def test_what_lies_beside_the_file_is_not_read(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/no/such/model", "peft_type": "LORA"}')
+    (tmp_path / "config.json").write_text("no JSON")
+    assert convert_gguf(tmp_path / "m.gguf", tmp_path / "new") > 0
+
+
+def test_tokenizers_that_change_every_text_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "new")
+    tokenizer = small_tokenizer()
+    tokenizer.enable_padding(pad_id=1)
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "new" / "tokenizer.json"))
+    loaded = load_language_model(str(tmp_path / "new")).tokenizer
+    assert [len(each.ids) for each in loaded.encode_batch(["1", "1234"])] == [1, 4]
+    tokenizer.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer.save(str(tmp_path / "new" / "tokenizer.json"))
+    with pytest.raises(ModelError, match="adds special tokens to every text"):
+        load_language_model(str(tmp_path / "new"))
+
+
 def test_cut_file_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
     content = (tmp_path / "m.gguf").read_bytes()
@@ -168,7 +203,9 @@ def test_llamas_that_compute_something_else_are_refused() -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings = False; True is needed"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; 'silu' is needed"),
-        ({"head_dim": 80}, "heads that divide the width"),
+        ({"head_dim": 80}, "head_dim = 80"),
+        ({"eos_token_id": None}, "eos_token_id = None"),
+        ({"eos_token_id": 99_999}, "eos_token_id = 99999; a token of its 32000 is needed"),
     ):
         with pytest.raises(ModelError, match=message):
             llama_shape(config | change, "m")

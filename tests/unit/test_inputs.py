@@ -118,7 +118,7 @@ class TestImport:
         named = import_path(store, folder, "named", "here", "MIT").reference
         assert inherited_licence([named]) == "MIT"
         assert audio_lm_licence([named, "band-mu"]) == f"{HOUSE_BAND_LICENCE} and MIT"
-        assert audio_lm_licence(["owner/name"]) == f"{HOUSE_BAND_LICENCE} and owner/name: not stated"
+        assert audio_lm_licence(["owner/name"]) == f"{HOUSE_BAND_LICENCE} and the licence of a model that states none"
 
 
 class TestAddresses:

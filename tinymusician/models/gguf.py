@@ -6,13 +6,14 @@ tokenizer is built here from the file's tokens and merges.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tinymusician.errors import ModelError, first_line
+from tinymusician.errors import ModelError, contain_panics, first_line
 from tinymusician.json_types import JsonObject
 from tinymusician.models.checkpoint_files import TOKENIZER
 
@@ -80,15 +81,18 @@ def _tokenizer(facts: GgufFacts, file: Path) -> Tokenizer:
         raise ModelError(
             f"model {str(file)!r}: tokenizer.ggml.pre = {facts.pre_tokenizer!r}: only {allowed} are converted"
         )
-    merges = [(left, right) for left, right in (merge.split(" ", 1) for merge in facts.merges)]
-    vocabulary = {token: index for index, token in enumerate(facts.tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    try:
+        merges = [(left, right) for left, right in (merge.split(" ", 1) for merge in facts.merges)]
+        vocabulary = {token: index for index, token in enumerate(facts.tokens)}
+        pairs = zip(facts.tokens, facts.token_types, strict=True)
+        special = [AddedToken(token, special=True, normalized=False) for token, kind in pairs if kind == _CONTROL]
+        with contain_panics():
+            tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+            tokenizer.add_special_tokens(special)
+    except Exception as error:  # the library raises no narrower one
+        raise ModelError(f"model {str(file)!r}: its tokens do not fit together ({first_line(error)})") from error
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[facts.pre_tokenizer]
     tokenizer.decoder = decoders.ByteLevel()
-    pairs = zip(facts.tokens, facts.token_types, strict=True)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind in pairs if kind == _CONTROL]
-    )
     return tokenizer
 
 
@@ -96,7 +100,9 @@ def _convert_weights(file: Path, end: int, to: Path) -> int:
     from transformers import LlamaForCausalLM
 
     try:
-        model = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with tempfile.TemporaryDirectory() as folder:  # transformers also reads what lies beside the file
+            (Path(folder) / "model.gguf").symlink_to(file.absolute())
+            model = LlamaForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
     except Exception as error:  # transformers and gguf raise many types for damaged files
         raise ModelError(f"model {str(file)!r}: cannot be read ({first_line(error)})") from error
     model.config.eos_token_id = end

@@ -11,12 +11,13 @@ from tinymusician.inputs import scheme_of
 from tinymusician.models.shape import is_packaged
 
 HOUSE_BAND_LICENCE = "Apache-2.0 (weights made by this project; see the house band's model card for the data)"
+_UNSTATED = "the licence of a model that states none"
 MUSICGEN_LICENCE = "CC-BY-NC-4.0 (derived from MusicGen's weights)"
 
 
 def audio_lm_licence(models: Iterable[str]) -> str:
     """The licence of a model that answers questions: the house band's, and those that the models in it state."""
-    stated = {_stated(name) or f"{name}: not stated" for name in models}
+    stated = {part for name in models for part in (_stated(name) or _UNSTATED).split(" and ")}
     return " and ".join(sorted({HOUSE_BAND_LICENCE, *stated}))
 
 

@@ -50,6 +50,10 @@ def load_language_model(name: str) -> PretrainedLM:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the library raises no narrower one
         raise ModelError(f"model {name!r}: {TOKENIZER} cannot be read ({first_line(error)})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if tokenizer.num_special_tokens_to_add(is_pair=False):
+        raise ModelError(f"model {name!r}: {TOKENIZER} adds special tokens to every text; remove its post_processor")
     if (tokens := tokenizer.get_vocab_size()) > shape.vocabulary:
         raise ModelError(f"model {name!r}: {TOKENIZER} has {tokens} tokens, the model {shape.vocabulary}")
     weights = {key: value.detach().to(torch.float32) for key, value in model.state_dict().items()}
@@ -68,9 +72,16 @@ def llama_shape(content: JsonObject, name: str) -> LanguageModelShape:
     for key, needed in _NEEDED.items():
         if (value := getattr(config, key)) != needed:
             raise ModelError(f"language model {name!r}: {key} = {value!r}; {needed!r} is needed")
-    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    if end is None or config.head_dim != config.hidden_size // config.num_attention_heads:
-        raise ModelError(f"language model {name!r}: an eos_token_id and heads that divide the width are needed")
+    given = content.get("eos_token_id")
+    end = given[0] if isinstance(given, list) and given else given
+    if not isinstance(end, int) or not 0 <= end < config.vocab_size:
+        raise ModelError(
+            f"language model {name!r}: eos_token_id = {given!r}; a token of its {config.vocab_size} is needed"
+        )
+    if config.head_dim != config.hidden_size // config.num_attention_heads:
+        raise ModelError(
+            f"language model {name!r}: head_dim = {config.head_dim}; hidden_size / num_attention_heads is needed"
+        )
     return LanguageModelShape(
         vocabulary=config.vocab_size,
         width=config.hidden_size,

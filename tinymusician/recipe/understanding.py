@@ -125,9 +125,11 @@ class CompressConfig(ConfigModel):
     """The bundle: the smallest plan whose accuracy on validation questions is within the budget of float32's."""
 
     precision: Precision | None = Field(
-        None, description="one precision for all weights, without a search; null: each group's is searched for"
+        None, description="one precision for all weights, whatever it costs; null: each group's is searched for"
     )
-    accuracy_budget: Positive = Field(0.01, description="largest loss of accuracy, as a share of the questions")
+    accuracy_budget: Positive = Field(
+        0.01, description="largest loss of accuracy by a search, as a share of the questions"
+    )
     questions: Count = Field(400, description="validation questions on which plans are compared")
     block_size: Literal[16, 32, 64, 128, 256] = Field(64, description="weights per scale of int8 and int4")
 

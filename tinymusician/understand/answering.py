@@ -18,8 +18,8 @@ from tinymusician.models.audio_lm import AudioLM, PromptState
 from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
 from tinymusician.understand.questions import Question
 
-_TOKENS_AT_ONCE = 4096
-"""Prompt tokens of a batch, about."""
+_POSITIONS_AT_ONCE = 16_384
+"""Positions in the cache of a batch, about: 46 kB each in SmolLM2-135M."""
 _LONGEST_ANSWER = 24
 
 
@@ -59,7 +59,8 @@ class TorchAnswerer:
             for tokens, question in zip(self._encode([q.prompt for q in questions]), questions, strict=True)
         ]
         results: dict[int, OptionProbabilities] = {}
-        for rows in _batches([(len(prompt.tokens), len(prompt.texts)) for prompt in prompts]):
+        audio = 0 if features is None else features.shape[1]
+        for rows in _batches([(len(prompt.tokens), len(prompt.texts)) for prompt in prompts], audio):
             logs = self._log_likelihoods(_rows(features, rows), [prompts[row] for row in rows])
             results |= {row: option_probabilities(each) for row, each in zip(rows, logs, strict=True)}
         return [results[row] for row in range(len(questions))]
@@ -89,7 +90,7 @@ class TorchAnswerer:
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         tokens = self._encode(prompts)
         written: dict[int, str] = {}
-        for rows in _batches([(len(each), 1) for each in tokens]):
+        for rows in _batches([(len(each), 1) for each in tokens], 0 if features is None else features.shape[1]):
             written |= zip(rows, self._write(_rows(features, rows), [tokens[row] for row in rows]), strict=True)
         return [written[row] for row in range(len(prompts))]
 
@@ -121,13 +122,13 @@ class TorchAnswerer:
         return [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
 
 
-def _batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Numbers of prompts of equal (length, texts), as many as are read at once."""
+def _batches(sizes: Sequence[tuple[int, int]], audio: int) -> Iterator[list[int]]:
+    """Numbers of prompts of equal (length, texts), as many as are read at once, with `audio` vectors before each."""
     alike: dict[tuple[int, int], list[int]] = {}
     for row, size in enumerate(sizes):
         alike.setdefault(size, []).append(row)
-    for (length, _), rows in alike.items():
-        count = max(1, _TOKENS_AT_ONCE // max(1, length))
+    for (length, texts), rows in alike.items():
+        count = max(1, _POSITIONS_AT_ONCE // (texts * (audio + 1 + length + _LONGEST_ANSWER)))
         yield from (rows[start : start + count] for start in range(0, len(rows), count))
 
 

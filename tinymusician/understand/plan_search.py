@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tinymusician.errors import PlanError
 from tinymusician.models.audio_lm import AudioLM
 from tinymusician.quantize.adaptive import trials
 from tinymusician.quantize.apply import WEIGHTED
@@ -87,21 +86,12 @@ class PlanScorer:
         return {group: size for group, size in sizes.items() if group != FRONT_END}
 
 
-def uniform_plan(scorer: PlanScorer, base: PrecisionPlan, budget: float, precision: Precision) -> PlanSearch:
-    """One precision for all weights, if it loses at most `budget`.
-
-    Raises:
-        PlanError: it loses more.
-    """
+def uniform_plan(scorer: PlanScorer, base: PrecisionPlan, precision: Precision) -> PlanSearch:
+    """One precision for all weights, with its score and float32's."""
     float32 = scorer.score(base.model_copy(update={"default": "float32", "groups": {}}))
     groups = dict.fromkeys(scorer.group_sizes(), precision)
     plan = base.model_copy(update={"default": "float32", "groups": groups})
-    chosen = scorer.score(plan)
-    if (lost := float32.accuracy - chosen.accuracy) > budget:
-        raise PlanError(
-            f"compress.precision = {precision}: loses {lost:.3f} of accuracy; compress.accuracy_budget is {budget:g}"
-        )
-    return PlanSearch(plan, chosen, float32, {})
+    return PlanSearch(plan, scorer.score(plan), float32, {})
 
 
 def search_plan(
