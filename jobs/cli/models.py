@@ -46,9 +46,9 @@ def convert(
 
     if to.exists():
         raise ModelError(f"{to}: exists; give the path of a new folder")
-    if source.suffix in (".pt", ".pth"):
+    if source.suffix.lower() in (".pt", ".pth"):
         _convert_tinymu(source, to, tokenizer)
-    elif source.suffix == ".gguf":
+    elif source.suffix.lower() == ".gguf" and not source.is_dir():
         _convert_gguf(source, to)
     elif source.is_dir():
         _convert_folder(source, to, base)

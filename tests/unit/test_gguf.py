@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def write_gguf(
     architecture: str = "llama",
     precision: str = "F32",
     merges: list[str] | None = None,
+    change: Callable[[gguf.GGUFWriter], object] = id,
 ) -> None:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(SHAPE.positions)
@@ -104,6 +106,7 @@ def write_gguf(
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(gguf_name(name), array)
+    change(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -149,7 +152,7 @@ def test_files_that_are_no_llama_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "qwen.gguf", pre="qwen2")
     for name, message in (
         ("text", "is no GGUF file"),
-        ("gemma", "architecture 'gemma'; llama is needed"),
+        ("gemma", "general.architecture = 'gemma'; 'llama' is needed"),
         ("qwen", "tokenizer.ggml.pre = 'qwen2': only smollm, gpt-2 are converted"),
     ):
         with pytest.raises(ModelError, match=message):
@@ -186,6 +189,41 @@ def test_tokenizers_that_change_every_text_are_refused(tmp_path: Path) -> None:
         load_language_model(str(tmp_path / "new"))
 
 
+def test_files_that_lack_something_or_have_more_are_refused(tmp_path: Path) -> None:
+    """transformers would give random values to missing tensors, and ignore keys and tensors that it does not know."""
+    changes: dict[str, Callable[[gguf.GGUFWriter], object]] = {
+        "lacks": lambda writer: writer.tensors[0].pop("blk.1.attn_q.weight"),
+        "bias": lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)),
+        "untied": lambda writer: writer.add_tensor("output.weight", np.ones((280, 32), np.float32)),
+        "scaled": lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
+        "layers": lambda writer: writer.kv_data[0].pop("llama.block_count"),
+        "epsilon": lambda writer: writer.kv_data[0].pop("llama.attention.layer_norm_rms_epsilon"),
+        "words": lambda writer: writer.kv_data[0].pop("tokenizer.ggml.model"),
+    }
+    for name, message in (
+        ("lacks", r"1 of 20 tensors are missing, such as blk\.1\.attn_q\.weight"),
+        ("bias", r"has not, such as blk\.0\.attn_q\.bias"),
+        ("untied", r"has not, such as output\.weight"),
+        ("scaled", r"llama\.rope\.scaling\.type is set"),
+        ("layers", r"llama\.block_count = None; a positive whole number is needed"),
+        ("epsilon", "layer_norm_rms_epsilon = None; a positive number is needed"),
+        ("words", r"tokenizer\.ggml\.model = None; 'gpt2'"),
+    ):
+        write_gguf(tmp_path / f"{name}.gguf", change=changes[name])
+        with pytest.raises(ModelError, match=message):
+            convert_gguf(tmp_path / f"{name}.gguf", tmp_path / "new")
+
+
+def test_weights_that_are_no_numbers_leave_no_folder(tmp_path: Path) -> None:
+    def overflow(writer: gguf.GGUFWriter) -> None:
+        writer.tensors[0]["output_norm.weight"].tensor[3] = 1e8  # infinite in float16
+
+    write_gguf(tmp_path / "m.gguf", change=overflow)
+    result = CliRunner().invoke(app, ["models", "convert", str(tmp_path / "m.gguf"), str(tmp_path / "new")])
+    assert isinstance(result.exception, ModelError)
+    assert not (tmp_path / "new").exists()
+
+
 def test_cut_file_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
     content = (tmp_path / "m.gguf").read_bytes()
@@ -193,6 +231,17 @@ def test_cut_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(content[:length])
         with pytest.raises(ModelError, match=r"cut\.gguf"):
             convert_gguf(tmp_path / "cut.gguf", tmp_path / "new")
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[1]", '{"model_type": "llama", "hidden_size": [2]}', None])
+def test_dry_run_says_what_is_wrong_with_a_language_model(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "lm").mkdir()
+    if content is not None:
+        (tmp_path / "lm" / "config.json").write_text(content)
+    value = f"understand.language_model.model={tmp_path / 'lm'}"
+    result = CliRunner().invoke(app, ["submit", "understand", "band-mu-smol", "--dry-run", "--set", value])
+    assert isinstance(result.exception, ModelError)
+    assert "config.json" in str(result.exception)
 
 
 def test_llamas_that_compute_something_else_are_refused() -> None:
@@ -205,6 +254,10 @@ def test_llamas_that_compute_something_else_are_refused() -> None:
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; 'silu' is needed"),
         ({"head_dim": 80}, "head_dim = 80"),
         ({"eos_token_id": None}, "eos_token_id = None"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads = 5; they must divide"),
+        ({"rope_theta": "x"}, "rope_theta = 'x'|is damaged"),
+        ({"hidden_size": None}, "hidden_size = None|is damaged"),
         ({"eos_token_id": 99_999}, "eos_token_id = 99999; a token of its 32000 is needed"),
     ):
         with pytest.raises(ModelError, match=message):

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,37 @@ class TestRefused:
     def test_secrets_of_an_address_are_in_no_message(self, tmp_path: Path, url: str) -> None:
         with pytest.raises(StoreError, match=r"^http://127\.0\.0\.1:9/\S+: no server responds there") as error:
             PullClient("band@stable", tmp_path, [open_source(url)], "ab" * 32).pull()
+        assert "secret" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "url", ["http://[::1", "http://[no]/", "ftp://u:secret@h/x", "s3://u:secret@bucket/x", "http://", "http://:80"]
+    )
+    def test_addresses_that_are_none(self, url: str) -> None:
+        with pytest.raises(StoreError, match=r"is no valid address|allowed are https") as error:
+            open_source(url).read(root_key(1), 10)
+        assert "secret" not in str(error.value)
+
+    def test_redirect_to_what_is_no_address(self, tmp_path: Path) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(302)
+                self.send_header("Location", "http://[secret")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        with HTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            client = PullClient(
+                "band@stable", tmp_path, [open_source(f"http://127.0.0.1:{server.server_port}")], "ab" * 32
+            )
+            with pytest.raises(StoreError, match="redirects to what is not a URL") as error:
+                client.pull()
+            server.shutdown()
+            thread.join()
         assert "secret" not in str(error.value)
 
     def test_presigned_addresses_are_in_no_message(self, tmp_path: Path) -> None:

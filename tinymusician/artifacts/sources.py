@@ -155,7 +155,10 @@ class HttpSource:
     def _get(self, url: str, headers: dict[str, str]) -> Any:
         """The response behind all redirects; none leads from HTTPS to HTTP."""
         for _ in range(_REDIRECTS + 1):
-            response = self._session.get(url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+            try:
+                response = self._session.get(url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+            except ValueError:  # requests reads where a redirect leads, even if it is not followed
+                raise StoreError(f"{self.url}: redirects to what is not a URL, or is none") from None
             if not response.is_redirect:
                 return response
             response.close()
@@ -234,9 +237,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def without_secrets(url: str) -> str:
-    """An address for messages: without user, password and query."""
-    parts = urlparse(url)
-    return url if not parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    """An address for messages: without user, password, query and fragment."""
+    return re.sub(r"://[^/?#]*@", "://", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def _redirect_target(source: str, url: str, location: str) -> str:
@@ -286,16 +288,22 @@ def open_source(url: str) -> Source:
     Raises:
         StoreError: it is not https://, http://, file:///, s3://, or a list of presigned URLs (….json).
     """
-    parts = urlparse(url)
+    try:
+        parts = urlparse(url)
+        has_host = bool(parts.hostname)
+    except ValueError:
+        raise StoreError(f"store {without_secrets(url)!r}: is no valid address") from None
     if parts.scheme in ("http", "https", "file") and parts.path.endswith(".json"):
         return _PresignedSource(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderSource(Path(unquote(parts.path)))
-    if parts.scheme in ("http", "https") and parts.netloc:
+    if parts.scheme in ("http", "https") and has_host:
         return HttpSource(url)
-    if parts.scheme == "s3" and parts.netloc:
+    if parts.scheme == "s3" and has_host and "@" not in parts.netloc:
         return _S3Source(url)
-    raise StoreError(f"store {url!r}: allowed are https://…, http://…, file:///an/absolute/folder, s3://bucket/prefix")
+    raise StoreError(
+        f"store {without_secrets(url)!r}: allowed are https://…, http://…, file:///an/absolute/folder, s3://bucket/prefix"
+    )
 
 
 def _read_first(chunks: Iterator[bytes], max_bytes: int) -> bytes:
