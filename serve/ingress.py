@@ -29,6 +29,7 @@ from serve.schemas import (
     CreateAudioRequest,
     ErrorCode,
     ModelList,
+    QuestionModelInfo,
     StreamMetadata,
 )
 from tinymusician.errors import NotFoundError
@@ -36,6 +37,8 @@ from tinymusician.errors import NotFoundError
 MAX_DOWNLOADS = 8
 """Bundle files that are sent concurrently."""
 _READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
+_FRESH_SECONDS = 1.0
+"""How long a description of the bundles is given again without asking an engine."""
 _BINARY = "application/octet-stream"
 _MAX_UNKNOWN_WORDS = 20
 
@@ -55,6 +58,7 @@ class Ingress:
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
         self._models: tuple[float, ModelList] | None = None
+        self._models_lock = asyncio.Lock()
         self.metrics = IngressMetrics()
 
     def authenticate(self, authorization: str | None) -> ApiKey | None:
@@ -69,23 +73,35 @@ class Ingress:
             raise ApiError(401, "unauthorized", str(error)) from None
 
     async def models(self) -> ModelList:
-        """The bundle that the engines play, and the one that answers questions.
+        """The bundles that generate and that answer questions; engines are asked once a second at most.
 
         Raises:
             ApiError: no engine is ready.
         """
-        try:
-            async with asyncio.timeout(_READY_SECONDS):
-                model = await self._engines.about()
-                questions = None if self._answers is None else await self._answers.about()
-        except TimeoutError:  # busy engines queue this like any request
-            if self._models is None or time.monotonic() - self._models[0] > _STALE_SECONDS:
+        async with self._models_lock:
+            if self._models is not None and time.monotonic() - self._models[0] < _FRESH_SECONDS:
+                return self._models[1]
+            try:
+                async with asyncio.timeout(_READY_SECONDS):
+                    model, questions = await asyncio.gather(self._engines.about(), self._question_model())
+            except TimeoutError:  # busy engines queue this like any request
+                if self._models is None or time.monotonic() - self._models[0] > _STALE_SECONDS:
+                    raise _not_ready() from None
+                return self._models[1]
+            except EngineDeadError:
                 raise _not_ready() from None
+            self._models = time.monotonic(), ModelList(data=(model,), questions=questions)
             return self._models[1]
-        except EngineDeadError:
-            raise _not_ready() from None
-        self._models = time.monotonic(), ModelList(data=(model,), questions=questions)
-        return self._models[1]
+
+    async def _question_model(self) -> QuestionModelInfo | None:
+        """The bundle that answers questions; None while none does: music is generated all the same."""
+        if self._answers is None:
+            return None
+        try:
+            async with asyncio.timeout(_READY_SECONDS / 2):
+                return await self._answers.about()
+        except (TimeoutError, EngineDeadError):
+            return None
 
     async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
         """A file of a loaded bundle. Under its digest it never changes.

@@ -29,7 +29,7 @@ class Engines:
     """One engine replica that can die: the next `lose` requests fail after `after` parts."""
 
     def __init__(self, replica: EngineReplica) -> None:
-        self.replica, self.lose, self.after, self.begun = replica, 0, 0, 0
+        self.replica, self.lose, self.after, self.begun, self.described = replica, 0, 0, 0, 0
 
     async def generate(
         self, generation: GenerationRequest, whole: bool, request: str
@@ -45,6 +45,7 @@ class Engines:
                 yield part
 
     async def about(self) -> ModelInfo:
+        self.described += 1
         return await self.replica.about()
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
@@ -66,6 +67,8 @@ class Answers:
         return await self.replica.ask(UploadedAudio(audio, name), question, options, request)
 
     async def about(self) -> QuestionModelInfo:
+        if self.lose:
+            raise EngineDeadError("simulated")
         return await self.replica.about()
 
     def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:

@@ -202,7 +202,7 @@ def test_hundreds_of_requests_with_clients_that_leave(here: Served) -> None:
 def _memory(processes: list[int]) -> int:
     import psutil
 
-    assert len(processes) == 3  # two engines and the front, all of which must live on
+    assert len(processes) == 4  # two engines, the ingress and what answers questions: all must live on
     return sum(psutil.Process(pid).memory_info().rss for pid in processes)
 
 

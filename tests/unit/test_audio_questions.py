@@ -17,7 +17,7 @@ import requests
 import soundfile
 
 from serve.api_keys import edit_keys, new_key
-from tests.endpoint import Endpoint, endpoint
+from tests.endpoint import Endpoint, endpoint, wait_for
 from tests.unit.test_answers import COLOURS
 from tests.unit.test_question_answerer import QUESTIONS, new_model, wave, write_bundle
 from tinymusician.quantize.precision import load_plan
@@ -133,6 +133,18 @@ def test_question_goes_to_another_replica_if_one_dies(served: Endpoint) -> None:
     reply = ask(served, recording())
     assert (reply.status_code, reply.json()["error"]["message"]) == (503, "the engine was lost")
     assert reply.headers["Retry-After"] == "5"
+
+
+def test_music_is_ready_without_what_answers_questions(served: Endpoint) -> None:
+    """Its process was lost, and starts again."""
+    assert served.answers is not None
+    served.answers.lose = 1000
+    try:
+        wait_for(lambda: requests.get(f"{served.url}/v1/models", timeout=30).json()["questions"] is None, 10)
+        assert requests.get(f"{served.url}/ready", timeout=30).status_code == 200
+    finally:
+        served.answers.lose = 0
+    wait_for(lambda: requests.get(f"{served.url}/v1/models", timeout=30).json()["questions"] is not None, 10)
 
 
 def test_endpoint_without_questions_says_so() -> None:
