@@ -46,6 +46,7 @@ def convert(
 
     if to.exists():
         raise ModelError(f"{to}: exists; give the path of a new folder")
+    _check_options(source, base, tokenizer)
     if source.suffix.lower() in (".pt", ".pth"):
         _convert_tinymu(source, to, tokenizer)
     elif source.suffix.lower() == ".gguf" and not source.is_dir():
@@ -54,6 +55,22 @@ def convert(
         _convert_folder(source, to, base)
     else:
         raise ModelError(f"model {str(source)!r}: no such folder")
+
+
+def _check_options(source: Path, base: str | None, tokenizer: Path | None) -> None:
+    """Check that the source uses the options that are given.
+
+    Raises:
+        ModelError: it does not.
+    """
+    from tinymusician.errors import ModelError
+
+    if tokenizer is not None and source.suffix.lower() not in (".pt", ".pth"):
+        raise ModelError(
+            f"--tokenizer {tokenizer}: is for TinyMU's checkpoint (.pt) alone; {source} brings its tokenizer"
+        )
+    if base is not None and not source.is_dir():
+        raise ModelError(f"--base {base}: is for the folder of a LoRA adapter alone")
 
 
 def _convert_folder(source: Path, to: Path, base: str | None) -> None:

@@ -167,6 +167,13 @@ def test_tokens_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
             convert_gguf(tmp_path / f"{number}.gguf", tmp_path / "new")
 
 
+@pytest.mark.parametrize(("option", "value"), [("--base", "band-mu"), ("--tokenizer", "tokenizer.json")])
+def test_options_without_effect_are_refused(tmp_path: Path, option: str, value: str) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    command = ["models", "convert", str(tmp_path / "m.gguf"), str(tmp_path / "new"), option, value]
+    assert f"{option} {value}: is for" in str(CliRunner().invoke(app, command).exception)
+
+
 def test_what_lies_beside_the_file_is_not_read(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/no/such/model", "peft_type": "LORA"}')
