@@ -186,7 +186,7 @@ def resume_target(
         raise RunError(f"run {run.id!r}: is still running; stop it first with `tmctl stop {run.id}`")
     configured = configured_address(address)
     if configured is None and not record.local_ray:
-        check_trusted(record.cluster, address)
+        check_trusted(record.cluster)
         _check_tunnel(record)
         configured = record.cluster
     return workers or record.workers, configured

@@ -95,3 +95,23 @@ def test_closed_loop_completes_its_requests_and_accepts_no_others(loop: EngineLo
     assert error is None
     assert sum(map(len, chunks)) == 1600
     wait_for(lambda: not loop.is_alive, 30)
+
+
+def test_thread_that_ends_fails_its_requests_and_is_reported(
+    generator: MusicGenerator, loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panic in a library is no `Exception`; nobody may wait for audio that never comes."""
+
+    class Panic(BaseException):
+        pass
+
+    def step() -> None:
+        raise Panic("out of bounds")
+
+    monkeypatch.setattr(generator.engine, "step", step)
+    _, outputs = submit(loop, GenerationRequest("a march", seconds=1.0))
+    chunks, error = outputs.all()
+    assert (chunks, str(error)) == ([], "the engine's thread has ended (out of bounds)")
+    wait_for(lambda: not loop.is_alive, 10)
+    with pytest.raises(EngineError, match="the engine is closed"):
+        submit(loop, GenerationRequest("a march", seconds=1.0))

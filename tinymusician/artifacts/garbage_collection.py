@@ -110,16 +110,16 @@ def _released(registry: ReleaseRegistry, names: Collection[str]) -> list[Release
     """The releases of every alias's last artifacts; all releases of an alias whose signing keys are all revoked.
 
     Raises:
-        StoreError: the store's list lacks a release that an alias's copy has: it is incomplete.
+        StoreError: the store's list lacks a release that an alias's latest.json has: it is incomplete.
     """
     releases: list[Release] = []
     listed = registry.aliases(revoked=True)
     for name, alias in itertools.product(sorted({*names, *(name for name, _ in listed)}), _aliases(listed)):
-        copy = registry.copy(name, alias)
-        versions = [one.version for one in registry.history(name, alias, revoked=True)] if copy else []
-        if copy is not None and copy.version not in versions:
+        latest = registry.latest(name, alias)
+        versions = [one.version for one in registry.history(name, alias, revoked=True)] if latest else []
+        if latest is not None and latest.version not in versions:
             raise StoreError(
-                f"nothing was collected: {registry.store.url} lists no version {copy.version} of {copy.reference}, "
+                f"nothing was collected: {registry.store.url} lists no version {latest.version} of {latest.reference}, "
                 "which its latest.json has; a store must list what it has (`tmctl artifacts renew` writes it again)"
             )
     for pair in listed:

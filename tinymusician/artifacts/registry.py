@@ -132,8 +132,8 @@ class ReleaseRegistry:
                 releases[release.version] = (key, release)
         return [releases[version][1] for version in sorted(releases)]
 
-    def copy(self, name: str, alias: str) -> Release | None:
-        """The trusted release in an alias's copy, which is read without a list; None without one."""
+    def latest(self, name: str, alias: str) -> Release | None:
+        """The trusted release in an alias's latest.json, which is read without a list; None without one."""
         trusted = {keyid: public for root in self.roots() for keyid, public in root.release_keys.items()}
         try:
             return read_release(self.store.get(latest_key(name, alias)), f"{name}@{alias}", trusted)
