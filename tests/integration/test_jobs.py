@@ -151,9 +151,15 @@ def test_tunnel_to_a_cluster_is_not_this_machine(ray: Ray, monkeypatch: pytest.M
     assert not is_here(ray.address)
 
 
-def test_resume_through_a_tunnel_stays_on_its_cluster(ray: Ray, recipe: Path, store: LocalStore) -> None:
-    """The head behind a loopback address is compared with the run's."""
+def test_resume_through_a_tunnel_stays_on_its_cluster(
+    ray: Ray, recipe: Path, store: LocalStore, tmp_path: Path
+) -> None:
+    """The head behind a loopback address is compared with the run's; both addresses had jobs of this user before."""
     environment = {name: value for name, value in ray.environment.items() if name != "TMCTL_CLUSTER"}
+    environment["XDG_STATE_HOME"] = str(tmp_path)
+    clusters = tmp_path / "tinymusician" / "clusters.txt"
+    clusters.parent.mkdir()
+    clusters.write_text(f"{ray.address}\nhttp://127.0.0.1:1\n")
     environment["TMCTL_STORE"], content = store.url, load_recipe(str(recipe)).model_dump(mode="json")
     for name, address, problem in (
         ("other", ray.address, "another cluster answers there now; open the tunnel to it again"),
@@ -247,6 +253,7 @@ SHORT_UNDERSTANDING = (
     "understand.questions.validation_clips=50",
     "understand.questions.test_clips=50",
     "understand.questions.choice_groups=3",
+    "understand.questions.mixed_questions=3",
     "understand.questions.yes_no_pairs=2",
     "understand.questions.open_questions=2",
     "understand.questions.captions=2",
