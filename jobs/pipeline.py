@@ -1,9 +1,9 @@
 """The pipeline: precompute → distill → quantize → evaluate → publish, as one run with steps.
 
 Each step is a run of its own kind, and continues where it was interrupted. A step's inputs (its parts of the recipe,
-weights, prompts, the previous step's artifact) have a fingerprint, under which the store caches the run that succeeded;
-a step whose inputs are unchanged is skipped, whichever pipeline ran it. `pipeline.json` in the run's folder has the
-states of the steps.
+weights, prompts, the previous step's artifact) have a fingerprint, under which the store caches the run that succeeded,
+signed by the driver; a step whose inputs are unchanged is skipped, whichever pipeline ran it, if a trusted driver did.
+`pipeline.json` in the run's folder has the states of the steps.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import hashlib
 from functools import reduce
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from jobs.launch.submit import RESUMABLE_KEYS
 from jobs.registry import run_job
 from jobs.release import check_release_key, publish, release_metrics
+from jobs.sign_result import sign_result
 from jobs.worker import mlflow
+from tinymusician.artifacts.attestations import read_signed, write_signed
 from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.manifest import find
-from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.run_state import PipelineStep, RunResult, StepState, now
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.artifacts.store import Store
+from tinymusician.config_model import Document
 from tinymusician.data.prompts import load_prompts
 from tinymusician.data.shards import fingerprint
-from tinymusician.errors import NotFoundError, RunError
+from tinymusician.errors import NotFoundError, RunError, UntrustedError
 from tinymusician.inputs import scheme_of
 from tinymusician.json_types import JsonObject
 from tinymusician.models.musicgen import local_folder
@@ -59,33 +60,36 @@ READS: dict[Step, tuple[str, ...]] = {
     "publish": ("publish",),
 }
 """The parts of the recipe that each step depends on."""
+_STEP = "pipeline-step"
 MADE: dict[Step, Step] = {"quantize": "distill", "evaluate": "quantize", "publish": "evaluate"}
 """The step whose result each step works on."""
 
 
-class StepResult(BaseModel):
-    """The result of a step: run, artifact and metrics. `publish` is not a run; `release` is what it published."""
+class StepResult(Document):
+    """The result of a step with a fingerprint of its inputs: run, artifact and metrics.
 
-    model_config = ConfigDict(frozen=True)
+    `publish` is not a run; `release` is what it published.
+    """
 
+    inputs: str = ""
     run: str | None = None
     artifact: str | None = None
     release: str | None = None
-    metrics: JsonObject = {}
+    metrics: JsonObject = Field(default_factory=dict)
 
 
 class Pipeline:
     """One run of the pipeline."""
 
-    def __init__(self, store: Store, run_id: str) -> None:
-        self._store, self._run = store, RunStore(store, run_id)
-        self._record = self._run.record()
-        self._recipe = parse_recipe(self._record.recipe, run_id)
+    def __init__(self, run: RunStore) -> None:
+        self._store, self._run = run.store, run
+        self._record = run.record()
+        self._recipe = parse_recipe(self._record.recipe, run.id)
         self._results: dict[Step, StepResult] = {}
         self._steps = [PipelineStep(step=step) for step in STEPS]
 
-    def run(self) -> None:
-        """Run or skip every requested step.
+    def run(self) -> RunResult:
+        """Run or skip every requested step; returns the model's artifact and all metrics.
 
         Raises:
             RunError: a step before the first requested one was never run with these inputs.
@@ -115,7 +119,7 @@ class Pipeline:
                 result = self._run_step(step, inputs)
             self._results[step] = result
         model = self._results.get("quantize") or self._results.get("distill") or StepResult()
-        self._run.write_result(RunResult(artifact=model.artifact, metrics=self._metrics()))
+        return RunResult(artifact=model.artifact, metrics=self._metrics())
 
     def _run_step(self, step: Step, inputs: JsonObject) -> StepResult:
         """Run a step, and cache its result under its inputs."""
@@ -127,7 +131,8 @@ class Pipeline:
         except BaseException:
             self._report(step, "FAILED", started)
             raise
-        self._store.put(_cache_key(inputs), result.model_dump_json().encode())
+        result = result.model_copy(update={"inputs": fingerprint(inputs)})
+        write_signed(self._store, _cache_key(inputs), _STEP, result)
         self._report(step, "SUCCEEDED", result)
         return result
 
@@ -136,14 +141,15 @@ class Pipeline:
         run = self._job_run(step, inputs)
         recipe = self._step_recipe(step).model_dump(mode="json")
         changes = {"id": run.id, "kind": step, "recipe": recipe, "part_of": self._record.id}
-        run.write_record(self._record.model_copy(update=changes))
+        run = run.write_record(self._record.model_copy(update=changes))
         run.start()
         try:
-            run_job(step, run.id)
+            result = run_job(step, run)
         except BaseException as error:
             run.fail(" ".join(str(error).split())[-300:])
             raise
-        result = run.result()
+        assert result is not None, "a pipeline's steps run as a whole"
+        sign_result(run, result)
         run.succeed(result)
         mlflow.end_run(run, "SUCCEEDED")
         return StepResult(run=run.id, artifact=result.artifact, metrics=result.metrics)
@@ -193,7 +199,9 @@ class Pipeline:
     def _cached(self, step: Step, inputs: JsonObject) -> StepResult | None:
         """The result of an earlier run with the same inputs, if the store still has all of it."""
         try:
-            result = StepResult.model_validate_json(self._store.get(_cache_key(inputs)))
+            result = read_signed(self._store, _cache_key(inputs), _STEP, StepResult)
+            if result.inputs != fingerprint(inputs):
+                raise UntrustedError(f"{_cache_key(inputs)}: is signed for other inputs")
             if result.artifact:
                 find(self._store, result.artifact)
             if result.run:
@@ -203,6 +211,9 @@ class Pipeline:
                 if newest.artifact != result.artifact or newest.expires <= now():
                     return None
         except (NotFoundError, RunError):
+            return None
+        except UntrustedError as error:
+            print(f"step {inputs['step']}: an earlier result does not count: {error}", flush=True)
             return None
         return result
 
@@ -219,9 +230,9 @@ class Pipeline:
         self._run.report_progress(step, index + (state in ("SUCCEEDED", "SKIPPED")), len(STEPS))
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult:
     """The driver."""
-    Pipeline(open_store(), run_id).run()
+    return Pipeline(run).run()
 
 
 def weights_fingerprint(name: str) -> str:

@@ -16,7 +16,6 @@ from jobs.worker.context import Work, WorkerContext
 from jobs.worker.ray_train import run_training_driver
 from jobs.worker.stage import TrainingStage, train
 from tinymusician.artifacts.manifest import publish
-from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import make_missing
@@ -217,7 +216,7 @@ def _tagger_work(context: WorkerContext) -> None:
     train(context, TrainingStage("band-tagger", task, trainer, AdamConfig(), config.tagger_batch_size, 0, "float32"))
 
 
-def finish(context: WorkerContext) -> None:
+def finish(context: WorkerContext) -> RunResult:
     """Write a folder for each model in float16, and publish them as one artifact."""
     metrics = {}
     with tempfile.TemporaryDirectory() as name:
@@ -239,7 +238,7 @@ def finish(context: WorkerContext) -> None:
             metrics=metrics,
             licence=HOUSE_BAND_LICENCE,
         )
-    context.run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
+    return RunResult(artifact=manifest.reference, metrics=metrics)
 
 
 def _write_models(context: WorkerContext, folder: Path) -> None:
@@ -290,6 +289,6 @@ def work(context: WorkerContext) -> None:
             context.barrier()
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult:
     """The driver: all workers run the stages, one publishes the artifact."""
-    run_training_driver(RunStore(open_store(), run_id), work, finish)
+    return run_training_driver(run, work, finish)

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Literal
 
+from tinymusician.artifacts.run_state import RunResult
+from tinymusician.artifacts.runs import RunStore
+
 JobKind = Literal["pretrain", "precompute", "distill", "quantize", "evaluate", "sweep", "pipeline", "understand"]
 
 JOBS: Mapping[JobKind, str] = {
@@ -23,6 +26,7 @@ JOBS: Mapping[JobKind, str] = {
 }
 
 
-def run_job(kind: JobKind, run_id: str) -> None:
-    """Run a job's driver to its end."""
-    import_module(JOBS[kind]).run(run_id)
+def run_job(kind: JobKind, run: RunStore) -> RunResult | None:
+    """Run a job's driver to its end; returns what it produced, or None if an earlier result still holds."""
+    result: RunResult | None = import_module(JOBS[kind]).run(run)
+    return result

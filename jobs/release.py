@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.worker.model_refs import parse_label
+from pydantic import ValidationError
+
+from tinymusician.artifacts.attestations import attestation_of, figures_of
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.gates import check_gates, check_question_gates, describe_failures, is_benchmarked
 from tinymusician.artifacts.keys import keys_folder, load_key
@@ -10,12 +12,10 @@ from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release, latest_key
-from tinymusician.artifacts.runs import RunStore
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
-from tinymusician.evaluate.results import EvaluationResult, run_metrics
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import PublishConfig
 
@@ -25,20 +25,17 @@ def release_metrics(store: Store, run: str, reference: str, baseline: str) -> Js
 
     Raises:
         NotFoundError: the run did not evaluate both.
+        UntrustedError: no trusted driver signed its figures.
     """
-    try:
-        result = RunStore(store, run).report(EvaluationResult)
-    except NotFoundError as error:
-        raise NotFoundError(f"run {run!r}: has no evaluation in {store.url}") from error
-    models = {parse_label(model.model_id)[1]: model for model in result.models}
+    models = figures_of(store, run).models
     for name, expected in (("the artifact", reference), ("its baseline", baseline)):
         if expected not in models:
             evaluated = ", ".join(models) or "nothing"
             raise NotFoundError(f"run {run!r}: did not evaluate {name}, {expected}; it evaluated {evaluated}")
     return {
         "run": run,
-        "own": run_metrics(models[reference]),
-        "baseline": {"model": baseline, **run_metrics(models[baseline])},
+        "own": models[reference],
+        "baseline": {"model": baseline, **models[baseline]},
     }
 
 
@@ -60,11 +57,40 @@ def check_release_key(store: Store) -> None:
 def publish(
     registry: ReleaseRegistry, manifest: Manifest, evaluation: JsonObject | None, config: PublishConfig
 ) -> Release:
-    """Sign an artifact as the newest release of the recipe's alias, with its attestation and metrics."""
+    """Sign an artifact as the newest release of the recipe's alias, with its attestation, metrics and gates.
+
+    Raises:
+        UntrustedError: no trusted driver attests that it made the artifact.
+    """
+    attestation_of(registry.store, manifest.reference)
     about: JsonObject = {"attestation": attestation(manifest), "metrics": manifest.metrics}
+    about["publish"] = config.model_dump(mode="json")
     if evaluation is not None:
         about["evaluation"] = evaluation
     return registry.release(manifest, config.alias, about, config.days)
+
+
+def publish_config(store: Store, reference: str) -> PublishConfig:
+    """The gates, baseline and days of the recipe that was submitted to make an artifact; imports have the defaults.
+
+    Raises:
+        UntrustedError: no trusted driver attests that it made the artifact.
+    """
+    return PublishConfig.model_validate(attestation_of(store, reference).publish)
+
+
+def released_config(release: Release) -> PublishConfig:
+    """The gates and days that a release was signed with; numbers are text there.
+
+    Raises:
+        UntrustedError: it was signed without any.
+    """
+    try:
+        return PublishConfig.model_validate(release.about["publish"])
+    except (KeyError, ValidationError):
+        raise UntrustedError(
+            f"release {release.reference}, version {release.version}: is signed without gates; name them with --recipe"
+        ) from None
 
 
 def promote(
@@ -73,8 +99,9 @@ def promote(
     """Point an alias at the artifact of another alias, if its evaluation passes the gates or a reason is given.
 
     Raises:
-        UntrustedError: it does not pass, and no reason is given.
+        UntrustedError: it does not pass, and no reason is given; or no trusted driver attests its artifact.
     """
+    attestation_of(registry.store, source.artifact)
     evaluation, metrics = source.about.get("evaluation"), source.about.get("metrics") or {}
     if is_benchmarked(metrics):
         results = check_question_gates(metrics, config.question_gates)

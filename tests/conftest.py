@@ -1,9 +1,10 @@
-"""Shared by all tests: no model hub, one thread, and a small MusicGen with random weights."""
+"""Shared by all tests: no model hub, one thread, job keys of their own, and a small MusicGen with random weights."""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ class OutcomeFile:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # xdist's workers inherit it
+        folder = tempfile.TemporaryDirectory(prefix="job-keys-")
+        os.environ["TMCTL_JOB_KEYS"] = folder.name
+        config.add_cleanup(folder.cleanup)
     if "TEST_REPORT" in os.environ and not hasattr(config, "workerinput"):  # xdist's controller receives every report
         config.pluginmanager.register(OutcomeFile(Path(os.environ["TEST_REPORT"])))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tinymusician.artifacts.attestations import ArtifactAttestation, attest
 from tinymusician.artifacts.envelope import seal
 from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.manifest import Manifest, publish
@@ -39,12 +40,15 @@ class World:
         self.pinned = self.registry.create().root[0]
 
     def made(self, **files: str) -> Manifest:
+        """A bundle of a job whose driver attests it."""
         place = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
         place.mkdir()
         for name, content in files.items():
             (place / name).write_text(content)
         facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
-        return publish(self.store, place, name="band", kind="bundle", **facts)
+        made = publish(self.store, place, name="band", kind="bundle", **facts)
+        attest(self.store, ArtifactAttestation(artifact=made.reference, created=made.created))
+        return made
 
     def client(self, reference: str = "band@stable", **more: Any) -> PullClient:
         sources = more.pop("sources", [FolderSource(self.folder / "store")])

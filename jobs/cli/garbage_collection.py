@@ -43,7 +43,8 @@ def collect(
     removed_bytes = garbage.collect(store, find, lambda key: print(key, file=sys.stderr)) if yes else 0
     if shard_days is not None and plan.open_runs:
         warn(f"no shards are removed while runs have not ended: {', '.join(plan.open_runs)} (`tmctl stop` ends a run)")
-    keys = {"artifacts": list(plan.artifacts), "shards": list(plan.shards), "blobs": list(plan.blobs)}
+    parts = ("artifacts", "attestations", "shards", "blobs")
+    keys = {part: list(getattr(plan, part)) for part in parts}
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in keys.items())
     said = f"{counts}, {plan.size / 1e6:.1f} MB"
     text = (

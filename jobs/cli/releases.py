@@ -14,11 +14,15 @@ from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.release import Release
 from tinymusician.errors import NotFoundError
-from tinymusician.recipe import PublishConfig, load_recipe, parse_recipe
+from tinymusician.recipe import load_recipe
 
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", help="The recipe whose gates and days apply.", show_default="the artifact's own"),
+    typer.Option(
+        "--recipe",
+        help="The recipe whose gates and days apply.",
+        show_default="the one that was submitted to make the artifact",
+    ),
 ]
 
 
@@ -32,14 +36,17 @@ def publish(
 ) -> None:
     """Sign an artifact as the newest release of the recipe's alias (`candidate`).
 
+    A trusted driver must attest that its job made the artifact, and sign the evaluation's figures: the store is not
+    trusted. `tmctl signing-keys job` shows which drivers are trusted here.
+
     Example: `tmctl artifacts publish band-bundle --evaluation band-evaluate-20260101-120000-ab12`
     """
     from jobs.release import publish as signed
-    from jobs.release import release_metrics
+    from jobs.release import publish_config, release_metrics
 
     store = open_store()
     manifest = manifests.find(store, reference)
-    config = _publish_config(recipe, manifest.reference)
+    config = load_recipe(recipe).publish if recipe is not None else publish_config(store, manifest.reference)
     judged = release_metrics(store, evaluation, manifest.reference, config.baseline) if evaluation else None
     _print_release(signed(registry(), manifest, judged, config), json)
 
@@ -59,9 +66,11 @@ def promote(
     Example: `tmctl artifacts promote band-bundle@candidate --to stable`
     """
     from jobs.release import promote as moved
+    from jobs.release import released_config
 
     source = registry().newest(*split_reference(release))
-    _print_release(moved(registry(), source, to, _publish_config(recipe, source.artifact), override), json)
+    config = load_recipe(recipe).publish if recipe is not None else released_config(source)
+    _print_release(moved(registry(), source, to, config, override), json)
 
 
 def rollback(
@@ -130,14 +139,6 @@ def presign(
     from jobs.release import presigned_urls
 
     emit({"addresses": presigned_urls(registry(), *split_reference(release), round(hours * 3600))}, True, "")
-
-
-def _publish_config(recipe: str | None, artifact: str) -> PublishConfig:
-    """The gates and days of the named recipe, or of the one that the artifact was made by."""
-    if recipe is not None:
-        return load_recipe(recipe).publish
-    made = manifests.find(open_store(), artifact)
-    return parse_recipe(made.recipe, made.name).publish
 
 
 def _reason_of(release: Release) -> str:

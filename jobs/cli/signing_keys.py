@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.cli.output import emit
-from tinymusician.artifacts.keys import key_id, keys_folder
+from tinymusician.artifacts.job_keys import job_keys_folder, local_job_key, trust_job_key, trusted_job_keys
+from tinymusician.artifacts.keys import key_id, keys_folder, public_hex
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.trust import RootMetadata
@@ -65,6 +66,30 @@ def rotate(
     """
     role: Literal["root", "release"] = "root" if root else "release"
     _print_root(registry().rotate(role, revoke), json)
+
+
+@app.command()
+def job(json: Json = False) -> None:
+    """Show the drivers whose results may be released: their public keys, this machine's own first.
+
+    A driver signs what its jobs made with a job key, which is created when it is first needed. `TMCTL_JOB_KEYS` names
+    the folder of private and trusted public job keys.
+    """
+    local = public_hex(local_job_key())
+    others = [public for public in trusted_job_keys().values() if public != local]
+    lines = [f"local   {local} ({key_id(local)[:12]})", *(f"trusted {one} ({key_id(one)[:12]})" for one in others)]
+    emit({"local": local, "trusted": others, "folder": str(job_keys_folder())}, json, "\n".join(lines))
+
+
+@app.command("trust-job")
+def trust_job(
+    public_key: Annotated[str, typer.Argument(help="The public key that `tmctl signing-keys job` shows there.")],
+) -> None:
+    """Trust the drivers of a cluster: what they attest may be released from here.
+
+    Example: `docker compose exec head tmctl signing-keys job`, then here `tmctl signing-keys trust-job PUBLIC_KEY`
+    """
+    print(f"trusted: {trust_job_key(public_key)}; remove that file to end it")
 
 
 def _print_root(root: RootMetadata, as_json: bool) -> None:

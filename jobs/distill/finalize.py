@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tinymusician.models.protocols import Musicgen
 
 
-def finish(context: WorkerContext) -> None:
+def finish(context: WorkerContext) -> RunResult:
     """Publish the best checkpoint as an artifact with its metrics."""
     from tinymusician.distill.plots import plot_metrics
     from tinymusician.models.guidance import plays_in_one_pass, set_default_guidance
@@ -72,8 +72,8 @@ def finish(context: WorkerContext) -> None:
             metrics=metrics,
             licence=inherited_licence([recipe.teacher.model, getattr(recipe.student, "model", recipe.teacher.model)]),
         )
-    context.run.write_result(RunResult(artifact=manifest.reference, metrics=metrics))
     context.run.report_progress("report", 3, 3)
+    return RunResult(artifact=manifest.reference, metrics=metrics)
 
 
 def load_distilled(context: WorkerContext, student: Musicgen) -> int:

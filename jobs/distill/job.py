@@ -16,7 +16,7 @@ from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import NO_SIDECARS, SidecarActors, run_training_driver
 from jobs.worker.same_inputs import check_same_inputs
 from jobs.worker.stage import TrainingStage, train, trainer_config
-from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.data.shards import ShardCache
 from tinymusician.data.tokens import TokenDataset
@@ -144,12 +144,11 @@ def on_policy_sampler(context: WorkerContext, models: TeacherStudent, tokens: To
     )
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult:
     """The driver: actors sample, then all workers train, beside the teacher's actors if the recipe has them."""
-    run = RunStore(open_store(), run_id)
-    recipe = parse_recipe(run.record().recipe, run_id)
+    recipe = parse_recipe(run.record().recipe, run.id)
     signals = recipe.signals
     if signals.source == "online":
         compute_on_pool(run, recipe, ("sequences",))
     sidecars = SidecarActors(signals.actors, TeacherPool) if isinstance(signals, ActorSignalsConfig) else NO_SIDECARS
-    run_training_driver(run, work, finish, sidecars)
+    return run_training_driver(run, work, finish, sidecars)

@@ -9,7 +9,6 @@ from jobs.worker.actor_pool import run_once
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_ray_train
 from jobs.worker.same_inputs import check_same_inputs
-from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import parse_recipe
@@ -44,6 +43,7 @@ def work(context: WorkerContext) -> None:
         context.run.write_result(RunResult(metrics=metrics))
 
 
-def run(run_id: str) -> None:
-    """The driver."""
-    compute(RunStore(open_store(), run_id))
+def run(run: RunStore) -> RunResult:
+    """The driver. Its result says what was computed; nothing that is signed depends on it."""
+    compute(run)
+    return run.result()

@@ -39,7 +39,7 @@ class TeacherPool:
         )(TeacherActor)
         self._actors = [
             kind.options(name=_actor_name(run.id, rank)).remote(
-                WorkerContext(run.store.url, run.id, rank, count, resources.device)
+                WorkerContext(run.store.url, run.id, rank, count, resources.device, run.record_sha256)
             )
             for rank in range(count)
         ]

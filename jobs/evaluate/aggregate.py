@@ -15,6 +15,7 @@ from jobs.evaluate.labels import labels
 from jobs.evaluate.open import has_clips
 from jobs.evaluate.samples import write_samples
 from jobs.evaluate.steps import agreement_groups, chunk_ranges, clip_groups, evaluated_models
+from jobs.worker.model_refs import parse_label
 from tinymusician.artifacts.provenance import machine
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.data.shards import Arrays
@@ -52,8 +53,10 @@ from tinymusician.inputs import input_path
 from tinymusician.json_types import JsonObject
 
 
-def aggregate(evaluator: Evaluator) -> EvaluationResult:
+def aggregate(evaluator: Evaluator) -> RunResult:
     """Compute all metrics, and write them, the audio samples and the reference's statistics to the run.
+
+    Returns the run's metrics, and the figures of every model by its name in the recipe.
 
     Raises:
         NotFoundError: clips, features or measurements are missing.
@@ -88,8 +91,8 @@ def aggregate(evaluator: Evaluator) -> EvaluationResult:
             print(f"{clips.label}: {note}", flush=True)
     run.write_reference(reference.to_bytes())
     run.write_report(result)
-    run.write_result(RunResult(metrics=_main_metrics(result)))
-    return result
+    figures = {parse_label(model.model_id)[1]: run_metrics(model) for model in models}
+    return RunResult(metrics=_main_metrics(result), evaluated=figures)
 
 
 def _main_metrics(result: EvaluationResult) -> JsonObject:

@@ -1,6 +1,6 @@
 """Measures the cost of one model in a process of its own, which the evaluation starts; prints one JSON object.
 
-Usage: python -m jobs.evaluate.cost_process '{"run": …, "store": …, "model": …, "device": …, "prompts": […]}'
+Usage: python -m jobs.evaluate.cost_process '{"store": …, "run": …, "record": …, "device": …, "model": …, "prompts": …}'
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tinymusician.runtime.memory import reset_peak_memory
 def main() -> None:
     """Load the model, generate from the prompts, print the cost."""
     request = json.loads(sys.argv[1])
-    models = EvaluatedModels(WorkerContext(request["store"], request["run"], 0, 1, request["device"]))
+    context = WorkerContext(request["store"], request["run"], 0, 1, request["device"], request["record"])
+    models = EvaluatedModels(context)
     baseline = reset_peak_memory()
     cost = measure(models.load(request["model"]), request["prompts"], models.settings, baseline)
     print(cost.model_dump_json())

@@ -199,6 +199,7 @@ class Evaluator:
         request: dict[str, JsonValue] = {
             "run": self.context.run_id,
             "store": self.context.store_url,
+            "record": self.context.record_sha256,
             "model": model_id,
             "device": self.context.device,
             "prompts": list(self.prompts(range(min(self.config.cost_runs, self.config.clips)))),

@@ -24,6 +24,8 @@ from jobs.evaluate.steps import (
 )
 from jobs.worker.context import WorkerContext
 from jobs.worker.model_refs import is_bundle, parse_label
+from tinymusician.artifacts.run_state import RunResult
+from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.results import REAL, RECONSTRUCTED
 from tinymusician.recipe import EvaluateStep
 
@@ -39,8 +41,8 @@ class EvalWorker:
         """The evaluator of this actor."""
         return Evaluator(context)
 
-    def run(self, task: EvalTask) -> None:
-        """Run a task; what the store has is not computed again."""
+    def run(self, task: EvalTask) -> RunResult | None:
+        """Run a task; what the store has is not computed again. The aggregation returns the job's result."""
         if task.kind == "check":
             _ = self.evaluator.given_statistics
         elif task.kind == "generate":
@@ -54,24 +56,25 @@ class EvalWorker:
         elif task.kind == "cost":
             self.evaluator.measure_cost(task.model_id)
         elif task.kind == "aggregate":
-            self.aggregate()
+            return self.aggregate()
         elif task.kind == "render":
             self.render()
         else:
             raise ValueError(f"an evaluation has no tasks of kind {task.kind}")
+        return None
 
-    def aggregate(self) -> None:
-        """Write report.json."""
-        aggregate(self.evaluator)
+    def aggregate(self) -> RunResult:
+        """Write report.json; returns its metrics."""
+        return aggregate(self.evaluator)
 
     def render(self) -> None:
         """Write the report's pages."""
         render(self._run)
 
 
-def run(run_id: str) -> None:
-    """The driver."""
-    pools = StagePools(run_id, EvalWorker)
+def run(run: RunStore) -> RunResult | None:
+    """The driver; returns no result if only pages are rendered again."""
+    pools, result = StagePools(run, EvalWorker), None
     recipe, run_stage = pools.recipe, pools.run_stage
     config, model_ids = recipe.evaluate, evaluated_models(recipe)
     bundles = [model_id for model_id in model_ids if is_bundle(pools.run.store, parse_label(model_id)[1])]
@@ -100,5 +103,6 @@ def run(run_id: str) -> None:
             run_stage("cost", [EvalTask("cost", model_id) for model_id in models], max_concurrency=1)
             run_stage("cost of bundles", [EvalTask("cost", model_id) for model_id in bundles], 1, on_cpu=True)
     if "aggregate" in requested:
-        run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
+        result = run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
     run_stage("render", [EvalTask("render")], max_concurrency=1)
+    return result

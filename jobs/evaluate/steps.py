@@ -9,7 +9,7 @@ from typing import Literal
 from jobs.worker.actor_pool import ActorFactory, ActorPool, stage_runner
 from jobs.worker.model_refs import parse_label
 from jobs.worker.resources import decide_device
-from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import EvaluateConfig, Recipe, parse_recipe
 
@@ -68,18 +68,21 @@ def recording_tasks(config: EvaluateConfig, sources: Mapping[str, int]) -> list[
 class StagePools:
     """The actors of a run, one pool at a time: on CPUs for what ONNX Runtime does, so that it holds no GPU."""
 
-    def __init__(self, run_id: str, factory: ActorFactory) -> None:
-        self.run, self._factory = RunStore(open_store(), run_id), factory
-        self.recipe = parse_recipe(self.run.record().recipe, run_id)
+    def __init__(self, run: RunStore, factory: ActorFactory) -> None:
+        self.run, self._factory = run, factory
+        self.recipe = parse_recipe(run.record().recipe, run.id)
         self._device = decide_device(self.recipe.training.device)
         self._pool: ActorPool | None = None
 
-    def run_stage(self, stage: str, tasks: Sequence[EvalTask], max_concurrency: int = 0, on_cpu: bool = False) -> None:
-        """Run the tasks of a stage on the recipe's device, or on CPUs."""
+    def run_stage(
+        self, stage: str, tasks: Sequence[EvalTask], max_concurrency: int = 0, on_cpu: bool = False
+    ) -> RunResult | None:
+        """Run the tasks of a stage on the recipe's device, or on CPUs; returns the result that one of them computes."""
         device = "cpu" if on_cpu else self._device
         if self._pool is not None and self._pool.device != device:
             self._pool.scale_to(0)
             self._pool = None
         if self._pool is None:
             self._pool = ActorPool(self._factory, self.run, device="gpu" if device == "cuda" else "cpu")
-        stage_runner(self._pool, self.run)(stage, tasks, max_concurrency)
+        result = stage_runner(self._pool, self.run)(stage, tasks, max_concurrency)
+        return result if isinstance(result, RunResult) else None

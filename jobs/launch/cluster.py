@@ -22,6 +22,7 @@ from jobs.launch.ray_environment import (
 from jobs.launch.trusted_clusters import check_trusted
 from jobs.worker import mlflow
 from serve.config import is_loopback
+from tinymusician.artifacts.job_keys import JOB_KEYS_VARIABLE
 from tinymusician.artifacts.keys import KEYS_VARIABLE
 from tinymusician.artifacts.open import STORE_VARIABLE
 from tinymusician.artifacts.store import Store
@@ -34,7 +35,7 @@ _UPLOADERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.p
 _MAX_NODES = 10_000
 _VERSION_SECONDS = 10.0
 _FORWARDED_VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT")
-_LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
+_LOCAL_PATH_VARIABLES = (KEYS_VARIABLE, JOB_KEYS_VARIABLE, WEIGHTS_VARIABLE, "HF_HOME")
 
 
 def connect(address: str | None, start: bool = True) -> tuple[Any, str]:

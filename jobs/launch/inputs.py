@@ -107,8 +107,10 @@ def upload_inputs(store: Store, recipe: Recipe, kind: JobKind, on_progress: Prog
     return _changed(recipe, kind, upload)
 
 
-def import_remote_inputs(run: RunStore, on_progress: ProgressCallback) -> None:
+def import_remote_inputs(run: RunStore, on_progress: ProgressCallback) -> RunStore:
     """Import what a run's recipe names at `s3://` into the store, and write the artifacts into the run's record.
+
+    Returns the run with that record.
 
     Raises:
         StoreError: an object cannot be read, or the store cannot be written.
@@ -122,8 +124,9 @@ def import_remote_inputs(run: RunStore, on_progress: ProgressCallback) -> None:
         on_progress(f"{field.key} = {name}: is imported into {run.store.url}")
         return import_address(run.store, name, _name(name), on_progress=on_progress).reference
 
-    if (resolved := _changed(recipe, cast(JobKind, record.kind), fetch)) != recipe:
-        run.write_record(record.model_copy(update={"recipe": resolved.model_dump(mode="json")}))
+    if (resolved := _changed(recipe, cast(JobKind, record.kind), fetch)) == recipe:
+        return run
+    return run.write_record(record.model_copy(update={"recipe": resolved.model_dump(mode="json")}))
 
 
 def _located(store: Store, field: InputField, name: str, on_progress: ProgressCallback) -> str:

@@ -73,14 +73,14 @@ def submit(
         recipe = upload_inputs(store, recipe, kind, partial(print, file=sys.stderr))
     submission = f"{run.id}-{secrets.token_hex(3)}"
     record = _new_record(run, kind, recipe, workers or 1, where, submission)
-    run.write_record(record.model_copy(update={"local_ray": is_local, "head_id": cluster.head_id(where)}))
+    run = run.write_record(record.model_copy(update={"local_ray": is_local, "head_id": cluster.head_id(where)}))
     run.submit()
     _start_job(client, run, kind, where, submission)
     return run
 
 
 def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, submission: str) -> None:
-    """Start a run's supervisor as a job of Ray.
+    """Start a run's supervisor as a job of Ray, with the digest of its record: others may write to the store.
 
     Raises:
         ClusterError: the cluster refuses it; the run has failed.
@@ -89,7 +89,9 @@ def _start_job(client: JobClient, run: RunStore, kind: JobKind, where: str, subm
     environment["env_vars"][STORE_TIMEOUT_VARIABLE] = os.environ.get(STORE_TIMEOUT_VARIABLE, STORE_TIMEOUT_SECONDS)
     try:
         client.submit_job(
-            entrypoint=f"{_python_command(where)} -P -m jobs.launch.supervisor {run.id} {submission}",
+            entrypoint=(
+                f"{_python_command(where)} -P -m jobs.launch.supervisor {run.id} {submission} {run.record_sha256}"
+            ),
             submission_id=submission,
             runtime_env=environment,
             metadata={"run": run.id, "kind": kind},

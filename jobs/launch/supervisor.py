@@ -3,7 +3,9 @@
 The supervisor does no work of its own, so it survives to report the job's end, even if the job was killed. A resumed
 run has a new supervisor; an old one that still runs detects that, ends its job and writes nothing.
 
-Usage: python -m jobs.launch.supervisor RUN SUBMISSION
+It signs what the job produced: a job key is on the head, and not where users' code runs.
+
+Usage: python -m jobs.launch.supervisor RUN SUBMISSION RECORD_SHA256
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from jobs.launch.inputs import import_remote_inputs
 from jobs.launch.shortage import run_holder, shortages_here
 from jobs.launch.wait_state import WaitState
 from jobs.registry import JobKind, run_job
+from jobs.sign_result import sign_result
 from jobs.worker import mlflow
 from jobs.worker.node_errors import DISK_FULL
+from tinymusician.artifacts.job_keys import local_job_key
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.runs import RunStore
@@ -81,9 +85,9 @@ class LogUploader:
         self._is_sent = True
 
 
-def supervise(run_id: str, submission: str) -> int:
+def supervise(run_id: str, submission: str, record_sha256: str) -> int:
     """Run the job, and write its result to the store; returns its exit code."""
-    run = RunStore(open_store(), run_id)
+    run = RunStore(open_store(), run_id)  # a later submission has another record, which it must be able to read
     record = run.record()
 
     def is_owner() -> bool:
@@ -92,7 +96,7 @@ def supervise(run_id: str, submission: str) -> int:
     run.heartbeat()
     _remove_stale_drafts(run)
     run.start()
-    child = _start_driver(record.kind, run_id)
+    child = _start_driver(record.kind, run_id, record_sha256)
     log = LogUploader(run, is_owner, child.terminate)
     log.line(f"{time.strftime(_STAMP)} {record.kind} {run_id}, {record.workers} worker(s)\n")
     stopped = threading.Event()
@@ -120,9 +124,9 @@ def supervise(run_id: str, submission: str) -> int:
     return code
 
 
-def _start_driver(kind: str, run_id: str) -> subprocess.Popen[str]:
+def _start_driver(kind: str, run_id: str, record_sha256: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", kind, run_id],
+        [sys.executable, "-P", "-u", "-m", "jobs.launch.supervisor", "--child", kind, run_id, record_sha256],
         cwd=Path(__file__).parents[2],  # Ray's workers import from here, not from where Ray was started
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -157,13 +161,14 @@ def _failure(run: RunStore, code: int) -> str:
     return run.error() or f"its driver ended with exit code {code}; see `tmctl logs {run.id}`"
 
 
-def run_child(kind: JobKind, run_id: str) -> int:
-    """Run the job of this kind; an error for users becomes one line."""
-    run = RunStore(open_store(), run_id)
+def run_child(kind: JobKind, run_id: str, record_sha256: str) -> int:
+    """Run the job of this kind, and sign its result; an error for users becomes one line."""
+    run = RunStore(open_store(), run_id, record_sha256=record_sha256)
     run.clear_errors()
     try:
-        import_remote_inputs(run, partial(print, flush=True))
-        run_job(kind, run_id)
+        local_job_key()  # before hours of work that could not be signed
+        run = import_remote_inputs(run, partial(print, flush=True))
+        sign_result(run, run_job(kind, run))
     except Exception as error:
         cause = to_user_error(error)
         if cause is None:
@@ -210,5 +215,5 @@ def to_user_error(error: BaseException | None) -> TinyMusicianError | None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--child":
-        sys.exit(run_child(cast(JobKind, sys.argv[2]), sys.argv[3]))
-    sys.exit(supervise(sys.argv[1], sys.argv[2]))
+        sys.exit(run_child(cast(JobKind, sys.argv[2]), sys.argv[3], sys.argv[4]))
+    sys.exit(supervise(sys.argv[1], sys.argv[2], sys.argv[3]))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs.worker.actor_pool import ActorPool, stage_runner
 from jobs.worker.context import WorkerContext
-from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 
@@ -49,29 +48,28 @@ class QuantWorker:
         sequences = workspace.sequences("validation", config.sequences, config.seconds)
         return PlanEvaluator(workspace.exported, workspace.manifest, sequences, workspace.context.threads)
 
-    def run(self, task: QuantTask) -> None:
-        """Run a task; what the store has is not measured again."""
+    def run(self, task: QuantTask) -> RunResult | None:
+        """Run a task; what the store has is not measured again. The bundle is the job's result."""
         workspace, evaluator = self._workspace, self._evaluator
         if task.kind == "publish":
-            self._publish(evaluator)
-        else:
-            workspace.measure(evaluator, workspace.trials(evaluator)[task.first :: task.every])
+            return self._publish(evaluator)
+        workspace.measure(evaluator, workspace.trials(evaluator)[task.first :: task.every])
+        return None
 
-    def _publish(self, evaluator: PlanEvaluator) -> None:
+    def _publish(self, evaluator: PlanEvaluator) -> RunResult:
         from jobs.quantize.bundle_writer import publish_bundle
 
         manifest, result = publish_bundle(self._workspace, evaluator)
-        self._workspace.context.run.write_result(RunResult(artifact=manifest.reference, metrics=result.metrics.flat()))
+        return RunResult(artifact=manifest.reference, metrics=result.metrics.flat())
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult:
     """The driver: all workers measure, one publishes."""
-    store = open_store()
-    folder = RunStore(store, run_id)
-    record = folder.record()
-    pool = ActorPool(QuantWorker, folder, device="cpu")  # it measures ONNX graphs
-    run_stage, shares = stage_runner(pool, folder), _CHUNKS_PER_WORKER * record.workers
+    pool = ActorPool(QuantWorker, run, device="cpu")  # it measures ONNX graphs
+    run_stage, shares = stage_runner(pool, run), _CHUNKS_PER_WORKER * run.record().workers
     run_stage("first trials", [QuantTask("measure", 0, shares)])  # one actor samples the sequences for all
     run_stage("sensitivity", [QuantTask("measure", first, shares) for first in range(1, shares)])
     pool.scale_to(1)
-    run_stage("bundle", [QuantTask("publish")])
+    result = run_stage("bundle", [QuantTask("publish")])
+    assert isinstance(result, RunResult), "the bundle's task returns it"
+    return result

@@ -33,8 +33,8 @@ def sweep_clips(recipe: Recipe) -> int:
     return min(recipe.sweep.clips, recipe.evaluate.clips)
 
 
-def aggregate(evaluator: SweepEvaluator) -> SweepResult:
-    """Compute all metrics, and write them to the run.
+def aggregate(evaluator: SweepEvaluator) -> RunResult:
+    """Compute all metrics, and write them to the run; returns the run's metrics.
 
     Raises:
         NotFoundError: trainings, features or measurements are missing.
@@ -59,8 +59,7 @@ def aggregate(evaluator: SweepEvaluator) -> SweepResult:
     claims = objective_claims(results["objectives"], CLAIMED_OBJECTIVE) if "objectives" in results else ()
     result = SweepResult(recipe=recipe.name, grids=results, claims=claims, provenance=_provenance(evaluator))
     run.write_report(result)
-    run.write_result(RunResult(metrics={name: _means(grid) for name, grid in results.items()}))
-    return result
+    return RunResult(metrics={name: _means(grid) for name, grid in results.items()})
 
 
 def _student_metrics(

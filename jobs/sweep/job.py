@@ -14,7 +14,7 @@ from jobs.sweep.evaluator import SweepEvaluator
 from jobs.sweep.render import render
 from jobs.sweep.trials import trials_of
 from jobs.worker.context import WorkerContext
-from tinymusician.artifacts.open import open_store
+from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.evaluate.results import REAL
 
@@ -28,27 +28,27 @@ class SweepWorker(EvalWorker):
         """The evaluator of this actor."""
         return SweepEvaluator(context)
 
-    def run(self, task: EvalTask) -> None:
+    def run(self, task: EvalTask) -> RunResult | None:
         """Run a task; what the store has is not computed again."""
-        if task.kind == "train":
-            models = self.evaluator.models
-            models.trainer.train(models.trials[task.model_id])
-        else:
-            super().run(task)
+        if task.kind != "train":
+            return super().run(task)
+        models = self.evaluator.models
+        models.trainer.train(models.trials[task.model_id])
+        return None
 
-    def aggregate(self) -> None:
-        """Write report.json."""
-        aggregate(self.evaluator)
+    def aggregate(self) -> RunResult:
+        """Write report.json; returns its metrics."""
+        return aggregate(self.evaluator)
 
     def render(self) -> None:
         """Write the report's pages."""
         render(self._run)
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult | None:
     """The driver."""
-    precompute.compute(RunStore(open_store(), run_id))
-    pools = StagePools(run_id, SweepWorker)
+    precompute.compute(run)
+    pools = StagePools(run, SweepWorker)
     recipe, run_stage = pools.recipe, pools.run_stage
     model_ids = list(dict.fromkeys(trial.model_id for trial in trials_of(recipe)))
     clips, batch, forced = sweep_clips(recipe), recipe.evaluate.batch_size, forced_groups(recipe)
@@ -60,5 +60,6 @@ def run(run_id: str) -> None:
     groups = chunk_ranges(clips, batch)
     run_stage("embed", reference + [EvalTask("embed", model_id, group) for model_id in model_ids for group in groups])
     run_stage("agreement", [EvalTask("agreement", model_id, group) for model_id in model_ids for group in forced])
-    run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
+    result = run_stage("aggregate", [EvalTask("aggregate")], max_concurrency=1)
     run_stage("render", [EvalTask("render")], max_concurrency=1)
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -37,7 +38,7 @@ class TrialTrainer:
     """Trains the students of a sweep. Teacher, signals and held-out data are loaded once."""
 
     def __init__(self, context: WorkerContext) -> None:
-        self._context = WorkerContext(context.store_url, context.run_id, 0, 1, context.device)
+        self._context = replace(context, rank=0, world=1)
         self._recipe, self._store = context.recipe, context.run.store
 
     @cached_property

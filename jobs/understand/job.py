@@ -15,7 +15,6 @@ from jobs.understand.data import UnderstandData
 from jobs.worker.context import WorkerContext
 from jobs.worker.ray_train import run_training_driver
 from tinymusician.artifacts.manifest import Manifest, publish
-from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.json_types import JsonObject
@@ -56,7 +55,7 @@ def work(context: WorkerContext) -> None:
         _end_stage(context)
 
 
-def finish(context: WorkerContext) -> None:
+def finish(context: WorkerContext) -> RunResult:
     """Score the trained model, compress it into a bundle, score that, and publish both; the model has the questions."""
     from jobs.understand.benchmark import run_benchmark, run_probe
     from jobs.understand.bundle import write_bundle
@@ -84,12 +83,13 @@ def finish(context: WorkerContext) -> None:
     result = result.model_copy(update={"bundle": score})
     run.write_report(result)
     run.write_rendered_report(html_report(result, context.recipe.name), markdown_report(result))
-    run.write_result(RunResult(artifact=model.reference, metrics={**metrics, "bundle": bundle.reference}))
+    metrics |= {"bundle": bundle.reference}
+    return RunResult(artifact=model.reference, metrics=metrics, others=(bundle.reference,))
 
 
-def run(run_id: str) -> None:
+def run(run: RunStore) -> RunResult:
     """The driver: all workers run the stages, one scores the model and publishes it."""
-    run_training_driver(RunStore(open_store(), run_id), work, finish)
+    return run_training_driver(run, work, finish)
 
 
 def _publish(context: WorkerContext, data: UnderstandData, folder: Path, kind: str, metrics: JsonObject) -> Manifest:

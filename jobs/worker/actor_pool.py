@@ -11,9 +11,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from jobs.worker.context import Work, WorkerContext
+from jobs.worker.context import WorkerContext
 from jobs.worker.node_errors import errors_name_the_node
 from jobs.worker.resources import allocate_resources
 from tinymusician.artifacts.run_state import Allocation, RunRecord
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-
+Result = TypeVar("Result")
 _AWAY_SECONDS = 0.5
 """Between two questions to an actor that Ray cannot reach; results of others wait no longer."""
 
@@ -68,7 +68,7 @@ class ActorPool:
         self.device, self._max_losses = resources.device, training.max_restarts
         kind = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1)(PoolActor)
         self._actors = [
-            kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device))
+            kind.remote(factory, WorkerContext(run.store.url, run.id, rank, count, resources.device, run.record_sha256))
             for rank in range(count)
         ]
         self._idle: deque[ActorHandle] = deque()
@@ -154,12 +154,22 @@ class ActorPool:
         self._starting = {ping: actor for ping, actor in self._starting.items() if actor in self._actors}
 
 
-def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., None]:
-    """A function that runs the tasks of a named stage on the pool and reports the progress to the run."""
+def stage_runner(pool: ActorPool, run: RunStore) -> Callable[..., object]:
+    """A function that runs the tasks of a named stage on the pool and reports the progress to the run.
 
-    def run_stage(stage: str, tasks: Sequence[object], max_concurrency: int = 0) -> None:
+    It returns what the task that ended last returned.
+    """
+
+    def run_stage(stage: str, tasks: Sequence[object], max_concurrency: int = 0) -> object:
+        last: list[object] = [None]
+
+        def on_result(done: int, result: object) -> None:
+            run.report_progress(stage, done, len(tasks))
+            last[0] = result
+
         run.report_progress(stage, 0, len(tasks))
-        pool.map(tasks, lambda done, _: run.report_progress(stage, done, len(tasks)), max_concurrency)
+        pool.map(tasks, on_result, max_concurrency)
+        return last[0]
 
     return run_stage
 
@@ -169,19 +179,23 @@ def spare_cpus(record: RunRecord) -> int:
     return 0 if record.local_ray else 1
 
 
-def run_once(work: Work, run: RunStore) -> None:
-    """Run `work` on one actor, which is restarted if it dies."""
-    ActorPool(partial(_SingleTask, work), run, workers=1).map([None])
+def run_once(work: Callable[[WorkerContext], Result], run: RunStore) -> Result:
+    """Run `work` on one actor, which is restarted if it dies; returns what it returns."""
+    results: list[Any] = []
+    pool = ActorPool(partial(_SingleTask, work), run, workers=1)
+    pool.map([None], lambda _, result: results.append(result))
+    result: Result = results[0]
+    return result
 
 
 class _SingleTask:
     """The task runner of `run_once`."""
 
-    def __init__(self, work: Work, context: WorkerContext) -> None:
+    def __init__(self, work: Callable[[WorkerContext], object], context: WorkerContext) -> None:
         self._work, self._context = work, context
 
-    def run(self, _: None) -> None:
-        self._work(self._context)
+    def run(self, _: None) -> object:
+        return self._work(self._context)
 
 
 class _TaskQueue:

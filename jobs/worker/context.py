@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.run_state import RunRecord
+from tinymusician.artifacts.run_state import RunRecord, RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.recipe import Recipe, parse_recipe
 from tinymusician.user_folders import user_folder
@@ -18,18 +18,22 @@ from tinymusician.user_folders import user_folder
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """A worker of a run: its rank among `world` workers, and its device (`cuda` or `cpu`)."""
+    """A worker of a run: its rank among `world` workers, and its device (`cuda` or `cpu`).
+
+    `record_sha256` is the digest of the record that its driver read, if the driver has one.
+    """
 
     store_url: str
     run_id: str
     rank: int
     world: int
     device: str
+    record_sha256: str | None = None
 
     @cached_property
     def run(self) -> RunStore:
         """The run's folder in the store."""
-        return RunStore(open_store(self.store_url), self.run_id)
+        return RunStore(open_store(self.store_url), self.run_id, record_sha256=self.record_sha256)
 
     @cached_property
     def record(self) -> RunRecord:
@@ -72,3 +76,5 @@ class WorkerContext:
 
 Work = Callable[[WorkerContext], None]
 """A function that runs on every worker."""
+Finish = Callable[[WorkerContext], RunResult]
+"""A function that runs on one worker when all work is done."""

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.worker.actor_pool import run_once, spare_cpus
-from jobs.worker.context import Work, WorkerContext
+from jobs.worker.context import Finish, Work, WorkerContext
 from jobs.worker.node_errors import errors_name_the_node
 from jobs.worker.resources import WorkerResources, allocate_resources
-from tinymusician.artifacts.run_state import Allocation
+from tinymusician.artifacts.run_state import Allocation, RunResult
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import ClusterError, RunError, StoreError, TinyMusicianError, first_line
 from tinymusician.json_types import JsonObject
@@ -40,10 +40,10 @@ class SidecarActors(NamedTuple):
 NO_SIDECARS = SidecarActors(0, lambda run, resources: contextlib.nullcontext())
 
 
-def run_training_driver(run: RunStore, work: Work, finish: Work, sidecars: SidecarActors = NO_SIDECARS) -> None:
-    """The driver of a training job: `work` on all workers, then `finish` on one actor."""
+def run_training_driver(run: RunStore, work: Work, finish: Finish, sidecars: SidecarActors = NO_SIDECARS) -> RunResult:
+    """The driver of a training job: `work` on all workers, then `finish` on one actor, whose result is the job's."""
     run_ray_train(work, run, sidecars)
-    run_once(finish, run)
+    return run_once(finish, run)
 
 
 def run_ray_train(work: Work, run: RunStore, sidecars: SidecarActors = NO_SIDECARS) -> None:
@@ -84,7 +84,13 @@ def _fit(work: Work, run: RunStore, workers: tuple[int, int], resources: WorkerR
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _worker_entry_point,
-            train_loop_config={"work": work, "store_url": run.store.url, "run_id": run.id, "device": resources.device},
+            train_loop_config={
+                "work": work,
+                "store_url": run.store.url,
+                "run_id": run.id,
+                "device": resources.device,
+                "record_sha256": run.record_sha256,
+            },
             torch_config=TorchConfig(
                 backend="nccl" if resources.gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
             ),
@@ -161,7 +167,12 @@ def _worker_entry_point(config: JsonObject) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     train = ray.train.get_context()
     context = WorkerContext(
-        config["store_url"], config["run_id"], train.get_world_rank(), train.get_world_size(), device
+        config["store_url"],
+        config["run_id"],
+        train.get_world_rank(),
+        train.get_world_size(),
+        device,
+        config["record_sha256"],
     )
     _run_work(config["work"], context)
 

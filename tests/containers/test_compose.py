@@ -220,6 +220,15 @@ def test_containers_run_without_root_and_read_only(system: System) -> None:
         assert "Read-only" in system.compose("exec", "-T", service, "sh", "-c", "touch /x 2>&1 || true")
 
 
+def test_only_the_head_can_sign_what_jobs_made(system: System) -> None:
+    """Workers run users' code, and the endpoint faces the network."""
+    public = json.loads(system.tmctl("signing-keys", "job", "--json"))["local"]
+    assert system.compose("exec", "-T", "head", "sh", "-c", "cat /job-keys/*.pub").strip() == public
+    for service in ("worker", "endpoint"):
+        if system.compose("ps", "-q", service).strip():
+            assert system.compose("exec", "-T", service, "ls", "/job-keys", "/keys").split() == ["/job-keys:", "/keys:"]
+
+
 def test_endpoint_image_has_no_torch(system: System) -> None:
     words = ["run", "--rm", "--entrypoint", "python", "tinymusician-endpoint", "-c"]
     result = system.docker.docker(

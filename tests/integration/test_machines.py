@@ -263,8 +263,9 @@ def test_evaluation_continues_after_a_machine_is_lost(
 def served(cluster: Cluster, bundle: Path, keys: tuple[Path, str]) -> Iterator[str]:
     """The endpoint with an engine on each worker; its address."""
     store, (file, _) = new_store(), keys
-    publish(store, bundle, name="tiny-bundle", kind="bundle", recipe={}, lineage={}, metrics={}, licence="none")
-    words = ["serve", "tiny-bundle", "--host", "0.0.0.0", "--api-keys", str(file), "--threads", "1", "--replicas", "2"]
+    facts = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "none"}
+    made = publish(store, bundle, name="tiny-bundle", kind="bundle", **facts)
+    words = ["serve", made.reference, "--host", "0.0.0.0", "--api-keys", str(file), "--threads", "1", "--replicas", "2"]
     ended = cluster.tmctl(store, *words, "--detach")
     assert ended.returncode == 0, ended.stderr
     yield f"http://{cluster.head.address}:8000"

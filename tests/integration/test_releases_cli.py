@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_cli import tmctl
+from tinymusician.artifacts.attestations import ArtifactAttestation, attest
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.recipe import load_recipe
@@ -50,7 +51,11 @@ class Person:
             (folder / path).write_text(text)
         recipe = load_recipe("band").model_dump(mode="json")
         facts: dict[str, Any] = {"recipe": recipe, "metrics": {"size": 3}, "licence": "Apache-2.0"}
-        return publish(self.store, folder, name=name, kind=kind, lineage=lineage, **facts)
+        made = publish(self.store, folder, name=name, kind=kind, lineage=lineage, **facts)
+        attest(
+            self.store, ArtifactAttestation(artifact=made.reference, created=made.created, publish=recipe["publish"])
+        )
+        return made
 
 
 @pytest.fixture
@@ -99,6 +104,7 @@ def test_from_keys_to_a_device_and_back(person: Person) -> None:
     assert (aliased["version"], aliased["artifact"]) == (4, first.reference)
     assert person.tmctl_json("artifacts", "gc") == {
         "artifacts": [],
+        "attestations": [],
         "shards": [],
         "blobs": [],
         "bytes": 0,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.world import World
+from tinymusician.artifacts.attestations import ArtifactAttestation, attest, attestation_key
 from tinymusician.artifacts.blobs import GRACE, blob_key, put_blob
 from tinymusician.artifacts.garbage_collection import GcPlan, collect, find_garbage
 from tinymusician.artifacts.manifest import Manifest, find, list_manifests, verify
@@ -32,8 +33,10 @@ def later() -> float:
 def made(world: World, number: int, **lineage: str) -> Manifest:
     result = world.made(decoder=f"decoder {number}", codec="same")
     changed = result.model_copy(update={"created": result.created + timedelta(hours=number), "lineage": lineage})
-    world.store.delete(f"artifacts/band/{result.digest}.json")
-    world.store.put(f"artifacts/band/{changed.digest}.json", changed.canonical())
+    for key in (result.key, attestation_key(result.reference)):
+        world.store.delete(key)
+    world.store.put(changed.key, changed.canonical())
+    attest(world.store, ArtifactAttestation(artifact=changed.reference, created=changed.created))
     return changed
 
 
@@ -91,19 +94,20 @@ def test_only_unreferenced_files_are_collected(world: World, tmp_path: Path) -> 
 
     result = garbage(world)
     assert list(result.artifacts) == [f"artifacts/band/{unused.digest}.json"]
+    assert list(result.attestations) == [f"attestations/band/{unused.digest}.json"]
     decoders = {file.path: file.sha256 for file in unused.files}
     assert set(result.blobs) == {blob_key(decoders["decoder"]), blob_key("0" * 64)}, "the codec is shared"
     removed: list[str] = []
     assert collect(world.store, lambda: garbage(world), removed.append, later) == result.size
-    assert removed == [*result.artifacts, *result.blobs]
+    assert removed == [*result.artifacts, *result.attestations, *result.blobs]
     assert gone(world, unused)
     for manifest in (origin, released, named, newest):
         assert verify(world.store, find(world.store, manifest.reference), tmp_path) == []
     assert world.client().pull().release.version == 1
-    assert garbage(world) == GcPlan({}, {}, {})
+    assert garbage(world) == GcPlan({}, {}, {}, {})
     run.start()
     run.fail("killed")
-    assert garbage(world) == GcPlan({}, {}, {}), "--resume needs it"
+    assert garbage(world) == GcPlan({}, {}, {}, {}), "--resume needs it"
     run.succeed(RunResult(metrics={}))
     assert list(garbage(world).artifacts) == [f"artifacts/band/{named.digest}.json"]
 
@@ -118,7 +122,7 @@ def test_previous_target_of_an_alias_is_not_collected(world: World) -> None:
 def test_young_files_are_not_collected(world: World, tmp_path: Path) -> None:
     """Neither now, nor when it became young between the looking and the taking."""
     made(world, 0), made(world, 1)
-    assert find_garbage(world.store, world.registry, 1) == GcPlan({}, {}, {})
+    assert find_garbage(world.store, world.registry, 1) == GcPlan({}, {}, {}, {})
     result = garbage(world)
     assert result.blobs
     assert collect(world.store, lambda: result, lambda key: None) == 0, "seen as of now, nothing is a week old"
@@ -156,16 +160,16 @@ def test_shards_are_reused_and_recomputed(world: World) -> None:
     run = RunStore(world.store, "r1")
     facts: dict[str, Any] = {"recipe": {}, "workers": 1, "created": now(), "versions": {}, "git": {}}
     run.write_record(RunRecord(id="r1", kind="distill", seeds={}, cluster="x", submission="x", **facts))
-    assert garbage(world) == GcPlan({}, {}, {})
+    assert garbage(world) == GcPlan({}, {}, {}, {})
 
     def plan(days: float = 7) -> GcPlan:
         return find_garbage(world.store, world.registry, 1, days, later)
 
-    assert plan() == GcPlan({}, {}, {}), "a run has not ended"
+    assert plan() == GcPlan({}, {}, {}, {}), "a run has not ended"
     assert plan().open_runs == ("r1",)
     run.start()
     run.succeed(RunResult())
-    assert plan(30) == GcPlan({}, {}, {}), "too young"
+    assert plan(30) == GcPlan({}, {}, {}, {}), "too young"
     assert len(plan().shards) == 2
     collect(world.store, plan, lambda key: None, later)
     assert list(world.store.list("shards/")) == list(world.store.list("blobs/")) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import json
 import multiprocessing
 import os
 import tarfile
@@ -190,6 +191,10 @@ class TestAddresses:
         address = f"{s3_store.url}/take #1?/50%"
         manifest = import_address(store, address, "take")
         assert [file.path for file in manifest.files] == ["a.txt"]
+        (note,) = store.list("imports/")
+        planted = {"artifact": f"take@sha256:{'0' * 64}", "objects": note.key[8:-5]}
+        store.put(note.key, json.dumps(planted).encode())  # by somebody who can write to the store
+        assert import_address(store, address, "take") == manifest
         assert import_address(store, address, "other").name == "other"
 
         def replace_meanwhile(line: str) -> None:

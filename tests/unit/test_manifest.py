@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tinymusician.artifacts.attestations import ArtifactAttestation, attest
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.manifest import Manifest, fetch, find, list_manifests, publish, verify
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, UntrustedError
 
 FACTS = {"kind": "student", "recipe": {"name": "x"}, "lineage": {"run": "r"}, "metrics": {"kl": 0.5}, "licence": "none"}
 
@@ -44,7 +46,12 @@ def test_the_newest_of_a_name(store: LocalStore, tmp_path: Path) -> None:
     first = publish(store, folder(tmp_path / "1", "one"), name="model", **FACTS)
     newer = first.model_copy(update={"created": first.created.replace(year=first.created.year + 1)})
     store.put(f"artifacts/model/{newer.digest}.json", newer.canonical())
-    assert find(store, "model").digest == newer.digest
+    with pytest.raises(UntrustedError, match=r"2 in .*which is the newest is not certain: .* names one: model@"):
+        find(store, "model")
+    for manifest, day in ((first, 2), (newer, 1)):
+        attest(store, ArtifactAttestation(artifact=manifest.reference, created=datetime(2030, 1, day, tzinfo=UTC)))
+    assert find(store, "model") == first, "the driver's date counts, not the manifest's"
+    assert find(store, f"model@sha256:{newer.digest}") == newer
     assert find(store, f"model@sha256:{first.digest[:8]}") == first
     warnings: list[str] = []
     assert list_manifests(store, warnings.append) == [first, newer]
@@ -81,7 +88,7 @@ def test_damage_is_named(store: LocalStore, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "config.json").exists()
     store.put(f"artifacts/model/{made.digest}.json", made.canonical().replace(b'"none"', b'"free"'))
     with pytest.raises(DigestMismatchError, match="does not hold the manifest"):
-        find(store, "model")
+        find(store, made.reference)
 
 
 def test_references(store: LocalStore) -> None:

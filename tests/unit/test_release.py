@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from jobs.release import promote, publish, release_metrics
+from jobs.worker.model_refs import parse_label
 from tests.evaluation import evaluation
 from tests.world import World
+from tinymusician.artifacts.attestations import ArtifactAttestation, EvaluationFigures, attest, write_figures
 from tinymusician.artifacts.runs import RunStore
 from tinymusician.errors import NotFoundError, UntrustedError
+from tinymusician.evaluate.results import run_metrics
 from tinymusician.recipe import PublishConfig
 
 BASE = {"clap": 0.5, "fad": 0.2, "bytes": 1000, "degenerate": 0, "quiet": 0.02}
@@ -58,6 +61,10 @@ def test_an_evaluation_must_contain_both(world: World) -> None:
     with pytest.raises(NotFoundError, match=r"run 'e1': has no evaluation"):
         release_metrics(world.store, "e1", reference, "teacher")
     run.write_report(evaluation())
+    with pytest.raises(NotFoundError, match=r"run 'e1': has no evaluation"):
+        release_metrics(world.store, "e1", reference, "teacher")
+    figures = {parse_label(model.model_id)[1]: run_metrics(model) for model in evaluation().models}
+    write_figures(world.store, EvaluationFigures(run="e1", models=figures, publish={}))
     with pytest.raises(
         NotFoundError, match=r"did not evaluate the artifact, .*; it evaluated <student>@sha256:00, bundle"
     ):
@@ -87,6 +94,7 @@ def test_bundle_that_answers_questions_has_gates_on_its_benchmark(
     world: World, figure: dict[str, Any], failure: str | None
 ) -> None:
     bundle = world.made(decoder="one").model_copy(update={"metrics": {**ANSWERS, **figure}})
+    attest(world.store, ArtifactAttestation(artifact=bundle.reference, created=bundle.created))
     source = publish(world.registry, bundle, None, PublishConfig())
     if failure is None:
         moved = promote(world.registry, source, "stable", PublishConfig(), None)

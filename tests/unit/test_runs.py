@@ -232,7 +232,7 @@ def test_pipeline_without_a_release_key_fails_before_its_first_step(
     for path in keys.glob("release-*"):
         path.unlink()
     run = RunStore(store, "p")
-    run.write_record(record("p", kind="pipeline", recipe=load_recipe("band").model_dump(mode="json")))
+    run = run.write_record(record("p", kind="pipeline", recipe=load_recipe("band").model_dump(mode="json")))
     with pytest.raises(KeyFileError, match=r"the release key is not here.*--until evaluate"):
-        Pipeline(store, "p").run()
+        Pipeline(run).run()
     assert {step.state for step in run.pipeline()} <= {"PENDING", "SKIPPED"}

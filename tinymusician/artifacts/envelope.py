@@ -80,8 +80,12 @@ def pre_auth_encoding(kind: str, payload: bytes) -> bytes:
 
 
 def seal(kind: str, content: object, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """An envelope with a document of a media type (`kind`), signed by every key."""
-    payload = canonical(content)
+    """An envelope with a document of a media type (`kind`) in canonical JSON, signed by every key."""
+    return seal_bytes(kind, canonical(content), keys)
+
+
+def seal_bytes(kind: str, payload: bytes, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+    """An envelope with any bytes of a media type (`kind`), signed by every key."""
     signed = [
         {"keyid": key_id(public_hex(key)), "sig": base64.b64encode(key.sign(pre_auth_encoding(kind, payload))).decode()}
         for key in keys
@@ -96,6 +100,22 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> Jso
         UntrustedError: the envelope is too large, malformed or of another kind, no trusted key signed it, or its
             content is not canonical.
     """
+    payload = unseal_bytes(data, kind, trusted, name)
+    try:
+        content = json.loads(payload)
+        if not isinstance(content, dict) or canonical(content) != payload:
+            raise ValueError("not canonical")
+    except (ValueError, RecursionError) as error:
+        raise UntrustedError(f"{name}: is signed, but not canonical JSON ({error})") from None
+    return content
+
+
+def unseal_bytes(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> bytes:
+    """The bytes in an envelope that is signed by one of the `trusted` public keys (hex, by key id).
+
+    Raises:
+        UntrustedError: the envelope is too large, malformed or of another kind, or no trusted key signed it.
+    """
     envelope, payload = _parse(data, name)
     if envelope.kind != kind:
         raise UntrustedError(f"{name}: is a {envelope.kind}; a {kind} is needed")
@@ -107,13 +127,7 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> Jso
         )
     if not any(_is_signature(trusted[one.keyid], one.sig, pre_auth_encoding(kind, payload)) for one in signatures):
         raise UntrustedError(f"{name}: its signature is invalid; it was changed after signing")
-    try:
-        content = json.loads(payload)
-        if not isinstance(content, dict) or canonical(content) != payload:
-            raise ValueError("not canonical")
-    except (ValueError, RecursionError) as error:
-        raise UntrustedError(f"{name}: is signed, but not canonical JSON ({error})") from None
-    return content
+    return payload
 
 
 def parse_unverified(data: bytes, name: str) -> Any:

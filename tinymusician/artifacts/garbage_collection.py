@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tinymusician.artifacts.attestations import attestation_key
 from tinymusician.artifacts.blobs import GRACE, blob_key
 from tinymusician.artifacts.manifest import Manifest, list_manifests
 from tinymusician.artifacts.registry import ReleaseRegistry
@@ -31,17 +32,18 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GcPlan:
-    """Unreachable keys with their sizes: artifacts, shard notes, blobs; and the runs that have not ended."""
+    """Unreachable keys with their sizes: artifacts, shard notes, blobs, attestations; and the runs that go on."""
 
     artifacts: dict[str, int]
     shards: dict[str, int]
     blobs: dict[str, int]
+    attestations: dict[str, int]
     open_runs: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
         """The total size in bytes."""
-        return sum(sum(part.values()) for part in (self.artifacts, self.shards, self.blobs))
+        return sum(sum(part.values()) for part in (self.artifacts, self.shards, self.blobs, self.attestations))
 
 
 def find_garbage(
@@ -81,7 +83,25 @@ def find_garbage(
         for entry in store.list("blobs/sha256/")
         if entry.key not in live_blobs and entry.modified <= old
     }
-    return GcPlan(artifacts, shards, blobs, tuple(open_runs))
+    attested = {attestation_key(name): one.key for name, one in manifests.items()}
+    return GcPlan(artifacts, shards, blobs, _attestations(store, attested, artifacts, old), tuple(open_runs))
+
+
+def _attestations(
+    store: Store, attested: dict[str, str], artifacts: Collection[str], modified_before: float
+) -> dict[str, int]:
+    """Attestations, with their sizes, of artifacts that can be removed or are gone: not listed, and not there either.
+
+    `attested` has the key of every listed artifact by that of its attestation.
+    """
+
+    def is_unreachable(key: str) -> bool:
+        if key in attested:
+            return attested[key] in artifacts
+        return not store.exists(key.replace("attestations/", "artifacts/", 1))
+
+    entries = [entry for entry in store.list("attestations/") if entry.modified <= modified_before]
+    return {entry.key: entry.size for entry in entries if is_unreachable(entry.key)}
 
 
 def collect(
@@ -92,7 +112,7 @@ def collect(
     Returns the number of bytes.
     """
     gone = 0
-    for part in ("artifacts", "shards", "blobs"):
+    for part in ("artifacts", "attestations", "shards", "blobs"):
         sizes: dict[str, int] = getattr(find(), part)
         gone += sum(_removed(store, key, size, on_progress, clock) for key, size in sizes.items())
     return gone

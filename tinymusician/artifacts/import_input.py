@@ -23,13 +23,15 @@ from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urlparse
 
 from tinymusician.artifacts.atomic import DRAFT, sweep_drafts
+from tinymusician.artifacts.attestations import ArtifactAttestation, attest, is_attested, read_signed, write_signed
 from tinymusician.artifacts.blobs import digest_of, put_blob
 from tinymusician.artifacts.local_cache import user_cache
 from tinymusician.artifacts.manifest import FileEntry, Manifest, find, list_named, now, write_manifest
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.sources import HttpSource
 from tinymusician.artifacts.store import Store, StoreEntry, check_key
-from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, TransientStoreError
+from tinymusician.config_model import Document
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, TransientStoreError, UntrustedError
 
 FILE, FOLDER, MODEL = "file", "folder", "model"
 _S3 = "s3://"
@@ -54,10 +56,11 @@ def import_path(
 ) -> Manifest:
     """Store a file, or the files of a folder that match `patterns`, as an artifact; links are followed.
 
-    Content that the newest artifact of this name already has is not stored again.
+    Content that the newest artifact of this name already has is not stored again. The artifact is attested.
 
     Raises:
         StoreError: there is nothing to import, the name has artifacts of a job, or the store cannot be written.
+        KeyFileError: there is no job key, and none can be created.
     """
     paths = [path] if path.is_file() else _files(path, patterns)
     if not paths:
@@ -79,6 +82,7 @@ def import_path(
         metrics={},
         licence=licence or _licence_of(root),
     )
+    attest(store, ArtifactAttestation(artifact=manifest.reference, created=now()))
     return write_manifest(store, manifest)
 
 
@@ -90,7 +94,7 @@ def _stored(store: Store, path: Path, name: str, on_progress: ProgressCallback) 
 
 
 def _imported_as(store: Store, name: str) -> list[Manifest]:
-    """The earlier imports of a name, oldest first.
+    """The earlier imports of a name that are attested, oldest first.
 
     Raises:
         StoreError: the name has artifacts of a job.
@@ -98,7 +102,7 @@ def _imported_as(store: Store, name: str) -> list[Manifest]:
     manifests = list_named(store, name)
     if taken := next((one for one in manifests if one.kind not in (FILE, FOLDER, MODEL)), None):
         raise StoreError(f"artifact {name!r}: is the name of a {taken.kind}; choose another --name")
-    return manifests
+    return [one for one in manifests if is_attested(store, one.reference)]
 
 
 @contextlib.contextmanager
@@ -135,7 +139,7 @@ def import_address(
         manifest = import_path(store, path, name, address, licence, on_progress=on_progress)
     if _list_objects(address).entries != objects.entries:
         raise StoreError(f"{address}: has changed while it was imported; import it again")
-    store.put(objects.note_key, json.dumps({"artifact": manifest.reference}).encode())
+    write_signed(store, objects.note_key, "import", _ImportNote(objects=objects.version, artifact=manifest.reference))
     return manifest
 
 
@@ -145,10 +149,18 @@ def imported_before(store: Store, address: str) -> Manifest | None:
     Raises:
         NotFoundError: there are no such objects.
     """
-    key = _list_objects(address).note_key
-    with contextlib.suppress(NotFoundError):
-        return find(store, json.loads(store.get(key))["artifact"])
+    objects = _list_objects(address)
+    with contextlib.suppress(NotFoundError, UntrustedError):
+        note = read_signed(store, objects.note_key, "import", _ImportNote)
+        return find(store, note.artifact) if note.objects == objects.version else None
     return None
+
+
+class _ImportNote(Document):
+    """What was made of a version of objects."""
+
+    objects: str
+    artifact: str
 
 
 def default_name(source: str) -> str:

@@ -1,6 +1,7 @@
 """Signing keys: Ed25519 key pairs in a folder that only their owner can read, never in a store.
 
-The `root` key authorizes release keys and can be offline; the `release` key signs releases.
+The `root` key authorizes release keys and can be offline; the `release` key signs releases. A `job` key signs what jobs
+made (`job_keys`).
 """
 
 from __future__ import annotations
@@ -8,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
 KEYS_VARIABLE = "TMCTL_KEYS"
 Role = Literal["root", "release"]
+KeyUse = Literal["root", "release", "job"]
 
 
 def keys_folder() -> Path:
@@ -38,19 +41,25 @@ def key_id(public: str) -> str:
     return hashlib.sha256(bytes.fromhex(public)).hexdigest()
 
 
-def new_key(role: Role, folder: Path) -> Ed25519PrivateKey:
+def new_key(role: KeyUse, folder: Path) -> Ed25519PrivateKey:
     """Create a key and write it to `ROLE-ID.pem` with mode 600."""
     key = Ed25519PrivateKey.generate()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(_file(role, key_id(public_hex(key)), folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(_pem(key))
-        file.flush()
-        os.fsync(file.fileno())
+    write_key(role, folder, key)
     return key
 
 
-def load_key(role: Role, folder: Path, trusted: Collection[str]) -> Ed25519PrivateKey:
+def write_key(role: KeyUse, folder: Path, key: Ed25519PrivateKey) -> None:
+    """Write a private key to `ROLE-ID.pem` with mode 600, whole or not at all."""
+    with atomic_write(_file(role, key_id(public_hex(key)), folder), 0o600) as draft:
+        draft.write_bytes(_pem(key))
+
+
+_FIRST = f"`tmctl signing-keys create` makes the first ones, {KEYS_VARIABLE} names another folder"
+_ADVICE: Mapping[KeyUse, str] = {"root": _FIRST, "release": _FIRST, "job": "TMCTL_JOB_KEYS names another folder"}
+
+
+def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> Ed25519PrivateKey:
     """The private key of one of the `trusted` key ids, which come from the root document.
 
     Raises:
@@ -61,13 +70,10 @@ def load_key(role: Role, folder: Path, trusted: Collection[str]) -> Ed25519Priva
         if path.exists():
             return _load(path, one)
     names = ", ".join(f"{role}-{one[:12]}.pem" for one in trusted)
-    raise KeyFileError(
-        f"{folder}: the {role} key is not here ({names}); `tmctl signing-keys create` makes the first ones, "
-        f"{KEYS_VARIABLE} names another folder"
-    )
+    raise KeyFileError(f"{folder}: the {role} key is not here ({names}); {_ADVICE[role]}")
 
 
-def _file(role: Role, key_id: str, folder: Path) -> Path:
+def _file(role: KeyUse, key_id: str, folder: Path) -> Path:
     return folder / f"{role}-{key_id[:12]}.pem"
 
 

@@ -1,7 +1,8 @@
 """Manifests: an artifact's files, lineage, metrics and licence.
 
 An artifact is a list of files, each a blob. Its manifest is canonical JSON under `artifacts/NAME/DIGEST.json`, where
-DIGEST is the manifest's SHA-256. `NAME@sha256:DIGEST` is its permanent reference; `NAME` alone means the newest.
+DIGEST is the manifest's SHA-256. `NAME@sha256:DIGEST` is its permanent reference; `NAME` alone means the newest that a
+trusted driver attests: whoever writes a manifest chooses its date.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tinymusician.artifacts.attestations import attestation_of
 from tinymusician.artifacts.blobs import get_blob, put_blob
 from tinymusician.artifacts.file_names import is_portable
 from tinymusician.artifacts.store import Store, check_key
-from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError
+from tinymusician.errors import DigestMismatchError, NotFoundError, StoreError, UntrustedError
 from tinymusician.json_types import JsonObject
 
 BUNDLE_KINDS = ("bundle", "audio-lm-bundle")
@@ -119,6 +121,7 @@ def find(store: Store, reference: str) -> Manifest:
 
     Raises:
         StoreError: it is not a reference, none or several artifacts match, or the manifest is damaged.
+        UntrustedError: only NAME is given, and no trusted driver attests that it made one of them.
     """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
@@ -127,12 +130,31 @@ def find(store: Store, reference: str) -> Manifest:
         )
     prefix = parts["digest"] or ""
     keys = [entry.key for entry in store.list(f"artifacts/{parts['name']}/{prefix}")]
-    fitting = _by_age([_read(store, key) for key in keys] or _with_bundle(store, parts["name"], prefix))
+    if not prefix and keys:
+        return _read(store, _newest_attested(store, parts["name"], keys))
+    fitting = [_read(store, key) for key in keys] or _with_bundle(store, parts["name"], prefix)
     if not fitting:
         raise NotFoundError(f"artifact {reference!r}: not in {store.url}; `tmctl artifacts list` shows those that are")
-    if prefix and len(fitting) > 1:
+    if len(fitting) > 1:
         raise StoreError(f"artifact {reference!r}: {len(fitting)} digests begin so; give more digits")
-    return fitting[-1]
+    return fitting[0]
+
+
+def _newest_attested(store: Store, name: str, keys: Sequence[str]) -> str:
+    """The key of the artifact whose attestation has the latest date; artifacts without a trusted one do not count."""
+    attested: list[tuple[datetime, str]] = []
+    reason = ""
+    for key in keys:
+        try:
+            attested.append((attestation_of(store, f"{name}@sha256:{Path(key).stem}").created, key))
+        except UntrustedError as error:
+            reason = str(error)
+    if not attested:
+        raise UntrustedError(
+            f"artifact {name!r}: {len(keys)} in {store.url}, and which is the newest is not certain: "
+            f"{reason}. Its digest names one: {name}@sha256:{Path(keys[0]).stem[:12]}…"
+        )
+    return max(attested)[1]
 
 
 def list_named(store: Store, name: str) -> list[Manifest]:

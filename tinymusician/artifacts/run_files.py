@@ -17,10 +17,12 @@ _Document = TypeVar("_Document", bound=Document)
 
 
 class RunFiles:
-    """The files of one run."""
+    """The files of one run. With `record_sha256`, its record must be the one that was submitted."""
 
-    def __init__(self, store: Store, run: str, clock: Callable[[], datetime] = now) -> None:
-        self.store, self.id, self._clock = store, run, clock
+    def __init__(
+        self, store: Store, run: str, clock: Callable[[], datetime] = now, record_sha256: str | None = None
+    ) -> None:
+        self.store, self.id, self._clock, self.record_sha256 = store, run, clock, record_sha256
 
     def key(self, name: str) -> str:
         """The key of a file of this run."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -57,6 +59,12 @@ class RunRecord(Document):
     user: str = ""
     host: str = ""
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its canonical content."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
 
 class Allocation(Document):
     """What a run's processes hold at most: `workers`, each with `cpus` and `gpus`."""
@@ -79,10 +87,15 @@ class StallReport(Document):
 
 
 class RunResult(Document):
-    """What a run produced: the reference of its artifact, if any, and its metrics."""
+    """What a run produced: the references of its artifact, if any, and of what belongs to it, and its metrics.
+
+    `evaluated` has the figures of every model of an evaluation, by its name in the recipe.
+    """
 
     artifact: str | None = None
     metrics: JsonObject = Field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    evaluated: dict[str, JsonObject] = Field(default_factory=dict)
 
 
 class RunStatus(Document):

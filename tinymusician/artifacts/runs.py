@@ -48,7 +48,7 @@ from tinymusician.artifacts.run_state import (
 )
 from tinymusician.artifacts.store import Store
 from tinymusician.config_model import Document
-from tinymusician.errors import NotFoundError, RunError
+from tinymusician.errors import NotFoundError, RunError, UntrustedError
 from tinymusician.json_types import JsonObject
 
 _Document = TypeVar("_Document", bound=Document)
@@ -72,15 +72,20 @@ class RunStore(RunSignals):
 
         Raises:
             RunError: there is no such run.
+            UntrustedError: this process expects another record.
         """
         try:
-            return self._read("record.json", RunRecord)
+            record = self._read("record.json", RunRecord)
         except NotFoundError as error:
             raise RunError(f"run {self.id!r}: not in {self.store.url}; `tmctl runs` lists the runs") from error
+        if self.record_sha256 not in (None, record.sha256):
+            raise UntrustedError(f"run {self.id!r}: its record in {self.store.url} is not the one that was submitted")
+        return record
 
-    def write_record(self, record: RunRecord) -> None:
-        """Set the record."""
+    def write_record(self, record: RunRecord) -> RunStore:
+        """Set the record; returns the run, with that record only."""
         self._write("record.json", record)
+        return RunStore(self.store, self.id, self._clock, record.sha256)
 
     # States
 
