@@ -111,7 +111,7 @@ class TransferBenchmark:
         os.environ[KEYS_VARIABLE] = str(home / "keys")
         self._store = LocalStore(home / "store")
         self._registry = ReleaseRegistry(self._store, home / "keys")
-        self._pinned = self._registry.create().root[0]
+        self._pinned = self._registry.create().public_keys("root")[0]
 
     def released(self, name: str, **sizes: int) -> Manifest:
         """A release of files of these sizes."""

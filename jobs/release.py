@@ -14,6 +14,7 @@ from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release, latest_key
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
+from tinymusician.artifacts.timestamp import timestamp_key
 from tinymusician.artifacts.trust import root_key
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.json_types import JsonObject
@@ -49,7 +50,7 @@ def check_release_key(store: Store) -> None:
     """
     folder = keys_folder()
     try:
-        load_key("release", folder, ReleaseRegistry(store, folder).roots()[-1].release_keys)
+        load_key("release", folder, ReleaseRegistry(store, folder).roots()[-1].signers("release").keys)
     except KeyFileError as error:
         raise KeyFileError(f"{error}; a pipeline with --until evaluate needs none") from None
 
@@ -133,4 +134,5 @@ def presigned_urls(registry: ReleaseRegistry, name: str, alias: str, seconds: in
     release = registry.newest(name, alias)
     keys = [root_key(version) for version in range(1, registry.roots()[-1].version + 2)]
     keys += [latest_key(name, alias), *(blob_key(file.sha256) for file in release.files)]
+    keys += [timestamp_key(name, alias)] if registry.roots()[-1].has_timestamp else []
     return {key: store.presigned(key, seconds) for key in keys}

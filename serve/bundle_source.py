@@ -73,7 +73,8 @@ def open_bundle_source(config: ServeConfig) -> BundleSource:
         return StaticSource(config.model)
     urls = config.sources or (open_store().url,)
     folder = user_folder("cache") / "serve" / config.model
-    return AliasSource(PullClient(config.model, folder, [open_source(url) for url in urls], config.root_key))
+    sources = [open_source(url) for url in urls]
+    return AliasSource(PullClient(config.model, folder, sources, config.root_key, start_despite_expiry=True))
 
 
 def questions_config(config: ServeConfig) -> ServeConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts.attestations import ArtifactAttestation, attest
-from tinymusician.artifacts.envelope import seal
+from tinymusician.artifacts.envelope import payload_sha256, seal
 from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.manifest import Manifest, publish
 from tinymusician.artifacts.pull import PullClient
@@ -37,7 +36,7 @@ class World:
         self.folder, self.clock = folder, Clock()
         self.store = LocalStore(folder / "store")
         self.registry = ReleaseRegistry(self.store, folder / "keys", self.clock)
-        self.pinned = self.registry.create().root[0]
+        self.pinned = self.registry.create().public_keys("root")[0]
 
     def made(self, **files: str) -> Manifest:
         """A bundle of a job whose driver attests it."""
@@ -52,7 +51,8 @@ class World:
 
     def client(self, reference: str = "band@stable", **more: Any) -> PullClient:
         sources = more.pop("sources", [FolderSource(self.folder / "store")])
-        return PullClient(reference, self.folder / "device", sources, more.pop("pinned", self.pinned), self.clock)
+        pinned = more.pop("pinned", self.pinned)
+        return PullClient(reference, self.folder / "device", sources, pinned, self.clock, **more)
 
     def later(self, days: float) -> None:
         self.clock.now += timedelta(days=days)
@@ -64,7 +64,7 @@ class World:
 
     def release_key(self) -> Ed25519PrivateKey:
         """The key that signs releases now; in other hands, a stolen one."""
-        return load_key("release", self.folder / "keys", self.registry.roots()[-1].release_keys)
+        return load_key("release", self.folder / "keys", self.registry.roots()[-1].signers("release").keys)
 
     def offer(self, release: Release, key: Ed25519PrivateKey, mirror: LocalStore | None = None) -> None:
         """Replace the newest release, as an attacker with a key could."""
@@ -74,5 +74,5 @@ class World:
     def leave(self, release: Release, key: Ed25519PrivateKey) -> None:
         """Add a release under the right name, as an attacker with a key could."""
         data = seal(KIND, release.model_dump(mode="json"), [key])
-        name = f"v{release.version:08}-{hashlib.sha256(data).hexdigest()[:12]}"
+        name = f"v{release.version:08}-{payload_sha256(data, 'release')[:12]}"
         self.store.put(f"releases/{release.name}/{release.alias}/{name}.json", data)

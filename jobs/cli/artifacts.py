@@ -184,6 +184,7 @@ for command in (
     releases.promote,
     releases.rollback,
     releases.renew,
+    releases.timestamp,
     releases.history,
     releases.aliases,
     releases.presign,

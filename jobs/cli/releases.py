@@ -1,4 +1,4 @@
-"""`tmctl artifacts publish|promote|rollback|renew|history|aliases|presign`: sign releases and move aliases."""
+"""`tmctl artifacts publish|promote|rollback|renew|timestamp|history|aliases|presign`: signs releases, moves aliases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from jobs.cli.signing_keys import registry
 from tinymusician.artifacts import manifest as manifests
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.reference import split_reference
+from tinymusician.artifacts.registry import TIMESTAMP_DAYS
 from tinymusician.artifacts.release import Release
+from tinymusician.artifacts.timestamp import LONGEST_DAYS
 from tinymusician.errors import NotFoundError
 from tinymusician.recipe import load_recipe
 
@@ -94,6 +96,22 @@ def renew(json: Json = False) -> None:
     """Sign the newest release of every alias again: before it expires, or after an interrupted key rotation."""
     for one in registry().renew():
         _print_release(one, json)
+
+
+def timestamp(
+    days: Annotated[int, typer.Option(min=1, max=LONGEST_DAYS, help="How long it is valid.")] = TIMESTAMP_DAYS,
+    json: Json = False,
+) -> None:
+    """Confirm the newest release of every alias for some days: a job for every day, with the timestamp key alone.
+
+    Only where the root document has a timestamp key (`tmctl signing-keys create --timestamp`).
+
+    Example: `TMCTL_KEYS=/run/secrets/timestamp tmctl artifacts timestamp --days 3`
+    """
+    stamps = registry().stamp(days)
+    rows = [[one.reference, str(one.version), f"{one.expires:%Y-%m-%d %H:%M}"] for one in stamps]
+    text = table(["ALIAS", "VERSION", "CONFIRMED UNTIL"], rows) if rows else "no aliases yet"
+    emit([one.model_dump(mode="json") for one in stamps], json, text)
 
 
 def history(release: ReleaseName, json: Json = False) -> None:

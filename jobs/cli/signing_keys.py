@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,15 +11,17 @@ from jobs.cli.output import emit
 from tinymusician.artifacts.job_keys import job_keys_folder, local_job_key, trust_job_key, trusted_job_keys
 from tinymusician.artifacts.keys import key_id, keys_folder, public_hex
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.registry import ReleaseRegistry
-from tinymusician.artifacts.trust import RootMetadata
+from tinymusician.artifacts.registry import KeyPlan, ReleaseRegistry
+from tinymusician.artifacts.trust import RoleName, RootMetadata, members_of, root_key
+from tinymusician.errors import KeyFileError
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Create and replace the keys that sign releases.\n\n"
     "The root key certifies the release key; apps contain its public half. Keep it offline: only `create`, `renew` "
-    "and `rotate` need it. `TMCTL_KEYS` names the folder of private keys; they never leave it.",
+    "and `rotate` need it. A timestamp key, if there is one, confirms every few days which release is the "
+    "newest. `TMCTL_KEYS` names the folder of private keys; they never leave it.",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -28,21 +31,52 @@ def registry() -> ReleaseRegistry:
     return ReleaseRegistry(open_store(), keys_folder())
 
 
-@app.command()
-def create(json: Json = False) -> None:
-    """Create both keys, and publish the root document.
+Document = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the root document itself, for apps.", show_default=False)
+]
 
-    Example: `TMCTL_STORE=s3://music/band tmctl signing-keys create`
+
+@app.command()
+def create(
+    root_keys: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="The number of root keys.")] = 1,
+    root_threshold: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="How many of them must sign.")] = 1,
+    release_keys: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="The number of release keys.")] = 1,
+    release_threshold: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="How many of them must sign.")] = 1,
+    timestamp: Annotated[
+        bool,
+        typer.Option("--timestamp", help="Devices also need a timestamp, which `tmctl artifacts timestamp` renews."),
+    ] = False,
+    scheme: Annotated[
+        Literal["ed25519", "ecdsa-p256-sha256"], typer.Option(help="The scheme of signatures.")
+    ] = "ed25519",
+    json: Json = False,
+) -> None:
+    """Create the keys, and publish the root document.
+
+    With several root keys, devices start from the root document (`tmctl signing-keys show --document root.json`), and a
+    thief needs as many keys as must sign.
+
+    Examples:
+    - `TMCTL_STORE=s3://music/band tmctl signing-keys create`
+
+    - `tmctl signing-keys create --root-keys 3 --root-threshold 2 --timestamp`
     """
-    _print_root(registry().create(), json)
+    for option, count, threshold in (("root", root_keys, root_threshold), ("release", release_keys, release_threshold)):
+        if threshold > count:
+            raise KeyFileError(f"--{option}-threshold {threshold}: there are {count} {option} keys")
+    plan = KeyPlan(root_keys, root_threshold, release_keys, release_threshold, timestamp, scheme)
+    _print_root(registry().create(plan), json)
     if not json:
         print(f"private keys in {keys_folder()}: move root-*.pem to a machine or medium that is offline")
 
 
 @app.command()
-def show(json: Json = False) -> None:
-    """Show the keys that devices trust now. An app is built with the root key."""
-    _print_root(registry().roots()[-1], json)
+def show(document: Document = None, json: Json = False) -> None:
+    """Show the keys that devices trust now. An app is built with the root key, or with the root document."""
+    root = registry().roots()[-1]
+    if document is not None:
+        document.write_bytes(registry().store.get(root_key(root.version)))
+    _print_root(root, json)
 
 
 @app.command()
@@ -53,18 +87,25 @@ def renew(json: Json = False) -> None:
 
 @app.command()
 def rotate(
-    root: Annotated[bool, typer.Option("--root", help="Replace the root key; devices follow automatically.")] = False,
+    root: Annotated[bool, typer.Option("--root", help="Replace the root keys; devices follow automatically.")] = False,
+    timestamp: Annotated[
+        bool, typer.Option("--timestamp", help="Replace the timestamp key, or add one where none was needed.")
+    ] = False,
     revoke: Annotated[
-        bool, typer.Option("--revoke", help="A release key may be stolen: nothing that was signed before is trusted.")
+        bool,
+        typer.Option("--revoke", help="A release key may be stolen: nothing that it signed is trusted or stays."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Replace the release key (or the root key), and sign the newest releases again.
+    """Replace the release keys (or those of another role), and sign the newest releases again.
 
-    Afterwards devices accept nothing that the old release key signed. With `--revoke`, no alias points at anything:
-    inspect the good artifacts, and `tmctl artifacts publish` and `promote` them again.
+    Afterwards devices accept nothing that the old release keys signed. With `--revoke`, they also drop what they have
+    installed of it, and no alias points at anything: inspect the good artifacts, and `tmctl artifacts publish` and
+    `promote` them again.
     """
-    role: Literal["root", "release"] = "root" if root else "release"
+    if root and timestamp:
+        raise KeyFileError("--root and --timestamp: replace the keys of one role at a time")
+    role: RoleName = "root" if root else "timestamp" if timestamp else "release"
     _print_root(registry().rotate(role, revoke), json)
 
 
@@ -94,6 +135,9 @@ def trust_job(
 
 def _print_root(root: RootMetadata, as_json: bool) -> None:
     lines = [f"root document {root.version}, of {root.created:%Y-%m-%d}, until {root.expires:%Y-%m-%d}"]
-    for role, publics in (("root", root.root), ("release", root.release)):
-        lines += [f"{role} key {public} ({key_id(public)[:12]})" for public in publics]
-    emit({**root.model_dump(mode="json"), "folder": str(keys_folder())}, as_json, "\n".join(lines))
+    members = members_of(root)
+    for role, each in members.items():
+        needed = f"; {each.threshold} of {len(each.publics)} must sign" if len(each.publics) > 1 else ""
+        lines += [f"{role} key {public} ({key_id(public)[:12]}){needed}" for public in each.publics]
+    publics: dict[str, tuple[str, ...]] = {role: each.publics for role, each in members.items()}
+    emit({**root.model_dump(mode="json"), **publics, "folder": str(keys_folder())}, as_json, "\n".join(lines))

@@ -134,8 +134,8 @@ def _root_key(registry: ReleaseRegistry) -> str:
     except KeyFileError:
         _tmctl("signing-keys", "create")
         root = registry.roots()[-1]
-    load_key("release", keys_folder(), root.release_keys)
-    return root.root[0]
+    load_key("release", keys_folder(), root.signers("release").keys)
+    return root.public_keys("root")[0]
 
 
 def _generate_with_torch(student: Manifest, folder: Path) -> list[Generated]:

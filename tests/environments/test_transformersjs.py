@@ -55,7 +55,7 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
     manifest = publish(store, folder / "bundle", name="band-optimum", kind="optimum", **facts)
     registry = ReleaseRegistry(store, folder / "keys")
-    root = registry.create().root[0]
+    root = registry.create().public_keys("root")[0]
     registry.release(manifest, "stable", {})
     client = PullClient("band-optimum@stable", folder / "device", [FolderSource(folder / "store")], root)
     return folder / "device" / client.pull().folder

@@ -67,7 +67,7 @@ def test_generating_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
         assert (file.getframerate(), file.getnframes()) == (16000, 32000)
 
     registry = ReleaseRegistry(LocalStore(tmp_path / "store"), tmp_path / "keys")
-    pinned = registry.create().root[0]
+    pinned = registry.create().public_keys("root")[0]
     facts: dict[str, Any] = {"recipe": {}, "lineage": {}, "metrics": {}, "licence": "Apache-2.0"}
     registry.release(publish(registry.store, bundle, name="band", kind="bundle", **facts), "stable", {})
     with faulty_server(tmp_path / "store") as server:

@@ -116,7 +116,7 @@ def check_killed(home: Path, store: Store, kills: int) -> None:
     """Kill so many publishers, and so many devices."""
     chance = random.Random(0)
     registry = ReleaseRegistry(store, keys_folder())
-    pinned = registry.create().root[0]
+    pinned = registry.create().public_keys("root")[0]
     publishing, pulling = killed(PUBLISH, str(home), "0", repr(SIZES), after=None), 0.0
     last, done, number = 0, Counter[str](), 0
     while min(done["publish"], done["pull"]) < kills:
@@ -146,7 +146,7 @@ def check_killed(home: Path, store: Store, kills: int) -> None:
 
 def test_disk_full_during_a_download(home: Path) -> None:
     """Writing fails after a megabyte (a limit of the system on files): one line says so, and the old version plays."""
-    pinned = ReleaseRegistry(open_store(), keys_folder()).create().root[0]
+    pinned = ReleaseRegistry(open_store(), keys_folder()).create().public_keys("root")[0]
     small = repr({"decoder.onnx": 1000})
     killed(PUBLISH, str(home), "0", small, after=None)
     killed(PULL, str(home), pinned, after=None)

@@ -54,7 +54,7 @@ def released(registry: ReleaseRegistry, folder: Path, decoder: bytes) -> None:
 
 
 def pulled(registry: ReleaseRegistry, device: Path, url: str) -> bytes:
-    version = PullClient("band@stable", device, [open_source(url)], registry.roots()[0].root[0]).pull()
+    version = PullClient("band@stable", device, [open_source(url)], registry.roots()[0].public_keys("root")[0]).pull()
     return (device / version.folder / "decoder.onnx").read_bytes()
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from tinymusician.artifacts.envelope import pre_auth_encoding, seal
 from tinymusician.artifacts.keys import key_id, public_hex
 from tinymusician.artifacts.release import KIND, Release, read_release
-from tinymusician.artifacts.trust import RootMetadata, next_root, read_root, sign_root
+from tinymusician.artifacts.trust import RootMetadata, Signers, next_root, only, read_root, sign_root
 from tinymusician.errors import UntrustedError
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-TRUSTED = {key_id(public_hex(KEY)): public_hex(KEY)}
+TRUSTED = Signers(keys={key_id(public_hex(KEY)): public_hex(KEY)})
 MOMENT = datetime(2030, 1, 1, tzinfo=UTC).isoformat().replace("+00:00", "Z")
 CONTENT: dict[str, Any] = {
-    "name": "band", "alias": "stable", "version": 7, "created": MOMENT, "expires": MOMENT, "artifact": "band@sha256:00",
-    "kind": "bundle", "licence": "Apache-2.0", "about": {"metrics": {"kl": "0.5"}},
+    "spec": 2, "name": "band", "alias": "stable", "version": 7, "created": MOMENT, "expires": MOMENT,
+    "artifact": "band@sha256:00", "kind": "bundle", "licence": "Apache-2.0", "about": {"metrics": {"kl": "0.5"}},
     "files": [{"path": f"graphs/{n}.onnx", "size": n, "sha256": f"{n:064x}"} for n in range(3)],
 }  # fmt: skip
 GOOD = seal(KIND, CONTENT, [KEY])
@@ -79,7 +79,7 @@ def signed_as_is(payload: bytes) -> bytes:
     """An envelope around anything, signed with the trusted key."""
     signature = base64.b64encode(KEY.sign(pre_auth_encoding(KIND, payload))).decode()
     envelope = {"payload": base64.b64encode(payload).decode(), "payloadType": KIND}
-    return json.dumps({**envelope, "signatures": [{"keyid": next(iter(TRUSTED)), "sig": signature}]}).encode()
+    return json.dumps({**envelope, "signatures": [{"keyid": next(iter(TRUSTED.keys)), "sig": signature}]}).encode()
 
 
 def changed(field: tuple[Any, ...], value: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_values_that_languages_serialize_differently(value: Any, why: str) -> No
 
 
 ROOT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
-ROOT = next_root(None, ROOT_KEY, KEY, datetime(2030, 1, 1, tzinfo=UTC))
+ROOT = next_root(None, {"root": only(ROOT_KEY), "release": only(KEY)}, datetime(2030, 1, 1, tzinfo=UTC))
 ROOT_DATA = sign_root(ROOT, [ROOT_KEY])
 
 
@@ -140,7 +140,7 @@ ROOT_DATA = sign_root(ROOT, [ROOT_KEY])
 def test_changed_roots(edits: list[tuple[int, str, int]]) -> None:
     def outcome(data: bytes) -> RootMetadata | None:
         try:
-            return read_root(data, 1, ROOT.root)
+            return read_root(data, 1, ROOT.signers("root"))
         except UntrustedError:
             return None
 

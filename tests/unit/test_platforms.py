@@ -41,7 +41,7 @@ def test_playing_and_pulling_without_unix_modules(world: World, tmp_path: Path) 
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "jig.wav").stat().st_size > 8000
     world.registry.release(world.made(decoder="one"), "stable", {})
-    key = world.registry.roots()[-1].root[0]
+    key = world.registry.roots()[-1].public_keys("root")[0]
     pulled = ("pull", "band@stable", "--to", str(tmp_path / "device"), "--root-key", key)
     ended = run_without(*pulled, "--from", world.registry.store.url)
     assert ended.returncode == 0, ended.stderr

@@ -14,7 +14,7 @@ from tinymusician.artifacts.keys import load_key, public_hex
 from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import Release
 from tinymusician.artifacts.store import LocalStore
-from tinymusician.artifacts.trust import RootMetadata, by_id, sign_root
+from tinymusician.artifacts.trust import members_of, next_root, sign_root
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 
 
@@ -26,10 +26,9 @@ class TestPublishers:
         genuine = world.store.get("keys/root-000001.json")
         thief = ReleaseRegistry(LocalStore(tmp_path / "thiefs"), tmp_path / "thiefs-keys", world.clock)
         first = thief.create()
-        stolen_key = load_key("root", tmp_path / "thiefs-keys", by_id(first.root))
-        second = RootMetadata.model_validate(
-            {**first.model_dump(), "version": 2, "release": world.registry.roots()[0].release}
-        )
+        stolen_key = load_key("root", tmp_path / "thiefs-keys", first.signers("root").keys)
+        trusting = members_of(first) | {"release": members_of(world.registry.roots()[0])["release"]}
+        second = next_root(first, trusting, world.clock.now)
         world.store.put("keys/root-000001.json", thief.store.get("keys/root-000001.json"))
         world.store.put("keys/root-000002.json", sign_root(second, [stolen_key]))
         for act in (
@@ -56,7 +55,7 @@ class TestPublishers:
         (world.folder / "keys" / "pin.json").unlink()
         with pytest.raises(KeyFileError, match=r"pin\.json is missing"):
             world.registry.release(world.made(decoder="one"), "stable", {})
-        assert world.registry.roots()[0].root == (world.pinned,), "to look needs no keys"
+        assert world.registry.roots()[0].public_keys("root") == (world.pinned,), "to look needs no keys"
 
     def test_numbers_that_are_too_large_are_text(self, world: World) -> None:
         release = world.registry.release(world.made(decoder="one"), "stable", {"seed": 1 << 60, "kl": 0.25})
@@ -160,5 +159,5 @@ def test_files_outside_their_folder() -> None:
 
 def test_public_keys_are_shown_as_hex(world: World) -> None:
     root = world.registry.roots()[0]
-    key = load_key("root", world.folder / "keys", by_id(root.root))
+    key = load_key("root", world.folder / "keys", root.signers("root").keys)
     assert public_hex(key) == world.pinned

@@ -19,6 +19,7 @@ from tinymusician.artifacts.installation import Installation, InstallState
 from tinymusician.artifacts.pull import PullClient
 from tinymusician.artifacts.release import latest_key
 from tinymusician.artifacts.sources import RangeResponse, interpret_status
+from tinymusician.artifacts.timestamp import timestamp_key
 from tinymusician.artifacts.trust import read_first, root_key
 from tinymusician.errors import NotFoundError, UntrustedError
 
@@ -53,6 +54,8 @@ def test_case(case: dict[str, Any], tmp_path: Path) -> None:
     roots = [base64.b64decode(one) for one in case["roots"]]
     values = {root_key(number + 1): data for number, data in enumerate(roots)}
     values[latest_key("band", "stable")] = base64.b64decode(case["release"])
+    if case["timestamp"] is not None:
+        values[timestamp_key("band", "stable")] = base64.b64decode(case["timestamp"])
     if case["installed"] is not None:
         first, installed = read_first(roots[0]), case["installed"]
         versions = {"band@stable": (installed["version"], installed["digest"])}

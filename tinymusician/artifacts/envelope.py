@@ -1,24 +1,23 @@
-"""Signed documents: canonical JSON in a DSSE envelope, signed with Ed25519.
+"""Signed documents: canonical JSON in a DSSE envelope, signed with Ed25519 or ECDSA.
 
 The signature covers DSSE's pre-authentication encoding, which binds the document type to its bytes: a signed release
 cannot be taken for a signed root. A document is parsed only after the signature of a trusted key was verified.
-Source: DSSE 1.0 (secure-systems-lab/dsse, protocol.md); Ed25519 by `cryptography` (RFC 8032).
+Source: DSSE 1.0 (secure-systems-lab/dsse, protocol.md); the signatures are those of `keys`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinymusician.artifacts.keys import key_id, public_hex
+from tinymusician.artifacts.keys import PrivateKey, is_signature, key_id, public_hex, sign
 from tinymusician.errors import UntrustedError
 from tinymusician.json_types import JsonObject
 
@@ -29,22 +28,22 @@ MAX_NUMBER = (1 << 53) - 1
 
 
 class Signature(BaseModel):
-    """The signature of one key."""
+    """The signature of one key; unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     keyid: str = Field(max_length=64)
-    sig: str = Field(max_length=128)
+    sig: str = Field(max_length=256)
 
 
 class Envelope(BaseModel):
-    """DSSE's JSON envelope."""
+    """DSSE's JSON envelope; unknown fields are ignored, as DSSE requires."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     payload: str
     kind: str = Field(max_length=128, alias="payloadType")
-    signatures: tuple[Signature, ...] = Field(min_length=1, max_length=8)
+    signatures: tuple[Signature, ...] = Field(min_length=1, max_length=16)
 
 
 def canonical(content: object) -> bytes:
@@ -79,28 +78,31 @@ def pre_auth_encoding(kind: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
-def seal(kind: str, content: object, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+def seal(kind: str, content: object, keys: Sequence[PrivateKey]) -> bytes:
     """An envelope with a document of a media type (`kind`) in canonical JSON, signed by every key."""
     return seal_bytes(kind, canonical(content), keys)
 
 
-def seal_bytes(kind: str, payload: bytes, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+def seal_bytes(kind: str, payload: bytes, keys: Sequence[PrivateKey]) -> bytes:
     """An envelope with any bytes of a media type (`kind`), signed by every key."""
     signed = [
-        {"keyid": key_id(public_hex(key)), "sig": base64.b64encode(key.sign(pre_auth_encoding(kind, payload))).decode()}
+        {
+            "keyid": key_id(public_hex(key)),
+            "sig": base64.b64encode(sign(key, pre_auth_encoding(kind, payload))).decode(),
+        }
         for key in keys
     ]
     return canonical({"payload": base64.b64encode(payload).decode(), "payloadType": kind, "signatures": signed})
 
 
-def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> JsonObject:
-    """The content of an envelope that is signed by one of the `trusted` public keys (hex, by key id).
+def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str, threshold: int = 1) -> JsonObject:
+    """The content of an envelope that is signed by `threshold` of the `trusted` public keys (hex, by key id).
 
     Raises:
-        UntrustedError: the envelope is too large, malformed or of another kind, no trusted key signed it, or its
+        UntrustedError: the envelope is too large, malformed or of another kind, too few trusted keys signed it, or its
             content is not canonical.
     """
-    payload = unseal_bytes(data, kind, trusted, name)
+    payload = unseal_bytes(data, kind, trusted, name, threshold)
     try:
         content = json.loads(payload)
         if not isinstance(content, dict) or canonical(content) != payload:
@@ -110,24 +112,43 @@ def unseal(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> Jso
     return content
 
 
-def unseal_bytes(data: bytes, kind: str, trusted: Mapping[str, str], name: str) -> bytes:
-    """The bytes in an envelope that is signed by one of the `trusted` public keys (hex, by key id).
+def unseal_bytes(data: bytes, kind: str, trusted: Mapping[str, str], name: str, threshold: int = 1) -> bytes:
+    """The bytes in an envelope that is signed by `threshold` of the `trusted` public keys (hex, by key id).
 
     Raises:
-        UntrustedError: the envelope is too large, malformed or of another kind, or no trusted key signed it.
+        UntrustedError: the envelope is too large, malformed or of another kind, or too few trusted keys signed it.
     """
     envelope, payload = _parse(data, name)
     if envelope.kind != kind:
         raise UntrustedError(f"{name}: is a {envelope.kind}; a {kind} is needed")
-    signatures = [one for one in envelope.signatures if one.keyid in trusted]
-    if not signatures:
+    named = [one for one in envelope.signatures if one.keyid in trusted]
+    if not named:
         ids = ", ".join(one.keyid[:12] for one in envelope.signatures)
         raise UntrustedError(
             f"{name}: signed by {ids}, and trusted are {', '.join(one[:12] for one in trusted) or 'none'}"
         )
-    if not any(_is_signature(trusted[one.keyid], one.sig, pre_auth_encoding(kind, payload)) for one in signatures):
+    signers = _signers(envelope, payload, trusted)
+    if not signers:
         raise UntrustedError(f"{name}: its signature is invalid; it was changed after signing")
+    if len(signers) < threshold:
+        ids = ", ".join(sorted(one[:12] for one in signers))
+        raise UntrustedError(f"{name}: signed by {ids}, and {threshold} trusted keys must sign it")
     return payload
+
+
+def signers_of(data: bytes, trusted: Mapping[str, str], name: str) -> frozenset[str]:
+    """The ids of the trusted keys that signed an envelope."""
+    envelope, payload = _parse(data, name)
+    return _signers(envelope, payload, trusted)
+
+
+def payload_sha256(data: bytes, name: str) -> str:
+    """The SHA-256 of an envelope's payload: another signature or another form of the envelope does not change it.
+
+    Raises:
+        UntrustedError: it is no envelope.
+    """
+    return hashlib.sha256(_parse(data, name)[1]).hexdigest()
 
 
 def parse_unverified(data: bytes, name: str) -> Any:
@@ -165,10 +186,18 @@ def _check_plain(content: object) -> None:
         raise ValueError(f"the number {content} is not an integer, or too large")
 
 
-def _is_signature(public: str, signature: str, message: bytes) -> bool:
+def _signers(envelope: Envelope, payload: bytes, trusted: Mapping[str, str]) -> frozenset[str]:
+    message = pre_auth_encoding(envelope.kind, payload)
+    return frozenset(
+        one.keyid
+        for one in envelope.signatures
+        if one.keyid in trusted and is_signature(trusted[one.keyid], _decoded(one.sig), message)
+    )
+
+
+def _decoded(signature: str) -> bytes:
+    """The bytes of a signature; none if it is not base64."""
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-        key.verify(base64.b64decode(signature, validate=True), message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+        return base64.b64decode(signature, validate=True)
+    except ValueError:
+        return b""

@@ -17,25 +17,27 @@ import shutil
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinymusician.artifacts.atomic import atomic_write, flush, lock_file, open_lock
 from tinymusician.artifacts.blobs import digest_of
 from tinymusician.artifacts.release import Release, ReleasedFile
-from tinymusician.artifacts.trust import RootMetadata
+from tinymusician.artifacts.trust import SPEC, RootMetadata
 from tinymusician.errors import StoreError
 
 RECORD = "installed.json"
 
 
 class InstalledVersion(BaseModel):
-    """An installed version. `digest` is that of its signed release."""
+    """An installed version. `digest` is that of its release's payload, `signers` are ids of the keys that signed it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     release: Release
     digest: str
+    signers: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -50,8 +52,9 @@ class InstallState(BaseModel):
     was ever installed here to its highest version and digest. `followed` are the root keys that were ever trusted.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
+    spec: Literal[2] = SPEC
     pinned: str
     root: RootMetadata
     seen: datetime
@@ -68,18 +71,28 @@ class Installation:
         self.folder = folder
 
     def record(self) -> InstallState | None:
-        """The persistent state; None before the first installation.
+        """The persistent state; None before the first installation, and if it is damaged or a newer client wrote it.
 
         Raises:
-            StoreError: the state is damaged.
+            StoreError: the file cannot be read.
         """
         path = self.folder / RECORD
         try:
             return InstallState.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValidationError):
             return None
-        except (OSError, ValidationError):
-            raise StoreError(f"{path}: is damaged; remove it, and pull again") from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def set_aside_damaged_record(self) -> None:
+        """Rename a state that cannot be read to `installed.json.damaged`, so that the next pull builds a new one.
+
+        Files that were installed are found again by their digests. The highest versions of all are forgotten.
+        """
+        path = self.folder / RECORD
+        if path.exists() and self.record() is None:
+            os.replace(path, path.with_name(f"{RECORD}.damaged"))
+            flush(self.folder)
 
     def usable(self) -> tuple[InstalledVersion, Path] | None:
         """The version to use: the current one, or the previous one if files of the current one are missing."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinymusician.artifacts.atomic import atomic_write, lock_file, open_lock
-from tinymusician.artifacts.keys import key_id, load_key, public_hex, write_key
+from tinymusician.artifacts.keys import PrivateKey, key_id, load_key, public_hex, write_key
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
@@ -26,7 +26,7 @@ def job_keys_folder() -> Path:
     return Path(override).expanduser() if override else user_folder("config") / "job-keys"
 
 
-def local_job_key() -> Ed25519PrivateKey:
+def local_job_key() -> PrivateKey:
     """The private key of this machine's drivers, which is created when it is first needed.
 
     Raises:

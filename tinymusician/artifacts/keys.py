@@ -1,4 +1,7 @@
-"""Signing keys: Ed25519 key pairs in a folder that only their owner can read, never in a store.
+"""Signing keys: key pairs in a folder that only their owner can read, never in a store.
+
+A public key is written in hexadecimal digits: 64 for Ed25519 (RFC 8032), or 130 for an uncompressed point of ECDSA on
+P-256 (FIPS 186-5; SEC 1, 2.3.3), which is what most hardware and cloud key stores have.
 
 The `root` key authorizes release keys and can be offline; the `release` key signs releases. A `job` key signs what jobs
 made (`job_keys`).
@@ -11,18 +14,24 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.errors import KeyFileError
 from tinymusician.user_folders import user_folder
 
 KEYS_VARIABLE = "TMCTL_KEYS"
-Role = Literal["root", "release"]
-KeyUse = Literal["root", "release", "job"]
+KeyUse = Literal["root", "release", "timestamp", "job"]
+Scheme = Literal["ed25519", "ecdsa-p256-sha256"]
+_SCHEMES: Mapping[int, Scheme] = {64: "ed25519", 130: "ecdsa-p256-sha256"}
+PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
+"""A private key of a known scheme; the elliptic curve is P-256."""
 
 
 def keys_folder() -> Path:
@@ -31,9 +40,40 @@ def keys_folder() -> Path:
     return Path(override).expanduser() if override else user_folder("config") / "keys"
 
 
-def public_hex(key: Ed25519PrivateKey) -> str:
-    """The public key, 64 hexadecimal digits."""
-    return key.public_key().public_bytes_raw().hex()
+def public_hex(key: PrivateKey) -> str:
+    """The public key in hexadecimal digits."""
+    if isinstance(key, Ed25519PrivateKey):
+        return key.public_key().public_bytes_raw().hex()
+    form = (serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    return key.public_key().public_bytes(*form).hex()
+
+
+def scheme_of(public: str) -> Scheme | None:
+    """The scheme of signatures of a public key, by its number of digits; None if it has no known one."""
+    return _SCHEMES.get(len(public))
+
+
+def sign(key: PrivateKey, message: bytes) -> bytes:
+    """The signature of a message: 64 bytes of Ed25519, or DER of ECDSA over SHA-256."""
+    if isinstance(key, Ed25519PrivateKey):
+        return key.sign(message)
+    return key.sign(message, ec.ECDSA(hashes.SHA256()))
+
+
+def is_signature(public: str, signature: bytes, message: bytes) -> bool:
+    """Whether a signature of a message is that of a public key."""
+    try:
+        data = bytes.fromhex(public)
+        if scheme_of(public) == "ed25519":
+            Ed25519PublicKey.from_public_bytes(data).verify(signature, message)
+        elif scheme_of(public) == "ecdsa-p256-sha256":
+            point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), data)
+            point.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        else:
+            return False
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def key_id(public: str) -> str:
@@ -41,25 +81,30 @@ def key_id(public: str) -> str:
     return hashlib.sha256(bytes.fromhex(public)).hexdigest()
 
 
-def new_key(role: KeyUse, folder: Path) -> Ed25519PrivateKey:
+def new_key(role: KeyUse, folder: Path, scheme: Scheme = "ed25519") -> PrivateKey:
     """Create a key and write it to `ROLE-ID.pem` with mode 600."""
-    key = Ed25519PrivateKey.generate()
+    key: PrivateKey = Ed25519PrivateKey.generate() if scheme == "ed25519" else ec.generate_private_key(ec.SECP256R1())
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_key(role, folder, key)
     return key
 
 
-def write_key(role: KeyUse, folder: Path, key: Ed25519PrivateKey) -> None:
+def write_key(role: KeyUse, folder: Path, key: PrivateKey) -> None:
     """Write a private key to `ROLE-ID.pem` with mode 600, whole or not at all."""
     with atomic_write(_file(role, key_id(public_hex(key)), folder), 0o600) as draft:
         draft.write_bytes(_pem(key))
 
 
 _FIRST = f"`tmctl signing-keys create` makes the first ones, {KEYS_VARIABLE} names another folder"
-_ADVICE: Mapping[KeyUse, str] = {"root": _FIRST, "release": _FIRST, "job": "TMCTL_JOB_KEYS names another folder"}
+_ADVICE: Mapping[KeyUse, str] = {
+    "root": _FIRST,
+    "release": _FIRST,
+    "timestamp": _FIRST,
+    "job": "TMCTL_JOB_KEYS names another folder",
+}
 
 
-def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> Ed25519PrivateKey:
+def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> PrivateKey:
     """The private key of one of the `trusted` key ids, which come from the root document.
 
     Raises:
@@ -73,11 +118,26 @@ def load_key(role: KeyUse, folder: Path, trusted: Collection[str]) -> Ed25519Pri
     raise KeyFileError(f"{folder}: the {role} key is not here ({names}); {_ADVICE[role]}")
 
 
+def load_keys(role: KeyUse, folder: Path, trusted: Collection[str], count: int) -> list[PrivateKey]:
+    """`count` private keys of the `trusted` key ids.
+
+    Raises:
+        KeyFileError: the folder has fewer of them, other users can read one, or it is not such a key.
+    """
+    paths = [(_file(role, one, folder), one) for one in trusted]
+    keys = [_load(path, one) for path, one in paths if path.exists()]
+    if not keys:
+        load_key(role, folder, trusted)  # says what is missing
+    if len(keys) < count:
+        raise KeyFileError(f"{folder}: {len(keys)} of the {role} keys are here, and {count} must sign")
+    return keys[:count]
+
+
 def _file(role: KeyUse, key_id: str, folder: Path) -> Path:
     return folder / f"{role}-{key_id[:12]}.pem"
 
 
-def _load(path: Path, expected_id: str) -> Ed25519PrivateKey:
+def _load(path: Path, expected_id: str) -> PrivateKey:
     try:
         info = path.stat()
         mode = stat.S_IMODE(info.st_mode)
@@ -88,12 +148,17 @@ def _load(path: Path, expected_id: str) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{path}: cannot be read as a private key ({error})") from None
-    if not isinstance(key, Ed25519PrivateKey) or key_id(public_hex(key)) != expected_id:
+    if not _is_supported(key) or key_id(public_hex(key)) != expected_id:
         raise KeyFileError(f"{path}: contains another key than its name says")
     return key
 
 
-def _pem(key: Ed25519PrivateKey) -> bytes:
+def _is_supported(key: object) -> TypeGuard[PrivateKey]:
+    is_p256 = isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
+    return is_p256 or isinstance(key, Ed25519PrivateKey)
+
+
+def _pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -10,7 +10,6 @@ After any failure, the installed version stays in use.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,16 +18,18 @@ from datetime import datetime
 from pathlib import Path
 
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
-from tinymusician.artifacts.envelope import MAX_BYTES
-from tinymusician.artifacts.installation import Installation, InstalledVersion, InstallState
+from tinymusician.artifacts.envelope import MAX_BYTES, payload_sha256, signers_of
+from tinymusician.artifacts.installation import RECORD, Installation, InstalledVersion, InstallState
+from tinymusician.artifacts.keys import scheme_of
 from tinymusician.artifacts.reference import split_reference
 from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.sources import Source
-from tinymusician.artifacts.trust import RootMetadata, check_current, follow, root_key
+from tinymusician.artifacts.timestamp import check_is_confirmed, check_timestamp_fresh, read_timestamp, timestamp_key
+from tinymusician.artifacts.trust import RootMetadata, check_current, follow, read_first, root_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, UntrustedError
 
-_KEY = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]+")
 RESERVE = 16 << 20
 """Bytes of the disk that stay free."""
 
@@ -55,24 +56,36 @@ class PullClient:
         sources: Sequence[Source],
         pinned: str | None = None,
         clock: Callable[[], datetime] = now,
+        *,
+        root_document: bytes | None = None,
+        start_despite_expiry: bool = False,
     ) -> None:
         """`pinned` is the public root key that came with the app; a folder that was pulled to before has it.
+
+        `root_document` is a root document of any version that came with the app, instead: where several root keys must
+        sign, one key is not enough to start from. With `start_despite_expiry`, a device that has nothing yet takes a
+        release whose root document or timestamp has expired, until the release itself expires: a new pod of a service
+        that other pods still play.
 
         Raises:
             UntrustedError: there is no root key, or it is not one.
             StoreError: the reference has another form.
         """
         self.reference, self._sources, self._clock = reference, sources, clock
-        self.installation = Installation(folder)
+        self.installation, self._start_despite_expiry = Installation(folder), start_despite_expiry
         self._name, self._alias = split_reference(reference)
+        self._carried = read_first(root_document, "root document of the app") if root_document is not None else None
         given = pinned.strip().lower() if pinned is not None else None
-        if given is not None and not _KEY.fullmatch(given):
+        if given is not None and (not _KEY.fullmatch(given) or scheme_of(given) is None):
             raise UntrustedError(
-                f"root key {given[:12]!r}: 64 hexadecimal digits are needed (`tmctl signing-keys show`)"
+                f"root key {given[:12]!r}: 64 or 130 hexadecimal digits are needed (`tmctl signing-keys show`)"
             )
+        if given is None and self._carried is not None:
+            given = self._carried.public_keys("root")[0]
         record = self.installation.record()
         if record is None and given is None:
-            raise UntrustedError(f"{folder}: has no root key yet; give the publisher's (--root-key)")
+            damaged = "its record is damaged, and it " if (folder / RECORD).exists() else ""
+            raise UntrustedError(f"{folder}: {damaged}has no root key yet; give the publisher's (--root-key)")
         self._pinned = given or (record.pinned if record else "")
 
     def check(self) -> AvailableUpdate:
@@ -102,8 +115,11 @@ class PullClient:
             raise StoreError(f"{error.filename or self.installation.folder}: {error.strerror or error}") from error
 
     def _pull(self, on_progress: ProgressCallback, limiter: BandwidthLimiter) -> InstalledVersion:
-        record, trouble = self._load_state()
+        self.installation.set_aside_damaged_record()
+        before, (record, trouble) = self.installation.record(), self._load_state()
         self._keep(record)
+        if before is not None and (before.current, before.previous) != (record.current, record.previous):
+            self.installation.remove_unused(record)  # a revoked key signed it
         if trouble is not None:
             raise trouble
         update = self._offer(record)
@@ -111,8 +127,8 @@ class PullClient:
         if update.is_new or not self.installation.is_complete(update.version):
             self._download(release, on_progress, limiter)
             self.installation.create_version(update.version)
-        before = record.current if update.is_new else record.previous
-        fallback = next((one for one in (before, record.previous) if one and self.installation.restore(one)), None)
+        last = record.current if update.is_new else record.previous
+        fallback = next((one for one in (last, record.previous) if one and self.installation.restore(one)), None)
         fresh = record.model_copy(
             update={
                 "seen": max(record.seen, self._past(release.created)),
@@ -149,19 +165,27 @@ class PullClient:
         """The device's state with the newest root document of any source, and the errors if none was complete.
 
         If none of the release keys that it knew is trusted any more, the versions that they signed are forgotten: a
-        thief of such a key may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks).
+        thief of such a key may have signed the highest of all (TUF 1.0.33, 5.3.11, fast-forward attacks). Installed
+        versions that a revoked key signed are dropped.
         """
         record = self.installation.record()
-        root, followed, trouble = self._newest_root(record.root if record else None)
+        root, followed, trouble = self._newest_root(record.root if record else self._carried)
         if record is None:
             seen = self._past(root.created)
             return InstallState(pinned=self._pinned, root=root, seen=seen, followed=tuple(followed)), trouble
-        keys = dict.fromkeys([record.pinned, *record.followed, *followed, *root.root])
+        keys = dict.fromkeys([record.pinned, *record.followed, *followed, *root.public_keys("root")])
         if self._pinned not in keys:  # an app may come with any root key that followed
             raise UntrustedError(f"{self.installation.folder}: was set up with another root key, {record.pinned[:12]}…")
-        latest = record.latest if set(record.root.release) & set(root.release) else {}
-        seen = max(record.seen, self._past(root.created))
-        fresh = {"pinned": self._pinned, "root": root, "seen": seen, "latest": latest, "followed": tuple(keys)}
+        shared = set(record.root.signers("release").keys) & set(root.signers("release").keys)
+        fresh = {
+            "pinned": self._pinned,
+            "root": root,
+            "seen": max(record.seen, self._past(root.created)),
+            "latest": record.latest if shared else {},
+            "followed": tuple(keys),
+            "current": _unless_revoked(record.current, root),
+            "previous": _unless_revoked(record.previous, root),
+        }
         return record.model_copy(update=fresh), trouble
 
     def _past(self, moment: datetime) -> datetime:
@@ -176,7 +200,7 @@ class PullClient:
             documents = _RootReader(source)
             try:
                 for root in follow(self._pinned, newest, documents.fetch):
-                    newest, followed = root, [*followed, *root.root]
+                    newest, followed = root, [*followed, *root.public_keys("root")]
                 good = True
                 has_unsigned |= documents.count > 0
                 has_none |= documents.count == 0 and not documents.denied
@@ -200,7 +224,8 @@ class PullClient:
     def _offer(self, record: InstallState) -> AvailableUpdate:
         """The newest release of any source; one that cannot be trusted is skipped if another can."""
         moment = max(self._clock(), record.seen)
-        check_current(record.root, moment)
+        if not self._starts_despite_expiry(record):
+            check_current(record.root, moment)
         versions, errors = list[InstalledVersion](), list[StoreError]()
         for source in self._sources:
             try:
@@ -215,12 +240,39 @@ class PullClient:
 
     def _from(self, source: Source, record: InstallState, moment: datetime) -> InstalledVersion:
         data = read_small(source, latest_key(self._name, self._alias), MAX_BYTES + 1)
-        release = read_release(data, self.reference, record.root.release_keys)
+        signers = record.root.signers("release")
+        release = read_release(data, self.reference, signers)
         check_fresh(release, moment)
-        version = InstalledVersion(release=release, digest=hashlib.sha256(data).hexdigest())
+        digest = payload_sha256(data, f"release {self.reference}")
+        if record.root.has_timestamp:
+            self._check_timestamp(source, record, moment, release, digest)
+        signed_by = tuple(sorted(signers_of(data, signers.keys, self.reference)))
+        version = InstalledVersion(release=release, digest=digest, signers=signed_by)
         if self.reference in record.latest:
             _check_not_older(version, *record.latest[self.reference])
         return version
+
+    def _starts_despite_expiry(self, record: InstallState) -> bool:
+        return self._start_despite_expiry and record.current is None
+
+    def _check_timestamp(
+        self, source: Source, record: InstallState, moment: datetime, release: Release, digest: str
+    ) -> None:
+        """Check that the source's timestamp names a release, and has not expired.
+
+        Raises:
+            UntrustedError: it does not, has, or is missing.
+        """
+        try:
+            data = read_small(source, timestamp_key(self._name, self._alias), MAX_BYTES + 1)
+        except NotFoundError as error:
+            raise UntrustedError(
+                f"timestamp of {self.reference}: none at {source.url}; its publisher runs `tmctl artifacts timestamp`"
+            ) from error
+        timestamp = read_timestamp(data, self.reference, record.root.signers("timestamp"))
+        check_is_confirmed(timestamp, release.version, digest)
+        if not self._starts_despite_expiry(record):
+            check_timestamp_fresh(timestamp, moment)
 
     def _missing(self, release: Release) -> int:
         """The bytes of the missing files."""
@@ -256,6 +308,14 @@ class _RootReader:
             return None
         self.count += 1
         return data
+
+
+def _unless_revoked(version: InstalledVersion | None, root: RootMetadata) -> InstalledVersion | None:
+    """An installed version, if enough of the keys that signed it are not revoked."""
+    if version is None or not root.revoked:
+        return version
+    remaining = set(version.signers) - set(root.revoked)
+    return version if len(remaining) >= root.signers("release").threshold else None
 
 
 def _gravest(errors: Sequence[StoreError]) -> StoreError:

@@ -3,6 +3,7 @@
     keys/root-000001.json                      root documents, numbered without gaps
     releases/NAME/ALIAS/v00000007-DIGEST.json  every release of an alias, never changed
     releases/NAME/ALIAS/latest.json            a copy of the newest, for clients that cannot list
+    releases/NAME/ALIAS/timestamp.json         confirms it every few days, if the root document has such a role
 
 No step relies on atomic creation, which not every store has (S3's If-None-Match is not atomic on every server). A
 release is written under its own name, and then the names beside it are listed: a publisher that sees another release of
@@ -16,30 +17,67 @@ only under the name of their version and digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import NamedTuple
 
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.envelope import seal, textual, textual_object
-from tinymusician.artifacts.keys import Role, load_key, new_key
+from tinymusician.artifacts.envelope import canonical, payload_sha256, seal, textual, textual_object
+from tinymusician.artifacts.keys import PrivateKey, Scheme, key_id, load_key, load_keys, new_key, public_hex, scheme_of
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
 from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
-from tinymusician.artifacts.trust import RootMetadata, by_id, next_root, read_first, read_root, root_key, sign_root
+from tinymusician.artifacts.timestamp import KIND as TIMESTAMP
+from tinymusician.artifacts.timestamp import Timestamp, timestamp_key
+from tinymusician.artifacts.trust import (
+    SPEC,
+    RoleMembers,
+    RoleName,
+    RootMetadata,
+    members_of,
+    next_root,
+    only,
+    read_first,
+    read_root,
+    root_key,
+    sign_root,
+)
 from tinymusician.errors import KeyFileError, NotFoundError, StoreError, UntrustedError
 from tinymusician.json_types import JsonObject
 
 DAYS = 90
+TIMESTAMP_DAYS = 7
 _TRIES, _PAUSE = 20, 0.05
+
+
+class KeyPlan(NamedTuple):
+    """The keys that `create` makes: how many of each role, how many of them must sign, and their scheme."""
+
+    root: int = 1
+    root_threshold: int = 1
+    release: int = 1
+    release_threshold: int = 1
+    has_timestamp: bool = False
+    scheme: Scheme = "ed25519"
+
+    @property
+    def counts(self) -> dict[RoleName, int]:
+        """The number of keys by role."""
+        counts: dict[RoleName, int] = {"root": self.root, "release": self.release}
+        return {**counts, "timestamp": 1} if self.has_timestamp else counts
+
+    @property
+    def thresholds(self) -> dict[RoleName, int]:
+        """How many keys must sign, by role."""
+        return {"root": self.root_threshold, "release": self.release_threshold, "timestamp": 1}
 
 
 class ReleaseRegistry:
@@ -63,55 +101,72 @@ class ReleaseRegistry:
                 data = self.store.get(root_key(version))
             except NotFoundError:
                 break
-            roots.append(read_root(data, version, roots[-1].root) if roots else read_first(data))
+            roots.append(read_root(data, version, roots[-1].signers("root")) if roots else read_first(data))
             digests[version] = hashlib.sha256(data).hexdigest()
         if not roots:
             raise KeyFileError(
                 f"store {self.store.url}: has no root document; `tmctl signing-keys create` makes keys and one"
             )
         pin = read_pin(self._keys)
-        if pin is not None and (pin.root not in roots[0].root or digests.get(pin.version) != pin.sha256):
+        if pin is not None and (pin.root not in roots[0].public_keys("root") or digests.get(pin.version) != pin.sha256):
             raise UntrustedError(
                 f"store {self.store.url}: its root documents are not those that were made with the keys of "
                 f"{self._keys}; either this is another store, or they were replaced"
             )
         return roots
 
-    def create(self) -> RootMetadata:
-        """Create both keys, and the first root document.
+    def create(self, plan: KeyPlan | None = None) -> RootMetadata:
+        """Create all keys, and the first root document.
 
         Raises:
             KeyFileError: there is one already.
         """
         if self.store.exists(root_key(1)):
             raise KeyFileError(f"store {self.store.url}: has keys already; `tmctl signing-keys rotate` replaces them")
-        root, release = new_key("root", self._keys), new_key("release", self._keys)
-        return self._publish(next_root(None, root, release, self._clock()), root)
+        plan = plan or KeyPlan()
+        keys = {
+            role: [new_key(role, self._keys, plan.scheme) for _ in range(count)] for role, count in plan.counts.items()
+        }
+        members = {
+            role: RoleMembers(publics=tuple(map(public_hex, each)), threshold=plan.thresholds[role])
+            for role, each in keys.items()
+        }
+        return self._publish(next_root(None, members, self._clock()), keys["root"])
 
     def extend(self) -> RootMetadata:
         """Extend the root document by a year, with the same keys."""
         before = self.roots()[-1]
-        root, release = self._signing_key("root", before), self._signing_key("release", before)
-        return self._publish(next_root(before, root, release, self._clock(), before.revoked), root)
+        after = next_root(before, members_of(before), self._clock(), before.revoked)
+        return self._publish(after, self._signing_keys("root", before))
 
-    def rotate(self, role: Role, revoke: bool = False) -> RootMetadata:
-        """Replace a key, and sign the newest releases again; what the old release key signed is no longer trusted.
+    def rotate(self, role: RoleName, revoke: bool = False) -> RootMetadata:
+        """Replace the keys of a role, and sign the newest releases again; what old release keys signed does not count.
 
-        With `revoke`, because others may have used the key, the publisher does not trust signatures of earlier release
-        keys either: inspect the good artifacts, and publish them again.
+        A role `timestamp` that was not there is added.
+
+        With `revoke`, because others may have used the keys, neither publishers nor devices trust what earlier release
+        keys signed: inspect the good artifacts, and publish them again.
         """
         roots = self.roots()
         before = roots[-1]
-        old = self._signing_key("root", before)
-        root = new_key("root", self._keys) if role == "root" else old
-        release = (
-            new_key("release", self._keys) if role == "release" or revoke else self._signing_key("release", before)
-        )
-        revoked = dict.fromkeys(public for one in roots for public in one.release) if revoke else before.revoked
-        after = next_root(before, root, release, self._clock(), tuple(revoked))
-        self._publish(after, *([old] if root is old else [old, root]))
+        signing, members = self._signing_keys("root", before), members_of(before)
+        for each in {role, "release"} if revoke else {role}:
+            members[each] = self._new_members(before, each)
+        if role == "root":
+            after_keys = [load_key("root", self._keys, [key_id(one)]) for one in members["root"].publics]
+            signing = [*signing, *after_keys]
+        revoked = {keyid for one in roots for keyid in one.roles["release"].keyids} if revoke else before.revoked
+        after = self._publish(next_root(before, members, self._clock(), revoked), signing)
         self.renew()
         return after
+
+    def _new_members(self, before: RootMetadata, role: RoleName) -> RoleMembers:
+        """As many new keys as a role had, of the same schemes, with the same threshold; one for a role that is new."""
+        if role not in before.roles:
+            return only(new_key(role, self._keys))
+        old = before.public_keys(role)
+        publics = [public_hex(new_key(role, self._keys, scheme_of(one) or "ed25519")) for one in old]
+        return RoleMembers(publics=tuple(publics), threshold=before.roles[role].threshold)
 
     def renew(self, days: int = DAYS) -> list[Release]:
         """Sign every alias's newest release again, with the current key and a new expiry date."""
@@ -134,9 +189,8 @@ class ReleaseRegistry:
 
     def latest(self, name: str, alias: str) -> Release | None:
         """The trusted release in an alias's latest.json, which is read without a list; None without one."""
-        trusted = {keyid: public for root in self.roots() for keyid, public in root.release_keys.items()}
         try:
-            return read_release(self.store.get(latest_key(name, alias)), f"{name}@{alias}", trusted)
+            return self._read(self.store.get(latest_key(name, alias)), f"{name}@{alias}", self.roots(), revoked=True)
         except (NotFoundError, UntrustedError):
             return None
 
@@ -175,17 +229,46 @@ class ReleaseRegistry:
         about = {**source.about, "why": textual(why)}
         return self._add(source.model_copy(update={"alias": alias, "about": about}), days)
 
-    def _signing_key(self, role: Role, root: RootMetadata) -> Ed25519PrivateKey:
-        """The private key of a role. Without a pin nothing is signed, since the root documents cannot be verified.
+    def stamp(self, days: int) -> list[Timestamp]:
+        """Confirm the newest release of every alias for some days, with the timestamp key alone.
 
         Raises:
-            KeyFileError: the key or the pin is missing.
+            KeyFileError: the root document has no such role, or its key is not here.
+        """
+        root = self.roots()[-1]
+        if not root.has_timestamp:
+            raise KeyFileError(
+                f"store {self.store.url}: its root document {root.version} has no timestamp key, so none is needed"
+            )
+        return [self._stamp(self.newest(*one), root, days) for one in self.aliases()]
+
+    def _stamp(self, release: Release, root: RootMetadata, days: int) -> Timestamp:
+        moment = self._clock().replace(microsecond=0)
+        timestamp = Timestamp(
+            spec=SPEC,
+            name=release.name,
+            alias=release.alias,
+            version=release.version,
+            sha256=hashlib.sha256(canonical(release.model_dump(mode="json"))).hexdigest(),
+            created=moment,
+            expires=moment + timedelta(days=days),
+        )
+        data = seal(TIMESTAMP, timestamp.model_dump(mode="json"), self._signing_keys("timestamp", root))
+        self.store.put(timestamp_key(release.name, release.alias), data)
+        return timestamp
+
+    def _signing_keys(self, role: RoleName, root: RootMetadata) -> list[PrivateKey]:
+        """As many private keys of a role as must sign. Without a pin nothing is signed: roots cannot be verified.
+
+        Raises:
+            KeyFileError: too few keys are here, or the pin is missing.
         """
         if read_pin(self._keys) is None:
             raise KeyFileError(f"{self._keys}: {PIN} is missing; copy it from where the keys were created")
-        return load_key(role, self._keys, by_id(getattr(root, role)))
+        signers = root.signers(role)
+        return load_keys(role, self._keys, signers.keys, signers.threshold)
 
-    def _publish(self, root: RootMetadata, *keys: Ed25519PrivateKey) -> RootMetadata:
+    def _publish(self, root: RootMetadata, keys: Sequence[PrivateKey]) -> RootMetadata:
         data = sign_root(root, keys)
         self.store.put(root_key(root.version), data)
         if self.store.get(root_key(root.version)) != data:
@@ -193,7 +276,7 @@ class ReleaseRegistry:
                 f"root document {root.version}: was written by another process at the same time; that one counts"
             )
         pin = read_pin(self._keys)
-        first = pin.root if pin and root.version > 1 else root.root[0]
+        first = pin.root if pin and root.version > 1 else root.public_keys("root")[0]
         write_pin(self._keys, RootPin(root=first, version=root.version, sha256=hashlib.sha256(data).hexdigest()))
         return root
 
@@ -205,7 +288,7 @@ class ReleaseRegistry:
             UntrustedError: no device would accept it.
         """
         root = self.roots()[-1]
-        key = self._signing_key("release", root)
+        keys = self._signing_keys("release", root)
         for file in draft.files:
             if not self.store.exists(blob_key(file.sha256)):
                 raise StoreError(f"release {draft.reference}: {file.path} is not in the store any more; make it again")
@@ -215,16 +298,23 @@ class ReleaseRegistry:
             version = before[1].version + 1 if before else 1
             dates = {"created": moment, "expires": moment + timedelta(days=days)}
             release = draft.model_copy(update={"version": version, **dates})
-            data = _sealed(release, key)
-            read_release(data, draft.reference, root.release_keys)
+            data = _sealed(release, keys)
+            read_release(data, draft.reference, root.signers("release"))
             place = _place(release, data)
             self.store.put(place, data)
             if [one for one, _ in self._signed(draft.name, draft.alias, version)] == [place]:
                 self._point(place, release)
+                self._stamp_if_possible(release, root)
                 return release
             self.store.delete(place)
             time.sleep(random.uniform(_PAUSE, 10 * _PAUSE))
         raise StoreError(f"release {draft.reference}: other publishers write it at the same time; try again later")
+
+    def _stamp_if_possible(self, release: Release, root: RootMetadata) -> None:
+        """Confirm a new release at once, if the timestamp key is here; else the job that has it does later."""
+        if root.has_timestamp:
+            with contextlib.suppress(KeyFileError):
+                self._stamp(release, root, TIMESTAMP_DAYS)
 
     def _point(self, release_key: str, release: Release) -> None:
         """Copy a release, or a newer one, and check afterwards that the copy is still the newest."""
@@ -254,30 +344,46 @@ class ReleaseRegistry:
     ) -> Iterator[tuple[str, Release]]:
         """Keys and trusted releases of an alias, or of one of its versions, the newest first."""
         roots = self.roots()
-        trusted = {keyid: public for root in roots for keyid, public in root.release_keys.items()}
-        trusted = {keyid: public for keyid, public in trusted.items() if revoked or public not in roots[-1].revoked}
         folder = f"releases/{name}/{alias}/v"
         entries = list(self.store.list(folder if version is None else f"{folder}{version:08}-"))
         for entry in reversed(entries):
             try:
                 data = self.store.get(entry.key)
-                release = read_release(data, f"{name}@{alias}", trusted)
+                release = self._read(data, f"{name}@{alias}", roots, revoked)
             except (NotFoundError, UntrustedError):  # withdrawn meanwhile, or not of this publisher
                 continue
             if entry.key == _place(release, data):
                 yield entry.key, release
 
+    def _read(self, data: bytes, reference: str, roots: Sequence[RootMetadata], revoked: bool) -> Release:
+        """A release that is signed as any of the root documents demands, by keys that are not revoked.
+
+        Raises:
+            UntrustedError: it is not.
+        """
+        ignored = set() if revoked else set(roots[-1].revoked)
+        problem: UntrustedError | None = None
+        for root in reversed(roots):
+            signers = root.signers("release")
+            trusted = {keyid: public for keyid, public in signers.keys.items() if keyid not in ignored}
+            try:
+                return read_release(data, reference, signers.model_copy(update={"keys": trusted}))
+            except UntrustedError as error:
+                problem = problem or error
+        assert problem is not None, "there is a root document"
+        raise problem
+
     def _copied(self, name: str, alias: str) -> str:
         """The suffix of the key of the release that was copied last."""
         try:
             return _end(self.store.get(latest_key(name, alias)))
-        except NotFoundError:
-            return _end(b"")
+        except (NotFoundError, UntrustedError):
+            return "-"
 
 
-def _sealed(release: Release, key: Ed25519PrivateKey) -> bytes:
+def _sealed(release: Release, keys: Sequence[PrivateKey]) -> bytes:
     try:
-        return seal(KIND, release.model_dump(mode="json"), [key])
+        return seal(KIND, release.model_dump(mode="json"), keys)
     except ValueError as error:
         raise UntrustedError(f"release {release.reference}: cannot be represented as canonical JSON: {error}") from None
 
@@ -287,4 +393,4 @@ def _place(release: Release, data: bytes) -> str:
 
 
 def _end(data: bytes) -> str:
-    return f"-{hashlib.sha256(data).hexdigest()[:12]}.json"
+    return f"-{payload_sha256(data, 'release')[:12]}.json"

@@ -7,27 +7,25 @@ and alias, so that no other release can take its place.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
 from tinymusician.artifacts.file_names import is_portable
+from tinymusician.artifacts.trust import SPEC, Moment, SignedContent, Signers
 from tinymusician.errors import UntrustedError
 from tinymusician.json_types import JsonObject
 
-KIND = "application/vnd.tinymusician.release.v1+json"
+KIND = "application/vnd.tinymusician.release+json"
 MAX_FILE_BYTES, MAX_FILES = 1 << 40, 4096
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
-class ReleasedFile(BaseModel):
+class ReleasedFile(SignedContent):
     """One file. Its path has plain names: letters, digits, `.`, `_`, `-`, no dot at either end, no device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str = Field(max_length=256)
     size: int = Field(ge=0, le=MAX_FILE_BYTES)
@@ -41,21 +39,26 @@ class ReleasedFile(BaseModel):
         return self
 
 
-class Release(BaseModel):
+class Release(SignedContent):
     """The signed content of a release. No device decides anything by `about`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+    spec: int = SPEC
     name: Word
     alias: Word
     version: int = Field(ge=1, le=MAX_NUMBER)
-    created: AwareDatetime = Field(strict=False)
-    expires: AwareDatetime = Field(strict=False)
+    created: Moment
+    expires: Moment
     artifact: str = Field(max_length=256)
     kind: str = Field(max_length=64)
     licence: str = Field(max_length=1024)
     files: tuple[ReleasedFile, ...] = Field(min_length=1, max_length=MAX_FILES, strict=False)
-    about: JsonObject = {}
+    about: JsonObject = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_of_this_format(self) -> Release:
+        if self.spec != SPEC:
+            raise ValueError(f"its format is {self.spec}, and this client reads {SPEC}; update the app")
+        return self
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Release:
@@ -85,14 +88,16 @@ def latest_key(name: str, alias: str) -> str:
     return f"releases/{name}/{alias}/latest.json"
 
 
-def read_release(data: bytes, reference: str, trusted: Mapping[str, str]) -> Release:
-    """A release of `reference` that one of the `trusted` keys signed, whether or not it has expired.
+def read_release(data: bytes, reference: str, signers: Signers) -> Release:
+    """A release of `reference` that the signers signed, whether or not it has expired.
 
     Raises:
         UntrustedError: it is not one.
     """
     title = f"release {reference}"
-    content = unseal(data, KIND, trusted, title)
+    content = unseal(data, KIND, signers.keys, title, signers.threshold)
+    if "spec" not in content:
+        raise UntrustedError(f"{title}: spec: is missing")
     try:
         release = Release.model_validate(content)
     except ValidationError as error:
