@@ -14,6 +14,7 @@ from serve import log
 from serve.bundle_files import ServedFiles, bundle_file, bundle_info
 from serve.bundle_follower import BundleFollower
 from serve.bundle_source import ResolvedBundle, questions_config
+from serve.byte_range import ByteRange
 from serve.config import ServeConfig
 from serve.log import log_event
 from serve.schemas import AnswerOption, AudioAnswer, AudioAnswers, ClipRanking, QuestionModelInfo
@@ -127,17 +128,19 @@ class AnswerReplica:
             attributes=tuple(question.attribute for question in manifest.questions),
         )
 
-    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """Yield the size of a file of the bundle with this digest, then its bytes.
+    async def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
         Raises:
             NotFoundError: another bundle is loaded, or it has no such file.
         """
         loaded = self._follower.current
         served = ServedFiles(loaded.source.folder, loaded.digest, loaded.answerer.manifest.files)
-        async with aclosing(bundle_file(served, digest, path)) as parts:  # Serve streams generator functions alone
-            async for part in parts:
-                yield part
+        async with aclosing(
+            bundle_file(served, digest, path, part)
+        ) as parts:  # Serve streams generator functions alone
+            async for chunk in parts:
+                yield chunk
 
     def _ask(self, audio: UploadedAudio, question: str | None, options: Sequence[str], check: Check) -> AudioAnswers:
         if question is not None:

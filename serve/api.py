@@ -4,6 +4,7 @@ This module does not postpone annotations: FastAPI evaluates those of nested fun
 """
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from serve.api_keys import ApiKey
@@ -28,6 +30,19 @@ from serve.schemas import AudioAnswers, CreateAudioRequest, ErrorCode, ErrorResp
 from tinymusician.errors import TinyMusicianError
 from tinymusician.json_types import JsonObject
 
+_EXPOSED = (
+    "Accept-Ranges",
+    "Content-Range",
+    "Retry-After",
+    "X-Adherence",
+    "X-Bundle",
+    "X-Bundle-Version",
+    "X-Real-Time-Factor",
+    "X-Request-Id",
+    "X-Seed",
+    "X-Unknown-Words",
+)
+"""Headers of responses that a page of an allowed origin can read."""
 _CODES: dict[int, ErrorCode] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _QUESTIONS = "/v1/audio/questions"
 _PAGE = Path(__file__).parent / "page"
@@ -70,7 +85,9 @@ _FILE: dict[int | str, JsonObject] = {
     200: {
         "description": "The file. Check it against its SHA-256 in `manifest.json`; the digest is that of the manifest.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
+    },
+    206: {"description": "The bytes that the header `Range` asks for."},
+    416: {"description": "The file has none of the bytes that the header `Range` asks for."},
 }
 
 
@@ -86,8 +103,13 @@ class _PageFiles(StaticFiles):
 
 
 # Long: its routes are nested functions, which share the ingress.
-def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = False) -> FastAPI:
-    """The application; with `has_request_id`, the server in front of it adds request ids to responses."""
+def create_app(
+    ingress: Ingress, limits: RequestLimits, has_request_id: bool = False, allowed_origins: Sequence[str] = ()
+) -> FastAPI:
+    """The application; with `has_request_id`, the server in front of it adds request ids to responses.
+
+    Pages of the `allowed_origins` may use it from browsers (CORS), without cookies.
+    """
     app = FastAPI(
         title="TinyMusician",
         version=version("tinymusician"),
@@ -139,14 +161,15 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
     async def models() -> ModelList:
         return await ingress.models()
 
+    @app.head("/v1/bundles/{digest}/{path:path}", include_in_schema=False)
     @app.get(
         "/v1/bundles/{digest}/{path:path}",
         response_class=Response,
         responses=_FILE | _error_responses(401, 404, 429, 503),
         summary="Download a file of the loaded bundle",
     )
-    async def file(digest: str, path: str, key: Key) -> Response:
-        return await ingress.file(digest, path, key)
+    async def file(request: Request, digest: str, path: str, key: Key) -> Response:
+        return await ingress.file(digest, path, request.headers, request.method == "HEAD", key)
 
     @app.head("/live", include_in_schema=False)
     @app.get("/live", summary="Liveness")
@@ -169,7 +192,16 @@ def create_app(ingress: Ingress, limits: RequestLimits, has_request_id: bool = F
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
     app.add_middleware(UploadAuthenticationMiddleware, paths=(_QUESTIONS,), authenticate=ingress.authenticate)
     if not ingress.has_api_keys:
-        app.add_middleware(LoopbackHostMiddleware)
+        app.add_middleware(LoopbackHostMiddleware, allowed_origins=allowed_origins)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Range"],
+            expose_headers=_EXPOSED,
+            max_age=600,
+        )
     app.add_middleware(RequestIdMiddleware, metrics=ingress.metrics, has_request_id=has_request_id)
     return app
 

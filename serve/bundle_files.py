@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.bundle_source import ResolvedBundle
+from serve.byte_range import ByteRange
 from serve.schemas import BundleInfo
 from tinymusician.errors import NotFoundError
 from tinymusician.runtime.audio_lm_bundle import AudioLMManifest
@@ -42,8 +43,10 @@ def bundle_info(source: ResolvedBundle, digest: str, manifest: BundleManifest | 
     )
 
 
-async def bundle_file(served: ServedFiles, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-    """Yield the size of a file of the bundle with this digest, then its bytes.
+async def bundle_file(
+    served: ServedFiles, digest: str, path: str, part: ByteRange
+) -> AsyncGenerator[int | bytes, None]:
+    """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
     Raises:
         NotFoundError: the loaded bundle is another one, or it has no such file.
@@ -51,6 +54,9 @@ async def bundle_file(served: ServedFiles, digest: str, path: str) -> AsyncGener
     if digest != served.digest or path not in {MANIFEST, *(file.path for file in served.files)}:
         raise NotFoundError(f"bundle {digest[:12]}: {path!r} is not served here")
     with (served.folder / path).open("rb") as file:
-        yield os.fstat(file.fileno()).st_size
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+        yield (size := os.fstat(file.fileno()).st_size)
+        start, stop = part.within(size) or (0, 0)
+        file.seek(start)
+        while start < stop and (chunk := await asyncio.to_thread(file.read, min(_CHUNK, stop - start))):
+            start += len(chunk)
             yield chunk

@@ -7,15 +7,16 @@ engine falls back to it if the newest version cannot be played.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from serve.config import ServeConfig
 from tinymusician.artifacts.installation import InstalledVersion
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.pull import PullClient
+from tinymusician.artifacts.pull import PullClient, SignedDocument
 from tinymusician.artifacts.sources import open_source
 from tinymusician.bundle_refs import resolve_bundle
 from tinymusician.errors import StoreError
@@ -65,6 +66,10 @@ class BundleSource(Protocol):
 
     def reject(self, bundle: ResolvedBundle) -> None:
         """Mark a bundle as unusable, so that the previous version is kept."""
+
+    @property
+    def expiries(self) -> Mapping[SignedDocument, datetime]:
+        """When the signed documents expire on which the last poll relied."""
 
 
 def open_bundle_source(config: ServeConfig) -> BundleSource:
@@ -118,6 +123,10 @@ class StaticSource:
     def reject(self, bundle: ResolvedBundle) -> None:
         """Does nothing: there is no other version."""
 
+    @property
+    def expiries(self) -> Mapping[SignedDocument, datetime]:
+        return {}
+
 
 class AliasSource:
     """The newest version of a release."""
@@ -151,6 +160,10 @@ class AliasSource:
 
     def reject(self, bundle: ResolvedBundle) -> None:
         self._client.installation.roll_back(bundle.version_id)
+
+    @property
+    def expiries(self) -> Mapping[SignedDocument, datetime]:
+        return self._client.expiries
 
     def _resolved(self, version: InstalledVersion) -> ResolvedBundle:
         return ResolvedBundle(self._client.installation.folder / version.folder, version.digest, version)

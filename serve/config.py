@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tinymusician.artifacts.reference import ROOT_KEY_VARIABLE, is_alias
 from tinymusician.config_model import ConfigModel, Count, Positive
@@ -14,8 +15,11 @@ from tinymusician.errors import RequestError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 DEPLOYMENT_ID = "deployment_id"
 """The argument of an application that differs between deployments: the same settings twice are two deployments."""
+INGRESS, STOPPING = "ingress", "stopping"
+"""The deployment that admits requests, and the key of its `user_config` with which it refuses new ones."""
 
 
 class RequestLimits(ConfigModel):
@@ -52,6 +56,9 @@ class ServeConfig(ConfigModel):
     host: str = Field("127.0.0.1", description="network interface")
     port: int = Field(8000, ge=1, le=65535, description="port")
     api_keys: Path | None = Field(None, description="API key file; required on interfaces other than loopback")
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="origins, such as https://shop.example, whose pages may use the endpoint (CORS)"
+    )
     replicas: Count = Field(1, description="minimum number of engine replicas")
     max_replicas: Count = Field(1, description="maximum number of engine replicas; scaled with the load")
     threads: int = Field(0, ge=0, description="CPU threads per engine; 0 is as many as its process may use")
@@ -60,6 +67,14 @@ class ServeConfig(ConfigModel):
     )
     max_batch_rows: int = Field(16, ge=2, description="rows of an engine's batch; a guided request takes two")
     limits: RequestLimits = RequestLimits()
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: SCHEME://HOST[:PORT] in lower case, without a path")
+        return origins
 
     @property
     def is_alias(self) -> bool:

@@ -15,7 +15,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
-from serve.config import DEPLOYMENT_ID, ServeConfig, read_config
+from serve.byte_range import ByteRange
+from serve.config import DEPLOYMENT_ID, INGRESS, STOPPING, ServeConfig, read_config
 from serve.encoders import Samples
 from serve.engine_replica import EngineReplica
 from serve.gauge_refresh import GaugeRefresh
@@ -56,10 +57,10 @@ class ServeEngineClient:
     async def about(self) -> ModelInfo:
         return await _result(self._about.remote())
 
-    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        async with aclosing(_translate_errors(self._file.remote(digest, path))) as parts:
-            async for part in parts:
-                yield part
+    async def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        async with aclosing(_translate_errors(self._file.remote(digest, path, part))) as parts:
+            async for chunk in parts:
+                yield chunk
 
 
 class ServeAnswerClient:
@@ -82,10 +83,10 @@ class ServeAnswerClient:
     async def about(self) -> QuestionModelInfo:
         return await _result(self._about.remote())
 
-    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        async with aclosing(_translate_errors(self._file.remote(digest, path))) as parts:
-            async for part in parts:
-                yield part
+    async def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        async with aclosing(_translate_errors(self._file.remote(digest, path, part))) as parts:
+            async for chunk in parts:
+                yield chunk
 
 
 async def _result(response: DeploymentResponse[_Result]) -> _Result:
@@ -123,11 +124,16 @@ class IngressDeployment:
         self, replicas: DeploymentHandle, config: ServeConfig, answers: DeploymentHandle | None = None
     ) -> None:
         client = None if answers is None else ServeAnswerClient(answers)
-        self._ingress, self._limits = Ingress(ServeEngineClient(replicas), config, client), config.limits
+        self._ingress, self._config = Ingress(ServeEngineClient(replicas), config, client), config
         GaugeRefresh(self._ingress.update_gauges)
 
+    def reconfigure(self, user_config: JsonObject | None) -> None:
+        """Serve calls this with the `user_config` of the application's config: `{"stopping": true}` before it ends."""
+        if (user_config or {}).get(STOPPING):
+            self._ingress.stop_admitting()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._ingress, self._limits, has_request_id=True)
+        return create_app(self._ingress, self._config.limits, True, self._config.allowed_origins)
 
 
 def build(args: JsonObject) -> serve.Application:
@@ -156,7 +162,7 @@ def build(args: JsonObject) -> serve.Application:
     ).bind(config)
     ingress = serve.deployment(
         IngressDeployment,
-        name="ingress",
+        name=INGRESS,
         ray_actor_options={"num_cpus": 0, "resources": _HEAD},
         num_replicas=1,
         max_ongoing_requests=_UNBOUNDED,

@@ -18,6 +18,7 @@ from serve import log
 from serve.bundle_files import ServedFiles, bundle_file, bundle_info
 from serve.bundle_follower import BundleFollower, Outcome
 from serve.bundle_source import ResolvedBundle
+from serve.byte_range import ByteRange
 from serve.config import ServeConfig
 from serve.engine_loop import AudioOutput, EngineLoop, RequestHandle
 from serve.gauge_refresh import GaugeRefresh
@@ -133,8 +134,8 @@ class EngineReplica:
             guidance_range=defaults.guidance_range,
         )
 
-    async def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """Yield the size of a file of the bundle with this digest, then its bytes.
+    async def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then the bytes of a part of it.
 
         Raises:
             NotFoundError: another bundle is loaded, or it has no such file.
@@ -142,10 +143,10 @@ class EngineReplica:
         bundle = self._bundle
         served = ServedFiles(bundle.source.folder, bundle.digest, bundle.generator.manifest.files)
         async with contextlib.aclosing(
-            bundle_file(served, digest, path)
+            bundle_file(served, digest, path, part)
         ) as parts:  # Serve streams generator functions alone
-            async for part in parts:
-                yield part
+            async for chunk in parts:
+                yield chunk
 
     async def check_health(self) -> None:
         """Called by Ray Serve periodically; a replica that raises is replaced."""
@@ -196,5 +197,7 @@ class EngineReplica:
     def _update_gauges(self) -> None:
         engine, version = self._bundle.generator.engine, self._bundle.source.version
         self._metrics.version.set(version.release.version if version else 0)
+        for document, seconds in self._follower.seconds_until_expiry().items():
+            self._metrics.expiry.set(seconds, tags={"document": document})
         self._metrics.rows.set(engine.rows)
         self._metrics.waiting.set(engine.waiting)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
+from serve.byte_range import ByteRange
 from serve.encoders import Samples
 from serve.errors import ApiError, request_error
 from serve.log import log_event, request_id
@@ -39,8 +40,8 @@ class EngineClient(Protocol):
     async def about(self) -> ModelInfo:
         """Describe the loaded bundle."""
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """Yield the size of a file of the bundle with this digest, then its bytes."""
+    def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then the bytes of a part of it."""
 
 
 class AnswerClient(Protocol):
@@ -57,8 +58,8 @@ class AnswerClient(Protocol):
     async def about(self) -> QuestionModelInfo:
         """Describe the loaded bundle."""
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        """Yield the size of a file of the bundle with this digest, then its bytes."""
+    def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        """Yield the size of a file of the bundle with this digest, then the bytes of a part of it."""
 
 
 async def with_retries(call: Callable[[], Awaitable[_Result]]) -> _Result:

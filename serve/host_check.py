@@ -7,6 +7,7 @@ machine, and say that site's name in `Host`. It can also send a form to 127.0.0.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,26 +19,31 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^][:/@,\s]+))(?::[0-9]{1,5})?")
 
 
 class LoopbackHostMiddleware:
-    """ASGI middleware: refuses requests whose Host or Origin is neither localhost nor an address of the loopback."""
+    """ASGI middleware: refuses requests whose Host or Origin is neither localhost nor an address of the loopback.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    `allowed_origins` are those of other sites whose pages may use the endpoint.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: Collection[str] = ()) -> None:
+        self._app, self._allowed_origins = app, allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and (problem := _problem(Headers(scope=scope))):
+        if scope["type"] in ("http", "websocket") and (
+            problem := _problem(Headers(scope=scope), self._allowed_origins)
+        ):
             await error_response(ApiError(400, "malformed", problem))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _problem(headers: Headers) -> str:
+def _problem(headers: Headers, allowed_origins: Collection[str]) -> str:
     """Why a request is not accepted; empty if it is."""
     allowed = "without API keys, only localhost and addresses of the loopback are accepted"
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not _is_here(hosts[0]):
         return f"Host {', '.join(hosts)[:60]!r}: {allowed}"
     origin = headers.get("origin")
-    if origin is not None and not _is_here(re.sub(r"^https?://", "", origin)):
+    if origin is not None and origin not in allowed_origins and not _is_here(re.sub(r"^https?://", "", origin)):
         return f"Origin {origin[:60]!r}: {allowed}"
     return ""
 

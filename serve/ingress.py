@@ -11,11 +11,13 @@ from typing import cast
 from urllib.parse import quote
 
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve.admission import ConcurrencyLimiter, OverloadedError
 from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
+from serve.byte_range import ByteRange, content_range, parse_range
 from serve.config import ServeConfig
 from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
@@ -39,6 +41,8 @@ MAX_DOWNLOADS = 8
 _READY_SECONDS, _STALE_SECONDS = 5.0, 60.0
 _FRESH_SECONDS = 1.0
 """How long a description of the bundles is given again without asking an engine."""
+_RESTART_SECONDS = 30.0
+"""When to try again an endpoint that stops: another one may have started."""
 _BINARY = "application/octet-stream"
 _MAX_UNKNOWN_WORDS = 20
 
@@ -59,6 +63,7 @@ class Ingress:
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
         self._models: tuple[float, ModelList] | None = None
         self._models_lock = asyncio.Lock()
+        self._is_stopping = False
         self.metrics = IngressMetrics()
 
     def authenticate(self, authorization: str | None) -> ApiKey | None:
@@ -72,12 +77,32 @@ class Ingress:
         except AuthenticationError as error:
             raise ApiError(401, "unauthorized", str(error)) from None
 
+    def stop_admitting(self) -> None:
+        """Refuse new requests from now on: the endpoint stops when those that run are complete."""
+        self._is_stopping = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request runs."""
+        return self._limiter.taken == 0 and self._downloads.taken == 0
+
+    def _check_admits(self) -> None:
+        """Check that the endpoint is not stopping.
+
+        Raises:
+            ApiError: it is.
+        """
+        if self._is_stopping:
+            state = "idle" if self.is_idle else "requests run"
+            raise ApiError(503, "stopping", f"the endpoint stops ({state})", retry_after=_RESTART_SECONDS)
+
     async def models(self) -> ModelList:
         """The bundles that generate and that answer questions; engines are asked once a second at most.
 
         Raises:
-            ApiError: no engine is ready.
+            ApiError: no engine is ready, or the endpoint stops.
         """
+        self._check_admits()
         async with self._models_lock:
             if self._models is not None and time.monotonic() - self._models[0] < _FRESH_SECONDS:
                 return self._models[1]
@@ -103,48 +128,70 @@ class Ingress:
         except (TimeoutError, EngineDeadError):
             return None
 
-    async def file(self, digest: str, path: str, key: ApiKey | None) -> Response:
-        """A file of a loaded bundle. Under its digest it never changes.
+    async def file(self, digest: str, path: str, headers: Headers, is_head: bool, key: ApiKey | None) -> Response:
+        """A file of a loaded bundle, or a part of it (`Range`). Under its digest it never changes.
+
+        A key's rate counts a download once: not parts that begin later in the file, nor questions for its size.
 
         Raises:
             ApiError: no engine is ready, or too many downloads run.
             NotFoundError: another bundle is loaded, or it has no such file.
         """
-        slots = self._admit(self._downloads, key)
+        tag = f'"{digest}"'
+        part = parse_range(headers.get("range")) if headers.get("if-range", tag) == tag else None
+        is_counted = not is_head and (part is None or part.start == 0)
+        slots = self._admit(self._downloads, key, is_counted)
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                parts, size = await self._open_file(digest, path)
+                parts, size = await self._open_file(digest, path, part or ByteRange())
         except (EngineDeadError, TimeoutError):
             slots.close()
             raise _not_ready() from None
         except BaseException:
             slots.close()
             raise
-        headers = {"Content-Length": str(size), "Cache-Control": "private, max-age=31536000, immutable"}
-        body = cast(AsyncIterator[bytes], parts)
-        return AudioStreamingResponse(body, headers, _BINARY, slots.close, self._limits.request_timeout_s)
+        about = {"Accept-Ranges": "bytes", "ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+        span = (part or ByteRange()).within(size)
+        if part is not None and span is None:
+            await parts.aclose()
+            slots.close()
+            return Response(status_code=416, headers={**about, "Content-Range": f"bytes */{size}"})
+        start, stop = span or (0, 0)
+        about["Content-Length"] = str(stop - start)
+        if part is not None:
+            about["Content-Range"] = content_range(start, stop, size)
+        status = 200 if part is None else 206
+        if is_head:
+            await parts.aclose()
+            slots.close()
+            return Response(status_code=status, headers=about, media_type=_BINARY)
+        body, timeout = cast(AsyncIterator[bytes], parts), self._limits.request_timeout_s
+        return AudioStreamingResponse(body, about, _BINARY, slots.close, timeout, status)
 
-    async def _open_file(self, digest: str, path: str) -> tuple[AsyncGenerator[int | bytes, None], int | bytes]:
-        """The rest of a file and its size, from whoever has loaded its bundle."""
-        parts = self._engines.file(digest, path)
+    async def _open_file(
+        self, digest: str, path: str, part: ByteRange
+    ) -> tuple[AsyncGenerator[int | bytes, None], int]:
+        """A part of a file and the size of all, from whoever has loaded its bundle."""
+        parts = self._engines.file(digest, path, part)
         try:
-            return parts, await anext(parts)
+            return parts, int(await anext(parts))
         except NotFoundError:
             if self._answers is None:
                 raise
-        parts = self._answers.file(digest, path)
-        return parts, await anext(parts)
+        parts = self._answers.file(digest, path, part)
+        return parts, int(await anext(parts))
 
     def update_gauges(self) -> None:
         """Set the gauges to what is true now."""
         self.metrics.requests_in_flight.set(self._limiter.taken)
 
-    def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None) -> contextlib.ExitStack:
+    def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None, is_counted: bool = True) -> contextlib.ExitStack:
         """Occupy a slot of the limiter and one of the key's, until the result is closed."""
+        self._check_admits()
         with contextlib.ExitStack() as slots:
             try:
                 slots.enter_context(limiter.slot())
-                slots.enter_context(self._authenticator.slot(key))
+                slots.enter_context(self._authenticator.slot(key, is_counted))
             except (RateLimitError, OverloadedError) as error:
                 reason: ErrorCode = "rate_limited" if isinstance(error, RateLimitError) else "busy"
                 log_event("request_refused", reason=reason, key=key.id if key else None)
@@ -299,9 +346,10 @@ class AudioStreamingResponse(StreamingResponse):
         media_type: str,
         on_end: Callable[[], None],
         timeout: float,
+        status: int = 200,
     ) -> None:
         """`on_end` is called however the response ends; it is aborted after `timeout` seconds."""
-        super().__init__(body, headers=headers, media_type=media_type)
+        super().__init__(body, status, headers, media_type)
         self._on_end, self._timeout = on_end, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

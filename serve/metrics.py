@@ -40,4 +40,9 @@ class EngineMetrics:
             "tinymusician_bundle_switches", "New bundles, by outcome: accepted or rejected.", ("outcome",)
         )
         self.store_errors = Counter("tinymusician_store_errors", "Polls of the alias that failed.")
+        self.expiry = Gauge(
+            "tinymusician_seconds_until_expiry",
+            "Time until a signed document expires: root, release or timestamp.",
+            ("document",),
+        )
         self.version = Gauge("tinymusician_bundle_version", "Version of the loaded release; 0 if it is none.")

@@ -20,6 +20,7 @@ ErrorCode = Literal[
     "rate_limited",
     "busy",
     "not_ready",
+    "stopping",
     "failed",
     "too_slow",
 ]

@@ -14,6 +14,7 @@ import uvicorn
 
 from serve.answer_replica import AnswerReplica, UploadedAudio
 from serve.api import create_app
+from serve.byte_range import ByteRange
 from serve.config import read_config
 from serve.encoders import Samples
 from serve.engine_replica import EngineReplica
@@ -48,8 +49,8 @@ class Engines:
         self.described += 1
         return await self.replica.about()
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        return self.replica.file(digest, path)
+    def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        return self.replica.file(digest, path, part)
 
 
 class Answers:
@@ -71,8 +72,8 @@ class Answers:
             raise EngineDeadError("simulated")
         return await self.replica.about()
 
-    def file(self, digest: str, path: str) -> AsyncGenerator[int | bytes, None]:
-        return self.replica.file(digest, path)
+    def file(self, digest: str, path: str, part: ByteRange) -> AsyncGenerator[int | bytes, None]:
+        return self.replica.file(digest, path, part)
 
     async def rank(self, prompt: str, waves: Sequence[Samples], rate: int, request: str) -> ClipRanking:
         if self.lose:
@@ -109,7 +110,7 @@ def endpoint(**values: Any) -> Iterator[Endpoint]:
     answer_replica = AnswerReplica(settings) if settings.questions_model else None
     answers = Answers(answer_replica) if answer_replica is not None else None
     port = free_port()
-    app = create_app(Ingress(engines, settings, answers), settings.limits)
+    app = create_app(Ingress(engines, settings, answers), settings.limits, allowed_origins=settings.allowed_origins)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

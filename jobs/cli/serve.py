@@ -76,7 +76,7 @@ def serve(
         bool,
         typer.Option("--check", help="Check the settings, API keys and bundle on this machine, and start nothing."),
     ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the cluster's endpoint.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the endpoint, after the requests that run.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the endpoint is ready.")] = False,
 ) -> None:
     """Serve a bundle over HTTP: `POST /v1/audio/generations`, and a web page at `/`.
@@ -99,7 +99,7 @@ def serve(
     if (chosen := ["--stop"] * stop + ["--check"] * check + ["--dry-run"] * dry_run)[1:]:
         raise RequestError(f"{' '.join(chosen)}: give one of them")
     if stop:
-        ServeDeployment(cluster, start=False).stop()
+        ServeDeployment(cluster, start=False).stop(lambda text: print(text, file=sys.stderr, flush=True))
         print("endpoint stopped", file=sys.stderr)
         return
     values: JsonObject = {"host": host, "port": port, "replicas": replicas, "threads": threads}
@@ -238,5 +238,6 @@ def _serve_until_interrupt(endpoint: ServeDeployment, deployment: str) -> None:
             print("another `tmctl serve` has replaced this endpoint", file=sys.stderr)
             return
         if interrupted.is_set():
-            endpoint.stop()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+            endpoint.stop(lambda text: print(text, file=sys.stderr, flush=True))
             return

@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from jobs.launch import cluster, local_ray
 from jobs.launch.ray_environment import explicit_address
 from jobs.launch.shortage import ENDPOINT, current_shortages
-from serve.config import DEPLOYMENT_ID, ServeConfig
+from serve.config import DEPLOYMENT_ID, INGRESS, STOPPING, ServeConfig, reachable_url, read_config
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
@@ -135,11 +136,35 @@ class ServeDeployment:
         """Return to the endpoint before the last deployment; without one, stop this one."""
         self._put(self._before)
 
-    def stop(self) -> None:
-        """Stop the endpoint; other applications of this cluster keep running."""
-        self._put(None)
+    def stop(self, on_change: Callable[[str], None] = lambda text: None) -> None:
+        """Stop the endpoint when the requests that run are complete; other applications of this cluster keep running.
 
-    def _put(self, mine: JsonObject | None, place: JsonObject | None = None) -> None:
+        New requests get 503 with Retry-After meanwhile. Requests are cut after the endpoint's own limit.
+        """
+        details = self._details()
+        application = details["applications"].get(NAME, {})
+        mine, limit = application.get("deployed_app_config"), 0.0
+        if mine is not None and application["status"] == "RUNNING":
+            limit = read_config(_without_id(mine["args"])).limits.request_timeout_s
+            ingress = {"name": INGRESS, "user_config": {STOPPING: True}}
+            self._put({**mine, "deployments": [ingress]})
+            if self.is_here:
+                options = details["http_options"]
+                try:
+                    _wait_until_idle(reachable_url(options["host"], options["port"]), limit, on_change)
+                except KeyboardInterrupt:  # the requests that run are cut
+                    limit = 0.0
+        self._put(None, seconds=limit)
+
+    def _end_serve(self, seconds: float) -> None:
+        """Shut Ray Serve down. Its proxies end at once, so its applications have `seconds` and a few to end before."""
+        deadline = time.monotonic() + seconds + _TIMEOUT_SECONDS
+        self._call(self._client.deploy_applications, {"applications": []})
+        while self._applications() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._call(self._client.delete_applications)
+
+    def _put(self, mine: JsonObject | None, place: JsonObject | None = None, seconds: float = 0.0) -> None:
         """Replace the endpoint's application; Ray Serve needs the configuration of all applications at once."""
         others = [one.get("deployed_app_config") for name, one in self._applications().items() if name != NAME]
         applications = [one for one in (*others, mine) if one]
@@ -147,7 +172,7 @@ class ServeDeployment:
             config: JsonObject = {"applications": applications} | ({"http_options": place} if place else {})
             self._call(self._client.deploy_applications, config)
         else:
-            self._call(self._client.delete_applications)
+            self._end_serve(seconds)
 
     def _applications(self) -> JsonObject:
         return dict(self._details()["applications"])
@@ -180,6 +205,28 @@ def bundle_at(url: str, expected: str | None) -> str:
             problem = f"does not answer ({error})"
         time.sleep(_POLL_SECONDS)
     raise ClusterError(f"endpoint {url}: {problem}")
+
+
+def _wait_until_idle(url: str, seconds: float, on_change: Callable[[str], None]) -> None:
+    """Wait until an endpoint that stops says that no request runs, or until its limit for one has passed."""
+    deadline, is_reported = time.monotonic() + seconds, False
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_SECONDS):  # noqa: S310  # http
+                pass  # the new configuration has not arrived yet
+        except urllib.error.HTTPError as error:
+            if b"(idle)" in error.read():
+                return
+            if not is_reported:
+                on_change(f"waits for the requests that run, at most {seconds:g} s")
+                is_reported = True
+        except (OSError, http.client.HTTPException):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _without_id(args: JsonObject) -> JsonObject:
+    return {name: value for name, value in args.items() if name != DEPLOYMENT_ID}
 
 
 def _check_port(host: str, port: int) -> None:

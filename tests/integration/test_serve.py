@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -264,6 +265,62 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     _gone(served)
+
+
+def test_requests_that_run_are_completed_when_it_stops(here: Served) -> None:
+    """A stream ends with all of its frames; whoever comes meanwhile is told to come again."""
+    body = {"prompt": MARCH, "seconds": 60, "stream": True, "seed": 1}
+    with requests.post(f"{here.url}/v1/audio/generations", json=body, stream=True, timeout=120) as stream:
+        parts = stream.iter_content(1 << 14)
+        content = next(parts)  # the rest is generated, and read, while the endpoint stops
+        stop = subprocess.Popen(
+            [str(BIN / "tmctl"), "serve", "--stop"], env=here.environment, stderr=subprocess.PIPE, text=True
+        )
+        here.words = ()
+        wait_for(lambda: here.generate().status_code == 503, 30)
+        refused = here.generate()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        assert "requests run" in refused.json()["error"]["message"]
+        assert int(refused.headers["Retry-After"]) >= 1
+        content += b"".join(parts)
+    with wave.open(io.BytesIO(content)) as file:
+        assert file.getnframes() == len(samples(content)) == 60 * file.getframerate()
+    assert stop.wait(60) == 0
+    _gone(here)
+
+
+def test_downloads_that_nobody_reads_cost_the_proxy_little(served: Served, bundle: Path, tmp_path: Path) -> None:
+    """Four clients ask for 200 MB each and read 20 bytes. A fifth is told to come again."""
+    folder = tmp_path / "large"
+    shutil.copytree(bundle, folder)
+    with (folder / "padding").open("wb") as file:
+        file.truncate(200_000_000)
+    content = json.loads((folder / "manifest.json").read_text())
+    digest = hashlib.sha256(bytes(200_000_000)).hexdigest()
+    content["files"].append({"path": "padding", "role": "plan", "size": 200_000_000, "sha256": digest})
+    (folder / "manifest.json").write_text(json.dumps(content))
+    ended = served.serve(str(folder), "--threads", "1")
+    assert ended.returncode == 0, ended.stderr
+    (model,) = requests.get(f"{served.url}/v1/models", timeout=10).json()["data"]
+    path = f"/v1/bundles/{model['digest']}/padding"
+    (proxy,) = served.ray.processes("ray::ProxyActor")
+    before = resident_bytes(proxy)
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert client.recv(20).startswith(b"HTTP/1.1 200")
+        refused = requests.get(f"{served.url}{path}", timeout=10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+        assert resident_bytes(proxy) - before <= 100_000_000
+    whole = requests.get(f"{served.url}{path}", headers={"Range": "bytes=150000000-"}, timeout=60)
+    assert (whole.status_code, whole.content) == (206, bytes(50_000_000))
+
+
+def resident_bytes(process: int) -> int:
+    """The resident memory of a process."""
+    (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) * 1024
 
 
 def test_questions_are_answered_through_serve(served: Served, bundle: Path) -> None:

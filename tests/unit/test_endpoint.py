@@ -20,6 +20,7 @@ import requests
 import soundfile
 
 from serve.api_keys import edit_keys, new_key
+from serve.config import read_config
 from tests.endpoint import Endpoint, endpoint
 from tests.guidance_bundles import guidance_student, write_guidance_bundle
 from tests.ray_cluster import wait_for
@@ -258,6 +259,54 @@ def test_files_of_the_bundle_and_nothing_else(here: Endpoint, bundle: Path) -> N
         assert requests.get(f"{base_url}/{path}", timeout=10).content == (bundle / path).read_bytes()
     for address in (f"{base_url}/../secret", f"{base_url}/%2e%2e/x", f"{here.url}/v1/bundles/{'0' * 64}/manifest.json"):
         assert requests.get(address, timeout=10).status_code == 404
+
+
+def test_parts_of_files(here: Endpoint, bundle: Path) -> None:
+    """What a device needs to resume a download: HEAD, one range, and a tag that says that the file is the same."""
+    (model,) = requests.get(f"{here.url}/v1/models", timeout=10).json()["data"]
+    address, content = (
+        f"{here.url}/v1/bundles/{model['digest']}/tokenizer.json",
+        (bundle / "tokenizer.json").read_bytes(),
+    )
+    head = requests.head(address, timeout=10)
+    assert (head.status_code, head.content, head.headers["Accept-Ranges"]) == (200, b"", "bytes")
+    assert int(head.headers["Content-Length"]) == len(content)
+    part = requests.get(address, headers={"Range": "bytes=10-19", "If-Range": head.headers["ETag"]}, timeout=10)
+    assert (part.status_code, part.content) == (206, content[10:20])
+    assert part.headers["Content-Range"] == f"bytes 10-19/{len(content)}"
+    whole = requests.get(address, headers={"Range": "bytes=10-19", "If-Range": '"another"'}, timeout=10)
+    assert (whole.status_code, whole.content) == (200, content)
+    beyond = requests.get(address, headers={"Range": f"bytes={len(content)}-"}, timeout=10)
+    assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, f"bytes */{len(content)}")
+
+
+def test_pages_of_origins_that_the_operator_lists(bundle: Path) -> None:
+    """A browser asks first (CORS), then sends the request; other origins get no such headers."""
+    with endpoint(model=str(bundle), allowed_origins=["https://shop.example"]) as here:
+        address = f"{here.url}/v1/audio/generations"
+        preflight = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        allowed = requests.options(address, headers={"Origin": "https://shop.example", **preflight}, timeout=10)
+        assert allowed.status_code == 200
+        assert allowed.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+        assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
+        other = requests.options(address, headers={"Origin": "https://evil.example", **preflight}, timeout=10)
+        assert other.status_code == 400
+        assert "Access-Control-Allow-Origin" not in other.headers
+        headers = {"Origin": "https://shop.example"}
+        made = requests.post(address, json={"prompt": MARCH, "seconds": 1}, headers=headers, timeout=60)
+        assert made.status_code == 200
+        exposed = made.headers["Access-Control-Expose-Headers"]
+        assert {"X-Seed", "X-Bundle", "X-Request-Id", "Retry-After"} <= set(exposed.split(", "))
+        assert "Access-Control-Allow-Credentials" not in made.headers
+
+
+@pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "https://*.example", "*", "HTTPS://A.b"])
+def test_what_is_no_origin(bundle: Path, origin: str) -> None:
+    with pytest.raises(RequestError, match=r"serve allowed_origins: .*is no origin: SCHEME://HOST"):
+        read_config({"model": str(bundle), "allowed_origins": [origin]})
 
 
 def test_health_checks_may_use_head(here: Endpoint) -> None:

@@ -292,3 +292,16 @@ def test_clock_that_is_wrong_by_a_day(stamped: Planned) -> None:
     stamped.registry.stamp(7)
     stamped.clock.now -= timedelta(days=1)
     assert stamped.client().pull().release.version == 1
+
+
+def test_dates_of_expiry_for_monitoring(stamped: Planned) -> None:
+    """The endpoint exports these dates; they are those of the documents that were checked last."""
+    client = stamped.client()
+    client.pull()
+    days = {document: (date - stamped.clock.now).days for document, date in client.expiries.items()}
+    assert days == {"root": 365, "release": 90, "timestamp": 7}
+    stamped.later(5)
+    stamped.registry.stamp(3)
+    client.check()
+    days = {document: (date - stamped.clock.now).days for document, date in client.expiries.items()}
+    assert days == {"root": 360, "release": 85, "timestamp": 3}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
 from tinymusician.artifacts.envelope import MAX_BYTES, payload_sha256, signers_of
@@ -30,6 +31,7 @@ from tinymusician.artifacts.trust import RootMetadata, check_current, follow, re
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, UntrustedError
 
 _KEY = re.compile(r"[0-9a-f]+")
+SignedDocument = Literal["root", "release", "timestamp"]
 RESERVE = 16 << 20
 """Bytes of the disk that stay free."""
 
@@ -62,6 +64,8 @@ class PullClient:
     ) -> None:
         """`pinned` is the public root key that came with the app; a folder that was pulled to before has it.
 
+        After a check, `expiries` has the dates of the documents that it relied on.
+
         `root_document` is a root document of any version that came with the app, instead: where several root keys must
         sign, one key is not enough to start from. With `start_despite_expiry`, a device that has nothing yet takes a
         release whose root document or timestamp has expired, until the release itself expires: a new pod of a service
@@ -74,12 +78,9 @@ class PullClient:
         self.reference, self._sources, self._clock = reference, sources, clock
         self.installation, self._start_despite_expiry = Installation(folder), start_despite_expiry
         self._name, self._alias = split_reference(reference)
+        self.expiries: dict[SignedDocument, datetime] = {}
         self._carried = read_first(root_document, "root document of the app") if root_document is not None else None
-        given = pinned.strip().lower() if pinned is not None else None
-        if given is not None and (not _KEY.fullmatch(given) or scheme_of(given) is None):
-            raise UntrustedError(
-                f"root key {given[:12]!r}: 64 or 130 hexadecimal digits are needed (`tmctl signing-keys show`)"
-            )
+        given = _checked_key(pinned)
         if given is None and self._carried is not None:
             given = self._carried.public_keys("root")[0]
         record = self.installation.record()
@@ -235,6 +236,7 @@ class PullClient:
         if not versions:
             raise _gravest(errors)
         version = max(versions, key=lambda one: one.release.version)
+        self.expiries |= {"root": record.root.expires, "release": version.release.expires}
         is_new = record.current is None or record.current.digest != version.digest
         return AvailableUpdate(version, self._missing(version.release), is_new)
 
@@ -271,6 +273,7 @@ class PullClient:
             ) from error
         timestamp = read_timestamp(data, self.reference, record.root.signers("timestamp"))
         check_is_confirmed(timestamp, release.version, digest)
+        self.expiries["timestamp"] = max(timestamp.expires, self.expiries.get("timestamp", timestamp.expires))
         if not self._starts_despite_expiry(record):
             check_timestamp_fresh(timestamp, moment)
 
@@ -288,6 +291,20 @@ class PullClient:
             raise StoreError(
                 f"{folder}: {free / 1e6:.0f} MB are free, and {(needed + RESERVE) / 1e6:.0f} MB are needed"
             )
+
+
+def _checked_key(pinned: str | None) -> str | None:
+    """A root key in lower case.
+
+    Raises:
+        UntrustedError: it is no public key.
+    """
+    key = pinned.strip().lower() if pinned is not None else None
+    if key is not None and (not _KEY.fullmatch(key) or scheme_of(key) is None):
+        raise UntrustedError(
+            f"root key {key[:12]!r}: 64 or 130 hexadecimal digits are needed (`tmctl signing-keys show`)"
+        )
+    return key
 
 
 class _RootReader:
