@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from serve.api_keys import ApiKey
-from serve.body_size import BodySizeLimitMiddleware, UploadAuthenticationMiddleware, path_of
+from serve.body_size import BodyDeadlineMiddleware, BodySizeLimitMiddleware, UploadAuthenticationMiddleware, path_of
 from serve.config import RequestLimits
 from serve.encoders import MEDIA_TYPES
 from serve.errors import ApiError, error_response
@@ -43,13 +43,20 @@ _EXPOSED = (
     "X-Unknown-Words",
 )
 """Headers of responses that a page of an allowed origin can read."""
-_CODES: dict[int, ErrorCode] = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_CODES: dict[int, ErrorCode] = {
+    400: "malformed",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+}
 _QUESTIONS = "/v1/audio/questions"
 _PAGE = Path(__file__).parent / "page"
 _DESCRIPTIONS = {
     400: "The body is not JSON.",
     401: "The API key is missing or invalid.",
     404: "Not found, or the endpoint has loaded another bundle.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     422: "A value is not allowed; `field` says which.",
     429: "Too many requests, of this key or in all; retry after `Retry-After` seconds.",
@@ -130,7 +137,7 @@ def create_app(
     @app.post(
         "/v1/audio/generations",
         response_class=Response,
-        responses=_AUDIO | _error_responses(400, 401, 413, 422, 429, 500, 503, 504),
+        responses=_AUDIO | _error_responses(400, 401, 408, 413, 422, 429, 500, 503, 504),
         summary="Generate audio",
     )
     async def generate(body: Annotated[CreateAudioRequest, Body(openapi_examples=_EXAMPLES)], key: Key) -> Response:
@@ -138,7 +145,7 @@ def create_app(
 
     @app.post(
         _QUESTIONS,
-        responses=_error_responses(400, 401, 404, 413, 422, 429, 500, 503, 504),
+        responses=_error_responses(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
         summary="Answer questions about audio",
     )
     async def ask(
@@ -189,6 +196,7 @@ def create_app(
 
     app.mount("/", _PageFiles(directory=_PAGE, html=True))
     _add_error_handlers(app)
+    app.add_middleware(BodyDeadlineMiddleware, seconds=limits.body_timeout_s)
     app.add_middleware(BodySizeLimitMiddleware, limit=limits.body, paths={_QUESTIONS: limits.upload})
     app.add_middleware(UploadAuthenticationMiddleware, paths=(_QUESTIONS,), authenticate=ingress.authenticate)
     if not ingress.has_api_keys:

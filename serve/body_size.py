@@ -1,7 +1,8 @@
-"""What is decided before a request's body is read: its largest size, and who may upload."""
+"""What is decided before a request's body has been read: its largest size, its time, and who may upload."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from starlette.exceptions import HTTPException
@@ -61,3 +62,30 @@ class BodySizeLimitMiddleware:
             return message
 
         await self._app(scope, counted, send)
+
+
+class BodyDeadlineMiddleware:
+    """ASGI middleware: a body that has not arrived in time raises an HTTPException with status 408."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        deadline, has_all = asyncio.get_running_loop().time() + self._seconds, False
+
+        async def in_time() -> Message:
+            nonlocal has_all
+            if has_all:  # the client's disconnection, which may be much later
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body has not arrived within {self._seconds:g} seconds") from None
+            has_all = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, in_time, send)

@@ -29,6 +29,7 @@ class RequestLimits(ConfigModel):
     prompt: int = Field(1000, ge=1, le=4000, description="maximum prompt length, in characters")
     body: int = Field(65536, ge=1024, description="maximum request body, in bytes")
     upload: int = Field(25_000_000, ge=1024, description="maximum upload of audio to ask about, in bytes")
+    body_timeout_s: Positive = Field(30.0, description="seconds within which a request's body must have arrived")
     max_concurrent_requests: Count = Field(
         32, description="requests that run or wait; more are refused with status 429"
     )
@@ -56,6 +57,9 @@ class ServeConfig(ConfigModel):
     host: str = Field("127.0.0.1", description="network interface")
     port: int = Field(8000, ge=1, le=65535, description="port")
     api_keys: Path | None = Field(None, description="API key file; required on interfaces other than loopback")
+    api_key_usage: Path | None = Field(
+        None, description="file of the date of each key's last use; by default beside `api_keys`"
+    )
     allowed_origins: tuple[str, ...] = Field(
         (), description="origins, such as https://shop.example, whose pages may use the endpoint (CORS)"
     )

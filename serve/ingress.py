@@ -22,6 +22,7 @@ from serve.config import ServeConfig
 from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
 from serve.generation_task import AnswerClient, EngineClient, EngineDeadError, GenerationTask, with_retries
+from serve.key_usage import KeyUsage, usage_file
 from serve.log import log_event, request_id
 from serve.metrics import IngressMetrics
 from serve.schemas import (
@@ -59,6 +60,7 @@ class Ingress:
         self._engines, self._limits, self._answers = engines, config.limits, answers
         self.has_api_keys = config.api_keys is not None
         self._authenticator = ApiKeyAuthenticator(config.api_keys)
+        self._usage = _key_usage(config)
         self._limiter = ConcurrencyLimiter(config.limits.max_concurrent_requests)
         self._downloads = ConcurrencyLimiter(MAX_DOWNLOADS)
         self._models: tuple[float, ModelList] | None = None
@@ -73,9 +75,12 @@ class Ingress:
             ApiError: a key is needed, and this one is missing or invalid.
         """
         try:
-            return self._authenticator.authenticate(authorization)
+            key = self._authenticator.authenticate(authorization)
         except AuthenticationError as error:
             raise ApiError(401, "unauthorized", str(error)) from None
+        if key is not None and self._usage is not None:
+            self._usage.record(key.id)
+        return key
 
     def stop_admitting(self) -> None:
         """Refuse new requests from now on: the endpoint stops when those that run are complete."""
@@ -182,7 +187,9 @@ class Ingress:
         return parts, int(await anext(parts))
 
     def update_gauges(self) -> None:
-        """Set the gauges to what is true now."""
+        """Set the gauges to what is true now, and save when keys were used."""
+        if self._usage is not None:
+            self._usage.save()
         self.metrics.requests_in_flight.set(self._limiter.taken)
 
     def _admit(self, limiter: ConcurrencyLimiter, key: ApiKey | None, is_counted: bool = True) -> contextlib.ExitStack:
@@ -358,6 +365,12 @@ class AudioStreamingResponse(StreamingResponse):
                 await super().__call__(scope, receive, send)
         finally:
             self._on_end()
+
+
+def _key_usage(config: ServeConfig) -> KeyUsage | None:
+    if config.api_keys is None:
+        return None
+    return KeyUsage(config.api_key_usage or usage_file(config.api_keys))
 
 
 def _headers(seed: int, metadata: StreamMetadata) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -46,24 +47,40 @@ def create(
 
 
 @app.command("list")
-def list_(file: File = None, json: Json = False) -> None:
-    """List the keys, without their secrets."""
-    from serve.api_keys import default_file, read_keys
+def list_(
+    file: File = None,
+    usage: Annotated[
+        Path | None,
+        typer.Option(
+            help="The endpoint's file of last uses (`api_key_usage`).", show_default="beside the file of keys"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the keys, without their secrets, and when each was last used."""
+    from serve.api_keys import FOREVER, default_file, read_keys
+    from serve.key_usage import read_usage, usage_file
 
-    keys = read_keys(file or default_file()).keys
-    facts = [key.model_dump(mode="json", exclude={"sha256"}) for key in keys]
+    path = file or default_file()
+    keys, used = read_keys(path).keys, read_usage(usage or usage_file(path))
+    facts = [
+        key.model_dump(mode="json", exclude={"sha256"})
+        | {"last_use": used[key.id].isoformat() if key.id in used else None}
+        for key in keys
+    ]
     rows = [
         [
             key.id,
             key.name,
             f"{key.created:%Y-%m-%d}",
-            f"{key.expires:%Y-%m-%d}",
+            "never" if key.expires - key.created >= timedelta(days=FOREVER) else f"{key.expires:%Y-%m-%d}",
+            f"{used[key.id]:%Y-%m-%d %H:%M}" if key.id in used else "-",
             str(key.per_minute),
             str(key.max_concurrency),
         ]
         for key in keys
     ]
-    emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "PER MINUTE", "MAX CONCURRENCY"], rows))
+    emit(facts, json, table(["ID", "NAME", "CREATED", "EXPIRES", "LAST USE", "PER MINUTE", "MAX CONCURRENCY"], rows))
 
 
 @app.command()

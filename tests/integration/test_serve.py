@@ -268,23 +268,29 @@ def test_it_is_ended_by_a_command_and_by_control_c(served: Served, bundle: Path)
 
 
 def test_requests_that_run_are_completed_when_it_stops(here: Served) -> None:
-    """A stream ends with all of its frames; whoever comes meanwhile is told to come again."""
-    body = {"prompt": MARCH, "seconds": 60, "stream": True, "seed": 1}
-    with requests.post(f"{here.url}/v1/audio/generations", json=body, stream=True, timeout=120) as stream:
-        parts = stream.iter_content(1 << 14)
-        content = next(parts)  # the rest is generated, and read, while the endpoint stops
-        stop = subprocess.Popen(
-            [str(BIN / "tmctl"), "serve", "--stop"], env=here.environment, stderr=subprocess.PIPE, text=True
-        )
+    """Whoever comes meanwhile is told to come again."""
+    refusals: list[str] = []
+
+    def is_refused() -> bool:
+        answer = here.generate()
+        if answer.status_code == 503 and answer.json()["error"]["code"] == "stopping":
+            assert int(answer.headers["Retry-After"]) >= 1
+            refusals.append(answer.json()["error"]["message"])
+        return bool(refusals)
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(here.generate, seconds=60, seed=seed) for seed in range(8)]
+        wait_for(lambda: here.metric("tinymusician_batch_rows") > 0, 30)
+        command = [str(BIN / "tmctl"), "serve", "--stop"]
+        stop = subprocess.Popen(command, env=here.environment, stderr=subprocess.PIPE, text=True)
         here.words = ()
-        wait_for(lambda: here.generate().status_code == 503, 30)
-        refused = here.generate()
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
-        assert "requests run" in refused.json()["error"]["message"]
-        assert int(refused.headers["Retry-After"]) >= 1
-        content += b"".join(parts)
-    with wave.open(io.BytesIO(content)) as file:
-        assert file.getnframes() == len(samples(content)) == 60 * file.getframerate()
+        wait_for(is_refused, 30)
+        assert "requests run" in refusals[0]
+        answers = [one.result() for one in running]
+    assert [one.status_code for one in answers] == [200] * 8
+    for answer in answers:
+        with wave.open(io.BytesIO(answer.content)) as file:
+            assert file.getnframes() == 60 * file.getframerate()
     assert stop.wait(60) == 0
     _gone(here)
 

@@ -314,6 +314,25 @@ def test_health_checks_may_use_head(here: Endpoint) -> None:
     assert requests.head(f"{here.url}/ready", timeout=10).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("generations", "application/json"), ("questions", "multipart/form-data; boundary=x")]
+)
+def test_a_body_that_does_not_arrive(bundle: Path, path: str, kind: str) -> None:
+    """It is given up, and other requests are answered meanwhile."""
+    with endpoint(model=str(bundle), limits={"body_timeout_s": 0.5}) as here:
+        host, port = here.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 20) as client:
+            head = f"POST /v1/audio/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n"
+            head += f"Content-Type: {kind}\r\n\r\n"
+            client.sendall(head.encode() + b"-")
+            assert requests.get(f"{here.url}/live", timeout=10).status_code == 200
+            answer = ""
+            while "seconds" not in answer:
+                answer += client.recv(10_000).decode()
+        assert answer.startswith("HTTP/1.1 408")
+        assert "has not arrived within 0.5 seconds" in answer
+
+
 def test_concurrency_limit(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(model=str(bundle), threads=1, limits={"max_concurrent_requests": 2}) as here:
         held = [here.opened(prompt=MARCH, seconds=60) for _ in range(2)]
