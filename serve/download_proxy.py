@@ -9,6 +9,8 @@ Ray loads `middlewares` in the proxy's process if RAY_SERVE_HTTP_PROXY_CALLBACK_
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,31 +49,67 @@ class DownloadMiddleware:
             await error_response(ApiError(429, "busy", message, retry_after=_RETRY_SECONDS))(scope, receive, send)
             return
         self._running += 1
+        client = _Client(receive)
+        watcher = asyncio.create_task(client.watch())
         try:
-            await self._download(scope, receive, send)
+            await self._download(scope, client, send)
         finally:
+            watcher.cancel()
             self._running -= 1
 
-    async def _download(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _download(self, scope: Scope, client: _Client, send: Send) -> None:
         """Answer with the whole file, or with the range that was asked for."""
         requested = parse_range(Headers(scope=scope).get("range"))
         if requested is not None and requested.suffix is not None:  # its place is not known before the size
-            await self._app(scope, receive, send)
+            await self._app(scope, client.request(), send)
             return
         begin, limit = (requested or ByteRange())[:2]
         total = _Total(begin, limit, is_partial=requested is not None)
-        while True:
-            stop = total.next + self._piece if limit is None else min(limit, total.next + self._piece)
+        while not client.is_gone:
+            first = total.next
+            stop = first + self._piece if limit is None else min(limit, first + self._piece)
             relay = _Relay(send, total)
-            await self._app(_with_range(scope, total.next, stop), receive, relay)
+            await self._app(_with_range(scope, first, stop), client.request(), relay)
             if relay.is_empty:  # an empty file has no first piece
-                await self._app(scope, receive, send)
+                await self._app(scope, client.request(), send)
                 return
             if relay.is_final:
                 return
             if total.next >= total.stop:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
+            if total.next == first:
+                raise ConnectionError("a piece of a download is empty")
+
+
+class _Client:
+    """What a client sends: its request, which has no body, for every piece; and that it has gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._gone = receive, asyncio.Event()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has closed the connection."""
+        return self._gone.is_set()
+
+    async def watch(self) -> None:
+        """Wait until it has gone; nothing else receives from it."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # the request itself
+        self._gone.set()
+
+    def request(self) -> Receive:
+        """Its messages, from the beginning of the request."""
+        messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Message:
+            if messages:
+                return messages.pop()
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+
+        return receive
 
 
 class _Total:

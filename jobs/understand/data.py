@@ -63,15 +63,13 @@ class UnderstandData:
         return self._context.cache / "corpus"
 
     def split(self, name: Split) -> RenderedSplit:
-        """The clips of a split, in all twelve keys; half of those of training are in minor keys."""
+        """The clips of a split, in all twelve keys."""
         from tinymusician.house_band.corpus import SEED, load_split
         from tinymusician.house_band.synth import EVERY_KEY
-        from tinymusician.house_band.tunes import TUNES, balance_modes, load_tunes
+        from tinymusician.house_band.tunes import TUNES, load_tunes
 
         if name not in self._splits:
             tunes, progress = load_tunes(self.folder / TUNES), self._progress(f"{name} clips")
-            if name == "train":
-                tunes = balance_modes([tune for tune in tunes if tune.split == name])
             self._splits[name] = load_split(self.folder, tunes, name, self._count(name), SEED, EVERY_KEY, progress)
         return self._splits[name]
 
@@ -232,15 +230,13 @@ class UnderstandData:
         return self._questions[name]
 
     def _generate_questions(self, name: Split) -> list[Question]:
-        from tinymusician.house_band.mucho_questions import mucho_questions
         from tinymusician.house_band.skill_questions import QuestionCounts, hard_questions, training_questions
 
         config, clips = self.config.questions, self.split(name).clips
         if name != "train":
             return hard_questions(clips, config.benchmark_groups, self.seed, has_new_phrasings=name == "test")
         counts = QuestionCounts(config.choice_groups, config.yes_no_pairs, config.open_questions, config.captions)
-        mixed = mucho_questions(clips, config.mixed_questions, self.seed)
-        return [*training_questions(clips, counts, self.seed), *mixed]
+        return training_questions(clips, counts, self.seed)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

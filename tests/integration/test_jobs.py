@@ -253,7 +253,6 @@ SHORT_UNDERSTANDING = (
     "understand.questions.validation_clips=50",
     "understand.questions.test_clips=50",
     "understand.questions.choice_groups=3",
-    "understand.questions.mixed_questions=3",
     "understand.questions.yes_no_pairs=2",
     "understand.questions.open_questions=2",
     "understand.questions.captions=2",

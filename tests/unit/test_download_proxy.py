@@ -44,6 +44,7 @@ class Files:
         start, stop = span or (0, 0)
         content = SMALL[start:stop] if path == "small" else bytes(stop - start)
         self.given += stop - start
+        await request.body()  # as Ray's proxy reads it, for every piece
         headers = {"ETag": '"x"'} | ({"Content-Range": content_range(start, stop, size)} if part else {})
         return Response(content, 206 if part else 200, headers)
 
@@ -56,9 +57,11 @@ def serving(files: Files, piece: int) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_for(lambda: server.started, 10)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = server.force_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -90,6 +93,12 @@ def test_pieces_are_one_response(
         assert status == 416 or answer.headers["ETag"] == '"x"'
 
 
+def test_a_large_file_arrives_whole(files: Files) -> None:
+    with serving(files, PIECE) as url:
+        answer = requests.get(f"{url}/v1/bundles/d/large", headers={"Range": "bytes=150000000-"}, timeout=30)
+        assert (answer.status_code, len(answer.content)) == (206, 50_000_000)
+
+
 def test_what_is_no_download_passes(files: Files) -> None:
     with serving(files, piece=1000) as url:
         assert requests.get(f"{url}/v1/bundles/d/missing", timeout=10).status_code == 404
@@ -112,8 +121,10 @@ def test_clients_that_do_not_read(files: Files) -> None:
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
         assert int(refused.headers["Retry-After"]) >= 1
         assert requests.get(f"{url}/other", timeout=10).status_code == 200
+        given = files.given
         stack.close()
         wait_for(lambda: requests.get(f"{url}/v1/bundles/d/small", timeout=10).status_code == 200, 10)
+        assert files.given <= given + 4 * PIECE + len(SMALL), "nothing more is asked for"
 
 
 def test_ray_accepts_the_middleware() -> None:

@@ -19,7 +19,7 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import MAX_LETTERS
 from tinymusician.understand.questions import Question
 
-VERSION = 4
+VERSION = 3
 OPTIONS = 4
 TRAINING_OPTIONS = (2, MAX_LETTERS)
 """The numbers of options in training, smallest and largest: every letter is learnt."""

@@ -60,16 +60,6 @@ def _split_of(title: str) -> Split:
     return "validation" if bucket == 0 else "test" if bucket == 1 else "train"
 
 
-def balance_modes(tunes: Sequence[Tune]) -> list[Tune]:
-    """The tunes, with minor ones repeated until they are about half of all: so rare modes are learnt from enough clips.
-
-    Nine of ten tunes are major. Each minor tune is repeated the same whole number of times.
-    """
-    minor = [tune for tune in tunes if tune.mode == "minor"]
-    repeats = round((len(tunes) - len(minor)) / len(minor)) if minor else 0
-    return [*tunes, *minor * (repeats - 1)]
-
-
 def load_tunes(cache: Path) -> list[Tune]:
     """Read the parsed tunes from `cache`; music21's corpus is parsed first if the file is missing."""
     if not cache.exists():

@@ -85,9 +85,6 @@ class QuestionsConfig(ConfigModel):
     validation_clips: int = Field(400, ge=50, description="clips of validation tunes")
     test_clips: int = Field(800, ge=50, description="clips of test tunes")
     choice_groups: Count = Field(1000, description="groups of multiple choice: one list of options, a clip for each")
-    mixed_questions: int = Field(
-        1000, ge=0, description="questions of multiple choice with options of other attributes, as MuChoMusic's"
-    )
     yes_no_pairs: Count = Field(800, description="pairs of one question, of which one answer is yes and one is no")
     open_questions: Count = Field(1200, description="questions without options")
     captions: Count = Field(3000, description="descriptions, in all")
