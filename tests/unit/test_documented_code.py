@@ -55,7 +55,7 @@ def test_every_document_with_python_is_run_above() -> None:
 def test_listed_endpoint_settings_have_their_defaults() -> None:
     text = (ROOT / "docs/serving.md").read_text()
     rows = re.findall(r"^\| `([a-z_.]+)` \| ([\d.]+) \| ", text, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for key, default in rows:
         model: Any = ServeConfig
         *sections, name = key.split(".")

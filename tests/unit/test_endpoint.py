@@ -213,7 +213,7 @@ def test_started_stream_ends_with_an_error(here: Endpoint) -> None:
 def test_openapi_is_complete_and_its_examples_run(here: Endpoint) -> None:
     document = requests.get(f"{here.url}/openapi.json", timeout=10).json()
     operation = document["paths"]["/v1/audio/generations"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "401", "413", "422", "429", "500", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "422", "429", "500", "503", "504"}
     examples = operation["requestBody"]["content"]["application/json"]["examples"]
     assert len(examples) == 3
     for example in examples.values():
