@@ -16,6 +16,7 @@ import yaml
 from ray import __version__ as ray_version
 from ray.serve.schema import ServeDeploySchema
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from jobs.cli.main import app
 from jobs.launch.validate import check
@@ -226,6 +227,38 @@ def test_site_settings_are_in_overlays_only() -> None:
     for path in [*(MANIFESTS / "base").iterdir(), *(MANIFESTS / "components").rglob("*.yaml")]:
         assert not [word for word in PLACEHOLDERS if word in path.read_text()], path
     assert not (PLACEHOLDERS - {word for word in PLACEHOLDERS if word in str(build("overlays/gpu"))})
+
+
+def test_signing_has_separate_pods(tmp_path: Path) -> None:
+    """Each with a service account that may do nothing, and one key; neither has the job key, and no head has theirs."""
+    shutil.copytree(MANIFESTS, tmp_path / "infra")
+    site = tmp_path / "infra/overlays/site"
+    site.mkdir()
+    components = ["../../components/signing"]
+    content = {"kind": "Kustomization", "resources": ["../../base"], "components": components}
+    (site / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    keys = {"publish": {"store", "signing-keys"}, "timestamp": {"store", "timestamp-key"}}
+    jobs = {one["metadata"]["name"]: one for one in of_kind(str(site), "CronJob")}
+    assert set(jobs) == set(keys)
+    accounts = {one["metadata"]["name"] for one in of_kind(str(site), "ServiceAccount")}
+    for name, job in jobs.items():
+        kubernetes_validate.validate(job, VERSION, strict=True)
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert {one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one} == keys[name]
+        accounts.remove(pod["serviceAccountName"])  # an error if it is shared, or missing
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"]
+        (container_,) = pod["containers"]
+        assert container_["securityContext"]["readOnlyRootFilesystem"]
+        parsed = CliRunner().invoke(app, [*container_["command"][1:], *container_.get("args", []), "--help"])
+        assert parsed.exit_code == 0, parsed.output
+    assert (
+        len({job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["serviceAccountName"] for job in jobs.values()})
+        == 2
+    )
+    assert not of_kind(str(site), "RoleBinding")
+    for cluster in of_kind(str(site), "RayCluster"):
+        assert "signing-keys" not in yaml.safe_dump(cluster)
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted((MANIFESTS / "components").iterdir())])
