@@ -25,6 +25,7 @@ from jobs.cli import (
     runs,
     serve,
     signing_keys,
+    store,
     submit,
 )
 from jobs.launch.ray_environment import bypass_proxies
@@ -50,6 +51,7 @@ for run_command in (runs.status, runs.logs, runs.stop):
     app.command(rich_help_panel=RUNS)(run_command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=ARTIFACTS)
 app.add_typer(signing_keys.app, name="signing-keys", rich_help_panel=ARTIFACTS)
+app.add_typer(store.app, name="store", rich_help_panel=ARTIFACTS)
 for play_command in (pull.pull, generate.generate, ask.ask, benchmark.benchmark, serve.serve):
     app.command(rich_help_panel=PLAYING)(play_command)
 app.add_typer(api_keys.app, name="api-keys", rich_help_panel=PLAYING)
