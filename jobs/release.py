@@ -6,12 +6,13 @@ from pydantic import ValidationError
 
 from tinymusician.artifacts.attestations import attestation_of, figures_of
 from tinymusician.artifacts.blobs import blob_key
+from tinymusician.artifacts.envelope import payload_sha256
 from tinymusician.artifacts.gates import check_gates, check_question_gates, describe_failures, is_benchmarked
-from tinymusician.artifacts.keys import keys_folder, load_key
+from tinymusician.artifacts.keys import keys_folder
 from tinymusician.artifacts.lineage import attestation
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.registry import ReleaseRegistry
-from tinymusician.artifacts.release import Release, latest_key
+from tinymusician.artifacts.release import Release, latest_key, release_key
 from tinymusician.artifacts.s3 import S3Store
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.timestamp import timestamp_key
@@ -50,7 +51,7 @@ def check_release_key(store: Store) -> None:
     """
     folder = keys_folder()
     try:
-        load_key("release", folder, ReleaseRegistry(store, folder).roots()[-1].signers("release").keys)
+        ReleaseRegistry(store, folder).check_can_release()
     except KeyFileError as error:
         raise KeyFileError(f"{error}; a pipeline with --until evaluate needs none") from None
 
@@ -134,5 +135,7 @@ def presigned_urls(registry: ReleaseRegistry, name: str, alias: str, seconds: in
     release = registry.newest(name, alias)
     keys = [root_key(version) for version in range(1, registry.roots()[-1].version + 2)]
     keys += [latest_key(name, alias), *(blob_key(file.sha256) for file in release.files)]
-    keys += [timestamp_key(name, alias)] if registry.roots()[-1].has_timestamp else []
+    if registry.roots()[-1].has_timestamp:
+        sha256 = payload_sha256(store.get(latest_key(name, alias)), release.reference)
+        keys += [timestamp_key(name, alias), release_key(name, alias, release.version, sha256)]
     return {key: store.presigned(key, seconds) for key in keys}

@@ -168,8 +168,8 @@ class ApiKeyAuthenticator:
         return key
 
     @contextlib.contextmanager
-    def slot(self, key: ApiKey | None, is_counted: bool = True) -> Iterator[None]:
-        """Occupy one of the key's concurrent requests until the block ends; its rate counts it if `is_counted`.
+    def slot(self, key: ApiKey | None) -> Iterator[None]:
+        """Occupy one of the key's concurrent requests until the block ends.
 
         Raises:
             RateLimitError: the key's rate or concurrency limit is reached.
@@ -179,8 +179,7 @@ class ApiKeyAuthenticator:
             return
         if self._running.get(key.id, 0) >= key.max_concurrency:
             raise RateLimitError(f"this API key allows {key.max_concurrency} concurrent requests", 1.0)
-        if is_counted:
-            self._take_token(key)
+        self._take_token(key)
         self._running[key.id] = self._running.get(key.id, 0) + 1
         try:
             yield

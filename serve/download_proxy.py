@@ -23,8 +23,14 @@ CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PREFIX = "/v1/bundles/"
 MAX_DOWNLOADS = 4
 """Downloads that are under way in a proxy, until the client has everything."""
-PIECE = 8 << 20
+PIECE = 4 << 20
 """Bytes that are asked for at once."""
+PIECE_SECONDS = 120.0
+"""Time for a client to take a piece; a slower one is cut off, and can resume with `Range`."""
+FOLLOWING = b"x-tinymusician-following-piece"
+"""The header of the requests for later pieces: they are not counted, nor refused while the endpoint stops."""
+RUNNING = b"x-downloads"
+"""The header of `/ready` with the number of downloads that are under way."""
 _RETRY_SECONDS = 5.0
 
 
@@ -36,13 +42,19 @@ def middlewares() -> list[Middleware]:
 class DownloadMiddleware:
     """ASGI middleware for `GET /v1/bundles/…`."""
 
-    def __init__(self, app: ASGIApp, max_downloads: int = MAX_DOWNLOADS, piece: int = PIECE) -> None:
-        self._app, self._max_downloads, self._piece = app, max_downloads, piece
+    def __init__(
+        self, app: ASGIApp, max_downloads: int = MAX_DOWNLOADS, piece: int = PIECE, seconds: float = PIECE_SECONDS
+    ) -> None:
+        self._app, self._max_downloads, self._piece, self._seconds = app, max_downloads, piece, seconds
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(PREFIX):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        scope = _without(scope, FOLLOWING)
+        if scope["method"] != "GET" or not scope["path"].startswith(PREFIX):
+            await self._app(scope, receive, self._counted(send) if scope["path"] == "/ready" else send)
             return
         if self._running >= self._max_downloads:
             message = f"{self._max_downloads} downloads are under way"
@@ -58,20 +70,22 @@ class DownloadMiddleware:
             self._running -= 1
 
     async def _download(self, scope: Scope, client: _Client, send: Send) -> None:
-        """Answer with the whole file, or with the range that was asked for."""
-        requested = parse_range(Headers(scope=scope).get("range"))
-        if requested is not None and requested.suffix is not None:  # its place is not known before the size
-            await self._app(scope, client.request(), send)
-            return
+        """Answer with the whole file, or with the range that was asked for.
+
+        The last bytes of a file (`bytes=-500`), whose place is not known before its size, are not cut out: servers may
+        ignore `Range`.
+        """
+        requested = _requested(scope)
         begin, limit = (requested or ByteRange())[:2]
         total = _Total(begin, limit, is_partial=requested is not None)
         while not client.is_gone:
             first = total.next
             stop = first + self._piece if limit is None else min(limit, first + self._piece)
             relay = _Relay(send, total)
-            await self._app(_with_range(scope, first, stop), client.request(), relay)
+            async with asyncio.timeout(self._seconds):
+                await self._app(_with_range(scope, first, stop, total.is_started), client.request(), relay)
             if relay.is_empty:  # an empty file has no first piece
-                await self._app(scope, client.request(), send)
+                await self._app(_without(scope, b"range"), client.request(), send)
                 return
             if relay.is_final:
                 return
@@ -80,6 +94,16 @@ class DownloadMiddleware:
                 return
             if total.next == first:
                 raise ConnectionError("a piece of a download is empty")
+
+    def _counted(self, send: Send) -> Send:
+        """Adds the number of downloads to a response."""
+
+        async def send_with_count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (RUNNING, str(self._running).encode())]}
+            await send(message)
+
+        return send_with_count
 
 
 class _Client:
@@ -170,7 +194,19 @@ class _Relay:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def _with_range(scope: Scope, start: int, stop: int) -> Scope:
+def _requested(scope: Scope) -> ByteRange | None:
+    """The range that is asked for; None for the whole file."""
+    headers = Headers(scope=scope)
+    tag = f'"{scope["path"].removeprefix(PREFIX).partition("/")[0]}"'
+    part = parse_range(headers.get("range")) if headers.get("if-range", tag) == tag else None
+    return None if part is None or part.suffix is not None else part
+
+
+def _without(scope: Scope, *names: bytes) -> Scope:
+    return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in names]}
+
+
+def _with_range(scope: Scope, start: int, stop: int, is_following: bool) -> Scope:
     """The request for one piece."""
-    headers = [(name, value) for name, value in scope["headers"] if name not in (b"range", b"if-range")]
-    return {**scope, "headers": [*headers, (b"range", f"bytes={start}-{stop - 1}".encode())]}
+    headers = [*_without(scope, b"range", b"if-range")["headers"], (b"range", f"bytes={start}-{stop - 1}".encode())]
+    return {**scope, "headers": [*headers, (FOLLOWING, b"1")] if is_following else headers}

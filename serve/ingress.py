@@ -19,6 +19,7 @@ from serve.admission import ConcurrencyLimiter, OverloadedError
 from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
 from serve.byte_range import ByteRange, content_range, parse_range
 from serve.config import ServeConfig
+from serve.download_proxy import FOLLOWING
 from serve.encoders import MEDIA_TYPES, Samples, open_encoder, wav_size
 from serve.errors import ApiError
 from serve.generation_task import AnswerClient, EngineClient, EngineDeadError, GenerationTask, with_retries
@@ -136,7 +137,8 @@ class Ingress:
     async def file(self, digest: str, path: str, headers: Headers, is_head: bool, key: ApiKey | None) -> Response:
         """A file of a loaded bundle, or a part of it (`Range`). Under its digest it never changes.
 
-        A key's rate counts a download once: not parts that begin later in the file, nor questions for its size.
+        A key's rate counts a download once: not the pieces that Ray's proxy asks for (`download_proxy`). They are given
+        also while the endpoint stops.
 
         Raises:
             ApiError: no engine is ready, or too many downloads run.
@@ -144,8 +146,8 @@ class Ingress:
         """
         tag = f'"{digest}"'
         part = parse_range(headers.get("range")) if headers.get("if-range", tag) == tag else None
-        is_counted = not is_head and (part is None or part.start == 0)
-        slots = self._admit(self._downloads, key, is_counted)
+        is_following = FOLLOWING.decode() in headers
+        slots = contextlib.ExitStack() if is_following else self._admit(self._downloads, key)
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 parts, size = await self._open_file(digest, path, part or ByteRange())
@@ -198,7 +200,7 @@ class Ingress:
         with contextlib.ExitStack() as slots:
             try:
                 slots.enter_context(limiter.slot())
-                slots.enter_context(self._authenticator.slot(key, is_counted))
+                slots.enter_context(self._authenticator.slot(key))
             except (RateLimitError, OverloadedError) as error:
                 reason: ErrorCode = "rate_limited" if isinstance(error, RateLimitError) else "busy"
                 log_event("request_refused", reason=reason, key=key.id if key else None)

@@ -17,6 +17,7 @@ from jobs.launch import cluster, local_ray
 from jobs.launch.ray_environment import explicit_address
 from jobs.launch.shortage import ENDPOINT, current_shortages
 from serve.config import DEPLOYMENT_ID, INGRESS, STOPPING, ServeConfig, reachable_url, read_config
+from serve.download_proxy import RUNNING
 from tinymusician.artifacts.store import Store
 from tinymusician.errors import ClusterError
 from tinymusician.json_types import JsonObject
@@ -143,9 +144,10 @@ class ServeDeployment:
         """
         details = self._details()
         application = details["applications"].get(NAME, {})
-        mine, limit = application.get("deployed_app_config"), 0.0
+        mine, deadline = application.get("deployed_app_config"), time.monotonic()
         if mine is not None and application["status"] == "RUNNING":
             limit = read_config(_without_id(mine["args"])).limits.request_timeout_s
+            deadline += limit
             ingress = {"name": INGRESS, "user_config": {STOPPING: True}}
             self._put({**mine, "deployments": [ingress]})
             if self.is_here:
@@ -153,8 +155,8 @@ class ServeDeployment:
                 try:
                     _wait_until_idle(reachable_url(options["host"], options["port"]), limit, on_change)
                 except KeyboardInterrupt:  # the requests that run are cut
-                    limit = 0.0
-        self._put(None, seconds=limit)
+                    deadline = time.monotonic()
+        self._put(None, seconds=max(0.0, deadline - time.monotonic()))
 
     def _end_serve(self, seconds: float) -> None:
         """Shut Ray Serve down. Its proxies end at once, so its applications have `seconds` and a few to end before."""
@@ -215,7 +217,7 @@ def _wait_until_idle(url: str, seconds: float, on_change: Callable[[str], None])
             with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_SECONDS):  # noqa: S310  # http
                 pass  # the new configuration has not arrived yet
         except urllib.error.HTTPError as error:
-            if b"(idle)" in error.read():
+            if b"(idle)" in error.read() and error.headers.get(RUNNING.decode(), "0") == "0":
                 return
             if not is_reported:
                 on_change(f"waits for the requests that run, at most {seconds:g} s")

@@ -33,7 +33,7 @@ from tinymusician.artifacts.job_keys import local_job_key
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import State
 from tinymusician.artifacts.runs import RunStore
-from tinymusician.errors import ClusterError, StoreError, TinyMusicianError
+from tinymusician.errors import ClusterError, StoreError, TinyMusicianError, UntrustedError
 
 _UPLOAD_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 10.0
@@ -167,6 +167,8 @@ def run_child(kind: JobKind, run_id: str, record_sha256: str) -> int:
     run.clear_errors()
     try:
         local_job_key()  # before hours of work that could not be signed
+        if run.record().kind != kind:
+            raise UntrustedError(f"run {run_id!r}: is a {run.record().kind} run, and was started as {kind}")
         run = import_remote_inputs(run, partial(print, flush=True))
         sign_result(run, run_job(kind, run))
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from jobs.distill import precompute
 from jobs.pipeline import READS, Pipeline
 from jobs.registry import JobKind
 from jobs.release import promote, publish, publish_config, release_metrics, released_config
@@ -22,6 +23,7 @@ from tinymusician.artifacts.attestations import (
     ArtifactAttestation,
     EvaluationFigures,
     attestation_key,
+    attestation_of,
     figures_key,
     write_figures,
 )
@@ -172,6 +174,18 @@ class TestRuns:
         sign_result(run, RunResult(artifact=made.reference))
         assert publish_config(world.store, made.reference) == load_recipe("band").publish
         assert publish_config(world.store, made.reference).gates != PublishConfig.model_validate(LAX["publish"]).gates
+
+
+def test_result_of_a_precompute_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers write it to the store, so it names nothing that is signed."""
+    recipe, bad = load_recipe("band").model_dump(mode="json"), planted(world)
+    run = RunStore(world.store, "pre").write_record(record("pre", kind="precompute", recipe=recipe))
+    run.write_result(RunResult(artifact=bad.reference, others=(bad.reference,), evaluated={bad.reference: GOOD}))
+    monkeypatch.setattr("jobs.distill.precompute.compute", lambda run: None)
+    sign_result(run, precompute.run(run))
+    with pytest.raises(UntrustedError):
+        attestation_of(world.store, bad.reference)
+    assert not world.store.exists(figures_key("pre"))
 
 
 class TestPipelines:

@@ -93,11 +93,22 @@ class TestFreeze:
         (path,) = (stamped.folder / "keys").glob("timestamp-*")
         moved = path.rename(stamped.folder / path.name)
         stamped.registry.release(stamped.made(decoder="two"), "stable", {})
-        with pytest.raises(UntrustedError, match="version 2 is not the one that its timestamp names, version 1"):
-            stamped.client().pull()
+        assert stamped.client().pull().release.version == 1, "the one that is confirmed"
         moved.rename(path)
         stamped.registry.stamp(7)
         assert stamped.client().pull().release.version == 2
+
+    def test_removed_releases_are_not_confirmed(self, stamped: Planned) -> None:
+        """The job that confirms reads the store, to which an attacker may write."""
+        first = stamped.store.get(latest_key("band", "stable"))
+        stamped.registry.release(stamped.made(decoder="two"), "stable", {})
+        (second,) = [one.key for one in stamped.store.list("releases/band/stable/v00000002")]
+        stamped.store.delete(second)
+        with pytest.raises(UntrustedError, match=r"latest\.json is not version 1"):
+            stamped.registry.stamp(7)
+        stamped.store.put(latest_key("band", "stable"), first)
+        with pytest.raises(UntrustedError, match=r"version 2 was confirmed, .* later releases were removed"):
+            stamped.registry.stamp(7)
 
     def test_without_the_role_none_is_needed(self, world: World) -> None:
         with pytest.raises(KeyFileError, match="has no timestamp key, so none is needed"):

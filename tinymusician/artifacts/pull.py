@@ -16,17 +16,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tinymusician.artifacts.download import BandwidthLimiter, download, read_small
 from tinymusician.artifacts.envelope import MAX_BYTES, payload_sha256, signers_of
 from tinymusician.artifacts.installation import RECORD, Installation, InstalledVersion, InstallState
 from tinymusician.artifacts.keys import scheme_of
 from tinymusician.artifacts.reference import split_reference
-from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release
+from tinymusician.artifacts.release import Release, check_fresh, latest_key, read_release, release_key
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.sources import Source
-from tinymusician.artifacts.timestamp import check_is_confirmed, check_timestamp_fresh, read_timestamp, timestamp_key
+from tinymusician.artifacts.timestamp import (
+    Timestamp,
+    check_is_confirmed,
+    check_timestamp_fresh,
+    read_timestamp,
+    timestamp_key,
+)
 from tinymusician.artifacts.trust import RootMetadata, check_current, follow, read_first, root_key
 from tinymusician.errors import AccessDeniedError, NotFoundError, StoreError, UntrustedError
 
@@ -46,6 +52,13 @@ class AvailableUpdate:
     version: InstalledVersion
     missing: int
     is_new: bool
+
+
+class _Offer(NamedTuple):
+    """What a source offers, and the timestamp that confirms it."""
+
+    version: InstalledVersion
+    timestamp: Timestamp | None
 
 
 class PullClient:
@@ -227,43 +240,55 @@ class PullClient:
         moment = max(self._clock(), record.seen)
         if not self._starts_despite_expiry(record):
             check_current(record.root, moment)
-        versions, errors = list[InstalledVersion](), list[StoreError]()
+        offers, errors = list[_Offer](), list[StoreError]()
         for source in self._sources:
             try:
-                versions.append(self._from(source, record, moment))
+                offers.append(self._from(source, record, moment))
             except StoreError as error:
                 errors.append(error)
-        if not versions:
+        if not offers:
             raise _gravest(errors)
-        version = max(versions, key=lambda one: one.release.version)
-        self.expiries |= {"root": record.root.expires, "release": version.release.expires}
+        version, timestamp = max(offers, key=lambda one: one.version.release.version)
+        self.expiries = {"root": record.root.expires, "release": version.release.expires}
+        if timestamp is not None:
+            self.expiries["timestamp"] = timestamp.expires
         is_new = record.current is None or record.current.digest != version.digest
         return AvailableUpdate(version, self._missing(version.release), is_new)
 
-    def _from(self, source: Source, record: InstallState, moment: datetime) -> InstalledVersion:
-        data = read_small(source, latest_key(self._name, self._alias), MAX_BYTES + 1)
+    def _from(self, source: Source, record: InstallState, moment: datetime) -> _Offer:
         signers = record.root.signers("release")
+        timestamp = self._timestamp(source, record, moment) if record.root.has_timestamp else None
+        data = self._document(source, timestamp)
         release = read_release(data, self.reference, signers)
         check_fresh(release, moment)
         digest = payload_sha256(data, f"release {self.reference}")
-        if record.root.has_timestamp:
-            self._check_timestamp(source, record, moment, release, digest)
+        if timestamp is not None:
+            check_is_confirmed(timestamp, release.version, digest)
         signed_by = tuple(sorted(signers_of(data, signers.keys, self.reference)))
         version = InstalledVersion(release=release, digest=digest, signers=signed_by)
         if self.reference in record.latest:
             _check_not_older(version, *record.latest[self.reference])
-        return version
+        return _Offer(version, timestamp)
+
+    def _document(self, source: Source, timestamp: Timestamp | None) -> bytes:
+        """A source's newest release; or the one that its timestamp names, if a later one has not been confirmed yet."""
+        data = read_small(source, latest_key(self._name, self._alias), MAX_BYTES + 1)
+        if timestamp is None or _payload_of(data) == timestamp.sha256:
+            return data
+        try:
+            key = release_key(self._name, self._alias, timestamp.version, timestamp.sha256)
+            return read_small(source, key, MAX_BYTES + 1)
+        except NotFoundError:
+            return data  # which is refused
 
     def _starts_despite_expiry(self, record: InstallState) -> bool:
         return self._start_despite_expiry and record.current is None
 
-    def _check_timestamp(
-        self, source: Source, record: InstallState, moment: datetime, release: Release, digest: str
-    ) -> None:
-        """Check that the source's timestamp names a release, and has not expired.
+    def _timestamp(self, source: Source, record: InstallState, moment: datetime) -> Timestamp:
+        """The source's timestamp.
 
         Raises:
-            UntrustedError: it does not, has, or is missing.
+            UntrustedError: it is not signed, has expired, or is missing.
         """
         try:
             data = read_small(source, timestamp_key(self._name, self._alias), MAX_BYTES + 1)
@@ -272,10 +297,9 @@ class PullClient:
                 f"timestamp of {self.reference}: none at {source.url}; its publisher runs `tmctl artifacts timestamp`"
             ) from error
         timestamp = read_timestamp(data, self.reference, record.root.signers("timestamp"))
-        check_is_confirmed(timestamp, release.version, digest)
-        self.expiries["timestamp"] = max(timestamp.expires, self.expiries.get("timestamp", timestamp.expires))
         if not self._starts_despite_expiry(record):
             check_timestamp_fresh(timestamp, moment)
+        return timestamp
 
     def _missing(self, release: Release) -> int:
         """The bytes of the missing files."""
@@ -325,6 +349,14 @@ class _RootReader:
             return None
         self.count += 1
         return data
+
+
+def _payload_of(data: bytes) -> str | None:
+    """The SHA-256 of an envelope's payload; None if it is no envelope."""
+    try:
+        return payload_sha256(data, "release")
+    except UntrustedError:
+        return None
 
 
 def _unless_revoked(version: InstalledVersion | None, root: RootMetadata) -> InstalledVersion | None:

@@ -28,15 +28,15 @@ from typing import NamedTuple
 
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
-from tinymusician.artifacts.envelope import canonical, payload_sha256, seal, textual, textual_object
+from tinymusician.artifacts.envelope import payload_sha256, seal, textual, textual_object
 from tinymusician.artifacts.keys import PrivateKey, Scheme, key_id, load_key, load_keys, new_key, public_hex, scheme_of
 from tinymusician.artifacts.manifest import Manifest
-from tinymusician.artifacts.release import KIND, Release, latest_key, read_release
+from tinymusician.artifacts.release import KIND, Release, latest_key, read_release, release_key
 from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
 from tinymusician.artifacts.run_state import now
 from tinymusician.artifacts.store import Store
 from tinymusician.artifacts.timestamp import KIND as TIMESTAMP
-from tinymusician.artifacts.timestamp import Timestamp, timestamp_key
+from tinymusician.artifacts.timestamp import Timestamp, read_timestamp, timestamp_key
 from tinymusician.artifacts.trust import (
     SPEC,
     RoleMembers,
@@ -172,6 +172,14 @@ class ReleaseRegistry:
         """Sign every alias's newest release again, with the current key and a new expiry date."""
         return [self._add(self.newest(name, alias), days) for name, alias in self.aliases()]
 
+    def check_can_release(self) -> None:
+        """Check that this machine has the pin and as many release keys as must sign.
+
+        Raises:
+            KeyFileError: it has not.
+        """
+        self._signing_keys("release", self.roots()[-1])
+
     def aliases(self, revoked: bool = False) -> list[tuple[str, str]]:
         """Every name and alias with a trusted release, in order; optionally also those of revoked keys."""
         parts = [entry.key.split("/") for entry in self.store.list("releases/")]
@@ -243,19 +251,44 @@ class ReleaseRegistry:
         return [self._stamp(self.newest(*one), root, days) for one in self.aliases()]
 
     def _stamp(self, release: Release, root: RootMetadata, days: int) -> Timestamp:
+        """Confirm the release that an alias's latest.json has, which devices read.
+
+        Raises:
+            UntrustedError: that is another one, or a later one was confirmed: somebody has removed releases.
+        """
+        name = release.reference
+        data = self.store.get(latest_key(release.name, release.alias))
+        if read_release(data, name, root.signers("release")).version != release.version:
+            raise UntrustedError(
+                f"release {name}: latest.json is not version {release.version}; `tmctl artifacts renew`"
+            )
+        before = self._timestamp(release, root)
+        if before is not None and before.version > release.version:
+            raise UntrustedError(
+                f"release {name}: version {before.version} was confirmed, and the newest in {self.store.url} is "
+                f"{release.version}; later releases were removed"
+            )
         moment = self._clock().replace(microsecond=0)
         timestamp = Timestamp(
             spec=SPEC,
             name=release.name,
             alias=release.alias,
             version=release.version,
-            sha256=hashlib.sha256(canonical(release.model_dump(mode="json"))).hexdigest(),
+            sha256=payload_sha256(data, name),
             created=moment,
             expires=moment + timedelta(days=days),
         )
         data = seal(TIMESTAMP, timestamp.model_dump(mode="json"), self._signing_keys("timestamp", root))
         self.store.put(timestamp_key(release.name, release.alias), data)
         return timestamp
+
+    def _timestamp(self, release: Release, root: RootMetadata) -> Timestamp | None:
+        """The timestamp of an alias in the store, if it is signed; its date does not matter."""
+        try:
+            data = self.store.get(timestamp_key(release.name, release.alias))
+            return read_timestamp(data, release.reference, root.signers("timestamp"))
+        except (NotFoundError, UntrustedError):
+            return None
 
     def _signing_keys(self, role: RoleName, root: RootMetadata) -> list[PrivateKey]:
         """As many private keys of a role as must sign. Without a pin nothing is signed: roots cannot be verified.
@@ -389,7 +422,7 @@ def _sealed(release: Release, keys: Sequence[PrivateKey]) -> bytes:
 
 
 def _place(release: Release, data: bytes) -> str:
-    return f"releases/{release.name}/{release.alias}/v{release.version:08}{_end(data)}"
+    return release_key(release.name, release.alias, release.version, payload_sha256(data, "release"))
 
 
 def _end(data: bytes) -> str:

@@ -88,6 +88,11 @@ def latest_key(name: str, alias: str) -> str:
     return f"releases/{name}/{alias}/latest.json"
 
 
+def release_key(name: str, alias: str, version: int, sha256: str) -> str:
+    """The key of a version of an alias, which never changes; `sha256` is that of its payload."""
+    return f"releases/{name}/{alias}/v{version:08}-{sha256[:12]}.json"
+
+
 def read_release(data: bytes, reference: str, signers: Signers) -> Release:
     """A release of `reference` that the signers signed, whether or not it has expired.
 
