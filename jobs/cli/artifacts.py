@@ -162,7 +162,7 @@ def model_card(reference: Reference) -> None:
     from tinymusician.artifacts.model_card import model_card as render_card
 
     store = open_store()
-    print(render_card(_find(store, reference), manifests.list_manifests(store, warn)))
+    emit(None, False, render_card(_find(store, reference), manifests.list_manifests(store, warn)))
 
 
 def _find(store: Store, reference: str) -> Manifest:

@@ -28,6 +28,7 @@ from jobs.cli import (
     store,
     submit,
 )
+from jobs.cli.output import printable
 from jobs.launch.ray_environment import bypass_proxies
 from tinymusician.errors import TinyMusicianError
 
@@ -111,7 +112,7 @@ def main() -> None:
     except TinyMusicianError as error:
         if os.environ.get("TMCTL_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if os.environ.get("TMCTL_DEBUG"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 from pydantic import BaseModel
@@ -11,19 +12,30 @@ from jobs.registry import JobKind
 from tinymusician.json_types import JsonObject
 from tinymusician.recipe import Recipe
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def emit(value: object, as_json: bool, text: str) -> None:
     """Print `value` as one JSON document, or `text`, flushed at once.
 
     JSON is ASCII where the output has another encoding than UTF-8: a character that it lacks must not be replaced.
     """
+    text = printable(text)
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(value, indent=2, ensure_ascii=not is_utf8, default=str) if as_json else text, flush=True)
 
 
 def warn(message: str) -> None:
     """Print a one-line warning on standard error."""
-    print(f"warning: {' '.join(message.split())}", file=sys.stderr)
+    print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are written out: a terminal would obey those that come from a store.
+
+    Line ends and tabs stay; a carriage return, which would let a line hide the one before, becomes a line end.
+    """
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:

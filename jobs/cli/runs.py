@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import emit, table, warn
+from jobs.cli.output import emit, printable, table, warn
 from tinymusician.artifacts.open import open_store
 from tinymusician.artifacts.run_state import ENDED, PipelineStep
 from tinymusician.artifacts.run_summary import list_runs, summarize
@@ -162,7 +162,7 @@ def logs(
     reader, decoder = folder.log_reader(), codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         ended = summarize(folder, is_alive).state in ENDED
-        sys.stdout.write(decoder.decode(reader.read()))
+        sys.stdout.write(printable(decoder.decode(reader.read())))
         sys.stdout.flush()
         if ended or not follow:
             return
