@@ -18,6 +18,9 @@ from tinymusician.runtime.audio_lm_bundle import DEFAULT_QUESTION_BUNDLE
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 DEPLOYMENT_ID = "deployment_id"
 """The argument of an application that differs between deployments: the same settings twice are two deployments."""
+PROXY_CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+PROXY_CALLBACK = "serve.download_proxy.middlewares"
+"""What Ray Serve's HTTP proxy loads, and the environment variable that tells it so when Ray starts."""
 INGRESS, STOPPING = "ingress", "stopping"
 """The deployment that admits requests, and the key of its `user_config` with which it refuses new ones."""
 

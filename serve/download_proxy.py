@@ -18,8 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.byte_range import ByteRange, content_range, parse_range
 from serve.errors import ApiError, error_response
 
-CALLBACK = "serve.download_proxy.middlewares"
-CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PREFIX = "/v1/bundles/"
 MAX_DOWNLOADS = 4
 """Downloads that are under way in a proxy, until the client has everything."""

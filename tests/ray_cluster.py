@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from jobs.launch.ray_environment import QUIET_ENVIRONMENT
-from serve.download_proxy import CALLBACK, CALLBACK_VARIABLE
+from serve.config import PROXY_CALLBACK, PROXY_CALLBACK_VARIABLE
 from tests.fork_server.start import fork_server
 from tests.s3_server import free_port
 from tinymusician.artifacts.runs import RunStore
@@ -43,7 +43,7 @@ class Ray:
         self.environment = {
             **os.environ,
             **environment,
-            CALLBACK_VARIABLE: CALLBACK,
+            PROXY_CALLBACK_VARIABLE: PROXY_CALLBACK,
             "RAY_TRAIN_V2_ENABLED": "1",
             **QUIET_ENVIRONMENT,
             **QUICK,

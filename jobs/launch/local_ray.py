@@ -26,7 +26,7 @@ from jobs.launch.ray_environment import (
     token_file,
     worker_environment,
 )
-from serve.download_proxy import CALLBACK, CALLBACK_VARIABLE
+from serve.config import PROXY_CALLBACK, PROXY_CALLBACK_VARIABLE
 from tinymusician.artifacts.atomic import atomic_write
 from tinymusician.config_model import Document
 from tinymusician.errors import ClusterError
@@ -116,7 +116,7 @@ def start() -> str:
     )
     environment = {name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES}
     environment |= {**dict([AUTHENTICATION]), **worker_environment(), **QUIET_ENVIRONMENT}
-    environment |= {CALLBACK_VARIABLE: CALLBACK}  # in Serve's proxy
+    environment |= {PROXY_CALLBACK_VARIABLE: PROXY_CALLBACK}  # in Serve's proxy
     _run([_ray(), "get-auth-token", "--generate"], environment)
     token_file().chmod(0o600)  # Ray writes it readable for all users
     command = [_ray(), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={ray.gcs_port}"]
