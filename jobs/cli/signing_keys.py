@@ -9,9 +9,10 @@ import typer
 
 from jobs.cli.output import emit
 from tinymusician.artifacts.job_keys import job_keys_folder, local_job_key, trust_job_key, trusted_job_keys
+from tinymusician.artifacts.key_plan import KeyPlan
 from tinymusician.artifacts.keys import key_id, keys_folder, public_hex
 from tinymusician.artifacts.open import open_store
-from tinymusician.artifacts.registry import KeyPlan, ReleaseRegistry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.trust import RoleName, RootMetadata, members_of, root_key
 from tinymusician.errors import KeyFileError
 

@@ -16,9 +16,10 @@ import pytest
 from tests.world import World
 from tinymusician.artifacts.envelope import MAX_BYTES
 from tinymusician.artifacts.installation import Installation
+from tinymusician.artifacts.key_plan import KeyPlan
 from tinymusician.artifacts.keys import load_key
 from tinymusician.artifacts.pull import PullClient
-from tinymusician.artifacts.registry import KeyPlan, ReleaseRegistry
+from tinymusician.artifacts.registry import ReleaseRegistry
 from tinymusician.artifacts.release import latest_key
 from tinymusician.artifacts.sources import FolderSource, RangeResponse
 from tinymusician.artifacts.store import LocalStore

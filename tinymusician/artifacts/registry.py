@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from tinymusician.artifacts import trust
 from tinymusician.artifacts.blobs import blob_key
 from tinymusician.artifacts.envelope import payload_sha256, seal, textual, textual_object
-from tinymusician.artifacts.keys import PrivateKey, Scheme, key_id, load_key, load_keys, new_key, public_hex, scheme_of
+from tinymusician.artifacts.key_plan import KeyPlan
+from tinymusician.artifacts.keys import PrivateKey, key_id, load_key, load_keys, new_key, public_hex, scheme_of
 from tinymusician.artifacts.manifest import Manifest
 from tinymusician.artifacts.release import KIND, Release, latest_key, read_release, release_key
 from tinymusician.artifacts.root_pin import PIN, RootPin, read_pin, write_pin
@@ -56,28 +56,6 @@ from tinymusician.json_types import JsonObject
 DAYS = 90
 TIMESTAMP_DAYS = 7
 _TRIES, _PAUSE = 20, 0.05
-
-
-class KeyPlan(NamedTuple):
-    """The keys that `create` makes: how many of each role, how many of them must sign, and their scheme."""
-
-    root: int = 1
-    root_threshold: int = 1
-    release: int = 1
-    release_threshold: int = 1
-    has_timestamp: bool = False
-    scheme: Scheme = "ed25519"
-
-    @property
-    def counts(self) -> dict[RoleName, int]:
-        """The number of keys by role."""
-        counts: dict[RoleName, int] = {"root": self.root, "release": self.release}
-        return {**counts, "timestamp": 1} if self.has_timestamp else counts
-
-    @property
-    def thresholds(self) -> dict[RoleName, int]:
-        """How many keys must sign, by role."""
-        return {"root": self.root_threshold, "release": self.release_threshold, "timestamp": 1}
 
 
 class ReleaseRegistry:

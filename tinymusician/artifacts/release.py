@@ -10,11 +10,11 @@ import re
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
 from tinymusician.artifacts.file_names import is_portable
-from tinymusician.artifacts.trust import SPEC, Moment, SignedContent, Signers
+from tinymusician.artifacts.trust import SPEC, Moment, SignedContent, Signers, validated
 from tinymusician.errors import UntrustedError
 from tinymusician.json_types import JsonObject
 
@@ -103,13 +103,7 @@ def read_release(data: bytes, reference: str, signers: Signers) -> Release:
     content = unseal(data, KIND, signers.keys, title, signers.threshold)
     if "spec" not in content:
         raise UntrustedError(f"{title}: spec: is missing")
-    try:
-        release = Release.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        said = problem["msg"].removeprefix("Value error, ")
-        raise UntrustedError(f"{title}: {f'{where}: ' if where else ''}{said}") from None
+    release = validated(Release, content, title)
     if release.reference != reference:
         raise UntrustedError(f"{title}: the source has {release.reference} in its place")
     return release

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tinymusician.artifacts.envelope import MAX_NUMBER, unseal
 from tinymusician.artifacts.release import Word
-from tinymusician.artifacts.trust import SPEC, Moment, SignedContent, Signers
+from tinymusician.artifacts.trust import SPEC, Moment, SignedContent, Signers, validated
 from tinymusician.errors import UntrustedError
 
 KIND = "application/vnd.tinymusician.timestamp+json"
@@ -50,12 +50,7 @@ def read_timestamp(data: bytes, reference: str, signers: Signers) -> Timestamp:
         UntrustedError: it is not one.
     """
     title = f"timestamp of {reference}"
-    content = unseal(data, KIND, signers.keys, title, signers.threshold)
-    try:
-        timestamp = Timestamp.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UntrustedError(f"{title}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    timestamp = validated(Timestamp, unseal(data, KIND, signers.keys, title, signers.threshold), title)
     if timestamp.spec != SPEC:
         raise UntrustedError(f"{title}: its format is {timestamp.spec}, and this client reads {SPEC}; update the app")
     if timestamp.reference != reference:

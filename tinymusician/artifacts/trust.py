@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -45,6 +45,9 @@ class SignedContent(BaseModel):
     """The base of signed documents: fields of a later version of this format are allowed, and signed as well."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+Content = TypeVar("Content", bound=SignedContent)
 
 
 class KeyEntry(SignedContent):
@@ -184,7 +187,7 @@ def read_first(data: bytes, name: str = "root document 1") -> RootMetadata:
     Raises:
         UntrustedError: it is malformed, or not signed by its own keys.
     """
-    root = _validated(parse_unverified(data, name), name)
+    root = validated(RootMetadata, parse_unverified(data, name), name)
     return read_root(data, root.version, root.signers("root"))
 
 
@@ -195,7 +198,7 @@ def read_root(data: bytes, version: int, signers: Signers) -> RootMetadata:
         UntrustedError: it is not.
     """
     name = f"root document {version}"
-    root = _validated(unseal(data, KIND, signers.keys, name, signers.threshold), name)
+    root = validated(RootMetadata, unseal(data, KIND, signers.keys, name, signers.threshold), name)
     if root.version != version:
         raise UntrustedError(f"{name}: contains version {root.version}")
     signers_of_itself = root.signers("root")
@@ -242,9 +245,14 @@ def check_current(root: RootMetadata, now: datetime) -> None:
         )
 
 
-def _validated(content: object, name: str) -> RootMetadata:
+def validated(kind: type[Content], content: object, name: str) -> Content:
+    """The content of a signed document, with its fields checked.
+
+    Raises:
+        UntrustedError: a field is missing or not allowed.
+    """
     try:
-        return RootMetadata.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
