@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 from starlette.datastructures import Headers
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from serve.admission import ConcurrencyLimiter, OverloadedError
 from serve.api_keys import ApiKey, ApiKeyAuthenticator, AuthenticationError, RateLimitError
@@ -36,6 +35,7 @@ from serve.schemas import (
     QuestionModelInfo,
     StreamMetadata,
 )
+from serve.streaming_response import AudioStreamingResponse
 from tinymusician.errors import NotFoundError
 
 MAX_DOWNLOADS = 8
@@ -343,30 +343,6 @@ class Ingress:
         return AudioStreamingResponse(
             body(), headers, MEDIA_TYPES[audio_request.format], task.cancel, 2 * self._limits.request_timeout_s
         )
-
-
-class AudioStreamingResponse(StreamingResponse):
-    """A response whose body is sent while it is produced."""
-
-    def __init__(
-        self,
-        body: AsyncIterator[bytes],
-        headers: dict[str, str],
-        media_type: str,
-        on_end: Callable[[], None],
-        timeout: float,
-        status: int = 200,
-    ) -> None:
-        """`on_end` is called however the response ends; it is aborted after `timeout` seconds."""
-        super().__init__(body, status, headers, media_type)
-        self._on_end, self._timeout = on_end, timeout
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
 
 
 def _key_usage(config: ServeConfig) -> KeyUsage | None:
