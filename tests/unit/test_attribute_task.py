@@ -17,7 +17,9 @@ def task() -> AttributeTask:
     torch.manual_seed(0)
     encoder = AudioEncoder(AudioEncoderShape(width=8, layers=1, heads=2, feed_forward=8))
     spectra = np.random.default_rng(0).normal(size=(16, 1, 80, 32)).astype(np.float16)
-    clips = LabelledSpectra(spectra, LABELS, np.zeros((16, 2), np.int64))
+    onsets = np.zeros((16, 2, 8), np.int64)
+    onsets[:, 0, 0] = 1
+    clips = LabelledSpectra(spectra, LABELS, np.zeros((16, 2), np.int64), onsets)
     return AttributeTask(encoder, CLASSES, 2, clips, clips, 16, seed=0)
 
 
@@ -34,9 +36,20 @@ def test_head_that_always_says_the_frequent_class_scores_chance() -> None:
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([2.0, 0.0, -50.0]))
-        trained.module.step_head.weight.zero_()
-        trained.module.step_head.bias.zero_()
+        for one in (trained.module.step_head, trained.module.onset_head):
+            one.weight.zero_()
+            one.bias.zero_()
         figures = trained.validate(trained.module)
     assert figures["colour"] == 0.5
     expected = (np.log1p(np.exp(-2)) + 2 + np.log1p(np.exp(-2))) / 2
-    assert figures["loss"] == pytest.approx(expected + np.log(2), abs=1e-5)
+    assert figures["loss"] == pytest.approx(expected + 2 * np.log(2), abs=1e-5)
+
+
+def test_onsets_are_scored_by_f1() -> None:
+    """One of 16 frames of each clip has an onset. A head that says so of both first frames is right once in two."""
+    trained = task()
+    with torch.no_grad():
+        trained.module.onset_head.weight.zero_()
+        trained.module.onset_head.bias.copy_(torch.tensor([9.0] + [-9.0] * 7))
+        figures = trained.validate(trained.module)
+    assert figures["onsets"] == pytest.approx(2 * 1 / (2 + 1))

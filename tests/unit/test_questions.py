@@ -11,7 +11,7 @@ import pytest
 from tinymusician.errors import DataError
 from tinymusician.house_band.attributes import INSTRUMENTS, ClipAttributes
 from tinymusician.house_band.corpus import Clip
-from tinymusician.house_band.skill_labels import attribute_labels, step_labels
+from tinymusician.house_band.skill_labels import attribute_labels, onset_labels, step_labels
 from tinymusician.house_band.skill_questions import (
     PHRASINGS,
     QuestionCounts,
@@ -19,7 +19,7 @@ from tinymusician.house_band.skill_questions import (
     hard_questions,
     training_questions,
 )
-from tinymusician.house_band.skills import SKILLS, best_key
+from tinymusician.house_band.skills import KEYS, SKILLS, best_key
 from tinymusician.house_band.synth import Note
 from tinymusician.runtime.prompts import prompt_of
 from tinymusician.understand.questions import (
@@ -117,7 +117,19 @@ def test_training_has_every_number_of_options() -> None:
     questions = training_questions(corpus(), QuestionCounts(40, 1, 1, 0), seed=0)
     sizes = {len(question.options) for question in questions if question.attribute == "key" and question.options}
     assert sizes == {2, 3, 4, 5, 6, 7, 8}
-    assert {len(question.options) for question in questions if question.attribute == "tempo"} == {0, 2, 3}
+
+
+def test_a_share_of_training_offers_values_of_one_other_attribute_that_are_never_right() -> None:
+    questions = training_questions(corpus(), QuestionCounts(60, 1, 1, 0), seed=0)
+    keys = [question for question in questions if question.attribute == "key" and question.options]
+    mixed = [question for question in keys if not set(question.options) <= set(KEYS)]
+    assert 0.1 < len(mixed) / len(keys) < 0.3
+    for question in mixed:
+        others = [option for option in question.options if option not in KEYS]
+        assert question.answer in KEYS
+        assert len(others) <= 3
+        assert any(set(others) <= set(skill.answers) for skill in SKILLS.values())
+    assert {question.options.index(question.answer) for question in mixed} >= {0, 1, 2, 3}
 
 
 def test_new_phrasings_are_in_the_test_only() -> None:
@@ -152,7 +164,8 @@ def test_yes_and_no_begin_with_the_value_of_the_clip() -> None:
     clips = corpus()
     for question in training_questions(clips, QuestionCounts(1, 10, 1, 0), seed=0):
         if question.format == "yes_no":
-            assert question.value == SKILLS[question.attribute].value(clips[question.clip])
+            stated = {"mode": "key", "family": "instrument"}.get(question.attribute, question.attribute)
+            assert question.value == SKILLS[stated].value(clips[question.clip])
             assert question.target == f"{question.value}, so {question.answer}"
 
 
@@ -209,6 +222,8 @@ def test_step_labels_are_the_pitches_that_sound_longest() -> None:
     notes = (Note(0, 7, 60), Note(8, 11, 62), Note(11, 16, 64))
     (steps,) = step_labels([Clip(clip().facts, "", notes)], 4)
     assert steps.tolist() == [60 - 54, 64 - 54, 0, 0]
+    (onsets,) = onset_labels([Clip(clip().facts, "", notes)], 4)
+    assert onsets.tolist() == [[1, *[0] * 7], [1, 0, 0, 1, *[0] * 4], [0] * 8, [0] * 8]
     (labels,) = attribute_labels([clip()])
     assert labels[list(SKILLS).index("instrument")] == list(INSTRUMENTS).index("flute")
 

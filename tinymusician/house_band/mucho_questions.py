@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 
 from tinymusician.house_band.corpus import Clip
-from tinymusician.house_band.skill_questions import PHRASINGS, VERSION, ClipPools, clip_values
+from tinymusician.house_band.skill_questions import PHRASINGS, VERSION, ClipPools, clip_values, other_skills
 from tinymusician.house_band.skills import SKILLS, Skill
 from tinymusician.house_band.tunes import plain_title
 from tinymusician.understand.questions import Question
@@ -49,6 +49,6 @@ def mucho_questions(clips: Sequence[Clip], per_attribute: int, seed: int) -> lis
 
 def _of_another_attribute(skill: Skill, clip: Clip, rng: random.Random) -> tuple[str, str]:
     """A value of another attribute that the clip has, and one that it does not have; no answer to `skill` itself."""
-    values = {other.name: other.value(clip) for other in SKILLS.values() if not set(other.answers) & set(skill.answers)}
+    values = {other.name: other.value(clip) for other in other_skills(skill)}
     name, value = rng.choice([(name, value) for name, value in values.items() if value is not None])
     return value, rng.choice([answer for answer in SKILLS[name].answers if answer != value])

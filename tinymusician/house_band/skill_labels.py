@@ -1,4 +1,4 @@
-"""Labels of the house band's clips for fine-tuning an audio encoder: classes of attributes, pitches of time steps."""
+"""Labels of the house band's clips for fine-tuning an audio encoder: of attributes, and of time steps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,20 @@ def step_labels(clips: Sequence[Clip], steps: int) -> Labels:
     return np.stack([_pitches(clip.notes, steps) for clip in clips])
 
 
+def onset_labels(clips: Sequence[Clip], steps: int) -> Labels:
+    """Whether a note begins, 0 or 1, in each codec frame (20 ms) of every step, [N, steps, 8]."""
+    return np.stack([_onsets(clip.notes, steps) for clip in clips])
+
+
 def _class_of(name: str, clip: Clip) -> int:
     value = SKILLS[name].value(clip)
     return UNKNOWN if value is None else SKILLS[name].answers.index(value)
+
+
+def _onsets(notes: Sequence[Note], steps: int) -> Labels:
+    frames = np.zeros(steps * FRAMES_PER_STEP, np.int64)
+    frames[[note.on for note in notes]] = 1
+    return frames.reshape(steps, FRAMES_PER_STEP)
 
 
 def _pitches(notes: Sequence[Note], steps: int) -> Labels:

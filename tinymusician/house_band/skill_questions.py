@@ -19,10 +19,15 @@ from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.runtime.prompts import MAX_LETTERS
 from tinymusician.understand.questions import Question
 
-VERSION = 3
+VERSION = 4
 OPTIONS = 4
 TRAINING_OPTIONS = (2, MAX_LETTERS)
 """The numbers of options in training, smallest and largest: every letter is learnt."""
+MIXED_SHARE, MIXED_OPTIONS = 0.2, 3
+"""The share of training groups that also offer values of another attribute, and at most how many.
+
+They are never right: a model that never saw such options prefers them about as often as the others.
+"""
 FEWEST_CLIPS = 8
 """A value that fewer clips of a split have is no option: its questions would be about the same few clips."""
 
@@ -173,8 +178,9 @@ def training_questions(clips: Sequence[Clip], counts: QuestionCounts, seed: int)
         if len(pools.values) < _FEWEST_VALUES:
             continue
         for _ in range(counts.choice_groups):
-            size = rng.randint(TRAINING_OPTIONS[0], min(TRAINING_OPTIONS[1], len(pools.values)))
-            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE, size)
+            others = _mixed_options(skill, rng) if rng.random() < MIXED_SHARE else ()
+            size = rng.randint(TRAINING_OPTIONS[0], min(TRAINING_OPTIONS[1] - len(others), len(pools.values)))
+            questions += _choice_group(skill, pools, clips, rng.choice(texts), rng, _SYNONYM_SHARE, size, others)
         for _ in range(counts.yes_no_pairs):
             questions += _yes_no_pair(skill, pools, clips, rng, _SYNONYM_SHARE)
         questions += _open_questions(skill, pools, clips, texts, counts.open_questions, rng)
@@ -211,6 +217,7 @@ def attribute_questions() -> tuple[AttributeQuestion, ...]:
             per_window=name in _PER_WINDOW,
             in_prompts=name in _PROMPT_NAMES,
             synonyms=dict(_PROMPT_NAMES.get(name, {})),
+            finer=skill.finer,
         )
         for name, skill in SKILLS.items()
     )
@@ -229,11 +236,30 @@ def clip_values(skill: Skill, clips: Sequence[Clip]) -> dict[int, str]:
     return {index: value for index, value in values if value is not None}
 
 
+def other_skills(skill: Skill) -> list[Skill]:
+    """The attributes of which no value answers a question about `skill`."""
+    return [other for other in SKILLS.values() if not set(other.answers) & set(skill.answers)]
+
+
+def _mixed_options(skill: Skill, rng: random.Random) -> tuple[str, ...]:
+    """Values of another attribute."""
+    answers = rng.choice(other_skills(skill)).answers
+    return tuple(rng.sample(answers, rng.randint(1, min(MIXED_OPTIONS, len(answers)))))
+
+
 def _choice_group(
-    skill: Skill, pools: ClipPools, clips: Sequence[Clip], text: str, rng: random.Random, synonyms: float, size: int
+    skill: Skill,
+    pools: ClipPools,
+    clips: Sequence[Clip],
+    text: str,
+    rng: random.Random,
+    synonyms: float,
+    size: int,
+    others: tuple[str, ...] = (),
 ) -> list[Question]:
     values = pools.least_used(size)
-    options = tuple(_said(value, rng, synonyms) for value in values)
+    answers = tuple(_said(value, rng, synonyms) for value in values)
+    options = tuple(rng.sample([*answers, *others], len(answers) + len(others))) if others else answers
     return [
         Question(
             format="choice",
@@ -242,10 +268,10 @@ def _choice_group(
             tune=plain_title(clips[clip].facts.title),
             text=text,
             options=options,
-            answer=option,
+            answer=answer,
             value=value,
         )
-        for value, option in zip(values, options, strict=True)
+        for value, answer in zip(values, answers, strict=True)
     ]
 
 
@@ -257,9 +283,15 @@ def _yes_no_pair(
     for answer, true_value in (("yes", value), ("no", other)):
         clip = pools.take(true_value)
         tune = plain_title(clips[clip].facts.title)
+        stated = _finest_value(skill, clips[clip]) or true_value
         yield Question(
-            format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer, value=true_value
+            format="yes_no", attribute=skill.name, clip=clip, tune=tune, text=text, answer=answer, value=stated
         )
+
+
+def _finest_value(skill: Skill, clip: Clip) -> str | None:
+    """The value that is stated before yes or no: the key where the mode is asked for."""
+    return None if skill.finer is None else SKILLS[skill.finer.attribute].value(clip)
 
 
 def _open_questions(

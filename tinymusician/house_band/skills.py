@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tinymusician.house_band.attributes import INSTRUMENTS, PITCH_CLASSES, TEMPI
 from tinymusician.house_band.corpus import CLIP_FRAMES, Clip
 from tinymusician.house_band.synth import Note
+from tinymusician.runtime.audio_lm_bundle import FinerAttribute
 
 FEWEST_NOTES = 6
 _LAST_CLEAR_ONSET = CLIP_FRAMES - 5
@@ -48,11 +49,12 @@ Value = Callable[[Clip], str | None]
 
 @dataclass(frozen=True)
 class Skill:
-    """An attribute: its possible answers, and its value for a clip."""
+    """An attribute: its possible answers, its value for a clip, and a finer attribute from which it follows, if any."""
 
     name: str
     answers: tuple[str, ...]
     value: Value
+    finer: FinerAttribute | None = None
 
 
 def instrument(clip: Clip) -> str:
@@ -155,14 +157,21 @@ PITCH_RANGES = {
     "more than an octave and a half": (19, 99),
 }
 """Intervals in semitones, in the same way."""
+_BY_FAMILY = FinerAttribute(
+    attribute="instrument",
+    values={name: tuple(i for i in INSTRUMENTS if FAMILIES[i] == name) for name in FAMILIES.values()},
+)
+_BY_MODE = FinerAttribute(
+    attribute="key", values={name: tuple(f"{tonic} {name}" for tonic in PITCH_CLASSES) for name in ("major", "minor")}
+)
 SKILLS: Mapping[str, Skill] = {
     skill.name: skill
     for skill in (
         Skill("instrument", tuple(INSTRUMENTS), instrument),
-        Skill("family", tuple(dict.fromkeys(FAMILIES.values())), family),
+        Skill("family", tuple(dict.fromkeys(FAMILIES.values())), family, _BY_FAMILY),
         Skill("tempo", tuple(TEMPI), tempo),
         Skill("key", KEYS, key),
-        Skill("mode", ("major", "minor"), mode),
+        Skill("mode", ("major", "minor"), mode, _BY_MODE),
         Skill("meter", tuple(dict.fromkeys(METERS.values())), meter),
         Skill("note_count", tuple(NOTE_COUNTS), note_count),
         Skill("pitch_range", tuple(PITCH_RANGES), pitch_range),

@@ -74,7 +74,7 @@ class EncoderTrainingConfig(ConfigModel):
         (0.99995, 0.99999), description="decay of the teacher's average, first and last"
     )
     teacher_warmup_steps: Count = Field(20_000, description="steps until the teacher's temperature has risen")
-    tune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes and pitches")
+    tune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes, pitches and onsets")
     tune_learning_rate: Positive = Field(1e-3, description="peak learning rate of the fine-tuning")
 
 

@@ -41,11 +41,22 @@ class AudioLMArchitecture(ConfigModel):
     end: int = Field(ge=0)
 
 
+class FinerAttribute(ConfigModel):
+    """An attribute whose value decides another one's: the key, of which the mode is a part.
+
+    `values` are by the other attribute's value: `minor` has twelve keys.
+    """
+
+    attribute: str
+    values: dict[str, tuple[str, ...]]
+
+
 class AttributeQuestion(ConfigModel):
     """The question about an attribute, with all possible answers.
 
     An answer that holds for a window alone (`per_window`), such as the number of notes, says nothing of longer audio.
     Prompts of music may state the attribute (`in_prompts`), by an option or by one of the `synonyms` (name to option).
+    The probability of an answer that follows from a `finer` attribute is the sum over that one's values.
     """
 
     attribute: str
@@ -54,6 +65,7 @@ class AttributeQuestion(ConfigModel):
     per_window: bool = False
     in_prompts: bool = False
     synonyms: dict[str, str] = Field(default_factory=dict)
+    finer: FinerAttribute | None = None
 
 
 class AudioLMManifest(ConfigModel):

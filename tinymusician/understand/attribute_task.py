@@ -1,7 +1,8 @@
 """Fine-tunes an audio encoder on a corpus' labels, as MATPAC++ is fine-tuned on AudioSet's before TinyMU uses it.
 
 Linear heads read the encoder's vectors: of their mean, one head for each attribute of the clip; of each vector, the
-pitch that sounds. So what the heads need is linear in what a language model is given.
+pitch that sounds, and the frames in which notes begin. So what the heads need is linear in what a language model is
+given.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from tinymusician.understand.spectra import Spectra
 Labels = npt.NDArray[np.int64]
 UNKNOWN = -100
 """The label of an attribute that a clip does not have; it adds nothing to the loss."""
-_STEP_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
 class LabelledSpectra:
-    """Clips [N, C, 80, F], the class of every attribute, [N, attributes], and of every time step, [N, T]."""
+    """Clips [N, C, 80, F], the class of every attribute, [N, attributes], and what is in every time step.
+
+    That is the pitch, [N, T], and whether a note begins in each of its frames, [N, T, 8].
+    """
 
     spectra: Spectra
     labels: Labels
     steps: Labels
+    onsets: Labels
 
 
 class AttributeBatch(NamedTuple):
@@ -42,33 +46,39 @@ class AttributeBatch(NamedTuple):
     spectra: Tensor
     labels: Tensor
     steps: Tensor
+    onsets: Tensor
 
 
 class AttributeLogits(NamedTuple):
-    """By attribute [B, classes], and by time step [B, T, step classes]."""
+    """By attribute [B, classes], and by time step: pitches [B, T, step classes], onsets [B, T, 8]."""
 
     attributes: dict[str, Tensor]
     steps: Tensor
+    onsets: Tensor
 
 
 class AttributeModule(nn.Module):
     """An encoder with linear heads."""
 
-    def __init__(self, encoder: AudioEncoder, classes: Mapping[str, int], step_classes: int) -> None:
+    def __init__(self, encoder: AudioEncoder, classes: Mapping[str, int], step_classes: int, frames: int) -> None:
         super().__init__()
         width = encoder.shape.output_width
         self.encoder = encoder
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in classes.items()})
         self.step_head = nn.Linear(width, step_classes)
+        self.onset_head = nn.Linear(width, frames)
 
     def forward(self, spectra_BCFT: Tensor) -> AttributeLogits:
         vectors = self.encoder.encode(spectra_BCFT)
         mean = vectors.mean(1)
-        return AttributeLogits({name: head(mean) for name, head in self.heads.items()}, self.step_head(vectors))
+        attributes = {name: head(mean) for name, head in self.heads.items()}
+        return AttributeLogits(attributes, self.step_head(vectors), self.onset_head(vectors))
 
 
 class AttributeTask:
-    """The mean cross-entropy over the attributes, plus that over the time steps. Levels vary by up to 6 dB.
+    """The mean cross-entropy over the attributes, plus those of the time steps' pitches and of their onsets.
+
+    Levels vary by up to 6 dB.
 
     All classes of an attribute count the same in its loss, and in its held-out accuracy: nine of ten tunes are in major
     keys, and half of the questions about the mode are not.
@@ -84,7 +94,7 @@ class AttributeTask:
         batch_size: int,
         seed: int,
     ) -> None:
-        self.module = AttributeModule(encoder, classes, step_classes)
+        self.module = AttributeModule(encoder, classes, step_classes, train.onsets.shape[-1])
         self.names = tuple(classes)
         self.train, self.held_out = train, held_out
         self.batch_size, self.seed = batch_size, seed
@@ -113,19 +123,24 @@ class AttributeTask:
         return self._total(losses), {name: value.detach() for name, value in losses.items()}
 
     def validate(self, model: Model) -> dict[str, float]:
-        """The held-out loss, the balanced accuracy of every attribute that clips have, the share of right steps."""
+        """The held-out loss, the balanced accuracy of every attribute that clips have, the share of right pitches.
+
+        `onsets` is the F1 score of the frames in which notes begin.
+        """
         device = next(self.module.parameters()).device
         count = len(self.held_out.spectra)
         parts = np.array_split(np.arange(count), -(-count // self.batch_size))
         logits = [model(to_device(self._read(self.held_out, rows), device).spectra) for rows in parts]
         attributes = {name: torch.cat([each.attributes[name] for each in logits]) for name in self.names}
-        whole = AttributeLogits(attributes, torch.cat([each.steps for each in logits]))
+        steps, onsets = (torch.cat([getattr(each, name) for each in logits]) for name in ("steps", "onsets"))
+        whole = AttributeLogits(attributes, steps, onsets)
         truth = to_device(self._read(self.held_out, np.arange(count)), device)
         figures = {"loss": self._total(self._losses(whole, truth)).item()}
         for index, name in enumerate(self.names):
             if (truth.labels[:, index] != UNKNOWN).any():
                 figures[name] = _balanced_accuracy(attributes[name], truth.labels[:, index])
-        return {**figures, "steps": _accuracy(whole.steps.flatten(0, 1), truth.steps.flatten())}
+        figures["onsets"] = _f1(onsets > 0, truth.onsets > 0)
+        return {**figures, "steps": _accuracy(steps.flatten(0, 1), truth.steps.flatten())}
 
     def _losses(self, logits: AttributeLogits, batch: AttributeBatch) -> dict[str, Tensor]:
         losses = {
@@ -134,11 +149,12 @@ class AttributeTask:
             if (labels != UNKNOWN).any()
         }
         steps = F.cross_entropy(logits.steps.flatten(0, 1).float(), batch.steps.flatten(), ignore_index=UNKNOWN)
-        return {**losses, "steps": steps}
+        onsets = F.binary_cross_entropy_with_logits(logits.onsets.float(), batch.onsets.float())
+        return {**losses, "steps": steps, "onsets": onsets}
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        attributes = [value for name, value in losses.items() if name != "steps"]
-        return torch.stack(attributes).mean() + _STEP_WEIGHT * losses["steps"]
+        attributes = [value for name, value in losses.items() if name not in ("steps", "onsets")]
+        return torch.stack(attributes).mean() + losses["steps"] + losses["onsets"]
 
     def _draw(self, step: int, part: int, parts: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
         rng = np.random.default_rng((self.seed, step, part, parts))
@@ -150,7 +166,8 @@ class AttributeTask:
 
     def _read(self, clips: LabelledSpectra, rows: npt.NDArray[np.int64]) -> AttributeBatch:
         spectra = torch.from_numpy(np.asarray(clips.spectra[rows], np.float32))
-        return AttributeBatch(spectra, torch.from_numpy(clips.labels[rows]), torch.from_numpy(clips.steps[rows]))
+        labels = (torch.from_numpy(values[rows]) for values in (clips.labels, clips.steps, clips.onsets))
+        return AttributeBatch(spectra, *labels)
 
 
 def class_weights(labels: Labels, classes: int) -> Tensor:
@@ -158,6 +175,12 @@ def class_weights(labels: Labels, classes: int) -> Tensor:
     counts = np.bincount(labels[labels != UNKNOWN], minlength=classes)
     share = np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=np.ones(classes), where=counts > 0)
     return torch.from_numpy(share.astype(np.float32))
+
+
+def _f1(chosen: Tensor, truth: Tensor) -> float:
+    """2 true positives / (chosen + true); 0 without any."""
+    both = (chosen & truth).sum().item()
+    return 2 * both / max(1, chosen.sum().item() + truth.sum().item())
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -22,6 +22,8 @@ Format = Literal["choice", "yes_no", "open", "caption"]
 class Question(Document):
     """A question about the clip with number `clip` of its split. `value` is the clip's own; a caption has none.
 
+    For yes or no about an attribute that follows from a finer one, it is that one's value: the key for the mode.
+
     `tune` identifies the clip's family of tunes. The questions of a `group` share text and options; each option is the
     answer to one of them.
     """
