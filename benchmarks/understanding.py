@@ -22,13 +22,14 @@ import torch
 
 from benchmarks.report import report
 from tinymusician.house_band.corpus import CLIP_FRAMES, SEED, RenderedSplit, load_split
-from tinymusician.house_band.skill_questions import hard_questions
+from tinymusician.house_band.skill_questions import attribute_questions, hard_questions
 from tinymusician.house_band.synth import EVERY_KEY, SoundfontSynth
 from tinymusician.house_band.tunes import TUNES, load_tunes
 from tinymusician.models.musicgen import load_musicgen
 from tinymusician.runtime.answers import Floats
 from tinymusician.runtime.audio_reader import SUFFIXES, read_clip
 from tinymusician.runtime.question_answerer import QuestionAnswerer
+from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question
@@ -46,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     corpus = user_folder("cache") / "corpus"
     split = load_split(corpus, load_tunes(corpus / TUNES), "test", options.clips, SEED, EVERY_KEY)
-    questions, answerer = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
+    questions, player = hard_questions(split.clips, options.groups, 0), BundleAnswerer(options.bundle)
     rows = sorted({question.clip for question in questions})
     waves = {"as in training": split.audio(np.array(rows))}
     waves["through the band's codec"] = through_codec(waves["as in training"])
@@ -54,7 +55,7 @@ def main() -> None:
         waves[f"soundfont {font.name}"] = rendered(split, rows, font)
     figures: dict[str, float] = {}
     for name, clips in waves.items():
-        score = scored(name, answerer, questions, rows, clips)
+        score = scored(name, player, questions, rows, clips)
         parts = {"overall": score.overall, **score.attributes}
         figures |= {f"{name}/{part}": each.interval.value for part, each in parts.items()}
         figures |= {f"{name}/overall/low": score.overall.interval.low or 0.0}
@@ -68,11 +69,12 @@ def main() -> None:
 
 
 def scored(
-    name: str, answerer: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
+    name: str, player: BundleAnswerer, questions: list[Question], rows: list[int], waves_BN: Floats
 ) -> SystemScore:
     """The score on the clips `rows`, whose audio is given."""
-    embeddings, row_of = answerer.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
+    embeddings, row_of = player.embed(waves_BN), {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
+    answerer = FinerAnswerer(player, attribute_questions())
     return score_probabilities(name, questions, answerer.probabilities(features, questions))
 
 

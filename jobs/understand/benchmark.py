@@ -12,9 +12,9 @@ from jobs.understand.data import UnderstandData
 from jobs.understand.stages import ANSWERS, TEXT_ONLY, trained_encoder, trained_model
 from jobs.worker.context import WorkerContext
 from tinymusician.house_band.mucho_questions import mucho_questions
-from tinymusician.house_band.skill_questions import PHRASINGS
+from tinymusician.house_band.skill_questions import PHRASINGS, attribute_questions
 from tinymusician.house_band.skills import SKILLS
-from tinymusician.understand.answering import TorchAnswerer
+from tinymusician.understand.answering import Answerer, FinerAnswerer, TorchAnswerer
 from tinymusician.understand.benchmark import (
     BenchmarkResult,
     SystemScore,
@@ -30,6 +30,7 @@ from tinymusician.understand.linear_probe import probe
 from tinymusician.understand.questions import write_questions
 
 if TYPE_CHECKING:
+    from tinymusician.models.audio_lm import AudioLM
     from tinymusician.understand.answer_task import Features
     from tinymusician.understand.questions import Question
 
@@ -67,7 +68,7 @@ class _Benchmark:
     def __init__(self, context: WorkerContext, data: UnderstandData) -> None:
         self._context, self._data = context, data
         model = trained_model(context, data, ANSWERS)
-        self._encoder, self._answerer = model.audio_encoder, TorchAnswerer(model, data.tokenizer, context.device)
+        self._encoder, self._answerer = model.audio_encoder, _answerer(context, data, model)
         self._features = data.features("test", self._encoder)
 
     def score(self, name: str, questions: list[Question]) -> BenchmarkResult:
@@ -117,8 +118,13 @@ class _Benchmark:
         if not self._data.config.train.text_only_steps:
             return []
         model = trained_model(self._context, self._data, TEXT_ONLY)
-        answerer = TorchAnswerer(model, self._data.tokenizer, self._context.device)
+        answerer = _answerer(self._context, self._data, model)
         return [score_probabilities("text-only model", questions, answerer.probabilities(None, questions))]
+
+
+def _answerer(context: WorkerContext, data: UnderstandData, model: AudioLM) -> Answerer:
+    """The model as bundles answer with it: the mode by the key."""
+    return FinerAnswerer(TorchAnswerer(model, data.tokenizer, context.device), attribute_questions())
 
 
 def _of(features: Features, clips: list[int]) -> np.ndarray:

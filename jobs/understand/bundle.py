@@ -15,6 +15,7 @@ from tinymusician.house_band.skill_questions import attribute_questions
 from tinymusician.models.spectral_front_end import RATE
 from tinymusician.quantize.audio_lm_bundle import BundleFacts, front_end_difference, write_graphs, write_manifest
 from tinymusician.quantize.precision import PrecisionPlan
+from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.benchmark import SystemScore, score_probabilities
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.plan_search import PlanScorer, PlanSearch, search_plan, uniform_plan
@@ -36,7 +37,7 @@ def write_bundle(
     questions = data.questions("validation")
     if len(questions) > config.questions:
         questions = random.Random(data.seed).sample(questions, config.questions)
-    scorer = PlanScorer(model, tokenizer, clips, questions, context.threads)
+    scorer = PlanScorer(model, tokenizer, clips, questions, attribute_questions(), context.threads)
     base = PrecisionPlan(name="accuracy", block_size=config.block_size, note=f"chosen for {source}")
     if config.precision is not None:
         search = uniform_plan(scorer, base, config.precision)
@@ -63,9 +64,10 @@ def write_bundle(
 def _score(context: WorkerContext, data: UnderstandData, folder: Path) -> SystemScore:
     """The bundle's score on the hard questions, from audio to answer."""
     questions, clips = data.questions("test"), data.split("test")
-    answerer = BundleAnswerer(folder, context.threads)
+    player = BundleAnswerer(folder, context.threads)
+    answerer = FinerAnswerer(player, attribute_questions())
     rows = sorted({question.clip for question in questions})
-    embeddings = answerer.embed(clips.audio(np.array(rows)))
+    embeddings = player.embed(clips.audio(np.array(rows)))
     row_of = {clip: index for index, clip in enumerate(rows)}
     features = embeddings[[row_of[question.clip] for question in questions]]
     return score_probabilities("bundle", questions, answerer.probabilities(features, questions))

@@ -222,9 +222,7 @@ class UnderstandData:
 
         clips, spectra = self.split(name).clips, self.spectra(name)
         steps = -(-spectra.shape[-1] // PATCH)
-        return LabelledSpectra(
-            spectra, attribute_labels(clips), step_labels(clips, steps), onset_labels(clips, steps)
-        )
+        return LabelledSpectra(spectra, attribute_labels(clips), step_labels(clips, steps), onset_labels(clips, steps))
 
     def questions(self, name: Split) -> list[Question]:
         """The questions of training; of the other splits, the benchmark's hard questions."""

@@ -97,6 +97,9 @@ def test_bars_are_the_engines_probabilities(page: Page, bundle: Path, tmp_path: 
     shades = sorted(expected(bundle, samples, "which shade", ()).options, key=lambda one: -one.probability)
     assert len(MANY) > len(many) == 6
     assert many == pytest.approx({option.text: option.probability for option in shades[:6]}, abs=1e-3)
+    tints = ask(page, clip, "Is it dark or light?", "dark, light")  # by the sums over the shades
+    answer = expected(bundle, samples, "Is it dark or light?", ("dark", "light"))
+    assert tints == pytest.approx({option.text: option.probability for option in answer.options}, abs=1e-3)
     ask(page, clip, "What do you hear?", "")
     assert page.locator("#answers h3").inner_text().startswith("What do you hear?")
 

@@ -28,8 +28,8 @@ from tinymusician.runtime.question_answerer import QuestionAnswerer
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    colour, shade = QUESTIONS
-    questions = colour.model_copy(update={"in_prompts": True}), shade
+    colour, *others = QUESTIONS
+    questions = colour.model_copy(update={"in_prompts": True}), *others
     return write_bundle(tmp_path_factory.mktemp("bundle"), new_model(), load_plan("float32"), questions)
 
 
@@ -216,7 +216,7 @@ def test_bundle_of_questions_is_described_and_served(served: Endpoint, bundle: P
     questions, (model,) = listed["questions"], listed["data"]
     assert (questions["id"], questions["attributes"], questions["window_seconds"]) == (
         "tiny-mu",
-        ["colour", "shade"],
+        ["colour", "shade", "tint"],
         1,
     )
     for about in (questions, model):

@@ -23,7 +23,7 @@ from tinymusician.quantize.audio_lm_bundle import (
 )
 from tinymusician.quantize.precision import PrecisionPlan, load_plan
 from tinymusician.runtime.answers import softmax
-from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, FinerAttribute, open_audio_lm
 from tinymusician.runtime.question_answerer import (
     QuestionAnswerer,
     _combined,
@@ -37,6 +37,13 @@ MANY = tuple(f"shade {number}" for number in range(12))
 QUESTIONS = (
     AttributeQuestion(attribute="colour", text="Which?", options=COLOURS),
     AttributeQuestion(attribute="shade", text="Which shade?", options=MANY, per_window=True),
+    AttributeQuestion(
+        attribute="tint",
+        text="Light or dark?",
+        options=("light", "dark"),
+        per_window=True,
+        finer=FinerAttribute(attribute="shade", values={"light": MANY[:5], "dark": MANY[5:]}),
+    ),
 )
 TEXTS = [choice(0).prompt, " red (A)", "Is it red?", " yes", " no", *(f" {shade}" for shade in MANY), " cannot tell"]
 TOKENIZER = train_tokenizer(TEXTS, 320)
@@ -135,7 +142,16 @@ def test_question_of_the_bundle_brings_its_options(answerer: QuestionAnswerer) -
     audio = answerer.read(wave(1.0))
     assert answerer.ask(audio, "which") == answerer.ask(audio, "which", COLOURS)
     attributes = [answer.attribute for answer in answerer.ask_all(audio)]
-    assert attributes == ["colour", "shade"]
+    assert attributes == ["colour", "shade", "tint"]
+
+
+def test_answer_that_follows_from_a_finer_attribute_is_a_sum(answerer: QuestionAnswerer) -> None:
+    audio = answerer.read(wave(1.0))
+    shades = [option.probability for option in answerer.ask(audio, "Which shade?", MANY).options]
+    for question in ("Light or dark?", "Is it dark or light?"):
+        answer = answerer.ask(audio, question, ("dark", "light"))
+        assert [option.text for option in answer.options] == ["dark", "light"]
+        assert [option.probability for option in answer.options] == pytest.approx([sum(shades[5:]), sum(shades[:5])])
 
 
 def test_windows_cover_everything() -> None:

@@ -20,6 +20,7 @@ from tinymusician.errors import RequestError
 from tinymusician.runtime.answers import option_probabilities, scored_tokens, softmax
 from tinymusician.runtime.audio_lm_bundle import AttributeQuestion, open_audio_lm
 from tinymusician.runtime.errors import as_engine_error
+from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.runtime.language_model import LanguageModel, LMState
 from tinymusician.runtime.open_session import SessionFactory
 from tinymusician.runtime.prompts import CANNOT_TELL, MAX_LETTERS, MAX_SECONDS, MIN_SECONDS, prompt_of
@@ -138,8 +139,13 @@ class QuestionAnswerer:
         """Choose one of the options by the likelihood of its text, averaged over all rotations of their order.
 
         More options than there are letters are not listed in the prompt, so there is nothing to rotate. The options may
-        be of any length: `ask` is for what users give.
+        be of any length: `ask` is for what users give. Options that follow from a finer attribute, as the mode from the
+        key, have the sums of its probabilities.
         """
+        if finer := finer_question(options, self.manifest.questions):
+            fine = self.choose(audio, finer.question.text, finer.question.options)
+            shares = finer.sums([option.probability for option in fine.options])
+            return _answer(question, options, shares, fine.cannot_tell)
         logs, cannot_tell = [], []
         is_listed = len(options) <= MAX_LETTERS
         for by in range(len(options) if is_listed else 1):
@@ -251,7 +257,11 @@ def _combined(question: str, options: tuple[str, ...], logs_WO: Floats, cannot_t
     """The weighted mean of the windows' log-probabilities; a window weighs as much as it can tell."""
     weights = np.maximum(1 - cannot_tell_W, _SMALLEST_WEIGHT)
     shares = softmax(np.asarray(weights @ logs_WO / weights.sum(), np.float32))
-    nothing, best = float(cannot_tell_W.min()), int(shares.argmax())
-    answer, probability = (CANNOT_TELL, nothing) if nothing > 0.5 else (options[best], float(shares[best]))
-    listed = tuple(Option(text, float(share)) for text, share in zip(options, shares, strict=True))
+    return _answer(question, options, shares.tolist(), float(cannot_tell_W.min()))
+
+
+def _answer(question: str, options: Sequence[str], shares: Sequence[float], nothing: float) -> Answer:
+    best = int(np.argmax(shares))
+    answer, probability = (CANNOT_TELL, nothing) if nothing > 0.5 else (options[best], shares[best])
+    listed = tuple(Option(text, share) for text, share in zip(options, shares, strict=True))
     return Answer(question, answer, probability, nothing, listed)

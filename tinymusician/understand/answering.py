@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from tinymusician.models.audio_lm import AudioLM, PromptState
 from tinymusician.runtime.answers import Floats, OptionProbabilities, TextTokenizer, option_probabilities, scored_tokens
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
+from tinymusician.runtime.finer_attributes import finer_question
 from tinymusician.understand.questions import Question
 
 _POSITIONS_AT_ONCE = 16_384
@@ -31,6 +33,30 @@ class Answerer(Protocol):
 
     def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
         """The most probable answers, token by token."""
+
+
+class FinerAnswerer:
+    """An answerer that is asked for the finer attribute from which options follow, as bundles are."""
+
+    def __init__(self, answerer: Answerer, questions: Sequence[AttributeQuestion]) -> None:
+        self._answerer, self._questions = answerer, questions
+
+    def probabilities(self, features: Floats | None, questions: Sequence[Question]) -> list[OptionProbabilities]:
+        finer = [finer_question(question.options, self._questions) for question in questions]
+        replaced = [
+            each
+            if fine is None
+            else each.model_copy(update={"text": fine.question.text, "options": fine.question.options})
+            for each, fine in zip(questions, finer, strict=True)
+        ]
+        results = self._answerer.probabilities(features, replaced)
+        return [
+            each if fine is None else each._replace(options=fine.sums(each.options))
+            for each, fine in zip(results, finer, strict=True)
+        ]
+
+    def generate(self, features: Floats | None, prompts: Sequence[str]) -> list[str]:
+        return self._answerer.generate(features, prompts)
 
 
 class _Prompt(NamedTuple):

@@ -21,7 +21,9 @@ from tinymusician.quantize.audio_lm_bundle import BundleFacts, group_of, write_g
 from tinymusician.quantize.precision import FRONT_END, PrecisionPlan
 from tinymusician.quantize.sensitivity import GroupSensitivity, Table, choose
 from tinymusician.runtime.answers import Floats
+from tinymusician.runtime.audio_lm_bundle import AttributeQuestion
 from tinymusician.settings import Precision
+from tinymusician.understand.answering import FinerAnswerer
 from tinymusician.understand.bundle_answerer import BundleAnswerer
 from tinymusician.understand.questions import Question
 
@@ -51,9 +53,15 @@ class PlanScorer:
     """Scores plans on questions about clips [clips, N]; a question's `clip` is a row of them."""
 
     def __init__(
-        self, model: AudioLM, tokenizer_json: str, waves_BN: Floats, questions: Sequence[Question], threads: int = 0
+        self,
+        model: AudioLM,
+        tokenizer_json: str,
+        waves_BN: Floats,
+        questions: Sequence[Question],
+        attributes: Sequence[AttributeQuestion] = (),
+        threads: int = 0,
     ) -> None:
-        self._model, self._tokenizer, self._threads = model, tokenizer_json, threads
+        self._model, self._tokenizer, self._attributes, self._threads = model, tokenizer_json, attributes, threads
         rows = sorted({question.clip for question in questions})
         row_of = {clip: row for row, clip in enumerate(rows)}
         self._waves, self._questions = waves_BN[rows], questions
@@ -65,9 +73,9 @@ class PlanScorer:
             folder = Path(name)
             write_graphs(self._model, plan, self._tokenizer, folder)
             write_manifest(self._model, plan, folder, BundleFacts("trial", 1.0, (), {}, {}, "", {}))
-            answerer = BundleAnswerer(folder, self._threads)
-            embeddings = answerer.embed(self._waves)
-            results = answerer.probabilities(embeddings[self._rows], self._questions)
+            player = BundleAnswerer(folder, self._threads)
+            features = player.embed(self._waves)[self._rows]
+            results = FinerAnswerer(player, self._attributes).probabilities(features, self._questions)
             pairs = zip(self._questions, results, strict=True)
             right = [question.options[result.choice] == question.answer for question, result in pairs]
             return PlanScore(sum((folder / graph).stat().st_size for graph in _GRAPHS), float(np.mean(right)))

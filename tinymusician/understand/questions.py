@@ -46,8 +46,8 @@ class Question(Document):
 
     @property
     def prompt(self) -> str:
-        """What the model reads before it answers."""
-        return prompt_of(self.text, self.options)
+        """What the model reads before it answers; more options than there are letters are not listed."""
+        return prompt_of(self.text, self.options if len(self.options) <= MAX_LETTERS else ())
 
     @property
     def stated_prompt(self) -> str:

@@ -43,8 +43,15 @@ export class Answerer {
     return choices ? this.choose(states, question, choices) : this.write(states, question);
   }
 
-  // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order.
+  // The options' probabilities by the likelihoods of their texts, averaged over all rotations of their order; where they follow from a
+  // finer attribute, as the mode from the key, the sums of its probabilities.
   async choose(states, question, options) {
+    const finer = finerQuestion(options, this.manifest.questions);
+    if (finer) {
+      const fine = await this.choose(states, finer.text, finer.options), share = new Map(fine.options.map(({ text, probability }) => [text, probability]));
+      const sums = finer.members.map((values) => values.reduce((sum, value) => sum + (share.get(value) ?? 0), 0)), total = sums.reduce((a, b) => a + b);
+      return answerOf(question, options, sums.map((sum) => (total ? sum / total : 1 / sums.length)), fine.cannot_tell);
+    }
     const listed = options.length <= LETTERS.length, rotations = listed ? options.length : 1;
     const sums = states.map(() => new Float64Array(options.length)), unable = states.map(() => 0);
     for (let by = 0; by < rotations; by++) {
@@ -60,9 +67,7 @@ export class Answerer {
     }
     const weights = unable.map((share) => Math.max(1 - share, SMALLEST_WEIGHT)), total = weights.reduce((a, b) => a + b);
     const shares = softmax(options.map((_, option) => weights.reduce((sum, weight, index) => sum + weight * sums[index][option], 0) / total));
-    const cannot_tell = Math.min(...unable), best = shares.indexOf(Math.max(...shares));
-    const [answer, probability] = cannot_tell > 0.5 ? [CANNOT_TELL, cannot_tell] : [options[best], shares[best]];
-    return { question, answer, probability, cannot_tell, options: options.map((text, index) => ({ text, probability: shares[index] })) };
+    return answerOf(question, options, shares, Math.min(...unable));
   }
 
   // Free text: of the windows' most probable texts, the one that is most probable in all windows.
@@ -133,6 +138,24 @@ export class Answerer {
   }
 
   #encode(text) { return this.tokenizer.encode(text).ids; }
+}
+
+function answerOf(question, options, shares, cannot_tell) {
+  const best = shares.indexOf(Math.max(...shares));
+  const [answer, probability] = cannot_tell > 0.5 ? [CANNOT_TELL, cannot_tell] : [options[best], shares[best]];
+  return { question, answer, probability, cannot_tell, options: options.map((text, index) => ({ text, probability: shares[index] })) };
+}
+
+// The question that decides between options, with each option's values of it; it follows tinymusician/runtime/finer_attributes.py.
+function finerQuestion(options, questions) {
+  for (const { finer } of questions) {
+    if (!finer) continue;
+    const values = new Map(Object.entries(finer.values).map(([name, members]) => [name.toLowerCase(), members]));
+    const members = options.map((option) => values.get(option.trim().toLowerCase()));
+    const fine = questions.find(({ attribute }) => attribute === finer.attribute);
+    if (fine && members.every(Boolean)) return { text: fine.text, options: fine.options, members };
+  }
+  return null;
 }
 
 function promptOf(text, options) {
