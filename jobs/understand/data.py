@@ -107,6 +107,12 @@ class UnderstandData:
             return self.teacher.audio_encoder
         return None if self.config.encoder.model is None else load_encoder(self.config.encoder.model)
 
+    @property
+    def tunes_encoder(self) -> bool:
+        """Whether an encoder is fine-tuned: one that is trained here, or a given one of which the recipe wants it."""
+        config = self.config.pretrain
+        return config.tune_steps > 0 and (self.given_encoder is None or config.tune_given)
+
     @cached_property
     def front_end(self) -> FrontEndConfig:
         """That of a given encoder; else MATPAC++'s, or one with a pitch channel and the scales of this corpus."""

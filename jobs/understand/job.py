@@ -42,9 +42,9 @@ def work(context: WorkerContext) -> None:
     if data.given_encoder is None:
         train_encoder(context, data)
         _end_stage(context)
-        if data.config.pretrain.tune_steps:
-            train_attributes(context, data)
-            _end_stage(context)
+    if data.tunes_encoder:
+        train_attributes(context, data)
+        _end_stage(context)
     if data.config.train.language_steps:
         train_language(context, data)
         _end_stage(context)

@@ -82,8 +82,7 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
     """Fine-tune the encoder on the corpus' attributes."""
     config = data.config.pretrain
     torch.manual_seed(data.seed)
-    encoder = AudioEncoder(data.shape.audio_encoder)
-    encoder.load_state_dict(with_prefix(best_weights(context, ENCODER), "encoder."))
+    encoder = data.given_encoder or _checkpoint_encoder(context, data, ENCODER)
     clips = data.labelled("train"), data.labelled("validation")
     task = AttributeTask(encoder, CLASSES, STEP_CLASSES, *clips, _microbatch(context, config.batch_size), data.seed)
     task.module.to(context.device)
@@ -94,13 +93,17 @@ def train_attributes(context: WorkerContext, data: UnderstandData) -> None:
 
 def trained_encoder(context: WorkerContext, data: UnderstandData) -> AudioEncoder:
     """The encoder that the answers are trained on, rounded to float16 as it is shipped."""
-    if data.given_encoder is not None:
+    if data.given_encoder is not None and not data.tunes_encoder:
         return data.given_encoder.to(context.device).eval()
-    stage = ATTRIBUTES if data.config.pretrain.tune_steps else ENCODER
-    encoder = AudioEncoder(data.shape.audio_encoder)
-    encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))
+    encoder = _checkpoint_encoder(context, data, ATTRIBUTES if data.tunes_encoder else ENCODER)
     round_weights(encoder)
     return encoder.to(context.device).eval()
+
+
+def _checkpoint_encoder(context: WorkerContext, data: UnderstandData, stage: StageName) -> AudioEncoder:
+    encoder = AudioEncoder(data.shape.audio_encoder)
+    encoder.load_state_dict(with_prefix(best_weights(context, stage), "encoder."))
+    return encoder
 
 
 def train_language(context: WorkerContext, data: UnderstandData) -> None:

@@ -304,8 +304,11 @@ def test_understanding_from_scratch(ray: Ray, store: LocalStore, tmp_path: Path)
     assert [answer["attribute"] for answer in played["answers"]] == list(PHRASINGS)
 
 
-def test_language_model_from_elsewhere_learns_adapters(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
-    """The model is an imported artifact; the result has its tokenizer, and no adapters beside its weights."""
+def test_models_from_elsewhere_are_trained_on(ray: Ray, store: LocalStore, tmp_path: Path) -> None:
+    """The language model is an imported artifact; the result has its tokenizer, and no adapters beside its weights.
+
+    The encoder is band-mu's, fine-tuned.
+    """
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -319,6 +322,7 @@ def test_language_model_from_elsewhere_learns_adapters(ray: Ray, store: LocalSto
         "understand.language_model.model=small-lm",
         "understand.language_model.lora_rank=2",
         "understand.train.learning_rate=0.1",
+        "understand.pretrain.tune_given=true",
     )
     run = tmctl_json(
         ray, store, "submit", "understand", "band-mu-smol", *settings((*values, *SHORT_UNDERSTANDING)), "--name", "l"
@@ -329,6 +333,9 @@ def test_language_model_from_elsewhere_learns_adapters(ray: Ray, store: LocalSto
     from tinymusician.models.audio_lm_files import load_audio_lm
 
     loaded = load_audio_lm(tmp_path / "out")
+    tuned, band_mu = loaded.audio_encoder.state_dict(), load_audio_lm(WEIGHTS / "band-mu").audio_encoder.state_dict()
+    moved = {name: (tuned[name] - value).abs().max().item() for name, value in band_mu.items()}
+    assert 0 < max(moved.values()) < 0.1
     assert loaded.shape.lm == LanguageModelShape(640, 32, 1, 4, 2, 32, 10_000.0, 2048, 1e-6, 0)
     assert (tmp_path / "out" / "tokenizer.json").read_text() == words.to_str()
     trained = loaded.lm.state_dict()

@@ -31,6 +31,14 @@ def test_other_embedding_is_computed_separately() -> None:
     assert recipe.objective.model_dump() == {"name": "fixed_bikl", "weight": 0.9, "hard": 0.0}
 
 
+def test_only_a_given_encoder_is_tuned_on() -> None:
+    with pytest.raises(RecipeError, match=r"pretrain\.tune_given: needs encoder\.model"):
+        load_recipe("band-mu", ("understand.pretrain.tune_given=true",))
+    tuned = load_recipe("band-mu-smol", ("understand.pretrain.tune_given=true",)).understand
+    assert tuned is not None
+    assert tuned.encoder.model == "band-mu"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

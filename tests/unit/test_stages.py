@@ -47,7 +47,7 @@ def pass_all(stages: ModuleType, root: Path) -> None:
 
 def test_every_file_belongs_to_a_stage_that_always_runs(stages: ModuleType) -> None:
     always = [stage for stage in stages.read_stages() if stage.when == "always"]
-    assert [stage.name for stage in always] == ["check", "test", "docs"]
+    assert [stage.name for stage in always] == ["check", "test", "docs", "sbom"]
     tracked = {path for path in git(ROOT, "ls-files", "-z") if (ROOT / path).is_file()}
     for stage in always:
         assert tracked - set(stage.covered(ROOT)) <= {stages.PASSED}
@@ -72,13 +72,14 @@ def test_every_pattern_names_a_file(stages: ModuleType) -> None:
         ("docker-compose.yml", {"compose"}),
         ("infra/docker/ray-node", {"machines", "compose"}),
         ("constraints.txt", {"machines", "compose"}),
+        ("infra/locks/cluster.txt", {"compose"}),
         ("Makefile", {"machines", "compose"}),
         (".ci/stages.toml", {"machines", "compose"}),
         (".ci/passed.json", set()),
     ],
 )
 def test_a_changed_file_selects_its_stages(stages: ModuleType, checkout: Path, path: str, expected: set[str]) -> None:
-    always = {"check", "test", "docs"}
+    always = {"check", "test", "docs", "sbom"}
     assert chosen(stages, checkout) == {*always, "machines", "compose"}, "nothing has passed yet"
     pass_all(stages, checkout)
     assert chosen(stages, checkout) == always
@@ -110,7 +111,7 @@ def test_new_and_removed_files_count(stages: ModuleType, checkout: Path) -> None
 
 def test_all_and_full_select_every_stage(stages: ModuleType, checkout: Path) -> None:
     pass_all(stages, checkout)
-    assert chosen(stages, checkout, full=True) == {"check", "test", "docs", "machines", "compose"}
+    assert chosen(stages, checkout, full=True) == {"check", "test", "docs", "sbom", "machines", "compose"}
     assert chosen(stages, checkout, everything=True) == {stage.name for stage in stages.read_stages()}
     assert chosen(stages, checkout, names=("kills",)) == {"kills"}
 

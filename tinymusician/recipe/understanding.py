@@ -76,6 +76,9 @@ class EncoderTrainingConfig(ConfigModel):
     teacher_warmup_steps: Count = Field(20_000, description="steps until the teacher's temperature has risen")
     tune_steps: int = Field(0, ge=0, description="steps of fine-tuning on attributes, pitches and onsets")
     tune_learning_rate: Positive = Field(1e-3, description="peak learning rate of the fine-tuning")
+    tune_given: bool = Field(
+        False, description="fine-tune a trained encoder (encoder.model) too; else it stays as it is"
+    )
 
 
 class QuestionsConfig(ConfigModel):
@@ -162,6 +165,12 @@ class UnderstandConfig(ConfigModel):
             raise ValueError(
                 f"encoder.model {self.encoder.model!r}: teacher.model brings its own encoder; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _given_encoder_is_tuned(self) -> Self:
+        if self.pretrain.tune_given and self.encoder.model is None:
+            raise ValueError("pretrain.tune_given: needs encoder.model, a trained encoder")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,55 @@
+"""The lock files: every package has hashes and constraints.txt's version, and the page's packages have integrities."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ROOT / "infra" / "locks"
+BY_OTHER_MEANS = {"torch", "uv"}
+"""torch's build differs by machine; uv writes the locks."""
+
+
+def packages(lock: Path) -> dict[str, tuple[str, list[str]]]:
+    """By name, the version and the hashes."""
+    entries = re.split(r"^(?=[^\s#])", lock.read_text(), flags=re.MULTILINE)[1:]
+    locked = {}
+    for entry in entries:
+        pin = re.match(r"(\S+)==([^\s;]+)", entry)
+        assert pin is not None, entry
+        locked[plain(pin[1])] = pin[2], re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)
+    return locked
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def constraints() -> dict[str, str]:
+    pins = (line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return {plain(name): version for name, version in pins}
+
+
+@pytest.mark.parametrize("name", ["development", "cluster", "endpoint", "store", "smollm"])
+def test_every_package_has_hashes_and_the_pinned_version(name: str) -> None:
+    locked, pinned = packages(LOCKS / f"{name}.txt"), constraints()
+    assert locked
+    assert all(hashes for _, hashes in locked.values())
+    assert {package: version for package, (version, _) in locked.items()} == {each: pinned[each] for each in locked}
+
+
+def test_every_pin_is_locked() -> None:
+    locked = {package for lock in LOCKS.glob("*.txt") for package in packages(lock)}
+    assert set(constraints()) - locked == BY_OTHER_MEANS
+
+
+def test_packages_of_the_page_have_integrities() -> None:
+    lock = json.loads((ROOT / "serve" / "page" / "package-lock.json").read_text())
+    direct = json.loads((ROOT / "serve" / "page" / "package.json").read_text())["dependencies"]
+    entries = {name.removeprefix("node_modules/"): entry for name, entry in lock["packages"].items() if name}
+    assert {name: entries[name]["version"] for name in direct} == direct
+    assert all(entry["integrity"].startswith("sha512-") for entry in entries.values())
