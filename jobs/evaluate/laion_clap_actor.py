@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ class LaionClapActor:
 
         python = Path(config.environment).expanduser() / "bin" / "python"
         checkpoint, tokenizer = input_path(config.checkpoint), input_path(config.tokenizer)
+        if shlex.quote(str(python)) != str(python):  # a home folder with a space; the recipe's own value was checked
+            raise ModelError(
+                f"evaluate.embedding: {str(python)!r} has characters that a shell interprets; Ray uses one"
+            )
         for path in (python, checkpoint, tokenizer / "vocab.json"):
             if not path.exists():
                 raise ModelError(f"evaluate.embedding: {path} is not there; make the environment with {_MADE}")

@@ -1,5 +1,5 @@
 // A service worker that caches the page for offline use. It tries the network first, so updates appear at once, and
-// ignores requests for audio and models.
+// ignores requests for anything but the page's own files.
 
 const CACHE = 'tinymusician-page';
 const FILES = [
@@ -17,7 +17,8 @@ addEventListener('activate', (event) => event.waitUntil(clients.claim()));
 
 addEventListener('fetch', (event) => {
   const { url, method } = event.request, { scope } = registration; // the page may be behind a proxy's path
-  if (method !== 'GET' || !url.startsWith(scope) || /^(v1|live|ready)/.test(url.slice(scope.length))) return;
+  const name = url.slice(scope.length).replace(/[?#].*/, '') || './';
+  if (method !== 'GET' || !url.startsWith(scope) || !FILES.includes(name)) return; // other programs may share the origin later
   event.respondWith((async () => {
     const cache = await caches.open(CACHE);
     try {

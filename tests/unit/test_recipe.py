@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.launch.prepare import prepare, with_steps
 from tinymusician.artifacts.store import LocalStore
 from tinymusician.errors import RecipeError
-from tinymusician.recipe import Recipe, load_recipe, recipe_names, recipe_yaml
+from tinymusician.recipe import LaionClapEmbeddingConfig, Recipe, load_recipe, recipe_names, recipe_yaml
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -141,3 +142,11 @@ def test_epochs_are_steps(tmp_path: Path) -> None:
     samples = load_recipe("band").sequences.samples_per_prompt
     assert prepare(store, "distill", "band", [epochs], None, None).training.steps == 3 * 160 * samples / 8
     assert prepare(store, "distill", "band", given, None, None).training.steps == 17
+
+
+@pytest.mark.parametrize("folder", ["/opt/$(id)", "/opt/a b", "/opt/`id`", "/opt/a;id", "/opt/a\nid", ""])
+def test_environment_that_a_shell_would_interpret_is_refused(folder: str) -> None:
+    values = {"checkpoint": "c.pt", "tokenizer": "roberta", "audio_model": "HTSAT-base"}
+    assert LaionClapEmbeddingConfig(**values, environment="~/env-1.0/x_y").environment == "~/env-1.0/x_y"
+    with pytest.raises(ValidationError, match="Ray passes it to a shell"):
+        LaionClapEmbeddingConfig(**values, environment=folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tinymusician.config_model import ConfigModel, Count
 from tinymusician.settings import DegenerateThresholds
@@ -88,6 +89,13 @@ class LaionClapEmbeddingConfig(ConfigModel):
     audio_model: Literal["HTSAT-tiny", "HTSAT-base"] = Field(
         "HTSAT-base", description="the architecture of the checkpoint"
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _no_word_of_a_shell(cls, folder: str) -> str:
+        if not re.fullmatch(r"[\w@%+=:,./~-]+", folder, re.ASCII):
+            raise ValueError(f"{folder!r}: letters, digits and @%+=:,./~_- are allowed; Ray passes it to a shell")
+        return folder
 
 
 Embedding = Annotated[

@@ -19,6 +19,7 @@ from tinymusician.errors import BundleError
 from tinymusician.json_types import JsonObject
 from tinymusician.runtime.bundle import FORMAT, MANIFEST, check_file
 from tinymusician.runtime.bundle_manifest import BundleFile, Role
+from tinymusician.runtime.external_data import check_external_data
 
 DEFAULT_QUESTION_BUNDLE = "band-mu"
 """The packaged bundle that answers questions."""
@@ -117,4 +118,5 @@ def open_audio_lm(folder: Path) -> AudioLMManifest:
         raise BundleError(f"bundle {folder}: format {manifest.format}; this version reads format {FORMAT}")
     for file in manifest.files:
         check_file(folder, file)
+    check_external_data(folder, manifest.files)
     return manifest

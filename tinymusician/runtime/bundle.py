@@ -7,7 +7,7 @@
     tokenizer.json      text to token ids
 
 There is one file per component, so an update of the decoder does not download the text encoder again. A file whose
-bytes differ from the manifest's is not loaded.
+bytes differ from the manifest's is not loaded, nor one that a graph names and the manifest does not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from tinymusician.errors import BundleError
 from tinymusician.runtime.bundle_manifest import BundleFile, BundleManifest, Role
+from tinymusician.runtime.external_data import check_external_data
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -60,6 +61,7 @@ def open_bundle(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
     for file in manifest.files:
         check_file(folder, file)
+    check_external_data(folder, manifest.files)
     roles = [file.role for file in manifest.files]
     for role in NEEDED:
         if roles.count(role) != 1:
